@@ -1,0 +1,90 @@
+"""
+RouterError
+├── BadRequest              400   the client's fault; names the field
+│   └── ContextTooLong      400   code context_length_exceeded
+├── Unauthorized            401
+├── ModelNotFound           404
+├── NotFound                404   no such route
+├── MethodNotAllowed        405
+├── BodyTooLarge            413
+├── Overloaded              429   carries retry_after_s
+├── NoWorker                503   carries retry_after_s
+└── UpstreamFailed          502   a worker or its engine was lost under this request
+
+Mapped once, in openai/errors.py, to {"error": {"message", "type", "param", "code"}} and the status above.
+ConfigError stops the process with one line.
+"""
+
+
+class ConfigError(Exception):
+    pass
+
+
+class RouterError(Exception):
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code if code is not None else self.__class__.code
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(RouterError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextTooLong(BadRequest):
+    code = "context_length_exceeded"
+
+
+class Unauthorized(RouterError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class ModelNotFound(RouterError):
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class NotFound(RouterError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class MethodNotAllowed(RouterError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(RouterError):
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+
+class Overloaded(RouterError):
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+
+
+class NoWorker(RouterError):
+    status = 503
+    type = "server_error"
+    code = "no_worker"
+
+
+class UpstreamFailed(RouterError):
+    status = 502
+    type = "server_error"
+    code = "worker_lost"

@@ -1,0 +1,173 @@
+"""One generation as the router's halves speak of it: the OpenAI surface (openai/, app) makes a Generation, a backend turns it into events.
+
+Pure data and two protocols; token ids only, text never (the surface detokenizes). Called by everything, imports nothing of ours but errors.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType, Protocol
+
+ServedName = NewType("ServedName", str)
+"""What clients call a model: one of spec.servedNames."""
+ModelName = NewType("ModelName", str)
+"""metadata.name of the InferenceModel; what workers call it."""
+WorkerId = NewType("WorkerId", str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Defaults are OpenAI's: temperature 1, no filter."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logit_bias: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A request after templates and tokenization: what admission prices and a worker runs."""
+
+    request_id: str
+    model: ModelName
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    """Output tokens per sequence; already capped by the model's context."""
+    explicit_max_tokens: bool
+    """The client asked for this limit (a better predictor of output than the context's end)."""
+    n: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    top_logprobs: int | None = None
+    """None: none. 0: of the sampled token. k: also of the k most likely."""
+    cache_salt: bytes = b""
+    priority: int = 0
+    deadline_s: float | None = None
+    traceparent: str = ""
+
+
+class EndReason(StrEnum):
+    """OpenAI's finish reasons, then ours that become error events."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    ENGINE_ERROR = "engine_error"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    sampled: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The sequence's prefill began."""
+
+    sequence: int
+    cached_tokens: int
+    queue_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    sequence: int
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The sequence's last event, always sent exactly once unless the caller stopped it."""
+
+    sequence: int
+    reason: EndReason
+    usage: Usage
+    stop_token_id: int | None = None
+    detail: str = ""
+    """For reasons that are errors: one sentence for the client."""
+
+
+Event = Started | Tokens | Ended
+
+
+class GenerationStream(Protocol):
+    """Events of one admitted generation. Each item is everything that arrived together; it leaves together."""
+
+    worker: WorkerId
+
+    def __aiter__(self) -> AsyncIterator[list[Event]]: ...
+
+    def stop(self, sequence: int) -> None:
+        """A stop string was found: cancel this sequence, billed up to here. No further events of it follow."""
+
+
+class Dispatcher(Protocol):
+    """Admits, places and runs generations. Leaving the context cancels what still runs and settles the budget, whatever happened inside.
+
+    Entering raises errors.Overloaded, errors.NoWorker, errors.ModelNotFound or errors.BadRequest before the first event.
+    """
+
+    def generate(self, generation: Generation) -> AbstractAsyncContextManager[GenerationStream]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextAssets:
+    """Where a model's text rules lie on disk: fetched from a worker once, named by content hash."""
+
+    tokenizer_file: str
+    chat_template: str | None
+    special_tokens: dict[str, str]
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    vocab_size: int
+    max_model_len: int
+    max_sequences_per_request: int
+    max_top_logprobs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogEntry:
+    """One served name. Known from InferenceModel objects, so it exists without any worker."""
+
+    served_name: ServedName
+    model: ModelName
+    created: int
+    """Unix seconds of the object's creation."""
+    ready: bool
+    """At least one routable worker."""
+    reason: str
+    """One sentence when not ready."""
+    max_model_len: int | None
+    """None until a worker has described it."""
+
+
+class Catalog(Protocol):
+    def list(self) -> Sequence[CatalogEntry]: ...
+
+    def get(self, served_name: str) -> CatalogEntry:
+        """Raises errors.ModelNotFound naming what there is."""
+        ...
+
+    def text(self, model: ModelName) -> TextAssets:
+        """Raises errors.NoWorker (503) when no worker has described the model yet."""
+        ...

@@ -1,0 +1,40 @@
+"""The engine's settings, parsed once and frozen. Knows no torch; values learned at run time (block count, eos ids) live elsewhere."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DType = Literal["auto", "bf16", "fp16", "fp32"]
+Device = Literal["auto", "cpu", "cuda"]
+Attention = Literal["auto", "sdpa", "eager"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """What one engine is told at start. `runner` and `engine` resolve every "auto" and None."""
+
+    model_dir: Path
+    """A Hugging Face folder: config.json, *.safetensors, tokenizer.json."""
+    device: Device = "auto"
+    """auto: CUDA when there is a device, else CPU."""
+    dtype: DType = "auto"
+    """Of weights, activations and KV cache. auto: the checkpoint's own; bf16 on CUDA for fp32 checkpoints larger than 1 GB."""
+    max_model_len: int | None = None
+    """Prompt + output of one sequence, tokens. None: the checkpoint's max_position_embeddings."""
+    max_batch_tokens: int = 8192
+    """Tokens one step may compute, prefill and decode together. Larger raises throughput and the decode latency of neighbours."""
+    max_running: int = 256
+    """Sequences decoded together; each has a row of device state from the start."""
+    block_size: int = 16
+    """Tokens per KV block. Smaller wastes less at the end of a sequence and shares more; 16 is what peers use."""
+    kv_cache_bytes: int | None = None
+    """Memory for KV blocks. None: on CUDA 90 % of what is free after loading; on CPU what max_running full-length sequences would need,
+    at most a quarter of the memory available."""
+    prefix_caching: bool = True
+    """Share full blocks between requests with the same prefix (and the same salt and adapter)."""
+    attention: Attention = "auto"
+    """auto: sdpa. eager is the readable reference."""
+    threads: int | None = None
+    """CPU threads for torch. None: torch's own choice."""
+    seed: int = 0
+    """Seeds requests that bring none."""

@@ -1,0 +1,160 @@
+"""What is asked of the engine and what it answers, as plain data. No torch, no clock, no I/O: the scheduler, the engine process and the
+front all speak these types (msgspec structs, so that the one message per step crosses the process line without a second set of types)."""
+
+from enum import IntEnum
+
+import msgspec
+
+
+class FinishReason(IntEnum):
+    """Same numbers as the proto's FinishReason."""
+
+    STOP = 1
+    LENGTH = 2
+    CANCELLED = 3
+    DEADLINE = 4
+    ENGINE_ERROR = 5
+    SHUTDOWN = 6
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen. Defaults are greedy without any filter."""
+
+    temperature: float = 0.0
+    """0: the most likely token."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: off."""
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    """1: off."""
+    seed: int | None = None
+    """Sequence i of n uses seed + i; the same seed gives the same tokens whatever else runs in the batch. None: the engine draws one."""
+    logit_bias: dict[int, float] = {}
+    """Token id → added to its logit."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One submission: a prompt and n sequences to continue it."""
+
+    request_id: str
+    prompt_ids: list[int]
+    sampling: Sampling = Sampling()
+    n: int = 1
+    max_tokens: int = 16
+    """Output tokens per sequence, at least 1."""
+    min_tokens: int = 0
+    """eos and stop ids are masked before this many output tokens."""
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    top_logprobs: int | None = None
+    """None: no logprobs. 0: the sampled token's. k: also the k most likely."""
+    cache_salt: bytes = b""
+    use_prefix_cache: bool = True
+    """False: neither read nor fill the prefix cache."""
+    priority: int = 0
+    """Larger first; equal in order of arrival."""
+    deadline_s: float | None = None
+    """Seconds from submission; past it the request finishes with DEADLINE."""
+    resume_ids: list[int] = []
+    """Output already emitted elsewhere: context for every sequence (n must be 1), counted as output, not reported again."""
+    want_timings: bool = False
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Of one output token: natural logarithms of the raw (unscaled, unfiltered, before penalties) distribution."""
+
+    sampled: float
+    top: list[tuple[int, float]]
+    """Most likely first; as many as asked."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens not computed because the prefix cache had them at the first scheduling."""
+    completion_tokens: int
+    """Sampled tokens, eos included."""
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """CLOCK_MONOTONIC microseconds, one host."""
+
+    received_mono_us: int
+    first_scheduled_mono_us: int
+    first_token_mono_us: int
+    last_token_mono_us: int
+    preemptions: int
+    steps: int
+    batch_sizes: list[int]
+
+
+class Finish(msgspec.Struct, frozen=True):
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    stop_token_id: int | None = None
+    """With STOP: the id that ended it. An eos or stop id is not among the reported token_ids."""
+    detail: str = ""
+
+
+class SequenceUpdate(msgspec.Struct, frozen=True):
+    """What one step did for one sequence."""
+
+    request_id: str
+    sequence: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish: Finish | None = None
+    started: bool = False
+    """This step ran the sequence's first chunk; cached_tokens and queue_us are then set."""
+    cached_tokens: int = 0
+    queue_us: int = 0
+
+
+class EngineState(msgspec.Struct, frozen=True):
+    """Read after every step; the front turns it into worker state, metrics and health."""
+
+    step: int
+    at_mono_us: int
+    num_running: int
+    num_waiting: int
+    queued_prefill_tokens: int
+    kv_capacity_tokens: int
+    kv_free_tokens: int
+    """Free or evictable."""
+    preemptions_total: int
+    prefix_queries_total: int
+    """Prompt tokens looked up."""
+    prefix_hits_total: int
+    """Prompt tokens found."""
+    prompt_tokens_total: int
+    """Computed, cached ones not included."""
+    generation_tokens_total: int
+    prefill_tokens_per_s: float
+    """Moving average of measured steps; 0: not yet."""
+    decode_step_ms: float
+
+
+class StepOutput(msgspec.Struct, frozen=True):
+    updates: list[SequenceUpdate]
+    state: EngineState
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What Describe tells of a loaded model."""
+
+    architecture: str
+    dtype: str
+    device: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    bos_token_id: int | None
+    block_size: int
+    kv_capacity_tokens: int
+    max_running: int
+    max_sequences_per_request: int
+    max_top_logprobs: int
