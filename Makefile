@@ -13,11 +13,10 @@ LOCKS := $(COMPONENTS:%=%/requirements.lock)
 READY := .venv/.ready
 # uv must not write addresses or fetch interpreters of its own.
 export UV_PYTHON_DOWNLOADS := never
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help
 help: ## List every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(READY) ## Create .venv with everything pinned (a no-op the second time)
@@ -43,3 +42,48 @@ lock: ## Compile every X/requirements.lock anew, under one constraint set
 .PHONY: proto
 proto: $(READY) ## Generate the gRPC stubs of router and worker from worker/proto
 	@for c in router worker; do $(BIN)/python bench/src/pagoda_bench/proto.py worker/proto/pagoda/worker/v1/worker.proto $$c/src/pagoda_$$c/wire; done
+
+.PHONY: up
+up: $(READY) ## Start the quickstart (MANIFEST=file, PORT=8000) and print a curl line that works
+	@$(BIN)/pagoda up --port $(PORT) $(MANIFEST)
+
+.PHONY: down
+down: $(READY) ## Stop everything `make up` started; leaves no process behind
+	@$(BIN)/pagoda down
+
+.PHONY: test
+test: $(READY) ## Unit, integration and end-to-end tests; no GPU, no cluster
+	@status=0; for c in $(COMPONENTS); do start=$$SECONDS; \
+	  (cd $$c && ../$(BIN)/python -m pytest -q $(PYTEST_ARGS)) || status=1; \
+	  echo "test: $$c took $$((SECONDS - start)) s"; done; exit $$status
+
+.PHONY: lint
+lint: $(READY) ## ruff, strict mypy, import contracts, generated files up to date
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@diff -r crds charts/pagoda-crds/templates || { echo "lint: charts/pagoda-crds differs from crds/: run make crds"; exit 1; }
+
+.PHONY: format
+format: $(READY) ## Format the code and sort imports
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: crds
+crds: ## Copy crds/ into the Helm chart pagoda-crds
+	@mkdir -p charts/pagoda-crds/templates
+	@rm -f charts/pagoda-crds/templates/*.yaml
+	@cp crds/*.yaml charts/pagoda-crds/templates/
+
+.PHONY: train-tiny
+train-tiny: $(READY) ## Train the shipped tiny models anew (resumable, up to two hours; see docs/decisions/tiny-models.md)
+	@$(BIN)/python -m pagoda_bench.tiny train
+
+.PHONY: bench
+bench: $(READY) ## Measure tokens/s against transformers and write bench/results/
+	@$(BIN)/python -m pagoda_bench.throughput
+
+.PHONY: gpu-check
+gpu-check: ## Check the engine on this machine's GPU (plain Python with torch, triton, numpy, safetensors, tokenizers)
+	@PYTHONPATH=worker/src $(PYTHON) -m pagoda_worker.gpu_check --output bench/results/gpu-check.json

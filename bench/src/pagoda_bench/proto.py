@@ -18,7 +18,9 @@ def generate(proto: Path, folder: Path) -> list[Path]:
     (folder / "__init__.py").touch()
     well_known = str(files("grpc_tools") / "_proto")
     outputs = [f"--{kind}_out={folder}" for kind in ("python", "mypy", "grpc_python", "mypy_grpc")]
-    status = protoc.main(["protoc", f"-I{proto.parent}", f"-I{well_known}", *outputs, str(proto)])
+    scripts = Path(sys.executable).parent  # not on PATH when the environment is not activated
+    plugins = [f"--plugin=protoc-gen-{name}={scripts / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")]
+    status = protoc.main(["protoc", f"-I{proto.parent}", f"-I{well_known}", *plugins, *outputs, str(proto)])
     if status != 0:
         raise RuntimeError(f"protoc refused {proto}: exit status {status}")
     written = sorted(folder.glob(f"{proto.stem}_pb2*"))
