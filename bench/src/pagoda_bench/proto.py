@@ -13,7 +13,10 @@ from grpc_tools import protoc
 
 
 def generate(proto: Path, folder: Path) -> list[Path]:
-    """Writes `NAME_pb2.py`, `NAME_pb2_grpc.py` and their `.pyi` into `folder`; returns their paths. Raises RuntimeError when protoc refuses."""
+    """Writes `NAME_pb2.py`, `NAME_pb2_grpc.py` and their `.pyi` into `folder`; returns their paths.
+
+    Raises RuntimeError when protoc refuses.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "__init__.py").touch()
     well_known = str(files("grpc_tools") / "_proto")

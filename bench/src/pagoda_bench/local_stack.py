@@ -1,0 +1,51 @@
+"""The product on this machine, started the way a user starts it (`pagoda up`), in a state folder of its own. For benchmarks and tests."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class LocalStack:
+    home: Path
+    """PAGODA_HOME: state, logs, fleet.json."""
+    port: int
+    """The router's, on loopback."""
+    extra_env: Mapping[str, str]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def pagoda(self, *arguments: str, timeout_s: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Runs one `pagoda` command against this stack. Raises RuntimeError with what it printed when it fails and `check`."""
+        command = [str(Path(sys.executable).parent / "pagoda"), *arguments]
+        env = {**os.environ, "PAGODA_HOME": str(self.home), "PORT": str(self.port), **self.extra_env}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout_s, check=False)
+        if check and done.returncode != 0:
+            raise RuntimeError(f"pagoda {' '.join(arguments)} failed with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def local_stack(manifest: Path, *, extra_env: Mapping[str, str] | None = None, timeout_s: float = 300) -> Iterator[LocalStack]:
+    """Up before, down after, whatever happened between; the state folder (with the logs) is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="pagoda-") as folder:
+        stack = LocalStack(home=Path(folder), port=free_port(), extra_env=extra_env or {})
+        try:
+            stack.pagoda("up", "--port", str(stack.port), str(manifest), timeout_s=timeout_s)
+            yield stack
+        finally:
+            stack.pagoda("down", timeout_s=120)
