@@ -6,10 +6,12 @@ RouterError
 ├── ModelNotFound           404
 ├── NotFound                404   no such route
 ├── MethodNotAllowed        405
+├── RequestTimeout          408   the body came too slowly
 ├── BodyTooLarge            413
 ├── Overloaded              429   carries retry_after_s
 ├── NoWorker                503   carries retry_after_s
-└── UpstreamFailed          502   a worker or its engine was lost under this request
+├── UpstreamFailed          502   a worker or its engine was lost under this request
+└── DeadlineExceeded        504   the request's own deadline passed
 
 Mapped once, in openai/errors.py, to {"error": {"message", "type", "param", "code"}} and the status above.
 ConfigError stops the process with one line.
@@ -66,6 +68,12 @@ class MethodNotAllowed(RouterError):
     code = "method_not_allowed"
 
 
+class RequestTimeout(RouterError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
 class BodyTooLarge(RouterError):
     status = 413
     type = "invalid_request_error"
@@ -88,3 +96,9 @@ class UpstreamFailed(RouterError):
     status = 502
     type = "server_error"
     code = "worker_lost"
+
+
+class DeadlineExceeded(RouterError):
+    status = 504
+    type = "server_error"
+    code = "deadline_exceeded"

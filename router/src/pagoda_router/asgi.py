@@ -1,0 +1,159 @@
+"""ASGI without a framework: types, reading a bounded body, answering, and noticing that the client left or stopped reading.
+
+Knows HTTP only. Used by app and openai/ on the /v1 path, where a framework's request objects and middleware would cost more than the work.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from pagoda_router.errors import BodyTooLarge, RequestTimeout
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
+
+JSON_TYPE = (b"content-type", b"application/json")
+EVENT_STREAM_HEADERS: Headers = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class ClientGone(Exception):
+    """Nobody is left to answer: the client closed the connection, or took no bytes for too long."""
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of this lower-case name."""
+    headers: Headers = scope["headers"]
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int, timeout_s: float) -> bytes:
+    """The whole body; stops reading at the limit, whether or not a Content-Length announced it."""
+    announced = header(scope, b"content-length")
+    if announced is not None and announced.isdigit() and int(announced) > limit_bytes:
+        raise _too_large(limit_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                chunk: bytes = message.get("body", b"")
+                size += len(chunk)
+                if size > limit_bytes:
+                    raise _too_large(limit_bytes)
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except TimeoutError:
+        raise RequestTimeout(f"the request body did not arrive within {timeout_s:g} s: send it faster, or in fewer bytes") from None
+
+
+def _too_large(limit_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the request body is larger than {limit_bytes} bytes: shorten the prompt, or raise PAGODA_MAX_BODY_BYTES on the router"
+    )
+
+
+async def answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """A whole response in one go."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Exchange:
+    """One request's connection while its answer is being made: leaving client or stalled reader cancels the work inside.
+
+    `async with Exchange(...)` runs in the request's task. A watcher waits for the disconnect; a timer looks at how long the current write
+    has been waiting. Either cancels the task, and the context turns that cancellation into ClientGone.
+    """
+
+    def __init__(self, receive: Receive, send: Send, *, stalled_reader_s: float) -> None:
+        self.started = False
+        """Response headers have left; an error can only be an event now."""
+        self._receive = receive
+        self._send = send
+        self._stalled_reader_s = stalled_reader_s
+        self._writing_since: float | None = None
+        self._gone = False
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._watcher = loop.create_task(self._watch())
+        self._timer = loop.call_later(self._stalled_reader_s, self._look_at_write)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.disarm()
+        # The watcher and the timer only run while this task waits, so their cancellation always surfaces inside the context.
+        if self._gone and kind is asyncio.CancelledError and self._task.uncancel() == 0:
+            raise ClientGone from None
+
+    def disarm(self) -> None:
+        """Before the answer's last bytes: a finished response looks like a disconnect to the watcher."""
+        self._watcher.cancel()
+        self._timer.cancel()
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def write(self, body: bytes, *, last: bool = False) -> None:
+        """Waits while the client's socket buffer is full."""
+        if last:
+            self.disarm_watcher_only()
+        self._writing_since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+        self._writing_since = None
+
+    def disarm_watcher_only(self) -> None:
+        self._watcher.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._cancel()
+                return
+
+    def _look_at_write(self) -> None:
+        loop = asyncio.get_running_loop()
+        waited_s = 0.0 if self._writing_since is None else time.monotonic() - self._writing_since
+        if waited_s >= self._stalled_reader_s:
+            _abort(self._send)
+            self._cancel()
+        else:
+            self._timer = loop.call_later(self._stalled_reader_s - waited_s, self._look_at_write)
+
+    def _cancel(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self._task.cancel()
+
+
+def _abort(send: Send) -> None:
+    """Drop the connection without flushing.
+
+    NOTE: ASGI has no word for this; returning early makes uvicorn close the transport politely, which waits for the stalled reader for ever.
+    """
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()

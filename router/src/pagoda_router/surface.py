@@ -1,0 +1,74 @@
+"""What the OpenAI surface is told and what it tells: its settings, and the observer that metrics hang on. Pure data.
+
+`__main__` builds both; app and openai/ read them. Knows no HTTP and no fleet.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurfaceSettings:
+    api_key: str | None = None
+    """Clients must send it as a bearer token on /v1 and guarded routes. None: open (loopback only; `__main__` sees to that)."""
+    max_body_bytes: int = 10 * 1024 * 1024
+    """Larger request bodies answer 413. 10 MiB holds a million tokens of text."""
+    body_timeout_s: float = 60.0
+    """From the headers to the body's last byte; slower clients answer 408."""
+    stalled_reader_s: float = 60.0
+    """A client that takes no byte of its stream for so long is cut off; until then its stream costs one socket buffer."""
+    max_messages: int = 4096
+    max_stop_strings: int = 16
+    max_stop_chars: int = 1024
+    """Of one stop string: text up to this long may be held back while it could still become a match."""
+    max_choices: int = 1024
+    """n times the prompts of one /v1/completions request."""
+    max_batch_in_flight: int = 32
+    """Prompts of one batched /v1/completions request that run together; the rest wait inside the request."""
+    template_timeout_s: float = 2.0
+    """A chat template that renders longer is stopped and answers 400."""
+    template_output_factor: int = 4
+    """A rendered chat may be this many times max_body_bytes, in characters."""
+
+
+Endpoint = Literal["chat", "completions"]
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestOutcome:
+    """One generation request as a whole, filled while it runs and reported once. Durations in seconds; None: never got so far."""
+
+    endpoint: Endpoint
+    request_id: str
+    model: str | None = None
+    """The served name, only when it exists: safe as a metric label."""
+    stream: bool = False
+    status: int = 0
+    """HTTP status; 499 when the client left first. A stream that failed after its headers keeps the error's status here."""
+    error_code: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reasons: tuple[str, ...] = ()
+    """Of the choices, in their order: "stop" or "length"."""
+    ttft_s: float | None = None
+    """From the request's arrival to its first tokens."""
+    duration_s: float = 0.0
+
+
+class Observer(Protocol):
+    """Called on the event loop, twice per generation request: must be quick and never raise."""
+
+    def request_started(self, endpoint: Endpoint) -> None: ...
+
+    def request_finished(self, outcome: RequestOutcome) -> None: ...
+
+
+class SilentObserver:
+    """The default: nobody watches."""
+
+    def request_started(self, endpoint: Endpoint) -> None:
+        pass
+
+    def request_finished(self, outcome: RequestOutcome) -> None:
+        pass
