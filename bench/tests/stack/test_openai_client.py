@@ -5,6 +5,7 @@ import asyncio
 import httpx
 import openai
 import pytest
+
 from pagoda_bench.local_stack import LocalStack
 
 MODEL = "tiny"

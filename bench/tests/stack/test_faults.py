@@ -1,0 +1,135 @@
+"""What a user sees when something breaks: every stream ends, the stack mends itself, nothing is left behind."""
+
+import asyncio
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from pagoda_bench.local_stack import LocalStack, local_stack
+from pagoda_bench.processes import of_home, running
+
+QUICKSTART = Path(__file__).parents[3] / "docs/quickstart/inferencemodel.yaml"
+LONG = {"model": "tiny", "prompt": "My", "max_tokens": 1800, "ignore_eos": True, "temperature": 0, "stream": True}
+
+
+@pytest.fixture
+def own_stack() -> Iterator[LocalStack]:
+    with local_stack(QUICKSTART, extra_env={"PAGODA_DEVICE": "cpu"}) as stack:
+        yield stack
+
+
+async def read_to_the_end(client: httpx.AsyncClient, first_chunk: asyncio.Event) -> list[str]:
+    """The data lines of one long stream."""
+    lines: list[str] = []
+    async with client.stream("POST", "/v1/completions", json=LONG) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                lines.append(line.removeprefix("data: "))
+                first_chunk.set()
+    return lines
+
+
+def ended_properly(lines: list[str]) -> bool:
+    """A finish reason and [DONE], or an error event last."""
+    if lines[-1] == "[DONE]":
+        return any(choice["finish_reason"] for line in lines[:-1] for choice in json.loads(line)["choices"])
+    return "error" in json.loads(lines[-1])
+
+
+async def test_a_killed_engine_ends_every_stream_and_comes_back(own_stack: LocalStack) -> None:
+    async with httpx.AsyncClient(base_url=own_stack.url, timeout=120, limits=httpx.Limits(max_connections=None)) as client:
+        flowing = [asyncio.Event() for _ in range(8)]
+        streams = [asyncio.create_task(read_to_the_end(client, event)) for event in flowing]
+        await asyncio.gather(*(event.wait() for event in flowing))
+        [engine] = running(own_stack.home, "pagoda_worker.engine_process")
+        engine.kill()
+        endings = await asyncio.gather(*streams)
+    assert all(ended_properly(lines) for lines in endings), [lines[-1] for lines in endings]
+    assert any("error" in lines[-1] for lines in endings)
+
+    with openai.OpenAI(base_url=f"{own_stack.url}/v1", api_key="unused", max_retries=5, timeout=60) as client_after:
+        answer = client_after.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "What is 27 + 46?"}], temperature=0
+        )
+    assert "73" in (answer.choices[0].message.content or "")
+    [replacement] = running(own_stack.home, "pagoda_worker.engine_process")
+    assert replacement.pid != engine.pid
+
+
+async def test_a_client_that_leaves_frees_its_blocks(stack: LocalStack) -> None:
+    async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
+        async with client.stream("POST", "/v1/completions", json=LONG) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            assert await running_sequences(stack) == 1
+        async with asyncio.timeout(10):
+            while await running_sequences(stack) != 0:
+                await asyncio.sleep(0.05)
+
+
+async def running_sequences(stack: LocalStack) -> int:
+    """`vllm:num_requests_running` of the stack's one worker."""
+    fleet = json.loads((stack.home / "fleet.json").read_text())
+    [endpoints] = fleet["endpointSlices"]
+    port = next(port["port"] for port in endpoints["ports"] if port["name"] == "http")
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    [line] = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running")]
+    return int(float(line.split()[-1]))
+
+
+def test_up_twice_changes_nothing_and_down_leaves_no_process(own_stack: LocalStack) -> None:
+    before = {process.pid for process in of_home(own_stack.home)}
+    again = own_stack.pagoda("up", str(QUICKSTART))
+    assert "unchanged" in again.stdout
+    assert {process.pid for process in of_home(own_stack.home)} == before
+    own_stack.pagoda("down")
+    assert list(of_home(own_stack.home)) == []
+
+
+def test_down_leaves_no_process_after_the_supervisor_was_killed(own_stack: LocalStack) -> None:
+    [supervisor] = running(own_stack.home, "pagoda_operator.local")
+    children = [process for process in of_home(own_stack.home) if process.pid != supervisor.pid]
+    assert len(children) >= 3  # router, worker front, engine
+    supervisor.send_signal(signal.SIGKILL)
+    own_stack.pagoda("down")
+    assert list(of_home(own_stack.home)) == []
+    psutil.wait_procs(children, timeout=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("  model:\n    source: file:///no/such/folder", "/no/such/folder"),
+        ("  model:\n    source: builtin://tiny\n  engine: {dtype: fp7}", "spec.engine.dtype"),
+        ("  model: {source: [", "line"),
+    ],
+    ids=["missing folder", "bad value", "broken YAML"],
+)
+def test_a_bad_manifest_gives_one_clear_line(tmp_path: Path, stack: LocalStack, change: str, expected: str) -> None:
+    manifest = tmp_path / "bad.yaml"
+    manifest.write_text(f"apiVersion: pagoda.dev/v1alpha1\nkind: InferenceModel\nmetadata: {{name: bad}}\nspec:\n{change}\n")
+    refused = stack.pagoda("up", "--timeout", "60", str(manifest), check=False)
+    assert refused.returncode != 0
+    assert expected in refused.stderr
+    assert "Traceback" not in refused.stderr + refused.stdout
+    stack.pagoda("delete", "bad", check=False)
+
+
+def test_a_busy_port_gives_one_clear_line(stack: LocalStack, tmp_path: Path) -> None:
+    second = LocalStack(home=tmp_path, port=stack.port, extra_env={})
+    refused = second.pagoda("up", "--port", str(stack.port), str(QUICKSTART), check=False)
+    try:
+        assert refused.returncode != 0
+        assert str(stack.port) in refused.stderr
+        assert "PORT=" in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
+    finally:
+        second.pagoda("down", check=False)
