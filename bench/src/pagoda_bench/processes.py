@@ -1,4 +1,4 @@
-"""Finds the processes of one local stack by the state folder in their environment. For tests that kill things, and that prove none is left."""
+"""Finds the processes of one local stack by the state folder in their environment: for tests that kill things and prove none is left."""
 
 from collections.abc import Iterator
 from pathlib import Path
