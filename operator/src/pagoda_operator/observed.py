@@ -49,8 +49,8 @@ class PodView:
     phase: str = "Pending"
     """Pending | Running | Succeeded | Failed, as Kubernetes has them."""
     reason: str = ""
-    """Why it is not ready. Kubernetes' words where they exist (CrashLoopBackOff, OOMKilled, Error, Unschedulable, ImagePullBackOff), else the
-    `reason` that the worker's /ready gave (Loading, ModelNotFound, OutOfMemory, …). `status.REASON_OF_POD` maps them to the closed set."""
+    """Why it is not ready. Kubernetes' words where they exist (CrashLoopBackOff, OOMKilled, Error, Unschedulable, ImagePullBackOff), else
+    the `reason` of the worker's /ready (Loading, ModelNotFound, OutOfMemory, …). `status.REASON_OF_POD` maps them to the closed set."""
     message: str = ""
     """One line for people: the scheduler's sentence, or the last log line of a process that ended."""
     restarts: int = 0

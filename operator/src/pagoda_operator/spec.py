@@ -6,11 +6,12 @@ What values a field takes, and the sentence for wrong ones, stand in `rules.py`,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-API_VERSION = "pagoda.dev/v1alpha1"
-KIND = "InferenceModel"
+from pagoda_operator.errors import InvalidManifest, Problem
+from pagoda_operator.quantities import parse_quantity
+from pagoda_operator.validate import problems_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,10 +116,83 @@ class InferenceModel:
 
 def key_of(document: Mapping[str, Any]) -> str:
     """The key of a document that may not parse."""
-    metadata = document.get("metadata") or {}
+    metadata = document.get("metadata")
+    if not isinstance(metadata, Mapping):
+        metadata = {}
     return f"{metadata.get('namespace') or 'default'}/{metadata.get('name') or ''}"
 
 
 def parse(document: Mapping[str, Any]) -> InferenceModel:
     """Raises InvalidManifest with every problem of the document."""
-    raise NotImplementedError
+    metadata = document.get("metadata")
+    name = str(metadata.get("name") or "(no name)") if isinstance(metadata, Mapping) else "(no name)"
+    if problems := problems_of(document):
+        raise InvalidManifest(name, problems)
+    metadata = document["metadata"]
+    return InferenceModel(
+        name=name,
+        namespace=metadata.get("namespace") or "default",
+        uid=metadata.get("uid") or "",
+        generation=metadata.get("generation") or 1,
+        created=_moment(name, metadata.get("creationTimestamp")),
+        spec=_spec(name, document["spec"]),
+        document=document,
+    )
+
+
+def _spec(name: str, spec: Mapping[str, Any]) -> Spec:
+    """The manifest's values are known to be right; absent ones take the dataclasses' defaults."""
+    return Spec(
+        model=ModelSource(source=spec["model"]["source"]),
+        served_names=tuple(spec.get("servedNames") or (name,)),
+        engine=_engine(spec.get("engine", {})),
+        resources=_resources(spec.get("resources", {})),
+        scaling=_scaling(spec.get("scaling", {})),
+        routing=Routing(**_given(spec.get("routing", {}), max_queue_tokens="maxQueueTokens")),
+    )
+
+
+def _engine(engine: Mapping[str, Any]) -> Engine:
+    return Engine(
+        **_given(
+            engine,
+            dtype="dtype",
+            attention="attention",
+            max_model_len="maxModelLen",
+            max_batch_tokens="maxBatchTokens",
+            max_running="maxRunning",
+            prefix_caching="prefixCaching",
+        ),
+        kv_cache=KvCache(**_given(engine.get("kvCache", {}), block_size="blockSize")),
+    )
+
+
+def _resources(resources: Mapping[str, Any]) -> Resources:
+    cpu, memory = resources.get("cpu"), resources.get("memory")
+    return Resources(
+        **_given(resources, gpus="gpus", gpu_resource="gpuResource"),
+        cpu_cores=None if cpu is None else float(parse_quantity(cpu)),
+        memory_bytes=None if memory is None else int(parse_quantity(memory)),
+    )
+
+
+def _scaling(scaling: Mapping[str, Any]) -> Scaling:
+    least = scaling.get("min", 1)
+    return Scaling(min=least, max=scaling.get("max", least))
+
+
+def _given(values: Mapping[str, Any], **attributes: str) -> dict[str, Any]:
+    """{attribute: value} for the manifest's names that were written."""
+    return {attribute: values[name] for attribute, name in attributes.items() if name in values}
+
+
+def _moment(name: str, written: str | datetime | None) -> datetime | None:
+    if written is None or written == "":
+        return None
+    try:
+        moment = written if isinstance(written, datetime) else datetime.fromisoformat(written)
+    except (TypeError, ValueError) as error:
+        raise InvalidManifest(
+            name, [Problem("metadata.creationTimestamp", "write a time such as 2026-01-31T12:00:00Z, or remove it")]
+        ) from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
