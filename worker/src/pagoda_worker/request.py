@@ -1,9 +1,8 @@
 """What is asked of the engine and what it answers, as plain data. No torch, no clock, no I/O: the scheduler, the engine process and the
-front all speak these types (msgspec structs, so that the one message per step crosses the process line without a second set of types)."""
+front all speak these types. Plain dataclasses: msgspec carries them across the process line as they are, and the engine needs no msgspec."""
 
+from dataclasses import dataclass, field
 from enum import IntEnum
-
-import msgspec
 
 
 class FinishReason(IntEnum):
@@ -17,7 +16,8 @@ class FinishReason(IntEnum):
     SHUTDOWN = 6
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
     """How the next token is chosen. Defaults are greedy without any filter."""
 
     temperature: float = 0.0
@@ -32,22 +32,23 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """1: off."""
     seed: int | None = None
     """Sequence i of n uses seed + i; the same seed gives the same tokens whatever else runs in the batch. None: the engine draws one."""
-    logit_bias: dict[int, float] = {}
+    logit_bias: dict[int, float] = field(default_factory=dict)
     """Token id → added to its logit."""
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
     """One submission: a prompt and n sequences to continue it."""
 
     request_id: str
     prompt_ids: list[int]
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
     max_tokens: int = 16
     """Output tokens per sequence, at least 1."""
     min_tokens: int = 0
     """eos and stop ids are masked before this many output tokens."""
-    stop_token_ids: list[int] = []
+    stop_token_ids: list[int] = field(default_factory=list)
     ignore_eos: bool = False
     top_logprobs: int | None = None
     """None: no logprobs. 0: the sampled token's. k: also the k most likely."""
@@ -58,12 +59,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Larger first; equal in order of arrival."""
     deadline_s: float | None = None
     """Seconds from submission; past it the request finishes with DEADLINE."""
-    resume_ids: list[int] = []
+    resume_ids: list[int] = field(default_factory=list)
     """Output already emitted elsewhere: context for every sequence (n must be 1), counted as output, not reported again."""
     want_timings: bool = False
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
     """Of one output token: natural logarithms of the raw (unscaled, unfiltered, before penalties) distribution."""
 
     sampled: float
@@ -71,7 +73,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     """Most likely first; as many as asked."""
 
 
-class Usage(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Usage:
     prompt_tokens: int
     cached_tokens: int
     """Prompt tokens not computed because the prefix cache had them at the first scheduling."""
@@ -79,7 +82,8 @@ class Usage(msgspec.Struct, frozen=True):
     """Sampled tokens, eos included."""
 
 
-class Timings(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Timings:
     """CLOCK_MONOTONIC microseconds, one host."""
 
     received_mono_us: int
@@ -91,7 +95,8 @@ class Timings(msgspec.Struct, frozen=True):
     batch_sizes: list[int]
 
 
-class Finish(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Finish:
     reason: FinishReason
     usage: Usage
     timings: Timings
@@ -100,7 +105,8 @@ class Finish(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
-class SequenceUpdate(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SequenceUpdate:
     """What one step did for one sequence."""
 
     request_id: str
@@ -114,7 +120,8 @@ class SequenceUpdate(msgspec.Struct, frozen=True):
     queue_us: int = 0
 
 
-class EngineState(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class EngineState:
     """Read after every step; the front turns it into worker state, metrics and health."""
 
     step: int
@@ -138,12 +145,14 @@ class EngineState(msgspec.Struct, frozen=True):
     decode_step_ms: float
 
 
-class StepOutput(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class StepOutput:
     updates: list[SequenceUpdate]
     state: EngineState
 
 
-class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
     """What Describe tells of a loaded model."""
 
     architecture: str
