@@ -12,6 +12,7 @@ MANAGED_BY = "pagoda-operator"
 """Value of app.kubernetes.io/managed-by on everything that we made. Only such objects are ever changed or deleted."""
 
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_PART_OF = "app.kubernetes.io/part-of"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_MODEL = "pagoda.dev/model"
 LABEL_VARIANT = "pagoda.dev/variant"
