@@ -10,9 +10,6 @@ from typing import Any
 
 from pagoda_operator.observed import LABEL_COMPONENT, LABEL_MANAGED_BY, LABEL_MODEL, LABEL_PART_OF, LABEL_VARIANT, MANAGED_BY
 from pagoda_operator.pods import (
-    API_KEY_SECRET as API_KEY_SECRET,
-    INTERNAL_SECRET as INTERNAL_SECRET,
-    SESSION_SECRET as SESSION_SECRET,
     GRPC_PORT,
     HTTP_PORT,
     INTERNAL_PORT,

@@ -28,7 +28,7 @@ REASON_OF_POD: Mapping[str, Reason] = {
     "InvalidImageName": Reason.IMAGE_NOT_PULLED,
     "Unschedulable": Reason.UNSCHEDULABLE,
 }
-"""What pods and workers say, to what an InferenceModel says. Anything else is Loading while it runs and WorkerCrashLooping once it failed."""
+"""What pods and workers say, to what an InferenceModel says. Anything else is Loading, or WorkerCrashLooping once the pod failed."""
 
 GRAVITY = (
     Reason.MODEL_NOT_FOUND,
