@@ -1,0 +1,107 @@
+"""What crosses between front and engine process: message types and their framing, a 4-byte length and msgpack, over a unix socket pair.
+
+Knows neither asyncio nor torch. Down go submissions and cancels, up comes one Stepped per engine step; order is kept both ways.
+"""
+
+import struct
+from pathlib import Path, PurePath
+from typing import Any
+
+import msgspec
+
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.request import EngineState, ModelFacts, Request, StepOutput
+
+LENGTH = struct.Struct("<I")
+HEARTBEAT_S = 0.5
+"""An idle engine says so this often; silence is how the front notices a hang."""
+
+# ---- down
+
+
+class Start(msgspec.Struct, tag=1, array_like=True):
+    """The first message: what to load."""
+
+    config: EngineConfig
+
+
+class Submitted(msgspec.Struct, tag=2, array_like=True):
+    requests: list[Request]
+
+
+class Cancelled(msgspec.Struct, tag=3, array_like=True):
+    request_id: str
+    sequence: int | None
+
+
+Down = Start | Submitted | Cancelled
+
+# ---- up
+
+
+class Loading(msgspec.Struct, tag=1, array_like=True):
+    stage: str
+
+
+class Ready(msgspec.Struct, tag=2, array_like=True):
+    facts: ModelFacts
+    state: EngineState
+
+
+class Stepped(msgspec.Struct, tag=3, array_like=True):
+    output: StepOutput
+
+
+class Idle(msgspec.Struct, tag=4, array_like=True):
+    """Nothing to do, and answering."""
+
+    state: EngineState
+
+
+class Rejected(msgspec.Struct, tag=5, array_like=True):
+    """The engine's own check refused what the front's had let pass."""
+
+    request_id: str
+    error: str
+    """Name of the class in errors.py."""
+    message: str
+    param: str
+
+
+class StepFailed(msgspec.Struct, tag=6, array_like=True):
+    """A step raised: these requests are gone from the engine, which goes on."""
+
+    request_ids: list[str]
+    detail: str
+
+
+class Unusable(msgspec.Struct, tag=7, array_like=True):
+    """Settings or model folder cannot be served; starting again would not help."""
+
+    message: str
+
+
+Up = Loading | Ready | Stepped | Idle | Rejected | StepFailed | Unusable
+
+
+def _encode_path(value: object) -> str:
+    if isinstance(value, PurePath):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} does not cross the process line")
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    if kind is Path:
+        return Path(value)
+    raise NotImplementedError(f"{kind.__name__} does not cross the process line")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_path)
+decode_down = msgspec.msgpack.Decoder[Down](Down, dec_hook=_decode_path).decode
+decode_up = msgspec.msgpack.Decoder[Up](Up).decode
+
+
+def pack(message: Down | Up) -> bytes:
+    """One frame: length and payload."""
+    payload = _encoder.encode(message)
+    return LENGTH.pack(len(payload)) + payload

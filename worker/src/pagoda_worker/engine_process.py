@@ -1,0 +1,227 @@
+"""The engine's process: takes messages from the front, turns the engine, sends one message per step. Knows no network and no clients.
+
+Started by the front as `python -m pagoda_worker.engine_process --fd N`, N being its end of a socket pair. It lives exactly as long as the
+front's end of that pair: end of file there ends the process, whatever the engine is doing.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import BinaryIO, Protocol
+
+from pagoda_worker.channel import (
+    HEARTBEAT_S,
+    LENGTH,
+    Cancelled,
+    Down,
+    Idle,
+    Loading,
+    Ready,
+    Rejected,
+    Start,
+    StepFailed,
+    Stepped,
+    Submitted,
+    Unusable,
+    Up,
+    decode_down,
+    pack,
+)
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.errors import RequestRefused, WorkerError
+from pagoda_worker.logs import log_to_stderr
+from pagoda_worker.request import EngineState, ModelFacts, Request, StepOutput
+
+EXIT_UNUSABLE = 2
+MAX_FAILED_STEPS = 3
+"""In a row; then the process gives up and the front starts a fresh one."""
+
+log = logging.getLogger(__name__)
+
+
+class EngineLike(Protocol):
+    """What this process needs of pagoda_worker.engine.Engine; tests put a scripted one here."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+    @property
+    def has_work(self) -> bool: ...
+    def submit(self, request: Request) -> None: ...
+    def cancel(self, request_id: str, sequence: int | None = None) -> None: ...
+    def step(self) -> StepOutput: ...
+    def idle_state(self) -> EngineState: ...
+
+
+class EngineLoop:
+    """The engine between its inbox and its sender. Owns nothing but the count of what each request still has to finish."""
+
+    def __init__(self, engine: EngineLike, inbox: "queue.SimpleQueue[Down]", send: Callable[[Up], None]) -> None:
+        self._engine = engine
+        self._inbox = inbox
+        self._send = send
+        self._unfinished: dict[str, int] = {}
+        self._failed_steps = 0
+
+    def run(self) -> None:
+        while True:
+            self.turn()
+
+    def turn(self) -> None:
+        """One step with work, one heartbeat without."""
+        self._take_messages(wait_s=0.0 if self._engine.has_work else HEARTBEAT_S)
+        if self._engine.has_work:
+            self._step()
+        else:
+            self._send(Idle(self._engine.idle_state()))
+
+    def _take_messages(self, wait_s: float) -> None:
+        try:
+            self._obey(self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait())
+            while True:
+                self._obey(self._inbox.get_nowait())
+        except queue.Empty:
+            return
+
+    def _obey(self, message: Down) -> None:
+        if isinstance(message, Submitted):
+            for request in message.requests:
+                self._submit(request)
+        elif isinstance(message, Cancelled) and message.request_id in self._unfinished:
+            self._engine.cancel(message.request_id, message.sequence)
+
+    def _submit(self, request: Request) -> None:
+        try:
+            self._engine.submit(request)
+        except RequestRefused as refusal:
+            self._send(Rejected(request.request_id, type(refusal).__name__, str(refusal), refusal.param))
+        else:
+            self._unfinished[request.request_id] = request.n
+
+    def _step(self) -> None:
+        try:
+            output = self._engine.step()
+        except Exception as error:  # whatever a step raises must cost its requests, not the process
+            log.exception("a step failed; its %d requests end with an engine error", len(self._unfinished))
+            self._give_up_requests(error)
+            return
+        self._failed_steps = 0
+        for update in output.updates:
+            if update.finish is not None:
+                self._finished(update.request_id)
+        self._send(Stepped(output))
+
+    def _finished(self, request_id: str) -> None:
+        left = self._unfinished.get(request_id, 0) - 1
+        if left > 0:
+            self._unfinished[request_id] = left
+        else:
+            self._unfinished.pop(request_id, None)
+
+    def _give_up_requests(self, error: Exception) -> None:
+        """Nobody knows which request broke the step, so all that the engine holds end here; the next ones get a clean engine."""
+        self._failed_steps += 1
+        if self._failed_steps >= MAX_FAILED_STEPS:
+            raise error
+        victims = list(self._unfinished)
+        self._unfinished.clear()
+        for request_id in victims:
+            self._engine.cancel(request_id)
+        self._send(StepFailed(victims, f"a step of the engine failed ({type(error).__name__}); ask again"))
+
+
+def read_messages(stream: BinaryIO, inbox: "queue.SimpleQueue[Down]") -> None:
+    """The reader thread. Returns when the front is gone."""
+    with contextlib.suppress(OSError):
+        while len(head := stream.read(LENGTH.size)) == LENGTH.size:
+            (length,) = LENGTH.unpack(head)
+            payload = stream.read(length)
+            if len(payload) < length:
+                return
+            inbox.put(decode_down(payload))
+
+
+def _read_until_the_front_is_gone(stream: BinaryIO, inbox: "queue.SimpleQueue[Down]") -> None:
+    try:
+        read_messages(stream, inbox)
+    except Exception:  # a message that cannot be read: there is nobody to tell, and going on would lose requests
+        log.exception("a message of the front could not be read")
+    os._exit(0)
+
+
+def serve(connection: socket.socket, build: Callable[[EngineConfig], EngineLike]) -> int:
+    """Loads and runs until the front goes; returns the exit status when loading is refused."""
+    inbox: queue.SimpleQueue[Down] = queue.SimpleQueue()
+    threading.Thread(target=_read_until_the_front_is_gone, args=(connection.makefile("rb"), inbox), name="inbox", daemon=True).start()
+
+    def send(message: Up) -> None:
+        connection.sendall(pack(message))
+
+    start = inbox.get()
+    if not isinstance(start, Start):
+        raise TypeError(f"the front's first message is {type(start).__name__}, not Start")
+    send(Loading("reading the model"))
+    began = time.monotonic()
+    try:
+        engine = build(start.config)
+    except WorkerError as error:
+        send(Unusable(str(error)))
+        return EXIT_UNUSABLE
+    gc.collect()
+    gc.freeze()
+    log.info("loaded %s in %.1f s on %s", start.config.model_dir, time.monotonic() - began, engine.facts.device)
+    send(Ready(engine.facts, engine.idle_state()))
+    EngineLoop(engine, inbox, send).run()
+    return 0
+
+
+def run_process(build: Callable[[EngineConfig], EngineLike]) -> None:
+    """The whole process around `build`; tests call it with a scripted engine."""
+    log_to_stderr(os.environ.get("PAGODA_LOG_LEVEL", "info"))
+    parser = argparse.ArgumentParser(prog="pagoda_worker.engine_process")
+    parser.add_argument("--fd", type=int, required=True, help="this process's end of the front's socket pair")
+    _die_with_the_front()
+    _leave_signals_to_the_front()
+    status = 1
+    try:
+        status = serve(socket.socket(fileno=parser.parse_args().fd), build)
+    except BrokenPipeError:
+        status = 0
+    except Exception:  # the outermost line: one structured line instead of a bare traceback
+        log.exception("the engine process ends")
+    sys.stderr.flush()
+    os._exit(status)  # not sys.exit: the reader thread and CUDA's own threads have nothing left to say
+
+
+def _leave_signals_to_the_front() -> None:
+    """A terminal's Ctrl-C or a stop of the whole process group reaches the front too, which drains and then closes the pair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+def _die_with_the_front() -> None:
+    """Linux kills this process with its parent, even while it cannot read the socket (stopped, or inside a kernel)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _build_engine(config: EngineConfig) -> EngineLike:
+    from pagoda_worker.engine import Engine  # here, so that a wrong command line costs no import of torch
+
+    return Engine(config)
+
+
+if __name__ == "__main__":
+    run_process(_build_engine)

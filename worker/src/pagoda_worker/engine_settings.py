@@ -1,0 +1,109 @@
+"""From PAGODA_ENGINE, the manifest's `spec.engine` as JSON (camelCase), to EngineConfig. Knows no torch.
+
+Called by settings. A value the engine does not have yet is refused with what it has, never ignored.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pagoda_worker.config import Device, EngineConfig
+from pagoda_worker.errors import ConfigError
+
+Reader = Callable[[str, Any], dict[str, Any]]
+"""(path of the field, its value) → arguments of EngineConfig."""
+
+
+def parse_engine(
+    text: str, *, model_dir: Path, device: Device = "auto", threads: int | None = None, memory_bytes: int | None = None
+) -> EngineConfig:
+    """Raises ConfigError naming the field, what it said and what is possible."""
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"PAGODA_ENGINE is not JSON: {error}") from error
+    arguments = _read_object("PAGODA_ENGINE", given, ENGINE_FIELDS)
+    if memory_bytes is not None and device == "cpu":
+        arguments["kv_cache_bytes"] = memory_bytes // 4
+    return EngineConfig(model_dir=model_dir, device=device, threads=threads, **arguments)
+
+
+def _read_object(path: str, given: Any, fields: Mapping[str, Reader]) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path} must be a JSON object, not {json.dumps(given)}")
+    arguments: dict[str, Any] = {}
+    for name, value in given.items():
+        read = fields.get(name)
+        if read is None:
+            raise ConfigError(f"{path}.{name} is not a field this engine knows; it knows {', '.join(sorted(fields))}")
+        arguments |= read(f"{path}.{name}", value)
+    return arguments
+
+
+def _whole(argument: str, lowest: int, highest: int) -> Reader:
+    def read(path: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+            raise ConfigError(f"{path} is {json.dumps(value)}; it must be a whole number from {lowest} to {highest}")
+        return {argument: value}
+
+    return read
+
+
+def _truth(argument: str) -> Reader:
+    def read(path: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{path} is {json.dumps(value)}; it must be true or false")
+        return {argument: value}
+
+    return read
+
+
+def _choice(argument: str, possible: tuple[str, ...]) -> Reader:
+    def read(path: str, value: Any) -> dict[str, Any]:
+        if value not in possible:
+            raise ConfigError(f"{path} is {json.dumps(value)}; this engine has {', '.join(possible)}")
+        return {argument: value}
+
+    return read
+
+
+def _only(*possible: Any) -> Reader:
+    """A field of the manifest whose other values do not work yet."""
+
+    def read(path: str, value: Any) -> dict[str, Any]:
+        if value not in possible or isinstance(value, bool):
+            raise ConfigError(f"{path} is {json.dumps(value)}; this engine has {', '.join(json.dumps(each) for each in possible)} so far")
+        return {}
+
+    return read
+
+
+def _anything(path: str, value: Any) -> dict[str, Any]:
+    return {}
+
+
+def _nested(fields: Mapping[str, Reader]) -> Reader:
+    return lambda path, value: _read_object(path, value, fields)
+
+
+ENGINE_FIELDS: Mapping[str, Reader] = {
+    "backend": _only("pagoda"),
+    "dtype": _choice("dtype", ("auto", "bf16", "fp16", "fp32")),
+    "maxModelLen": _whole("max_model_len", 1, 1 << 24),
+    "maxBatchTokens": _whole("max_batch_tokens", 1, 1 << 20),
+    "maxRunning": _whole("max_running", 1, 1 << 16),
+    "prefixCaching": _truth("prefix_caching"),
+    "attention": _choice("attention", ("auto", "sdpa", "eager")),
+    "kvCache": _nested(
+        {
+            "blockSize": _whole("block_size", 1, 1024),
+            "dtype": _only("auto"),
+            "swap": _only("0", "0Gi", 0),
+            "hostTier": _only("0", "0Gi", 0),
+        }
+    ),
+    "quantization": _only("none"),
+    "speculative": _nested({"method": _only("none"), "tokens": _anything}),
+    "tensorParallel": _only(1),
+}

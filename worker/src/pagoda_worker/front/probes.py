@@ -1,0 +1,66 @@
+"""GET /health, /ready and /metrics as a raw ASGI app. Knows only the three questions it asks.
+
+Served by uvicorn in the front's event loop.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Answer = tuple[int, bytes, bytes]
+"""Status, content type, body."""
+JSON = b"application/json"
+PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    ready: bool
+    reason: str = ""
+    progress: str = ""
+    """What loading is at; empty otherwise."""
+
+
+class Probes:
+    """`health` answers None or why tokens do not move; `ready` whether new requests are welcome; `metrics` the Prometheus text."""
+
+    def __init__(self, *, health: Callable[[], str | None], ready: Callable[[], Readiness], metrics: Callable[[], bytes]) -> None:
+        self._routes: dict[str, Callable[[], Answer]] = {
+            "/health": lambda: _health(health()),
+            "/ready": lambda: _ready(ready()),
+            "/metrics": lambda: (200, PROMETHEUS, metrics()),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        status, content_type, body = self._answer(scope["method"], scope["path"])
+        headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def _answer(self, method: str, path: str) -> Answer:
+        route = self._routes.get(path)
+        if route is None:
+            return _json(404, {"error": f"there is no {path}; there are {', '.join(self._routes)}"})
+        if method not in ("GET", "HEAD"):
+            return _json(405, {"error": f"{path} answers GET only"})
+        return route()
+
+
+def _health(trouble: str | None) -> Answer:
+    return _json(200, {"status": "ok"}) if trouble is None else _json(503, {"status": "unhealthy", "reason": trouble})
+
+
+def _ready(readiness: Readiness) -> Answer:
+    if readiness.ready:
+        return _json(200, {"ready": True})
+    return _json(503, {"ready": False, "reason": readiness.reason, "progress": readiness.progress})
+
+
+def _json(status: int, content: dict[str, Any]) -> Answer:
+    return status, JSON, json.dumps(content, ensure_ascii=False).encode()

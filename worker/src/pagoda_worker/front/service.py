@@ -1,0 +1,202 @@
+"""The gRPC service: Describe, FetchArtifact and Session, and a sentence for each call that is reserved. Moves messages between streams and
+the switchboard; decides nothing about requests.
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import grpc
+from grpc import aio
+
+from pagoda_worker.front.artifacts import TextArtifact, TextArtifacts
+from pagoda_worker.front.session import Session
+from pagoda_worker.front.switchboard import Switchboard
+from pagoda_worker.request import ModelFacts
+from pagoda_worker.wire import worker_pb2 as pb
+from pagoda_worker.wire.worker_pb2_grpc import WorkerServicer
+
+PROTOCOL = 1
+HASH_VERSION = 1
+HELLO_S = 10.0
+FEATURES = (pb.FEATURE_PREFIX_CACHE_TOGGLE,)
+
+Context = Any
+"""aio.ServicerContext; the generated stubs name a class that exists for type checkers only."""
+
+log = logging.getLogger(__name__)
+
+
+class WorkerService(WorkerServicer):
+    def __init__(self, switchboard: Switchboard, artifacts: TextArtifacts, session_token: str) -> None:
+        self._switchboard = switchboard
+        self._artifacts = artifacts
+        self._token = session_token.encode()
+
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
+        facts = self._switchboard.facts
+        if facts is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{self._switchboard.not_ready_reason}: ask again when the session says ready")
+        assert facts is not None
+        return pb.DescribeResponse(
+            worker_id=self._switchboard.worker_id,
+            version=version("pagoda-worker"),
+            protocol=PROTOCOL,
+            models=[describe_model(self._switchboard.model, facts, self._artifacts)],
+            device=facts.device,
+        )
+
+    async def FetchArtifact(self, request: pb.FetchArtifactRequest, context: Context) -> AsyncIterator[pb.ArtifactChunk]:
+        artifact = self._artifacts.by_hash(request.sha256)
+        if artifact is None:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"no artifact has the hash {request.sha256[:64]!r}: Describe names those there are"
+            )
+        assert artifact is not None
+        for chunk in artifact.chunks():
+            yield pb.ArtifactChunk(data=chunk)
+
+    async def Session(self, request_iterator: AsyncIterator[pb.ToWorker], context: Context) -> None:
+        session = await self._greet(request_iterator, context)
+        tasks = [
+            asyncio.create_task(self._read(session, request_iterator), name=f"session-{session.epoch}-read"),
+            asyncio.create_task(_write(session, context), name=f"session-{session.epoch}-write"),
+            asyncio.create_task(session.ended.wait(), name=f"session-{session.epoch}-end"),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._switchboard.close(session)
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    log.warning("the stream of router %s broke: %r", session.router_id, outcome)
+        if session.end_code is not grpc.StatusCode.OK:
+            log.warning("the session of router %s was ended: %s", session.router_id, session.end_details)
+            await context.abort(session.end_code, session.end_details)
+
+    async def _greet(self, messages: AsyncIterator[pb.ToWorker], context: Context) -> Session:
+        try:
+            first = await asyncio.wait_for(anext(messages), HELLO_S)
+        except (TimeoutError, StopAsyncIteration):
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, f"no Hello came within {HELLO_S:.0f} s of opening the session")
+        if first.WhichOneof("message") != "hello":
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "the first message of a session must be Hello")
+        hello = first.hello
+        if not hmac.compare_digest(hello.token.encode(), self._token):
+            await _abort(
+                context, grpc.StatusCode.UNAUTHENTICATED, "the session token is wrong: router and worker must share PAGODA_SESSION_TOKEN"
+            )
+        if hello.protocol != PROTOCOL:
+            await _abort(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the router speaks protocol {hello.protocol} and this worker {PROTOCOL}: run one version",
+            )
+        if not hello.router_id:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "Hello names no router_id")
+        if hello.wants_cache_events:
+            await _abort(context, grpc.StatusCode.UNIMPLEMENTED, "cache events are not sent yet: leave wants_cache_events out")
+        return self._switchboard.open(hello.router_id)
+
+    async def _read(self, session: Session, messages: AsyncIterator[pb.ToWorker]) -> None:
+        """Until the router closes its side, which is the session's end."""
+        async for message in messages:
+            kind = message.WhichOneof("message")
+            if kind == "submit":
+                self._switchboard.submit(session, message.submit)
+            elif kind == "cancel":
+                self._switchboard.cancel(session, message.cancel)
+            elif kind == "flow":
+                session.frames_read(message.flow.frames_read_total)
+            elif kind == "ping":
+                session.send(pb.FromWorker(pong=pb.Pong(sent_mono_us=message.ping.sent_mono_us, worker_mono_us=self._switchboard.now_us())))
+            else:
+                session.end(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"a session's message was {kind or 'empty'}: this worker does not know it there"
+                )
+
+    # ---- reserved
+
+    async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> pb.LoadAdapterResponse:
+        await _reserved(context, "adapters cannot be loaded yet")
+
+    async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Context) -> pb.UnloadAdapterResponse:
+        await _reserved(context, "adapters cannot be loaded yet, so there is none to unload")
+
+    async def Verify(self, request_iterator: AsyncIterator[pb.VerifyRequest], context: Context) -> None:
+        await _reserved(context, "draft tokens of another worker cannot be verified yet")
+
+    async def Sleep(self, request: pb.SleepRequest, context: Context) -> pb.SleepResponse:
+        await _reserved(context, "a worker cannot sleep yet: scale it to zero")
+
+    async def Wake(self, request: pb.WakeRequest, context: Context) -> pb.WakeResponse:
+        await _reserved(context, "a worker cannot sleep yet, so there is nothing to wake")
+
+    async def ExportKv(self, request: pb.ExportKvRequest, context: Context) -> None:
+        await _reserved(context, "KV blocks cannot be exported yet")
+
+    async def ImportKv(self, request_iterator: AsyncIterator[pb.KvChunk], context: Context) -> pb.ImportKvResponse:
+        await _reserved(context, "KV blocks cannot be imported yet")
+
+
+def describe_model(model: str, facts: ModelFacts, artifacts: TextArtifacts) -> pb.ModelDescription:
+    description = pb.ModelDescription(
+        model=model,
+        architecture=facts.architecture,
+        dtype=facts.dtype,
+        max_model_len=facts.max_model_len,
+        vocab_size=facts.vocab_size,
+        eos_token_ids=facts.eos_token_ids,
+        tokenizer=_named(artifacts.tokenizer),
+        special_tokens_json=artifacts.special_tokens_json,
+        block_size=facts.block_size,
+        kv_capacity_tokens=facts.kv_capacity_tokens,
+        hash_version=HASH_VERSION,
+        max_running=facts.max_running,
+        max_sequences_per_request=facts.max_sequences_per_request,
+        max_top_logprobs=facts.max_top_logprobs,
+        features=FEATURES,
+    )
+    if facts.bos_token_id is not None:
+        description.bos_token_id = facts.bos_token_id
+    if artifacts.chat_template is not None:
+        description.chat_template.CopyFrom(_named(artifacts.chat_template))
+    return description
+
+
+def _named(artifact: TextArtifact) -> pb.Artifact:
+    return pb.Artifact(name=artifact.name, sha256=artifact.sha256, size_bytes=len(artifact.content))
+
+
+async def _write(session: Session, context: Context) -> None:
+    while (message := await session.outbox.get()) is not None:
+        await context.write(message)
+
+
+async def _reserved(context: Context, sentence: str) -> NoReturn:
+    await _abort(context, grpc.StatusCode.UNIMPLEMENTED, sentence)
+
+
+async def _abort(context: Context, code: grpc.StatusCode, details: str) -> NoReturn:
+    await context.abort(code, details)
+    raise AssertionError("abort returned")
+
+
+def new_server() -> aio.Server:
+    """Without port sharing, so that a busy port is an error; with pings, so that a router that vanished is noticed in half a minute."""
+    return aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", 16 << 20),
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.http2.max_ping_strikes", 0),
+        ]
+    )

@@ -1,0 +1,316 @@
+"""Connects routers' calls with the engine: owns sessions, calls and credits, turns each engine step into one frame per router.
+
+Told by the supervisor what the engine says, by the service what routers say; all in one event loop, so nothing here is ever half done.
+Knows neither sockets nor processes.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import grpc
+
+from pagoda_worker.channel import Rejected
+from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused
+from pagoda_worker.front.credits import CreditLedger
+from pagoda_worker.front.metrics import WorkerMetrics
+from pagoda_worker.front.session import Call, Session, finish_message, worker_state
+from pagoda_worker.front.validation import to_request
+from pagoda_worker.request import EngineState, Finish, ModelFacts, Request, SequenceUpdate, StepOutput
+from pagoda_worker.wire import worker_pb2 as pb
+
+MAX_CALLS_PER_SESSION = 4096
+MAX_RESERVED_TOKENS = 1 << 40
+"""Beyond this a reservation is not a mistake in size but nonsense, and its refund would not fit the wire."""
+LOADING = "the engine is loading"
+REFUSALS = {
+    RequestRefused.__name__: pb.Refused.INVALID,
+    ContextTooLong.__name__: pb.Refused.CONTEXT_TOO_LONG,
+    NotImplementedYet.__name__: pb.Refused.UNIMPLEMENTED,
+}
+
+log = logging.getLogger(__name__)
+
+
+class EngineControl(Protocol):
+    """What the switchboard asks of the supervisor."""
+
+    def submit(self, request: Request) -> None: ...
+    def cancel(self, request_id: str, sequence: int | None = None) -> None: ...
+
+
+class Switchboard:
+    """An EngineListener."""
+
+    def __init__(
+        self, model: str, worker_id: str, engine: EngineControl, metrics: WorkerMetrics, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.model = model
+        self.worker_id = worker_id
+        self.facts: ModelFacts | None = None
+        """Of the last engine that loaded; kept while it is restarted."""
+        self.not_ready_reason = LOADING
+        """Empty when new requests are welcome."""
+        self.idle = asyncio.Event()
+        """No call is open."""
+        self.idle.set()
+        self.empty = asyncio.Event()
+        """No session is open."""
+        self.empty.set()
+        self._engine = engine
+        self._metrics = metrics
+        self._clock = clock
+        self._state: EngineState | None = None
+        self._draining = False
+        self._epochs = itertools.count(1)
+        self._sessions: dict[int, Session] = {}
+        self._calls: dict[str, Call] = {}
+        self._ledger: CreditLedger[int] = CreditLedger()
+
+    # ---- routers
+
+    def open(self, router_id: str) -> Session:
+        """A second session of one router replaces the first."""
+        for other in list(self._sessions.values()):
+            if other.router_id == router_id:
+                other.end(grpc.StatusCode.ABORTED, f"a newer session of router {router_id} replaced this one")
+                self.close(other)
+        session = Session(next(self._epochs), router_id)
+        self._sessions[session.epoch] = session
+        self.empty.clear()
+        self._metrics.sessions = len(self._sessions)
+        self._ledger.open(session.epoch)
+        grants = dict(self._ledger.changes())
+        own = [session.grant(self.model, grants.pop(session.epoch))] if session.epoch in grants else []
+        session.welcome(self.worker_id, self._state_message(), own, self.now_us())
+        self._publish(grants)
+        log.info("router %s connected, epoch %d", router_id, session.epoch)
+        return session
+
+    def close(self, session: Session) -> None:
+        """The stream is gone: so are its requests. Closing twice is fine: a replaced session's stream ends later."""
+        if self._sessions.pop(session.epoch, None) is None:
+            return
+        self._metrics.sessions = len(self._sessions)
+        for call in session.calls.values():
+            self._engine.cancel(call.engine_id)
+            del self._calls[call.engine_id]
+            self._metrics.abandoned(len(call.open_sequences))
+        if session.calls:
+            log.info("router %s left %d requests, which are cancelled", session.router_id, len(session.calls))
+        session.calls.clear()
+        self._ledger.close(session.epoch)
+        self._note_idle()
+        self._publish()
+
+    def submit(self, session: Session, submit: pb.Submit) -> None:
+        if submit.request_id in session.calls or submit.reserved_kv_tokens > MAX_RESERVED_TOKENS:
+            session.end(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"Submit {submit.request_id} is already running in this epoch, or reserves more than {MAX_RESERVED_TOKENS} tokens",
+            )
+            return
+        refused = self._refuse_by_state(session, submit)
+        if refused is None:
+            assert self.facts is not None
+            try:
+                request = to_request(submit, f"{session.epoch}:{submit.request_id}", self.facts)
+            except RequestRefused as refusal:
+                refused = _refused(submit.request_id, type(refusal).__name__, str(refusal), refusal.param)
+        if refused is not None:
+            self._ledger.refund(session.epoch, submit.reserved_kv_tokens)
+            self._refuse(session, refused)
+            return
+        call = Call(session, submit.request_id, request, submit.reserved_kv_tokens, self.now_us())
+        session.calls[submit.request_id] = self._calls[request.request_id] = call
+        self.idle.clear()
+        self._ledger.spend(session.epoch, submit.reserved_kv_tokens)
+        self._engine.submit(request)
+
+    def cancel(self, session: Session, cancel: pb.Cancel) -> None:
+        """Unknown ids are calls that have just finished. The engine answers with the finish."""
+        call = session.calls.get(cancel.request_id)
+        if call is None:
+            return
+        sequence = cancel.sequence if cancel.HasField("sequence") else None
+        if cancel.reason == pb.CANCEL_STOP_STRING:
+            call.stopped_by_text |= call.open_sequences if sequence is None else {sequence}
+        if sequence is None or sequence in call.open_sequences:
+            self._engine.cancel(call.engine_id, sequence)
+
+    # ---- the engine
+
+    def engine_ready(self, facts: ModelFacts, state: EngineState) -> None:
+        self.facts, self._state = facts, state
+        self.not_ready_reason = ""
+        self._metrics.engine_ready(facts, state)
+        self._ledger.set_capacity(facts.kv_capacity_tokens)
+        self._publish()
+
+    def engine_stepped(self, output: StepOutput) -> None:
+        """One pass over the step's rows of all routers."""
+        self._state = output.state
+        at_us = output.state.at_mono_us
+        gaps_us: dict[int, int] = {}
+        for update in output.updates:
+            call = self._calls.get(update.request_id)
+            if call is None or update.sequence not in call.open_sequences:
+                continue  # its router has gone; the engine will see the cancel
+            if update.started:
+                self._start(call, update, at_us)
+            if count := len(update.token_ids):
+                call.session.draft.add_row(call.request_id, update)
+                sequence = update.sequence
+                call.completion_tokens[sequence] += count
+                if last_us := call.last_token_us[sequence]:
+                    gap_us = (at_us - last_us) // count
+                    gaps_us[gap_us] = gaps_us.get(gap_us, 0) + count
+                else:
+                    call.first_token_us[sequence] = at_us
+                call.last_token_us[sequence] = at_us
+            if update.finish is not None:
+                self._finish(call, update.sequence, update.finish)
+        self._metrics.stepped(output.state, gaps_us)
+        self._publish(at_us=at_us)
+
+    def engine_idle(self, state: EngineState) -> None:
+        self._state = state
+        self._metrics.stepped(state, {})
+        self._publish()
+
+    def engine_rejected(self, rejected: Rejected) -> None:
+        call = self._calls.get(rejected.request_id)
+        if call is not None:
+            self._forget(call)
+            self._refuse(call.session, _refused(call.request_id, rejected.error, rejected.message, rejected.param))
+
+    def step_failed(self, request_ids: Sequence[str], detail: str) -> None:
+        self._end_calls([self._calls[each] for each in request_ids if each in self._calls], pb.FINISH_ENGINE_ERROR, detail)
+
+    def engine_stalled(self, reason: str) -> None:
+        self.not_ready_reason = reason
+        self._publish()
+
+    def engine_moving(self) -> None:
+        self.not_ready_reason = ""
+        self._publish()
+
+    def engine_down(self, reason: str) -> None:
+        self._state = None
+        self.not_ready_reason = f"{reason}; it is being started again"
+        self._metrics.engine_down()
+        self._ledger.set_capacity(0)
+        self._end_calls(list(self._calls.values()), pb.FINISH_ENGINE_ERROR, f"{reason}; ask again")
+
+    # ---- drain
+
+    def drain(self, reason: str, drain_s: float) -> None:
+        """No new submits from here on; running ones go on."""
+        self._draining = True
+        goodbye = pb.FromWorker(goodbye=pb.Goodbye(reason=reason, drain_us=int(drain_s * 1e6)))
+        for session in self._sessions.values():
+            session.send(goodbye)
+        self._publish()
+
+    def shut_down(self, detail: str) -> None:
+        """What still runs ends with SHUTDOWN, and each stream after what waits to be written."""
+        for call in self._calls.values():
+            self._engine.cancel(call.engine_id)
+        self._end_calls(list(self._calls.values()), pb.FINISH_SHUTDOWN, detail)
+        for session in self._sessions.values():
+            session.end_after_outbox()
+
+    @property
+    def refusal_reason(self) -> str:
+        """Why new requests are not welcome; empty when they are."""
+        return "the worker drains and takes no new requests" if self._draining else self.not_ready_reason
+
+    # ---- inside
+
+    def _refuse_by_state(self, session: Session, submit: pb.Submit) -> pb.Refused | None:
+        def refused(code: "pb.Refused.Code.ValueType", message: str, param: str = "") -> pb.Refused:
+            return pb.Refused(request_id=submit.request_id, code=code, message=message, param=param)
+
+        if submit.model != self.model:
+            return refused(pb.Refused.MODEL_NOT_FOUND, f"this worker serves {self.model!r}, not {submit.model!r}", "model")
+        if self._draining:
+            return refused(pb.Refused.DRAINING, self.refusal_reason)
+        if self.not_ready_reason:
+            return refused(pb.Refused.NOT_READY, self.not_ready_reason)
+        if len(session.calls) >= MAX_CALLS_PER_SESSION:
+            return refused(
+                pb.Refused.OVERLOADED, f"this session has {len(session.calls)} requests open; the limit is {MAX_CALLS_PER_SESSION}"
+            )
+        if not self._ledger.fits(session.epoch, submit.reserved_kv_tokens):
+            return refused(
+                pb.Refused.OVERLOADED,
+                f"{submit.reserved_kv_tokens} more tokens do not fit this session's credits: wait for a grant",
+                "reserved_kv_tokens",
+            )
+        return None
+
+    def _refuse(self, session: Session, refused: pb.Refused) -> None:
+        self._metrics.refused(pb.Refused.Code.Name(refused.code).lower())
+        session.send(pb.FromWorker(refused=refused))
+        self._publish()
+
+    def _start(self, call: Call, update: SequenceUpdate, at_us: int) -> None:
+        if call.started:
+            return  # later sequences of n share the first one's prefill
+        call.started = True
+        call.cached_tokens = update.cached_tokens
+        call.first_scheduled_us = at_us
+        self._metrics.started(call.prompt_tokens, update.queue_us)
+        call.session.draft.started.append(
+            pb.Started(request_id=call.request_id, cached_tokens=update.cached_tokens, queue_us=update.queue_us)
+        )
+
+    def _finish(self, call: Call, sequence: int, finish: Finish) -> None:
+        self._metrics.finished(finish, stopped_by_text=sequence in call.stopped_by_text)
+        call.session.draft.finishes.append(finish_message(call.request_id, sequence, finish))
+        call.open_sequences.discard(sequence)
+        if not call.open_sequences:
+            self._forget(call)
+
+    def _end_calls(self, calls: Sequence[Call], reason: "pb.FinishReason.ValueType", detail: str) -> None:
+        for call in calls:
+            for sequence in sorted(call.open_sequences):
+                call.session.draft.finishes.append(call.finish_unsaid(sequence, reason, detail))
+            self._metrics.ended_unsaid(reason, len(call.open_sequences))
+            self._forget(call)
+        self._publish()
+
+    def _forget(self, call: Call) -> None:
+        """Its last sequence ended: the reservation goes back."""
+        del self._calls[call.engine_id]
+        del call.session.calls[call.request_id]
+        self._ledger.give_back(call.session.epoch, call.reserved_tokens)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self._calls:
+            self.idle.set()
+        if not self._sessions:
+            self.empty.set()
+
+    def _publish(self, totals: dict[int, int] | None = None, at_us: int | None = None) -> None:
+        """One frame for each router that has rows, a changed grant or news of the worker."""
+        totals = dict(self._ledger.changes()) if totals is None else totals
+        state, step = self._state_message(), self._state.step if self._state else 0
+        at_us = self.now_us() if at_us is None else at_us
+        for session in self._sessions.values():
+            total = totals.get(session.epoch)
+            session.send_frame(step, at_us, state, None if total is None else session.grant(self.model, total))
+
+    def _state_message(self) -> pb.WorkerState:
+        return worker_state(self._state, draining=self._draining, not_ready_reason=self.refusal_reason)
+
+    def now_us(self) -> int:
+        return int(self._clock() * 1e6)
+
+
+def _refused(request_id: int, error: str, message: str, param: str) -> pb.Refused:
+    return pb.Refused(request_id=request_id, code=REFUSALS.get(error, pb.Refused.INVALID), message=message, param=param)

@@ -1,0 +1,159 @@
+"""An engine that does what the prompt's last token says, for failures that a real engine does not show on demand.
+
+Run as an engine process (`python scripted_engine.py --fd N`) in place of pagoda_worker.engine_process; same loop, same messages, no torch.
+An ordinary prompt [..., t] yields t+1, t+2, … (modulo the vocabulary), one token per step.
+"""
+
+import os
+import signal
+import time
+
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.engine_process import EngineLike, run_process
+from pagoda_worker.errors import ModelError, RequestRefused
+from pagoda_worker.request import (
+    EngineState,
+    Finish,
+    FinishReason,
+    ModelFacts,
+    Request,
+    SequenceUpdate,
+    StepOutput,
+    Timings,
+    TokenLogprobs,
+    Usage,
+)
+
+VOCAB = 1000
+BLOCK = 16
+CAPACITY = 64 * BLOCK
+RAISES = 900  # the step that runs it raises
+RAISES_ALWAYS = 901  # every step raises while it is there
+DIES = 902  # the process is gone
+HANGS = 903  # the step never returns
+REFUSED = 904  # the engine's own check refuses it
+STEP_S = 0.002
+
+FACTS = ModelFacts(
+    architecture="ScriptedForCausalLM",
+    dtype="fp32",
+    device="cpu",
+    max_model_len=256,
+    vocab_size=VOCAB,
+    eos_token_ids=[1],
+    bos_token_id=None,
+    block_size=BLOCK,
+    kv_capacity_tokens=CAPACITY,
+    max_running=8,
+    max_sequences_per_request=4,
+    max_top_logprobs=5,
+)
+
+
+class ScriptedEngine:
+    """Implements EngineLike; see the module."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        if config.seed == 13:
+            raise ModelError("the scripted engine does not like the seed 13")
+        self.facts = FACTS
+        self._requests: dict[str, Request] = {}
+        self._received: dict[str, int] = {}
+        self._emitted: dict[tuple[str, int], int] = {}
+        self._cancelled: list[tuple[str, int]] = []
+        self._broken: set[str] = set()
+        self._steps = 0
+        self._generated = 0
+        self._prompted = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._emitted or self._cancelled)
+
+    def submit(self, request: Request) -> None:
+        if request.prompt_ids[-1] == REFUSED:
+            raise RequestRefused("the engine does not like this prompt", param="prompt_ids")
+        self._requests[request.request_id] = request
+        self._received[request.request_id] = now_us()
+        for sequence in range(request.n):
+            self._emitted[request.request_id, sequence] = 0
+
+    def cancel(self, request_id: str, sequence: int | None = None) -> None:
+        for key in [key for key in self._emitted if key[0] == request_id and sequence in (None, key[1])]:
+            del self._emitted[key]
+            self._cancelled.append(key)
+
+    def step(self) -> StepOutput:
+        time.sleep(STEP_S)
+        self._steps += 1
+        for request_id, _ in list(self._emitted):
+            self._misbehave(request_id, self._requests[request_id].prompt_ids[-1])
+        updates = [SequenceUpdate(key[0], key[1], [], finish=self._finish(key, FinishReason.CANCELLED, 0)) for key in self._cancelled]
+        self._cancelled.clear()
+        updates += [self._advance(key) for key in list(self._emitted)]
+        return StepOutput(updates, self.idle_state())
+
+    def idle_state(self) -> EngineState:
+        used = sum(-(-(len(self._requests[key[0]].prompt_ids) + emitted) // BLOCK) * BLOCK for key, emitted in self._emitted.items())
+        return EngineState(
+            step=self._steps,
+            at_mono_us=now_us(),
+            num_running=len(self._emitted),
+            num_waiting=0,
+            queued_prefill_tokens=0,
+            kv_capacity_tokens=CAPACITY,
+            kv_free_tokens=CAPACITY - used,
+            preemptions_total=0,
+            prefix_queries_total=0,
+            prefix_hits_total=0,
+            prompt_tokens_total=self._prompted,
+            generation_tokens_total=self._generated,
+            prefill_tokens_per_s=10_000.0,
+            decode_step_ms=2.0,
+        )
+
+    def _misbehave(self, request_id: str, command: int) -> None:
+        if command == RAISES_ALWAYS or (command == RAISES and request_id not in self._broken):
+            self._broken.add(request_id)
+            raise RuntimeError("scripted failure of a step")
+        if command == DIES:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if command == HANGS:
+            while True:
+                time.sleep(1.0)
+
+    def _advance(self, key: tuple[str, int]) -> SequenceUpdate:
+        request = self._requests[key[0]]
+        emitted = self._emitted[key]
+        self._generated += 1
+        if emitted == 0:
+            self._prompted += len(request.prompt_ids)
+        token = (request.prompt_ids[-1] + 1 + emitted) % VOCAB
+        self._emitted[key] = emitted + 1
+        finish = None
+        if emitted + 1 == request.max_tokens:
+            del self._emitted[key]
+            finish = self._finish(key, FinishReason.LENGTH, emitted + 1)
+        logprobs = None
+        if request.top_logprobs is not None:
+            logprobs = [
+                TokenLogprobs(-0.5, [(token, -0.5), *((other, -2.0) for other in range(request.top_logprobs - 1))][: request.top_logprobs])
+            ]
+        return SequenceUpdate(key[0], key[1], [token], logprobs, finish, started=emitted == 0, cached_tokens=0, queue_us=5)
+
+    def _finish(self, key: tuple[str, int], reason: FinishReason, completed: int) -> Finish:
+        received = self._received[key[0]]
+        usage = Usage(len(self._requests[key[0]].prompt_ids), 0, completed)
+        return Finish(reason, usage, Timings(received, received + 5, received + 10, now_us(), 0, completed, []))
+
+
+def now_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
+def build(config: EngineConfig) -> EngineLike:
+    return ScriptedEngine(config)
+
+
+if __name__ == "__main__":
+    run_process(build)
