@@ -3,13 +3,29 @@
 Knows routes, the API key and request ids; what a completion is lives in openai/. `__main__` builds it with `create_app` and serves it.
 """
 
+import hmac
+import logging
+import os
+import time
 from collections.abc import Mapping
 
-from pagoda_router.asgi import ASGIApp
+from pagoda_router.asgi import JSON_TYPE, ASGIApp, ClientGone, Exchange, Headers, Message, Receive, Scope, Send, answer, header, read_body
+from pagoda_router.console.pages import Console
+from pagoda_router.errors import BadRequest, MethodNotAllowed, NotFound, RouterError, Unauthorized
 from pagoda_router.generation import Catalog, Dispatcher
-from pagoda_router.surface import Observer, SilentObserver, SurfaceSettings
+from pagoda_router.openai.answers import Call, Completions
+from pagoda_router.openai.errors import error_body, error_event, error_headers
+from pagoda_router.openai.models import model_body, model_list_body
+from pagoda_router.surface import Endpoint, Observer, RequestOutcome, SilentObserver, SurfaceSettings
+
+log = logging.getLogger(__name__)
 
 NO_ROUTES: Mapping[str, ASGIApp] = {}
+GENERATION_ENDPOINTS: Mapping[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+MODELS = "/v1/models"
+CLIENT_GONE_STATUS = 499
+LONGEST_REQUEST_ID = 128
+LONGEST_TRACEPARENT = 128
 
 
 def create_app(
@@ -25,4 +41,167 @@ def create_app(
 
     Both match the exact path and get the scope unchanged. Everything under /v1 and `GET /` is ours.
     """
-    raise NotImplementedError((dispatcher, catalog, settings, observer or SilentObserver(), open_routes, guarded_routes))
+    return _Surface(dispatcher, catalog, settings, observer or SilentObserver(), open_routes, guarded_routes)
+
+
+class _Surface:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        catalog: Catalog,
+        settings: SurfaceSettings,
+        observer: Observer,
+        open_routes: Mapping[str, ASGIApp],
+        guarded_routes: Mapping[str, ASGIApp],
+    ) -> None:
+        self._catalog = catalog
+        self._settings = settings
+        self._observer = observer
+        self._open_routes = open_routes
+        self._guarded_routes = guarded_routes
+        self._completions = Completions(dispatcher, catalog, settings)
+        self._console = Console()
+        self._bearer = None if settings.api_key is None else b"Bearer " + settings.api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _acknowledge_lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        id_header = (b"x-request-id", _request_id(scope))
+        endpoint = GENERATION_ENDPOINTS.get(scope["path"])
+        try:
+            if endpoint is not None:
+                await self._generation(endpoint, scope, receive, send, id_header)
+            else:
+                await self._other(scope, receive, send, id_header)
+        except ClientGone:
+            pass
+        except RouterError as error:
+            await answer(send, error.status, [*error_headers(error), id_header], error_body(error))
+        except Exception:
+            log.exception("a request failed by our own fault: %s %s", scope["method"], scope["path"])
+            await self._internal_error(send, id_header)
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send, id_header: tuple[bytes, bytes]) -> None:
+        path: str = scope["path"]
+        if (route := self._open_routes.get(path)) is not None:
+            await route(scope, receive, _with_header(send, id_header))
+        elif (route := self._guarded_routes.get(path)) is not None:
+            self._check_key(scope)
+            await route(scope, receive, _with_header(send, id_header))
+        elif path == MODELS or path.startswith(MODELS + "/"):
+            self._check_key(scope)
+            _check_method(scope, "GET")
+            body = model_list_body(self._catalog) if path == MODELS else model_body(self._catalog, path.removeprefix(MODELS + "/"))
+            await answer(send, 200, [JSON_TYPE, id_header], body)
+        elif (page := self._console.page(path)) is not None:
+            _check_method(scope, "GET", "HEAD")
+            await page.answer(scope, send, id_header)
+        else:
+            if path.startswith("/v1/"):
+                self._check_key(scope)
+            raise NotFound(f"there is no {path[:200]}: see /v1/models, /v1/chat/completions and /v1/completions")
+
+    async def _generation(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, id_header: tuple[bytes, bytes]) -> None:
+        started_at = time.monotonic()
+        outcome = RequestOutcome(endpoint=endpoint, request_id=id_header[1].decode())
+        self._observer.request_started(endpoint)
+        try:
+            self._check_key(scope)
+            _check_method(scope, "POST")
+            _check_json_type(scope)
+            body = await read_body(scope, receive, limit_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s)
+            call = Call(body=body, headers=[id_header], traceparent=_traceparent(scope), started_at=started_at, outcome=outcome)
+            async with Exchange(receive, send, stalled_reader_s=self._settings.stalled_reader_s) as exchange:
+                try:
+                    await self._completions.answer(call, exchange)
+                except RouterError as error:
+                    if not exchange.started:
+                        raise
+                    outcome.status, outcome.error_code = error.status, error.code
+                    await exchange.write(error_event(error), last=True)
+                except Exception:
+                    if not exchange.started:
+                        raise
+                    log.exception("a stream failed by our own fault: %s", outcome.request_id)
+                    outcome.status, outcome.error_code = 500, "internal_error"
+                    await exchange.write(error_event(_internal()), last=True)
+        except ClientGone:
+            outcome.status = CLIENT_GONE_STATUS
+            raise
+        except RouterError as error:
+            outcome.status, outcome.error_code = error.status, error.code
+            raise
+        except Exception:
+            outcome.status, outcome.error_code = 500, "internal_error"
+            raise
+        finally:
+            outcome.duration_s = time.monotonic() - started_at
+            self._observer.request_finished(outcome)
+
+    def _check_key(self, scope: Scope) -> None:
+        if self._bearer is None:
+            return
+        given = header(scope, b"authorization")
+        if given is None:
+            raise Unauthorized("an API key is needed: send the header Authorization: Bearer <key>", code="missing_api_key")
+        scheme, _, key = given.partition(b" ")
+        if not hmac.compare_digest(scheme.title() + b" " + key.strip(), self._bearer):
+            raise Unauthorized("the API key is not the right one: check the header Authorization: Bearer <key>")
+
+    async def _internal_error(self, send: Send, id_header: tuple[bytes, bytes]) -> None:
+        error = _internal()
+        try:
+            await answer(send, error.status, [*error_headers(error), id_header], error_body(error))
+        except RuntimeError:
+            log.warning("the failed request had begun its answer: its connection is closed")
+
+
+def _internal() -> RouterError:
+    return RouterError("the router failed on this request: its log has the reason", code="internal_error")
+
+
+def _check_method(scope: Scope, *allowed: str) -> None:
+    if scope["method"] not in allowed:
+        raise MethodNotAllowed(f"{scope['path'][:200]} takes {' or '.join(allowed)}, not {scope['method'][:20]}", allow=", ".join(allowed))
+
+
+def _check_json_type(scope: Scope) -> None:
+    # Also keeps other sites' pages from making a browser call us: a form cannot send this type.
+    content_type = header(scope, b"content-type")
+    if content_type is not None and not content_type.split(b";")[0].strip().lower().endswith(b"json"):
+        raise BadRequest("the request body must be JSON: send the header Content-Type: application/json")
+
+
+def _request_id(scope: Scope) -> bytes:
+    """The client's own x-request-id when it is sane, so that its logs and ours speak of the same thing."""
+    given = header(scope, b"x-request-id")
+    if given is not None and 0 < len(given) <= LONGEST_REQUEST_ID and all(33 <= byte <= 126 for byte in given):
+        return given
+    return b"req-" + os.urandom(12).hex().encode()
+
+
+def _traceparent(scope: Scope) -> str:
+    given = header(scope, b"traceparent")
+    return given.decode("ascii", errors="ignore") if given is not None and len(given) <= LONGEST_TRACEPARENT else ""
+
+
+def _with_header(send: Send, extra: tuple[bytes, bytes]) -> Send:
+    async def send_with_header(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers: Headers = message.get("headers", [])
+            message = {**message, "headers": [*headers, extra]}
+        await send(message)
+
+    return send_with_header
+
+
+async def _acknowledge_lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

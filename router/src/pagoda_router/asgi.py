@@ -102,15 +102,11 @@ class Exchange:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.disarm()
+        self._watcher.cancel()
+        self._timer.cancel()
         # The watcher and the timer only run while this task waits, so their cancellation always surfaces inside the context.
         if self._gone and kind is asyncio.CancelledError and self._task.uncancel() == 0:
             raise ClientGone from None
-
-    def disarm(self) -> None:
-        """Before the answer's last bytes: a finished response looks like a disconnect to the watcher."""
-        self._watcher.cancel()
-        self._timer.cancel()
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
@@ -119,13 +115,11 @@ class Exchange:
     async def write(self, body: bytes, *, last: bool = False) -> None:
         """Waits while the client's socket buffer is full."""
         if last:
-            self.disarm_watcher_only()
+            # A finished response looks like a disconnect to the watcher.
+            self._watcher.cancel()
         self._writing_since = time.monotonic()
         await self._send({"type": "http.response.body", "body": body, "more_body": not last})
         self._writing_since = None
-
-    def disarm_watcher_only(self) -> None:
-        self._watcher.cancel()
 
     async def _watch(self) -> None:
         while True:
@@ -152,7 +146,7 @@ class Exchange:
 def _abort(send: Send) -> None:
     """Drop the connection without flushing.
 
-    NOTE: ASGI has no word for this; returning early makes uvicorn close the transport politely, which waits for the stalled reader for ever.
+    NOTE: ASGI has no word for this; returning early makes uvicorn close the transport politely, waiting for the stalled reader for ever.
     """
     transport = getattr(getattr(send, "__self__", None), "transport", None)
     if transport is not None:

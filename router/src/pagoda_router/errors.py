@@ -67,6 +67,10 @@ class MethodNotAllowed(RouterError):
     type = "invalid_request_error"
     code = "method_not_allowed"
 
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
 
 class RequestTimeout(RouterError):
     status = 408

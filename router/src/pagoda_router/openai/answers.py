@@ -1,0 +1,120 @@
+"""One generation request from parsed body to last byte: prepare, run, and write either a stream or one whole answer.
+
+app.py calls `Completions.answer` inside an Exchange; a RouterError raised here becomes a status or, once the headers have left, an event.
+"""
+
+import time
+from dataclasses import dataclass
+
+from pagoda_router.asgi import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange, Headers
+from pagoda_router.generation import Catalog, Dispatcher
+from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, WholeChoice
+from pagoda_router.openai.prepare import Job, Preparer
+from pagoda_router.openai.run import Progress, run
+from pagoda_router.openai.schemas import ChatRequest, CompletionRequest, parse_request
+from pagoda_router.openai.sequence import Delta
+from pagoda_router.surface import RequestOutcome, SurfaceSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What HTTP brought of one request."""
+
+    body: bytes
+    headers: Headers
+    """Go onto the answer."""
+    traceparent: str
+    started_at: float
+    """time.monotonic() at the request's arrival."""
+    outcome: RequestOutcome
+
+
+class Completions:
+    """Both generation endpoints."""
+
+    def __init__(self, dispatcher: Dispatcher, catalog: Catalog, settings: SurfaceSettings) -> None:
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._preparer = Preparer(catalog, settings)
+
+    async def answer(self, call: Call, exchange: Exchange) -> None:
+        output_format: Format
+        outcome = call.outcome
+        if outcome.endpoint == "chat":
+            job = await self._preparer.chat(parse_request(call.body, ChatRequest), call.traceparent)
+            output_format = ChatFormat(job)
+        else:
+            job = await self._preparer.completion(parse_request(call.body, CompletionRequest), call.traceparent)
+            output_format = CompletionFormat(job)
+        outcome.model = job.served_name
+        outcome.stream = job.stream
+        progress = Progress(job)
+        writer_type = _StreamWriter if job.stream else _WholeWriter
+        writer = writer_type(job, output_format, progress, exchange, call)
+        try:
+            await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight)
+        finally:
+            usage = progress.usage
+            outcome.prompt_tokens = usage.prompt_tokens
+            outcome.cached_tokens = usage.cached_tokens
+            outcome.completion_tokens = usage.completion_tokens
+            outcome.finish_reasons = tuple(choice.finish_reason for choice in progress.choices if choice.finish_reason is not None)
+
+
+class _Writer:
+    """Takes each batch of deltas; knows when the last choice has finished."""
+
+    def __init__(self, job: Job, output_format: Format, progress: Progress, exchange: Exchange, call: Call) -> None:
+        self._job = job
+        self._format = output_format
+        self._progress = progress
+        self._exchange = exchange
+        self._headers = call.headers
+        self._outcome = call.outcome
+        self._started_at = call.started_at
+        self._unfinished = len(progress.choices)
+
+    async def deliver(self, deltas: list[Delta]) -> None:
+        if self._outcome.ttft_s is None:
+            self._outcome.ttft_s = time.monotonic() - self._started_at
+        self._unfinished -= sum(delta.finish_reason is not None for delta in deltas)
+        await self._write(deltas, last=self._unfinished == 0)
+
+    async def _write(self, deltas: list[Delta], *, last: bool) -> None:
+        raise NotImplementedError
+
+
+class _StreamWriter(_Writer):
+    async def _write(self, deltas: list[Delta], *, last: bool) -> None:
+        # Headers wait for the first tokens: a failure before them still has a status of its own.
+        chunks: list[bytes] = []
+        if not self._exchange.started:
+            self._outcome.status = 200
+            await self._exchange.start(200, [*EVENT_STREAM_HEADERS, *self._headers])
+            chunks.append(self._format.opening())
+        usage = self._progress.usage if self._job.continuous_usage else None
+        chunks.extend(self._format.chunk(delta, usage) for delta in deltas)
+        if last:
+            if self._job.include_usage:
+                chunks.append(self._format.usage_chunk(self._progress.usage))
+            chunks.append(DONE)
+        await self._exchange.write(b"".join(chunks), last=last)
+
+
+class _WholeWriter(_Writer):
+    def __init__(self, job: Job, output_format: Format, progress: Progress, exchange: Exchange, call: Call) -> None:
+        super().__init__(job, output_format, progress, exchange, call)
+        self._choices = [WholeChoice() for _ in progress.choices]
+
+    async def _write(self, deltas: list[Delta], *, last: bool) -> None:
+        for delta in deltas:
+            choice = self._choices[delta.index]
+            choice.texts.append(delta.text)
+            choice.entries.extend(delta.entries)
+            choice.finish_reason = delta.finish_reason
+        if last:
+            body = self._format.whole(self._choices, self._progress.usage)
+            self._outcome.status = 200
+            length = (b"content-length", str(len(body)).encode())
+            await self._exchange.start(200, [JSON_TYPE, length, *self._headers])
+            await self._exchange.write(body, last=True)

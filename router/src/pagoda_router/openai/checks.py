@@ -1,0 +1,170 @@
+"""Ranges and combinations of request fields → what a Generation needs. Pure; every refusal names its field, the limit and the way out.
+
+prepare.py calls it with what the model allows.
+"""
+
+from dataclasses import dataclass
+
+from pagoda_router.errors import BadRequest, ContextTooLong
+from pagoda_router.generation import Sampling, TextAssets
+from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionRequest
+from pagoda_router.surface import SurfaceSettings
+
+TINY_TOP_P = 1e-6
+"""OpenAI allows top_p 0; in float32 this keeps exactly the most likely token."""
+SEED_MASK = (1 << 62) - 1
+"""Workers add the sequence number to a seed and keep it in 64 bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRules:
+    """How a sequence's text is made from its tokens; the router's own business."""
+
+    stops: tuple[str, ...]
+    min_tokens: int
+    skip_special_tokens: bool
+    include_stop: bool
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise BadRequest(f"{name} is {value:g}: use a value from {low:g} to {high:g}", param=name)
+
+
+def sampling_of(request: CommonRequest, assets: TextAssets) -> Sampling:
+    def given(name: str, default: float, low: float, high: float) -> float:
+        value = getattr(request, name)
+        if value is None:
+            return default
+        check_range(name, value, low, high)
+        return float(value)
+
+    top_k = request.top_k if request.top_k is not None and request.top_k != -1 else 0
+    check_range("top_k", top_k, 0, 2**31 - 1)
+    if request.seed is not None:
+        check_range("seed", request.seed, -(2**63), 2**64 - 1)
+    return Sampling(
+        temperature=given("temperature", 1.0, 0.0, 2.0),
+        top_p=max(given("top_p", 1.0, 0.0, 1.0), TINY_TOP_P),
+        top_k=top_k,
+        min_p=given("min_p", 0.0, 0.0, 1.0),
+        frequency_penalty=given("frequency_penalty", 0.0, -2.0, 2.0),
+        presence_penalty=given("presence_penalty", 0.0, -2.0, 2.0),
+        repetition_penalty=given("repetition_penalty", 1.0, 0.01, 100.0),
+        seed=None if request.seed is None else request.seed & SEED_MASK,
+        logit_bias=_logit_bias(request, assets),
+    )
+
+
+def _logit_bias(request: CommonRequest, assets: TextAssets) -> dict[int, float]:
+    biases: dict[int, float] = {}
+    for key, bias in (request.logit_bias or {}).items():
+        token_id = int(key) if key.isascii() and key.isdigit() and len(key) < 12 else -1
+        _check_token_id("logit_bias", token_id if token_id >= 0 else key, assets)
+        check_range("logit_bias", bias, -100.0, 100.0)
+        biases[token_id] = bias
+    return biases
+
+
+def _check_token_id(param: str, token_id: int | str, assets: TextAssets) -> None:
+    if isinstance(token_id, str) or not 0 <= token_id < assets.vocab_size:
+        shown = token_id if isinstance(token_id, int) else repr(token_id[:20])
+        raise BadRequest(f"{param}: {shown} is not a token id of this model, which has {assets.vocab_size} tokens", param=param)
+
+
+def check_prompt_ids(ids: list[int], assets: TextAssets) -> None:
+    if ids and not (min(ids) >= 0 and max(ids) < assets.vocab_size):
+        wrong = next(i for i in ids if not 0 <= i < assets.vocab_size)
+        _check_token_id("prompt", wrong, assets)
+
+
+def stop_token_ids_of(request: CommonRequest, assets: TextAssets, settings: SurfaceSettings) -> tuple[int, ...]:
+    ids = request.stop_token_ids or []
+    if len(ids) > 4 * settings.max_stop_strings:
+        raise BadRequest(f"stop_token_ids has {len(ids)} ids: send at most {4 * settings.max_stop_strings}", param="stop_token_ids")
+    for token_id in ids:
+        _check_token_id("stop_token_ids", token_id, assets)
+    return tuple(ids)
+
+
+def text_rules_of(request: CommonRequest, settings: SurfaceSettings) -> TextRules:
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if len(stops) > settings.max_stop_strings:
+        raise BadRequest(f"stop has {len(stops)} strings: send at most {settings.max_stop_strings}", param="stop")
+    for stop in stops:
+        if not stop:
+            raise BadRequest("stop holds an empty string, which would stop at once: leave it out", param="stop")
+        if len(stop) > settings.max_stop_chars:
+            raise BadRequest(f"a stop string has {len(stop)} characters: use at most {settings.max_stop_chars}", param="stop")
+    return TextRules(
+        stops=tuple(dict.fromkeys(stops)),
+        min_tokens=request.min_tokens or 0,
+        skip_special_tokens=request.skip_special_tokens is not False,
+        include_stop=bool(request.include_stop_str_in_output),
+    )
+
+
+def choices_of(request: CommonRequest, prompts: int, assets: TextAssets, settings: SurfaceSettings) -> int:
+    """n, checked; `prompts` is how many prompts the request brings."""
+    n = 1 if request.n is None else request.n
+    check_range("n", n, 1, assets.max_sequences_per_request)
+    if isinstance(request, CompletionRequest) and request.best_of not in (None, n):
+        raise BadRequest(
+            f"best_of is {request.best_of} and n is {n}: choosing among more is not supported, leave best_of out", param="best_of"
+        )
+    if n * prompts > settings.max_choices:
+        raise BadRequest(f"{prompts} prompts with n {n} are {n * prompts} choices: ask for at most {settings.max_choices}", param="n")
+    return n
+
+
+def top_logprobs_of(request: ChatRequest | CompletionRequest, assets: TextAssets) -> int | None:
+    most = assets.max_top_logprobs
+    if isinstance(request, CompletionRequest):
+        if request.logprobs is not None:
+            check_range("logprobs", request.logprobs, 0, most)
+            if request.echo:
+                raise BadRequest(
+                    "echo with logprobs needs logprobs of the prompt, which are not supported yet: leave one out", param="logprobs"
+                )
+        return request.logprobs
+    if request.top_logprobs is not None:
+        if not request.logprobs:
+            raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+        check_range("top_logprobs", request.top_logprobs, 0, most)
+    return (request.top_logprobs or 0) if request.logprobs else None
+
+
+def check_stream_options(request: CommonRequest) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
+
+
+def max_tokens_of(request: CommonRequest, prompt_tokens: int, assets: TextAssets, *, default: int | None) -> tuple[int, bool]:
+    """Output tokens per sequence, and whether the client asked for that limit. default None: what the context leaves."""
+    limit = assets.max_model_len
+    chat_limit = request.max_completion_tokens if isinstance(request, ChatRequest) else None
+    name, asked = ("max_completion_tokens", chat_limit) if chat_limit is not None else ("max_tokens", request.max_tokens)
+    param = "messages" if isinstance(request, ChatRequest) else "prompt"
+    if asked is not None and asked < 1:
+        raise BadRequest(f"{name} is {asked}: ask for at least 1 token", param=name)
+    check_context(prompt_tokens, assets, param=param)
+    if asked is not None and prompt_tokens + asked > limit:
+        raise ContextTooLong(
+            f"the prompt has {prompt_tokens} tokens and {name} is {asked}, {prompt_tokens + asked} together; "
+            f"{request.model} takes {limit} in all: shorten the prompt or lower {name}",
+            param=param,
+        )
+    room = limit - prompt_tokens
+    max_tokens = asked if asked is not None else room if default is None else min(default, room)
+    if request.min_tokens is not None:
+        check_range("min_tokens", request.min_tokens, 0, max_tokens)
+    return max_tokens, asked is not None
+
+
+def check_context(prompt_tokens: int, assets: TextAssets, *, param: str, at_least: bool = False) -> None:
+    if prompt_tokens >= assets.max_model_len:
+        count = f"at least {prompt_tokens}" if at_least else str(prompt_tokens)
+        raise ContextTooLong(
+            f"the prompt has {count} tokens; the model takes {assets.max_model_len} in all, output included: shorten the prompt",
+            param=param,
+        )

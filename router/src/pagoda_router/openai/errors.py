@@ -1,0 +1,41 @@
+"""Our error tree in OpenAI's words: body, headers, event. The one place where a RouterError becomes bytes."""
+
+import math
+
+import msgspec
+
+from pagoda_router.asgi import JSON_TYPE, Headers
+from pagoda_router.errors import MethodNotAllowed, RouterError
+
+LONGEST_RETRY_S = 60.0
+"""Clients treat a longer Retry-After as "never": openai-python stops retrying."""
+
+
+def error_object(error: RouterError) -> dict[str, dict[str, str | None]]:
+    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def error_body(error: RouterError) -> bytes:
+    return msgspec.json.encode(error_object(error))
+
+
+def error_event(error: RouterError) -> bytes:
+    """For a stream whose headers have left; it is the stream's last event."""
+    return b"data: " + error_body(error) + b"\n\n"
+
+
+def error_headers(error: RouterError) -> Headers:
+    headers = [JSON_TYPE]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if error.status in (408, 413):
+        # The rest of the body is still on its way: do not read it.
+        headers.append((b"connection", b"close"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
+    if error.status in (429, 503):
+        headers.append((b"x-should-retry", b"true"))
+        retry_s = 1.0 if error.retry_after_s is None else min(max(error.retry_after_s, 0.0), LONGEST_RETRY_S)
+        headers.append((b"retry-after", str(max(1, math.ceil(retry_s))).encode()))
+        headers.append((b"retry-after-ms", str(math.ceil(retry_s * 1000)).encode()))
+    return headers

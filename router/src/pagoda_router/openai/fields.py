@@ -1,0 +1,108 @@
+"""Fields of a request body that the schemas do not hold.
+
+Three kinds, in this order:
+- harmless: hints and bookkeeping whose absence changes no answer (HARMLESS) are accepted and have no effect;
+- asking for what is not done here (REFUSED): accepted with a value that asks for nothing, else 400 naming the field and the way out;
+- unheard of: 400 when it looks like a misspelling of a known field, since ignoring that would answer another question than was asked;
+  otherwise accepted, as OpenAI-compatible servers do, because clients send fields newer than the server.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from pagoda_router.errors import BadRequest
+
+HARMLESS = frozenset(
+    {
+        *("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+        *("prediction", "verbosity", "parallel_tool_calls", "spaces_between_special_tokens", "request_id", "session_id"),
+        *("include_reasoning", "stream_interval"),
+    }
+)
+
+_TOOLS = "tool calls are not supported yet: leave it out"
+_STRUCTURED = "structured output is not supported yet: leave it out and describe the form in the prompt"
+_TEXT_ONLY = "only text goes in and comes out: leave it out"
+_BEAM = "beam search is not supported: use temperature, top_p and n"
+_IDS = "token ids are not returned: leave it out, or ask for logprobs"
+_TEMPLATE = "the model's own template is used: leave it out"
+
+NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
+"""Values by which a client says that it does not ask."""
+
+REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    # field: (why and what to do, values that ask for nothing)
+    "tools": (_TOOLS, NOTHING),
+    "tool_choice": (_TOOLS, (None, "none", "auto")),
+    "functions": (_TOOLS, NOTHING),
+    "function_call": (_TOOLS, (None, "none", "auto")),
+    "response_format": (_STRUCTURED, (None, {"type": "text"})),
+    "structured_outputs": (_STRUCTURED, NOTHING),
+    "guided_json": (_STRUCTURED, NOTHING),
+    "guided_regex": (_STRUCTURED, NOTHING),
+    "guided_choice": (_STRUCTURED, NOTHING),
+    "guided_grammar": (_STRUCTURED, NOTHING),
+    "audio": (_TEXT_ONLY, NOTHING),
+    "modalities": (_TEXT_ONLY, (None, ["text"])),
+    "web_search_options": ("there is no web search: leave it out", (None,)),
+    "suffix": ("text is only continued, not filled in: leave it out", (None, "")),
+    "best_of": ("it belongs to /v1/completions: use n", (None, 1)),
+    "use_beam_search": (_BEAM, NOTHING),
+    "length_penalty": (_BEAM, (None, 1, 1.0)),
+    "prompt_logprobs": ("logprobs of the prompt are not supported yet: leave it out", (None, False)),
+    "echo": ("it belongs to /v1/completions: leave it out", (None, False)),
+    "allowed_token_ids": ("use logit_bias", NOTHING),
+    "bad_words": ("use logit_bias", NOTHING),
+    "logits_processors": ("use logit_bias", NOTHING),
+    "truncate_prompt_tokens": ("prompts are never cut: shorten it before sending", (None,)),
+    "chat_template": (_TEMPLATE, (None,)),
+    "documents": (_TEMPLATE, NOTHING),
+    "prompt_embeds": (_TEXT_ONLY, NOTHING),
+    "priority": ("the router decides the order: leave it out", (None, 0)),
+    "cache_salt": ("the router keeps the caches of different keys apart by itself: leave it out", (None, "")),
+    "kv_transfer_params": ("the router decides where a prompt is computed: leave it out", NOTHING),
+    "vllm_xargs": ("extra engine arguments are not supported: leave it out", NOTHING),
+    "return_token_ids": (_IDS, NOTHING),
+    "return_tokens_as_token_ids": (_IDS, NOTHING),
+    "logprob_token_ids": (_IDS, NOTHING),
+    "thinking_token_budget": ("use max_tokens", (None,)),
+    "repetition_detection": ("use repetition_penalty", NOTHING),
+}
+
+MISSPELLING_CUTOFF = 0.85
+"""difflib ratio: "temprature" and "max_token" are above it, "top_n" is below."""
+LONGEST_NAME = 64
+
+
+def check_unknown_fields(fields: Mapping[str, msgspec.Raw], known: Iterable[str]) -> None:
+    known = frozenset(known)
+    for name, raw in fields.items():
+        if name in known or name in HARMLESS:
+            continue
+        if name in REFUSED:
+            why, allowed = REFUSED[name]
+            if _value(raw) not in allowed:
+                raise BadRequest(f"{name}: {why}", param=name)
+        elif (meant := _misspelt(name, known)) is not None:
+            raise BadRequest(f"{name} is not a field of this request; did you mean {meant}?", param=name)
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (ValueError, RecursionError):  # not valid UTF-8, or nested beyond reason
+        return object()
+
+
+def _misspelt(name: str, known: frozenset[str]) -> str | None:
+    if len(name) > LONGEST_NAME:
+        return None
+    plain = name.replace("_", "").replace("-", "").lower()
+    for candidate in known:
+        if candidate.replace("_", "") == plain:
+            return candidate
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=MISSPELLING_CUTOFF)
+    return close[0] if close else None

@@ -1,0 +1,131 @@
+"""Running a Job: its generations through the dispatcher, their events into choices, deltas out as they arrive together.
+
+The one loop that streams and whole answers share; it knows neither JSON nor HTTP. answers.py calls `run` with what to do with each batch.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from pagoda_router.errors import DeadlineExceeded, NoWorker, UpstreamFailed
+from pagoda_router.generation import Dispatcher, Ended, EndReason, Event, GenerationStream, Started, Usage
+from pagoda_router.openai.prepare import Job
+from pagoda_router.openai.sequence import Choice, Delta
+
+Deliver = Callable[[list[Delta]], Awaitable[None]]
+
+
+class Progress:
+    """The choices of a job and its bill so far."""
+
+    def __init__(self, job: Job) -> None:
+        self.choices = [
+            Choice(
+                position * job.n + sequence,
+                job.text,
+                generation.prompt_ids,
+                job.rules,
+                wants_logprobs=job.wants_logprobs,
+                echo=job.echoes[position] if job.echoes is not None else "",
+            )
+            for position, generation in enumerate(job.generations)
+            for sequence in range(job.n)
+        ]
+        self._unfinished = [job.n] * len(job.generations)
+        self._cached_tokens = [0] * len(job.generations)
+        self._prompt_tokens = job.prompt_tokens
+        self._n = job.n
+
+    @property
+    def usage(self) -> Usage:
+        """A prompt counts once, however many choices continue it."""
+        return Usage(self._prompt_tokens, sum(self._cached_tokens), sum(choice.completion_tokens for choice in self.choices))
+
+    def is_finished(self, position: int) -> bool:
+        return self._unfinished[position] == 0
+
+    def apply(self, stream: GenerationStream, position: int, events: Sequence[Event]) -> list[Delta]:
+        deltas: list[Delta] = []
+        for event in events:
+            if isinstance(event, Started):
+                self._saw_cached(position, event.sequence, event.cached_tokens)
+                continue
+            choice = self.choices[position * self._n + event.sequence]
+            if choice.finish_reason is not None:
+                continue  # was under way when a stop string was found
+            if isinstance(event, Ended):
+                self._saw_cached(position, event.sequence, event.usage.cached_tokens)
+                _raise_failure(event)
+                delta = choice.end(event)
+            else:
+                delta = choice.feed(event)
+                if choice.stopped_by_string:
+                    stream.stop(event.sequence)
+            if delta.finish_reason is not None:
+                self._unfinished[position] -= 1
+            if delta.text or delta.entries or delta.finish_reason is not None:
+                deltas.append(delta)
+        return deltas
+
+    def _saw_cached(self, position: int, sequence: int, cached_tokens: int) -> None:
+        # The sequences of a prompt share its blocks; what the first found is the prompt's, the others also find the first one's work.
+        if sequence == 0:
+            self._cached_tokens[position] = cached_tokens
+
+
+def _raise_failure(ended: Ended) -> None:
+    if ended.reason in (EndReason.STOP, EndReason.LENGTH):
+        return
+    if ended.reason is EndReason.DEADLINE:
+        raise DeadlineExceeded(ended.detail or "the request's deadline passed: ask for fewer tokens or more time")
+    if ended.reason is EndReason.SHUTDOWN:
+        raise NoWorker(ended.detail or "the worker shut down under this request: send it again")
+    raise UpstreamFailed(ended.detail or "the worker was lost under this request: send it again")
+
+
+async def run(job: Job, dispatcher: Dispatcher, progress: Progress, deliver: Deliver, *, in_flight: int) -> None:
+    """Returns when every choice has finished; raises a RouterError when one cannot. Work still running is cancelled either way."""
+    if len(job.generations) == 1:
+        await _follow(job, 0, dispatcher, progress, deliver)
+    else:
+        await _run_batched(job, dispatcher, progress, deliver, in_flight)
+
+
+async def _follow(job: Job, position: int, dispatcher: Dispatcher, progress: Progress, deliver: Deliver) -> None:
+    async with dispatcher.generate(job.generations[position]) as stream:
+        async for events in stream:
+            deltas = progress.apply(stream, position, events)
+            if deltas:
+                await deliver(deltas)
+            if progress.is_finished(position):
+                return
+    raise UpstreamFailed("the worker's stream ended early: send the request again")
+
+
+async def _run_batched(job: Job, dispatcher: Dispatcher, progress: Progress, deliver: Deliver, in_flight: int) -> None:
+    """One task per prompt, `in_flight` at a time, into one bounded queue: a slow client holds the streams back."""
+    queue: asyncio.Queue[list[Delta] | Exception] = asyncio.Queue(maxsize=in_flight)
+    slots = asyncio.Semaphore(in_flight)
+
+    async def follow(position: int) -> None:
+        try:
+            async with slots:
+                await _follow(job, position, dispatcher, progress, queue.put)
+        except Exception as error:
+            await queue.put(error)
+
+    tasks = [asyncio.create_task(follow(position)) for position in range(len(job.generations))]
+    unfinished = len(progress.choices)
+    try:
+        while unfinished:
+            deltas: list[Delta] = []
+            while not deltas or not queue.empty():
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                deltas.extend(item)
+            unfinished -= sum(delta.finish_reason is not None for delta in deltas)
+            await deliver(deltas)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,206 @@
+"""Text to token ids and back: one loaded tokenizer per file, encoding off the event loop, incremental detokenizers.
+
+Knows nothing of requests or models beyond the tokenizer file. openai/ encodes prompts and streams text with it.
+"""
+
+import asyncio
+import codecs
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from tokenizers import Tokenizer
+
+from pagoda_router.errors import UpstreamFailed
+
+LONG_TEXT_CHARS = 8192
+"""Longer texts are encoded in a thread: about 5 ms of work that neighbours' streams would wait for."""
+WINDOW_SEED_IDS = 6
+"""Prompt tokens a window detokenizer starts from, so that the first word keeps the space before it."""
+LONGEST_CHARACTER_TOKENS = 4
+"""A UTF-8 character is at most four byte tokens: what is unreadable after more is not unfinished but invalid."""
+NORMALIZER_SHRINK = 4
+"""At most so much shorter do normalizers make a text in bytes (composed Hangul is a third; the rest is margin)."""
+
+
+class Detokenizer(Protocol):
+    """Ids in any partition → text in pieces that join to what the whole sequence decodes to. A piece never ends inside a character."""
+
+    def feed(self, token_ids: Sequence[int]) -> str: ...
+
+    def end(self, *, truncated: bool) -> str:
+        """What is still held. truncated: the limit cut an unfinished character, which is dropped; else its bytes show as U+FFFD."""
+        ...
+
+
+class TokenText:
+    """One tokenizer and what is derived from it once."""
+
+    def __init__(self, tokenizer: Tokenizer, *, byte_level: bool) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self._bytes: list[bytes] = [b""] * (max(vocabulary.values(), default=-1) + 1)
+        to_bytes = _byte_level_bytes if byte_level else _fallback_bytes
+        for token, token_id in vocabulary.items():
+            self._bytes[token_id] = to_bytes(token)
+        self._byte_level = byte_level
+        self._longest_token_bytes = max(map(len, self._bytes), default=1) or 1
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if len(text) > LONG_TEXT_CHARS:
+            return await asyncio.to_thread(self._encode, text, add_special_tokens)
+        return self._encode(text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def least_tokens(self, text: str) -> int:
+        """A lower bound of the text's length in tokens that costs nothing: a hopeless prompt need not be encoded."""
+        return len(text) // (self._longest_token_bytes * NORMALIZER_SHRINK)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Of one token alone; for byte tokens possibly a part of a character."""
+        return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
+
+    def detokenizer(self, prompt_ids: Sequence[int], *, skip_special_tokens: bool) -> Detokenizer:
+        skipped = self._special_ids if skip_special_tokens else frozenset[int]()
+        if self._byte_level:
+            return ByteLevelDetokenizer(self._bytes, skipped)
+        return WindowDetokenizer(self._tokenizer, list(prompt_ids[-WINDOW_SEED_IDS:]), skip_special_tokens=skip_special_tokens)
+
+
+class ByteLevelDetokenizer:
+    """For byte-level BPE (GPT-2, Llama 3, Qwen, ours): every token is bytes, so Python's incremental UTF-8 decoder is exact."""
+
+    def __init__(self, token_bytes: Sequence[bytes], skipped_ids: frozenset[int]) -> None:
+        self._token_bytes = token_bytes
+        self._skipped_ids = skipped_ids
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        table, skipped = self._token_bytes, self._skipped_ids
+        known = len(table)
+        return self._utf8.decode(b"".join(table[i] for i in token_ids if i not in skipped and i < known))
+
+    def end(self, *, truncated: bool) -> str:
+        return "" if truncated else self._utf8.decode(b"", final=True)
+
+
+class WindowDetokenizer:
+    """For every other tokenizer (sentencepiece, byte fallback, word pieces): decode a small window twice and take the difference.
+
+    # ids in the window      [ prefix: emitted, kept for context | pending: not emitted yet ]
+    A token's text may depend on its neighbour (the space before a word), so the prefix is decoded along; both move on with each emission.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, seed_ids: list[int], *, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._window = seed_ids
+        self._emitted = len(seed_ids)
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        # One id at a time: only then is an unreadable tail known to be this character's.
+        return "".join(map(self._feed_one, token_ids))
+
+    def _feed_one(self, token_id: int) -> str:
+        self._window.append(token_id)
+        prefix, whole = self._texts()
+        pending = len(self._window) - self._emitted
+        if len(whole) <= len(prefix) or (whole.endswith("\ufffd") and pending < LONGEST_CHARACTER_TOKENS):
+            return ""
+        del self._window[: self._emitted]
+        self._emitted = len(self._window)
+        return whole[len(prefix) :]
+
+    def end(self, *, truncated: bool) -> str:
+        prefix, whole = self._texts()
+        rest = whole[len(prefix) :]
+        return rest.rstrip("\ufffd") if truncated else rest
+
+    def _texts(self) -> tuple[str, str]:
+        decode = self._tokenizer.decode
+        skip = self._skip_special_tokens
+        return decode(self._window[: self._emitted], skip_special_tokens=skip), decode(self._window, skip_special_tokens=skip)
+
+
+class TokenizerCache:
+    """Each tokenizer file is read once; the least recently used leave beyond the bound."""
+
+    def __init__(self, *, max_tokenizers: int = 16) -> None:
+        self._max_tokenizers = max_tokenizers
+        self._loads: OrderedDict[str, asyncio.Future[TokenText]] = OrderedDict()
+
+    async def get(self, file: str) -> TokenText:
+        load = self._loads.get(file)
+        if load is None:
+            load = self._loads[file] = asyncio.ensure_future(asyncio.to_thread(load_tokenizer, file))
+            while len(self._loads) > self._max_tokenizers:
+                self._loads.popitem(last=False)
+        else:
+            self._loads.move_to_end(file)
+        try:
+            # Shielded: the request that came first may be cancelled, those that wait with it must not be.
+            return await asyncio.shield(load)
+        except UpstreamFailed:
+            self._loads.pop(file, None)
+            raise
+
+
+class _DecoderPart(msgspec.Struct):
+    type: str = ""
+    decoders: list[dict[str, Any]] = []
+
+
+class _TokenizerFile(msgspec.Struct):
+    decoder: _DecoderPart | None = None
+
+
+def load_tokenizer(file: str) -> TokenText:
+    try:
+        raw = Path(file).read_bytes()
+        tokenizer = Tokenizer.from_buffer(raw)
+        decoder = msgspec.json.decode(raw, type=_TokenizerFile).decoder
+    except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
+        raise UpstreamFailed(f"the model's tokenizer cannot be read: {error}") from error
+    # A file may carry the truncation and padding of its training.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    kinds = [] if decoder is None else [str(part.get("type")) for part in decoder.decoders] or [decoder.type]
+    return TokenText(tokenizer, byte_level=kinds == ["ByteLevel"])
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's map from the printable characters that stand for bytes."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others: Iterable[int] = (byte for byte in range(256) if byte not in set(printable))
+    alphabet.update({chr(256 + i): byte for i, byte in enumerate(others)})
+    return alphabet
+
+
+_ALPHABET = _byte_level_alphabet()
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    # As the tokenizers library decodes: a token with any character outside the alphabet (an added one) is its own text.
+    try:
+        return bytes([_ALPHABET[character] for character in token])
+    except KeyError:
+        return token.encode()
+
+
+def _fallback_bytes(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return bytes([int(token[3:5], 16)])
+        except ValueError:
+            pass
+    return token.replace("▁", " ").encode()

@@ -1,0 +1,235 @@
+"""A dispatcher and a catalog that do what a test says, and a router listening on a real socket."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pagoda_router.errors import ModelNotFound, RouterError
+from pagoda_router.generation import (
+    CatalogEntry,
+    Ended,
+    EndReason,
+    Event,
+    Generation,
+    ModelName,
+    ServedName,
+    Started,
+    TextAssets,
+    TokenLogprobs,
+    Tokens,
+    Usage,
+    WorkerId,
+)
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SCRIPTED_WORKER = WorkerId("scripted")
+SPECIAL = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+
+def byte_level_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog", "hello world", "größer 🎉 你好"] * 5, trainer)
+    return tokenizer
+
+
+def sentencepiece_tokenizer() -> Tokenizer:
+    """Metaspace words and byte fallback, as Llama 2's."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *"abcdefghijklmnopqrstuvwxyz",
+        "▁h",
+        "he",
+        "ll",
+        "▁w",
+    ]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[("▁", "h"), ("h", "e"), ("l", "l"), ("▁", "w")], unk_token="<unk>", byte_fallback=True)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1, right=0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<s>", "</s>")])
+    return tokenizer
+
+
+@dataclass
+class Script:
+    """What one generation does. `batches` are per sequence: each inner list of ids is one Tokens event; the same for every sequence."""
+
+    batches: Sequence[Sequence[int]] = ()
+    reason: EndReason = EndReason.STOP
+    detail: str = ""
+    refusal: RouterError | None = None
+    cached_tokens: int = 0
+    gate: Callable[[int], AbstractAsyncContextManager[None]] | None = None
+    ends: bool = True
+    queued: asyncio.Event | None = None
+    """When given, admission waits for it."""
+    pause_before: dict[int, asyncio.Event] = field(default_factory=dict)
+    """Batch number → an event waited for before that batch."""
+    stop_token_id: int | None = None
+
+
+@dataclass
+class ScriptedStream:
+    generation: Generation
+    script: Script
+    worker: WorkerId = SCRIPTED_WORKER
+    stopped: list[int] = field(default_factory=list)
+
+    def stop(self, sequence: int) -> None:
+        self.stopped.append(sequence)
+
+    async def __aiter__(self) -> AsyncIterator[list[Event]]:
+        sequences = range(self.generation.n)
+        yield [Started(i, self.script.cached_tokens, 10) for i in sequences]
+        for number, ids in enumerate(self.script.batches):
+            if number in self.script.pause_before:
+                await self.script.pause_before[number].wait()
+            yield [Tokens(i, ids, self._logprobs(ids)) for i in sequences if i not in self.stopped]
+        if len(self.script.batches) in self.script.pause_before:
+            await self.script.pause_before[len(self.script.batches)].wait()
+        produced = sum(map(len, self.script.batches))
+        usage = Usage(len(self.generation.prompt_ids), self.script.cached_tokens, produced)
+        if self.script.ends:
+            yield [
+                Ended(i, self.script.reason, usage, self.script.stop_token_id, self.script.detail)
+                for i in sequences
+                if i not in self.stopped
+            ]
+
+    def _logprobs(self, ids: Sequence[int]) -> list[TokenLogprobs] | None:
+        k = self.generation.top_logprobs
+        if k is None:
+            return None
+        return [TokenLogprobs(-0.5, tuple(((i + j) % 256, -1.0 - j) for j in range(k))) for i in ids]
+
+
+@dataclass
+class ScriptedDispatcher:
+    """Every generation runs `script` (or what `script_of` says for it); `running` are the contexts now open."""
+
+    script: Script = field(default_factory=Script)
+    script_of: Callable[[Generation], Script] | None = None
+    generations: list[Generation] = field(default_factory=list)
+    streams: list[ScriptedStream] = field(default_factory=list)
+    running: int = 0
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @asynccontextmanager
+    async def generate(self, generation: Generation) -> AsyncIterator[ScriptedStream]:
+        script = self.script if self.script_of is None else self.script_of(generation)
+        self.generations.append(generation)
+        self.running += 1
+        self.entered.set()
+        try:
+            if script.queued is not None:
+                await script.queued.wait()
+            if script.refusal is not None:
+                raise script.refusal
+            stream = ScriptedStream(generation, script)
+            self.streams.append(stream)
+            yield stream
+        finally:
+            self.running -= 1
+            self.left.set()
+
+
+@dataclass
+class ScriptedCatalog:
+    assets: TextAssets
+    entries: list[CatalogEntry] = field(
+        default_factory=lambda: [
+            CatalogEntry(
+                served_name=ServedName("tiny"),
+                model=ModelName("tiny-object"),
+                created=1_700_000_000,
+                ready=True,
+                reason="",
+                max_model_len=512,
+            ),
+            CatalogEntry(
+                served_name=ServedName("org/asleep"),
+                model=ModelName("asleep"),
+                created=1_700_000_001,
+                ready=False,
+                reason="no worker yet",
+                max_model_len=None,
+            ),
+        ]
+    )
+
+    def list(self) -> Sequence[CatalogEntry]:
+        return self.entries
+
+    def get(self, served_name: str) -> CatalogEntry:
+        for entry in self.entries:
+            if entry.served_name == served_name:
+                return entry
+        raise ModelNotFound(f"there is no model {served_name!r}; there are: tiny", param="model")
+
+    def text(self, model: ModelName) -> TextAssets:
+        return self.assets
+
+
+def assets_of(tokenizer: Tokenizer, folder: Path, template: str | None = TEMPLATE) -> TextAssets:
+    file = folder / "tokenizer.json"
+    tokenizer.save(str(file))
+    return TextAssets(
+        tokenizer_file=str(file),
+        chat_template=template,
+        special_tokens={"eos_token": "<|end|>"},
+        eos_token_ids=(0,),
+        bos_token_id=None,
+        vocab_size=tokenizer.get_vocab_size(),
+        max_model_len=512,
+        max_sequences_per_request=8,
+        max_top_logprobs=5,
+    )
+
+
+@contextmanager
+def served(app: object) -> Iterator[str]:
+    """The app behind uvicorn on a free loopback port, in a thread with its own loop; yields the base address."""
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, loop="uvloop", http="httptools", lifespan="off", access_log=False, log_config=None, ws="none"
+    )  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
+    started = threading.Event()
+    original = server.startup
+
+    async def startup(sockets: object = None) -> None:
+        await original(sockets)  # type: ignore[arg-type]
+        started.set()
+
+    server.startup = startup  # type: ignore[method-assign,assignment]
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert started.wait(30)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
