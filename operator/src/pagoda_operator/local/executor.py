@@ -1,0 +1,167 @@
+"""The local executor: keeps the planned objects, and makes their Deployments true as processes on this machine.
+
+Owns pods, ports, generated secrets and fleet.json. Knows nothing of specs; supervisor.py drives it through reconcile.py.
+
+    apply(plan) → objects change → settle(): next_steps() → start pods, mark pods ending
+    publish(models) → fleet.json shows the endings → the marked pods are told to end
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pagoda_operator.local import machine as local
+from pagoda_operator.local.fleet import fleet_document, write_json
+from pagoda_operator.local.home import Home
+from pagoda_operator.local.machine import Launch, Machine
+from pagoda_operator.local.pod import NotLaunchable, Pod
+from pagoda_operator.local.ports import PortPool
+from pagoda_operator.local.probe import Prober
+from pagoda_operator.local.rollout import PodFacts, Steps, Wanted, next_steps
+from pagoda_operator.local.secret_files import SecretFiles
+from pagoda_operator.local.sources import SourceMissing, resolve_source
+from pagoda_operator.local.template import PodTemplate, read_deployment
+from pagoda_operator.observed import ObjectRef, Observed, ref_of
+from pagoda_operator.plan import Plan
+
+log = logging.getLogger(__name__)
+
+FLEET_SEEN_S = 0.25
+"""A router reads a changed fleet file within 200 ms; only then is a worker told to end."""
+
+
+class LocalExecutor:
+    def __init__(
+        self, home: Home, machine: Machine, *, python: str, changed: Callable[[], None], tell: Callable[[str, str], None], has_gpu: bool
+    ) -> None:
+        self.machine = machine
+        self.pods: list[Pod] = []
+        self._home = home
+        self._python = python
+        self._changed = changed
+        self._tell = tell
+        self._has_gpu = has_gpu
+        self._objects: dict[ObjectRef, Mapping[str, Any]] = {}
+        self._templates: dict[str, PodTemplate] = {}
+        self._ports = PortPool()
+        self._secrets = SecretFiles(home.secrets)
+        self._prober = Prober()
+        self._endings: set[asyncio.Task[None]] = set()
+
+    async def observe(self) -> Observed:
+        return Observed(
+            objects=dict(self._objects),
+            pods=[pod.view() for pod in self.pods],
+            endpoint=self.machine.choices.endpoint if self._templates else None,
+            now=datetime.now(UTC),
+        )
+
+    async def apply(self, wanted: Plan) -> None:
+        for document in wanted.apply:
+            ref = ref_of(document)
+            if ref.kind == "Deployment":
+                self._templates[ref.name] = read_deployment(document)
+            self._objects[ref] = document
+        for ref in wanted.delete:
+            self._objects.pop(ref, None)
+            if ref.kind == "Deployment":
+                self._templates.pop(ref.name, None)
+        self.settle()
+
+    def settle(self) -> None:
+        """Takes every step towards the wanted pods that is possible now; called again after each change of a pod."""
+        self.pods = [pod for pod in self.pods if not pod.gone]
+        steps = self._next_steps()
+        for name in steps.end:
+            self._pod(name).mark_ending()
+        for deployment in steps.start:
+            self._start(self._templates[deployment])
+
+    def publish(self, models: Sequence[Mapping[str, Any]]) -> None:
+        """Writes fleet.json, then lets the pods that it shows as ending know."""
+        workers = [pod for pod in self.pods if pod.template.component == "worker"]
+        write_json(self._home.fleet_file, fleet_document(models, workers))
+        for pod in self.pods:
+            if pod.ending and not pod.told_to_end:
+                pod.told_to_end = True
+                self._later(FLEET_SEEN_S if pod.now.served else 0, pod.end)
+
+    async def shut_down(self) -> None:
+        """Routers first, while their streams still have workers; then everything else."""
+        for component in ("router", ""):
+            ending = [pod for pod in self.pods if not pod.gone and pod.template.component.startswith(component)]
+            for pod in ending:
+                pod.end()
+            await asyncio.gather(*(pod.join() for pod in ending))
+        for task in self._endings:
+            task.cancel()
+        await self._prober.close()
+
+    def use(self, choices: local.Choices) -> None:
+        """Another port, host, device or API key: whoever it concerns is replaced in the next round."""
+        self.machine = replace(self.machine, choices=choices)
+        self._secrets.forget()
+
+    def _next_steps(self) -> Steps:
+        wanted = {
+            name: Wanted(template.replicas, self._identity(template), recreate=self._recreates(template))
+            for name, template in self._templates.items()
+        }
+        facts = [PodFacts(pod.name, pod.template.deployment, pod.identity, pod.now.ready, pod.ending) for pod in self.pods]
+        return next_steps(wanted, facts)
+
+    def _recreates(self, template: PodTemplate) -> bool:
+        # one public port, one GPU: the new process cannot start beside the old one
+        uses_gpu = self._has_gpu and self.machine.choices.device != "cpu"
+        return template.recreate or template.component == "router" or uses_gpu
+
+    def _identity(self, template: PodTemplate) -> str:
+        return local.identity(template, self.machine, self._secrets.reveal)
+
+    def _start(self, template: PodTemplate) -> None:
+        pod = Pod(
+            self._free_name(template),
+            template,
+            self._identity(template),
+            cwd=self._home.path,
+            log_file=self._home.logs / f"{self._free_name(template)}.log",
+            prober=self._prober,
+            prepare=self._prepare,
+            changed=self._changed,
+            tell=self._tell,
+        )
+        self.pods.append(pod)
+        pod.start()
+
+    def _free_name(self, template: PodTemplate) -> str:
+        taken = {pod.name for pod in self.pods}
+        return next(name for n in range(len(taken) + 1) if (name := f"{template.deployment}-{n}") not in taken)
+
+    def _prepare(self, template: PodTemplate, pod_name: str) -> Launch:
+        """Chooses ports anew for each life of a process: one that lost a race for its port gets another the next time."""
+        choices = self.machine.choices
+        ports = {port: self._ports.free() for port in template.ports.values()} | local.fixed_ports(template, choices)
+        env = local.process_environment(template, self.machine, pod_name=pod_name, ports=ports, secret=self._secrets.reveal)
+        if source := env.get("PAGODA_MODEL_SOURCE"):
+            try:
+                env["PAGODA_MODEL_SOURCE"] = resolve_source(source, self.machine.inherited)
+            except SourceMissing as error:
+                raise NotLaunchable("ModelNotFound", str(error)) from None
+        argv = tuple(self._python if word in ("python", "python3") else word for word in template.argv)
+        host = choices.client_host if template.component == "router" else "127.0.0.1"
+        return Launch(argv=argv, env={**self.machine.inherited, **env}, host=host, ports=ports)
+
+    def _pod(self, name: str) -> Pod:
+        return next(pod for pod in self.pods if pod.name == name)
+
+    def _later(self, delay_s: float, call: Callable[[], None]) -> None:
+        async def wait() -> None:
+            await asyncio.sleep(delay_s)
+            call()
+
+        task = asyncio.create_task(wait())
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)

@@ -1,0 +1,49 @@
+"""fleet.json: what the router knows of models and workers, in the shape of EndpointSlices. Pure, but for the one write by rename."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pagoda_operator.local.pod import Pod
+from pagoda_operator.observed import LABEL_MODEL, LABEL_TEMPLATE, LABEL_VARIANT
+
+VERSION = 1
+
+
+def fleet_document(models: Sequence[Mapping[str, Any]], workers: Sequence[Pod]) -> dict[str, Any]:
+    slices = [_slice(pod) for pod in workers if pod.now.launch is not None and pod.now.pid is not None]
+    return {"version": VERSION, "models": list(models), "endpointSlices": slices}
+
+
+def _slice(pod: Pod) -> dict[str, Any]:
+    """One per process: each has ports of its own."""
+    launch = pod.now.launch
+    assert launch is not None
+    labels = pod.template.labels
+    return {
+        "metadata": {
+            "name": pod.name,
+            "labels": {label: labels[label] for label in (LABEL_MODEL, LABEL_VARIANT, LABEL_TEMPLATE) if label in labels},
+        },
+        "addressType": "IPv6" if ":" in launch.host else "IPv4",
+        "ports": [{"name": name, "port": launch.ports[port]} for name, port in pod.template.ports.items()],
+        "endpoints": [
+            {
+                "addresses": [launch.host],
+                "conditions": {"ready": pod.now.ready and not pod.ending, "serving": pod.now.served, "terminating": pod.ending},
+                "targetRef": {"kind": "Pod", "name": pod.name},
+            }
+        ],
+    }
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Whole or not at all: readers see the old file or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        json.dump(document, stream, indent=1)
+        stream.write("\n")
+    partial.replace(path)

@@ -1,0 +1,116 @@
+"""Starts and stops the supervisor from outside. Called by the command line; leaves no child behind.
+
+ensure   a supervisor of this code answers: started, or restarted when an older one ran
+stop     asked to end, then everything of this folder that is left is found by run id and ended
+"""
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from pagoda_operator.local.client import call
+from pagoda_operator.local.errors import LocalError, NotRunning, Refused
+from pagoda_operator.local.home import Home
+from pagoda_operator.local.orphans import Ended, end_processes
+from pagoda_operator.local.processes import SPAWN, last_lines, rotate
+from pagoda_operator.local.version import code_version
+
+START_S = 30.0
+STOP_S = 45.0
+"""Longer than the 30 s for which routers and workers finish their streams."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    pid: int
+    endpoint: str
+    choices: Mapping[str, Any]
+
+
+def running(home: Home) -> Supervised | None:
+    try:
+        return _supervised(call(home, "hello"))
+    except NotRunning:
+        return None
+
+
+def ensure(home: Home, environment: Mapping[str, str], say: Callable[[str], None]) -> Supervised:
+    try:
+        hello = call(home, "hello")
+    except NotRunning:
+        return _start(home, environment, say)
+    if hello["version"] == code_version():
+        return _supervised(hello)
+    say(f"The supervisor runs other code ({hello['version']}, this is {code_version()}): restarting it.")
+    _shut_down(home, forget=False)
+    return _start(home, environment, say)
+
+
+def stop(home: Home, *, forget: bool = True) -> Ended:
+    """Works whether or not the supervisor lives. With forget the objects are gone too; logs, cache and secrets stay."""
+    asked = _shut_down(home, forget=forget)
+    left = end_processes(home, grace_s=STOP_S)
+    for path in (home.socket, home.supervisor_file, home.fleet_file, *([home.state_file] if forget else [])):
+        path.unlink(missing_ok=True)
+    return Ended(left.terminated + asked, left.killed, left.left)
+
+
+def _shut_down(home: Home, *, forget: bool) -> int:
+    """1 when a supervisor was asked and ended in time, with all its children."""
+    try:
+        pid = call(home, "shutdown", forget=forget)["pid"]
+        psutil.Process(pid).wait(timeout=STOP_S)
+    except (NotRunning, psutil.TimeoutExpired):
+        return 0
+    except Refused:
+        return 0  # it does not answer: end_processes() ends it
+    except psutil.NoSuchProcess:
+        pass
+    return 1
+
+
+def _start(home: Home, environment: Mapping[str, str], say: Callable[[str], None]) -> Supervised:
+    earlier = end_processes(home, grace_s=STOP_S)
+    if earlier.terminated or earlier.killed:
+        say(f"Ended {earlier.terminated + earlier.killed} processes that an earlier run had left behind.")
+    home.create()
+    rotate(home.supervisor_log)
+    answer = _spawn(home, {**environment, "PAGODA_HOME": str(home.path), "PAGODA_RUN_ID": home.new_run_id()})
+    if answer not in ("ready", "taken"):
+        cause = answer.removeprefix("error: ") or next(iter(last_lines(home.supervisor_log, 1)), "it logged nothing")
+        raise LocalError(f"the supervisor did not start: {cause}")
+    return _supervised(call(home, "hello"))
+
+
+def _spawn(home: Home, environment: Mapping[str, str]) -> str:
+    """What the new supervisor said: ready, taken, error: …; empty when it died wordless."""
+    reading, writing = os.pipe()
+    supervisor = [sys.executable, "-m", "pagoda_operator.local", "--ready-fd", str(writing)]
+    command = [sys.executable, "-I", "-S", SPAWN, "--detach", "--", *supervisor]
+    with home.supervisor_log.open("ab") as log, os.fdopen(reading, "rb") as answers:
+        try:
+            subprocess.run(
+                command,
+                env=dict(environment),
+                cwd=home.path,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[writing],
+                check=True,
+            )
+        finally:
+            os.close(writing)
+        if not select.select([answers], [], [], START_S)[0]:
+            return f"error: it said nothing for {START_S:g} s; see {home.supervisor_log}"
+        return answers.read().decode()
+
+
+def _supervised(hello: Mapping[str, Any]) -> Supervised:
+    return Supervised(hello["pid"], hello["endpoint"], hello["choices"])

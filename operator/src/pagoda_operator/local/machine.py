@@ -1,0 +1,102 @@
+"""What this machine adds to a pod template: ports, hosts, paths, secrets, the device. Pure apart from reading no clock and no file.
+
+Called by executor.py. Containers take all of these from PAGODA_* variables only, which is why rewriting variables is enough.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pagoda_operator.local.template import PodTemplate, SecretKey
+
+INHERITED = ("PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV")
+INHERITED_PREFIXES = ("LC_", "XDG_", "HF_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KMP_", "GOMP_", "TORCH", "PYTORCH_", "TRITON_")
+"""Of the environment in which the supervisor was started; nothing else reaches a child, so that a stray variable changes nothing."""
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What `pagoda up` says about this machine, kept with the objects."""
+
+    host: str = "127.0.0.1"
+    """Where the router listens. Beyond loopback needs an API key."""
+    port: int = 8000
+    device: str = "auto"
+    """auto | cpu | cuda. auto: the GPU when there is one."""
+
+    @property
+    def client_host(self) -> str:
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "localhost") else self.host  # noqa: S104
+
+    @property
+    def endpoint(self) -> str:
+        host = f"[{self.client_host}]" if ":" in self.client_host else self.client_host
+        return f"http://{host}:{self.port}/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    choices: Choices
+    home: str
+    fleet_file: str
+    cache_dir: str
+    run_id: str
+    log_level: str | None
+    inherited: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """All that starting one process takes."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    host: str
+    """Where its probes are asked."""
+    ports: Mapping[int, int]
+    """The template's port → the one the process listens on."""
+
+
+def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)}
+
+
+def fixed_ports(template: PodTemplate, choices: Choices) -> dict[int, int]:
+    """Ports that clients know; all others are any free ones."""
+    return {template.ports["http"]: choices.port} if template.component == "router" and "http" in template.ports else {}
+
+
+def process_environment(
+    template: PodTemplate, machine: Machine, *, pod_name: str, ports: Mapping[int, int], secret: Callable[[SecretKey], str | None]
+) -> dict[str, str]:
+    """The PAGODA_* variables of one process: the template's, with this machine's in their place."""
+    env = dict(template.env)
+    for name, value in template.env.items():
+        if name.startswith("PAGODA_") and name.endswith("_PORT"):
+            env[name] = str(ports[int(value)])
+    for name, key in template.secret_env.items():
+        if (revealed := secret(key)) is not None:
+            env[name] = revealed
+    for name in template.pod_name_env:
+        env[name] = pod_name
+    env["PAGODA_BIND_HOST"] = bind_host(template, machine.choices)
+    if template.component == "router":
+        env |= {"PAGODA_FLEET_FILE": machine.fleet_file, "PAGODA_CACHE_DIR": machine.cache_dir}
+    else:
+        env |= {"PAGODA_DEVICE": machine.choices.device}
+    if machine.log_level:
+        env["PAGODA_LOG_LEVEL"] = machine.log_level
+    return env | {"PAGODA_POD_NAME": pod_name, "PAGODA_HOME": machine.home, "PAGODA_RUN_ID": machine.run_id}
+
+
+def bind_host(template: PodTemplate, choices: Choices) -> str:
+    return choices.host if template.component == "router" else "127.0.0.1"
+
+
+def identity(template: PodTemplate, machine: Machine, secret: Callable[[SecretKey], str | None]) -> str:
+    """Changes exactly when a running process must be replaced: with the template, this machine's choices, or a secret's value."""
+    ports = {port: port for port in template.ports.values()} | fixed_ports(template, machine.choices)
+    env = process_environment(template, machine, pod_name="", ports=ports, secret=secret)
+    return hashlib.sha256(json.dumps([template.hash, template.argv, sorted(env.items())]).encode()).hexdigest()[:12]

@@ -1,0 +1,240 @@
+"""One pod as one local process: started, asked how it is, restarted when it ends or hangs, ended gracefully.
+
+Owns the process and what is known of it. Does not know why it exists or what replaces it: executor.py decides that.
+
+    pending → starting → ready ⇄ not ready → ended → waiting (backoff) → starting …
+                                        end() from anywhere → SIGTERM → grace → SIGKILL → gone
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pagoda_operator.local.backoff import Backoff
+from pagoda_operator.local.machine import Launch
+from pagoda_operator.local.probe import Answer, Prober
+from pagoda_operator.local.processes import LARGEST_LOG_BYTES, ChildProcess, describe_exit, last_lines, rotate
+from pagoda_operator.local.template import PodTemplate, Probe
+from pagoda_operator.observed import PodView
+
+log = logging.getLogger(__name__)
+
+ASK_UNTIL_READY_S = 0.1
+ASK_WHEN_READY_S = 0.5
+HUNG_GRACE_S = 5.0
+
+
+class NotLaunchable(Exception):
+    """Nothing to start yet: a model folder is missing. Tried again with backoff, as the folder may appear."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass
+class Condition:
+    """What is known of the pod now."""
+
+    phase: str = "Pending"
+    reason: str = ""
+    message: str = ""
+    ready: bool = False
+    served: bool = False
+    """It was ready once in this life: routers keep their sessions to it even while it recovers."""
+    progress: float | None = None
+    restarts: int = 0
+    pid: int | None = None
+    launch: Launch | None = None
+    started_at: datetime | None = None
+    last_exit: int | None = None
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+class Pod:
+    def __init__(
+        self,
+        name: str,
+        template: PodTemplate,
+        identity: str,
+        *,
+        cwd: Path,
+        log_file: Path,
+        prober: Prober,
+        prepare: Callable[[PodTemplate, str], Launch],
+        changed: Callable[[], None],
+        tell: Callable[[str, str], None],
+    ) -> None:
+        self.name = name
+        self.template = template
+        self.identity = identity
+        self.log_file = log_file
+        self.now = Condition()
+        self.ending = False
+        self.told_to_end = False
+        self.gone = False
+        self._cwd = cwd
+        self._prober = prober
+        self._prepare = prepare
+        self._changed = changed
+        self._tell = tell
+        self._stop = asyncio.Event()
+        self._unwell = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        rotate(self.log_file)
+        self._task = asyncio.create_task(self._live(), name=f"pod {self.name}")
+
+    def mark_ending(self) -> None:
+        """No new requests from now on; the process is told by end()."""
+        self.ending = True
+        self._changed()
+
+    def end(self) -> None:
+        self.ending = self.told_to_end = True
+        self._stop.set()
+
+    async def join(self) -> None:
+        if self._task is not None:
+            await self._task
+
+    def view(self) -> PodView:
+        now = self.now
+        return PodView(
+            name=self.name,
+            labels=self.template.labels,
+            namespace=self.template.namespace,
+            ready=now.ready and not self.ending,
+            terminating=self.ending,
+            phase=now.phase,
+            reason=now.reason,
+            message=now.message,
+            restarts=now.restarts,
+            progress=now.progress,
+            started_at=now.started_at,
+        )
+
+    async def _live(self) -> None:
+        try:
+            while not self._stop.is_set():
+                began = time.monotonic()
+                await self._run_once()
+                if self._stop.is_set():
+                    break
+                self._set(backoff=self.now.backoff.after_run(time.monotonic() - began))
+                await self._wait_to_restart()
+        except Exception:
+            log.exception("pod %s: the loop that keeps it alive failed", self.name)
+            self._set(phase="Failed", reason="Error", message="the supervisor failed to run this pod: see its log", ready=False)
+        finally:
+            self.gone = True
+            self._changed()
+
+    async def _run_once(self) -> None:
+        """One life of the process, from its start to its end."""
+        try:
+            launch = self._prepare(self.template, self.name)
+        except NotLaunchable as error:
+            self._set(phase="Pending", reason=error.reason, message=str(error))
+            return
+        rotate(self.log_file, keep_up_to_bytes=LARGEST_LOG_BYTES)
+        child = await ChildProcess.start(launch.argv, launch.env, cwd=self._cwd, log=self.log_file)
+        self._unwell.clear()
+        self._set(phase="Running", reason="", message="", progress=None, served=False)
+        self._set(pid=child.pid, launch=launch, started_at=datetime.now(UTC))
+        self._tell(self.name, f"started, pid {child.pid}")
+        exited = asyncio.create_task(child.wait())
+        stops = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self._unwell.wait())]
+        watching = asyncio.create_task(self._watch(launch))
+        try:
+            await asyncio.wait([exited, *stops], return_when=asyncio.FIRST_COMPLETED)
+            if not exited.done():
+                await self._terminate(child, exited)
+        finally:
+            for task in (watching, *stops):
+                task.cancel()
+            await asyncio.gather(watching, *stops, return_exceptions=True)
+        self._note_exit(await exited)
+
+    async def _terminate(self, child: ChildProcess, exited: "asyncio.Task[int]") -> None:
+        child.terminate()
+        # one that hangs has nothing to drain
+        grace_s = min(self.template.grace_s, HUNG_GRACE_S) if self._unwell.is_set() else self.template.grace_s
+        await asyncio.wait([exited], timeout=grace_s)
+        if not exited.done():
+            self._tell(self.name, f"still running {grace_s:g} s after SIGTERM: killed")
+            child.kill()
+
+    def _note_exit(self, status: int) -> None:
+        how = describe_exit(status)
+        if self._stop.is_set():
+            self._set(ready=False, phase="Succeeded" if status == 0 else "Failed", pid=None, last_exit=status)
+            self._tell(self.name, f"ended with {how}")
+            return
+        lines = last_lines(self.log_file, 1)
+        message = self.now.message if self._unwell.is_set() else (lines[0] if lines else f"it ended with {how} and logged nothing")
+        self._set(ready=False, phase="Failed", reason="Error", message=message, pid=None, progress=None, last_exit=status)
+        self._tell(self.name, f"ended with {how}: {message}")
+
+    async def _wait_to_restart(self) -> None:
+        backoff = self.now.backoff
+        if backoff.loops and self.now.last_exit is not None:
+            self._set(reason="CrashLoopBackOff")
+        try:
+            await asyncio.wait_for(self._stop.wait(), backoff.delay_s)
+        except TimeoutError:
+            self._set(restarts=self.now.restarts + 1)
+            self._tell(self.name, f"restart {self.now.restarts}, after {backoff.delay_s:g} s")
+
+    async def _watch(self, launch: Launch) -> None:
+        """Keeps `ready` true to the process's own word, and calls it unwell when it does not start or does not move."""
+        startup, liveness = self.template.startup, self.template.liveness
+        started, good_since = False, time.monotonic()
+        while True:
+            answer = await self._ask(launch, self.template.readiness)
+            self._hear(answer)
+            if answer.ok and not started:
+                started, good_since = True, time.monotonic()
+            probe = liveness if started else startup
+            if probe is not None:
+                health = answer if probe == self.template.readiness else await self._ask(launch, probe)
+                now = time.monotonic()
+                good_since = now if health.ok else good_since
+                if now - good_since > probe.patience_s:
+                    self._give_up(health, now - good_since, started=started)
+                    return
+            await asyncio.sleep(ASK_WHEN_READY_S if answer.ok else ASK_UNTIL_READY_S)
+
+    def _give_up(self, health: Answer, lasted_s: float, *, started: bool) -> None:
+        what = "unhealthy" if started else "not started"
+        self._set(ready=False, message=f"{what} for {lasted_s:.0f} s, restarted: {health.message}")
+        self._unwell.set()
+
+    def _ask(self, launch: Launch, probe: Probe | None) -> Awaitable[Answer]:
+        if probe is None:
+            return _yes()
+        return self._prober.ask(launch.host, launch.ports[probe.port], probe.path)
+
+    def _hear(self, answer: Answer) -> None:
+        if answer.ok and not self.now.ready:
+            self._tell(self.name, "ready")
+        elif not answer.ok and self.now.ready:
+            self._tell(self.name, f"no longer ready: {answer.message}")
+        served = self.now.served or answer.ok
+        self._set(ready=answer.ok, served=served, reason=answer.reason, message=answer.message, progress=answer.progress)
+
+    def _set(self, **changes: object) -> None:
+        before = {name: getattr(self.now, name) for name in changes}
+        for name, value in changes.items():
+            setattr(self.now, name, value)
+        if before != changes:
+            self._changed()
+
+
+async def _yes() -> Answer:
+    return Answer(True)

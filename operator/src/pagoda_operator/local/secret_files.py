@@ -1,0 +1,43 @@
+"""Secrets of the local stack: one file of mode 0600 each, made at first use. The cluster's Secret objects. Called by executor.py."""
+
+import os
+import secrets
+from pathlib import Path
+
+from pagoda_operator.local.template import SecretKey
+from pagoda_operator.pods import API_KEY_SECRET
+
+
+class SecretFiles:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[Path, str] = {}
+
+    def reveal(self, key: SecretKey) -> str | None:
+        """The value. A missing optional one is None, a missing required one is generated."""
+        path = self._folder / f"{key.secret}.{key.key}"
+        if path not in self._known:
+            if path.exists():
+                self._known[path] = path.read_text()
+            elif key.optional:
+                return None
+            else:
+                self._known[path] = secrets.token_urlsafe(32)
+                write_secret(path, self._known[path])
+        return self._known[path]
+
+    def forget(self) -> None:
+        """Files are read again: somebody changed one."""
+        self._known.clear()
+
+
+def api_key_file(folder: Path) -> Path:
+    return folder / ".".join(API_KEY_SECRET)
+
+
+def write_secret(path: Path, value: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(value)
+    partial.replace(path)

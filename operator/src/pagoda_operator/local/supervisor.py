@@ -1,0 +1,195 @@
+"""The local supervisor: one per state folder. Keeps objects, runs the reconcile loop, answers the command line.
+
+Owns the store, the executor and the journal. Does not know the socket (server.py) nor how it is started (__main__.py, launch.py).
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pagoda_operator.errors import InvalidManifest
+from pagoda_operator.local.errors import BadSettings, Refused
+from pagoda_operator.local.executor import LocalExecutor
+from pagoda_operator.local.home import Home
+from pagoda_operator.local.journal import Journal
+from pagoda_operator.local.machine import DEVICES, Choices, Machine, inherited_environment
+from pagoda_operator.local.pod import Pod
+from pagoda_operator.local.secret_files import api_key_file, write_secret
+from pagoda_operator.local.store import ObjectStore
+from pagoda_operator.local.version import code_version, distribution_version
+from pagoda_operator.manifests import Settings
+from pagoda_operator.observed import LABEL_MODEL
+from pagoda_operator.reconcile import reconcile
+from pagoda_operator.spec import parse
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+"""A round at least this often; every change makes one at once."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Supervisor:
+    def __init__(self, home: Home, run_id: str, environment: Mapping[str, str], *, python: str, has_gpu: bool) -> None:
+        self.home = home
+        self.run_id = run_id
+        self.stopped = asyncio.Event()
+        """Asked to stop: no further round begins."""
+        self.store = ObjectStore(home.state_file)
+        self.store.load()
+        self.journal = Journal()
+        self._settings = Settings(version=distribution_version())
+        self._wake = asyncio.Event()
+        self._wake.set()
+        machine = Machine(
+            choices=self.store.choices,
+            home=str(home.path),
+            fleet_file=str(home.fleet_file),
+            cache_dir=str(home.cache),
+            run_id=run_id,
+            log_level=environment.get("PAGODA_LOG_LEVEL"),
+            inherited=inherited_environment(environment),
+        )
+        self.executor = LocalExecutor(home, machine, python=python, changed=self._wake.set, tell=self.journal.tell, has_gpu=has_gpu)
+
+    async def run(self) -> None:
+        """Until stop(); then everything is ended in order."""
+        stopping = asyncio.create_task(self.stopped.wait())
+        while not stopping.done():
+            waking = asyncio.create_task(self._wake.wait())
+            await asyncio.wait([stopping, waking], timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
+            waking.cancel()
+            self._wake.clear()
+            if not stopping.done():
+                await self._guarded_round()
+        await self.executor.shut_down()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    async def _guarded_round(self) -> None:
+        try:
+            await self.round()
+        except Exception:
+            # the outermost line of the loop: a fault in one round must not end the models that run; the next tick tries again
+            log.exception("a round failed")
+
+    async def round(self) -> None:
+        self.executor.settle()
+        done = await reconcile(list(self.store.objects.values()), self.executor, self._settings)
+        for reason in done.plan.reasons:
+            self.journal.tell("plan", reason)
+        changed = False
+        for document in done.documents:
+            name = document["metadata"]["name"]
+            # an object deleted or replaced while this round ran keeps its newer state
+            if name in self.store.objects and self.store.objects[name]["metadata"] == document["metadata"]:
+                changed |= self.store.objects[name].get("status") != document["status"]
+                self.store.objects[name]["status"] = document["status"]
+        if changed:
+            self.store.save()
+        self.executor.publish(list(self.store.objects.values()))
+
+    # ------------------------------------------------------------ what the command line asks for
+
+    def hello(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "version": code_version(),
+            "runId": self.run_id,
+            "endpoint": self.store.choices.endpoint,
+            "choices": asdict(self.store.choices),
+        }
+
+    def apply(self, objects: list[dict[str, Any]], choices: Mapping[str, Any] | None, api_key: str | None) -> dict[str, Any]:
+        """All or nothing: one broken object refuses the whole submission."""
+        names = [document.get("metadata", {}).get("name") for document in objects]
+        if twice := sorted({str(name) for name in names if names.count(name) > 1}):
+            raise Refused(f"{', '.join(twice)} is there twice in one submission: give each InferenceModel its own metadata.name")
+        for document in objects:
+            try:
+                parse(document)
+            except InvalidManifest as error:
+                raise Refused(str(error)) from error
+        if choices is not None:
+            self._choose(choices, api_key)
+        now = datetime.now(UTC)
+        outcomes = {document["metadata"]["name"]: self.store.submit(document, now) for document in objects}
+        for name, outcome in outcomes.items():
+            self.journal.tell(name, f"submitted: {outcome}")
+        self.store.save()
+        self._wake.set()
+        return {"outcomes": outcomes, "endpoint": self.store.choices.endpoint}
+
+    def delete(self, name: str) -> dict[str, Any]:
+        if name not in self.store.objects:
+            known = ", ".join(sorted(self.store.objects)) or "none"
+            raise Refused(f"there is no InferenceModel {name}; there are: {known}")
+        del self.store.objects[name]
+        self.journal.tell(name, "deleted")
+        self.store.save()
+        self._wake.set()
+        return {}
+
+    def get(self) -> dict[str, Any]:
+        return {"objects": list(self.store.objects.values()), "pods": [self._pod(pod) for pod in self.executor.pods]}
+
+    def events(self, subjects: list[str] | None) -> dict[str, Any]:
+        return {"events": self.journal.about(subjects)}
+
+    def shutdown(self, *, forget: bool) -> dict[str, Any]:
+        """forget: the objects too; else a later supervisor takes them up again."""
+        if forget:
+            self.store.objects.clear()
+            self.store.save()
+        self.stop()
+        return {"pid": os.getpid()}
+
+    def _choose(self, values: Mapping[str, Any], api_key: str | None) -> None:
+        choices = replace(self.store.choices, **values)
+        check_choices(choices, api_key)
+        key_file = api_key_file(self.home.secrets)
+        if api_key:
+            write_secret(key_file, api_key)
+        else:
+            key_file.unlink(missing_ok=True)
+        if choices != self.store.choices:
+            self.journal.tell("machine", f"router at {choices.endpoint}, device {choices.device}")
+        self.store.choices = choices
+        self.executor.use(choices)
+
+    def _pod(self, pod: Pod) -> dict[str, Any]:
+        view, now = pod.view(), pod.now
+        ports = {name: now.launch.ports[port] for name, port in pod.template.ports.items()} if now.launch else {}
+        return {
+            "name": pod.name,
+            "model": pod.template.labels.get(LABEL_MODEL),
+            "component": pod.template.component,
+            "pid": now.pid,
+            "ports": ports,
+            "ready": view.ready,
+            "terminating": view.terminating,
+            "phase": view.phase,
+            "reason": view.reason,
+            "message": view.message,
+            "restarts": view.restarts,
+            "progress": view.progress,
+            "lastExit": now.last_exit,
+            "log": str(pod.log_file),
+        }
+
+
+def check_choices(choices: Choices, api_key: str | None) -> None:
+    """Raises BadSettings with one sentence. Pure."""
+    if not 1 <= choices.port <= 65535:
+        raise BadSettings(f"--port {choices.port}: a port is a number from 1 to 65535")
+    if choices.device not in DEVICES:
+        raise BadSettings(f"PAGODA_DEVICE={choices.device}: write one of {', '.join(DEVICES)}")
+    if choices.host not in LOOPBACK and not api_key:
+        raise BadSettings(
+            f"--host {choices.host} is reachable from outside: set PAGODA_API_KEY, or leave --host away to listen on 127.0.0.1"
+        )
