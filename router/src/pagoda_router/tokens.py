@@ -105,6 +105,8 @@ class WindowDetokenizer:
         self._skip_special_tokens = skip_special_tokens
         self._window = seed_ids
         self._emitted = len(seed_ids)
+        self._unreadable = 0
+        """Tokens in a row after which the text ended unreadably."""
 
     def feed(self, token_ids: Sequence[int]) -> str:
         # One id at a time: only then is an unreadable tail known to be this character's.
@@ -113,9 +115,10 @@ class WindowDetokenizer:
     def _feed_one(self, token_id: int) -> str:
         self._window.append(token_id)
         prefix, whole = self._texts()
-        pending = len(self._window) - self._emitted
-        if len(whole) <= len(prefix) or (whole.endswith("\ufffd") and pending < LONGEST_CHARACTER_TOKENS):
+        self._unreadable = self._unreadable + 1 if whole.endswith("\ufffd") else 0
+        if len(whole) <= len(prefix) or 0 < self._unreadable < LONGEST_CHARACTER_TOKENS:
             return ""
+        self._unreadable = 0
         del self._window[: self._emitted]
         self._emitted = len(self._window)
         return whole[len(prefix) :]
