@@ -1,0 +1,127 @@
+"""Starts one router process: settings → fleet, dispatcher, surface → two listeners; SIGTERM drains. Owns the process, decides nothing else."""
+
+import asyncio
+import gc
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvloop
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from pagoda_router.app import create_app
+from pagoda_router.artifacts import ArtifactCache
+from pagoda_router.backends.base import LinkListener
+from pagoda_router.backends.pagoda import PagodaLink
+from pagoda_router.discovery.file import FileDiscovery
+from pagoda_router.discovery.snapshot import Endpoint
+from pagoda_router.dispatch import FleetDispatcher
+from pagoda_router.errors import ConfigError
+from pagoda_router.fleet import Fleet
+from pagoda_router.internal import Probes, fleet_report, internal_app, routes
+from pagoda_router.listeners import Listeners, address, bind
+from pagoda_router.metrics import RouterMetrics
+from pagoda_router.settings import RouterSettings, parse_settings
+from pagoda_router.surface import SurfaceSettings
+
+log = logging.getLogger("pagoda_router")
+
+
+def main() -> int:
+    try:
+        settings = parse_settings(os.environ)
+        public = bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT")
+        internal = bind(settings.bind_host, settings.internal_port, "PAGODA_INTERNAL_PORT")
+        artifacts = _open_cache(settings)
+    except ConfigError as error:
+        sys.stderr.write(f"pagoda-router: {error}\n")
+        return 2
+    logging.basicConfig(level=settings.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    uvloop.run(serve(settings, artifacts, public, internal))
+    return 0
+
+
+async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: socket.socket, internal: socket.socket) -> None:
+    """Until a signal, then until drained."""
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    metrics = RouterMetrics(registry)
+    fleet = Fleet(_link_factory(settings, artifacts), artifacts)
+    dispatcher = FleetDispatcher(fleet, metrics, max_queue_tokens=settings.max_queue_tokens, queue_timeout_s=settings.queue_timeout_s)
+    fleet.attach(dispatcher)
+    discovery = FileDiscovery(settings.fleet_file, fleet.apply)
+    probes = Probes(fleet, lambda: discovery.loaded)
+    probe_routes = routes(probes, registry)
+    app = create_app(
+        dispatcher=dispatcher,
+        catalog=fleet,
+        settings=SurfaceSettings(api_key=settings.api_key, max_body_bytes=settings.max_body_bytes),
+        observer=metrics,
+        open_routes={path: probe_routes[path] for path in ("/health", "/ready")},
+        guarded_routes={"/metrics": probe_routes["/metrics"]},
+    )
+    inner = internal_app(probe_routes, lambda: fleet_report(fleet, dispatcher), settings.internal_token, is_loopback=settings.is_loopback)
+    listeners = Listeners((public, app), (internal, inner), settings.drain_s)
+    stopping = _on_signals(listeners)
+    discovery.poll()
+    watching = asyncio.create_task(discovery.run(), name="discovery")
+    listeners.start()
+    log.info("listening http=%s internal=%s fleet=%s", address(public), address(internal), settings.fleet_file)
+    gc.collect()
+    gc.freeze()
+    await asyncio.wait(
+        [asyncio.create_task(stopping.wait()), asyncio.create_task(listeners.stopped())], return_when=asyncio.FIRST_COMPLETED
+    )
+    log.info("draining for up to %g s", settings.drain_s)
+    probes.draining = True
+    await listeners.drain(lambda: dispatcher.shut_down("the router is shutting down: send the request again"))
+    watching.cancel()
+    await fleet.close()
+    log.info("stopped")
+
+
+def _open_cache(settings: RouterSettings) -> ArtifactCache:
+    try:
+        return ArtifactCache(settings.cache_dir)
+    except OSError as error:
+        raise ConfigError(f"PAGODA_CACHE_DIR={settings.cache_dir} is not a writable folder: {error.strerror}") from None
+
+
+def _link_factory(settings: RouterSettings, artifacts: ArtifactCache) -> Callable[..., PagodaLink]:
+    router_id = settings.pod_name or f"router-{secrets.token_hex(6)}"
+
+    def make_link(endpoint: Endpoint, *, listener: LinkListener, on_described: Callable[[Any], Awaitable[None]]) -> PagodaLink:
+        return PagodaLink(
+            endpoint,
+            router_id=router_id,
+            token=settings.session_token,
+            artifacts=artifacts,
+            listener=listener,
+            on_described=on_described,
+        )
+
+    return make_link
+
+
+def _on_signals(listeners: Listeners) -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second ends what still runs."""
+    stopping = asyncio.Event()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            listeners.end_at_once()
+        stopping.set()
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, on_signal)
+    return stopping
+
+
+if __name__ == "__main__":
+    sys.exit(main())

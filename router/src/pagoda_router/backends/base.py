@@ -1,0 +1,104 @@
+"""What the router's inside asks of a backend, whatever speaks behind it: one link per worker, one stream per running request.
+
+Knows no wire. fleet.py owns links, the dispatcher submits on them; pagoda.py implements both protocols for our own workers.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from pagoda_router.admission import Price
+from pagoda_router.discovery.snapshot import Endpoint
+from pagoda_router.errors import RouterError
+from pagoda_router.generation import EndReason, Event, Generation, ModelName, WorkerId
+from pagoda_router.policy import WorkerView
+
+
+class RefusedByWorker(Exception):
+    """A submit that never became a request. It never ran, so another worker may be asked unless `error` says whose fault it is."""
+
+    def __init__(self, message: str, error: RouterError | None = None, *, overloaded: bool = False) -> None:
+        super().__init__(message)
+        self.overloaded = overloaded
+        self.error = error
+        """What the client gets at once; None: worth another worker or another moment."""
+
+
+class LinkListener(Protocol):
+    """Called on the event loop, in the middle of reading a frame: must be quick."""
+
+    def capacity_changed(self, model: ModelName) -> None:
+        """A worker may have room, or have become routable, that it had not."""
+        ...
+
+    def settled(self, model: ModelName, reserved_tokens: int, predicted_output_tokens: int, output_tokens: Sequence[int]) -> None:
+        """A request is over on its worker. `output_tokens`: of the sequences that ended by themselves or by a stop string."""
+        ...
+
+    def session_ended(self, worker: WorkerId, reason: str) -> None: ...
+
+
+class BackendStream(Protocol):
+    """Events of one request on one worker; a GenerationStream with what the dispatcher needs besides."""
+
+    worker: WorkerId
+    lost: bool
+    """The worker went away under it."""
+    begun: bool
+    """Its prefill began: only then can it have hurt an engine."""
+    failure: str
+    """Every sequence ended in an error before the first token: the sentence that says why. Empty otherwise."""
+    failure_reason: EndReason
+
+    def __aiter__(self) -> AsyncIterator[list[Event]]: ...
+
+    def stop(self, sequence: int) -> None: ...
+
+    async def wait_for_output(self) -> None:
+        """Until the first token or end is there to be read (it stays there). Raises RefusedByWorker."""
+        ...
+
+    def end_all(self, reason: EndReason, detail: str) -> None:
+        """Every open sequence ends now, for its reader and on the worker."""
+        ...
+
+    def abandon(self) -> None:
+        """Nobody reads on: what still runs is cancelled on the worker. The reservation settles when the worker confirms."""
+        ...
+
+
+class WorkerLink(Protocol):
+    endpoint: Endpoint
+    worker: WorkerId
+    accepting: bool
+    """Discovery wants new requests here."""
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens per KV block; None until described."""
+        ...
+
+    @property
+    def available_tokens(self) -> int: ...
+
+    @property
+    def in_flight(self) -> int:
+        """Requests."""
+        ...
+
+    def view(self, cost: Price | None = None) -> WorkerView: ...
+
+    def submit(self, generation: Generation, cost: Price, reserved_tokens: int) -> BackendStream:
+        """Only directly after a view that was routable with these tokens reservable."""
+        ...
+
+    async def run(self) -> None:
+        """Until retired and idle, or closed."""
+        ...
+
+    def retire(self) -> None:
+        """No new requests, no reconnect; run() returns when nothing is left in flight."""
+        ...
+
+    async def close(self) -> None:
+        """At once; what is in flight ends with an error."""
+        ...

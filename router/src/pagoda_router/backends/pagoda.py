@@ -1,0 +1,357 @@
+"""The link to one of our own workers: a channel, one Session on it, reconnected for as long as discovery names the worker.
+
+Owns the session's life: Hello, state, credits, pings, acknowledgements, Describe and artifacts. What runs in it belongs to
+streams.RunningRequests. Knows no policy; fleet.py makes and retires links, the dispatcher submits on them.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from random import Random
+from typing import Any, NoReturn
+
+import grpc.aio
+
+from pagoda_router.admission import CreditLedger, Price
+from pagoda_router.artifacts import MAX_ARTIFACT_BYTES, ArtifactCache, BadArtifact
+from pagoda_router.backends.base import LinkListener
+from pagoda_router.backends.streams import RequestStream, RunningRequests
+from pagoda_router.backends.translate import refusal, submit_message
+from pagoda_router.discovery.snapshot import Endpoint
+from pagoda_router.generation import Generation, WorkerId
+from pagoda_router.policy import WorkerView
+from pagoda_router.wire import worker_pb2 as wire
+from pagoda_router.wire.worker_pb2_grpc import WorkerStub
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = 1
+ACKNOWLEDGE_EVERY_FRAMES = 64
+"""The worker cuts a router off at 1024 frames unread."""
+MAX_MESSAGE_BYTES = 64 * 2**20
+"""A prompt of a million ids is about 4 MB."""
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel connects anew, without another one's backoff
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkTiming:
+    """Seconds. Tests shorten them."""
+
+    welcome_s: float = 5.0
+    """From connecting to Welcome."""
+    ping_every_s: float = 2.0
+    silent_pings: int = 3
+    """Pings in a row during which nothing at all arrived: the session counts as broken."""
+    describe_s: float = 30.0
+    """Of Describe, and of fetching one artifact."""
+    first_backoff_s: float = 0.2
+    last_backoff_s: float = 5.0
+
+
+class SessionBroken(Exception):
+    pass
+
+
+class PagodaLink:
+    """Implements WorkerLink."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        router_id: str,
+        token: str,
+        artifacts: ArtifactCache,
+        listener: LinkListener,
+        on_described: Callable[[Any], Awaitable[None]],
+        timing: LinkTiming | None = None,
+    ) -> None:
+        """`on_described` gets the ModelDescription once its artifacts are cached, before the worker becomes routable."""
+        self.endpoint = endpoint
+        self.worker = WorkerId(f"{endpoint.name}@{endpoint.target}")
+        self.accepting = True
+        self._router_id = router_id
+        self._token = token
+        self._artifacts = artifacts
+        self._listener = listener
+        self._on_described = on_described
+        self._timing = timing or LinkTiming()
+        self._description: Any = None
+        self._state: Any = None
+        self._requests: RunningRequests | None = None
+        """Of the open session."""
+        self._outbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._ready = asyncio.Event()
+        self._leaving = False
+        self._saying_goodbye = False
+        self._wake_run = asyncio.Event()
+        self._reason = "connecting to the worker"
+        self._messages_seen = 0
+        self._frames_seen = 0
+        self._serving: asyncio.Task[NoReturn] | None = None
+
+    # ------------------------------------------------------------ what the dispatcher sees
+
+    @property
+    def block_size(self) -> int | None:
+        return int(self._description.block_size) if self._description is not None else None
+
+    @property
+    def available_tokens(self) -> int:
+        return self._requests.ledger.available_tokens if self._requests is not None else 0
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._requests) if self._requests is not None else 0
+
+    def view(self, cost: Price | None = None) -> WorkerView:
+        routable, reason = self._routable()
+        if not routable or self._requests is None:
+            return WorkerView(
+                worker=self.worker, routable=False, reason=reason, variant=self.endpoint.variant, template=self.endpoint.template
+            )
+        state, requests, ledger = self._state, self._requests, self._requests.ledger
+        own_waiting = requests.sequences - state.num_running
+        return WorkerView(
+            worker=self.worker,
+            routable=True,
+            variant=self.endpoint.variant,
+            template=self.endpoint.template,
+            capacity_tokens=ledger.capacity_tokens,
+            available_tokens=ledger.available_tokens,
+            reservable_tokens=None if cost is None else ledger.reservation_for(cost),
+            queued_prefill_tokens=max(state.queued_prefill_tokens, requests.unbegun_prompt_tokens),
+            running=state.num_running,
+            waiting=max(state.num_waiting, own_waiting, 0),
+            max_running=max(1, self._description.max_running),
+            prefill_tokens_per_s=state.prefill_tokens_per_s,
+            decode_step_ms=state.decode_step_ms,
+        )
+
+    def submit(self, generation: Generation, cost: Price, reserved_tokens: int) -> RequestStream:
+        assert self._requests is not None
+        stream = self._requests.add(generation, cost, reserved_tokens)
+        self._outbox.put_nowait(submit_message(generation, stream.request_id, reserved_tokens))
+        return stream
+
+    def _routable(self) -> tuple[bool, str]:
+        if self._requests is None or self._state is None:
+            return False, self._reason
+        if not self.accepting or self._leaving or self._saying_goodbye or self._state.draining:
+            return False, "the worker is draining"
+        if not self._state.ready:
+            return False, self._state.not_ready_reason or "the worker is not ready"
+        if self._description is None:
+            return False, self._reason
+        return True, ""
+
+    # ------------------------------------------------------------ life
+
+    async def run(self) -> None:
+        backoff_s, rng = self._timing.first_backoff_s, Random()
+        while not self._leaving:
+            began_s = time.monotonic()
+            self._serving = asyncio.create_task(self._serve(), name=f"session {self.worker}")
+            try:
+                await self._serving
+            except (grpc.aio.AioRpcError, SessionBroken, TimeoutError) as error:
+                self._end_session(_sentence(error))
+            except asyncio.CancelledError:
+                self._end_session("the router closed the session")
+                if not self._leaving:
+                    raise
+            except Exception:  # the loop's outermost line: a bug costs this session, not the link
+                log.exception("session %s: internal error", self.worker)
+                self._end_session("an internal error of the router")
+            if time.monotonic() - began_s > self._timing.last_backoff_s:
+                backoff_s = self._timing.first_backoff_s
+            self._wake_run.clear()
+            if not self._leaving:
+                try:
+                    await asyncio.wait_for(self._wake_run.wait(), backoff_s * rng.uniform(0.8, 1.2))
+                except TimeoutError:
+                    backoff_s = min(2 * backoff_s, self._timing.last_backoff_s)
+
+    def retire(self) -> None:
+        self._leaving = True
+        self._leave_when_idle()
+
+    async def close(self) -> None:
+        self._leaving = True
+        self._leave()
+
+    def _leave_when_idle(self) -> None:
+        if self._leaving and self.in_flight == 0:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._wake_run.set()
+        if self._serving is not None:
+            self._serving.cancel()
+
+    async def _serve(self) -> NoReturn:
+        """One session, from connecting to its end. Always raises."""
+        async with grpc.aio.insecure_channel(self.endpoint.target, options=CHANNEL_OPTIONS) as channel:
+            stub = WorkerStub(channel)
+            call = stub.Session()
+            self._outbox = asyncio.Queue()
+            self._outbox.put_nowait(wire.ToWorker(hello=wire.Hello(protocol=PROTOCOL, router_id=self._router_id, token=self._token)))
+            await first_to_end(self._write(call), self._read(call), self._ping(), self._keep_described(stub))
+        raise SessionBroken("the session ended")
+
+    async def _write(self, call: Any) -> None:
+        while True:
+            await call.write(await self._outbox.get())
+
+    async def _read(self, call: Any) -> None:
+        async with asyncio.timeout(self._timing.welcome_s):
+            first = await call.read()
+        if first is grpc.aio.EOF or first.WhichOneof("message") != "welcome":
+            raise SessionBroken("the worker did not begin with Welcome")
+        self._open_session(first.welcome)
+        while True:
+            message = await call.read()
+            if message is grpc.aio.EOF:
+                raise SessionBroken("the worker closed the session")
+            self._messages_seen += 1
+            self._handle(message)
+
+    async def _ping(self) -> None:
+        silent, seen = 0, -1
+        while True:
+            await asyncio.sleep(self._timing.ping_every_s)
+            if self._requests is None:
+                continue  # the welcome has its own time limit
+            silent = silent + 1 if self._messages_seen == seen else 0
+            if silent >= self._timing.silent_pings:
+                raise SessionBroken(f"the worker has been silent for {silent * self._timing.ping_every_s:.0f} s")
+            seen = self._messages_seen
+            self._outbox.put_nowait(wire.ToWorker(ping=wire.Ping(sent_mono_us=time.monotonic_ns() // 1000)))
+
+    # ------------------------------------------------------------ messages
+
+    def _open_session(self, welcome: Any) -> None:
+        ledger = CreditLedger(welcome.epoch, welcome.state.kv_capacity_tokens)
+        self._requests = RunningRequests(self.worker, self.endpoint.model, ledger, self._listener, self._outbox.put_nowait)
+        self._saying_goodbye = False
+        self._frames_seen = 0
+        self._description = None
+        self._reason = "the worker is describing its model"
+        log.info("session %s: open, epoch %d", self.worker, welcome.epoch)
+        self._learn(welcome.state, welcome.grants)
+
+    def _handle(self, message: Any) -> None:
+        kind = message.WhichOneof("message")
+        assert self._requests is not None
+        if kind == "frame":
+            frame = message.frame
+            self._requests.deliver(frame)
+            if frame.grants or frame.HasField("state"):
+                self._learn(frame.state if frame.HasField("state") else None, frame.grants)
+            self._frames_seen += 1
+            if self._frames_seen % ACKNOWLEDGE_EVERY_FRAMES == 0:
+                self._outbox.put_nowait(wire.ToWorker(flow=wire.FlowCredit(frames_read_total=self._frames_seen)))
+        elif kind == "refused":
+            refused = message.refused
+            if refused.code == wire.Refused.NOT_READY and self._state is not None:
+                self._state.ready, self._state.not_ready_reason = False, refused.message  # until the next state says otherwise
+            elif refused.code == wire.Refused.DRAINING:
+                self._saying_goodbye = True
+            self._requests.refuse(refused.request_id, refusal(refused))
+        elif kind == "goodbye":
+            self._saying_goodbye = True
+            log.info("session %s: the worker drains: %s", self.worker, message.goodbye.reason)
+        self._leave_when_idle()
+
+    def _learn(self, state: Any, grants: Any) -> None:
+        assert self._requests is not None
+        ledger = self._requests.ledger
+        if state is not None:
+            self._state = state
+            ledger.capacity_tokens = state.kv_capacity_tokens
+            if state.ready:
+                self._ready.set()
+            else:
+                self._ready.clear()
+        for grant in grants:
+            if grant.model == self.endpoint.model and not grant.adapter:
+                ledger.grant(grant.epoch, grant.seq, grant.granted_kv_tokens_total)
+        self._listener.capacity_changed(self.endpoint.model)
+
+    def _end_session(self, reason: str) -> None:
+        was_open, requests = self._requests is not None, self._requests
+        self._requests, self._state, self._reason = None, None, reason
+        self._ready.clear()
+        if requests is not None:
+            requests.lose_all(f"the worker {self.endpoint.name} was lost: {reason}")
+        if was_open or log.isEnabledFor(logging.DEBUG):
+            log.warning("session %s: ended: %s", self.worker, reason)
+        self._listener.session_ended(self.worker, reason)
+
+    # ------------------------------------------------------------ description
+
+    async def _keep_described(self, stub: Any) -> None:
+        """Asks once the worker is ready, until it has an answer; then there is nothing more to do in this session."""
+        backoff_s = self._timing.first_backoff_s
+        while self._description is None:
+            await self._ready.wait()
+            try:
+                self._description = await self._describe(stub)
+            except (grpc.aio.AioRpcError, BadArtifact, OSError, ValueError) as error:
+                self._reason = f"the worker cannot be described: {_sentence(error)}"
+                log.warning("session %s: %s", self.worker, self._reason)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, self._timing.last_backoff_s)
+        self._listener.capacity_changed(self.endpoint.model)
+        await asyncio.Event().wait()
+
+    async def _describe(self, stub: Any) -> Any:
+        response = await stub.Describe(wire.DescribeRequest(), timeout=self._timing.describe_s)
+        mine = [model for model in response.models if model.model == self.endpoint.model and not model.adapter]
+        if not mine:
+            raise ValueError(f"it serves {', '.join(model.model for model in response.models) or 'nothing'}, not {self.endpoint.model}")
+        description = mine[0]
+        await self._fetch(stub, description.tokenizer)
+        if description.HasField("chat_template"):
+            await self._fetch(stub, description.chat_template)
+        await self._on_described(description)
+        return description
+
+    async def _fetch(self, stub: Any, artifact: Any) -> None:
+        if await asyncio.to_thread(self._artifacts.has, artifact.sha256):
+            return
+        content = bytearray()
+        async for chunk in stub.FetchArtifact(wire.FetchArtifactRequest(sha256=artifact.sha256), timeout=self._timing.describe_s):
+            content += chunk.data
+            if len(content) > MAX_ARTIFACT_BYTES:
+                raise BadArtifact(f"{artifact.name} is larger than {MAX_ARTIFACT_BYTES} bytes")
+        await asyncio.to_thread(self._artifacts.store, artifact.sha256, bytes(content))
+
+
+async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
+    """Runs them together; when one ends or raises, the others are cancelled and awaited, and its exception is this one's."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    if isinstance(error, TimeoutError):
+        return "the worker did not answer in time"
+    return str(error)

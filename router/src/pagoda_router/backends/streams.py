@@ -1,0 +1,228 @@
+"""One session's running requests: which frame row belongs to which stream, who wakes, what each one holds. No network, no clock.
+
+A frame is walked once; each stream it touches wakes at most once for it and then reads everything that arrived together. Reservations are
+held until the worker confirms the end (or the session is gone), not until the reader leaves: that is how long the KV is really in use.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from pagoda_router.admission import CreditLedger, Price
+from pagoda_router.backends.base import LinkListener, RefusedByWorker
+from pagoda_router.backends.translate import END_REASONS, row_logprobs, usage_from_wire
+from pagoda_router.generation import Ended, EndReason, Event, Generation, ModelName, Started, Tokens, Usage, WorkerId
+from pagoda_router.wire import worker_pb2 as wire
+
+CancelOnWorker = Callable[["RequestStream", int | None, Any], None]
+"""Of one sequence or (None) all, with the wire's reason."""
+
+_FAILED = (EndReason.ENGINE_ERROR, EndReason.SHUTDOWN)
+
+
+class RequestStream:
+    """Implements BackendStream. Written by RunningRequests, read by one task."""
+
+    def __init__(self, request_id: int, worker: WorkerId, generation: Generation, cost: Price, cancel: "CancelOnWorker") -> None:
+        self.worker = worker
+        self.generation = generation
+        self.cost = cost
+        self.request_id = request_id
+        self.unbegun_prompt_tokens = cost.prompt_tokens
+        self.lost = False
+        self.begun = False
+        self.failure = ""
+        self.failure_reason = EndReason.ENGINE_ERROR
+        self.running = set(range(generation.n))
+        """On the worker, as far as it told."""
+        self.silent: set[int] = set()
+        """No further events: stopped by the reader, or ended."""
+        self.stopped: set[int] = set()
+        """Of those: by a stop string, so that their length is a real answer's."""
+        self.output_tokens: list[int] = []
+        self._has_tokens = False
+        self._has_output = False
+        self._pending: list[Event] = []
+        self._refusal: RefusedByWorker | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._cancel = cancel
+
+    # ------------------------------------------------------------ the reader's side
+
+    def __aiter__(self) -> AsyncIterator[list[Event]]:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        while not self._pending:
+            if self._refusal is not None:
+                raise self._refusal
+            if len(self.silent) == self.generation.n:
+                raise StopAsyncIteration
+            await self._woken()
+        batch, self._pending = self._pending, []
+        return batch
+
+    async def wait_for_output(self) -> None:
+        while not self._has_output:
+            if self._refusal is not None:
+                raise self._refusal
+            await self._woken()
+
+    def stop(self, sequence: int) -> None:
+        if sequence in self.silent:
+            return
+        self.silent.add(sequence)
+        self.stopped.add(sequence)
+        self._pending = [event for event in self._pending if event.sequence != sequence]
+        self._cancel(self, sequence, wire.CANCEL_STOP_STRING)
+
+    def abandon(self) -> None:
+        self._silence(wire.CANCEL_CLIENT_GONE)
+
+    def end_all(self, reason: EndReason, detail: str) -> None:
+        open_sequences = [sequence for sequence in range(self.generation.n) if sequence not in self.silent]
+        for sequence in open_sequences:
+            self.end(Ended(sequence, reason, Usage(self.cost.prompt_tokens, 0, 0), detail=detail))
+        self._silence(wire.CANCEL_SHUTDOWN)
+
+    def _silence(self, cancel_reason: Any) -> None:
+        self.silent.update(range(self.generation.n))
+        if self.running:
+            self._cancel(self, None, cancel_reason)
+
+    async def _woken(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # ------------------------------------------------------------ the session's side
+
+    def push(self, event: Started | Tokens) -> None:
+        if event.sequence in self.silent:
+            return
+        self._pending.append(event)
+        if type(event) is Tokens:
+            self._has_tokens = self._has_output = True
+        self.wake()
+
+    def end(self, event: Ended) -> None:
+        if event.sequence in self.silent:
+            return
+        self.silent.add(event.sequence)
+        self._pending.append(event)
+        self._has_output = self._has_tokens or len(self.silent) == self.generation.n
+        if not self._has_tokens and self._has_output and event.reason in _FAILED:
+            self.failure = event.detail or "the worker gave no reason"
+            self.failure_reason = event.reason
+        self.wake()
+
+    def refuse(self, refusal: RefusedByWorker) -> None:
+        self._refusal = refusal
+        self.wake()
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class RunningRequests:
+    """Everything in flight in one session."""
+
+    def __init__(
+        self, worker: WorkerId, model: ModelName, ledger: CreditLedger, listener: LinkListener, send: Callable[[Any], None]
+    ) -> None:
+        self.ledger = ledger
+        self.unbegun_prompt_tokens = 0
+        """Sent and not yet reported as begun: prefill work that the worker's last state may not show."""
+        self.sequences = 0
+        self._worker = worker
+        self._model = model
+        self._listener = listener
+        self._send = send
+        self._streams: dict[int, RequestStream] = {}
+        self._next_id = 1
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def add(self, generation: Generation, cost: Price, reserved_tokens: int) -> RequestStream:
+        stream = RequestStream(self._next_id, self._worker, generation, cost, self._cancel)
+        self.ledger.spend(stream.request_id, reserved_tokens)
+        self._next_id += 1
+        self._streams[stream.request_id] = stream
+        self.unbegun_prompt_tokens += cost.prompt_tokens
+        self.sequences += generation.n
+        return stream
+
+    def deliver(self, frame: Any) -> None:
+        """One pass over a Frame's rows."""
+        streams = self._streams
+        for started in frame.started:
+            stream = streams.get(started.request_id)
+            if stream is not None:
+                self._mark_begun(stream)
+                stream.push(Started(0, started.cached_tokens, started.queue_us))
+        if frame.request_ids:
+            token_ids = list(frame.token_ids)
+            logprobs = {row.row: row for row in frame.logprobs}
+            end = 0
+            for row, (request_id, sequence, count) in enumerate(zip(frame.request_ids, frame.sequences, frame.token_counts, strict=True)):
+                start, end = end, end + count
+                stream = streams.get(request_id)
+                if stream is None:
+                    continue
+                if not stream.begun:
+                    self._mark_begun(stream)
+                stream.push(Tokens(sequence, token_ids[start:end], row_logprobs(logprobs[row]) if row in logprobs else None))
+        for finish in frame.finishes:
+            self._finish(finish)
+
+    def refuse(self, request_id: int, refusal: RefusedByWorker) -> None:
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            self._release(stream)
+            stream.refuse(refusal)
+
+    def lose_all(self, reason: str) -> None:
+        """The session is gone and with it every request on the worker."""
+        for stream in list(self._streams.values()):
+            self._release(stream)
+            stream.lost = True
+            stream.end_all(EndReason.ENGINE_ERROR, reason)
+
+    def _finish(self, finish: Any) -> None:
+        stream = self._streams.get(finish.request_id)
+        if stream is None or finish.sequence not in stream.running:
+            return
+        sequence, usage, reason = finish.sequence, usage_from_wire(finish.usage), END_REASONS[finish.reason]
+        stream.running.discard(sequence)
+        self.sequences -= 1
+        if reason in (EndReason.STOP, EndReason.LENGTH) or sequence in stream.stopped:
+            stream.output_tokens.append(usage.completion_tokens)
+        stop_token_id = finish.stop_token_id if reason is EndReason.STOP else None
+        stream.end(Ended(sequence, reason, usage, stop_token_id, finish.detail))
+        if not stream.running:
+            self._release(stream)
+
+    def _release(self, stream: RequestStream) -> None:
+        """The request left the worker: its reservation settles, exactly once."""
+        del self._streams[stream.request_id]
+        self._prefill_no_longer_ahead(stream)
+        self.sequences -= len(stream.running)
+        stream.running.clear()
+        reserved_tokens = self.ledger.settle(stream.request_id)
+        self._listener.settled(self._model, reserved_tokens, stream.cost.output_tokens, stream.output_tokens)
+
+    def _mark_begun(self, stream: RequestStream) -> None:
+        stream.begun = True
+        self._prefill_no_longer_ahead(stream)
+
+    def _prefill_no_longer_ahead(self, stream: RequestStream) -> None:
+        self.unbegun_prompt_tokens -= stream.unbegun_prompt_tokens
+        stream.unbegun_prompt_tokens = 0
+
+    def _cancel(self, stream: RequestStream, sequence: int | None, reason: Any) -> None:
+        if stream.request_id in self._streams:
+            self._send(wire.ToWorker(cancel=wire.Cancel(request_id=stream.request_id, sequence=sequence, reason=reason)))

@@ -1,0 +1,84 @@
+"""Generation → Submit, and the wire's finish reasons, usage, logprobs and refusals → ours. Pure; used by the pagoda backend only."""
+
+from typing import Any
+
+from pagoda_router.backends.base import RefusedByWorker
+from pagoda_router.errors import BadRequest, ContextTooLong, ModelNotFound, RouterError
+from pagoda_router.generation import EndReason, Generation, Sampling, TokenLogprobs, Usage
+from pagoda_router.wire import worker_pb2 as wire
+
+END_REASONS: dict[int, EndReason] = {
+    wire.FINISH_UNSPECIFIED: EndReason.ENGINE_ERROR,
+    wire.FINISH_STOP: EndReason.STOP,
+    wire.FINISH_LENGTH: EndReason.LENGTH,
+    wire.FINISH_CANCELLED: EndReason.CANCELLED,
+    wire.FINISH_DEADLINE: EndReason.DEADLINE,
+    wire.FINISH_ENGINE_ERROR: EndReason.ENGINE_ERROR,
+    wire.FINISH_SHUTDOWN: EndReason.SHUTDOWN,
+}
+
+_CLIENTS_FAULT: dict[int, type[RouterError]] = {
+    wire.Refused.INVALID: BadRequest,
+    wire.Refused.UNIMPLEMENTED: BadRequest,
+    wire.Refused.CONTEXT_TOO_LONG: ContextTooLong,
+    wire.Refused.MODEL_NOT_FOUND: ModelNotFound,
+}
+"""The other codes (overloaded, draining, not ready) are about the worker: another one may take the request."""
+
+
+def submit_message(generation: Generation, request_id: int, reserved_tokens: int) -> Any:
+    submit = wire.Submit(
+        request_id=request_id,
+        model=generation.model,
+        prompt_ids=generation.prompt_ids,
+        n=generation.n,
+        sampling=_sampling(generation.sampling),
+        max_tokens=generation.max_tokens,
+        min_tokens=generation.min_tokens,
+        stop_token_ids=generation.stop_token_ids,
+        ignore_eos=generation.ignore_eos,
+        top_logprobs=generation.top_logprobs,
+        cache_salt=generation.cache_salt,
+        priority=generation.priority,
+        deadline_us=None if generation.deadline_s is None else max(1, int(generation.deadline_s * 1e6)),
+        reserved_kv_tokens=reserved_tokens,
+    )
+    if generation.traceparent:
+        submit.trace.traceparent = generation.traceparent
+    return wire.ToWorker(submit=submit)
+
+
+def _sampling(sampling: Sampling) -> Any:
+    return wire.Sampling(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        seed=sampling.seed,
+        logit_bias=[wire.LogitBias(token_id=token, bias=bias) for token, bias in sampling.logit_bias.items()],
+    )
+
+
+def usage_from_wire(usage: Any) -> Usage:
+    return Usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+
+
+def row_logprobs(row: Any) -> list[TokenLogprobs]:
+    """Of one row, one per token; the k most likely of each lie one after another."""
+    k, ids, values = row.k, list(row.top_ids), list(row.top)
+    return [
+        TokenLogprobs(sampled, tuple(zip(ids[place * k : place * k + k], values[place * k : place * k + k], strict=True)))
+        for place, sampled in enumerate(row.sampled)
+    ]
+
+
+def refusal(refused: Any) -> RefusedByWorker:
+    fault = _CLIENTS_FAULT.get(refused.code)
+    return RefusedByWorker(
+        refused.message,
+        None if fault is None else fault(refused.message, param=refused.param or None),
+        overloaded=refused.code == wire.Refused.OVERLOADED,
+    )

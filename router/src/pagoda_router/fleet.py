@@ -1,0 +1,191 @@
+"""The router's picture of its namespace: models by object, a link per worker, what each model's text needs. Implements generation.Catalog.
+
+Owns the links and their tasks, and reconciles them with every snapshot from discovery. Knows no wire and no queue: links come from a
+factory, and what they notice goes to the listener (the dispatcher).
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from pagoda_router.artifacts import ArtifactCache, StoredDescription
+from pagoda_router.backends.base import LinkListener, WorkerLink
+from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObject, names_to_models
+from pagoda_router.errors import ModelNotFound, NoWorker
+from pagoda_router.generation import CatalogEntry, ModelName, ServedName, TextAssets
+
+log = logging.getLogger(__name__)
+
+DESCRIBE_RETRY_AFTER_S = 5.0
+
+
+class LinkFactory(Protocol):
+    def __call__(self, endpoint: Endpoint, *, listener: LinkListener, on_described: Callable[[Any], Awaitable[None]]) -> WorkerLink: ...
+
+
+class Fleet:
+    def __init__(self, make_link: LinkFactory, artifacts: ArtifactCache) -> None:
+        self._make_link = make_link
+        self._artifacts = artifacts
+        self._listener: LinkListener | None = None
+        self._models: dict[ModelName, ModelObject] = {}
+        self._owners: dict[ServedName, ModelObject] = {}
+        self._awaited: frozenset[ModelName] = frozenset()
+        self._links: dict[Endpoint, WorkerLink] = {}
+        self._by_model: dict[ModelName, list[WorkerLink]] = {}
+        self._tasks: dict[asyncio.Task[None], WorkerLink] = {}
+        self._assets: dict[ModelName, TextAssets] = {}
+
+    def attach(self, listener: LinkListener) -> None:
+        """Before the first snapshot."""
+        self._listener = listener
+
+    # ------------------------------------------------------------ reconciliation
+
+    def apply(self, snapshot: FleetSnapshot) -> None:
+        previous = self._models
+        self._models = {model.name: model for model in snapshot.models}
+        self._owners = names_to_models(snapshot.models)
+        self._awaited = snapshot.awaited
+        for name, model in self._models.items():
+            if name not in previous or previous[name].source != model.source:
+                self._recall(model)
+        for endpoint in [endpoint for endpoint in self._links if endpoint not in snapshot.endpoints]:
+            self._links.pop(endpoint).retire()
+        for endpoint, accepting in snapshot.endpoints.items():
+            if endpoint not in self._links:
+                self._links[endpoint] = self._start_link(endpoint)
+            self._links[endpoint].accepting = accepting
+        self._by_model = {}
+        for endpoint, link in self._links.items():
+            self._by_model.setdefault(endpoint.model, []).append(link)
+        for name in self._models:
+            self._require_listener().capacity_changed(name)
+
+    async def close(self) -> None:
+        """Every session at once; what is in flight ends with an error."""
+        for link in self._tasks.values():
+            await link.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start_link(self, endpoint: Endpoint) -> WorkerLink:
+        async def on_described(description: Any) -> None:
+            await self._remember(endpoint.model, description)
+
+        link = self._make_link(endpoint, listener=self._require_listener(), on_described=on_described)
+        task = asyncio.create_task(link.run(), name=f"link {link.worker}")
+        self._tasks[task] = link
+        task.add_done_callback(self._link_ended)
+        return link
+
+    def _link_ended(self, task: asyncio.Task[None]) -> None:
+        link = self._tasks.pop(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("fleet: the link to %s stopped: %r", link.worker, error)
+
+    def _require_listener(self) -> LinkListener:
+        assert self._listener is not None, "attach a listener before the first snapshot"
+        return self._listener
+
+    # ------------------------------------------------------------ for the dispatcher and the operator
+
+    def models(self) -> Sequence[ModelObject]:
+        return list(self._models.values())
+
+    def model(self, name: ModelName) -> ModelObject:
+        found = self._models.get(name)
+        if found is None:
+            raise self._not_found(name)
+        return found
+
+    def links(self, model: ModelName) -> Sequence[WorkerLink]:
+        return self._by_model.get(model, ())
+
+    def is_awaited(self, model: ModelName) -> bool:
+        """A worker of it exists or is being started: worth holding requests for."""
+        return model in self._awaited
+
+    def block_size(self, model: ModelName) -> int:
+        """Of the first worker that told; 16, what workers use unless told otherwise, before."""
+        return next((size for link in self.links(model) if (size := link.block_size) is not None), 16)
+
+    # ------------------------------------------------------------ Catalog
+
+    def list(self) -> Sequence[CatalogEntry]:
+        return [self._entry(name, model) for name, model in sorted(self._owners.items())]
+
+    def get(self, served_name: str) -> CatalogEntry:
+        model = self._owners.get(ServedName(served_name))
+        if model is None:
+            raise self._not_found(served_name)
+        return self._entry(ServedName(served_name), model)
+
+    def text(self, model: ModelName) -> TextAssets:
+        assets = self._assets.get(model)
+        if assets is None:
+            why = self._reason(self.model(model))
+            raise NoWorker(f"no worker of {model} has described it yet ({why}): try again shortly", retry_after_s=DESCRIBE_RETRY_AFTER_S)
+        return assets
+
+    def _entry(self, served_name: ServedName, model: ModelObject) -> CatalogEntry:
+        reason = self._reason(model)
+        assets = self._assets.get(model.name)
+        return CatalogEntry(
+            served_name=served_name,
+            model=model.name,
+            created=model.created,
+            ready=not reason,
+            reason=reason,
+            max_model_len=assets.max_model_len if assets is not None else None,
+        )
+
+    def _reason(self, model: ModelObject) -> str:
+        """Why it cannot answer now; empty when it can."""
+        views = [link.view() for link in self.links(model.name)]
+        if any(view.routable for view in views):
+            return ""
+        reasons = sorted({view.reason for view in views if view.reason})
+        return (
+            "; ".join(reasons) or model.not_ready_reason or ("a worker is starting" if self.is_awaited(model.name) else "it has no worker")
+        )
+
+    def _not_found(self, name: str) -> ModelNotFound:
+        there_is = ", ".join(sorted(self._owners)) or "none yet"
+        return ModelNotFound(f"there is no model {name!r}; there is: {there_is}", param="model")
+
+    # ------------------------------------------------------------ text assets
+
+    def _recall(self, model: ModelObject) -> None:
+        assets = self._artifacts.recall(model.name, model.source)
+        if assets is None:
+            self._assets.pop(model.name, None)
+        else:
+            self._assets[model.name] = assets
+
+    async def _remember(self, name: ModelName, description: Any) -> None:
+        model = self._models.get(name)
+        stored = StoredDescription(
+            source=model.source if model is not None else "",
+            tokenizer_sha256=description.tokenizer.sha256,
+            chat_template_sha256=description.chat_template.sha256 if description.HasField("chat_template") else None,
+            special_tokens=_special_tokens(description.special_tokens_json),
+            eos_token_ids=tuple(description.eos_token_ids),
+            bos_token_id=description.bos_token_id if description.HasField("bos_token_id") else None,
+            vocab_size=description.vocab_size,
+            max_model_len=description.max_model_len,
+            max_sequences_per_request=description.max_sequences_per_request,
+            max_top_logprobs=description.max_top_logprobs,
+        )
+        assets = await asyncio.to_thread(self._artifacts.assets, stored)
+        self._assets[name] = assets
+        await asyncio.to_thread(self._artifacts.remember, name, stored)
+
+
+def _special_tokens(text: str) -> dict[str, str]:
+    """Raises ValueError when the worker sent something else than names and strings."""
+    document = json.loads(text) if text else {}
+    if not isinstance(document, dict):
+        raise ValueError(f"special_tokens_json is an object, not {type(document).__name__}")
+    return {str(key): value for key, value in document.items() if isinstance(value, str)}

@@ -1,0 +1,137 @@
+"""The probes and the internal listener: /internal/v1/fleet for the operator's autoscaler, /health, /ready, /metrics.
+
+Reads fleet and dispatcher, changes nothing. `__main__` mounts `routes()` on both listeners and serves `internal_app` on the internal port.
+"""
+
+import hmac
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from pagoda_router.asgi import ASGIApp, Receive, Scope, Send
+from pagoda_router.backends.base import WorkerLink
+from pagoda_router.dispatch import FleetDispatcher
+from pagoda_router.fleet import Fleet
+
+
+class Probes:
+    """What this process says about itself."""
+
+    def __init__(self, fleet: Fleet, is_loaded: Callable[[], bool]) -> None:
+        self._fleet = fleet
+        self._is_loaded = is_loaded
+        self.draining = False
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Ready once the fleet is known: a router whose models have no worker still answers honestly for them."""
+        models = {entry.served_name: {"ready": entry.ready, "reason": entry.reason} for entry in self._fleet.list()}
+        if self.draining:
+            return 503, {"ready": False, "reason": "the router drains", "models": models}
+        if not self._is_loaded():
+            return 503, {"ready": False, "reason": "the fleet file has not been read yet", "models": models}
+        return 200, {"ready": True, "models": models}
+
+
+def fleet_report(fleet: Fleet, dispatcher: FleetDispatcher) -> dict[str, Any]:
+    """What the operator scales by. A model's waiting requests are those of this router only; the operator adds routers up."""
+    models = {}
+    workers = []
+    for model in fleet.models():
+        links = fleet.links(model.name)
+        waiting, queued_tokens = dispatcher.queue(model.name)
+        routable = Counter(link.endpoint.template for link in links if link.view().routable)
+        models[model.name] = {
+            "routable": dict(routable),
+            "inFlight": sum(link.in_flight for link in links),
+            "queuedTokens": queued_tokens,
+            "waiting": waiting,
+        }
+        workers += _workers(links)
+    return {"models": models, "workers": workers}
+
+
+def _workers(links: Sequence[WorkerLink]) -> list[dict[str, Any]]:
+    report = []
+    for link in links:
+        view = link.view()
+        report.append(
+            {
+                "name": link.endpoint.name,
+                "model": link.endpoint.model,
+                "variant": link.endpoint.variant,
+                "template": link.endpoint.template,
+                "address": link.endpoint.target,
+                "routable": view.routable,
+                "reason": view.reason,
+                "inFlight": link.in_flight,
+                "running": view.running,
+                "waiting": view.waiting,
+                "queuedPrefillTokens": view.queued_prefill_tokens,
+                "kvCapacityTokens": view.capacity_tokens,
+                "kvAvailableTokens": view.available_tokens,
+            }
+        )
+    return report
+
+
+# ---------------------------------------------------------------- HTTP
+
+
+def routes(probes: Probes, registry: CollectorRegistry) -> dict[str, ASGIApp]:
+    async def health(scope: Scope, receive: Receive, send: Send) -> None:
+        await _answer(send, 200, {"status": "ok"})
+
+    async def ready(scope: Scope, receive: Receive, send: Send) -> None:
+        await _answer(send, *probes.readiness())
+
+    async def metrics(scope: Scope, receive: Receive, send: Send) -> None:
+        await _send(send, 200, CONTENT_TYPE_LATEST.encode(), generate_latest(registry))
+
+    return {"/health": health, "/ready": ready, "/metrics": metrics}
+
+
+def internal_app(
+    open_routes: Mapping[str, ASGIApp], report: Callable[[], dict[str, Any]], token: str | None, *, is_loopback: bool
+) -> ASGIApp:
+    """Without a token the fleet report is open on loopback and closed beyond it."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        path: str = scope["path"]
+        if path in open_routes:
+            await open_routes[path](scope, receive, send)
+        elif path != "/internal/v1/fleet":
+            await _answer(send, 404, _error(f"there is no {path} here", "not_found"))
+        elif scope["method"] != "GET":
+            await _answer(send, 405, _error(f"{path} takes GET", "method_not_allowed"))
+        elif token is None and not is_loopback:
+            await _answer(send, 403, _error("the internal API is closed: set PAGODA_INTERNAL_TOKEN", "forbidden"))
+        elif token is not None and not _bears(scope, token):
+            await _answer(send, 401, _error("send the internal token as a bearer token", "invalid_api_key"))
+        else:
+            await _answer(send, 200, report())
+
+    return app
+
+
+def _bears(scope: Scope, token: str) -> bool:
+    sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    return hmac.compare_digest(sent, b"Bearer " + token.encode())
+
+
+def _error(message: str, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+
+
+async def _answer(send: Send, status: int, document: dict[str, Any]) -> None:
+    await _send(send, status, b"application/json", msgspec.json.encode(document))
+
+
+async def _send(send: Send, status: int, content_type: bytes, body: bytes) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,107 @@
+"""Which worker runs a request: a pure function of the request's facts and what is known of each worker, in predicted milliseconds.
+
+predicted = prompt tokens waiting there / its prefill rate          whoever is prefilled before us
+          + own prompt tokens / its prefill rate                    us
+          + decode step × (1 + running / max_running)               the step under way, and how full its batches are
+          + decode step × waiting × output tokens / max_running     sequences that must end before the waiting ones start
+
+Rates are the worker's own, learned ones; a worker that has not measured yet gets the mean of those that have. No I/O; called by the
+dispatcher.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from pagoda_router.admission import Price
+from pagoda_router.generation import WorkerId
+
+UNMEASURED_PREFILL_TOKENS_PER_S = 2000.0
+UNMEASURED_DECODE_STEP_MS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    """One worker as the router sees it now: its last state, corrected by what this router sent since."""
+
+    worker: WorkerId
+    routable: bool
+    """Session up, ready, not draining, described, and discovery wants new requests there."""
+    reason: str = ""
+    """One sentence when not routable."""
+    variant: str = "default"
+    template: str = ""
+    capacity_tokens: int = 0
+    available_tokens: int = 0
+    reservable_tokens: int | None = None
+    """What a request of this price would reserve now; None: no room yet. Set by the caller for the request at hand."""
+    queued_prefill_tokens: int = 0
+    running: int = 0
+    """Sequences."""
+    waiting: int = 0
+    max_running: int = 1
+    prefill_tokens_per_s: float = 0.0
+    """0: not measured yet."""
+    decode_step_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    worker: WorkerId
+    reserved_tokens: int
+    predicted_ms: float
+    """Until the first token."""
+    reason: str
+    runner_up: WorkerId | None
+    runner_up_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    why: Literal["no_worker", "no_room", "too_large"]
+    message: str
+
+
+def place(cost: Price, workers: Sequence[WorkerView], rng: Random, avoid: Collection[WorkerId] = frozenset()) -> Placement | Refusal:
+    """`avoid`: workers that refused or lost this very request; taken again only when there is no other."""
+    routable = [view for view in workers if view.routable]
+    if not routable:
+        reasons = sorted({view.reason for view in workers if view.reason})
+        return Refusal("no_worker", "; ".join(reasons) or "no worker is known")
+    large_enough = [view for view in routable if view.capacity_tokens >= cost.least_kv_tokens]
+    if not large_enough:
+        most = max(view.capacity_tokens for view in routable)
+        return Refusal("too_large", f"the prompt needs {cost.least_kv_tokens} tokens of KV cache, the largest worker has {most}")
+    open_now = [view for view in large_enough if view.reservable_tokens is not None]
+    candidates = [view for view in open_now if view.worker not in avoid] or open_now
+    if not candidates:
+        return Refusal("no_room", f"{cost.kv_tokens} tokens do not fit now, {max(v.available_tokens for v in large_enough)} are free")
+    prefill_default, decode_default = _usual_rates(routable)
+    scored = sorted(
+        (predicted_ms(cost, view, prefill_default, decode_default), rng.random(), index) for index, view in enumerate(candidates)
+    )
+    best_ms, _, best = scored[0]
+    chosen = candidates[best]
+    assert chosen.reservable_tokens is not None
+    runner_up_ms, runner_up = (scored[1][0], candidates[scored[1][2]].worker) if len(scored) > 1 else (None, None)
+    reason = "only worker with room" if runner_up is None else "least predicted wait"
+    return Placement(chosen.worker, chosen.reservable_tokens, best_ms, reason, runner_up, runner_up_ms)
+
+
+def predicted_ms(cost: Price, view: WorkerView, prefill_default: float, decode_default: float) -> float:
+    prefill_per_ms = (view.prefill_tokens_per_s or prefill_default) / 1000
+    decode_ms = view.decode_step_ms or decode_default
+    prefill_ms = (view.queued_prefill_tokens + cost.prompt_tokens) / prefill_per_ms
+    fullness = view.running / max(1, view.max_running)
+    behind_waiting_ms = decode_ms * view.waiting * cost.output_tokens / max(1, view.max_running)
+    return prefill_ms + decode_ms * (1 + fullness) + behind_waiting_ms
+
+
+def _usual_rates(views: Sequence[WorkerView]) -> tuple[float, float]:
+    prefill = [view.prefill_tokens_per_s for view in views if view.prefill_tokens_per_s > 0]
+    decode = [view.decode_step_ms for view in views if view.decode_step_ms > 0]
+    return (
+        sum(prefill) / len(prefill) if prefill else UNMEASURED_PREFILL_TOKENS_PER_S,
+        sum(decode) / len(decode) if decode else UNMEASURED_DECODE_STEP_MS,
+    )

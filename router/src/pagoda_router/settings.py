@@ -1,0 +1,146 @@
+"""The router process's settings: PAGODA_* environment variables, parsed once and frozen. Knows nothing else; called by __main__ only."""
+
+import difflib
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pagoda_router.errors import ConfigError
+
+TOLERATED = frozenset({"PAGODA_HOME", "PAGODA_RUN_ID", "PAGODA_REQUIRE_ALL", "PAGODA_KUBE_BIN", "PAGODA_LOG_LEVEL", "PAGODA_POD_NAME"})
+"""Set by supervisors and CI for every process; the last two are read here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouterSettings:
+    """Each field is PAGODA_<NAME>."""
+
+    bind_host: str = "127.0.0.1"
+    """Of both listeners. Beyond loopback needs an API key."""
+    http_port: int = 8000
+    """/v1, playground, probes, metrics. 0: any free port."""
+    internal_port: int = 8001
+    """/internal/v1/fleet and probes, for the operator. 0: any free port."""
+    internal_token: str | None = None
+    """Bearer of /internal. None: open on loopback, closed beyond it."""
+    session_token: str = ""
+    """Shown to workers in Hello; they require it unless they listen on loopback."""
+    fleet_file: Path
+    """fleet.json, replaced by rename; may appear after the router."""
+    cache_dir: Path
+    """Tokenizers and chat templates by content hash, and what each model last described; survives restarts."""
+    api_key: str | None = None
+    """Bearer of /v1. None: open."""
+    max_body_bytes: int = 10 * 2**20
+    max_queue_tokens: int = 200_000
+    """Prompt + predicted output of what may wait for one model; about a minute of a small GPU's work. A manifest's
+    routing.maxQueueTokens overrides it."""
+    queue_timeout_s: float = 60.0
+    """Longest wait for a place before a request is refused with Retry-After."""
+    drain_s: float = 30.0
+    """How long running streams may go on after SIGTERM."""
+    log_level: str = "INFO"
+    pod_name: str | None = None
+    """Names this router in its sessions: a restarted container replaces its old session. None: a random name."""
+
+    @property
+    def is_loopback(self) -> bool:
+        return is_loopback(self.bind_host)
+
+
+def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
+    """Raises ConfigError with one line."""
+    values = {name.removeprefix("PAGODA_").lower(): value for name, value in environment.items() if name.startswith("PAGODA_")}
+    _refuse_unknown(values)
+    settings = RouterSettings(
+        bind_host=values.get("bind_host") or "127.0.0.1",
+        http_port=_port(values, "http_port", 8000),
+        internal_port=_port(values, "internal_port", 8001),
+        internal_token=values.get("internal_token") or None,
+        session_token=values.get("session_token", ""),
+        fleet_file=_path(values, "fleet_file", "the file in which the supervisor lists models and workers"),
+        cache_dir=_path(values, "cache_dir", "a writable folder for tokenizers and chat templates"),
+        api_key=values.get("api_key") or None,
+        max_body_bytes=_whole(values, "max_body_bytes", 10 * 2**20, least=1024),
+        max_queue_tokens=_whole(values, "max_queue_tokens", 200_000, least=0),
+        queue_timeout_s=_seconds(values, "queue_timeout_s", 60.0),
+        drain_s=_seconds(values, "drain_s", 30.0),
+        log_level=_log_level(values),
+        pod_name=values.get("pod_name") or None,
+    )
+    if settings.api_key is None and not settings.is_loopback:
+        raise ConfigError(f"PAGODA_BIND_HOST={settings.bind_host} is reachable from outside: set PAGODA_API_KEY, or bind 127.0.0.1")
+    if settings.http_port == settings.internal_port != 0:
+        raise ConfigError(f"PAGODA_HTTP_PORT and PAGODA_INTERNAL_PORT are both {settings.http_port}: give them different ports")
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+_OWN = frozenset(RouterSettings.__dataclass_fields__)
+
+
+def _refuse_unknown(values: Mapping[str, str]) -> None:
+    tolerated = {name.removeprefix("PAGODA_").lower() for name in TOLERATED}
+    for name in sorted(values):
+        if name in _OWN or name in tolerated:
+            continue
+        close = difflib.get_close_matches(name, _OWN, n=1, cutoff=0.6)
+        advice = f"did you mean PAGODA_{close[0].upper()}?" if close else f"known are {', '.join(_variable(n) for n in sorted(_OWN))}"
+        raise ConfigError(f"the router knows no setting {_variable(name)}: {advice}")
+
+
+def _variable(name: str) -> str:
+    return f"PAGODA_{name.upper()}"
+
+
+def _whole(values: Mapping[str, str], name: str, default: int, *, least: int, most: int = 2**53) -> int:
+    text = values.get(name)
+    if text is None or text == "":
+        return default
+    try:
+        number = int(text)
+    except ValueError:
+        raise ConfigError(f"{_variable(name)}={text!r} is not a whole number") from None
+    if not least <= number <= most:
+        raise ConfigError(f"{_variable(name)}={number} is out of range: {least} to {most}")
+    return number
+
+
+def _port(values: Mapping[str, str], name: str, default: int) -> int:
+    return _whole(values, name, default, least=0, most=65535)
+
+
+def _seconds(values: Mapping[str, str], name: str, default: float) -> float:
+    text = values.get(name)
+    if text is None or text == "":
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        raise ConfigError(f"{_variable(name)}={text!r} is not a number of seconds") from None
+    if not 0 <= number <= 86_400:
+        raise ConfigError(f"{_variable(name)}={text} is out of range: 0 to 86400 seconds")
+    return number
+
+
+def _path(values: Mapping[str, str], name: str, what: str) -> Path:
+    text = values.get(name)
+    if not text:
+        raise ConfigError(f"{_variable(name)} is not set: {what}")
+    return Path(text)
+
+
+def _log_level(values: Mapping[str, str]) -> str:
+    level = (values.get("log_level") or "INFO").upper()
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ConfigError(f"PAGODA_LOG_LEVEL={level!r} is not one of DEBUG, INFO, WARNING, ERROR")
+    return level
