@@ -11,7 +11,7 @@ from typing import Any
 
 from pagoda_operator.errors import InvalidManifest, Problem
 from pagoda_operator.quantities import parse_quantity
-from pagoda_operator.validate import problems_of
+from pagoda_operator.validate import in_path, problems_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,11 +124,10 @@ def key_of(document: Mapping[str, Any]) -> str:
 
 def parse(document: Mapping[str, Any]) -> InferenceModel:
     """Raises InvalidManifest with every problem of the document."""
-    metadata = document.get("metadata")
-    name = str(metadata.get("name") or "(no name)") if isinstance(metadata, Mapping) else "(no name)"
     if problems := problems_of(document):
-        raise InvalidManifest(name, problems)
+        raise InvalidManifest(_shown_name(document), problems)
     metadata = document["metadata"]
+    name = metadata["name"]
     return InferenceModel(
         name=name,
         namespace=metadata.get("namespace") or "default",
@@ -138,6 +137,12 @@ def parse(document: Mapping[str, Any]) -> InferenceModel:
         spec=_spec(name, document["spec"]),
         document=document,
     )
+
+
+def _shown_name(document: Mapping[str, Any]) -> str:
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    return in_path(name) if name else "(no name)"
 
 
 def _spec(name: str, spec: Mapping[str, Any]) -> Spec:

@@ -1,6 +1,7 @@
 """Walks a manifest along the table in `rules.py` and collects every problem. Called by `spec.parse` only."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,7 +26,7 @@ def _envelope(document: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("kind", f"write {KIND}", shown(document.get("kind")))
     for name in document:
         if name not in TOP_LEVEL:
-            yield Problem(str(name), f"is not a field of {KIND}{_closest(str(name), TOP_LEVEL)}; remove it")
+            yield Problem(in_path(name), f"is not a field of {KIND}{_closest(str(name), TOP_LEVEL)}; remove it")
     metadata = document.get("metadata")
     if not isinstance(metadata, Mapping) or not metadata.get("name"):
         yield Problem("metadata.name", "is required")
@@ -78,7 +79,7 @@ def _object(path: str, shape: str, value: Mapping[str, Any]) -> Iterator[Problem
         if f"{shape}.{name}" in NOT_YET:
             yield Problem(f"{path}.{name}", NOT_YET_MESSAGE)
         else:
-            yield Problem(f"{path}.{name}", f"is not a field of {path}{_closest(str(name), list(known))}; remove it")
+            yield Problem(f"{path}.{in_path(name)}", f"is not a field of {path}{_closest(str(name), list(known))}; remove it")
     for name in known:
         yield from _field(f"{path}.{name}", f"{shape}.{name}", value)
 
@@ -110,8 +111,13 @@ def shown(value: Any) -> str:
     """What was written, short enough for a line."""
     if value is None:
         return "nothing"
-    text = f'"{value}"' if isinstance(value, str) else str(value)
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def in_path(name: object) -> str:
+    """A field's name as part of a path, on one line whatever it is."""
+    return name if isinstance(name, str) and name.isprintable() and name else shown(name)
 
 
 def _closest(name: str, known: tuple[str, ...] | list[str]) -> str:
