@@ -1,0 +1,242 @@
+"""The engine: requests in, one StepOutput per step out. Usable alone: `Engine(EngineConfig(model_dir=…)).generate([[1, 2, 3]], …)`.
+
+Owns scheduler and runner and the clock they are given; knows no network. Called by the engine process, by offline.py and by gpu_check.py.
+One thread calls everything here.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pagoda_worker.blocks import BlockPool
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.errors import RequestRefused
+from pagoda_worker.loading import load
+from pagoda_worker.plan import Sampled, StepPlan
+from pagoda_worker.request import EngineState, Finish, ModelFacts, Request, Sampling, SequenceUpdate, StepOutput, TokenLogprobs
+from pagoda_worker.runner import Runner, RunnerShape
+from pagoda_worker.scheduler import Scheduler, SchedulerLimits
+
+MAX_SEQUENCES_PER_REQUEST = 128
+MAX_TOP_LOGPROBS = 20
+_SMOOTHING = 0.1
+"""Weight of the newest step in the learned speeds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sequence of `Engine.generate`."""
+
+    prompt: int
+    """Which of the prompts."""
+    sequence: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish: Finish
+
+
+class Engine:
+    def __init__(self, config: EngineConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Loads the model and allocates the KV cache. Raises ModelError, UnsupportedModel, ConfigError."""
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        loaded = load(config)
+        self._clock = clock
+        self._seeds = random.Random(config.seed)
+        self.scheduler = Scheduler(
+            BlockPool(loaded.block_count, config.block_size),
+            SchedulerLimits(
+                max_running=config.max_running,
+                max_batch_tokens=config.max_batch_tokens,
+                max_model_len=loaded.max_model_len,
+                prefix_caching=config.prefix_caching,
+                eos_token_ids=loaded.eos_token_ids,
+            ),
+        )
+        shape = RunnerShape(
+            max_running=config.max_running,
+            max_model_len=loaded.max_model_len,
+            block_size=config.block_size,
+            block_count=loaded.block_count,
+            eos_token_ids=loaded.eos_token_ids,
+        )
+        self.runner = Runner(loaded.model, shape, dtype=loaded.dtype, device=loaded.device)
+        self.facts = ModelFacts(
+            architecture=loaded.architecture,
+            dtype=loaded.dtype_name,
+            device="cpu" if loaded.device.type == "cpu" else f"cuda:{torch.cuda.get_device_name(loaded.device)}",
+            max_model_len=loaded.max_model_len,
+            vocab_size=loaded.model.vocab_size,
+            eos_token_ids=list(loaded.eos_token_ids),
+            bos_token_id=loaded.bos_token_id,
+            block_size=config.block_size,
+            kv_capacity_tokens=loaded.block_count * config.block_size,
+            max_running=config.max_running,
+            max_sequences_per_request=MAX_SEQUENCES_PER_REQUEST,
+            max_top_logprobs=MAX_TOP_LOGPROBS,
+        )
+        self._steps = 0
+        self._prefill_tokens_per_s = 0.0
+        self._decode_step_ms = 0.0
+
+    # ------------------------------------------------------------ requests
+
+    def submit(self, request: Request) -> None:
+        """Queues; never blocks. Raises RequestRefused or ContextTooLong."""
+        check_request(request, self.facts)
+        seed = request.sampling.seed if request.sampling.seed is not None else self._seeds.getrandbits(63)
+        self.scheduler.submit(request, now=self._clock(), seed=seed)
+
+    def cancel(self, request_id: str, sequence: int | None = None) -> None:
+        """Blocks are free at once; a CANCELLED finish leaves with the next step. Unknown ids are ignored."""
+        self.scheduler.cancel(request_id, sequence)
+
+    @property
+    def has_work(self) -> bool:
+        """Something to compute, or an ending to report."""
+        return self.scheduler.has_work
+
+    # ------------------------------------------------------------ the heart
+
+    def step(self) -> StepOutput:
+        began = self._clock()
+        plan = self.scheduler.schedule(began)  # which sequences, how many tokens each
+        sampled = self.runner.run(plan) if not plan.empty else Sampled([])  # one forward pass, one token per sampling row
+        ended = self._clock()
+        updates = self.scheduler.settle(plan, sampled, ended)  # append, finish, free
+        return StepOutput(updates, self._measure(plan, began, ended))
+
+    # ------------------------------------------------------------ what is told
+
+    def idle_state(self) -> EngineState:
+        return self._state(self._clock())
+
+    def _measure(self, plan: StepPlan, began: float, ended: float) -> EngineState:
+        self._steps += not plan.empty
+        elapsed = max(ended - began, 1e-9)
+        if plan.chunks:
+            self._prefill_tokens_per_s = _smooth(self._prefill_tokens_per_s, plan.prefill_tokens / elapsed)
+        elif plan.decodes:
+            self._decode_step_ms = _smooth(self._decode_step_ms, elapsed * 1e3)
+        return self._state(ended)
+
+    def _state(self, now: float) -> EngineState:
+        scheduler, totals = self.scheduler, self.scheduler.totals
+        size = scheduler.blocks.block_size
+        return EngineState(
+            step=self._steps,
+            at_mono_us=int(now * 1e6),
+            num_running=len(scheduler.running),
+            num_waiting=scheduler.num_waiting,
+            queued_prefill_tokens=scheduler.queued_prefill_tokens,
+            kv_capacity_tokens=scheduler.blocks.count * size,
+            kv_free_tokens=scheduler.blocks.free_blocks * size,
+            preemptions_total=totals.preemptions,
+            prefix_queries_total=totals.prefix_queries,
+            prefix_hits_total=totals.prefix_hits,
+            prompt_tokens_total=totals.prompt_tokens,
+            generation_tokens_total=totals.generation_tokens,
+            prefill_tokens_per_s=self._prefill_tokens_per_s,
+            decode_step_ms=self._decode_step_ms,
+        )
+
+    def check_integrity(self) -> None:
+        """Asserts that blocks, rows and sequences agree, and that everything is free when nothing runs."""
+        self.scheduler.check()
+
+    # ------------------------------------------------------------ offline
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | None = None,
+        max_tokens: int = 16,
+        *,
+        n: int = 1,
+        min_tokens: int = 0,
+        stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+        top_logprobs: int | None = None,
+        on_update: Callable[[SequenceUpdate], None] | None = None,
+    ) -> list[Completion]:
+        """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence."""
+        for i, prompt in enumerate(prompts):
+            self.submit(
+                Request(
+                    request_id=f"offline-{i}",
+                    prompt_ids=list(prompt),
+                    sampling=sampling or Sampling(),
+                    n=n,
+                    max_tokens=max_tokens,
+                    min_tokens=min_tokens,
+                    stop_token_ids=list(stop_token_ids),
+                    ignore_eos=ignore_eos,
+                    top_logprobs=top_logprobs,
+                )
+            )
+        tokens: dict[tuple[int, int], list[int]] = {}
+        logprobs: dict[tuple[int, int], list[TokenLogprobs]] = {}
+        finishes: dict[tuple[int, int], Finish] = {}
+        while self.has_work:
+            for update in self.step().updates:
+                key = int(update.request_id.removeprefix("offline-")), update.sequence
+                tokens.setdefault(key, []).extend(update.token_ids)
+                logprobs.setdefault(key, []).extend(update.logprobs or ())
+                if update.finish:
+                    finishes[key] = update.finish
+                if on_update:
+                    on_update(update)
+        return [
+            Completion(
+                prompt=key[0],
+                sequence=key[1],
+                token_ids=tokens[key],
+                logprobs=None if top_logprobs is None else logprobs[key],
+                finish=finishes[key],
+            )
+            for key in sorted(finishes)
+        ]
+
+
+def check_request(request: Request, facts: ModelFacts) -> None:
+    """What can be said without knowing the queue. Raises RequestRefused naming the field."""
+    sampling = request.sampling
+
+    def refuse(param: str, value: object, rule: str) -> None:
+        raise RequestRefused(f"{param} is {value}; {rule}", param=param)
+
+    if not request.prompt_ids:
+        refuse("prompt_ids", "empty", "a prompt needs at least one token")
+    for name, ids in (("prompt_ids", request.prompt_ids), ("resume_ids", request.resume_ids), ("logit_bias", list(sampling.logit_bias))):
+        if ids and not 0 <= min(ids) <= max(ids) < facts.vocab_size:
+            wrong = next(token for token in ids if not 0 <= token < facts.vocab_size)
+            refuse(name, f"holding token {wrong}", f"this model has ids 0 to {facts.vocab_size - 1}")
+    if any(not 0 <= token < facts.vocab_size for token in request.stop_token_ids):
+        refuse("stop_token_ids", request.stop_token_ids, f"this model has ids 0 to {facts.vocab_size - 1}")
+    limits: list[tuple[str, float, bool, str]] = [
+        ("n", request.n, 1 <= request.n <= facts.max_sequences_per_request, f"1 to {facts.max_sequences_per_request}"),
+        ("max_tokens", request.max_tokens, request.max_tokens >= 1, "at least 1"),
+        ("min_tokens", request.min_tokens, 0 <= request.min_tokens <= request.max_tokens, "0 to max_tokens"),
+        ("temperature", sampling.temperature, 0 <= sampling.temperature <= 100, "0 to 100"),
+        ("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "over 0, at most 1"),
+        ("top_k", sampling.top_k, sampling.top_k >= 0, "at least 0 (0: off)"),
+        ("min_p", sampling.min_p, 0 <= sampling.min_p <= 1, "0 to 1"),
+        ("frequency_penalty", sampling.frequency_penalty, -2 <= sampling.frequency_penalty <= 2, "-2 to 2"),
+        ("presence_penalty", sampling.presence_penalty, -2 <= sampling.presence_penalty <= 2, "-2 to 2"),
+        ("repetition_penalty", sampling.repetition_penalty, 0 < sampling.repetition_penalty <= 100, "over 0, at most 100"),
+    ]
+    if request.top_logprobs is not None:
+        top = request.top_logprobs
+        limits.append(("top_logprobs", top, 0 <= top <= facts.max_top_logprobs, f"0 to {facts.max_top_logprobs}"))
+    for name, value, ok, rule in limits:
+        if not ok:
+            refuse(name, value, f"it must be {rule}")
+    if request.resume_ids and request.n != 1:
+        refuse("resume_ids", f"given with n {request.n}", "only one sequence can resume")
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if old == 0 else old + _SMOOTHING * (new - old)

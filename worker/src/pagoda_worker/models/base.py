@@ -1,0 +1,37 @@
+"""What the runner needs of any architecture."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from pagoda_worker.layers.attention import AttentionBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShape:
+    """Of the KV cache, per layer and token."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    def bytes_per_token(self, itemsize: int) -> int:
+        return self.layers * 2 * self.kv_heads * self.head_dim * itemsize
+
+
+class Model(Protocol):
+    cache_shape: CacheShape
+    vocab_size: int
+
+    def destinations(self) -> dict[str, Tensor]:
+        """Checkpoint tensor name → where it goes (a view into a parameter)."""
+        ...
+
+    def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
+        """ids and positions [T] int64 → final hidden states [T, E], normed."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[S, E] → [S, V] in the model's dtype."""
+        ...

@@ -1,0 +1,172 @@
+"""Llama: pre-norm blocks of grouped-query attention and a gated SiLU feed-forward.
+
+Owns the parameters and the order of operations of one architecture. The projections of q, k, v and of gate, up are stored as one matrix
+each: fewer, larger products. Checkpoint tensors are copied into views of those.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pagoda_worker.errors import ModelError, UnsupportedModel
+from pagoda_worker.layers.attention import Attend, AttentionBatch
+from pagoda_worker.layers.norm import rms_norm
+from pagoda_worker.layers.rotary import rotary_table, rotate
+from pagoda_worker.models.base import CacheShape
+
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaConfig:
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    eps: float
+    max_position: int
+    tied: bool
+    attention_bias: bool
+    mlp_bias: bool
+    rope: dict[str, Any]
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> "LlamaConfig":
+        """Raises ModelError for what is missing, UnsupportedModel for what the engine would compute wrongly."""
+        _refuse(raw, "hidden_act", "silu")
+        _refuse(raw, "pretraining_tp", 1)
+        hidden, heads = _integer(raw, "hidden_size"), _integer(raw, "num_attention_heads")
+        config = cls(
+            hidden=hidden,
+            layers=_integer(raw, "num_hidden_layers"),
+            heads=heads,
+            kv_heads=_integer(raw, "num_key_value_heads", heads),
+            head_dim=_integer(raw, "head_dim", hidden // heads),
+            intermediate=_integer(raw, "intermediate_size"),
+            vocab=_integer(raw, "vocab_size"),
+            eps=float(raw.get("rms_norm_eps", 1e-6)),
+            max_position=_integer(raw, "max_position_embeddings"),
+            tied=bool(raw.get("tie_word_embeddings", False)),
+            attention_bias=bool(raw.get("attention_bias", False)),
+            mlp_bias=bool(raw.get("mlp_bias", False)),
+            rope=_rope(raw),
+        )
+        if config.heads % config.kv_heads:
+            raise ModelError(f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {config.kv_heads}")
+        if config.head_dim % 2:
+            raise ModelError(f"config.json: head_dim {config.head_dim} is odd; rotary embedding needs pairs")
+        return config
+
+
+def _integer(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = raw.get(name)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelError(f"config.json: {name} must be a positive integer, it is {value!r}")
+    return value
+
+
+def _refuse(raw: Mapping[str, Any], name: str, only: object) -> None:
+    value = raw.get(name)
+    if value is not None and value != only:
+        raise UnsupportedModel(f"LlamaForCausalLM with {name} {value!r} is not supported; only {only!r} is")
+
+
+def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers 5 writes rope_parameters; before, rope_theta and rope_scaling (whose key was once `type`)."""
+    parameters = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    parameters.setdefault("rope_type", parameters.pop("type", "default"))
+    if parameters.get("rope_theta") is None:
+        parameters["rope_theta"] = raw.get("rope_theta") or 10_000.0
+    partial = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if partial not in (None, 1, 1.0):
+        raise UnsupportedModel(f"LlamaForCausalLM with partial_rotary_factor {partial!r} is not supported; only 1.0 is")
+    return parameters
+
+
+class LlamaLayer:
+    """Parameters of one block."""
+
+    __slots__ = ("attention_norm", "down", "down_bias", "gate_up", "gate_up_bias", "mlp_norm", "out", "out_bias", "qkv", "qkv_bias")
+
+    def __init__(self, c: LlamaConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(*shape, dtype=dtype, device=device)
+
+        width = (c.heads + 2 * c.kv_heads) * c.head_dim
+        self.attention_norm, self.mlp_norm = empty(c.hidden), empty(c.hidden)
+        self.qkv, self.out = empty(width, c.hidden), empty(c.hidden, c.heads * c.head_dim)
+        self.gate_up, self.down = empty(2 * c.intermediate, c.hidden), empty(c.hidden, c.intermediate)
+        self.qkv_bias = empty(width) if c.attention_bias else None
+        self.out_bias = empty(c.hidden) if c.attention_bias else None
+        self.gate_up_bias = empty(2 * c.intermediate) if c.mlp_bias else None
+        self.down_bias = empty(c.hidden) if c.mlp_bias else None
+
+    def destinations(self, c: LlamaConfig) -> dict[str, Tensor]:
+        """Checkpoint names within this layer."""
+        named = {"input_layernorm.weight": self.attention_norm, "post_attention_layernorm.weight": self.mlp_norm}
+        split_qkv = [c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim]
+        for kind, qkv, out in (("weight", self.qkv, self.out), ("bias", self.qkv_bias, self.out_bias)):
+            if qkv is not None and out is not None:
+                q, k, v = torch.split(qkv, split_qkv)
+                named |= {f"self_attn.{name}_proj.{kind}": part for name, part in zip("qkvo", (q, k, v, out), strict=True)}
+        for kind, gate_up, down in (("weight", self.gate_up, self.down), ("bias", self.gate_up_bias, self.down_bias)):
+            if gate_up is not None and down is not None:
+                gate, up = torch.split(gate_up, c.intermediate)
+                named |= {f"mlp.gate_proj.{kind}": gate, f"mlp.up_proj.{kind}": up, f"mlp.down_proj.{kind}": down}
+        return named
+
+
+class Llama:
+    def __init__(self, raw: Mapping[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, attend: Attend) -> None:
+        c = self.config = LlamaConfig.parse(raw)
+        self.cache_shape = CacheShape(layers=c.layers, kv_heads=c.kv_heads, head_dim=c.head_dim)
+        self.vocab_size = c.vocab
+        self.max_position = c.max_position
+        self._attend = attend
+        self.embedding = torch.empty(c.vocab, c.hidden, dtype=dtype, device=device)
+        self.head = self.embedding if c.tied else torch.empty_like(self.embedding)
+        self.norm = torch.empty(c.hidden, dtype=dtype, device=device)
+        self.layers = [LlamaLayer(c, dtype=dtype, device=device) for _ in range(c.layers)]
+        self.rotary = rotary_table(c.head_dim, max_model_len, c.rope, max_position=c.max_position, dtype=dtype, device=device)
+
+    def destinations(self) -> dict[str, Tensor]:
+        named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
+        if not self.config.tied:
+            named["lm_head.weight"] = self.head
+        for i, layer in enumerate(self.layers):
+            named |= {f"model.layers.{i}.{name}": tensor for name, tensor in layer.destinations(self.config).items()}
+        return named
+
+    @property
+    def ignored_suffixes(self) -> tuple[str, ...]:
+        """Tensors that a checkpoint may hold and the model does not read."""
+        return (*IGNORED_SUFFIXES, "lm_head.weight") if self.config.tied else IGNORED_SUFFIXES
+
+    def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
+        c = self.config
+        scale = c.head_dim**-0.5
+        rotated = c.heads + c.kv_heads
+        cos, sin = self.rotary.at(positions)
+        residual = F.embedding(ids, self.embedding)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = rms_norm(residual, layer.attention_norm, c.eps)
+            heads = F.linear(x, layer.qkv, layer.qkv_bias).view(len(ids), -1, c.head_dim)
+            heads[:, :rotated] = rotate(heads[:, :rotated], cos, sin)
+            x = self._attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, scale)
+            residual = residual + F.linear(x, layer.out, layer.out_bias)
+            x = rms_norm(residual, layer.mlp_norm, c.eps)
+            gate, up = torch.split(F.linear(x, layer.gate_up, layer.gate_up_bias), c.intermediate, dim=-1)
+            residual = residual + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+        return rms_norm(residual, self.norm, c.eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.head)

@@ -1,0 +1,140 @@
+"""What scheduler and runner say to each other: sequences and the plan of one step. Plain data; knows neither tensors nor policy.
+
+The runner keeps one row of state per running sequence. A plan carries only what changed: rows opened, blocks added, blocks to copy.
+"""
+
+from dataclasses import dataclass, field
+
+from pagoda_worker.request import Request, TokenLogprobs
+
+
+class Sequence:
+    """One continuation of one request. Written by the scheduler only; the runner reads it when its row is opened."""
+
+    __slots__ = (
+        "announced",
+        "arrival",
+        "batch_sizes",
+        "blocks",
+        "cached_tokens",
+        "computed",
+        "deadline",
+        "first_scheduled",
+        "first_token",
+        "hashes",
+        "index",
+        "last_token",
+        "limit",
+        "order",
+        "output_start",
+        "preemptions",
+        "received",
+        "registered",
+        "request",
+        "row",
+        "sampled",
+        "seed",
+        "siblings",
+        "steps",
+        "tokens",
+    )
+
+    def __init__(self, request: Request, index: int, *, arrival: int, received: float, limit: int, seed: int, root: bytes) -> None:
+        self.request = request
+        self.index = index
+        self.arrival = arrival
+        self.received = received
+        self.seed = seed
+        self.tokens: list[int] = [*request.prompt_ids, *request.resume_ids]
+        self.output_start = len(request.prompt_ids)
+        self.limit = limit
+        """Length at which it ends: prompt + max_tokens, at most max_model_len."""
+        self.order = (-request.priority, arrival, index)
+        self.deadline = None if request.deadline_s is None else received + request.deadline_s
+        self.computed = 0
+        """Tokens whose keys and values are in its blocks (after the step that is being planned)."""
+        self.blocks: list[int] = []
+        self.hashes: list[bytes] = [root]
+        """Chained: hashes[i + 1] is that of the i-th full block."""
+        self.registered = 0
+        """Full blocks offered to the prefix cache."""
+        self.row = -1
+        """Of the runner's state while running, else -1."""
+        self.siblings: list[Sequence] = []
+        """Sequences of the same request that begin with this one's prompt as soon as it is computed."""
+        self.announced = False
+        """The start of its first chunk was reported."""
+        self.cached_tokens = 0
+        self.sampled = 0
+        self.preemptions = 0
+        self.steps = 0
+        self.first_scheduled = 0.0
+        self.first_token = 0.0
+        self.last_token = 0.0
+        self.batch_sizes: list[int] = []
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the next one can be sampled."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        return len(self.tokens) - self.computed == 1 and not self.siblings
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return (self.request.request_id, self.index)
+
+
+@dataclass(slots=True)
+class Chunk:
+    """`count` tokens of one row from position `start` on. `sequences` sample from its last position: none in the middle of a prompt,
+    several when n sequences part here (each already has its own row)."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    sequences: list[Sequence]
+
+
+@dataclass(slots=True)
+class StepPlan:
+    decodes: list[Sequence] = field(default_factory=list)
+    """One token each, at position computed - 1. Kept apart from chunks: the common case costs no object per row."""
+    chunks: list[Chunk] = field(default_factory=list)
+    opened: list[Sequence] = field(default_factory=list)
+    """Rows that got a new owner: the runner reads tokens, blocks and sampling settings of these."""
+    added_blocks: list[tuple[int, int, int]] = field(default_factory=list)
+    """(row, index in the row's table, block)."""
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    """(from block, to block), before anything else of the step: copy on write."""
+    scrubs: list[int] = field(default_factory=list)
+    """Blocks to zero before the step: they may hold non-finite numbers, and 0 x NaN would reach their next owner through padding."""
+
+    @property
+    def empty(self) -> bool:
+        return not self.decodes and not self.chunks
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum(chunk.count for chunk in self.chunks)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.decodes) + self.prefill_tokens
+
+    def sampling(self) -> list[Sequence]:
+        """In the order of the runner's answer."""
+        return [*self.decodes, *(sequence for chunk in self.chunks for sequence in chunk.sequences)]
+
+
+@dataclass(slots=True)
+class Sampled:
+    """The runner's answer, in the order of `StepPlan.sampling()`."""
+
+    token_ids: list[int]
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """By position in token_ids, for those that asked."""
+    broken: set[int] = field(default_factory=set)
+    """Positions whose logits were not finite: their token means nothing."""

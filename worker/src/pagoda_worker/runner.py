@@ -1,0 +1,169 @@
+"""Runs one planned step on the device: rows, cache, one forward pass, one token per sampling row.
+
+Owns the model, the KV cache and the state of running rows (token ids, block tables, sampling settings). Knows nothing of queues,
+priorities or endings; called by the engine. Inputs are laid out with numpy in one buffer and copied once; sampled ids come back in one
+copy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pagoda_worker.layers.attention import AttentionBatch, DecodeGroup, PrefillSpan
+from pagoda_worker.models.base import Model
+from pagoda_worker.plan import Sampled, Sequence, StepPlan
+from pagoda_worker.request import TokenLogprobs
+from pagoda_worker.sampler import BROKEN, History, IntArray, Logprobs, Sampler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerShape:
+    max_running: int
+    max_model_len: int
+    block_size: int
+    block_count: int
+    eos_token_ids: tuple[int, ...]
+
+
+class Runner:
+    def __init__(self, model: Model, shape: RunnerShape, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.model = model
+        self.shape = shape
+        self.device = device
+        self.dtype = dtype
+        cache = model.cache_shape
+        slots = shape.block_count * shape.block_size
+        self.caches = [torch.zeros(2, cache.kv_heads, slots, cache.head_dim, dtype=dtype, device=device) for _ in range(cache.layers)]
+        """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
+        self._tokens = np.zeros((shape.max_running, shape.max_model_len), np.int32)
+        self._tables = np.zeros((shape.max_running, -(-shape.max_model_len // shape.block_size)), np.int64)
+        self._output_start = np.zeros(shape.max_running, np.int64)
+        self._history = History(self._tokens, self._output_start)
+        self._sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> Sampled:
+        """The whole step. The plan must not be empty."""
+        self._apply_changes(plan)
+        inputs = _Inputs(plan, self)
+        hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, inputs.batch)
+        if not len(inputs.sampled_rows):
+            return Sampled([])
+        logits = self.model.logits(hidden.index_select(0, inputs.sampled_at))
+        ids, logprobs = self._sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history)
+        return self._to_host(ids, logprobs, inputs)
+
+    def _apply_changes(self, plan: StepPlan) -> None:
+        if plan.scrubs:
+            self._pages_of_all(lambda pages: pages.index_fill_(1, self._index(plan.scrubs), 0))
+        if plan.copies:
+            source, target = (self._index(list(blocks)) for blocks in zip(*plan.copies, strict=True))
+            self._pages_of_all(lambda pages: pages.index_copy_(1, target, pages.index_select(1, source)))
+        for row, at, block in plan.added_blocks:
+            self._tables[row, at] = block
+        for sequence in plan.opened:
+            self._open_row(sequence)
+
+    def _pages_of_all(self, change: Callable[[Tensor], object]) -> None:
+        for cache in self.caches:
+            change(cache.view(2 * cache.shape[1], self.shape.block_count, -1))
+
+    def _index(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+    def _open_row(self, sequence: Sequence) -> None:
+        row = sequence.row
+        self._tokens[row, : len(sequence.tokens)] = sequence.tokens
+        self._tables[row, : len(sequence.blocks)] = sequence.blocks
+        self._output_start[row] = sequence.output_start
+        self._sampler.open_row(row, sequence.request, sequence.seed, self.shape.eos_token_ids)
+
+    def _to_host(self, ids: Tensor, logprobs: Logprobs | None, inputs: "_Inputs") -> Sampled:
+        host = ids.cpu().numpy()
+        room = inputs.lengths < self.shape.max_model_len
+        self._tokens[inputs.sampled_rows[room], inputs.lengths[room]] = host[room]
+        # The runner computed decode rows by length; the answer goes out in the plan's order.
+        answer = np.empty_like(host)
+        answer[inputs.plan_positions] = host
+        sampled = Sampled(answer.tolist(), broken=set(np.flatnonzero(answer == BROKEN).tolist()))
+        if logprobs is not None:
+            self._add_logprobs(sampled, logprobs, inputs)
+        return sampled
+
+    def _add_logprobs(self, sampled: Sampled, logprobs: Logprobs, inputs: "_Inputs") -> None:
+        columns = zip(
+            inputs.plan_positions[logprobs.positions].tolist(),
+            self._sampler.top_logprobs[inputs.sampled_rows[logprobs.positions]].tolist(),
+            logprobs.sampled.tolist(),
+            logprobs.top_ids.tolist(),
+            logprobs.top.tolist(),
+            strict=True,
+        )
+        for position, k, own, top_ids, top in columns:
+            sampled.logprobs[position] = TokenLogprobs(own, list(zip(top_ids[:k], top[:k], strict=True)))
+
+
+class _Inputs:
+    """The flat batch of one step: decode rows, longest first, then chunks in the plan's order."""
+
+    def __init__(self, plan: StepPlan, runner: Runner) -> None:
+        size = runner.shape.block_size
+        rows = np.array([sequence.row for sequence in plan.decodes], np.int64)
+        at = np.array([sequence.computed - 1 for sequence in plan.decodes], np.int64)
+        order = np.argsort(-at, kind="stable")
+        rows, at = rows[order], at[order]
+        decodes = len(rows)
+
+        flat_rows = np.concatenate([rows, *(np.full(chunk.count, chunk.sequence.row) for chunk in plan.chunks)])
+        positions = np.concatenate([at, *(np.arange(chunk.start, chunk.start + chunk.count) for chunk in plan.chunks)])
+        ids = runner._tokens[flat_rows, positions]
+        slots = runner._tables[flat_rows, positions // size] * size + positions % size
+
+        ends = decodes - 1 + np.cumsum([chunk.count for chunk in plan.chunks], dtype=np.int64)
+        owners = [(end, sequence.row) for end, chunk in zip(ends.tolist(), plan.chunks, strict=True) for sequence in chunk.sequences]
+        self.sampled_rows = np.concatenate([rows, np.array([row for _, row in owners], np.int64)])
+        sampled_at = np.concatenate([np.arange(decodes), np.array([end for end, _ in owners], np.int64)])
+        self.lengths = positions[sampled_at] + 1
+        self.plan_positions = np.concatenate([order, np.arange(decodes, len(sampled_at))])
+
+        groups = length_groups(at + 1)
+        tables = [runner._tables[rows[a:b], : -(-int(at[a] + 1) // size)].ravel() for a, b in groups]
+        spans = [runner._tables[chunk.sequence.row, : -(-(chunk.start + chunk.count) // size)] for chunk in plan.chunks]
+        parts = [ids.astype(np.int64), positions, slots, sampled_at, at + 1, *tables, *spans]
+        there = torch.from_numpy(np.concatenate(parts)).to(runner.device, non_blocking=True)
+        self.ids, self.positions, slots_there, self.sampled_at, lengths_there, *tables_there = torch.split(
+            there, [len(part) for part in parts]
+        )
+        starts = (ends + 1).tolist()
+        self.batch = AttentionBatch(
+            slots_there,
+            size,
+            [
+                DecodeGroup(a, b, table, _bias(lengths_there[a:b], len(table) // (b - a) * size, runner))
+                for (a, b), table in zip(groups, tables_there[: len(groups)], strict=True)
+            ],
+            [
+                PrefillSpan(stop - chunk.count, stop, chunk.start, table)
+                for chunk, stop, table in zip(plan.chunks, starts, tables_there[len(groups) :], strict=True)
+            ],
+        )
+
+
+def _bias(lengths: Tensor, width: int, runner: Runner) -> Tensor:
+    """[H_kv * B, 1, width]: 0 below each row's length, -inf from there on."""
+    past = torch.arange(width, device=runner.device) >= lengths[:, None]
+    bias = torch.zeros(past.shape, dtype=runner.dtype, device=runner.device).masked_fill_(past, float("-inf"))
+    return bias.repeat(runner.model.cache_shape.kv_heads, 1)[:, None]
+
+
+def length_groups(lengths: IntArray) -> list[tuple[int, int]]:
+    """Splits rows (longest first) so that padding to a group's longest at most doubles its work: a new group where the length halves."""
+    cuts = [0]
+    for i, length in enumerate(lengths.tolist()):
+        if 2 * length < lengths[cuts[-1]]:
+            cuts.append(i)
+    return list(pairwise([*cuts, len(lengths)])) if len(lengths) else []

@@ -1,0 +1,399 @@
+"""Decides what each step computes: one token budget over all sequences, no phases.
+
+Owns sequences, their order and their blocks; called by the engine, which gives it the time. Knows neither tensors nor clocks.
+
+A step spends `max_batch_tokens`: first one token for every running sequence that decodes, then what is left for prompts in progress, then
+for waiting sequences in order of priority and arrival. A sequence is admitted with all blocks of its present length, so only decoding can
+run out of blocks; then the last in order gives all of its blocks back and waits at the front (its computed prefix mostly survives in the
+cache). The first in order is never preempted, and alone it fits (checked at submission): there is always progress.
+"""
+
+import bisect
+from dataclasses import dataclass
+
+from pagoda_worker.blocks import BlockPool, chain_hash, root_hash
+from pagoda_worker.errors import ContextTooLong, RequestRefused
+from pagoda_worker.plan import Chunk, Sampled, Sequence, StepPlan
+from pagoda_worker.request import Finish, FinishReason, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    max_running: int
+    max_batch_tokens: int
+    max_model_len: int
+    prefix_caching: bool = True
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Totals:
+    """Since the start; read by the engine for its state."""
+
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+
+
+class Scheduler:
+    def __init__(self, blocks: BlockPool, limits: SchedulerLimits) -> None:
+        self.blocks = blocks
+        self.limits = limits
+        self.totals = Totals()
+        self.running: list[Sequence] = []
+        """In order; who comes last is preempted first."""
+        self.waiting: list[Sequence] = []
+        self._requests: dict[str, dict[int, Sequence]] = {}
+        """Every live sequence, siblings that wait for their prompt included."""
+        self._outbox: list[SequenceUpdate] = []
+        """Endings that no step caused; leave with the next settle."""
+        self._free_rows = list(range(limits.max_running - 1, -1, -1))
+        self._timed: set[Sequence] = set()
+        """Sequences with a deadline."""
+        self._scrubs: list[int] = []
+        self._arrivals = 0
+        self._eos = frozenset(limits.eos_token_ids)
+
+    # ------------------------------------------------------------ what comes in
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests or self._outbox)
+
+    def submit(self, request: Request, *, now: float, seed: int) -> None:
+        """`seed` is that of sequence 0; the next ones count up. Raises RequestRefused, ContextTooLong."""
+        length = len(request.prompt_ids) + len(request.resume_ids)
+        limit = min(len(request.prompt_ids) + request.max_tokens, self.limits.max_model_len)
+        self._check(request, length, limit)
+        root = root_hash(request.cache_salt)
+        family = [
+            Sequence(request, index, arrival=self._arrivals, received=now, limit=limit, seed=seed + index, root=root)
+            for index in range(request.n)
+        ]
+        self._arrivals += 1
+        self._requests[request.request_id] = {sequence.index: sequence for sequence in family}
+        if request.deadline_s is not None:
+            self._timed.update(family)
+        leader, *leader.siblings = family
+        bisect.insort(self.waiting, leader, key=_order)
+
+    def _check(self, request: Request, length: int, limit: int) -> None:
+        if request.request_id in self._requests:
+            raise RequestRefused(f"request id {request.request_id!r} is already in use", param="request_id")
+        if length >= self.limits.max_model_len:
+            raise ContextTooLong(
+                f"the prompt has {length} tokens; this model takes {self.limits.max_model_len} in all, prompt and output together: "
+                f"shorten the prompt to at most {self.limits.max_model_len - 1}",
+                param="prompt_ids",
+            )
+        if len(request.resume_ids) >= request.max_tokens:
+            raise RequestRefused(
+                f"resume_ids holds {len(request.resume_ids)} tokens and max_tokens is {request.max_tokens}: nothing is left to generate",
+                param="resume_ids",
+            )
+        # The last sampled token is never written to the cache.
+        needed, capacity = self._blocks_for(limit - 1), self.blocks.count
+        if needed > capacity:
+            size = self.blocks.block_size
+            raise ContextTooLong(
+                f"prompt and max_tokens need {needed * size} tokens of KV cache; the whole cache holds {capacity * size}: "
+                f"shorten the prompt or lower max_tokens",
+                param="max_tokens",
+            )
+
+    def cancel(self, request_id: str, sequence: int | None = None) -> None:
+        """Frees at once; the ending leaves with the next settle. Unknown ids are ignored: the request may just have ended."""
+        for member in list(self._requests.get(request_id, {}).values()):
+            if sequence is None or member.index == sequence:
+                self._end_early(member, FinishReason.CANCELLED)
+
+    def end_all(self, reason: FinishReason, detail: str = "") -> None:
+        for family in list(self._requests.values()):
+            for member in list(family.values()):
+                self._end_early(member, reason, detail)
+
+    def expire(self, now: float) -> None:
+        if self._timed:
+            for sequence in [s for s in self._timed if s.deadline is not None and now >= s.deadline]:
+                self._end_early(sequence, FinishReason.DEADLINE)
+
+    # ------------------------------------------------------------ one step
+
+    def schedule(self, now: float) -> StepPlan:
+        self.expire(now)
+        plan = StepPlan(scrubs=self._scrubs)
+        self._scrubs = []
+        preempted = self._plan_decodes(plan)
+        budget = self.limits.max_batch_tokens - len(plan.decodes)
+        for sequence in list(self.running):
+            if budget > 0 and sequence.remaining > 0 and not sequence.decoding:
+                budget -= self._plan_chunk(plan, sequence, budget)
+        while budget > 0 and not preempted and (admitted := self._admit(plan, now)):
+            budget -= self._plan_chunk(plan, admitted, budget)
+        return plan
+
+    def _plan_decodes(self, plan: StepPlan) -> bool:
+        """Everyone in order gets the block its next token needs, if need be from the last in order. Says whether someone was preempted."""
+        preempted = False
+        for sequence in list(self.running):
+            if len(plan.decodes) == self.limits.max_batch_tokens:
+                break
+            if sequence.row < 0 or not sequence.decoding:
+                continue
+            while self._lacks_block(sequence) and self.blocks.free_blocks == 0:
+                preempted = True
+                self._preempt(self.running[-1])
+                if sequence.row < 0:
+                    break
+            else:
+                self._give_block(plan, sequence)
+                sequence.computed += 1
+                self._register(sequence)
+                plan.decodes.append(sequence)
+        return preempted
+
+    def _lacks_block(self, sequence: Sequence) -> bool:
+        """The position to be written lies past the last block, or in one that several sequences hold."""
+        at = sequence.computed // self.blocks.block_size
+        return at == len(sequence.blocks) or self.blocks.references(sequence.blocks[at]) > 1
+
+    def _give_block(self, plan: StepPlan, sequence: Sequence) -> None:
+        if not self._lacks_block(sequence):
+            return
+        at = sequence.computed // self.blocks.block_size
+        (block,) = self.blocks.take(1)
+        if at == len(sequence.blocks):
+            sequence.blocks.append(block)
+        else:
+            shared = sequence.blocks[at]
+            plan.copies.append((shared, block))
+            self.blocks.release([shared])
+            sequence.blocks[at] = block
+        plan.added_blocks.append((sequence.row, at, block))
+
+    def _plan_chunk(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
+        count = min(budget, sequence.remaining)
+        start = sequence.computed
+        sequence.computed += count
+        self._register(sequence)
+        complete = sequence.remaining == 0
+        plan.chunks.append(Chunk(sequence, start, count, [sequence, *self._part(plan, sequence)] if complete else []))
+        self.totals.prompt_tokens += count
+        return count
+
+    def _part(self, plan: StepPlan, leader: Sequence) -> list[Sequence]:
+        """The prompt is computed: siblings take a reference to all of its blocks. Those that find no row wait like anyone else."""
+        siblings, leader.siblings = leader.siblings, []
+        parted = siblings[: len(self._free_rows)]
+        for sibling in parted:
+            self.blocks.share(leader.blocks)
+            sibling.blocks = list(leader.blocks)
+            sibling.hashes = list(leader.hashes)
+            sibling.computed, sibling.registered = leader.computed, leader.registered
+            sibling.cached_tokens, sibling.first_scheduled = leader.cached_tokens, leader.first_scheduled
+            self._open(plan, sibling)
+        for sibling in siblings[len(parted) :]:
+            bisect.insort(self.waiting, sibling, key=_order)
+        return parted
+
+    def _admit(self, plan: StepPlan, now: float) -> Sequence | None:
+        """The first in waiting, with all blocks of its present length; nobody overtakes it. One spare block for each running sequence
+        keeps the newcomer from being preempted at once."""
+        if not self.waiting or not self._free_rows:
+            return None
+        sequence = self.waiting[0]
+        hits = self._cached_prefix(sequence)
+        fresh = self._blocks_for(len(sequence.tokens)) - len(hits)
+        if fresh + len(self.running) + self.blocks.evictable_among(hits) > self.blocks.free_blocks and self.running:
+            return None
+        self.waiting.pop(0)
+        self.blocks.share(hits)
+        sequence.blocks = [*hits, *self.blocks.take(fresh)]
+        sequence.registered = len(hits)
+        sequence.computed = len(hits) * self.blocks.block_size
+        if not sequence.first_scheduled:
+            sequence.first_scheduled = now
+            sequence.cached_tokens = min(sequence.computed, sequence.output_start)
+            self.totals.prefix_queries += sequence.output_start
+            self.totals.prefix_hits += sequence.cached_tokens
+        self._open(plan, sequence)
+        return sequence
+
+    def _open(self, plan: StepPlan, sequence: Sequence) -> None:
+        sequence.row = self._free_rows.pop()
+        bisect.insort(self.running, sequence, key=_order)
+        plan.opened.append(sequence)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._leave_running(sequence)
+        sequence.preemptions += 1
+        self.totals.preemptions += 1
+        bisect.insort(self.waiting, sequence, key=_order)
+
+    def _leave_running(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._free_rows.append(sequence.row)
+        self.blocks.release(sequence.blocks)
+        sequence.row, sequence.computed, sequence.registered, sequence.blocks = -1, 0, 0, []
+
+    # ------------------------------------------------------------ prefix cache
+
+    def _shares_prefix(self, sequence: Sequence) -> bool:
+        return self.limits.prefix_caching and sequence.request.use_prefix_cache
+
+    def _extend_hashes(self, sequence: Sequence, blocks: int) -> None:
+        size = self.blocks.block_size
+        for i in range(len(sequence.hashes) - 1, blocks):
+            sequence.hashes.append(chain_hash(sequence.hashes[-1], sequence.tokens[i * size : (i + 1) * size]))
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        """Never the whole sequence: its last token must be computed, or there would be nothing to sample from (the L-1 rule)."""
+        if not self._shares_prefix(sequence):
+            return []
+        full = (len(sequence.tokens) - 1) // self.blocks.block_size
+        self._extend_hashes(sequence, full)
+        return self.blocks.match(sequence.hashes[1 : full + 1])
+
+    def _register(self, sequence: Sequence) -> None:
+        """At planning, not after the step: keys and values of a layer are all written before any are read, so that a burst of requests
+        with one prompt computes it once."""
+        full = sequence.computed // self.blocks.block_size
+        if full > sequence.registered and self._shares_prefix(sequence):
+            self._extend_hashes(sequence, full)
+            for i in range(sequence.registered, full):
+                self.blocks.register(sequence.blocks[i], sequence.hashes[i + 1])
+            sequence.registered = full
+
+    # ------------------------------------------------------------ after the step
+
+    def settle(self, plan: StepPlan, sampled: Sampled, now: float) -> list[SequenceUpdate]:
+        updates, self._outbox = self._outbox, []
+        samplers = plan.sampling()
+        assert len(samplers) == len(sampled.token_ids)
+        width = len(samplers)
+        for position, (sequence, token) in enumerate(zip(samplers, sampled.token_ids, strict=True)):
+            sequence.steps += 1
+            if sequence.request.want_timings:
+                sequence.batch_sizes.append(width)
+            if position in sampled.broken:
+                finish = self._end_broken(sequence)
+                updates.append(self._update(sequence, [], None, finish))
+                continue
+            updates.append(self._append(sequence, token, sampled.logprobs.get(position), now))
+        for chunk in plan.chunks:
+            if not chunk.sequences:
+                chunk.sequence.steps += 1
+                if not chunk.sequence.announced:
+                    updates.append(self._update(chunk.sequence, [], None, None))
+        return updates
+
+    def take_outbox(self) -> list[SequenceUpdate]:
+        """Endings without a step."""
+        updates, self._outbox = self._outbox, []
+        return updates
+
+    def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> SequenceUpdate:
+        sequence.tokens.append(token)
+        sequence.sampled += 1
+        self.totals.generation_tokens += 1
+        if not sequence.first_token:
+            sequence.first_token = now
+        sequence.last_token = now
+        request = sequence.request
+        if token in request.stop_token_ids or (token in self._eos and not request.ignore_eos):
+            return self._update(sequence, [], None, self._end(sequence, FinishReason.STOP, stop_token_id=token))
+        finish = self._end(sequence, FinishReason.LENGTH) if len(sequence.tokens) >= sequence.limit else None
+        return self._update(sequence, [token], None if logprobs is None else [logprobs], finish)
+
+    def _update(
+        self, sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None, finish: Finish | None
+    ) -> SequenceUpdate:
+        request_id = sequence.request.request_id
+        if sequence.announced:
+            return SequenceUpdate(request_id, sequence.index, token_ids, logprobs, finish)
+        sequence.announced = True
+        queue_us = int((sequence.first_scheduled - sequence.received) * 1e6)
+        return SequenceUpdate(request_id, sequence.index, token_ids, logprobs, finish, True, sequence.cached_tokens, queue_us)
+
+    # ------------------------------------------------------------ endings
+
+    def _end(self, sequence: Sequence, reason: FinishReason, *, stop_token_id: int | None = None, detail: str = "") -> Finish:
+        """The one place where a sequence leaves. Its siblings, if it led them, go on with the next one in front."""
+        if sequence.row >= 0:
+            self._leave_running(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        request_id = sequence.request.request_id
+        family = self._requests[request_id]
+        del family[sequence.index]
+        if not family:
+            del self._requests[request_id]
+        self._timed.discard(sequence)
+        if sequence.siblings:
+            leader, *leader.siblings = sequence.siblings
+            bisect.insort(self.waiting, leader, key=_order)
+        else:
+            for other in family.values():
+                if sequence in other.siblings:
+                    other.siblings.remove(sequence)
+        return Finish(reason, self._usage(sequence), _timings(sequence), stop_token_id, detail)
+
+    def _end_early(self, sequence: Sequence, reason: FinishReason, detail: str = "") -> None:
+        finish = self._end(sequence, reason, detail=detail)
+        self._outbox.append(SequenceUpdate(sequence.request.request_id, sequence.index, [], None, finish))
+
+    def _end_broken(self, sequence: Sequence) -> Finish:
+        """Non-finite logits: nobody may share what this sequence computed, and what nobody holds any more is zeroed."""
+        self.blocks.discredit(sequence.blocks)
+        self._scrubs += [block for block in sequence.blocks if self.blocks.references(block) == 1]
+        detail = "the model produced numbers that are not finite for this request; a lower temperature or another dtype may help"
+        return self._end(sequence, FinishReason.ENGINE_ERROR, detail=detail)
+
+    @staticmethod
+    def _usage(sequence: Sequence) -> Usage:
+        return Usage(len(sequence.request.prompt_ids), sequence.cached_tokens, len(sequence.request.resume_ids) + sequence.sampled)
+
+    # ------------------------------------------------------------ what is told
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(family) for family in self._requests.values()) - len(self.running)
+
+    @property
+    def queued_prefill_tokens(self) -> int:
+        return sum(s.remaining for s in self.waiting) + sum(s.remaining for s in self.running if s.remaining > 1)
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.blocks.block_size)
+
+    def check(self) -> None:
+        """Asserts that sequences, rows and blocks agree."""
+        self.blocks.check([sequence.blocks for sequence in self.running])
+        rows = [sequence.row for sequence in self.running]
+        assert sorted(rows + self._free_rows) == list(range(self.limits.max_running)), "a row is lost or owned twice"
+        assert self.running == sorted(self.running, key=_order)
+        assert self.waiting == sorted(self.waiting, key=_order)
+        assert all(not sequence.blocks and sequence.row < 0 for sequence in self.waiting)
+        if not self._requests:
+            assert not self.running, "running without a request"
+            assert not self.waiting, "waiting without a request"
+            assert not self._timed, "a deadline without a request"
+            assert self.blocks.free_blocks == self.blocks.count, "blocks are held while nothing runs"
+
+
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.order
+
+
+def _timings(sequence: Sequence) -> Timings:
+    return Timings(
+        received_mono_us=int(sequence.received * 1e6),
+        first_scheduled_mono_us=int(sequence.first_scheduled * 1e6),
+        first_token_mono_us=int(sequence.first_token * 1e6),
+        last_token_mono_us=int(sequence.last_token * 1e6),
+        preemptions=sequence.preemptions,
+        steps=sequence.steps,
+        batch_sizes=sequence.batch_sizes,
+    )

@@ -1,0 +1,84 @@
+"""Checkpoint files → tensors that are already where the model wants them.
+
+Owns reading of safetensors (one file or a sharded index). Knows no architecture: models hand over destinations by checkpoint name. One
+tensor at a time is read from the mapped file and copied, so that loading never holds a second copy of the model.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pagoda_worker.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist: {folder} is not a Hugging Face model folder") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} must hold a JSON object")
+    return value
+
+
+def load_weights(folder: Path, destinations: Mapping[str, Tensor], *, ignored_suffixes: Iterable[str] = ()) -> None:
+    """Fills every destination. Raises ModelError naming file and tensor when one is missing, unexpected or of another shape."""
+    missing = set(destinations)
+    ignored = tuple(ignored_suffixes)
+    for path in _files(folder):
+        try:
+            with safe_open(path, framework="pt", device="cpu") as shard:
+                for name in shard.keys():  # noqa: SIM118  (not a dict)
+                    if name.endswith(ignored):
+                        continue
+                    if name not in destinations:
+                        raise ModelError(f"{path}: tensor {name!r} has no place in this architecture")
+                    _copy(path, name, shard, destinations[name])
+                    missing.discard(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} cannot be read: {error}") from error
+    if missing:
+        first = min(missing)
+        raise ModelError(f"{folder}: tensor {first!r} is missing ({len(missing)} missing in all)")
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / INDEX).exists():
+        shards = read_json(folder, INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise ModelError(f"{folder / INDEX}: weight_map must map tensor names to file names")
+        return [folder / name for name in sorted(set(shards.values()))]
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    raise ModelError(f"{folder} holds neither model.safetensors nor {INDEX}; other weight formats are not read")
+
+
+def _copy(path: Path, name: str, shard: Any, destination: Tensor) -> None:
+    shape = tuple(shard.get_slice(name).get_shape())
+    if shape != tuple(destination.shape):
+        raise ModelError(f"{path}: tensor {name!r} has shape {list(shape)}, config.json asks for {list(destination.shape)}")
+    destination.copy_(shard.get_tensor(name))
+
+
+def stored_dtype(folder: Path) -> str:
+    """safetensors' name of the first tensor's dtype: for folders whose config.json does not tell."""
+    path = _files(folder)[0]
+    try:
+        with safe_open(path, framework="pt", device="cpu") as shard:
+            first = next(iter(shard.keys()), None)
+            return "" if first is None else str(shard.get_slice(first).get_dtype())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _files(folder))
