@@ -3,10 +3,17 @@
 from pathlib import Path
 
 import pytest
-from scripted import ScriptedCatalog, ScriptedDispatcher, assets_of, byte_level_tokenizer
+from hypothesis import HealthCheck, settings
+from scripted import Caller, ScriptedCatalog, ScriptedDispatcher, assets_of, byte_level_tokenizer
 from tokenizers import Tokenizer
 
+from pagoda_router.app import create_app
 from pagoda_router.generation import TextAssets
+from pagoda_router.surface import SurfaceSettings
+
+# Time says nothing on a machine that is shared; what is tested is behaviour.
+settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared-machine")
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +34,8 @@ def catalog(assets: TextAssets) -> ScriptedCatalog:
 @pytest.fixture
 def dispatcher() -> ScriptedDispatcher:
     return ScriptedDispatcher()
+
+
+@pytest.fixture
+def call(dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog) -> Caller:
+    return Caller(create_app(dispatcher=dispatcher, catalog=catalog, settings=SurfaceSettings()))

@@ -3,13 +3,16 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pagoda_router.asgi import ASGIApp, Message
 from pagoda_router.errors import ModelNotFound, RouterError
 from pagoda_router.generation import (
     CatalogEntry,
@@ -81,7 +84,6 @@ class Script:
     detail: str = ""
     refusal: RouterError | None = None
     cached_tokens: int = 0
-    gate: Callable[[int], AbstractAsyncContextManager[None]] | None = None
     ends: bool = True
     queued: asyncio.Event | None = None
     """When given, admission waits for it."""
@@ -233,3 +235,77 @@ def served(app: object) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+@dataclass
+class Caller:
+    """An ASGI client without a socket: sees every message the app sends, may leave, may stop reading."""
+
+    app: ASGIApp
+    sent: list[Message] = field(default_factory=list)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    reads: asyncio.Event = field(default_factory=asyncio.Event)
+    got: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set at each message sent."""
+
+    def __post_init__(self) -> None:
+        self.reads.set()
+
+    async def __call__(
+        self, method: str, path: str, body: bytes | Sequence[bytes] | object = b"", headers: dict[str, str] | None = None
+    ) -> "Caller":
+        if not isinstance(body, (bytes, list)):
+            body = msgspec.json.encode(body)
+        chunks: list[bytes] = list(body) if isinstance(body, list) else [body]
+        messages: list[Message] = [
+            {"type": "http.request", "body": chunk, "more_body": i < len(chunks) - 1} for i, chunk in enumerate(chunks)
+        ]
+
+        async def receive() -> Message:
+            if messages:
+                return messages.pop(0)
+            await self.left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            await self.reads.wait()
+            self.sent.append(message)
+            self.got.set()
+
+        raw_headers = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+        await self.app({"type": "http", "method": method, "path": path, "headers": raw_headers}, receive, send)
+        return self
+
+    @property
+    def status(self) -> int:
+        status: int = self.sent[0]["status"]
+        return status
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message["body"] for message in self.sent[1:])
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+    @property
+    def error(self) -> Any:
+        return self.json["error"]
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of each event; "[DONE]" as itself."""
+        lines = self.body.decode().split("\n\n")
+        assert lines.pop() == ""
+        assert all(line.startswith("data: ") and "\n" not in line for line in lines)
+        datas = [line.removeprefix("data: ") for line in lines]
+        return [data if data == "[DONE]" else msgspec.json.decode(data) for data in datas]
+
+
+def chat(**fields: object) -> dict[str, object]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **fields}

@@ -110,15 +110,18 @@ class Exchange:
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        await self._send_watched({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def write(self, body: bytes, *, last: bool = False) -> None:
         """Waits while the client's socket buffer is full."""
         if last:
             # A finished response looks like a disconnect to the watcher.
             self._watcher.cancel()
+        await self._send_watched({"type": "http.response.body", "body": body, "more_body": not last})
+
+    async def _send_watched(self, message: Message) -> None:
         self._writing_since = time.monotonic()
-        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+        await self._send(message)
         self._writing_since = None
 
     async def _watch(self) -> None:

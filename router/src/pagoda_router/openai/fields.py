@@ -84,10 +84,15 @@ def check_unknown_fields(fields: Mapping[str, msgspec.Raw], known: Iterable[str]
             continue
         if name in REFUSED:
             why, allowed = REFUSED[name]
-            if _value(raw) not in allowed:
+            if not _asks_for_nothing(_value(raw), allowed):
                 raise BadRequest(f"{name}: {why}", param=name)
         elif (meant := _misspelt(name, known)) is not None:
             raise BadRequest(f"{name} is not a field of this request; did you mean {meant}?", param=name)
+
+
+def _asks_for_nothing(value: Any, allowed: tuple[Any, ...]) -> bool:
+    # False equals 0 in Python, but logprobs 0 is a request and logprobs false is none.
+    return any(value == nothing and isinstance(value, bool) == isinstance(nothing, bool) for nothing in allowed)
 
 
 def _value(raw: msgspec.Raw) -> Any:

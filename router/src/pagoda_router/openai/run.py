@@ -117,14 +117,20 @@ async def _run_batched(job: Job, dispatcher: Dispatcher, progress: Progress, del
     unfinished = len(progress.choices)
     try:
         while unfinished:
+            # Everything that is there leaves together; tokens that came before a failure leave before it.
             deltas: list[Delta] = []
-            while not deltas or not queue.empty():
+            failure: Exception | None = None
+            while failure is None and (not deltas or not queue.empty()):
                 item = await queue.get()
                 if isinstance(item, Exception):
-                    raise item
-                deltas.extend(item)
+                    failure = item
+                else:
+                    deltas.extend(item)
             unfinished -= sum(delta.finish_reason is not None for delta in deltas)
-            await deliver(deltas)
+            if deltas:
+                await deliver(deltas)
+            if failure is not None:
+                raise failure
     finally:
         for task in tasks:
             task.cancel()
