@@ -9,16 +9,21 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from pagoda_operator.local.client import call
-from pagoda_operator.local.errors import LocalError, NotRunning, Refused
+from pagoda_operator.local.errors import BadSettings, LocalError, NotRunning, PortTaken, Refused
 from pagoda_operator.local.home import Home
+from pagoda_operator.local.machine import Choices, check_choices
 from pagoda_operator.local.orphans import Ended, end_processes
+from pagoda_operator.local.ports import holder, is_free
 from pagoda_operator.local.processes import SPAWN, last_lines, rotate
+from pagoda_operator.local.secret_files import api_key_file, read_api_key
+from pagoda_operator.local.store import ObjectStore
 from pagoda_operator.local.version import code_version
 
 START_S = 30.0
@@ -29,8 +34,8 @@ STOP_S = 45.0
 @dataclass(frozen=True, slots=True)
 class Supervised:
     pid: int
-    endpoint: str
-    choices: Mapping[str, Any]
+    version: str
+    choices: Choices
 
 
 def running(home: Home) -> Supervised | None:
@@ -40,23 +45,47 @@ def running(home: Home) -> Supervised | None:
         return None
 
 
-def ensure(home: Home, environment: Mapping[str, str], say: Callable[[str], None]) -> Supervised:
+def stored_choices(home: Home) -> Choices:
+    """Those of the last `up` whose objects are still kept."""
+    store = ObjectStore(home.state_file)
+    store.load()
+    return store.choices
+
+
+def ensure(
+    home: Home, environment: Mapping[str, str], wishes: Mapping[str, Any], api_key: str | None, say: Callable[[str], None]
+) -> Supervised:
+    """Raises PortTaken or BadSettings before anything is started when the wished choices cannot work."""
+    supervised = running(home)
+    if supervised is not None and supervised.version != code_version():
+        say(f"The supervisor runs other code ({supervised.version}, this is {code_version()}): restarting it.")
+        _shut_down(home, forget=False)
+        supervised = None
+    if supervised is None:
+        _end_earlier_run(home, say)
+    before = supervised.choices if supervised is not None else stored_choices(home)
+    choices = replace(before, **wishes)
+    check_choices(choices, api_key or read_api_key(home.secrets))
+    if supervised is None or (choices.host, choices.port) != (before.host, before.port):
+        check_port(choices)
+    return supervised or _start(home, environment)
+
+
+def check_port(choices: Choices) -> None:
     try:
-        hello = call(home, "hello")
-    except NotRunning:
-        return _start(home, environment, say)
-    if hello["version"] == code_version():
-        return _supervised(hello)
-    say(f"The supervisor runs other code ({hello['version']}, this is {code_version()}): restarting it.")
-    _shut_down(home, forget=False)
-    return _start(home, environment, say)
+        if is_free(choices.host, choices.port):
+            return
+    except OSError as error:
+        raise BadSettings(f"--host {choices.host}: nothing can listen there: {error.strerror}") from None
+    by = f" by {who}" if (who := holder(choices.port)) else ""
+    raise PortTaken(f"port {choices.port} is taken{by}: choose another with --port {choices.port + 1} or PORT={choices.port + 1} make up")
 
 
 def stop(home: Home, *, forget: bool = True) -> Ended:
     """Works whether or not the supervisor lives. With forget the objects are gone too; logs, cache and secrets stay."""
     asked = _shut_down(home, forget=forget)
     left = end_processes(home, grace_s=STOP_S)
-    for path in (home.socket, home.supervisor_file, home.fleet_file, *([home.state_file] if forget else [])):
+    for path in (home.socket, home.supervisor_file, home.fleet_file, *(_forgotten(home) if forget else ())):
         path.unlink(missing_ok=True)
     return Ended(left.terminated + asked, left.killed, left.left)
 
@@ -75,10 +104,18 @@ def _shut_down(home: Home, *, forget: bool) -> int:
     return 1
 
 
-def _start(home: Home, environment: Mapping[str, str], say: Callable[[str], None]) -> Supervised:
+def _forgotten(home: Home) -> tuple[Path, ...]:
+    """The next `up` starts without objects, and says anew who may ask."""
+    return (home.state_file, api_key_file(home.secrets))
+
+
+def _end_earlier_run(home: Home, say: Callable[[str], None]) -> None:
     earlier = end_processes(home, grace_s=STOP_S)
-    if earlier.terminated or earlier.killed:
-        say(f"Ended {earlier.terminated + earlier.killed} processes that an earlier run had left behind.")
+    if count := earlier.terminated + earlier.killed:
+        say(f"Ended {count} processes that an earlier run had left behind.")
+
+
+def _start(home: Home, environment: Mapping[str, str]) -> Supervised:
     home.create()
     rotate(home.supervisor_log)
     answer = _spawn(home, {**environment, "PAGODA_HOME": str(home.path), "PAGODA_RUN_ID": home.new_run_id()})
@@ -113,4 +150,4 @@ def _spawn(home: Home, environment: Mapping[str, str]) -> str:
 
 
 def _supervised(hello: Mapping[str, Any]) -> Supervised:
-    return Supervised(hello["pid"], hello["endpoint"], hello["choices"])
+    return Supervised(hello["pid"], hello["version"], Choices(**hello["choices"]))

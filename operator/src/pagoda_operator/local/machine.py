@@ -8,11 +8,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from pagoda_operator.local.errors import BadSettings
 from pagoda_operator.local.template import PodTemplate, SecretKey
 
 INHERITED = ("PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV")
 INHERITED_PREFIXES = ("LC_", "XDG_", "HF_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KMP_", "GOMP_", "TORCH", "PYTORCH_", "TRITON_")
 """Of the environment in which the supervisor was started; nothing else reaches a child, so that a stray variable changes nothing."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -57,6 +59,16 @@ class Launch:
     """Where its probes are asked."""
     ports: Mapping[int, int]
     """The template's port → the one the process listens on."""
+
+
+def check_choices(choices: Choices, api_key: str | None) -> None:
+    """Raises BadSettings with one sentence."""
+    if not 1 <= choices.port <= 65535:
+        raise BadSettings(f"--port {choices.port}: a port is a number from 1 to 65535")
+    if choices.device not in DEVICES:
+        raise BadSettings(f"PAGODA_DEVICE={choices.device}: write one of {', '.join(DEVICES)}")
+    if choices.host not in LOOPBACK and not api_key:
+        raise BadSettings(f"--host {choices.host} is reachable from outside: set PAGODA_API_KEY, or leave --host away for 127.0.0.1")
 
 
 def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:

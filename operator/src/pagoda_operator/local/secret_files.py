@@ -35,6 +35,11 @@ def api_key_file(folder: Path) -> Path:
     return folder / ".".join(API_KEY_SECRET)
 
 
+def read_api_key(folder: Path) -> str | None:
+    path = api_key_file(folder)
+    return path.read_text() if path.exists() else None
+
+
 def write_secret(path: Path, value: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pagoda_operator.errors import InvalidManifest
-from pagoda_operator.local.errors import BadSettings, Refused
+from pagoda_operator.local.errors import Refused
 from pagoda_operator.local.executor import LocalExecutor
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.journal import Journal
-from pagoda_operator.local.machine import DEVICES, Choices, Machine, inherited_environment
+from pagoda_operator.local.machine import Machine, check_choices, inherited_environment
 from pagoda_operator.local.pod import Pod
-from pagoda_operator.local.secret_files import api_key_file, write_secret
+from pagoda_operator.local.secret_files import api_key_file, read_api_key, write_secret
 from pagoda_operator.local.store import ObjectStore
 from pagoda_operator.local.version import code_version, distribution_version
 from pagoda_operator.manifests import Settings
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 """A round at least this often; every change makes one at once."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Supervisor:
@@ -151,12 +150,9 @@ class Supervisor:
 
     def _choose(self, values: Mapping[str, Any], api_key: str | None) -> None:
         choices = replace(self.store.choices, **values)
-        check_choices(choices, api_key)
-        key_file = api_key_file(self.home.secrets)
+        check_choices(choices, api_key or read_api_key(self.home.secrets))
         if api_key:
-            write_secret(key_file, api_key)
-        else:
-            key_file.unlink(missing_ok=True)
+            write_secret(api_key_file(self.home.secrets), api_key)
         if choices != self.store.choices:
             self.journal.tell("machine", f"router at {choices.endpoint}, device {choices.device}")
         self.store.choices = choices
@@ -181,15 +177,3 @@ class Supervisor:
             "lastExit": now.last_exit,
             "log": str(pod.log_file),
         }
-
-
-def check_choices(choices: Choices, api_key: str | None) -> None:
-    """Raises BadSettings with one sentence. Pure."""
-    if not 1 <= choices.port <= 65535:
-        raise BadSettings(f"--port {choices.port}: a port is a number from 1 to 65535")
-    if choices.device not in DEVICES:
-        raise BadSettings(f"PAGODA_DEVICE={choices.device}: write one of {', '.join(DEVICES)}")
-    if choices.host not in LOOPBACK and not api_key:
-        raise BadSettings(
-            f"--host {choices.host} is reachable from outside: set PAGODA_API_KEY, or leave --host away to listen on 127.0.0.1"
-        )

@@ -1,0 +1,74 @@
+"""What `get` and `describe` print, as text. Pure: the supervisor's answers in, lines out. Called by cli.py."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+COLUMNS = ("NAME", "READY", "MODEL", "REPLICAS", "ENDPOINT", "AGE")
+LONGEST_AGE_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"))
+
+
+def table(objects: Sequence[Mapping[str, Any]], now: datetime) -> str:
+    rows = [COLUMNS, *(_row(document, now) for document in objects)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    return "\n".join("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def formatted(objects: Sequence[Mapping[str, Any]], output: str, *, single: bool) -> str:
+    """As kubectl does: one object when one was named, else a List."""
+    document = objects[0] if single else {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+    return json.dumps(document, indent=2) if output == "json" else yaml.safe_dump(document, sort_keys=False).rstrip()
+
+
+def description(document: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, str]], now: datetime) -> str:
+    metadata, status = document["metadata"], document.get("status") or {}
+    lines = [
+        f"Name:      {metadata['name']}",
+        f"Model:     {document['spec']['model']['source']}",
+        f"Ready:     {status.get('ready', 'Unknown')}",
+        f"Endpoint:  {status.get('endpoint', '')}",
+        f"Served as: {', '.join(status.get('servedNames', ()))}",
+        f"Age:       {age(metadata['creationTimestamp'], now)} (generation {metadata['generation']})",
+        "",
+        "Conditions:",
+        *(f"  {c['type']:<12} {c['status']:<6} {c['reason']:<20} {c['message']}" for c in status.get("conditions", ())),
+        "",
+        "Processes:",
+        *(f"  {_process(pod)}" for pod in pods),
+        "",
+        "Events:",
+        *(f"  {age(event['at'], now):>4} ago  {event['subject']}: {event['message']}" for event in events),
+    ]
+    return "\n".join(lines)
+
+
+def age(since: str, now: datetime) -> str:
+    seconds = max(0, int((now - datetime.fromisoformat(since)).total_seconds()))
+    for size, unit in LONGEST_AGE_UNITS:
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _row(document: Mapping[str, Any], now: datetime) -> tuple[str, ...]:
+    status = document.get("status") or {}
+    replicas = f"{status.get('readyReplicas', 0)}/{status.get('replicas', 0)}"
+    ready = status.get("ready", "Pending")
+    if status.get("progress") and ready != "True":
+        ready = f"{ready} {status['progress']}"
+    model, metadata = document["spec"]["model"]["source"], document["metadata"]
+    return (metadata["name"], ready, model, replicas, status.get("endpoint", ""), age(metadata["creationTimestamp"], now))
+
+
+def _process(pod: Mapping[str, Any]) -> str:
+    ports = " ".join(f"{name}:{port}" for name, port in pod["ports"].items())
+    state = "ending" if pod["terminating"] else "ready" if pod["ready"] else pod["reason"] or "starting"
+    line = f"{pod['name']:<20} {state:<18} pid {pod['pid'] or '-':<8} {ports:<28} restarts {pod['restarts']}"
+    return f"{line}  {pod['message']}".rstrip() if not pod["ready"] else line
