@@ -57,13 +57,16 @@ class Router:
 
     async def submit(self, request_id: int, prompt_ids: Sequence[int], max_tokens: int = 5, **fields: Any) -> None:
         fields.setdefault("model", MODEL)
-        await self.send(submit=pb.Submit(request_id=request_id, prompt_ids=prompt_ids, max_tokens=max_tokens, **fields))
+        await self.send(pb.ToWorker(submit=pb.Submit(request_id=request_id, prompt_ids=prompt_ids, max_tokens=max_tokens, **fields)))
 
     async def cancel(self, request_id: int, **fields: Any) -> None:
-        await self.send(cancel=pb.Cancel(request_id=request_id, **fields))
+        await self.send(pb.ToWorker(cancel=pb.Cancel(request_id=request_id, **fields)))
 
-    async def send(self, **message: Any) -> None:
-        await self._call.write(pb.ToWorker(**message))
+    async def send(self, message: pb.ToWorker) -> None:
+        await self._call.write(message)
+
+    async def close_our_side(self) -> None:
+        await self._call.done_writing()
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with self._news:
@@ -111,7 +114,7 @@ class Router:
                 self.goodbyes.append(message.goodbye)
             self._news.notify_all()
         if kind == "frame" and self._acknowledges and len(self.frames) % 100 == 0:
-            await self.send(flow=pb.FlowCredit(frames_read_total=len(self.frames)))
+            await self.send(pb.ToWorker(flow=pb.FlowCredit(frames_read_total=len(self.frames))))
 
     def _take_frame(self, frame: pb.Frame) -> None:
         self.frames.append(frame)
@@ -133,6 +136,15 @@ class Router:
         self.state = state
         for grant in grants:
             self.granted = grant.granted_kv_tokens_total
+
+
+async def first_answer(stub: Any, first: pb.ToWorker) -> tuple[grpc.StatusCode, str]:
+    """How the worker ends a session that begins wrongly."""
+    call = stub.Session()
+    with contextlib.suppress(aio.AioRpcError):
+        await call.write(first)
+        await call.read()
+    return await call.code(), await call.details()
 
 
 class Bench:

@@ -26,9 +26,8 @@ from pagoda_worker.request import (
 
 VOCAB = 1000
 BLOCK = 16
-CAPACITY = 64 * BLOCK
+CAPACITY = 1024 * BLOCK
 RAISES = 900  # the step that runs it raises
-RAISES_ALWAYS = 901  # every step raises while it is there
 DIES = 902  # the process is gone
 HANGS = 903  # the step never returns
 REFUSED = 904  # the engine's own check refuses it
@@ -61,14 +60,14 @@ class ScriptedEngine:
         self._received: dict[str, int] = {}
         self._emitted: dict[tuple[str, int], int] = {}
         self._cancelled: list[tuple[str, int]] = []
-        self._broken: set[str] = set()
+        self._abandoned: list[tuple[tuple[str, int], str]] = []
         self._steps = 0
         self._generated = 0
         self._prompted = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._emitted or self._cancelled)
+        return bool(self._emitted or self._cancelled or self._abandoned)
 
     def submit(self, request: Request) -> None:
         if request.prompt_ids[-1] == REFUSED:
@@ -83,13 +82,22 @@ class ScriptedEngine:
             del self._emitted[key]
             self._cancelled.append(key)
 
+    def abandon(self, detail: str) -> None:
+        self._abandoned = [(key, detail) for key in self._emitted]
+        self._emitted.clear()
+
     def step(self) -> StepOutput:
         time.sleep(STEP_S)
         self._steps += 1
         for request_id, _ in list(self._emitted):
-            self._misbehave(request_id, self._requests[request_id].prompt_ids[-1])
+            self._misbehave(self._requests[request_id].prompt_ids[-1])
         updates = [SequenceUpdate(key[0], key[1], [], finish=self._finish(key, FinishReason.CANCELLED, 0)) for key in self._cancelled]
         self._cancelled.clear()
+        updates += [
+            SequenceUpdate(key[0], key[1], [], finish=self._finish(key, FinishReason.ENGINE_ERROR, 0, detail))
+            for key, detail in self._abandoned
+        ]
+        self._abandoned.clear()
         updates += [self._advance(key) for key in list(self._emitted)]
         return StepOutput(updates, self.idle_state())
 
@@ -112,9 +120,8 @@ class ScriptedEngine:
             decode_step_ms=2.0,
         )
 
-    def _misbehave(self, request_id: str, command: int) -> None:
-        if command == RAISES_ALWAYS or (command == RAISES and request_id not in self._broken):
-            self._broken.add(request_id)
+    def _misbehave(self, command: int) -> None:
+        if command == RAISES:
             raise RuntimeError("scripted failure of a step")
         if command == DIES:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -141,10 +148,10 @@ class ScriptedEngine:
             ]
         return SequenceUpdate(key[0], key[1], [token], logprobs, finish, started=emitted == 0, cached_tokens=0, queue_us=5)
 
-    def _finish(self, key: tuple[str, int], reason: FinishReason, completed: int) -> Finish:
+    def _finish(self, key: tuple[str, int], reason: FinishReason, completed: int, detail: str = "") -> Finish:
         received = self._received[key[0]]
         usage = Usage(len(self._requests[key[0]].prompt_ids), 0, completed)
-        return Finish(reason, usage, Timings(received, received + 5, received + 10, now_us(), 0, completed, []))
+        return Finish(reason, usage, Timings(received, received + 5, received + 10, now_us(), 0, completed, []), detail=detail)
 
 
 def now_us() -> int:

@@ -68,20 +68,13 @@ class Rejected(msgspec.Struct, tag=5, array_like=True):
     param: str
 
 
-class StepFailed(msgspec.Struct, tag=6, array_like=True):
-    """A step raised: these requests are gone from the engine, which goes on."""
-
-    request_ids: list[str]
-    detail: str
-
-
-class Unusable(msgspec.Struct, tag=7, array_like=True):
+class Unusable(msgspec.Struct, tag=6, array_like=True):
     """Settings or model folder cannot be served; starting again would not help."""
 
     message: str
 
 
-Up = Loading | Ready | Stepped | Idle | Rejected | StepFailed | Unusable
+Up = Loading | Ready | Stepped | Idle | Rejected | Unusable
 
 
 def _encode_path(value: object) -> str:

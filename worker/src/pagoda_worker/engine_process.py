@@ -30,7 +30,6 @@ from pagoda_worker.channel import (
     Ready,
     Rejected,
     Start,
-    StepFailed,
     Stepped,
     Submitted,
     Unusable,
@@ -59,18 +58,18 @@ class EngineLike(Protocol):
     def has_work(self) -> bool: ...
     def submit(self, request: Request) -> None: ...
     def cancel(self, request_id: str, sequence: int | None = None) -> None: ...
+    def abandon(self, detail: str) -> None: ...
     def step(self) -> StepOutput: ...
     def idle_state(self) -> EngineState: ...
 
 
 class EngineLoop:
-    """The engine between its inbox and its sender. Owns nothing but the count of what each request still has to finish."""
+    """The engine between its inbox and its sender."""
 
     def __init__(self, engine: EngineLike, inbox: "queue.SimpleQueue[Down]", send: Callable[[Up], None]) -> None:
         self._engine = engine
         self._inbox = inbox
         self._send = send
-        self._unfinished: dict[str, int] = {}
         self._failed_steps = 0
 
     def run(self) -> None:
@@ -97,7 +96,7 @@ class EngineLoop:
         if isinstance(message, Submitted):
             for request in message.requests:
                 self._submit(request)
-        elif isinstance(message, Cancelled) and message.request_id in self._unfinished:
+        elif isinstance(message, Cancelled):
             self._engine.cancel(message.request_id, message.sequence)
 
     def _submit(self, request: Request) -> None:
@@ -105,39 +104,21 @@ class EngineLoop:
             self._engine.submit(request)
         except RequestRefused as refusal:
             self._send(Rejected(request.request_id, type(refusal).__name__, str(refusal), refusal.param))
-        else:
-            self._unfinished[request.request_id] = request.n
 
     def _step(self) -> None:
         try:
             output = self._engine.step()
         except Exception as error:  # whatever a step raises must cost its requests, not the process
-            log.exception("a step failed; its %d requests end with an engine error", len(self._unfinished))
-            self._give_up_requests(error)
+            self._failed_steps += 1
+            if self._failed_steps >= MAX_FAILED_STEPS:
+                raise
+            # Nobody knows which request broke the step, so all that the engine holds end here; the next ones get a clean engine.
+            log.exception("a step failed; all requests end with an engine error")
+            self._engine.abandon(f"a step of the engine failed ({type(error).__name__}); ask again")
             return
-        self._failed_steps = 0
-        for update in output.updates:
-            if update.finish is not None:
-                self._finished(update.request_id)
+        if any(update.token_ids for update in output.updates):
+            self._failed_steps = 0
         self._send(Stepped(output))
-
-    def _finished(self, request_id: str) -> None:
-        left = self._unfinished.get(request_id, 0) - 1
-        if left > 0:
-            self._unfinished[request_id] = left
-        else:
-            self._unfinished.pop(request_id, None)
-
-    def _give_up_requests(self, error: Exception) -> None:
-        """Nobody knows which request broke the step, so all that the engine holds end here; the next ones get a clean engine."""
-        self._failed_steps += 1
-        if self._failed_steps >= MAX_FAILED_STEPS:
-            raise error
-        victims = list(self._unfinished)
-        self._unfinished.clear()
-        for request_id in victims:
-            self._engine.cancel(request_id)
-        self._send(StepFailed(victims, f"a step of the engine failed ({type(error).__name__}); ask again"))
 
 
 def read_messages(stream: BinaryIO, inbox: "queue.SimpleQueue[Down]") -> None:

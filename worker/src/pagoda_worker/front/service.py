@@ -13,7 +13,7 @@ import grpc
 from grpc import aio
 
 from pagoda_worker.front.artifacts import TextArtifact, TextArtifacts
-from pagoda_worker.front.session import Session
+from pagoda_worker.front.session import RouterSession
 from pagoda_worker.front.switchboard import Switchboard
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.wire import worker_pb2 as pb
@@ -59,7 +59,9 @@ class WorkerService(WorkerServicer):
         for chunk in artifact.chunks():
             yield pb.ArtifactChunk(data=chunk)
 
-    async def Session(self, request_iterator: AsyncIterator[pb.ToWorker], context: Context) -> None:
+    async def Session(  # type: ignore[override]  # grpc.aio takes a coroutine that writes itself; the stubs know generators only
+        self, request_iterator: AsyncIterator[pb.ToWorker], context: Context
+    ) -> None:
         session = await self._greet(request_iterator, context)
         tasks = [
             asyncio.create_task(self._read(session, request_iterator), name=f"session-{session.epoch}-read"),
@@ -79,7 +81,7 @@ class WorkerService(WorkerServicer):
             log.warning("the session of router %s was ended: %s", session.router_id, session.end_details)
             await context.abort(session.end_code, session.end_details)
 
-    async def _greet(self, messages: AsyncIterator[pb.ToWorker], context: Context) -> Session:
+    async def _greet(self, messages: AsyncIterator[pb.ToWorker], context: Context) -> RouterSession:
         try:
             first = await asyncio.wait_for(anext(messages), HELLO_S)
         except (TimeoutError, StopAsyncIteration):
@@ -103,7 +105,7 @@ class WorkerService(WorkerServicer):
             await _abort(context, grpc.StatusCode.UNIMPLEMENTED, "cache events are not sent yet: leave wants_cache_events out")
         return self._switchboard.open(hello.router_id)
 
-    async def _read(self, session: Session, messages: AsyncIterator[pb.ToWorker]) -> None:
+    async def _read(self, session: RouterSession, messages: AsyncIterator[pb.ToWorker]) -> None:
         """Until the router closes its side, which is the session's end."""
         async for message in messages:
             kind = message.WhichOneof("message")
@@ -128,8 +130,9 @@ class WorkerService(WorkerServicer):
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Context) -> pb.UnloadAdapterResponse:
         await _reserved(context, "adapters cannot be loaded yet, so there is none to unload")
 
-    async def Verify(self, request_iterator: AsyncIterator[pb.VerifyRequest], context: Context) -> None:
-        await _reserved(context, "draft tokens of another worker cannot be verified yet")
+    async def Verify(self, request_iterator: AsyncIterator[pb.VerifyRequest], context: Context) -> AsyncIterator[pb.VerifyResponse]:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "draft tokens of another worker cannot be verified yet")
+        yield pb.VerifyResponse()
 
     async def Sleep(self, request: pb.SleepRequest, context: Context) -> pb.SleepResponse:
         await _reserved(context, "a worker cannot sleep yet: scale it to zero")
@@ -137,8 +140,9 @@ class WorkerService(WorkerServicer):
     async def Wake(self, request: pb.WakeRequest, context: Context) -> pb.WakeResponse:
         await _reserved(context, "a worker cannot sleep yet, so there is nothing to wake")
 
-    async def ExportKv(self, request: pb.ExportKvRequest, context: Context) -> None:
-        await _reserved(context, "KV blocks cannot be exported yet")
+    async def ExportKv(self, request: pb.ExportKvRequest, context: Context) -> AsyncIterator[pb.KvChunk]:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "KV blocks cannot be exported yet")
+        yield pb.KvChunk()
 
     async def ImportKv(self, request_iterator: AsyncIterator[pb.KvChunk], context: Context) -> pb.ImportKvResponse:
         await _reserved(context, "KV blocks cannot be imported yet")
@@ -173,7 +177,7 @@ def _named(artifact: TextArtifact) -> pb.Artifact:
     return pb.Artifact(name=artifact.name, sha256=artifact.sha256, size_bytes=len(artifact.content))
 
 
-async def _write(session: Session, context: Context) -> None:
+async def _write(session: RouterSession, context: Context) -> None:
     while (message := await session.outbox.get()) is not None:
         await context.write(message)
 

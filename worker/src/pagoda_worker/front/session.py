@@ -36,7 +36,7 @@ class Call:
         "stopped_by_text",
     )
 
-    def __init__(self, session: "Session", request_id: int, request: Request, reserved_tokens: int, now_us: int) -> None:
+    def __init__(self, session: "RouterSession", request_id: int, request: Request, reserved_tokens: int, now_us: int) -> None:
         self.session = session
         self.request_id = request_id
         self.engine_id = request.request_id
@@ -110,7 +110,7 @@ class FrameDraft:
         )
 
 
-class Session:
+class RouterSession:
     """Owned by the switchboard; the service reads `outbox` until `None`, and looks at `ended` for an end that cannot wait for it."""
 
     def __init__(self, epoch: int, router_id: str) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pagoda_worker.channel import Idle, Loading, Ready, Rejected, StepFailed, Stepped, Unusable, Up
+from pagoda_worker.channel import Idle, Loading, Ready, Rejected, Stepped, Unusable, Up
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.front.engine_link import ENGINE_COMMAND, EngineLink, describe_exit
@@ -27,7 +27,6 @@ class EngineListener(Protocol):
     def engine_stepped(self, output: StepOutput) -> None: ...
     def engine_idle(self, state: EngineState) -> None: ...
     def engine_rejected(self, rejected: Rejected) -> None: ...
-    def step_failed(self, request_ids: Sequence[str], detail: str) -> None: ...
     def engine_stalled(self, reason: str) -> None: ...
     def engine_moving(self) -> None:
         """After engine_stalled: tokens move again."""
@@ -124,8 +123,6 @@ class EngineSupervisor:
             self._enter_stage(message.stage)
         elif isinstance(message, Rejected):
             listener.engine_rejected(message)
-        elif isinstance(message, StepFailed):
-            listener.step_failed(message.request_ids, message.detail)
         elif isinstance(message, Unusable):
             self._unusable = message.message
 

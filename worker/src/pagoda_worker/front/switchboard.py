@@ -17,7 +17,7 @@ from pagoda_worker.channel import Rejected
 from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused
 from pagoda_worker.front.credits import CreditLedger
 from pagoda_worker.front.metrics import WorkerMetrics
-from pagoda_worker.front.session import Call, Session, finish_message, worker_state
+from pagoda_worker.front.session import Call, RouterSession, finish_message, worker_state
 from pagoda_worker.front.validation import to_request
 from pagoda_worker.request import EngineState, Finish, ModelFacts, Request, SequenceUpdate, StepOutput
 from pagoda_worker.wire import worker_pb2 as pb
@@ -66,19 +66,19 @@ class Switchboard:
         self._state: EngineState | None = None
         self._draining = False
         self._epochs = itertools.count(1)
-        self._sessions: dict[int, Session] = {}
+        self._sessions: dict[int, RouterSession] = {}
         self._calls: dict[str, Call] = {}
         self._ledger: CreditLedger[int] = CreditLedger()
 
     # ---- routers
 
-    def open(self, router_id: str) -> Session:
+    def open(self, router_id: str) -> RouterSession:
         """A second session of one router replaces the first."""
         for other in list(self._sessions.values()):
             if other.router_id == router_id:
                 other.end(grpc.StatusCode.ABORTED, f"a newer session of router {router_id} replaced this one")
                 self.close(other)
-        session = Session(next(self._epochs), router_id)
+        session = RouterSession(next(self._epochs), router_id)
         self._sessions[session.epoch] = session
         self.empty.clear()
         self._metrics.sessions = len(self._sessions)
@@ -90,7 +90,7 @@ class Switchboard:
         log.info("router %s connected, epoch %d", router_id, session.epoch)
         return session
 
-    def close(self, session: Session) -> None:
+    def close(self, session: RouterSession) -> None:
         """The stream is gone: so are its requests. Closing twice is fine: a replaced session's stream ends later."""
         if self._sessions.pop(session.epoch, None) is None:
             return
@@ -106,7 +106,7 @@ class Switchboard:
         self._note_idle()
         self._publish()
 
-    def submit(self, session: Session, submit: pb.Submit) -> None:
+    def submit(self, session: RouterSession, submit: pb.Submit) -> None:
         if submit.request_id in session.calls or submit.reserved_kv_tokens > MAX_RESERVED_TOKENS:
             session.end(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -130,7 +130,7 @@ class Switchboard:
         self._ledger.spend(session.epoch, submit.reserved_kv_tokens)
         self._engine.submit(request)
 
-    def cancel(self, session: Session, cancel: pb.Cancel) -> None:
+    def cancel(self, session: RouterSession, cancel: pb.Cancel) -> None:
         """Unknown ids are calls that have just finished. The engine answers with the finish."""
         call = session.calls.get(cancel.request_id)
         if call is None:
@@ -187,9 +187,6 @@ class Switchboard:
             self._forget(call)
             self._refuse(call.session, _refused(call.request_id, rejected.error, rejected.message, rejected.param))
 
-    def step_failed(self, request_ids: Sequence[str], detail: str) -> None:
-        self._end_calls([self._calls[each] for each in request_ids if each in self._calls], pb.FINISH_ENGINE_ERROR, detail)
-
     def engine_stalled(self, reason: str) -> None:
         self.not_ready_reason = reason
         self._publish()
@@ -224,13 +221,17 @@ class Switchboard:
             session.end_after_outbox()
 
     @property
+    def routers(self) -> list[str]:
+        return [session.router_id for session in self._sessions.values()]
+
+    @property
     def refusal_reason(self) -> str:
         """Why new requests are not welcome; empty when they are."""
         return "the worker drains and takes no new requests" if self._draining else self.not_ready_reason
 
     # ---- inside
 
-    def _refuse_by_state(self, session: Session, submit: pb.Submit) -> pb.Refused | None:
+    def _refuse_by_state(self, session: RouterSession, submit: pb.Submit) -> pb.Refused | None:
         def refused(code: "pb.Refused.Code.ValueType", message: str, param: str = "") -> pb.Refused:
             return pb.Refused(request_id=submit.request_id, code=code, message=message, param=param)
 
@@ -252,7 +253,7 @@ class Switchboard:
             )
         return None
 
-    def _refuse(self, session: Session, refused: pb.Refused) -> None:
+    def _refuse(self, session: RouterSession, refused: pb.Refused) -> None:
         self._metrics.refused(pb.Refused.Code.Name(refused.code).lower())
         session.send(pb.FromWorker(refused=refused))
         self._publish()

@@ -1,0 +1,174 @@
+"""What a network can send, against what the engine gets: every wrong field is named, none reaches the engine."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_engine import FACTS
+
+from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused
+from pagoda_worker.front.validation import to_request
+from pagoda_worker.request import Request, Sampling
+from pagoda_worker.wire import worker_pb2 as pb
+
+NAN, INF = float("nan"), float("inf")
+
+
+def submit(**fields: Any) -> pb.Submit:
+    return pb.Submit(**{"request_id": 1, "model": "tiny", "prompt_ids": [1, 2, 3], "max_tokens": 5, **fields})
+
+
+def sampling(**fields: Any) -> dict[str, pb.Sampling]:
+    return {"sampling": pb.Sampling(**{"top_p": 1.0, **fields})}
+
+
+def bias(token_id: int, value: float) -> list[pb.LogitBias]:
+    return [pb.LogitBias(token_id=token_id, bias=value)]
+
+
+INVALID = [
+    ({"prompt_ids": []}, "prompt_ids", "the prompt is empty"),
+    ({"prompt_ids": [5, 1000]}, "prompt_ids", "holds token 1000; the model's vocabulary has 1000, so ids end at 999"),
+    ({"max_tokens": 0}, "max_tokens", "ask for at least one output token"),
+    ({"min_tokens": 6}, "min_tokens", "min_tokens is 6 and max_tokens 5"),
+    ({"n": 5}, "n", "5 sequences were asked for in n; the limit is 4"),
+    ({"n": 2, "resume_ids": [1]}, "resume_ids", "2 sequences cannot resume one output"),
+    ({"resume_ids": [1, 2, 3, 4, 5]}, "resume_ids", "nothing is left to compute"),
+    ({"resume_ids": [4_000_000_000]}, "resume_ids", "holds token 4000000000"),
+    ({"stop_token_ids": [1000]}, "stop_token_ids", "holds token 1000"),
+    ({"stop_token_ids": [1] * 129}, "stop_token_ids", "at most 128"),
+    ({"top_logprobs": 6}, "top_logprobs", "6 logprobs were asked for in top_logprobs; the limit is 5"),
+    ({"cache_salt": bytes(257)}, "cache_salt", "257 bytes; at most 256"),
+    (sampling(temperature=-0.1), "sampling.temperature", "is -0.1; it must be a number from 0 to 100"),
+    (sampling(temperature=NAN), "sampling.temperature", "is nan"),
+    (sampling(temperature=INF), "sampling.temperature", "is inf"),
+    (sampling(top_p=0.0), "sampling.top_p", "must be above 0 and at most 1"),
+    (sampling(top_p=1.5), "sampling.top_p", "from 0 to 1"),
+    (sampling(top_p=NAN), "sampling.top_p", "is nan"),
+    (sampling(min_p=-1.0), "sampling.min_p", "from 0 to 1"),
+    (sampling(frequency_penalty=3.0), "sampling.frequency_penalty", "from -2 to 2"),
+    (sampling(presence_penalty=NAN), "sampling.presence_penalty", "is nan"),
+    (sampling(repetition_penalty=-1.0), "sampling.repetition_penalty", "from 0 to 100"),
+    (sampling(repetition_penalty=INF), "sampling.repetition_penalty", "is inf"),
+    (sampling(logit_bias=bias(1000, 1.0)), "sampling.logit_bias", "holds token 1000"),
+    (sampling(logit_bias=bias(1, NAN)), "sampling.logit_bias", "the bias of token 1 is nan"),
+    (sampling(logit_bias=bias(1, 101.0)), "sampling.logit_bias", "from -100 to 100"),
+    (sampling(logit_bias=bias(1, 1.0) * 1025), "sampling.logit_bias", "at most 1024"),
+]
+RESERVED = [
+    ({"adapter": "sql"}, "adapter"),
+    ({"prompt_logprobs": 0}, "prompt_logprobs"),
+    ({"embedding": True}, "embedding"),
+    ({"structured": pb.StructuredOutput(json_object=True)}, "structured"),
+    ({"speculation": pb.Speculation(max_draft_tokens=4)}, "speculation"),
+    ({"toggles": pb.FeatureToggles(no_batching=True)}, "toggles.no_batching"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "message"), INVALID, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_impossible_field_is_refused_by_name(fields: dict[str, Any], param: str, message: str):
+    with pytest.raises(RequestRefused) as refusal:
+        to_request(submit(**fields), "1:1", FACTS)
+    assert type(refusal.value) is RequestRefused
+    assert refusal.value.param == param
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(("fields", "param"), RESERVED, ids=[param for _, param in RESERVED])
+def test_a_reserved_field_is_never_silently_ignored(fields: dict[str, Any], param: str):
+    with pytest.raises(NotImplementedYet) as refusal:
+        to_request(submit(**fields), "1:1", FACTS)
+    assert refusal.value.param == param
+
+
+def test_a_field_of_a_newer_protocol_is_not_ignored_either():
+    newer = pb.Submit.FromString(submit().SerializeToString() + bytes([0xF8, 0x07, 0x01]))  # field 127, varint 1
+    with pytest.raises(NotImplementedYet, match="field number 127"):
+        to_request(newer, "1:1", FACTS)
+
+
+def test_a_prompt_over_the_context_is_refused_with_both_numbers():
+    with pytest.raises(ContextTooLong, match=r"the prompt has 256 tokens; the model takes 256"):
+        to_request(submit(prompt_ids=[1] * 256), "1:1", FACTS)
+    with pytest.raises(ContextTooLong, match=r"the prompt has 250 tokens and 6 are resumed"):
+        to_request(submit(prompt_ids=[1] * 250, resume_ids=[1] * 6, max_tokens=7), "1:1", FACTS)
+
+
+def test_the_longest_prompt_that_leaves_room_for_a_token_is_taken():
+    assert len(to_request(submit(prompt_ids=[1] * 255), "1:1", FACTS).prompt_ids) == 255
+
+
+def test_nothing_said_is_greedy():
+    request = to_request(submit(), "3:1", FACTS)
+    assert request == Request(request_id="3:1", prompt_ids=[1, 2, 3], max_tokens=5, sampling=Sampling())
+
+
+def test_everything_said_arrives():
+    asked = pb.Sampling(temperature=0.5, top_p=0.5, top_k=2000, min_p=0.25, frequency_penalty=-2, presence_penalty=2, seed=2**64 - 1)
+    asked.logit_bias.extend(bias(7, -100.0))
+    request = to_request(
+        submit(
+            n=2,
+            sampling=asked,
+            min_tokens=5,
+            stop_token_ids=[9],
+            ignore_eos=True,
+            top_logprobs=0,
+            cache_salt=b"salt",
+            priority=-3,
+            deadline_us=1_500_000,
+            toggles=pb.FeatureToggles(no_prefix_cache=True, no_speculation=True),
+            speculation=pb.Speculation(off=True),
+            trace=pb.TraceContext(traceparent="00-1-2-01", want_timings=True),
+        ),
+        "1:1",
+        FACTS,
+    )
+    expected = Sampling(
+        temperature=0.5,
+        top_p=0.5,
+        top_k=1000,
+        min_p=0.25,
+        frequency_penalty=-2.0,
+        presence_penalty=2.0,
+        repetition_penalty=1.0,
+        seed=2**64 - 1,
+        logit_bias={7: -100.0},
+    )
+    assert request.sampling == expected
+    assert (request.n, request.min_tokens, request.stop_token_ids, request.ignore_eos, request.top_logprobs) == (2, 5, [9], True, 0)
+    assert (request.cache_salt, request.priority, request.deadline_s, request.use_prefix_cache) == (b"salt", -3, 1.5, False)
+    assert request.want_timings
+
+
+floats = st.floats(width=32)
+uint32 = st.integers(0, 2**32 - 1)
+
+
+@given(
+    prompt_ids=st.lists(uint32, max_size=8),
+    n=uint32,
+    max_tokens=uint32,
+    stop_token_ids=st.lists(uint32, max_size=4),
+    top_logprobs=st.none() | uint32,
+    temperature=floats,
+    top_p=floats,
+    min_p=floats,
+    repetition_penalty=floats,
+)
+def test_whatever_comes_is_either_refused_or_possible(
+    prompt_ids: list[int], n: int, max_tokens: int, stop_token_ids: list[int], top_logprobs: int | None, **values: float
+):
+    message = submit(prompt_ids=prompt_ids, n=n, max_tokens=max_tokens, stop_token_ids=stop_token_ids, sampling=pb.Sampling(**values))
+    if top_logprobs is not None:
+        message.top_logprobs = top_logprobs
+    try:
+        request = to_request(message, "1:1", FACTS)
+    except RequestRefused:
+        return  # that it names the field is the table's business
+    assert 1 <= request.n <= FACTS.max_sequences_per_request
+    assert all(token_id < FACTS.vocab_size for token_id in [*request.prompt_ids, *request.stop_token_ids])
+    assert 0 <= request.sampling.temperature < INF
+    assert 0 < request.sampling.top_p <= 1
+    assert 0 < request.sampling.repetition_penalty < INF

@@ -1,0 +1,100 @@
+"""Environment variables in, settings out; whatever is wrong is one line that says what to write."""
+
+import json
+from typing import Any
+
+import pytest
+
+from pagoda_worker.errors import ConfigError
+from pagoda_worker.settings import parse_settings
+
+MINIMAL = {"PAGODA_MODEL_NAME": "tiny", "PAGODA_MODEL_SOURCE": "builtin://tiny"}
+
+
+def engine(**fields: Any) -> dict[str, str]:
+    return {**MINIMAL, "PAGODA_ENGINE": json.dumps(fields)}
+
+
+def test_two_variables_are_enough():
+    settings = parse_settings(MINIMAL)
+    assert (settings.model_name, settings.engine.model_dir.name) == ("tiny", "tiny")
+    assert (settings.bind_host, settings.grpc_port, settings.http_port) == ("127.0.0.1", 9000, 9001)
+    assert (settings.drain_s, settings.stall_s, settings.session_token) == (30.0, 20.0, "")
+
+
+def test_the_manifests_engine_becomes_the_engines_config():
+    settings = parse_settings(
+        {
+            **engine(
+                backend="pagoda",
+                dtype="fp32",
+                quantization="none",
+                kvCache={"dtype": "auto", "blockSize": 32, "swap": "0Gi", "hostTier": "0Gi"},
+                attention="eager",
+                maxModelLen=2048,
+                maxBatchTokens=512,
+                maxRunning=64,
+                prefixCaching=False,
+                speculative={"method": "none", "tokens": 4},
+                tensorParallel=1,
+            ),
+            "PAGODA_DEVICE": "cpu",
+            "PAGODA_CPUS": "2",
+        }
+    )
+    config = settings.engine
+    assert (config.dtype, config.attention, config.device, config.threads) == ("fp32", "eager", "cpu", 2)
+    assert (config.max_model_len, config.max_batch_tokens, config.max_running, config.block_size) == (2048, 512, 64, 32)
+    assert config.prefix_caching is False
+
+
+WRONG = [
+    ({"PAGODA_MODEL_NAME": ""}, "PAGODA_MODEL_NAME is not set: write the InferenceModel's metadata.name"),
+    ({"PAGODA_MODEL_SOURCE": ""}, "PAGODA_MODEL_SOURCE is not set"),
+    ({"PAGODA_GRPC_PROT": "1"}, "PAGODA_GRPC_PROT is not a setting of the worker; the closest is PAGODA_GRPC_PORT"),
+    ({"PAGODA_GRPC_PORT": "grpc"}, "PAGODA_GRPC_PORT is 'grpc'; it must be a whole number from 0 to 65535"),
+    ({"PAGODA_HTTP_PORT": "70000"}, "PAGODA_HTTP_PORT is '70000'"),
+    ({"PAGODA_DEVICE": "tpu"}, "PAGODA_DEVICE is 'tpu'; it may be auto, cpu, cuda"),
+    ({"PAGODA_DRAIN_S": "-1"}, "PAGODA_DRAIN_S is '-1'; it must be seconds from 0 to 86400"),
+    ({"PAGODA_STALL_S": "nan"}, "PAGODA_STALL_S is 'nan'"),
+    ({"PAGODA_CPUS": "0"}, "PAGODA_CPUS is '0'; it must be a whole number of at least 1"),
+    ({"PAGODA_LOG_LEVEL": "loud"}, "PAGODA_LOG_LEVEL is 'loud'; it may be debug, info, warning, error"),
+    ({"PAGODA_BIND_HOST": "0.0.0.0"}, "PAGODA_BIND_HOST 0.0.0.0 is reachable from other machines: set PAGODA_SESSION_TOKEN"),
+    ({"PAGODA_ENGINE": "{"}, "PAGODA_ENGINE is not JSON"),
+    ({"PAGODA_ENGINE": "[]"}, "PAGODA_ENGINE must be a JSON object"),
+    (engine(maxModelLength=1), "PAGODA_ENGINE.maxModelLength is not a field this engine knows; it knows attention, backend"),
+    (engine(maxModelLen="2048"), 'PAGODA_ENGINE.maxModelLen is "2048"; it must be a whole number'),
+    (engine(maxRunning=True), "PAGODA_ENGINE.maxRunning is true; it must be a whole number"),
+    (engine(prefixCaching=1), "PAGODA_ENGINE.prefixCaching is 1; it must be true or false"),
+    (engine(dtype="int4"), 'PAGODA_ENGINE.dtype is "int4"; this engine has auto, bf16, fp16, fp32'),
+    (engine(attention="flash"), 'PAGODA_ENGINE.attention is "flash"; this engine has auto, sdpa, eager'),
+    (engine(quantization="int8"), 'PAGODA_ENGINE.quantization is "int8"; this engine has "none" so far'),
+    (engine(speculative={"method": "ngram"}), 'PAGODA_ENGINE.speculative.method is "ngram"; this engine has "none" so far'),
+    (engine(kvCache={"dtype": "fp8"}), 'PAGODA_ENGINE.kvCache.dtype is "fp8"; this engine has "auto" so far'),
+    (engine(kvCache={"swap": "4Gi"}), 'PAGODA_ENGINE.kvCache.swap is "4Gi"'),
+    (engine(kvCache={"size": 1}), "PAGODA_ENGINE.kvCache.size is not a field"),
+    (engine(tensorParallel=2), "PAGODA_ENGINE.tensorParallel is 2; this engine has 1 so far"),
+    (engine(backend="vllm"), 'PAGODA_ENGINE.backend is "vllm"; this engine has "pagoda" so far'),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_wrong_setting_is_one_line_naming_it(change: dict[str, str], message: str):
+    with pytest.raises(ConfigError) as refusal:
+        parse_settings({**MINIMAL, **change})
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
+def test_loopback_needs_no_token(host: str):
+    assert parse_settings({**MINIMAL, "PAGODA_BIND_HOST": host}).bind_host == host
+
+
+def test_a_reachable_bind_takes_a_token():
+    assert parse_settings({**MINIMAL, "PAGODA_BIND_HOST": "0.0.0.0", "PAGODA_SESSION_TOKEN": "s"}).session_token == "s"
+
+
+@pytest.mark.parametrize("name", ["PAGODA_HOME", "PAGODA_RUN_ID", "PAGODA_REQUIRE_ALL", "PAGODA_KUBE_BIN", "PAGODA_POD_NAME", "HOME"])
+def test_variables_of_others_are_tolerated(name: str):
+    parse_settings({**MINIMAL, name: "x"})
