@@ -179,7 +179,9 @@ def _wanted_replicas(model: InferenceModel) -> int:
 def _what_happens(reason: Reason, pod: PodView) -> str:
     match reason:
         case Reason.LOADING:
-            return f"{pod.name} is loading the model" + (f", {pod.progress:.0%} done" if pod.progress is not None else "")
+            if pod.progress is not None:
+                return f"{pod.name} is loading the model, {pod.progress:.0%} done"
+            return f"{pod.name} is not ready yet" if pod.message else f"{pod.name} is starting"
         case Reason.WORKER_CRASH_LOOPING:
             return f"{pod.name} ended" + (f" and was restarted {_times(pod.restarts)}" if pod.restarts else "")
         case Reason.MODEL_NOT_FOUND:
