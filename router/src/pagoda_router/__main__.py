@@ -1,4 +1,4 @@
-"""Starts one router process: settings → fleet, dispatcher, surface → two listeners; SIGTERM drains. Owns the process, decides nothing else."""
+"""Starts one router process: settings → fleet, dispatcher, surface → two listeners; SIGTERM drains. Owns the process, decides nothing."""
 
 import asyncio
 import gc

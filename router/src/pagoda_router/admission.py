@@ -60,7 +60,7 @@ class Price:
 
 
 def price(generation: Generation, predicted_output_tokens: int, block_size: int) -> Price:
-    """The n sequences share the prompt's full blocks; each copies the last, part-filled one and owns what follows."""
+    """The n sequences share the prompt's full blocks; each copies the part-filled one and owns what follows."""
     prompt_tokens = len(generation.prompt_ids)
     shared = prompt_tokens // block_size * block_size
     own = round_up(prompt_tokens - shared + predicted_output_tokens, block_size)

@@ -72,7 +72,7 @@ class Listeners:
         await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     async def drain(self, out_of_time: Callable[[], None]) -> None:
-        """No new connections; running requests go on. `out_of_time` is called once when some still run after the drain time: it ends them."""
+        """No new connections; running requests go on. `out_of_time` is called once when some outlast the drain time: it ends them."""
         public, internal = self._tasks
         self._public.should_exit = True
         done, _ = await asyncio.wait([public], timeout=self._drain_s)
@@ -90,7 +90,7 @@ class Listeners:
 
 def _server(app: ASGIApp, shutdown_s: float) -> _Server:
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         loop="uvloop",
         http="httptools",
         ws="none",

@@ -94,6 +94,8 @@ class PagodaLink:
         self._saying_goodbye = False
         self._wake_run = asyncio.Event()
         self._reason = "connecting to the worker"
+        self._complaint = ""
+        """The last logged one: a worker that stays away is one line, not one a second."""
         self._messages_seen = 0
         self._frames_seen = 0
         self._serving: asyncio.Task[NoReturn] | None = None
@@ -243,7 +245,6 @@ class PagodaLink:
         self._requests = RunningRequests(self.worker, self.endpoint.model, ledger, self._listener, self._outbox.put_nowait)
         self._saying_goodbye = False
         self._frames_seen = 0
-        self._description = None
         self._reason = "the worker is describing its model"
         log.info("session %s: open, epoch %d", self.worker, welcome.epoch)
         self._learn(welcome.state, welcome.grants)
@@ -288,12 +289,16 @@ class PagodaLink:
 
     def _end_session(self, reason: str) -> None:
         was_open, requests = self._requests is not None, self._requests
-        self._requests, self._state, self._reason = None, None, reason
+        self._requests = self._state = self._description = None
+        self._reason = reason
         self._ready.clear()
         if requests is not None:
             requests.lose_all(f"the worker {self.endpoint.name} was lost: {reason}")
-        if was_open or log.isEnabledFor(logging.DEBUG):
-            log.warning("session %s: ended: %s", self.worker, reason)
+        if self._leaving:
+            log.info("session %s: closed", self.worker)
+        elif was_open or reason != self._complaint:
+            log.warning("session %s: %s: %s", self.worker, "ended" if was_open else "cannot be opened", reason)
+        self._complaint = reason
         self._listener.session_ended(self.worker, reason)
 
     # ------------------------------------------------------------ description
