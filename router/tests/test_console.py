@@ -1,0 +1,170 @@
+"""The playground in a real browser: streaming, stopping, errors, keys, copy as curl; and offline, under its own policy."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from scripted import Script, ScriptedCatalog, ScriptedDispatcher, served
+from tokenizers import Tokenizer
+
+from pagoda_router.app import create_app
+from pagoda_router.errors import Overloaded
+from pagoda_router.generation import EndReason
+from pagoda_router.surface import SurfaceSettings
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        (pytest.fail if os.environ.get("PAGODA_REQUIRE_ALL") == "1" else pytest.skip)("needs the package 'chromium'")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """Fails the test when the page logs an error or asks anyone but its own server."""
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], viewport={"width": 1100, "height": 720})
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if "Content Security Policy" in message.text else None)
+    page.on("request", lambda request: problems.append(request.url) if not request.url.startswith("http://127.0.0.1:") else None)
+    yield page
+    context.close()
+    assert problems == []
+
+
+@pytest.fixture
+def say(dispatcher: ScriptedDispatcher, tokenizer: Tokenizer) -> Script:
+    dispatcher.script = Script(batches=[[i] for i in tokenizer.encode("größer 🎉 <b>hello</b> world").ids], cached_tokens=3)
+    return dispatcher.script
+
+
+def serve(dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog, **settings: object) -> object:
+    return served(create_app(dispatcher=dispatcher, catalog=catalog, settings=SurfaceSettings(**settings)))  # type: ignore[arg-type]
+
+
+def send(page: Page, text: str) -> None:
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+    page.get_by_label("Message", exact=True).fill(text)
+    page.get_by_label("Message", exact=True).press("Enter")
+
+
+def test_a_question_streams_its_answer_with_figures(
+    page: Page, say: Script, dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    with serve(dispatcher, catalog) as url:  # type: ignore[attr-defined]
+        page.goto(url)
+        expect(page.locator("#readiness")).to_have_text("ready")
+        page.get_by_label("System message").fill("the fox")
+        page.get_by_label("Max tokens").fill("50")
+        page.locator("#temperature").fill("0.5")
+        send(page, "hello")
+        expect(page.locator(".turn.assistant")).to_have_text("größer 🎉 <b>hello</b> world")
+        expect(page.locator("#figures")).to_have_text(
+            re.compile(r"first token \d+ ms · \d+(\.\d)? tokens/s · \d+ \(3 cached\) \+ \d+ tokens")
+        )
+        send(page, "again")
+        expect(page.locator(".turn.assistant")).to_have_count(2)
+        expect(page.locator("#stop")).to_be_hidden()
+        page.screenshot(path=os.environ.get("PAGODA_SCREENSHOT") or tmp_path / "playground.png")
+    first, second = dispatcher.generations
+    assert (first.max_tokens, first.sampling.temperature) == (50, 0.5)
+    expected = (
+        "<|system|>the fox<|end|><|user|>hello<|end|><|assistant|>größer 🎉 <b>hello</b> world<|end|><|user|>again<|end|><|assistant|>"
+    )
+    assert tokenizer.decode(list(second.prompt_ids), skip_special_tokens=False) == expected
+
+
+def test_text_shows_while_it_arrives_and_stop_ends_the_work(
+    page: Page, say: Script, dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog
+) -> None:
+    say.pause_before = {3: asyncio.Event()}  # never set: only Stop ends this
+    with serve(dispatcher, catalog) as url:  # type: ignore[attr-defined]
+        page.goto(url)
+        send(page, "hello")
+        expect(page.locator(".turn.assistant.streaming")).to_contain_text("größer")
+        page.get_by_role("button", name="Stop").click()
+        expect(page.locator(".turn.assistant .note")).to_have_text("stopped")
+        expect(page.get_by_role("button", name="Send")).to_be_enabled()
+        assert dispatcher.left.is_set()
+        assert dispatcher.running == 0
+
+
+def test_a_refusal_is_shown_and_the_question_given_back(page: Page, dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog) -> None:
+    dispatcher.script = Script(refusal=Overloaded("all workers are busy: try again in 3 s", retry_after_s=3))
+    with serve(dispatcher, catalog) as url:  # type: ignore[attr-defined]
+        page.goto(url)
+        send(page, "hello")
+        expect(page.get_by_role("alert")).to_have_text("all workers are busy: try again in 3 s")
+        expect(page.get_by_label("Message", exact=True)).to_have_value("hello")
+
+
+def test_a_failure_mid_answer_keeps_the_text_and_says_why(
+    page: Page, say: Script, dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog
+) -> None:
+    say.reason, say.detail = EndReason.ENGINE_ERROR, "the engine was restarted: send it again"
+    with serve(dispatcher, catalog) as url:  # type: ignore[attr-defined]
+        page.goto(url)
+        send(page, "hello")
+        expect(page.get_by_role("alert")).to_have_text("the engine was restarted: send it again")
+        expect(page.locator(".turn.assistant")).to_contain_text("hello")
+
+
+def test_a_guarded_server_asks_for_the_key_and_keeps_it_in_the_tab(
+    page: Page, say: Script, dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog
+) -> None:
+    with serve(dispatcher, catalog, api_key="secret") as url:  # type: ignore[attr-defined]
+        page.goto(url)
+        page.get_by_label("API key").fill("wrong")
+        page.get_by_role("button", name="Use key").click()
+        expect(page.get_by_role("alert")).to_contain_text("not the right one")
+        page.get_by_label("API key").fill("secret")
+        page.get_by_role("button", name="Use key").click()
+        expect(page.locator("#readiness")).to_have_text("ready")
+        page.reload()
+        send(page, "hello")
+        expect(page.locator(".turn.assistant")).to_contain_text("world")
+
+
+def test_copy_as_curl_gives_a_command_that_works(page: Page, say: Script, dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog) -> None:
+    with serve(dispatcher, catalog) as url:  # type: ignore[attr-defined]
+        page.goto(url)
+        expect(page.locator("#readiness")).to_have_text("ready")
+        page.get_by_label("Message", exact=True).fill('it\'s "quoted" & $HOME')
+        page.get_by_role("button", name="Copy as curl").click()
+        expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        command = page.evaluate("navigator.clipboard.readText()")
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.endswith("data: [DONE]\n\n")
+    body = json.loads(re.search(r"-d '(.*)'$", command, re.DOTALL)[1].replace("'\\''", "'"))  # type: ignore[index]
+    assert body["messages"] == [{"role": "user", "content": 'it\'s "quoted" & $HOME'}]
+
+
+def test_a_model_that_is_not_ready_says_why(page: Page, dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog) -> None:
+    with serve(dispatcher, catalog) as url:  # type: ignore[attr-defined]
+        page.goto(url)
+        expect(page.locator("#readiness")).to_have_text("ready")
+        page.get_by_label("Model").select_option("org/asleep")
+        expect(page.locator("#readiness")).to_have_text("no worker yet")
