@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pagoda_operator.local import machine as local
+from pagoda_operator.local.acknowledgement import Acknowledgement, RouterAddress, Worker
 from pagoda_operator.local.fleet import fleet_document, write_json
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.machine import Launch, Machine
@@ -24,7 +25,7 @@ from pagoda_operator.local.rollout import PodFacts, Steps, Wanted, next_steps
 from pagoda_operator.local.secret_files import SecretFiles
 from pagoda_operator.local.sources import SourceMissing, resolve_source
 from pagoda_operator.local.template import PodTemplate, read_deployment
-from pagoda_operator.observed import ObjectRef, Observed, ref_of
+from pagoda_operator.observed import ObjectRef, Observed, PodView, ref_of
 from pagoda_operator.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,15 @@ class LocalExecutor:
         self._secrets = SecretFiles(home.secrets)
         self._prober = Prober()
         self._endings: set[asyncio.Task[None]] = set()
+        self._acknowledgement = Acknowledgement(self._router, self._ready_workers, changed)
+
+    def start(self) -> None:
+        self._acknowledgement.start()
 
     async def observe(self) -> Observed:
         return Observed(
             objects=dict(self._objects),
-            pods=[pod.view() for pod in self.pods],
+            pods=[self.view(pod) for pod in self.pods],
             endpoint=self.machine.choices.endpoint if self._templates else None,
             now=datetime.now(UTC),
         )
@@ -98,6 +103,7 @@ class LocalExecutor:
             await asyncio.gather(*(pod.join() for pod in ending))
         for task in self._endings:
             task.cancel()
+        await self._acknowledgement.close()
         await self._prober.close()
 
     def use(self, choices: local.Choices) -> None:
@@ -105,12 +111,28 @@ class LocalExecutor:
         self.machine = replace(self.machine, choices=choices)
         self._secrets.forget()
 
+    def view(self, pod: Pod) -> PodView:
+        view = pod.view()
+        if view.ready and pod.template.component == "worker" and not self._acknowledgement.holds(_worker(pod)):
+            return replace(view, ready=False, message="the router has not connected to it yet")
+        return view
+
+    def _router(self) -> RouterAddress | None:
+        for pod in self.pods:
+            if pod.template.component == "router" and pod.now.ready and pod.now.launch is not None:
+                token = pod.now.launch.env.get("PAGODA_INTERNAL_TOKEN", "")
+                return RouterAddress(pod.now.launch.host, pod.now.launch.ports[pod.template.ports["internal"]], token)
+        return None
+
+    def _ready_workers(self) -> list[Worker]:
+        return [_worker(pod) for pod in self.pods if pod.template.component == "worker" and pod.now.ready and not pod.ending]
+
     def _next_steps(self) -> Steps:
         wanted = {
             name: Wanted(template.replicas, self._identity(template), recreate=self._recreates(template))
             for name, template in self._templates.items()
         }
-        facts = [PodFacts(pod.name, pod.template.deployment, pod.identity, pod.now.ready, pod.ending) for pod in self.pods]
+        facts = [PodFacts(pod.name, pod.template.deployment, pod.identity, self.view(pod).ready, pod.ending) for pod in self.pods]
         return next_steps(wanted, facts)
 
     def _recreates(self, template: PodTemplate) -> bool:
@@ -165,3 +187,8 @@ class LocalExecutor:
         task = asyncio.create_task(wait())
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
+
+
+def _worker(pod: Pod) -> Worker:
+    launch = pod.now.launch
+    return Worker(pod.name, launch.ports[pod.template.ports["grpc"]] if launch is not None else 0)

@@ -8,6 +8,7 @@ Owns the process and what is known of it. Does not know why it exists or what re
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 from pagoda_operator.local.backoff import Backoff
 from pagoda_operator.local.machine import Launch
 from pagoda_operator.local.probe import Answer, Prober
-from pagoda_operator.local.processes import LARGEST_LOG_BYTES, ChildProcess, describe_exit, last_lines, rotate
+from pagoda_operator.local.processes import LARGEST_LOG_BYTES, ChildProcess, describe_exit, last_lines, plain, rotate
 from pagoda_operator.local.template import PodTemplate, Probe
 from pagoda_operator.observed import PodView
 
@@ -176,10 +177,18 @@ class Pod:
             self._set(ready=False, phase="Succeeded" if status == 0 else "Failed", pid=None, last_exit=status)
             self._tell(self.name, f"ended with {how}")
             return
-        lines = last_lines(self.log_file, 1)
-        message = self.now.message if self._unwell.is_set() else (lines[0] if lines else f"it ended with {how} and logged nothing")
+        message = self.now.message if self._unwell.is_set() else self._last_words(status)
         self._set(ready=False, phase="Failed", reason="Error", message=message, pid=None, progress=None, last_exit=status)
         self._tell(self.name, f"ended with {how}: {message}")
+
+    def _last_words(self, status: int) -> str:
+        how = describe_exit(status)
+        lines = last_lines(self.log_file, 1)
+        if status == -signal.SIGKILL:
+            return f"it was ended by {how}, as the kernel does when memory runs out"
+        if not lines:
+            return f"it ended with {how} and logged nothing"
+        return plain(lines[0]) if status > 0 else f"it ended with {how}; its last words: {plain(lines[0])}"
 
     async def _wait_to_restart(self) -> None:
         backoff = self.now.backoff

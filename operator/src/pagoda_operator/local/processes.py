@@ -4,7 +4,9 @@ Knows nothing of pods. Called by pod.py.
 """
 
 import asyncio
+import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,7 @@ from pathlib import Path
 
 SPAWN = str(Path(__file__).with_name("spawn.py"))
 LARGEST_LOG_BYTES = 16 * 2**20
+LOGFMT_MESSAGE = re.compile(r'^time=.* msg=("(?:[^"\\]|\\.)*")')
 TAIL_BYTES = 64 * 1024
 
 
@@ -66,6 +69,17 @@ def last_lines(log: Path, count: int) -> list[str]:
     except FileNotFoundError:
         return []
     return [line for line in lines if line.strip()][-count:]
+
+
+def plain(line: str) -> str:
+    """The message of a structured log line; any other line as it is."""
+    found = LOGFMT_MESSAGE.search(line)
+    if found is None:
+        return line.strip()
+    try:
+        return str(json.loads(found.group(1)))
+    except ValueError:
+        return line.strip()
 
 
 def describe_exit(status: int) -> str:

@@ -57,6 +57,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Until stop(); then everything is ended in order."""
+        self.executor.start()
         stopping = asyncio.create_task(self.stopped.wait())
         while not stopping.done():
             waking = asyncio.create_task(self._wake.wait())
@@ -159,7 +160,7 @@ class Supervisor:
         self.executor.use(choices)
 
     def _pod(self, pod: Pod) -> dict[str, Any]:
-        view, now = pod.view(), pod.now
+        view, now = self.executor.view(pod), pod.now
         ports = {name: now.launch.ports[port] for name, port in pod.template.ports.items()} if now.launch else {}
         return {
             "name": pod.name,
