@@ -25,6 +25,7 @@ from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
 from pagoda_router.internal import Probes, fleet_report, internal_app, routes
 from pagoda_router.listeners import Listeners, address, bind
+from pagoda_router.logs import log_to_stderr
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.settings import RouterSettings, parse_settings
 from pagoda_router.surface import SurfaceSettings
@@ -41,7 +42,7 @@ def main() -> int:
     except ConfigError as error:
         sys.stderr.write(f"pagoda-router: {error}\n")
         return 2
-    logging.basicConfig(level=settings.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr(settings.log_level)
     uvloop.run(serve(settings, artifacts, public, internal))
     return 0
 

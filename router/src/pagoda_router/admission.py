@@ -72,7 +72,7 @@ def round_up(tokens: int, block_size: int) -> int:
 
 
 class CreditLedger:
-    """One worker's KV credits for one model in one session. A new session starts a new ledger: the worker forgets the old one's requests."""
+    """One worker's KV credits for one model in one session. A new session starts a new one: the worker forgets the old one's requests."""
 
     def __init__(self, epoch: int, capacity_tokens: int) -> None:
         self.epoch = epoch

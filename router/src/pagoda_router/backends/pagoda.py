@@ -217,12 +217,12 @@ class PagodaLink:
         async with asyncio.timeout(self._timing.welcome_s):
             first = await call.read()
         if first is grpc.aio.EOF or first.WhichOneof("message") != "welcome":
-            raise SessionBroken("the worker did not begin with Welcome")
+            raise SessionBroken("it did not begin with Welcome")
         self._open_session(first.welcome)
         while True:
             message = await call.read()
             if message is grpc.aio.EOF:
-                raise SessionBroken("the worker closed the session")
+                raise SessionBroken("it closed the session")
             self._messages_seen += 1
             self._handle(message)
 
@@ -234,7 +234,7 @@ class PagodaLink:
                 continue  # the welcome has its own time limit
             silent = silent + 1 if self._messages_seen == seen else 0
             if silent >= self._timing.silent_pings:
-                raise SessionBroken(f"the worker has been silent for {silent * self._timing.ping_every_s:.0f} s")
+                raise SessionBroken(f"it has been silent for {silent * self._timing.ping_every_s:.0f} s")
             seen = self._messages_seen
             self._outbox.put_nowait(wire.ToWorker(ping=wire.Ping(sent_mono_us=time.monotonic_ns() // 1000)))
 
@@ -290,7 +290,7 @@ class PagodaLink:
     def _end_session(self, reason: str) -> None:
         was_open, requests = self._requests is not None, self._requests
         self._requests = self._state = self._description = None
-        self._reason = reason
+        self._reason = f"the worker is away: {reason}"
         self._ready.clear()
         if requests is not None:
             requests.lose_all(f"the worker {self.endpoint.name} was lost: {reason}")
@@ -356,7 +356,10 @@ async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name}: {error.details()}"
+        details = error.details() or error.code().name
+        if "failed to connect" in details:
+            return f"it cannot be reached ({details.rpartition(': ')[2]})"
+        return details if error.code() is grpc.StatusCode.UNAVAILABLE else f"{error.code().name}: {details}"
     if isinstance(error, TimeoutError):
-        return "the worker did not answer in time"
+        return "it did not answer in time"
     return str(error)
