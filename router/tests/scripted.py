@@ -211,8 +211,18 @@ def assets_of(tokenizer: Tokenizer, folder: Path, template: str | None = TEMPLAT
     )
 
 
+class Address(str):
+    """A base URL, and the server behind it."""
+
+    server: uvicorn.Server
+
+    @property
+    def clients(self) -> set[tuple[str, int]]:
+        return {connection.client for connection in self.server.server_state.connections}  # type: ignore[union-attr,misc]
+
+
 @contextmanager
-def served(app: object) -> Iterator[str]:
+def served(app: object) -> Iterator[Address]:
     """The app behind uvicorn on a free loopback port, in a thread with its own loop; yields the base address."""
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, loop="uvloop", http="httptools", lifespan="off", access_log=False, log_config=None, ws="none"
@@ -231,7 +241,9 @@ def served(app: object) -> Iterator[str]:
     assert started.wait(30)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield f"http://127.0.0.1:{port}"
+        address = Address(f"http://127.0.0.1:{port}")
+        address.server = server
+        yield address
     finally:
         server.should_exit = True
         thread.join(30)

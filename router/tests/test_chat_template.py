@@ -17,10 +17,12 @@ CHATML = (
 )
 FEATURES = (
     "{{ bos_token }}{% set ns = namespace(found=false) %}{% for m in messages %}{% if loop.first %}[{% endif %}"
-    "{% if m.role == 'skip' %}{% continue %}{% endif %}{% if m['content'] is defined and m['content'] is string %}{{ loop.index0 }}:{{ m['content'] | trim }}"
+    "{% if m.role == 'skip' %}{% continue %}{% endif %}{% if m['content'] is defined and m['content'] is string %}"
+    "{{ loop.index0 }}:{{ m['content'] | trim }}"
     "{% endif %}{% set ns.found = true %}{% if not loop.last %},{% else %}] {{ loop.length }}{% endif %}{% endfor %}{{ ns.found }}"
     "{{ {'a': '<é>', 'b': [1, 2]} | tojson }}{{ messages[-1].content.split(' ')[-1] }}{{ messages[1:] | length }}"
-    "{% generation %}kept{% endgeneration %}{{ strftime_now('%Y') | length }}{% if tools %}tools{% endif %}{{ 'x' * 3 }}{{ range(3) | list }}"
+    "{% generation %}kept{% endgeneration %}{{ strftime_now('%Y') | length }}{% if tools %}tools{% endif %}"
+    "{{ 'x' * 3 }}{{ range(3) | list }}"
     "{% for k, v in {'p': 1, 'q': 2}.items() %}{{ k }}={{ v }};{% endfor %}{{ '%s!' % 'percent' }}{{ '{}?'.format('brace') }}"
 )
 CONVERSATION = [

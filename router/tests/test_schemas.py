@@ -240,8 +240,9 @@ json_values = st.recursive(
     max_leaves=6,
 )
 FIELDS = [
-    "messages", "prompt", "max_tokens", "n", "stop", "temperature", "top_p", "top_k", "logit_bias", "logprobs", "top_logprobs", "stream",
-    "stream_options", "seed", "tools", "response_format", "echo", "best_of", "stop_token_ids", "chat_template_kwargs", "model", "min_tokens",
+    "messages", "prompt", "max_tokens", "n", "stop", "temperature", "top_p", "top_k", "logit_bias", "logprobs", "top_logprobs",
+    "stream", "stream_options", "seed", "tools", "response_format", "echo", "best_of", "stop_token_ids", "chat_template_kwargs",
+    "model", "min_tokens",
 ]  # fmt: skip
 
 
