@@ -203,12 +203,6 @@ def test_a_folder_of_the_node_is_mounted_only_where_the_installation_says_so() -
     assert {"name": "model", "mountPath": "/models/chat", "readOnly": True} in pod["containers"][0]["volumeMounts"]
 
 
-@pytest.mark.parametrize("recreate", [True, False])
-def test_the_router_can_be_told_to_leave_before_the_next_one_starts(recreate: bool) -> None:
-    strategy = of_kind("Deployment", "pagoda-router", settings=replace(SETTINGS, router_recreate=recreate))["spec"]["strategy"]
-    assert strategy["type"] == ("Recreate" if recreate else "RollingUpdate")
-
-
 def test_a_rollout_never_goes_below_the_wanted_workers() -> None:
     spec = of_kind("Deployment", "chat-default", {"model": {"source": TINY}, "scaling": {"min": 3}})["spec"]
     assert spec["replicas"] == 3

@@ -38,8 +38,6 @@ class Settings:
     image_prefix: str = "pagoda"
     """Images are {prefix}/router:{version} and {prefix}/worker:{version}."""
     router_replicas: int = 1
-    router_recreate: bool = False
-    """End the old router before the new one starts: needed where both would bind the same port."""
     drain_s: int = 30
     """How long routers and workers finish what they have after SIGTERM."""
     host_paths: bool = False
@@ -54,9 +52,6 @@ def namespace_objects(namespace: str, settings: Settings) -> list[Object]:
     """The router, the account without rights that workers run under, and the network policies: shared by all models of a namespace."""
     labels = _labels(ROUTER_NAME, "router", settings)
     selector = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_COMPONENT: "router"}
-    strategy: Object = {"type": "Recreate"}
-    if not settings.router_recreate:
-        strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     pod = router_pod(image=f"{settings.image_prefix}/router:{settings.version}", account=ROUTER_NAME, drain_s=settings.drain_s)
     ports = [
         {"name": "http", "port": API_PORT, "targetPort": "http", "protocol": "TCP"},
@@ -68,7 +63,7 @@ def namespace_objects(namespace: str, settings: Settings) -> list[Object]:
         *_network_policies(namespace, settings),
         _object("v1", "Service", namespace, ROUTER_NAME, labels, {"type": "ClusterIP", "selector": selector, "ports": ports}),
         _disruption_budget(namespace, ROUTER_NAME, labels, selector),
-        _deployment(namespace, ROUTER_NAME, labels, selector, settings.router_replicas, strategy, pod),
+        _deployment(namespace, ROUTER_NAME, labels, selector, settings.router_replicas, pod),
     ]
 
 
@@ -88,7 +83,6 @@ def _variant_objects(model: InferenceModel, variant: Variant, settings: Settings
     labels = _labels(model.name, "worker", settings) | selector
     image = f"{settings.image_prefix}/worker:{settings.version}"
     pod = worker_pod(model, variant, image=image, account=WORKER_ACCOUNT, drain_s=settings.drain_s, host_paths=settings.host_paths)
-    strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     ports = [
         {"name": "grpc", "port": GRPC_PORT, "targetPort": "grpc", "protocol": "TCP"},
         {"name": "http", "port": WORKER_HTTP_PORT, "targetPort": "http", "protocol": "TCP"},
@@ -98,18 +92,16 @@ def _variant_objects(model: InferenceModel, variant: Variant, settings: Settings
     return [
         _object("v1", "Service", model.namespace, name, labels, service),
         _disruption_budget(model.namespace, name, labels, selector),
-        _deployment(model.namespace, name, labels, selector, variant.scaling.min, strategy, pod),
+        _deployment(model.namespace, name, labels, selector, variant.scaling.min, pod),
     ]
 
 
-def _deployment(
-    namespace: str, name: str, labels: Mapping[str, str], selector: Mapping[str, str], replicas: int, strategy: Object, pod: Object
-) -> Object:
+def _deployment(namespace: str, name: str, labels: Mapping[str, str], selector: Mapping[str, str], replicas: int, pod: Object) -> Object:
     spec = {
         "replicas": replicas,
         "revisionHistoryLimit": 2,
         "selector": {"matchLabels": dict(selector)},
-        "strategy": strategy,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "template": template_with_hash(labels, pod),
     }
     return _object("apps/v1", "Deployment", namespace, name, labels, spec)
