@@ -21,7 +21,7 @@ from pagoda_worker.wire.worker_pb2_grpc import WorkerStub
 SCRIPTED_COMMAND = (sys.executable, str(Path(__file__).with_name("scripted_engine.py")))
 TINY = BUILTIN_DIR / "tiny"
 MODEL = "tiny"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Router:

@@ -16,7 +16,17 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import RequestRefused
 from pagoda_worker.loading import load
 from pagoda_worker.plan import Sampled, StepPlan
-from pagoda_worker.request import EngineState, Finish, FinishReason, ModelFacts, Request, Sampling, SequenceUpdate, StepOutput, TokenLogprobs
+from pagoda_worker.request import (
+    EngineState,
+    Finish,
+    FinishReason,
+    ModelFacts,
+    Request,
+    Sampling,
+    SequenceUpdate,
+    StepOutput,
+    TokenLogprobs,
+)
 from pagoda_worker.runner import Runner, RunnerShape
 from pagoda_worker.scheduler import Scheduler, SchedulerLimits
 
