@@ -41,6 +41,7 @@ class ScriptedWorker(WorkerServicer):
         self.fetched: list[str] = []
         self.artifacts = {hashlib.sha256(content).hexdigest(): content for content in (TOKENIZER, TEMPLATE)}
         self.sends_corrupt_artifacts = False
+        self.described_model = ""
         self.answers_pings = True
         self.grants = True
         self._server: grpc.aio.Server | None = None
@@ -80,7 +81,7 @@ class ScriptedWorker(WorkerServicer):
     async def Describe(self, request: Any, context: Any) -> Any:
         tokenizer, template = self.artifacts
         description = wire.ModelDescription(
-            model=self.model,
+            model=self.described_model or self.model,
             max_model_len=2048,
             vocab_size=512,
             eos_token_ids=[0],

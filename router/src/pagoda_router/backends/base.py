@@ -27,7 +27,7 @@ class LinkListener(Protocol):
     """Called on the event loop, in the middle of reading a frame: must be quick."""
 
     def capacity_changed(self, model: ModelName) -> None:
-        """A worker may have room, or have become routable, that it had not."""
+        """What a worker's view says is not what it said before: it may have room now, or have become routable, or say why not."""
         ...
 
     def settled(self, model: ModelName, reserved_tokens: int, predicted_output_tokens: int, output_tokens: Sequence[int]) -> None:

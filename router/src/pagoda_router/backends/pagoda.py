@@ -311,8 +311,11 @@ class PagodaLink:
             try:
                 self._description = await self._describe(stub)
             except (grpc.aio.AioRpcError, BadArtifact, OSError, ValueError) as error:
-                self._reason = f"the worker cannot be described: {_sentence(error)}"
-                log.warning("session %s: %s", self.worker, self._reason)
+                complaint = f"the worker cannot be described: {_sentence(error)}"
+                if complaint != self._reason:
+                    log.warning("session %s: %s", self.worker, complaint)
+                self._reason = complaint
+                self._listener.capacity_changed(self.endpoint.model)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, self._timing.last_backoff_s)
         self._listener.capacity_changed(self.endpoint.model)

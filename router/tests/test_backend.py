@@ -1,0 +1,175 @@
+"""The link to one worker: its session's life, from Hello to the last reconnect."""
+
+import asyncio
+
+import pytest
+from fleet_rig import ends_of, generation, rig, tokens_of
+from scripted_worker import ScriptedWorker
+
+from pagoda_router.backends.pagoda import ACKNOWLEDGE_EVERY_FRAMES, LinkTiming, first_to_end
+from pagoda_router.generation import ModelName
+from pagoda_router.wire import worker_pb2 as wire
+
+TINY = ModelName("tiny")
+
+
+async def test_hello_carries_protocol_identity_and_token(tmp_path):
+    async with ScriptedWorker(token="sesame") as worker, rig(tmp_path, worker, token="sesame"):
+        hello = await worker.hellos.get()
+        assert (hello.protocol, hello.router_id, hello.token, hello.wants_cache_events) == (1, "test-router", "sesame", False)
+
+
+async def test_a_wrong_token_is_the_reason_and_is_tried_again(tmp_path, caplog):
+    async with ScriptedWorker(token="sesame") as worker, rig(tmp_path, token="guess") as router:
+        router.know(worker)
+        for _ in range(3):
+            await worker.hellos.get()
+        assert router.fleet.get("tiny").reason == "the worker is away: UNAUTHENTICATED: the session token is wrong"
+        assert sum("session token is wrong" in message for message in caplog.messages) == 1, "one line, however often it is tried"
+        worker.token = "guess"
+        await router.until_routable()
+
+
+async def test_a_worker_that_starts_after_the_router_is_found(tmp_path):
+    late = ScriptedWorker()
+    async with late:
+        port = late.port
+    late.port = port
+    async with rig(tmp_path) as router:
+        router.know(late)
+        await router.until(lambda: "cannot be reached" in router.fleet.get("tiny").reason)
+        async with late:
+            await router.until_routable()
+
+
+async def test_a_restarted_worker_begins_a_new_epoch_with_all_its_credits(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        task = asyncio.create_task(router.collect())
+        worker.tokens((await worker.next_submit()).request_id, [5])
+        await worker.stop()
+        assert ends_of(await task) == {0: "engine_error"}
+        await worker.start()
+        await router.until_routable()
+        assert worker.epoch == 2
+        assert router.outstanding_tokens == 0
+        task = asyncio.create_task(router.collect())
+        worker.finish((await worker.next_submit()).request_id)
+        assert ends_of(await task) == {0: "stop"}
+
+
+async def test_a_silent_worker_is_given_up(tmp_path):
+    timing = LinkTiming(ping_every_s=0.05, silent_pings=2, first_backoff_s=0.02, last_backoff_s=0.05)
+    async with ScriptedWorker() as worker, rig(tmp_path, worker, timing=timing) as router:
+        worker.answers_pings = False
+        task = asyncio.create_task(router.collect())
+        worker.tokens((await worker.next_submit()).request_id, [5])
+        events = await task
+        assert ends_of(events) == {0: "engine_error"}
+        assert "it has been silent for" in events[-1].detail
+
+
+async def test_a_worker_that_answers_pings_is_kept(tmp_path):
+    timing = LinkTiming(ping_every_s=0.02, silent_pings=2)
+    async with ScriptedWorker() as worker, rig(tmp_path, worker, timing=timing) as router:
+        for _ in range(6):
+            assert (await worker.pings.get()).sent_mono_us > 0
+        assert worker.epoch == 1
+        assert router.fleet.get("tiny").ready
+
+
+async def test_frames_are_acknowledged(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker):
+        for _ in range(2 * ACKNOWLEDGE_EVERY_FRAMES):
+            worker.change_state(num_running=1)
+        assert (await worker.flows.get()).frames_read_total == ACKNOWLEDGE_EVERY_FRAMES
+        assert (await worker.flows.get()).frames_read_total == 2 * ACKNOWLEDGE_EVERY_FRAMES
+
+
+async def test_a_prompt_of_a_million_tokens_passes(tmp_path):
+    async with ScriptedWorker(capacity_tokens=2**21) as worker, rig(tmp_path, worker, max_queue_tokens=2**21) as router:
+        task = asyncio.create_task(router.collect(generation(1_000_000, 8)))
+        submit = await worker.next_submit()
+        assert len(submit.prompt_ids) == 1_000_000
+        worker.finish(submit.request_id)
+        await task
+
+
+async def test_frames_for_requests_that_are_gone_are_ignored(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        worker.tokens(999, [1, 2, 3], started=True)
+        task = asyncio.create_task(router.collect())
+        submit = await worker.next_submit()
+        worker.rows([(999, 0, [1]), (submit.request_id, 0, [5]), (998, 3, [])])
+        worker.finish(submit.request_id)
+        assert tokens_of(await task) == [5]
+
+
+async def test_the_view_counts_what_was_sent_before_the_worker_reports_it(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        link = router.fleet.links(TINY)[0]
+        tasks = [asyncio.create_task(router.collect(generation(30, 8, n=2))) for _ in range(2)]
+        first = await worker.next_submit()
+        await worker.next_submit()
+        assert (link.view().queued_prefill_tokens, link.view().waiting, link.in_flight) == (60, 4, 2)
+        worker.rows([], started=[first.request_id])
+        worker.change_state(num_running=2, queued_prefill_tokens=45)
+        await router.until(lambda: link.view().running == 2)
+        assert (link.view().queued_prefill_tokens, link.view().waiting) == (45, 2)
+        for task in tasks:
+            task.cancel()
+
+
+async def test_a_worker_without_grants_gets_nothing_until_it_grants(tmp_path):
+    worker = ScriptedWorker()
+    worker.grants = False
+    async with worker, rig(tmp_path, worker) as router:
+        task = asyncio.create_task(router.collect())
+        link = router.fleet.links(TINY)[0]
+        worker.change_state(num_running=3)
+        await router.until(lambda: link.view().running == 3)
+        assert worker.submits.empty()
+        worker.grants = True
+        worker.rows([], grants=worker._grant())
+        worker.finish((await worker.next_submit()).request_id)
+        await task
+
+
+async def test_a_worker_that_leaves_the_fleet_is_let_go_when_its_last_stream_ends(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        (task,) = router.fleet._tasks
+        stream = asyncio.create_task(router.collect())
+        submit = await worker.next_submit()
+        router.know()
+        worker.tokens(submit.request_id, [5])
+        worker.finish(submit.request_id, wire.FINISH_LENGTH)
+        assert ends_of(await stream) == {0: "length"}
+        await asyncio.wait_for(task, 5)
+
+
+async def test_closing_ends_every_stream(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        task = asyncio.create_task(router.collect())
+        worker.tokens((await worker.next_submit()).request_id, [5])
+        link = router.fleet.links(TINY)[0]
+        await router.until(lambda: link.in_flight == 1)
+        worker.change_state(num_running=1)
+        await router.until(lambda: link.view().running == 1)
+        await router.fleet.close()
+        assert ends_of(await task) == {0: "engine_error"}
+
+
+async def test_the_first_part_to_end_ends_the_others():
+    ended: list[str] = []
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("forever")
+
+    async def failing() -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        await first_to_end(forever(), failing())
+    assert ended == ["forever"]
