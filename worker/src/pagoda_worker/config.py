@@ -35,6 +35,7 @@ class EngineConfig:
     attention: Attention = "auto"
     """auto: sdpa. eager is the readable reference."""
     threads: int | None = None
-    """CPU threads for torch. None: torch's own choice."""
+    """At most so many CPU threads; None: torch's own choice. Weights below 64 MB run on one: their products are too short to share, and
+    threads that meet at every product wait for whichever the rest of the machine holds up."""
     seed: int = 0
     """Seeds requests that bring none."""

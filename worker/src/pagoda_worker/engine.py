@@ -51,8 +51,6 @@ class Completion:
 class Engine:
     def __init__(self, config: EngineConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Loads the model and allocates the KV cache. Raises ModelError, UnsupportedModel, ConfigError."""
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         loaded = load(config)
         self._clock = clock
         self._seeds = random.Random(config.seed)

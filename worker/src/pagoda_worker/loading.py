@@ -61,6 +61,8 @@ def load(config: EngineConfig) -> Loaded:
             f"maxModelLen is {model_len}; the KV cache holds {block_count * config.block_size} tokens: "
             f"lower maxModelLen or give the worker more memory"
         )
+    if device.type == "cpu":
+        torch.set_num_threads(thread_count(config.threads or torch.get_num_threads(), checkpoint_bytes(folder)))
     eos, bos = _special_ids(folder, raw)
     return Loaded(
         model=model,
@@ -133,6 +135,10 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
+
+
+def thread_count(bound: int, weight_bytes: int) -> int:
+    return 1 if weight_bytes < 64e6 else bound
 
 
 def _special_ids(folder: Path, raw: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:

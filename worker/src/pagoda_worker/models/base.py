@@ -28,6 +28,15 @@ class Model(Protocol):
         """Checkpoint tensor name → where it goes (a view into a parameter)."""
         ...
 
+    @property
+    def ignored_suffixes(self) -> tuple[str, ...]:
+        """Ends of tensor names that a checkpoint may hold and the model does not read."""
+        ...
+
+    def pack(self) -> None:
+        """Called once when all destinations are filled: weights move into the layout the device multiplies fastest."""
+        ...
+
     def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
         """ids and positions [T] int64 → final hidden states [T, E], normed."""
         ...

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pagoda_worker.errors import ModelError, UnsupportedModel
 from pagoda_worker.layers.attention import Attend, AttentionBatch
+from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.norm import rms_norm
 from pagoda_worker.layers.rotary import rotary_table, rotate
 from pagoda_worker.models.base import CacheShape
@@ -95,34 +96,36 @@ def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
 class LlamaLayer:
     """Parameters of one block."""
 
-    __slots__ = ("attention_norm", "down", "down_bias", "gate_up", "gate_up_bias", "mlp_norm", "out", "out_bias", "qkv", "qkv_bias")
+    __slots__ = ("attention_norm", "down", "gate_up", "mlp_norm", "out", "qkv")
 
     def __init__(self, c: LlamaConfig, *, dtype: torch.dtype, device: torch.device) -> None:
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(*shape, dtype=dtype, device=device)
+        def linear(rows: int, columns: int, *, bias: bool) -> Linear:
+            weight = torch.empty(rows, columns, dtype=dtype, device=device)
+            return Linear(weight, torch.empty(rows, dtype=dtype, device=device) if bias else None)
 
-        width = (c.heads + 2 * c.kv_heads) * c.head_dim
-        self.attention_norm, self.mlp_norm = empty(c.hidden), empty(c.hidden)
-        self.qkv, self.out = empty(width, c.hidden), empty(c.hidden, c.heads * c.head_dim)
-        self.gate_up, self.down = empty(2 * c.intermediate, c.hidden), empty(c.hidden, c.intermediate)
-        self.qkv_bias = empty(width) if c.attention_bias else None
-        self.out_bias = empty(c.hidden) if c.attention_bias else None
-        self.gate_up_bias = empty(2 * c.intermediate) if c.mlp_bias else None
-        self.down_bias = empty(c.hidden) if c.mlp_bias else None
+        self.attention_norm, self.mlp_norm = torch.empty(2, c.hidden, dtype=dtype, device=device)
+        self.qkv = linear((c.heads + 2 * c.kv_heads) * c.head_dim, c.hidden, bias=c.attention_bias)
+        self.out = linear(c.hidden, c.heads * c.head_dim, bias=c.attention_bias)
+        self.gate_up = linear(2 * c.intermediate, c.hidden, bias=c.mlp_bias)
+        self.down = linear(c.hidden, c.intermediate, bias=c.mlp_bias)
 
     def destinations(self, c: LlamaConfig) -> dict[str, Tensor]:
         """Checkpoint names within this layer."""
         named = {"input_layernorm.weight": self.attention_norm, "post_attention_layernorm.weight": self.mlp_norm}
         split_qkv = [c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim]
-        for kind, qkv, out in (("weight", self.qkv, self.out), ("bias", self.qkv_bias, self.out_bias)):
-            if qkv is not None and out is not None:
+        for kind in ("weight", "bias"):
+            qkv, out, gate_up, down = (getattr(linear, kind) for linear in (self.qkv, self.out, self.gate_up, self.down))
+            if qkv is not None:
                 q, k, v = torch.split(qkv, split_qkv)
                 named |= {f"self_attn.{name}_proj.{kind}": part for name, part in zip("qkvo", (q, k, v, out), strict=True)}
-        for kind, gate_up, down in (("weight", self.gate_up, self.down), ("bias", self.gate_up_bias, self.down_bias)):
-            if gate_up is not None and down is not None:
+            if gate_up is not None:
                 gate, up = torch.split(gate_up, c.intermediate)
                 named |= {f"mlp.gate_proj.{kind}": gate, f"mlp.up_proj.{kind}": up, f"mlp.down_proj.{kind}": down}
         return named
+
+    def pack(self) -> None:
+        for linear in (self.qkv, self.out, self.gate_up, self.down):
+            linear.pack()
 
 
 class Llama:
@@ -133,7 +136,7 @@ class Llama:
         self.max_position = c.max_position
         self._attend = attend
         self.embedding = torch.empty(c.vocab, c.hidden, dtype=dtype, device=device)
-        self.head = self.embedding if c.tied else torch.empty_like(self.embedding)
+        self.head = Linear(self.embedding if c.tied else torch.empty_like(self.embedding))
         self.norm = torch.empty(c.hidden, dtype=dtype, device=device)
         self.layers = [LlamaLayer(c, dtype=dtype, device=device) for _ in range(c.layers)]
         self.rotary = rotary_table(c.head_dim, max_model_len, c.rope, max_position=c.max_position, dtype=dtype, device=device)
@@ -141,7 +144,8 @@ class Llama:
     def destinations(self) -> dict[str, Tensor]:
         named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
         if not self.config.tied:
-            named["lm_head.weight"] = self.head
+            assert self.head.weight is not None, "destinations are asked for before packing"
+            named["lm_head.weight"] = self.head.weight
         for i, layer in enumerate(self.layers):
             named |= {f"model.layers.{i}.{name}": tensor for name, tensor in layer.destinations(self.config).items()}
         return named
@@ -151,6 +155,11 @@ class Llama:
         """Tensors that a checkpoint may hold and the model does not read."""
         return (*IGNORED_SUFFIXES, "lm_head.weight") if self.config.tied else IGNORED_SUFFIXES
 
+    def pack(self) -> None:
+        self.head.pack()
+        for layer in self.layers:
+            layer.pack()
+
     def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
         c = self.config
         scale = c.head_dim**-0.5
@@ -159,14 +168,14 @@ class Llama:
         residual = F.embedding(ids, self.embedding)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = rms_norm(residual, layer.attention_norm, c.eps)
-            heads = F.linear(x, layer.qkv, layer.qkv_bias).view(len(ids), -1, c.head_dim)
+            heads = layer.qkv(x).view(len(ids), -1, c.head_dim)
             heads[:, :rotated] = rotate(heads[:, :rotated], cos, sin)
             x = self._attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, scale)
-            residual = residual + F.linear(x, layer.out, layer.out_bias)
+            residual = residual + layer.out(x)
             x = rms_norm(residual, layer.mlp_norm, c.eps)
-            gate, up = torch.split(F.linear(x, layer.gate_up, layer.gate_up_bias), c.intermediate, dim=-1)
-            residual = residual + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+            gate, up = torch.split(layer.gate_up(x), c.intermediate, dim=-1)
+            residual = residual + layer.down(F.silu(gate) * up)
         return rms_norm(residual, self.norm, c.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.head)
+        return self.head(hidden)

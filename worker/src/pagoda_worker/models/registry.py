@@ -30,6 +30,7 @@ def architecture_of(raw: dict[str, Any]) -> str:
 
 
 def load_model(folder: Path, raw: dict[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, attend: Attend) -> Model:
-    model = ARCHITECTURES[architecture_of(raw)](raw, max_model_len=max_model_len, dtype=dtype, device=device, attend=attend)
+    model: Model = ARCHITECTURES[architecture_of(raw)](raw, max_model_len=max_model_len, dtype=dtype, device=device, attend=attend)
     load_weights(folder, model.destinations(), ignored_suffixes=model.ignored_suffixes)
+    model.pack()
     return model

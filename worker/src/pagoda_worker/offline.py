@@ -1,0 +1,80 @@
+"""`python -m pagoda_worker.offline < job.json`: one batch without any server, timed. The benchmark runs it as a process next to its peers.
+
+A job: {"model_dir", "prompts": [[ids]] or "random": {"count", "prompt_tokens", "vocab", "seed"?}, "max_tokens", "ignore_eos"?, "warmup"?
+(prompts of their own), "device"?, "dtype"?, "attention"?, "threads"?, "max_batch_tokens"?, "max_model_len"?}. One JSON object goes to
+stdout.
+"""
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.engine import Engine
+from pagoda_worker.errors import WorkerError
+from pagoda_worker.request import SequenceUpdate
+
+_ENGINE_FIELDS = ("device", "dtype", "attention", "threads", "max_batch_tokens", "max_model_len", "block_size", "prefix_caching")
+_JOB_FIELDS = {"model_dir", "prompts", "random", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}
+
+
+def main() -> int:
+    try:
+        print(json.dumps(run_job(json.load(sys.stdin))))
+    except (WorkerError, ValueError, KeyError) as error:
+        print(f"offline: {error!s}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    if unknown := set(job) - _JOB_FIELDS:
+        raise ValueError(f"unknown fields {sorted(unknown)}; a job has {sorted(_JOB_FIELDS)}")
+    began = time.monotonic()
+    config = {name: job[name] for name in _ENGINE_FIELDS if name in job}
+    engine = Engine(EngineConfig(model_dir=Path(job["model_dir"]), **config))
+    load_s = time.monotonic() - began
+    prompts = job["prompts"] if "prompts" in job else random_prompts(**job["random"])
+    max_tokens, ignore_eos = int(job["max_tokens"]), bool(job.get("ignore_eos", False))
+    if job.get("warmup"):
+        shapes = [[prompt[-1]] * len(prompt) for prompt in prompts]
+        engine.generate(shapes, max_tokens=min(max_tokens, 8), ignore_eos=True)
+    return {"load_s": load_s, **timed(engine, prompts, max_tokens, ignore_eos)}
+
+
+def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos: bool) -> dict[str, Any]:
+    """Seconds, output tokens/s, times to the first token, greedy ids."""
+    first: dict[str, float] = {}
+    began = time.monotonic()
+
+    def note(update: SequenceUpdate) -> None:
+        if update.token_ids:
+            first.setdefault(update.request_id, time.monotonic() - began)
+
+    completions = engine.generate(prompts, max_tokens=max_tokens, ignore_eos=ignore_eos, on_update=note)
+    seconds = time.monotonic() - began
+    tokens = sum(completion.finish.usage.completion_tokens for completion in completions)
+    ttfts = sorted(first.values())
+    state = engine.idle_state()
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "tokens_per_s": tokens / seconds,
+        "ttft_p50_ms": 1000 * ttfts[len(ttfts) // 2] if ttfts else None,
+        "ttft_max_ms": 1000 * ttfts[-1] if ttfts else None,
+        "decode_step_ms": state.decode_step_ms,
+        "prefill_tokens_per_s": state.prefill_tokens_per_s,
+        "token_ids": [completion.token_ids for completion in completions],
+    }
+
+
+def random_prompts(count: int, prompt_tokens: int, vocab: int, seed: int = 0) -> list[list[int]]:
+    generator = random.Random(seed)
+    return [[generator.randrange(vocab) for _ in range(prompt_tokens)] for _ in range(count)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
