@@ -37,7 +37,8 @@ class Rig:
         self.registry = CollectorRegistry()
         settings = {"max_queue_tokens": 10_000, "queue_timeout_s": 30.0, "no_worker_grace_s": 5.0, **dispatcher}
         self.fleet = Fleet(self._make_link, self.artifacts)
-        self.dispatcher = FleetDispatcher(self.fleet, RouterMetrics(self.registry), **settings)
+        self.metrics = RouterMetrics(self.registry)
+        self.dispatcher = FleetDispatcher(self.fleet, self.metrics, **settings)
         self.fleet.attach(self)
         self._timing = timing
         self._token = token

@@ -72,6 +72,9 @@ class ScriptedWorker(WorkerServicer):
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
+    def use_tokenizer(self, content: bytes) -> None:
+        self.artifacts = {hashlib.sha256(part).hexdigest(): part for part in (content, TEMPLATE)}
+
     @property
     def endpoint(self) -> Endpoint:
         return Endpoint(name=self.name, model=ModelName(self.model), variant="default", template="t1", host="127.0.0.1", port=self.port)

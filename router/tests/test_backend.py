@@ -44,10 +44,11 @@ async def test_a_worker_that_starts_after_the_router_is_found(tmp_path):
 
 async def test_a_restarted_worker_begins_a_new_epoch_with_all_its_credits(tmp_path):
     async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
-        task = asyncio.create_task(router.collect())
+        entering = asyncio.create_task(router.dispatcher.generate(generation()).__aenter__())
         worker.tokens((await worker.next_submit()).request_id, [5])
+        stream = await entering
         await worker.stop()
-        assert ends_of(await task) == {0: "engine_error"}
+        assert ends_of([event for batch in [batch async for batch in stream] for event in batch]) == {0: "engine_error"}
         await worker.start()
         await router.until_routable()
         assert worker.epoch == 2
