@@ -102,6 +102,10 @@ class Engine:
         """Blocks are free at once; a CANCELLED finish leaves with the next step. Unknown ids are ignored."""
         self.scheduler.cancel(request_id, sequence)
 
+    def abandon(self, detail: str) -> None:
+        """After a step that raised: every request ends with ENGINE_ERROR (reported by the next step), nothing computed is trusted again."""
+        self.scheduler.abandon(detail)
+
     @property
     def has_work(self) -> bool:
         """Something to compute, or an ending to report."""

@@ -109,10 +109,12 @@ class Scheduler:
             if sequence is None or member.index == sequence:
                 self._end_early(member, FinishReason.CANCELLED)
 
-    def end_all(self, reason: FinishReason, detail: str = "") -> None:
+    def abandon(self, detail: str) -> None:
+        """Ends everything; forgets every prefix, since blocks are registered before their step ran."""
         for family in list(self._requests.values()):
             for member in list(family.values()):
-                self._end_early(member, reason, detail)
+                self._end_early(member, FinishReason.ENGINE_ERROR, detail)
+        self.blocks.drop_cache()
 
     def expire(self, now: float) -> None:
         if self._timed:
