@@ -90,6 +90,8 @@ class Script:
     pause_before: dict[int, asyncio.Event] = field(default_factory=dict)
     """Batch number → an event waited for before that batch."""
     stop_token_id: int | None = None
+    together: bool = False
+    """Everything in one list of events."""
 
 
 @dataclass
@@ -103,6 +105,13 @@ class ScriptedStream:
         self.stopped.append(sequence)
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:
+        if not self.script.together:
+            async for events in self._steps():
+                yield events
+        else:
+            yield [event async for events in self._steps() for event in events]
+
+    async def _steps(self) -> AsyncIterator[list[Event]]:
         sequences = range(self.generation.n)
         yield [Started(i, self.script.cached_tokens, 10) for i in sequences]
         for number, ids in enumerate(self.script.batches):

@@ -209,6 +209,18 @@ async def test_cancelling_the_server_task_is_not_taken_for_a_leaving_client(call
     assert dispatcher.running == 0
 
 
+async def test_a_server_that_cancels_as_the_client_leaves_is_obeyed(call: Caller, dispatcher: ScriptedDispatcher) -> None:
+    dispatcher.script = Script(queued=asyncio.Event())
+    request = asyncio.create_task(call("POST", "/v1/chat/completions", chat()))
+    await dispatcher.entered.wait()
+    # Both in one turn of the loop: the watcher sees the client leave after the server has cancelled, before the task runs.
+    call.left.set()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert dispatcher.running == 0
+
+
 async def test_the_observer_hears_of_each_request_once(
     guarded: Caller, dispatcher: ScriptedDispatcher, recorder: Recorder, tokenizer: Tokenizer
 ) -> None:

@@ -99,6 +99,11 @@ def test_a_hostile_template_is_a_400_in_bounded_time(template: str) -> None:
     assert time.monotonic() - started < 5
 
 
+def test_a_template_that_writes_too_much_is_stopped_by_its_characters() -> None:
+    with pytest.raises(BadRequest, match="more than 5000 characters"):
+        render("{% for a in range(99) %}{{ 'x' * 1000 }}{% endfor %}", timeout_s=60.0, max_chars=5000)
+
+
 def test_a_template_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import pagoda_router.chat
 

@@ -148,6 +148,26 @@ async def test_a_stop_string_inside_one_batch_is_billed_to_its_last_token(
     assert call.json["usage"]["completion_tokens"] == 2
 
 
+async def test_what_arrives_behind_a_stop_string_is_ignored(call: Caller, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer) -> None:
+    dispatcher.script = Script(batches=ids(tokenizer, "hello world the lazy dog"), together=True)
+    await call("POST", "/v1/chat/completions", chat(stop=" world", stream=True, n=2))
+    assert content(call.events, 0) == content(call.events, 1) == "hello"
+    assert [event["choices"][0]["finish_reason"] for event in call.events[:-1]].count("stop") == 2
+    assert len(call.sent) == 2
+    assert dispatcher.streams[0].stopped == [0, 1]
+
+
+async def test_a_stop_token_shows_only_when_stops_are_to_be_included(
+    call: Caller, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer
+) -> None:
+    (world,) = tokenizer.encode(" world").ids
+    dispatcher.script = Script(batches=ids(tokenizer, "hello"), stop_token_id=world)
+    for include, text in ((False, "hello"), (True, "hello world")):
+        call.sent.clear()
+        await call("POST", "/v1/chat/completions", chat(stop_token_ids=[world], include_stop_str_in_output=include))
+        assert call.json["choices"][0]["message"]["content"] == text
+
+
 async def test_text_held_for_a_stop_string_that_never_came_is_sent_at_the_end(
     call: Caller, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer
 ) -> None:
@@ -179,12 +199,12 @@ async def test_logprobs_travel_with_their_text(call: Caller, dispatcher: Scripte
 
 
 async def test_logprobs_of_a_completion_know_their_offsets(call: Caller, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer) -> None:
-    dispatcher.script = Script(batches=ids(tokenizer, "hello world the"))
-    await call("POST", "/v1/completions", {"model": "tiny", "prompt": "x", "logprobs": 2, "stop": "the"})
+    dispatcher.script = Script(batches=ids(tokenizer, "hello world the lazy"))
+    await call("POST", "/v1/completions", {"model": "tiny", "prompt": "x", "logprobs": 2, "stop": "the lazy"})
     choice = call.json["choices"][0]
     assert choice["text"] == "hello world "
     logprobs = choice["logprobs"]
-    # " the" begins before the stop string does: it was said in part.
+    # " the" begins before the stop string does: it was said in part. " lazy" was never said.
     assert logprobs["tokens"] == ["hello", " world", " the"]
     assert logprobs["text_offset"] == [0, 5, 11]
     assert [set(top) >= {token} for top, token in zip(logprobs["top_logprobs"], logprobs["tokens"], strict=True)] == [True] * 3

@@ -118,7 +118,6 @@ class WindowDetokenizer:
         self._unreadable = self._unreadable + 1 if whole.endswith("\ufffd") else 0
         if len(whole) <= len(prefix) or 0 < self._unreadable < LONGEST_CHARACTER_TOKENS:
             return ""
-        self._unreadable = 0
         del self._window[: self._emitted]
         self._emitted = len(self._window)
         return whole[len(prefix) :]
