@@ -61,8 +61,8 @@ class Rig:
         self.dispatcher.capacity_changed(model)
         self._changed.set()
 
-    def settled(self, *facts: Any) -> None:
-        self.dispatcher.settled(*facts)
+    def settled(self, *facts: Any, **more: Any) -> None:
+        self.dispatcher.settled(*facts, **more)
         self._changed.set()
 
     def session_ended(self, *facts: Any) -> None:

@@ -44,7 +44,8 @@ async def test_a_worker_that_starts_after_the_router_is_found(tmp_path):
 
 async def test_a_restarted_worker_begins_a_new_epoch_with_all_its_credits(tmp_path):
     async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
-        entering = asyncio.create_task(router.dispatcher.generate(generation()).__aenter__())
+        opened = router.dispatcher.generate(generation())
+        entering = asyncio.create_task(opened.__aenter__())
         worker.tokens((await worker.next_submit()).request_id, [5])
         stream = await entering
         await worker.stop()

@@ -54,7 +54,8 @@ async def test_a_submit_carries_everything_that_was_asked(tmp_path, worker):
 
 async def test_the_rows_of_one_frame_leave_together(tmp_path, worker):
     async with rig(tmp_path, worker) as router:
-        task = asyncio.create_task(router.dispatcher.generate(generation(n=2)).__aenter__())
+        opened = router.dispatcher.generate(generation(n=2))
+        task = asyncio.create_task(opened.__aenter__())
         submit = await worker.next_submit()
         worker.rows([(submit.request_id, 0, [5]), (submit.request_id, 1, [6, 7])])
         stream = await task
@@ -307,6 +308,20 @@ async def test_waiting_ends_with_an_overload_after_the_queue_timeout(tmp_path):
         with pytest.raises(Overloaded, match="had no room for 64 tokens"):
             await router.collect(generation(20, 40))
         running.cancel()
+
+
+async def test_a_large_request_that_gives_up_lets_the_ones_behind_it_go(tmp_path):
+    async with ScriptedWorker(capacity_tokens=128) as worker, rig(tmp_path, worker) as router:
+        running = asyncio.create_task(router.collect(generation(60, 20)))
+        await worker.next_submit()
+        large = asyncio.create_task(router.collect(generation(60, 20, deadline_s=0.2)))
+        small = [asyncio.create_task(router.collect(generation(20, 8))) for _ in range(2)]
+        assert len((await worker.next_submit()).prompt_ids) == 20, "room for one is used while the large one waits"
+        assert router.dispatcher.queue(ModelName("tiny")) == (2, 112)
+        with pytest.raises(DeadlineExceeded):
+            await large
+        for task in (running, *small):
+            task.cancel()
 
 
 async def test_a_deadline_that_passes_in_the_queue_says_so(tmp_path):

@@ -71,8 +71,7 @@ async def running(folder: Path, **settings: str) -> AsyncIterator[Process]:
 
 
 async def _read(stderr: asyncio.StreamReader, log: list[str]) -> None:
-    async for line in stderr:
-        log.append(line.decode())
+    log += [line.decode() async for line in stderr]
 
 
 def write_fleet(folder: Path, worker: ScriptedWorker) -> None:

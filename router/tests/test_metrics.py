@@ -34,7 +34,7 @@ def test_a_request_for_no_known_model_is_counted_without_its_words(tmp_path):
 
 def test_predicted_and_actual_output_are_told_side_by_side(tmp_path):
     rig = Rig(tmp_path)
-    rig.dispatcher.settled(ModelName("tiny"), 64, 40, [22, 3])
+    rig.dispatcher.settled(ModelName("tiny"), 64, 40, [22, 3], ran=True)
     assert rig.metric("predicted_output_tokens_total", model="tiny") == 80
     assert rig.metric("actual_output_tokens_total", model="tiny") == 25
     assert rig.metric("settled_kv_tokens_total", model="tiny") == 64

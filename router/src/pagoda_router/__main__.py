@@ -43,6 +43,7 @@ def main() -> int:
         sys.stderr.write(f"pagoda-router: {error}\n")
         return 2
     log_to_stderr(settings.log_level)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read at the first channel; its notes of every lost connection are not our log's form
     uvloop.run(serve(settings, artifacts, public, internal))
     return 0
 

@@ -225,6 +225,7 @@ class FleetDispatcher:
                 for waiting in [w for w in lane.room if now_s - w.enqueued_s >= self._no_worker_grace_s]:
                     lane.room.remove(waiting)
                     _fail(waiting.request, self._no_worker(model))
+            self._place_waiting(model)  # what waited behind them may fit
         if any(len(lane.room) for lane in self._lanes.values()):
             self._watch_expiry()
 
@@ -266,9 +267,12 @@ class FleetDispatcher:
     def capacity_changed(self, model: ModelName) -> None:
         self._place_waiting(model)
 
-    def settled(self, model: ModelName, reserved_tokens: int, predicted_output_tokens: int, output_tokens: Sequence[int]) -> None:
+    def settled(
+        self, model: ModelName, reserved_tokens: int, predicted_output_tokens: int, output_tokens: Sequence[int], *, ran: bool
+    ) -> None:
         lane = self._lane(model)
-        lane.drain.settle(self._clock(), reserved_tokens)
+        if ran:
+            lane.drain.settle(self._clock(), reserved_tokens)
         self._metrics.settled(model, reserved_tokens)
         for tokens in output_tokens:
             lane.history.observe(tokens)

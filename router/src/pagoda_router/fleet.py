@@ -66,7 +66,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Every session at once; what is in flight ends with an error."""
-        for link in self._tasks.values():
+        for link in list(self._tasks.values()):
             await link.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 

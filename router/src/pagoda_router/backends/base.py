@@ -30,8 +30,13 @@ class LinkListener(Protocol):
         """What a worker's view says is not what it said before: it may have room now, or have become routable, or say why not."""
         ...
 
-    def settled(self, model: ModelName, reserved_tokens: int, predicted_output_tokens: int, output_tokens: Sequence[int]) -> None:
-        """A request is over on its worker. `output_tokens`: of the sequences that ended by themselves or by a stop string."""
+    def settled(
+        self, model: ModelName, reserved_tokens: int, predicted_output_tokens: int, output_tokens: Sequence[int], *, ran: bool
+    ) -> None:
+        """A request is over on its worker. `output_tokens`: of the sequences that ended by themselves or by a stop string.
+
+        `ran`: false when it was refused or lost, so that its tokens say nothing about how fast the worker drains.
+        """
         ...
 
     def session_ended(self, worker: WorkerId, reason: str) -> None: ...

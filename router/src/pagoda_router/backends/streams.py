@@ -182,13 +182,13 @@ class RunningRequests:
     def refuse(self, request_id: int, refusal: RefusedByWorker) -> None:
         stream = self._streams.get(request_id)
         if stream is not None:
-            self._release(stream)
+            self._release(stream, ran=False)
             stream.refuse(refusal)
 
     def lose_all(self, reason: str) -> None:
         """The session is gone and with it every request on the worker."""
         for stream in list(self._streams.values()):
-            self._release(stream)
+            self._release(stream, ran=False)
             stream.lost = True
             stream.end_all(EndReason.ENGINE_ERROR, reason)
 
@@ -204,16 +204,16 @@ class RunningRequests:
         stop_token_id = finish.stop_token_id if reason is EndReason.STOP else None
         stream.end(Ended(sequence, reason, usage, stop_token_id, finish.detail))
         if not stream.running:
-            self._release(stream)
+            self._release(stream, ran=True)
 
-    def _release(self, stream: RequestStream) -> None:
+    def _release(self, stream: RequestStream, *, ran: bool) -> None:
         """The request left the worker: its reservation settles, exactly once."""
         del self._streams[stream.request_id]
         self._prefill_no_longer_ahead(stream)
         self.sequences -= len(stream.running)
         stream.running.clear()
         reserved_tokens = self.ledger.settle(stream.request_id)
-        self._listener.settled(self._model, reserved_tokens, stream.cost.output_tokens, stream.output_tokens)
+        self._listener.settled(self._model, reserved_tokens, stream.cost.output_tokens, stream.output_tokens, ran=ran)
 
     def _mark_begun(self, stream: RequestStream) -> None:
         stream.begun = True
