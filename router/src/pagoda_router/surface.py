@@ -44,7 +44,8 @@ class RequestOutcome:
     """The served name, only when it exists: safe as a metric label."""
     stream: bool = False
     status: int = 0
-    """HTTP status; 499 when the client left first. A stream that failed after its headers keeps the error's status here."""
+    """HTTP status; 499 when the client left first, 0 when the server itself was stopped under the request. A stream that failed after its
+    headers has the error's status here."""
     error_code: str | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
