@@ -1,0 +1,92 @@
+"""A device without tensors: remembers for each cache slot which prefix was written there, so that any wrong block shows at once.
+
+Keeps its own rows from the plans' deltas alone, as the real runner does. The "model" is a pure function of all tokens before: a sequence
+whose cache was mixed up, computed twice or shared wrongly samples something else.
+"""
+
+from pagoda_worker.blocks import BlockPool
+from pagoda_worker.plan import Sampled, Sequence, StepPlan
+from pagoda_worker.request import Request
+from pagoda_worker.scheduler import Scheduler, SchedulerLimits
+
+VOCAB = 50
+EOS = 1
+
+
+def next_token(tokens: list[int], seed: int = 0) -> int:
+    """Seldom EOS; depends on everything."""
+    return hash((*tokens, seed)) % VOCAB
+
+
+class SimulatedDevice:
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.size = scheduler.blocks.block_size
+        self.slots: dict[int, int] = {}
+        self.tokens: dict[int, list[int]] = {}
+        self.tables: dict[int, dict[int, int]] = {}
+        self.seeds: dict[int, int] = {}
+
+    def run(self, plan: StepPlan) -> Sampled:
+        self._copy(plan.copies)
+        for row, at, block in plan.added_blocks:
+            self.tables[row][at] = block
+        for sequence in plan.opened:
+            self.tokens[sequence.row] = list(sequence.tokens)
+            self.tables[sequence.row] = dict(enumerate(sequence.blocks))
+            self.seeds[sequence.row] = sequence.seed
+        spans = [(s, s.computed - 1, 1) for s in plan.decodes] + [(c.sequence, c.start, c.count) for c in plan.chunks]
+        assert sum(count for _, _, count in spans) <= self.scheduler.limits.max_batch_tokens, "the budget was exceeded"
+        assert len({s.row for s in self.scheduler.running}) <= self.scheduler.limits.max_running
+        for sequence, start, count in spans:
+            self._write(sequence, start, count)
+        for sequence, start, count in spans:
+            self._read(sequence, start + count)
+        ids: list[int] = []
+        for sequence in plan.sampling():
+            row = sequence.row
+            assert self.tokens[row] == sequence.tokens, "the row's tokens differ from the sequence's"
+            self._read(sequence, len(sequence.tokens))
+            ids.append(next_token(self.tokens[row], self.seeds[row]))
+            self.tokens[row].append(ids[-1])
+        return Sampled(ids)
+
+    def _copy(self, copies: list[tuple[int, int]]) -> None:
+        contents = [[self.slots.get(source * self.size + i) for i in range(self.size)] for source, _ in copies]
+        for (_, target), content in zip(copies, contents, strict=True):
+            for i, value in enumerate(content):
+                if value is not None:
+                    self.slots[target * self.size + i] = value
+
+    def _slot(self, row: int, position: int) -> int:
+        return self.tables[row][position // self.size] * self.size + position % self.size
+
+    def _write(self, sequence: Sequence, start: int, count: int) -> None:
+        for position in range(start, start + count):
+            block = self.tables[sequence.row][position // self.size]
+            assert self.scheduler.blocks.references(block) >= 1, "a write to a free block"
+            self.slots[self._slot(sequence.row, position)] = hash(tuple(self.tokens[sequence.row][: position + 1]))
+
+    def _read(self, sequence: Sequence, length: int) -> None:
+        for position in range(length):
+            seen = self.slots.get(self._slot(sequence.row, position))
+            assert seen == hash(tuple(self.tokens[sequence.row][: position + 1])), f"{sequence.key} reads a foreign key at {position}"
+
+
+def simulated(*, blocks: int = 32, block_size: int = 4, **limits: object) -> tuple[Scheduler, SimulatedDevice]:
+    settings: dict[str, object] = {"max_running": 8, "max_batch_tokens": 64, "max_model_len": 200, "eos_token_ids": (EOS,)}
+    scheduler = Scheduler(BlockPool(blocks, block_size), SchedulerLimits(**{**settings, **limits}))  # type: ignore[arg-type]
+    return scheduler, SimulatedDevice(scheduler)
+
+
+def expected_output(request: Request, seed: int, *, max_model_len: int = 200) -> list[int]:
+    """What the sequence must report, whatever else runs: without the ending eos or stop id."""
+    tokens = [*request.prompt_ids, *request.resume_ids]
+    begin = len(tokens)
+    limit = min(len(request.prompt_ids) + request.max_tokens, max_model_len)
+    while len(tokens) < limit:
+        token = next_token(tokens, seed)
+        if token in request.stop_token_ids or (token == EOS and not request.ignore_eos):
+            break
+        tokens.append(token)
+    return tokens[begin:]
