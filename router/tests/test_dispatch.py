@@ -311,17 +311,22 @@ async def test_waiting_ends_with_an_overload_after_the_queue_timeout(tmp_path):
 
 
 async def test_a_large_request_that_gives_up_lets_the_ones_behind_it_go(tmp_path):
-    async with ScriptedWorker(capacity_tokens=128) as worker, rig(tmp_path, worker) as router:
-        running = asyncio.create_task(router.collect(generation(60, 20)))
+    now_s = [0.0]
+    async with ScriptedWorker(capacity_tokens=160) as worker, rig(tmp_path, worker, clock=lambda: now_s[0]) as router:
+        tasks = [asyncio.create_task(router.collect(generation(60, 20)))]
         await worker.next_submit()
-        large = asyncio.create_task(router.collect(generation(60, 20, deadline_s=0.2)))
-        small = [asyncio.create_task(router.collect(generation(20, 8))) for _ in range(2)]
-        assert len((await worker.next_submit()).prompt_ids) == 20, "room for one is used while the large one waits"
-        assert router.dispatcher.queue(ModelName("tiny")) == (2, 112)
+        large = asyncio.create_task(router.collect(generation(80, 16, deadline_s=5.0)))
+        tasks += [asyncio.create_task(router.collect(generation(20, 8, request_id=f"small{n}"))) for n in range(4)]
+        for _ in range(3):  # 96 tokens overtake the large one's 96, and then no more
+            worker.finish((await worker.next_submit()).request_id)
+        await asyncio.gather(*tasks[1:4])
+        assert router.dispatcher.queue(ModelName("tiny")) == (2, 128), "the last small one fits, but the large one's patience is spent"
+        now_s[0] = 6.0
         with pytest.raises(DeadlineExceeded):
             await large
-        for task in (running, *small):
-            task.cancel()
+        worker.finish((await worker.next_submit()).request_id)
+        assert ends_of(await tasks[4]) == {0: "stop"}
+        tasks[0].cancel()
 
 
 async def test_a_deadline_that_passes_in_the_queue_says_so(tmp_path):

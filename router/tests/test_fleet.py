@@ -107,6 +107,14 @@ async def test_a_worker_of_another_model_is_not_used(tmp_path):
         await router.until(lambda: "it serves other, not tiny" in router.fleet.get("tiny").reason)
 
 
+async def test_a_worker_that_comes_back_is_described_afresh(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        worker.use_tokenizer(b"another tokenizer")
+        worker.break_session()
+        await router.until(lambda: worker.epoch == 2 and router.fleet.get("tiny").ready)
+        assert Path(router.fleet.text(TINY).tokenizer_file).read_bytes() == b"another tokenizer"
+
+
 # ---------------------------------------------------------------- the cache folder
 
 

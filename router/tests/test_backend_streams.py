@@ -1,0 +1,140 @@
+"""The requests of one session without any network: whatever happens in whatever order, everything is given back exactly once."""
+
+from typing import Any
+
+from fleet_rig import generation
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagoda_router.admission import CreditLedger, price
+from pagoda_router.backends.base import RefusedByWorker
+from pagoda_router.backends.streams import RunningRequests
+from pagoda_router.generation import EndReason, ModelName, Tokens, WorkerId
+from pagoda_router.wire import worker_pb2 as wire
+
+CAPACITY = 4096
+
+
+class Heard:
+    """A LinkListener that adds up."""
+
+    def __init__(self) -> None:
+        self.settled_tokens = 0
+        self.settlements = 0
+        self.outputs: list[int] = []
+
+    def capacity_changed(self, model: ModelName) -> None:
+        pass
+
+    def settled(self, model: ModelName, reserved_tokens: int, predicted: int, output_tokens: Any, *, ran: bool) -> None:
+        self.settled_tokens += reserved_tokens
+        self.settlements += 1
+        self.outputs += output_tokens
+
+    def session_ended(self, worker: WorkerId, reason: str) -> None:
+        pass
+
+
+def requests_of(heard: Heard, sent: list[Any]) -> RunningRequests:
+    ledger = CreditLedger(1, CAPACITY)
+    ledger.grant(1, 1, 10**9)
+    return RunningRequests(WorkerId("w"), ModelName("tiny"), ledger, heard, sent.append)
+
+
+def finish(request_id: int, sequence: int, reason: int, tokens: int = 3) -> Any:
+    return wire.Frame(
+        finishes=[wire.Finish(request_id=request_id, sequence=sequence, reason=reason, usage=wire.Usage(completion_tokens=tokens))]
+    )
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["submit", "tokens", "started", "finish", "abandon", "stop", "refuse", "lose", "end_all"]),
+        st.integers(0, 30),
+        st.integers(0, 3),
+    ),
+    max_size=80,
+)
+REASONS = [wire.FINISH_STOP, wire.FINISH_LENGTH, wire.FINISH_CANCELLED, wire.FINISH_ENGINE_ERROR]
+
+
+@given(OPERATIONS)
+def test_everything_returns_to_zero_and_each_sequence_ends_at_most_once(trace):
+    heard, sent = Heard(), []
+    requests = requests_of(heard, sent)
+    streams: list[Any] = []
+    events: dict[int, list[Any]] = {}
+    reserved_total = 0
+
+    def read_all() -> None:
+        for stream in streams:
+            events.setdefault(stream.request_id, []).extend(stream._pending)
+            stream._pending = []
+
+    for operation, which, sequence in trace:
+        if operation == "submit":
+            wanted = generation(1 + which, 8, n=1 + sequence)
+            cost = price(wanted, 8, 16)
+            reserved = requests.ledger.reservation_for(cost)
+            if reserved is not None:
+                streams.append(requests.add(wanted, cost, reserved))
+                reserved_total += reserved
+        elif operation == "lose":
+            requests.lose_all("gone")
+        elif streams:
+            stream = streams[which % len(streams)]
+            if operation == "tokens":
+                rows = {"request_ids": [stream.request_id], "sequences": [sequence], "token_counts": [2], "token_ids": [7, 8]}
+                requests.deliver(wire.Frame(**rows))
+            elif operation == "started":
+                requests.deliver(wire.Frame(started=[wire.Started(request_id=stream.request_id)]))
+            elif operation == "finish":
+                requests.deliver(finish(stream.request_id, sequence, REASONS[which % len(REASONS)]))
+            elif operation == "abandon":
+                stream.abandon()
+            elif operation == "stop" and sequence < stream.generation.n:
+                stream.stop(sequence)
+            elif operation == "refuse":
+                requests.refuse(stream.request_id, RefusedByWorker("no"))
+            elif operation == "end_all":
+                stream.end_all(EndReason.SHUTDOWN, "drained")
+        assert requests.ledger.outstanding_tokens + heard.settled_tokens == reserved_total
+        assert requests.ledger.outstanding_tokens <= CAPACITY
+    for stream in streams:
+        for sequence in range(stream.generation.n):
+            requests.deliver(finish(stream.request_id, sequence, wire.FINISH_CANCELLED))
+    read_all()
+    assert len(requests) == requests.sequences == requests.unbegun_prompt_tokens == requests.ledger.outstanding_tokens == 0
+    assert heard.settlements == len(streams)
+    for seen in events.values():
+        ended = [event.sequence for event in seen if not isinstance(event, Tokens) and hasattr(event, "reason")]
+        assert len(ended) == len(set(ended))
+        for event in seen:
+            if isinstance(event, Tokens) and event.sequence in ended:
+                assert seen.index(event) < next(i for i, e in enumerate(seen) if hasattr(e, "reason") and e.sequence == event.sequence)
+
+
+def test_only_answers_that_ended_by_themselves_teach_a_length():
+    heard, sent = Heard(), []
+    requests = requests_of(heard, sent)
+    for number, reason in enumerate(REASONS, start=1):
+        wanted = generation()
+        requests.add(wanted, price(wanted, 8, 16), 16)
+        requests.deliver(finish(number, 0, reason, tokens=number))
+    assert heard.outputs == [1, 2]
+    wanted = generation()
+    stopped = requests.add(wanted, price(wanted, 8, 16), 16)
+    stopped.stop(0)
+    requests.deliver(finish(stopped.request_id, 0, wire.FINISH_CANCELLED, tokens=9))
+    assert heard.outputs == [1, 2, 9], "a stop string's end is a real end"
+
+
+def test_a_cancel_is_sent_once_and_not_for_what_is_over():
+    heard, sent = Heard(), []
+    requests = requests_of(heard, sent)
+    wanted = generation()
+    stream = requests.add(wanted, price(wanted, 8, 16), 16)
+    requests.deliver(finish(stream.request_id, 0, wire.FINISH_STOP))
+    stream.abandon()
+    stream.stop(0)
+    assert sent == []
