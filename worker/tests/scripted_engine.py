@@ -30,6 +30,7 @@ CAPACITY = 1024 * BLOCK
 RAISES = 900  # the step that runs it raises
 DIES = 902  # the process is gone
 HANGS = 903  # the step never returns
+ENDLESS = 901  # tokens without end, whatever max_tokens says
 REFUSED = 904  # the engine's own check refuses it
 STEP_S = 0.002
 
@@ -135,10 +136,11 @@ class ScriptedEngine:
         self._generated += 1
         if emitted == 0:
             self._prompted += len(request.prompt_ids)
+        endless = request.prompt_ids[-1] == ENDLESS
         token = (request.prompt_ids[-1] + 1 + emitted) % VOCAB
         self._emitted[key] = emitted + 1
         finish = None
-        if emitted + 1 == request.max_tokens:
+        if emitted + 1 == request.max_tokens and not endless:
             del self._emitted[key]
             finish = self._finish(key, FinishReason.LENGTH, emitted + 1)
         logprobs = None

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from engine_turns import Turns
 from front_support import SCRIPTED_COMMAND, TINY
-from scripted_engine import FACTS, RAISES, REFUSED, ScriptedEngine
+from scripted_engine import FACTS, HANGS, RAISES, REFUSED, ScriptedEngine
 
 from pagoda_worker.channel import (
     LENGTH,
@@ -84,6 +84,15 @@ def test_it_loads_serves_and_says_that_it_is_idle(child: Child):
 
 def test_it_leaves_when_the_front_is_gone(child: Child):
     child.send(Start(CONFIG))
+    child.close()
+    assert child.process.wait(10) == 0
+
+
+def test_it_leaves_in_the_middle_of_a_step_that_hangs(child: Child):
+    child.send(Start(CONFIG))
+    child.send(Submitted([Request(request_id="1:1", prompt_ids=[HANGS])]))
+    assert isinstance(child.receive(), Loading)
+    assert isinstance(child.receive(), Ready)
     child.close()
     assert child.process.wait(10) == 0
 

@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 from front_support import MODEL, first_answer, running_front
-from scripted_engine import CAPACITY, REFUSED
+from scripted_engine import CAPACITY, ENDLESS, REFUSED
 
 from pagoda_worker.front import session as session_module
 from pagoda_worker.wire import worker_pb2 as pb
@@ -56,7 +56,7 @@ async def test_n_sequences_are_told_apart():
 async def test_a_cancel_ends_one_sequence_or_all():
     async with running_front() as bench:
         router = await bench.router()
-        await router.submit(1, [10], max_tokens=200, n=2)
+        await router.submit(1, [ENDLESS], max_tokens=200, n=2)
         await router.until(lambda: (1, 1) in router.tokens)
         await router.cancel(1, sequence=0, reason=pb.CANCEL_STOP_STRING)
         assert (await router.finish(1, 0)).reason == pb.FINISH_CANCELLED
@@ -74,7 +74,7 @@ async def test_a_cancel_ends_one_sequence_or_all():
 async def test_a_router_that_vanishes_takes_its_requests_along():
     async with running_front() as bench:
         watcher, leaver = await bench.router(router_id="watcher"), await bench.router(router_id="leaver")
-        await leaver.submit(1, [10], max_tokens=200, reserved_kv_tokens=320)
+        await leaver.submit(1, [ENDLESS], max_tokens=200, reserved_kv_tokens=320)
         await watcher.until(lambda: watcher.state.num_running == 1)
         leaver.vanish()
         await watcher.until(
@@ -87,7 +87,7 @@ async def test_a_router_that_vanishes_takes_its_requests_along():
 async def test_a_second_session_of_a_router_replaces_the_first():
     async with running_front() as bench:
         first = await bench.router(router_id="same")
-        await first.submit(1, [10], max_tokens=200, reserved_kv_tokens=320)
+        await first.submit(1, [ENDLESS], max_tokens=200, reserved_kv_tokens=320)
         await first.until(lambda: first.tokens)
         second = await bench.router(router_id="same")
         assert second.welcome.epoch > first.welcome.epoch
@@ -266,7 +266,7 @@ async def test_cache_events_cannot_be_wanted_yet():
 async def test_a_router_that_closes_its_side_ends_its_session():
     async with running_front() as bench:
         router = await bench.router()
-        await router.submit(1, [10], max_tokens=200)
+        await router.submit(1, [ENDLESS], max_tokens=200)
         await router.until(lambda: router.tokens)
         await router.close_our_side()
         assert (await router.end())[0] is grpc.StatusCode.OK

@@ -46,7 +46,7 @@ EXIT_UNUSABLE = 2
 MAX_FAILED_STEPS = 3
 """In a row; then the process gives up and the front starts a fresh one."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pagoda_worker.engine_process")  # __name__ is __main__ here
 
 
 class EngineLike(Protocol):

@@ -108,6 +108,8 @@ class WorkerService(WorkerServicer):
     async def _read(self, session: RouterSession, messages: AsyncIterator[pb.ToWorker]) -> None:
         """Until the router closes its side, which is the session's end."""
         async for message in messages:
+            if session.ended.is_set():
+                return
             kind = message.WhichOneof("message")
             if kind == "submit":
                 self._switchboard.submit(session, message.submit)
