@@ -19,7 +19,6 @@ from pagoda_worker.plan import Sampled, StepPlan
 from pagoda_worker.request import (
     EngineState,
     Finish,
-    FinishReason,
     ModelFacts,
     Request,
     Sampling,
@@ -120,12 +119,6 @@ class Engine:
         ended = self._clock()
         updates = self.scheduler.settle(plan, sampled, ended)  # append, finish, free
         return StepOutput(updates, self._measure(plan, began, ended))
-
-    def abandon(self, detail: str) -> None:
-        """After a step raised: every request ends with ENGINE_ERROR, reported by the next step. No prefix is trusted any more: the plan
-        that failed had already registered the blocks it was going to compute."""
-        self.scheduler.end_all(FinishReason.ENGINE_ERROR, detail)
-        self.scheduler.blocks.drop_cache()
 
     # ------------------------------------------------------------ what is told
 
