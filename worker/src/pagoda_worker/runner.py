@@ -43,7 +43,7 @@ class Runner:
         self._tables = np.zeros((shape.max_running, -(-shape.max_model_len // shape.block_size)), np.int64)
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self._tokens, self._output_start)
-        self._sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device)
+        self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Sampled:
@@ -54,7 +54,7 @@ class Runner:
         if not len(inputs.sampled_rows):
             return Sampled([])
         logits = self.model.logits(hidden.index_select(0, inputs.sampled_at))
-        ids, logprobs = self._sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history)
+        ids, logprobs = self.sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history)
         return self._to_host(ids, logprobs, inputs)
 
     def _apply_changes(self, plan: StepPlan) -> None:
@@ -80,7 +80,7 @@ class Runner:
         self._tokens[row, : len(sequence.tokens)] = sequence.tokens
         self._tables[row, : len(sequence.blocks)] = sequence.blocks
         self._output_start[row] = sequence.output_start
-        self._sampler.open_row(row, sequence.request, sequence.seed, self.shape.eos_token_ids)
+        self.sampler.open_row(row, sequence.request, sequence.seed, self.shape.eos_token_ids)
 
     def _to_host(self, ids: Tensor, logprobs: Logprobs | None, inputs: "_Inputs") -> Sampled:
         host = ids.cpu().numpy()
@@ -97,7 +97,7 @@ class Runner:
     def _add_logprobs(self, sampled: Sampled, logprobs: Logprobs, inputs: "_Inputs") -> None:
         columns = zip(
             inputs.plan_positions[logprobs.positions].tolist(),
-            self._sampler.top_logprobs[inputs.sampled_rows[logprobs.positions]].tolist(),
+            self.sampler.top_logprobs[inputs.sampled_rows[logprobs.positions]].tolist(),
             logprobs.sampled.tolist(),
             logprobs.top_ids.tolist(),
             logprobs.top.tolist(),
