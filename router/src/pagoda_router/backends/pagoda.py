@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 import grpc.aio
 
 from pagoda_router.admission import CreditLedger, Price
-from pagoda_router.artifacts import MAX_ARTIFACT_BYTES, ArtifactCache, BadArtifact
+from pagoda_router.artifacts import ArtifactCache, BadArtifact
 from pagoda_router.backends.base import LinkListener
+from pagoda_router.backends.describe import describe
 from pagoda_router.backends.streams import RequestStream, RunningRequests
 from pagoda_router.backends.translate import refusal, submit_message
 from pagoda_router.discovery.snapshot import Endpoint
@@ -309,7 +310,9 @@ class PagodaLink:
         while self._description is None:
             await self._ready.wait()
             try:
-                self._description = await self._describe(stub)
+                description = await describe(stub, self.endpoint.model, self._artifacts, self._timing.describe_s)
+                await self._on_described(description)
+                self._description = description
             except (grpc.aio.AioRpcError, BadArtifact, OSError, ValueError) as error:
                 complaint = f"the worker cannot be described: {_sentence(error)}"
                 if complaint != self._reason:
@@ -320,28 +323,6 @@ class PagodaLink:
                 backoff_s = min(2 * backoff_s, self._timing.last_backoff_s)
         self._listener.capacity_changed(self.endpoint.model)
         await asyncio.Event().wait()
-
-    async def _describe(self, stub: Any) -> Any:
-        response = await stub.Describe(wire.DescribeRequest(), timeout=self._timing.describe_s)
-        mine = [model for model in response.models if model.model == self.endpoint.model and not model.adapter]
-        if not mine:
-            raise ValueError(f"it serves {', '.join(model.model for model in response.models) or 'nothing'}, not {self.endpoint.model}")
-        description = mine[0]
-        await self._fetch(stub, description.tokenizer)
-        if description.HasField("chat_template"):
-            await self._fetch(stub, description.chat_template)
-        await self._on_described(description)
-        return description
-
-    async def _fetch(self, stub: Any, artifact: Any) -> None:
-        if await asyncio.to_thread(self._artifacts.has, artifact.sha256):
-            return
-        content = bytearray()
-        async for chunk in stub.FetchArtifact(wire.FetchArtifactRequest(sha256=artifact.sha256), timeout=self._timing.describe_s):
-            content += chunk.data
-            if len(content) > MAX_ARTIFACT_BYTES:
-                raise BadArtifact(f"{artifact.name} is larger than {MAX_ARTIFACT_BYTES} bytes")
-        await asyncio.to_thread(self._artifacts.store, artifact.sha256, bytes(content))
 
 
 async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:

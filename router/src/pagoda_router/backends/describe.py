@@ -1,0 +1,32 @@
+"""What a worker says of one model, and the artifacts it names brought into the cache. Called by a worker's link in each new session."""
+
+import asyncio
+from typing import Any
+
+from pagoda_router.artifacts import MAX_ARTIFACT_BYTES, ArtifactCache, BadArtifact
+from pagoda_router.generation import ModelName
+from pagoda_router.wire import worker_pb2 as wire
+
+
+async def describe(stub: Any, model: ModelName, artifacts: ArtifactCache, timeout_s: float) -> Any:
+    """The ModelDescription, with its artifacts cached. Raises ValueError when the worker serves something else, BadArtifact, AioRpcError."""
+    response = await stub.Describe(wire.DescribeRequest(), timeout=timeout_s)
+    mine = [description for description in response.models if description.model == model and not description.adapter]
+    if not mine:
+        raise ValueError(f"it serves {', '.join(description.model for description in response.models) or 'nothing'}, not {model}")
+    (description,) = mine[:1]
+    await _fetch(stub, description.tokenizer, artifacts, timeout_s)
+    if description.HasField("chat_template"):
+        await _fetch(stub, description.chat_template, artifacts, timeout_s)
+    return description
+
+
+async def _fetch(stub: Any, artifact: Any, artifacts: ArtifactCache, timeout_s: float) -> None:
+    if await asyncio.to_thread(artifacts.has, artifact.sha256):
+        return
+    content = bytearray()
+    async for chunk in stub.FetchArtifact(wire.FetchArtifactRequest(sha256=artifact.sha256), timeout=timeout_s):
+        content += chunk.data
+        if len(content) > MAX_ARTIFACT_BYTES:
+            raise BadArtifact(f"{artifact.name} is larger than {MAX_ARTIFACT_BYTES} bytes")
+    await asyncio.to_thread(artifacts.store, artifact.sha256, bytes(content))
