@@ -9,7 +9,7 @@ from pagoda_router.wire import worker_pb2 as wire
 
 
 async def describe(stub: Any, model: ModelName, artifacts: ArtifactCache, timeout_s: float) -> Any:
-    """The ModelDescription, with its artifacts cached. Raises ValueError when the worker serves something else, BadArtifact, AioRpcError."""
+    """The ModelDescription, artifacts cached. Raises ValueError when the worker serves something else, BadArtifact, AioRpcError."""
     response = await stub.Describe(wire.DescribeRequest(), timeout=timeout_s)
     mine = [description for description in response.models if description.model == model and not description.adapter]
     if not mine:
