@@ -12,12 +12,14 @@ from scripted_engine import CAPACITY, DIES, HANGS, RAISES
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.front.process import Front
+from pagoda_worker.front.progress import Backoff
 from pagoda_worker.settings import WorkerSettings
 from pagoda_worker.wire import worker_pb2 as pb
 
 
 async def test_a_dead_engine_ends_its_calls_with_a_sentence_and_comes_back():
     async with running_front() as bench:
+        bench.front.supervisor.backoff = Backoff(first_s=2.0)
         router = await bench.router()
         await router.submit(1, [10, 11], max_tokens=200, reserved_kv_tokens=320)
         await router.until(lambda: len(router.tokens.get((1, 0), [])) >= 3)
@@ -32,7 +34,7 @@ async def test_a_dead_engine_ends_its_calls_with_a_sentence_and_comes_back():
         assert router.granted == 320, "without an engine there is nothing to spend"
         health = await bench.http.get("/health")
         assert health.status_code == 503
-        assert "SIGKILL; starting it again in 0.5 s" in health.json()["reason"]
+        assert "SIGKILL; starting it again in 2.0 s" in health.json()["reason"]
         await router.submit(2, [10])
         assert (await router.refusal(2)).code == pb.Refused.NOT_READY
         await router.until(lambda: router.state.ready)

@@ -44,13 +44,12 @@ class EngineSupervisor:
         *,
         stall_s: float,
         command: Sequence[str] = ENGINE_COMMAND,
-        backoff: Backoff | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._stall_s = stall_s
         self._command = command
-        self._backoff = backoff or Backoff()
+        self.backoff = Backoff()
         self._clock = clock
         self._link: EngineLink | None = None
         self._progress: ProgressClock | None = None
@@ -85,7 +84,7 @@ class EngineSupervisor:
             reason = await self._one_life(listener)
             if self._unusable is not None:
                 raise ConfigError(self._unusable)
-            wait_s = self._backoff.after(self._clock() - began)
+            wait_s = self.backoff.after(self._clock() - began)
             self._enter_stage(f"{reason}; starting it again in {wait_s:.1f} s")
             log.error("%s", self._stage)
             listener.engine_down(reason)
