@@ -1,6 +1,7 @@
 """The truth is transformers: logits of random small Llamas, in every way the engine can come to compute them.
 
-Tolerance in float32: 5e-5 absolute on logits up to about 10, some tens of roundings; measured differences stay below 1e-5. The same tokens follow wherever the two most likely tokens lie further apart than that.
+Tolerance in float32: 5e-5 absolute on logits up to about 10, some tens of roundings; measured differences stay below 1e-5. The same
+tokens follow wherever the two most likely tokens lie further apart than that.
 """
 
 import random

@@ -1,0 +1,153 @@
+"""Reading checkpoints: what is loaded, and how a folder that cannot be served says so."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+import torch
+from random_checkpoint import small_engine
+from safetensors.torch import load_file, save_file
+
+from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
+from pagoda_worker.weights import load_weights, stored_dtype
+
+Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return Path(copytree(checkpoint(), tmp_path / "model"))
+
+
+def change_config(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_sharded_checkpoint_is_the_same_model(checkpoint: Checkpoint):
+    sharded = checkpoint("sharded", shard_size="20KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    prompt = [[3, 1, 4, 1, 5, 9]]
+    one, many = (small_engine(folder).generate(prompt, max_tokens=8, ignore_eos=True) for folder in (checkpoint(), sharded))
+    assert one[0].token_ids == many[0].token_ids
+
+
+def test_tensors_are_copied_into_the_destinations_and_converted(checkpoint: Checkpoint):
+    name = "model.norm.weight"
+    stored = load_file(checkpoint() / "model.safetensors")
+    destinations = {key: torch.empty(value.shape, dtype=torch.bfloat16) for key, value in stored.items()}
+    load_weights(checkpoint(), destinations)
+    assert torch.equal(destinations[name], stored[name].bfloat16())
+
+
+BREAKS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), ModelError, r"config.json does not exist: .* is not a Hugging Face model folder"),
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), ModelError, "config.json cannot be read"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]"), ModelError, "must hold a JSON object"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), ModelError, "holds neither model.safetensors nor"),
+    "weights cut short": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]),
+        ModelError,
+        "model.safetensors cannot be read",
+    ),
+    "a tensor is missing": (
+        lambda f: change_tensors(f, lambda t: t.pop("model.norm.weight")),
+        ModelError,
+        "tensor 'model.norm.weight' is missing",
+    ),
+    "a tensor too many": (
+        lambda f: change_tensors(f, lambda t: t.update({"model.layers.0.extra": torch.zeros(1)})),
+        ModelError,
+        r"model.safetensors: tensor 'model.layers.0.extra' has no place",
+    ),
+    "another shape": (
+        lambda f: change_tensors(f, lambda t: t.update({"model.norm.weight": torch.zeros(63)})),
+        ModelError,
+        r"'model.norm.weight' has shape \[63\], config.json asks for \[64\]",
+    ),
+    "unknown architecture": (
+        lambda f: change_config(f, architectures=["MambaForCausalLM"]),
+        UnsupportedModel,
+        "architecture 'MambaForCausalLM' is not supported; LlamaForCausalLM is",
+    ),
+    "no architecture": (lambda f: change_config(f, architectures=None), ModelError, "architectures must name one class"),
+    "quantized": (
+        lambda f: change_config(f, quantization_config={"quant_method": "gptq"}),
+        UnsupportedModel,
+        "LlamaForCausalLM with quantization_config .*'gptq'.* is not supported",
+    ),
+    "a dtype we do not serve": (lambda f: change_config(f, dtype="float64"), ModelError, "checkpoint dtype 'float64' is not served"),
+    "broken index": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": 3}'),
+        ModelError,
+        "weight_map must map tensor names to file names",
+    ),
+    "index names a file that is not there": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}'),
+        ModelError,
+        "gone.safetensors",
+    ),
+    "eos is text": (
+        lambda f: (f / "generation_config.json").write_text('{"eos_token_id": "</s>"}'),
+        ModelError,
+        "eos_token_id must be an integer or a list",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_folder_that_cannot_be_served_says_why(folder: Path, name: str):
+    break_it, error, sentence = BREAKS[name]
+    break_it(folder)
+    with pytest.raises(error, match=sentence):
+        small_engine(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"max_model_len": 1000}, "maxModelLen is 1000; .* was trained for 256 positions"),
+        ({"max_model_len": 256, "kv_cache_bytes": 64_000}, r"maxModelLen is 256; the KV cache holds \d+ tokens"),
+        ({"kv_cache_bytes": 10}, "no memory for the KV cache: one block of 16 tokens needs 8192 bytes"),
+        ({"max_running": 0}, "max_running is 0; it must be at least 1"),
+        ({"max_model_len": 1}, "maxModelLen is 1"),
+        ({"device": "cuda"}, "torch sees no CUDA device"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_say_why(checkpoint: Checkpoint, settings: dict[str, Any], sentence: str):
+    if settings.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ConfigError, match=sentence):
+        small_engine(checkpoint(), **settings)
+
+
+def test_without_a_limit_the_context_is_what_the_cache_holds(checkpoint: Checkpoint):
+    assert small_engine(checkpoint(), kv_cache_bytes=64_000).facts.max_model_len == 7 * 16
+
+
+def test_dtype_auto_is_the_checkpoints_own_also_when_only_the_file_knows(checkpoint: Checkpoint, folder: Path):
+    assert small_engine(checkpoint()).facts.dtype == "fp32"
+    change_tensors(folder, lambda tensors: tensors.update({name: t.bfloat16() for name, t in tensors.items()}))
+    assert stored_dtype(folder) == "BF16"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}))
+    assert small_engine(folder).facts.dtype == "bf16"
+    assert small_engine(folder, dtype="fp32").facts.dtype == "fp32"
+
+
+def test_generation_config_knows_the_ending_ids_better(folder: Path):
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    assert small_engine(folder).facts.eos_token_ids == [7, 8]
+    (folder / "generation_config.json").unlink()
+    assert small_engine(folder).facts.eos_token_ids == [1]
