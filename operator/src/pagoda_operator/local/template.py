@@ -29,6 +29,7 @@ READ = (
 )
 IGNORED: Mapping[str, str] = {
     "metadata.annotations": "for people and other controllers",
+    "spec.containers[].env[].valueFrom.fieldRef.apiVersion": "one version",
     "spec.containers[].image": "the installed distribution runs instead",
     "spec.containers[].imagePullPolicy": "no image",
     "spec.containers[].ports[].protocol": "TCP always",

@@ -1,0 +1,268 @@
+"""The supervisor in this process, with stand-ins for router and worker: objects in, processes and fleet.json out."""
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stacks import behave, eventually, free_port, model_folder, stand_in_environment
+
+from pagoda_operator.local.client import call
+from pagoda_operator.local.errors import BadSettings, NotRunning, Refused
+from pagoda_operator.local.home import Home
+from pagoda_operator.local.orphans import processes_of
+from pagoda_operator.local.pod import Pod
+from pagoda_operator.local.server import Server
+from pagoda_operator.local.supervisor import Supervisor
+
+
+@dataclass
+class Running:
+    supervisor: Supervisor
+    model: Path
+    port: int
+
+    def apply(self, name: str = "m", **spec: Any) -> dict[str, Any]:
+        return self.supervisor.apply([document(self.model, name, **spec)], {"port": self.port}, None)
+
+    def status(self, name: str = "m") -> dict[str, Any]:
+        return self.supervisor.store.objects[name].get("status", {})
+
+    def settled(self, name: str = "m") -> bool:
+        status = self.status(name)
+        current = status.get("observedGeneration") == self.supervisor.store.objects[name]["metadata"]["generation"]
+        return current and status["ready"] == "True" and status["conditions"][-1]["reason"] == "Settled"
+
+    def pods(self, component: str = "worker") -> list[Pod]:
+        return [pod for pod in self.supervisor.executor.pods if pod.template.component == component]
+
+    def fleet(self) -> dict[str, Any]:
+        fleet: dict[str, Any] = json.loads(self.supervisor.home.fleet_file.read_text())
+        return fleet
+
+    def told(self) -> list[str]:
+        return [f"{event['subject']}: {event['message']}" for event in self.supervisor.journal.about()]
+
+
+def document(model: Path, name: str = "m", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "pagoda.dev/v1alpha1",
+        "kind": "InferenceModel",
+        "metadata": {"name": name},
+        "spec": {"model": {"source": f"file://{model}"}, **spec},
+    }
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    home = Home(tmp_path / "home")
+    home.create()
+    supervisor = Supervisor(home, home.new_run_id(), stand_in_environment(home.path), python=sys.executable, has_gpu=False)
+    task = asyncio.create_task(supervisor.run())
+    yield Running(supervisor, model_folder(tmp_path / "model"), free_port())
+    supervisor.stop()
+    await task
+    assert processes_of(home) == []
+
+
+async def test_a_model_becomes_ready_and_the_fleet_names_its_worker(running: Running) -> None:
+    assert running.apply()["outcomes"] == {"m": "created"}
+    await eventually(running.settled)
+    [pod] = running.pods()
+    [endpoints] = running.fleet()["endpointSlices"]
+    assert endpoints["metadata"]["name"] == pod.name == "m-default-0"
+    assert endpoints["metadata"]["labels"]["pagoda.dev/model"] == "m"
+    assert pod.now.launch is not None
+    ports = {port["name"]: port["port"] for port in endpoints["ports"]}
+    assert ports == {name: pod.now.launch.ports[port] for name, port in pod.template.ports.items()}
+    [endpoint] = endpoints["endpoints"]
+    assert endpoint["addresses"] == ["127.0.0.1"]
+    assert endpoint["conditions"] == {"ready": True, "serving": True, "terminating": False}
+    [model] = running.fleet()["models"]
+    assert model["metadata"]["uid"]
+    assert model["status"]["ready"] == "True"
+    assert running.status()["endpoint"] == f"http://127.0.0.1:{running.port}/v1"
+
+
+async def test_the_same_object_again_changes_no_process(running: Running) -> None:
+    running.apply()
+    await eventually(running.settled)
+    before = [pod.now.pid for pod in running.supervisor.executor.pods]
+    assert running.apply()["outcomes"] == {"m": "unchanged"}
+    await running.supervisor.round()
+    assert [pod.now.pid for pod in running.supervisor.executor.pods] == before
+
+
+async def test_a_changed_spec_starts_the_new_worker_before_it_ends_the_old(running: Running) -> None:
+    running.apply()
+    await eventually(running.settled)
+    [old] = running.pods()
+    ready: list[int] = []
+    terminating_before_exit: list[bool] = []
+
+    def watch() -> bool:
+        ready.append(sum(pod.view().ready for pod in running.pods()))
+        slices = running.fleet()["endpointSlices"]
+        flagged = any(s["endpoints"][0]["conditions"]["terminating"] for s in slices if s["metadata"]["name"] == old.name)
+        terminating_before_exit.append(flagged and old.now.pid is not None)
+        return running.settled() and old.gone
+
+    assert running.apply(engine={"maxRunning": 3})["outcomes"] == {"m": "configured"}
+    await eventually(watch)
+    assert min(ready) >= 1
+    assert any(terminating_before_exit)
+    [new] = running.pods()
+    assert new.name != old.name
+    assert '"maxRunning":3' in new.template.env["PAGODA_ENGINE"]
+
+
+async def test_a_rollout_to_a_broken_worker_keeps_the_old_one_serving(running: Running) -> None:
+    running.apply()
+    await eventually(running.settled)
+    [old] = running.pods()
+    behave(running.model, exit=2, say="maxRunning is too large")
+    running.apply(engine={"maxRunning": 3})
+    await eventually(lambda: any(pod.view().reason == "CrashLoopBackOff" for pod in running.pods()))
+    await eventually(lambda: "maxRunning is too large" in running.status()["conditions"][-1]["message"])
+    assert old.view().ready
+    assert running.status()["ready"] == "True"
+    running.apply()
+    await eventually(running.settled)
+    assert [pod.name for pod in running.pods()] == [old.name]
+    assert old.now.restarts == 0
+
+
+async def test_more_replicas_get_ports_of_their_own(running: Running) -> None:
+    running.apply(scaling={"min": 3, "max": 3})
+    await eventually(running.settled)
+    slices = running.fleet()["endpointSlices"]
+    assert sorted(each["metadata"]["name"] for each in slices) == ["m-default-0", "m-default-1", "m-default-2"]
+    assert len({port["port"] for each in slices for port in each["ports"]}) == 6
+
+
+async def test_a_killed_worker_comes_back(running: Running) -> None:
+    running.apply()
+    await eventually(running.settled)
+    [pod] = running.pods()
+    os.kill(pod.now.pid or 0, signal.SIGKILL)
+    await eventually(lambda: not running.settled())
+    await eventually(running.settled)
+    assert pod.view().restarts == 1
+
+
+async def test_a_crashing_worker_is_told_in_the_status_with_its_last_words(running: Running) -> None:
+    behave(running.model, exit=1, say="no such tensor: lm_head.weight")
+    running.apply()
+    await eventually(lambda: running.status().get("ready") == "WorkerCrashLooping")
+    ready = next(each for each in running.status()["conditions"] if each["type"] == "Ready")
+    assert "no such tensor: lm_head.weight" in ready["message"]
+
+
+async def test_a_missing_model_folder_is_told_without_starting_anything(running: Running) -> None:
+    running.supervisor.apply([document(running.model / "none")], {"port": running.port}, None)
+    await eventually(lambda: running.status().get("ready") == "ModelNotFound")
+    assert all(pod.now.pid is None for pod in running.pods())
+
+
+async def test_a_deleted_model_leaves_no_process_and_no_endpoint(running: Running) -> None:
+    running.apply("a")
+    running.apply("b")
+    await eventually(lambda: running.settled("a") and running.settled("b"))
+    running.supervisor.delete("a")
+    await eventually(lambda: [pod.name for pod in running.pods()] == ["b-default-0"])
+    await eventually(lambda: [each["metadata"]["name"] for each in running.fleet()["endpointSlices"]] == ["b-default-0"])
+    assert [model["metadata"]["name"] for model in running.fleet()["models"]] == ["b"]
+    assert len(running.pods("router")) == 1
+
+
+async def test_another_port_moves_the_router_and_no_worker(running: Running) -> None:
+    running.apply()
+    await eventually(running.settled)
+    [worker] = running.pods()
+    moved = free_port()
+    running.supervisor.apply([document(running.model)], {"port": moved}, None)
+    await eventually(lambda: running.status().get("endpoint") == f"http://127.0.0.1:{moved}/v1" and running.settled())
+    assert running.pods() == [worker]
+
+
+async def test_a_bind_beyond_loopback_needs_a_key_and_hands_it_to_the_router_only(running: Running) -> None:
+    with pytest.raises(BadSettings, match="PAGODA_API_KEY"):
+        running.supervisor.apply([document(running.model)], {"port": running.port, "host": "0.0.0.0"}, None)
+    assert running.supervisor.store.objects == {}
+    running.supervisor.apply([document(running.model)], {"port": running.port, "host": "0.0.0.0"}, "sesame")
+    await eventually(running.settled)
+    [router], [worker] = running.pods("router"), running.pods()
+    assert router.now.launch is not None
+    assert worker.now.launch is not None
+    assert router.now.launch.env["PAGODA_BIND_HOST"] == "0.0.0.0"
+    assert router.now.launch.env["PAGODA_API_KEY"] == "sesame"
+    assert worker.now.launch.env["PAGODA_BIND_HOST"] == "127.0.0.1"
+    assert "PAGODA_API_KEY" not in worker.now.launch.env
+    assert "sesame" not in running.supervisor.home.state_file.read_text()
+
+
+async def test_one_broken_object_refuses_the_whole_submission(running: Running) -> None:
+    good, bad = document(running.model, "good"), document(running.model, "bad", engine={"dtype": "fp7"})
+    with pytest.raises(Refused, match=r"spec\.engine\.dtype"):
+        running.supervisor.apply([good, bad], None, None)
+    with pytest.raises(Refused, match="twice"):
+        running.supervisor.apply([good, good], None, None)
+    assert running.supervisor.store.objects == {}
+
+
+async def test_objects_and_choices_survive_the_supervisor(running: Running) -> None:
+    running.apply()
+    await eventually(running.settled)
+    successor = Supervisor(running.supervisor.home, "r-2", {}, python="python", has_gpu=False)
+    assert successor.store.objects == running.supervisor.store.objects
+    assert successor.store.choices == running.supervisor.store.choices
+    await successor.executor.shut_down()
+
+
+async def test_a_round_that_fails_does_not_end_the_loop(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    running.apply()
+    await eventually(running.settled)
+    failures = []
+
+    def fail(models: object) -> None:
+        failures.append(models)
+        raise RuntimeError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(running.supervisor.executor, "publish", fail)
+        await eventually(lambda: failures)
+    running.apply(scaling={"min": 2, "max": 2})
+    await eventually(running.settled)
+
+
+async def test_the_socket_is_the_users_alone_and_answers_errors_as_sentences(running: Running) -> None:
+    home, server = running.supervisor.home, Server(running.supervisor)
+    await server.listen(home.socket)
+    try:
+        assert stat.S_IMODE(home.socket.stat().st_mode) == 0o600
+        answers = await asyncio.to_thread(lambda: call(home, "hello"))
+        assert answers["pid"] == os.getpid()
+        with pytest.raises(Refused, match="no InferenceModel x; there are: none"):
+            await asyncio.to_thread(lambda: call(home, "delete", name="x"))
+        with pytest.raises(Refused, match="no operation 'dance'"):
+            await asyncio.to_thread(lambda: call(home, "dance"))
+        with pytest.raises(Refused, match="could not read"):
+            await asyncio.to_thread(lambda: call(home, "delete"))
+    finally:
+        await server.close()
+    with pytest.raises(NotRunning, match="pagoda up"):
+        await asyncio.to_thread(lambda: call(home, "hello"))
+
+
+@pytest.mark.parametrize("line", [b"not json\n", b"[]\n", b'"x"\n', b"{}\n", b'{"op": {}}\n'])
+async def test_a_line_that_is_no_request_is_answered_not_fatal(running: Running, line: bytes) -> None:
+    answer = Server(running.supervisor).answer(line)
+    assert answer["ok"] is False
+    assert answer["error"]
