@@ -132,7 +132,7 @@ def test_an_exit_is_named(status: int, text: str) -> None:
 def state(
     ready: str = "Loading", progressing: str = "Loading", message: str = "it loads", *, observed: int = 1, **pod: Any
 ) -> dict[str, Any]:
-    worker = {"model": "m", "component": "worker", "ready": False, "terminating": False, "restarts": 0, "lastExit": None, "message": ""}
+    worker = {"model": "m", "component": "worker", "ready": False, "terminating": False, "failures": 0, "lastExit": None, "message": ""}
     conditions = [
         {"type": "Accepted", "status": "True", "reason": "Accepted", "message": "fine"},
         {"type": "Ready", "status": "True" if ready == "True" else "False", "reason": ready, "message": message},
@@ -147,11 +147,11 @@ VERDICTS = {
     "ready, but an older spec": (state("True", "RollingOut"), False, False, ""),
     "ready, but of the generation before": (state("True", "Settled", observed=0), False, False, "planning"),
     "loading": (state(), False, False, "it loads"),
-    "crashed once": (state("WorkerCrashLooping", restarts=1, lastExit=1), False, False, ""),
-    "crashes again and again": (state("WorkerCrashLooping", restarts=3, lastExit=1), True, True, "it loads"),
-    "bad configuration": (state("WorkerCrashLooping", restarts=0, lastExit=2), True, True, ""),
+    "crashed once": (state("WorkerCrashLooping", failures=1, lastExit=1), False, False, ""),
+    "crashes again and again": (state("WorkerCrashLooping", failures=3, lastExit=1), True, True, "it loads"),
+    "bad configuration": (state("WorkerCrashLooping", failures=0, lastExit=2), True, True, ""),
     "no such model": (state("ModelNotFound"), True, True, ""),
-    "restarted often, loading again": (state(restarts=3, lastExit=1), True, True, ""),
+    "restarted often, loading again": (state(failures=3, lastExit=1), True, True, ""),
     "deleted": ({"objects": [], "pods": []}, True, True, "deleted"),
 }
 

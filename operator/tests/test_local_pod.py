@@ -62,7 +62,9 @@ class Bench:
 
 def worker_template() -> PodTemplate:
     planned = plan([inference_model("m")], world(), SETTINGS).apply
-    return read_deployment(next(document for document in planned if document["metadata"]["name"] == "m-default" and document["kind"] == "Deployment"))
+    return read_deployment(
+        next(document for document in planned if document["metadata"]["name"] == "m-default" and document["kind"] == "Deployment")
+    )
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ async def test_it_is_restarted_after_a_crash_and_then_runs(bench: Bench) -> None
     await eventually(lambda: pod.view().ready)
     assert pod.view().restarts == 2
     assert bench.told.count("ended with exit status 1: no such tensor") == 2
-    assert [told for told in bench.told if told.startswith("restart")] == ["restart 1, after 0.5 s", "restart 2, after 1 s"]
+    assert [told for told in bench.told if told.startswith("restart")] == ["restart 1, after 0.5 s", "restart 2, after 1.0 s"]
 
 
 async def test_crashing_again_and_again_is_a_crash_loop_with_its_last_words(bench: Bench) -> None:

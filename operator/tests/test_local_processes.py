@@ -68,7 +68,13 @@ def test_a_child_whose_parent_is_already_gone_does_not_start() -> None:
 
 def test_processes_are_found_by_the_run_id_of_their_folder_and_ended(tmp_path: Path) -> None:
     home, other = Home(tmp_path / "home"), Home(tmp_path / "other")
-    stubborn = [sys.executable, "-I", "-S", "-c", "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True); signal.pause()"]
+    stubborn = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True); signal.pause()",
+    ]
     children = [_start(SLEEP, home), _start(stubborn, home), _start(SLEEP, other)]
     try:
         assert sorted(process.pid for process in processes_of(home)) == sorted(child.pid for child in children[:2])

@@ -118,7 +118,9 @@ def test_another_namespace_is_this_machines_one(tmp_path: Path) -> None:
         ("builtin://tiny", "own", "own", "builtin://tiny"),
     ],
 )
-def test_a_model_argument_becomes_a_manifest(tmp_path: Path, model: str, name: str | None, expected_name: str, expected_source: str) -> None:
+def test_a_model_argument_becomes_a_manifest(
+    tmp_path: Path, model: str, name: str | None, expected_name: str, expected_source: str
+) -> None:
     document = manifest_for(model.format(tmp=tmp_path), name)
     assert document["metadata"]["name"] == expected_name
     assert document["spec"] == {"model": {"source": expected_source.format(tmp=tmp_path)}}

@@ -17,7 +17,7 @@ from pagoda_operator.errors import OperatorError
 from pagoda_operator.local.client import call
 from pagoda_operator.local.errors import LocalError, NotRunning
 from pagoda_operator.local.home import home_from
-from pagoda_operator.local.launch import running, stop, stored_choices
+from pagoda_operator.local.launch import running, stop, stored_choices, stored_objects
 from pagoda_operator.local.processes import last_lines
 from pagoda_operator.local.secret_files import read_api_key
 from pagoda_operator.local.version import distribution_version
@@ -54,11 +54,10 @@ def up(
     """Start models, wait until they are ready, and say how to ask them."""
     documents = _documents(files, model, name)
     ups = Up(home_from(os.environ), os.environ, out)
+    if not documents and stored_objects(ups.home) == 0:
+        raise CommandError("nothing to start: `pagoda up FILE…` or `pagoda up --model FOLDER`", status=2)
     choices = ups.submit(documents, _wishes(port, host))
-    if not documents:
-        documents = call(ups.home, "get")["objects"]
-        if not documents:
-            raise CommandError("nothing to start: `pagoda up FILE…` or `pagoda up --model FOLDER`", status=2)
+    documents = documents or call(ups.home, "get")["objects"]
     took_s = ups.wait([document["metadata"]["name"] for document in documents], timeout)
     ups.tell_what_next(documents, choices, took_s)
 
@@ -138,9 +137,7 @@ def logs(
     files = [file for file in files if file.exists()]
     if not files:
         raise CommandError(f"there are no logs{f' of {name}' if name else ''} in {home.logs}: see `pagoda get`")
-    for line in logging_files.tails(files, tail):
-        _plain(line)
-    for line in logging_files.follow(files) if follow else ():
+    for line in logging_files.show(files, tail, follow=follow):
         _plain(line)
 
 

@@ -94,6 +94,10 @@ class LocalExecutor:
                 pod.told_to_end = True
                 self._later(FLEET_SEEN_S if pod.now.served else 0, pod.end)
 
+    def retry(self) -> None:
+        for pod in self.pods:
+            pod.retry()
+
     async def shut_down(self) -> None:
         """Routers first, while their streams still have workers; then everything else."""
         for component in ("router", ""):

@@ -40,6 +40,11 @@ class Home:
         return self.path / "supervisor.lock"
 
     @property
+    def launch_lock(self) -> Path:
+        """Locked by a command while it makes sure that a supervisor runs."""
+        return self.path / "launch.lock"
+
+    @property
     def supervisor_log(self) -> Path:
         return self.logs / "supervisor.log"
 

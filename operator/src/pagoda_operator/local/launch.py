@@ -4,11 +4,13 @@ ensure   a supervisor of this code answers: started, or restarted when an older 
 stop     asked to end, then everything of this folder that is left is found by run id and ended
 """
 
+import fcntl
 import os
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,22 @@ def running(home: Home) -> Supervised | None:
         return _supervised(call(home, "hello"))
     except NotRunning:
         return None
+
+
+@contextmanager
+def exclusive(home: Home) -> Iterator[None]:
+    """Two commands that start at once would each take the other's supervisor for a leftover: one after the other they share one."""
+    home.create()
+    with home.launch_lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def stored_objects(home: Home) -> int:
+    """How many objects a supervisor would take up again."""
+    store = ObjectStore(home.state_file)
+    store.load()
+    return len(store.objects)
 
 
 def stored_choices(home: Home) -> Choices:

@@ -85,11 +85,18 @@ class Pod:
         self._tell = tell
         self._stop = asyncio.Event()
         self._unwell = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         rotate(self.log_file)
         self._task = asyncio.create_task(self._live(), name=f"pod {self.name}")
+
+    def retry(self) -> None:
+        """Earlier failures are forgiven, and one that waits for its restart is started now: somebody may have mended the cause."""
+        if not self.now.ready:
+            self._set(backoff=Backoff(), last_exit=None)
+            self._hurry.set()
 
     def mark_ending(self) -> None:
         """No new requests from now on; the process is told by end()."""
@@ -194,11 +201,12 @@ class Pod:
         backoff = self.now.backoff
         if backoff.loops and self.now.last_exit is not None:
             self._set(reason="CrashLoopBackOff")
-        try:
-            await asyncio.wait_for(self._stop.wait(), backoff.delay_s)
-        except TimeoutError:
+        self._hurry.clear()
+        began = time.monotonic()
+        await _first_of(self._stop, self._hurry, within_s=backoff.delay_s)
+        if not self._stop.is_set():
             self._set(restarts=self.now.restarts + 1)
-            self._tell(self.name, f"restart {self.now.restarts}, after {backoff.delay_s:g} s")
+            self._tell(self.name, f"restart {self.now.restarts}, after {time.monotonic() - began:.1f} s")
 
     async def _watch(self, launch: Launch) -> None:
         """Keeps `ready` true to the process's own word, and calls it unwell when it does not start or does not move."""
@@ -243,6 +251,14 @@ class Pod:
             setattr(self.now, name, value)
         if before != changes:
             self._changed()
+
+
+async def _first_of(*events: asyncio.Event, within_s: float) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
 
 
 async def _yes() -> Answer:

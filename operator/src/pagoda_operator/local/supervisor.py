@@ -121,6 +121,7 @@ class Supervisor:
         outcomes = {document["metadata"]["name"]: self.store.submit(document, now) for document in objects}
         for name, outcome in outcomes.items():
             self.journal.tell(name, f"submitted: {outcome}")
+        self.executor.retry()
         self.store.save()
         self._wake.set()
         return {"outcomes": outcomes, "endpoint": self.store.choices.endpoint}
@@ -174,6 +175,7 @@ class Supervisor:
             "reason": view.reason,
             "message": view.message,
             "restarts": view.restarts,
+            "failures": now.backoff.failures,
             "progress": view.progress,
             "lastExit": now.last_exit,
             "log": str(pod.log_file),

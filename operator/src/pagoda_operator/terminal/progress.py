@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.status import Status
 
 POLL_S = 0.1
-RESTARTS_IN_VAIN = 3
+FAILURES_IN_VAIN = 3
 HOPELESS = frozenset({"ModelNotFound", "InvalidSpec", "NameTaken", "ForeignObject"})
 BAD_CONFIGURATION = 2
 """The exit status with which a process says that trying again is useless."""
@@ -72,7 +72,7 @@ def _spinner(console: Console) -> AbstractContextManager[Status | None]:
 def _in_vain(pod: Mapping[str, Any]) -> bool:
     if pod["ready"]:
         return False
-    return bool(pod["restarts"] >= RESTARTS_IN_VAIN or pod["lastExit"] == BAD_CONFIGURATION)
+    return bool(pod["failures"] >= FAILURES_IN_VAIN or pod["lastExit"] == BAD_CONFIGURATION)
 
 
 def _explain(status: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]) -> str:

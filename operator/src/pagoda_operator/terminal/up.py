@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pagoda_operator.local.client import call
 from pagoda_operator.local.home import Home
-from pagoda_operator.local.launch import ensure
+from pagoda_operator.local.launch import ensure, exclusive
 from pagoda_operator.local.machine import Choices
 from pagoda_operator.local.processes import last_lines
 from pagoda_operator.local.secret_files import read_api_key
@@ -38,7 +38,8 @@ class Up:
     def submit(self, objects: Sequence[Mapping[str, Any]], wishes: Mapping[str, Any]) -> Choices:
         """Starts the supervisor when needed. `wishes` are the choices that the user made; the others stay as they are."""
         api_key = self.environment.get("PAGODA_API_KEY") or None
-        supervised = ensure(self.home, self.environment, wishes, api_key, self._say)
+        with exclusive(self.home):
+            supervised = ensure(self.home, self.environment, wishes, api_key, self._say)
         answer = call(self.home, "apply", objects=list(objects), choices=dict(wishes), apiKey=api_key)
         for name, outcome in answer["outcomes"].items():
             self._say(f"{name} {outcome}")
@@ -97,4 +98,4 @@ def program() -> str:
     if called.name != "pagoda" or (found is not None and Path(found).resolve() == called.resolve()):
         return "pagoda"
     relative = os.path.relpath(called)
-    return relative if not relative.startswith("..") else str(called)
+    return relative if not relative.startswith("..") else os.path.normpath(called.absolute())

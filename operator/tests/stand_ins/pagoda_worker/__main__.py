@@ -1,5 +1,5 @@
 """Stands for the worker in the supervisor's tests: answers the same probes within milliseconds, and misbehaves as behaviour.json in its
-model folder says: {"exit": status, "crashes": how many lives end so, "say": last words, "ready": bool, "healthy": bool, "stubborn": bool}."""
+model folder says: {"exit": status, "crashes": how many lives end so, "say": last words, "ready", "healthy", "stubborn": bool}."""
 
 import json
 import os
