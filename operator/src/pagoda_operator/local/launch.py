@@ -21,7 +21,7 @@ from pagoda_operator.local.client import call
 from pagoda_operator.local.errors import BadSettings, LocalError, NotRunning, PortTaken, Refused
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.machine import Choices, check_choices
-from pagoda_operator.local.orphans import Ended, end_processes
+from pagoda_operator.local.orphans import Ended, end_processes, wait_until_gone
 from pagoda_operator.local.ports import holder, is_free
 from pagoda_operator.local.processes import SPAWN, last_lines, rotate
 from pagoda_operator.local.secret_files import api_key_file, read_api_key
@@ -112,14 +112,11 @@ def _shut_down(home: Home, *, forget: bool) -> int:
     """1 when a supervisor was asked and ended in time, with all its children."""
     try:
         pid = call(home, "shutdown", forget=forget)["pid"]
-        psutil.Process(pid).wait(timeout=STOP_S)
-    except (NotRunning, psutil.TimeoutExpired):
-        return 0
-    except Refused:
-        return 0  # it does not answer: end_processes() ends it
+        return 0 if wait_until_gone([psutil.Process(pid)], STOP_S) else 1
     except psutil.NoSuchProcess:
-        pass
-    return 1
+        return 1
+    except (NotRunning, Refused):
+        return 0  # one that does not answer is ended with the rest
 
 
 def _forgotten(home: Home) -> tuple[Path, ...]:

@@ -4,6 +4,7 @@ Works without the supervisor and without any file. Called by launch.py and by `p
 """
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import psutil
 from pagoda_operator.local.home import Home
 
 KILL_WAIT_S = 5.0
+POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +44,33 @@ def end_processes(home: Home, *, grace_s: float) -> Ended:
     terminated = killed = 0
     processes = processes_of(home)
     _each(processes, psutil.Process.terminate)
-    gone, alive = psutil.wait_procs(processes, timeout=grace_s)
-    terminated += len(gone)
+    alive = wait_until_gone(processes, grace_s)
+    terminated += len(processes) - len(alive)
     for _ in range(3):
         remaining = {process.pid: process for process in (*alive, *processes_of(home))}
         if not remaining:
             break
         _each(list(remaining.values()), psutil.Process.kill)
-        gone, alive = psutil.wait_procs(list(remaining.values()), timeout=KILL_WAIT_S)
-        killed += len(gone)
+        alive = wait_until_gone(list(remaining.values()), KILL_WAIT_S)
+        killed += len(remaining) - len(alive)
     return Ended(terminated, killed, tuple(process.pid for process in processes_of(home)))
+
+
+def wait_until_gone(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Those that are still there then. A zombie is gone: where the first process of a container reaps nothing it stays for ever."""
+    deadline = time.monotonic() + timeout_s
+    while alive := [process for process in processes if _lives(process)]:
+        if time.monotonic() > deadline:
+            return alive
+        time.sleep(POLL_S)
+    return []
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _each(processes: Sequence[psutil.Process], act: Callable[[psutil.Process], None]) -> None:

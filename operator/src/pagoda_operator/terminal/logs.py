@@ -11,7 +11,7 @@ POLL_S = 0.2
 
 def show(files: Sequence[Path], count: int, *, follow: bool) -> Iterator[str]:
     """The last lines of each file and, with follow, every line after them until interrupted. With several files each line says its own."""
-    streams = {file: file.open(errors="replace") for file in files}
+    streams: dict[Path, TextIO] = {file: file.open(errors="replace") for file in files}
     try:
         for file, stream in streams.items():
             for line in _tail(stream, count):
