@@ -5,7 +5,7 @@ The runner keeps one row of state per running sequence. A plan carries only what
 
 from dataclasses import dataclass, field
 
-from pagoda_worker.request import Request, TokenLogprobs
+from pagoda_worker.request import Finish, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
 
 
 class Sequence:
@@ -85,6 +85,28 @@ class Sequence:
     @property
     def key(self) -> tuple[str, int]:
         return (self.request.request_id, self.index)
+
+    def update(self, token_ids: list[int], logprobs: list[TokenLogprobs] | None, finish: Finish | None) -> SequenceUpdate:
+        """The first one also announces the start."""
+        if self.announced:
+            return SequenceUpdate(self.request.request_id, self.index, token_ids, logprobs, finish)
+        self.announced = True
+        queue_us = int((self.first_scheduled - self.received) * 1e6)
+        return SequenceUpdate(self.request.request_id, self.index, token_ids, logprobs, finish, True, self.cached_tokens, queue_us)
+
+    def usage(self) -> Usage:
+        return Usage(len(self.request.prompt_ids), self.cached_tokens, len(self.request.resume_ids) + self.sampled)
+
+    def timings(self) -> Timings:
+        return Timings(
+            received_mono_us=int(self.received * 1e6),
+            first_scheduled_mono_us=int(self.first_scheduled * 1e6),
+            first_token_mono_us=int(self.first_token * 1e6),
+            last_token_mono_us=int(self.last_token * 1e6),
+            preemptions=self.preemptions,
+            steps=self.steps,
+            batch_sizes=self.batch_sizes,
+        )
 
 
 @dataclass(slots=True)

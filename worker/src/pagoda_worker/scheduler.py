@@ -11,10 +11,11 @@ cache). The first in order is never preempted, and alone it fits (checked at sub
 import bisect
 from dataclasses import dataclass
 
-from pagoda_worker.blocks import BlockPool, chain_hash, root_hash
+from pagoda_worker.blocks import BlockPool, root_hash
 from pagoda_worker.errors import ContextTooLong, RequestRefused
 from pagoda_worker.plan import Chunk, Sampled, Sequence, StepPlan
-from pagoda_worker.request import Finish, FinishReason, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
+from pagoda_worker.prefix import cached_prefix, register_prefix
+from pagoda_worker.request import Finish, FinishReason, Request, SequenceUpdate, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +207,7 @@ class Scheduler:
         if not self.waiting or not self._free_rows:
             return None
         sequence = self.waiting[0]
-        hits = self._cached_prefix(sequence)
+        hits = cached_prefix(self.blocks, sequence) if self._shares_prefix(sequence) else []
         fresh = self._blocks_for(len(sequence.tokens)) - len(hits)
         if fresh + len(self.running) + self.blocks.evictable_among(hits) > self.blocks.free_blocks and self.running:
             return None
@@ -240,33 +241,14 @@ class Scheduler:
         self.blocks.release(sequence.blocks)
         sequence.row, sequence.computed, sequence.registered, sequence.blocks = -1, 0, 0, []
 
-    # ------------------------------------------------------------ prefix cache
-
-    def _shares_prefix(self, sequence: Sequence) -> bool:
-        return self.limits.prefix_caching and sequence.request.use_prefix_cache
-
-    def _extend_hashes(self, sequence: Sequence, blocks: int) -> None:
-        size = self.blocks.block_size
-        for i in range(len(sequence.hashes) - 1, blocks):
-            sequence.hashes.append(chain_hash(sequence.hashes[-1], sequence.tokens[i * size : (i + 1) * size]))
-
-    def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        """Never the whole sequence: its last token must be computed, or there would be nothing to sample from (the L-1 rule)."""
-        if not self._shares_prefix(sequence):
-            return []
-        full = (len(sequence.tokens) - 1) // self.blocks.block_size
-        self._extend_hashes(sequence, full)
-        return self.blocks.match(sequence.hashes[1 : full + 1])
-
     def _register(self, sequence: Sequence) -> None:
         """At planning, not after the step: keys and values of a layer are all written before any are read, so that a burst of requests
         with one prompt computes it once."""
-        full = sequence.computed // self.blocks.block_size
-        if full > sequence.registered and self._shares_prefix(sequence):
-            self._extend_hashes(sequence, full)
-            for i in range(sequence.registered, full):
-                self.blocks.register(sequence.blocks[i], sequence.hashes[i + 1])
-            sequence.registered = full
+        if self._shares_prefix(sequence):
+            register_prefix(self.blocks, sequence)
+
+    def _shares_prefix(self, sequence: Sequence) -> bool:
+        return self.limits.prefix_caching and sequence.request.use_prefix_cache
 
     # ------------------------------------------------------------ after the step
 
@@ -281,19 +263,14 @@ class Scheduler:
                 sequence.batch_sizes.append(width)
             if position in sampled.broken:
                 finish = self._end_broken(sequence)
-                updates.append(self._update(sequence, [], None, finish))
+                updates.append(sequence.update([], None, finish))
                 continue
             updates.append(self._append(sequence, token, sampled.logprobs.get(position), now))
         for chunk in plan.chunks:
             if not chunk.sequences:
                 chunk.sequence.steps += 1
                 if not chunk.sequence.announced:
-                    updates.append(self._update(chunk.sequence, [], None, None))
-        return updates
-
-    def take_outbox(self) -> list[SequenceUpdate]:
-        """Endings without a step."""
-        updates, self._outbox = self._outbox, []
+                    updates.append(chunk.sequence.update([], None, None))
         return updates
 
     def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> SequenceUpdate:
@@ -305,19 +282,9 @@ class Scheduler:
         sequence.last_token = now
         request = sequence.request
         if token in request.stop_token_ids or (token in self._eos and not request.ignore_eos):
-            return self._update(sequence, [], None, self._end(sequence, FinishReason.STOP, stop_token_id=token))
+            return sequence.update([], None, self._end(sequence, FinishReason.STOP, stop_token_id=token))
         finish = self._end(sequence, FinishReason.LENGTH) if len(sequence.tokens) >= sequence.limit else None
-        return self._update(sequence, [token], None if logprobs is None else [logprobs], finish)
-
-    def _update(
-        self, sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None, finish: Finish | None
-    ) -> SequenceUpdate:
-        request_id = sequence.request.request_id
-        if sequence.announced:
-            return SequenceUpdate(request_id, sequence.index, token_ids, logprobs, finish)
-        sequence.announced = True
-        queue_us = int((sequence.first_scheduled - sequence.received) * 1e6)
-        return SequenceUpdate(request_id, sequence.index, token_ids, logprobs, finish, True, sequence.cached_tokens, queue_us)
+        return sequence.update([token], None if logprobs is None else [logprobs], finish)
 
     # ------------------------------------------------------------ endings
 
@@ -340,7 +307,7 @@ class Scheduler:
             for other in family.values():
                 if sequence in other.siblings:
                     other.siblings.remove(sequence)
-        return Finish(reason, self._usage(sequence), _timings(sequence), stop_token_id, detail)
+        return Finish(reason, sequence.usage(), sequence.timings(), stop_token_id, detail)
 
     def _end_early(self, sequence: Sequence, reason: FinishReason, detail: str = "") -> None:
         finish = self._end(sequence, reason, detail=detail)
@@ -352,10 +319,6 @@ class Scheduler:
         self._scrubs += [block for block in sequence.blocks if self.blocks.references(block) == 1]
         detail = "the model produced numbers that are not finite for this request; a lower temperature or another dtype may help"
         return self._end(sequence, FinishReason.ENGINE_ERROR, detail=detail)
-
-    @staticmethod
-    def _usage(sequence: Sequence) -> Usage:
-        return Usage(len(sequence.request.prompt_ids), sequence.cached_tokens, len(sequence.request.resume_ids) + sequence.sampled)
 
     # ------------------------------------------------------------ what is told
 
@@ -387,15 +350,3 @@ class Scheduler:
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.order
-
-
-def _timings(sequence: Sequence) -> Timings:
-    return Timings(
-        received_mono_us=int(sequence.received * 1e6),
-        first_scheduled_mono_us=int(sequence.first_scheduled * 1e6),
-        first_token_mono_us=int(sequence.first_token * 1e6),
-        last_token_mono_us=int(sequence.last_token * 1e6),
-        preemptions=sequence.preemptions,
-        steps=sequence.steps,
-        batch_sizes=sequence.batch_sizes,
-    )
