@@ -1,5 +1,5 @@
-"""What is asked of the engine and what it answers, as plain data. No torch, no clock, no I/O: the scheduler, the engine process and the
-front all speak these types. Plain dataclasses: msgspec carries them across the process line as they are, and the engine needs no msgspec."""
+"""What is asked of the engine and what it answers, as plain data. No torch, no clock, no I/O: scheduler, engine process and front all speak
+these types. Plain dataclasses: msgspec carries them across the process line as they are, and the engine needs no msgspec."""
 
 from dataclasses import dataclass, field
 from enum import IntEnum
