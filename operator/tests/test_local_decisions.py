@@ -132,7 +132,16 @@ def test_an_exit_is_named(status: int, text: str) -> None:
 def state(
     ready: str = "Loading", progressing: str = "Loading", message: str = "it loads", *, observed: int = 1, **pod: Any
 ) -> dict[str, Any]:
-    worker = {"model": "m", "component": "worker", "ready": False, "terminating": False, "failures": 0, "lastExit": None, "message": ""}
+    worker = {
+        "model": "m",
+        "component": "worker",
+        "ready": False,
+        "terminating": False,
+        "phase": "Failed",
+        "failures": 0,
+        "lastExit": None,
+        "message": "",
+    }
     conditions = [
         {"type": "Accepted", "status": "True", "reason": "Accepted", "message": "fine"},
         {"type": "Ready", "status": "True" if ready == "True" else "False", "reason": ready, "message": message},
@@ -149,9 +158,10 @@ VERDICTS = {
     "loading": (state(), False, False, "it loads"),
     "crashed once": (state("WorkerCrashLooping", failures=1, lastExit=1), False, False, ""),
     "crashes again and again": (state("WorkerCrashLooping", failures=3, lastExit=1), True, True, "it loads"),
-    "bad configuration": (state("WorkerCrashLooping", failures=0, lastExit=2), True, True, ""),
+    "bad configuration": (state("WorkerCrashLooping", failures=2, lastExit=2), True, True, ""),
+    "bad configuration, perhaps mended": (state("WorkerCrashLooping", failures=1, lastExit=2), False, False, ""),
     "no such model": (state("ModelNotFound"), True, True, ""),
-    "restarted often, loading again": (state(failures=3, lastExit=1), True, True, ""),
+    "crashed often, loading again": (state(phase="Running", failures=3, lastExit=1), False, False, ""),
     "deleted": ({"objects": [], "pods": []}, True, True, "deleted"),
 }
 

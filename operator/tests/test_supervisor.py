@@ -135,7 +135,7 @@ async def test_a_rollout_to_a_broken_worker_keeps_the_old_one_serving(running: R
     assert running.status()["ready"] == "True"
     running.apply()
     await eventually(running.settled)
-    assert [pod.name for pod in running.pods()] == [old.name]
+    await eventually(lambda: [pod.name for pod in running.pods()] == [old.name])
     assert old.now.restarts == 0
 
 

@@ -21,7 +21,6 @@ from pagoda_operator.local.launch import running, stop, stored_choices, stored_o
 from pagoda_operator.local.processes import last_lines
 from pagoda_operator.local.secret_files import read_api_key
 from pagoda_operator.local.version import distribution_version
-from pagoda_operator.terminal import chat as chatting
 from pagoda_operator.terminal import doctor as examination
 from pagoda_operator.terminal import logs as logging_files
 from pagoda_operator.terminal import tables
@@ -148,6 +147,9 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
 ) -> None:
     """Talk to a model; answers stream. Ctrl-C stops an answer, Ctrl-D ends."""
+    # imported here: an HTTP client is half of what starting this program would cost every other command
+    from pagoda_operator.terminal import chat as chatting
+
     home = home_from(os.environ)
     supervised = running(home)
     if supervised is None:
@@ -158,7 +160,7 @@ def chat(
             if trouble := conversation.ask(message).trouble:
                 raise CommandError(trouble, status=130 if trouble == "stopped" else 1)
             return
-        _converse(conversation)
+        chatting.converse(conversation)
 
 
 @app.command()
@@ -236,20 +238,6 @@ def _find(objects: list[dict[str, Any]], name: str) -> dict[str, Any]:
             return document
     known = ", ".join(document["metadata"]["name"] for document in objects) or "none"
     raise CommandError(f"there is no InferenceModel {name}; there are: {known}")
-
-
-def _converse(conversation: chatting.Conversation) -> None:
-    out.print(f"[dim]{conversation.model}; Ctrl-C stops an answer, Ctrl-D ends[/dim]")
-    while True:
-        try:
-            text = out.input("[bold]> [/bold]").strip()
-        except (EOFError, KeyboardInterrupt):
-            out.print()
-            return
-        if not text:
-            continue
-        answer = conversation.ask(text)
-        out.print(f"[dim]{answer.trouble or answer.figures()}[/dim]")
 
 
 def _plain(text: str) -> None:

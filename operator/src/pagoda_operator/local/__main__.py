@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from pagoda_operator.local.fleet import write_json
+from pagoda_operator.local.files import write_json
 from pagoda_operator.local.home import Home, home_from
 from pagoda_operator.local.server import Server
 from pagoda_operator.local.supervisor import Supervisor

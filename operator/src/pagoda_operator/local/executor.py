@@ -15,7 +15,8 @@ from typing import Any
 
 from pagoda_operator.local import machine as local
 from pagoda_operator.local.acknowledgement import Acknowledgement, RouterAddress, Worker
-from pagoda_operator.local.fleet import fleet_document, write_json
+from pagoda_operator.local.files import write_json
+from pagoda_operator.local.fleet import fleet_document
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.machine import Launch, Machine
 from pagoda_operator.local.pod import NotLaunchable, Pod

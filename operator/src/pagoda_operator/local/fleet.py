@@ -1,9 +1,6 @@
-"""fleet.json: what the router knows of models and workers, in the shape of EndpointSlices. Pure, but for the one write by rename."""
+"""fleet.json: what the router knows of models and workers, in the shape of EndpointSlices. Pure."""
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pagoda_operator.local.pod import Pod
@@ -37,13 +34,3 @@ def _slice(pod: Pod) -> dict[str, Any]:
             }
         ],
     }
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Whole or not at all: readers see the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        json.dump(document, stream, indent=1)
-        stream.write("\n")
-    partial.replace(path)

@@ -1,9 +1,9 @@
 """Secrets of the local stack: one file of mode 0600 each, made at first use. The cluster's Secret objects. Called by executor.py."""
 
-import os
 import secrets
 from pathlib import Path
 
+from pagoda_operator.local.files import write_whole
 from pagoda_operator.local.template import SecretKey
 from pagoda_operator.pods import API_KEY_SECRET
 
@@ -23,7 +23,7 @@ class SecretFiles:
                 return None
             else:
                 self._known[path] = secrets.token_urlsafe(32)
-                write_secret(path, self._known[path])
+                write_whole(path, self._known[path])
         return self._known[path]
 
     def forget(self) -> None:
@@ -38,11 +38,3 @@ def api_key_file(folder: Path) -> Path:
 def read_api_key(folder: Path) -> str | None:
     path = api_key_file(folder)
     return path.read_text() if path.exists() else None
-
-
-def write_secret(path: Path, value: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(value)
-    partial.replace(path)

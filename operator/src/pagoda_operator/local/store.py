@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pagoda_operator.conditions import rfc3339
-from pagoda_operator.local.fleet import write_json
+from pagoda_operator.local.files import write_json
 from pagoda_operator.local.machine import Choices
 
 VERSION = 1

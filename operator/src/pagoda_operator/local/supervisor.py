@@ -14,11 +14,12 @@ from typing import Any
 from pagoda_operator.errors import InvalidManifest
 from pagoda_operator.local.errors import Refused
 from pagoda_operator.local.executor import LocalExecutor
+from pagoda_operator.local.files import write_whole
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.journal import Journal
 from pagoda_operator.local.machine import Machine, check_choices, inherited_environment
 from pagoda_operator.local.pod import Pod
-from pagoda_operator.local.secret_files import api_key_file, read_api_key, write_secret
+from pagoda_operator.local.secret_files import api_key_file, read_api_key
 from pagoda_operator.local.store import ObjectStore
 from pagoda_operator.local.version import code_version, distribution_version
 from pagoda_operator.manifests import Settings
@@ -154,7 +155,7 @@ class Supervisor:
         choices = replace(self.store.choices, **values)
         check_choices(choices, api_key or read_api_key(self.home.secrets))
         if api_key:
-            write_secret(api_key_file(self.home.secrets), api_key)
+            write_whole(api_key_file(self.home.secrets), api_key)
         if choices != self.store.choices:
             self.journal.tell("machine", f"router at {choices.endpoint}, device {choices.device}")
         self.store.choices = choices

@@ -81,6 +81,21 @@ class Conversation:
                 yield from _pieces(json.loads(line.removeprefix("data: ")), answer)
 
 
+def converse(conversation: Conversation) -> None:
+    """Until the input ends."""
+    console = conversation.console
+    console.print(f"[dim]{conversation.model}; Ctrl-C stops an answer, Ctrl-D ends[/dim]")
+    while True:
+        try:
+            text = console.input("[bold]> [/bold]").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if text:
+            answer = conversation.ask(text)
+            console.print(answer.trouble or answer.figures(), style="dim", markup=False)
+
+
 def connect(endpoint: str, api_key: str | None) -> httpx.Client:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)

@@ -14,6 +14,8 @@ from rich.status import Status
 
 POLL_S = 0.1
 FAILURES_IN_VAIN = 3
+FAILURES_OF_CONFIGURATION = 2
+"""The first may be of a process that started just before the submission that mended it."""
 HOPELESS = frozenset({"ModelNotFound", "InvalidSpec", "NameTaken", "ForeignObject"})
 BAD_CONFIGURATION = 2
 """The exit status with which a process says that trying again is useless."""
@@ -70,9 +72,11 @@ def _spinner(console: Console) -> AbstractContextManager[Status | None]:
 
 
 def _in_vain(pod: Mapping[str, Any]) -> bool:
-    if pod["ready"]:
+    """Only between two lives: one that runs may yet become ready."""
+    if pod["phase"] != "Failed":
         return False
-    return bool(pod["failures"] >= FAILURES_IN_VAIN or pod["lastExit"] == BAD_CONFIGURATION)
+    patience = FAILURES_OF_CONFIGURATION if pod["lastExit"] == BAD_CONFIGURATION else FAILURES_IN_VAIN
+    return bool(pod["failures"] >= patience)
 
 
 def _explain(status: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]) -> str:
