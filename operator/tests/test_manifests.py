@@ -165,7 +165,6 @@ def test_the_worker_is_told_its_model_engine_and_bounds() -> None:
         "dtype": "bf16",
         "attention": "auto",
         "maxModelLen": 512,
-        "maxBatchTokens": 8192,
         "maxRunning": 256,
         "prefixCaching": True,
         "kvCache": {"blockSize": 32},

@@ -35,6 +35,7 @@ REFUSED = 904  # the engine's own check refuses it
 STEP_S = 0.002
 
 FACTS = ModelFacts(
+    max_batch_tokens=8192,
     architecture="ScriptedForCausalLM",
     dtype="fp32",
     device="cpu",

@@ -105,12 +105,13 @@ def engine_settings(engine: Engine) -> Object:
         "attention": engine.attention,
         "dtype": engine.dtype,
         "kvCache": {"blockSize": engine.kv_cache.block_size},
-        "maxBatchTokens": engine.max_batch_tokens,
         "maxRunning": engine.max_running,
         "prefixCaching": engine.prefix_caching,
     }
     if engine.max_model_len is not None:
         settings["maxModelLen"] = engine.max_model_len
+    if engine.max_batch_tokens is not None:
+        settings["maxBatchTokens"] = engine.max_batch_tokens
     return settings
 
 

@@ -26,7 +26,8 @@ class Engine:
     attention: str = "auto"
     max_model_len: int | None = None
     """Prompt + output of one sequence, tokens. None: what the checkpoint was made for."""
-    max_batch_tokens: int = 8192
+    max_batch_tokens: int | None = None
+    """Tokens of one step. None: what suits the device (the worker knows)."""
     max_running: int = 256
     prefix_caching: bool = True
     kv_cache: KvCache = field(default_factory=KvCache)

@@ -21,8 +21,9 @@ class EngineConfig:
     """Of weights, activations and KV cache. auto: the checkpoint's own; bf16 on CUDA for fp32 checkpoints larger than 1 GB."""
     max_model_len: int | None = None
     """Prompt + output of one sequence, tokens. None: the checkpoint's max_position_embeddings."""
-    max_batch_tokens: int = 8192
-    """Tokens one step may compute, prefill and decode together. Larger raises throughput and the decode latency of neighbours."""
+    max_batch_tokens: int | None = None
+    """Tokens one step may compute, prefill and decode together. Larger raises throughput and the decode latency of neighbours. None: 8192
+    on CUDA; 1024 on CPU, where a prompt of 1024 tokens holds up a neighbour of a 0.5B model for about two seconds on two cores."""
     max_running: int = 256
     """Sequences decoded together; each has a row of device state from the start."""
     block_size: int = 16

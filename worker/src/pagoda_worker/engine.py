@@ -57,7 +57,7 @@ class Engine:
             BlockPool(loaded.block_count, config.block_size),
             SchedulerLimits(
                 max_running=config.max_running,
-                max_batch_tokens=config.max_batch_tokens,
+                max_batch_tokens=loaded.max_batch_tokens,
                 max_model_len=loaded.max_model_len,
                 prefix_caching=config.prefix_caching,
                 eos_token_ids=loaded.eos_token_ids,
@@ -79,6 +79,7 @@ class Engine:
             vocab_size=loaded.model.vocab_size,
             eos_token_ids=list(loaded.eos_token_ids),
             bos_token_id=loaded.bos_token_id,
+            max_batch_tokens=loaded.max_batch_tokens,
             block_size=config.block_size,
             kv_capacity_tokens=loaded.block_count * config.block_size,
             max_running=config.max_running,

@@ -17,6 +17,7 @@ from pagoda_worker.models.registry import architecture_of, load_model
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DEFAULT_BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
 _NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
@@ -29,6 +30,7 @@ class Loaded:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     max_model_len: int
+    max_batch_tokens: int
     block_count: int
 
     @property
@@ -72,14 +74,16 @@ def load(config: EngineConfig) -> Loaded:
         eos_token_ids=eos,
         bos_token_id=bos,
         max_model_len=model_len,
+        max_batch_tokens=config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type],
         block_count=block_count,
     )
 
 
 def _check(config: EngineConfig) -> None:
     for name, least in (("max_batch_tokens", 1), ("max_running", 1), ("block_size", 1)):
-        if getattr(config, name) < least:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}; it must be at least {least}")
     if config.max_model_len is not None and config.max_model_len < 2:
         raise ConfigError(f"maxModelLen is {config.max_model_len}; a prompt and one output token need at least 2")
 

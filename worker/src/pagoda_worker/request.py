@@ -162,6 +162,7 @@ class ModelFacts:
     vocab_size: int
     eos_token_ids: list[int]
     bos_token_id: int | None
+    max_batch_tokens: int
     block_size: int
     kv_capacity_tokens: int
     max_running: int

@@ -6,6 +6,7 @@ Called by the supervisor, which decides what to do about it.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -17,6 +18,9 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.request import Request
 
 ENGINE_COMMAND = (sys.executable, "-m", "pagoda_worker.engine_process")
+PATIENT_THREADS = {"GOMP_SPINCOUNT": "100"}
+"""torch's CPU threads meet at every operator. Spinning there while router, front and whoever else use the same cores made steps up to 40
+times slower; so they soon sleep. Must be set before torch is imported; the user's own setting wins."""
 EXIT_S = 3.0
 """An engine whose pair was closed has this long to leave before it is killed."""
 STACKS_S = 0.5
@@ -38,7 +42,12 @@ class EngineLink:
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
-                *command, "--fd", str(theirs.fileno()), pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL
+                *command,
+                "--fd",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**PATIENT_THREADS, **os.environ},
             )
         except BaseException:
             ours.close()

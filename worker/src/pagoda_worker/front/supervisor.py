@@ -115,7 +115,7 @@ class EngineSupervisor:
             self._heard_state(message.state, listener)
             listener.engine_idle(message.state)
         elif isinstance(message, Ready):
-            self._progress = ProgressClock(stall_s=self._stall_s, max_batch_tokens=self._config.max_batch_tokens, now=self._clock())
+            self._progress = ProgressClock(stall_s=self._stall_s, max_batch_tokens=message.facts.max_batch_tokens, now=self._clock())
             self.trouble = None
             listener.engine_ready(message.facts, message.state)
         elif isinstance(message, Loading):
