@@ -170,6 +170,16 @@ async def test_an_end_during_backoff_does_not_wait_for_it(bench: Bench, monkeypa
         await pod.join()
 
 
+async def test_a_new_submission_starts_one_that_waits_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pagoda_operator.local.backoff.FIRST_DELAY_S", 30)
+    behave(bench.model, exit=1)
+    pod = bench.pod()
+    await eventually(lambda: pod.now.backoff.failures == 1)
+    behave(bench.model)
+    pod.retry()
+    await eventually(lambda: pod.view().ready, within_s=10)
+
+
 async def test_what_cannot_be_launched_says_why_and_is_tried_again(bench: Bench) -> None:
     missing = True
 
