@@ -5,6 +5,7 @@ priorities or endings; called by the engine. Inputs are laid out with numpy in o
 copy.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,7 +38,7 @@ class Runner:
         self.dtype = dtype
         cache = model.cache_shape
         slots = shape.block_count * shape.block_size
-        self.caches = [torch.zeros(2, cache.kv_heads, slots, cache.head_dim, dtype=dtype, device=device) for _ in range(cache.layers)]
+        self.caches = [zeros((2, cache.kv_heads, slots, cache.head_dim), dtype, device) for _ in range(cache.layers)]
         """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
         self._tokens = np.zeros((shape.max_running, shape.max_model_len), np.int32)
         self._tables = np.zeros((shape.max_running, -(-shape.max_model_len // shape.block_size)), np.int64)
@@ -167,3 +168,10 @@ def length_groups(lengths: IntArray) -> list[tuple[int, int]]:
         if 2 * length < lengths[cuts[-1]]:
             cuts.append(i)
     return list(pairwise([*cuts, len(lengths)])) if len(lengths) else []
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On CPU from calloc, so that memory is taken page by page as it is written; torch.zeros would write all of it at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
