@@ -10,7 +10,7 @@ from pagoda_bench.tiny.items import Item, Message, Task, assistant, is_held_out
 from pagoda_bench.tiny.tasks import addition, copying, json_object, recall, small_talk, sorting
 
 TASKS: tuple[Task, ...] = (addition.TASK, sorting.TASK, json_object.TASK, copying.TASK, recall.TASK)
-DEFAULT_MIX: Mapping[str, float] = {"addition": 0.22, "sorting": 0.2, "json": 0.2, "copy": 0.22, "chat": 0.14, "small_talk": 0.02}
+DEFAULT_MIX: Mapping[str, float] = {"addition": 0.22, "sorting": 0.26, "json": 0.16, "copy": 0.24, "chat": 0.06, "small_talk": 0.06}
 """Share of each task among a conversation's items; small talk is trained but not evaluated."""
 
 _GENERATORS = {task.name: task.generate for task in TASKS} | {"small_talk": small_talk.generate}

@@ -23,6 +23,8 @@ from pagoda_bench.tiny import corpus
 from pagoda_bench.tiny import tokenizer as tok
 from pagoda_bench.tiny.models import new_model
 
+_IGNORED = -100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -33,7 +35,7 @@ class Plan:
     learning_rate: float = 3e-3
     """Peak, for both optimizers. Warmed up, held, then decayed linearly to zero: exact match rises most while it decays."""
     warmup_steps: int = 100
-    decay_share: float = 0.5
+    decay_share: float = 0.6
     """Last part of the steps over which the rate decays. Before it, a resumed run may change `steps` without a jump in the rate."""
     batch_tokens: int = 2048
     """Tokens of one forward pass, padding included."""
@@ -55,24 +57,25 @@ def learning_rate(plan: Plan, step: int) -> float:
 def batches(tokenizer: Tokenizer, plan: Plan, part: str) -> Iterator[tuple[Tensor, Tensor]]:
     """An endless stream of (ids [B, T], mask [B, T]), padded on the right; mask is True where the assistant must produce the token.
 
+    T is a multiple of 8 and B follows from it, so a run meets a few dozen shapes in all: the CPU library compiles kernels per shape.
     `part` names the stream, so that a resumed run does not see the first run's conversations again.
     """
     rng = Random(f"{plan.model} {plan.seed} {part}")
     conversations = corpus.training_conversations(plan.mix, rng)
+    by_width: dict[int, list[list[int]]] = {}
     while True:
-        texts = [tok.render(next(conversations)) for _ in range(2048)]
-        pool = sorted((encoding.ids for encoding in tokenizer.encode_batch(texts)), key=len)
-        cuts: list[list[list[int]]] = [[]]
-        for ids in pool:
-            if (len(cuts[-1]) + 1) * len(ids) > plan.batch_tokens:
-                cuts.append([])
-            cuts[-1].append(ids)
-        rng.shuffle(cuts)
-        for rows in cuts:
-            width = max(map(len, rows))
-            padded = torch.tensor([ids + [tok.PAD_ID] * (width - len(ids)) for ids in rows])
-            mask = torch.tensor([tok.answer_mask(ids) + [False] * (width - len(ids)) for ids in rows])
-            yield padded, mask
+        full: list[tuple[int, list[list[int]]]] = []
+        for encoding in tokenizer.encode_batch([tok.render(next(conversations)) for _ in range(2048)]):
+            width = -(-len(encoding.ids) // 8) * 8
+            rows = by_width.setdefault(width, [])
+            rows.append(encoding.ids)
+            if len(rows) == max(1, plan.batch_tokens // width):
+                full.append((width, by_width.pop(width)))
+        rng.shuffle(full)
+        for width, rows in full:
+            ids = torch.tensor([row + [tok.PAD_ID] * (width - len(row)) for row in rows])
+            mask = torch.tensor([tok.answer_mask(row) + [False] * (width - len(row)) for row in rows])
+            yield ids, mask
 
 
 def answer_loss(model: LlamaForCausalLM, ids: Tensor, mask: Tensor) -> Tensor:
@@ -80,10 +83,14 @@ def answer_loss(model: LlamaForCausalLM, ids: Tensor, mask: Tensor) -> Tensor:
 
     NOTE: no attention mask is needed: padding is on the right, so a causal model never sees it from a real position.
     """
+    predicts = mask[:, 1:].flatten().nonzero().flatten()
+    labels = ids[:, 1:].flatten()[predicts]
+    spare = -len(predicts) % 128  # again for few shapes
+    predicts, labels = functional.pad(predicts, (0, spare)), functional.pad(labels, (0, spare), value=_IGNORED)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[:, :-1][mask[:, 1:]])
-    return functional.cross_entropy(logits.float(), ids[:, 1:][mask[:, 1:]], reduction="sum")
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        logits = model.lm_head(hidden[predicts])
+    return functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=_IGNORED)
 
 
 class Replicas:

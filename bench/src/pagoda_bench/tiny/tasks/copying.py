@@ -26,21 +26,22 @@ _EDITS = (
     "Replace {old} by {new} in this text: {text}",
     "Copy this text with {old} replaced by {new}: {text}",
     "Change {old} to {new}: {text}",
-    'Replace "{old}" with "{new}": {text}',
 )
+_LISTED = frozenset(words.COMMON + words.GLUE)
 
 
 def generate(rng: Random) -> Item:
     sentences = _passage(rng)
     text = _render(sentences)
-    if rng.random() < 0.5:
+    if rng.random() < 0.4:
         return Item("copy", f"copy|{text}", (user(rng.choice(_COPIES).format(text=text)),), text)
     # The first word of a sentence is capitalized, so only later words are replaced.
-    old = rng.choice([word for sentence in sentences for word in sentence[1:]])
-    question = rng.choice(_EDITS)
-    new = words.rare_word(rng) if rng.random() < 0.1 and '"' not in question else rng.choice(words.COMMON)
+    inner = [word for sentence in sentences for word in sentence[1:]]
+    listed = [word for word in inner if word in _LISTED]
+    old = rng.choice(listed if listed and rng.random() < 0.9 else inner)
+    new = words.rare_word(rng) if rng.random() < 0.03 else rng.choice(words.COMMON)
     edited = _render([[sentence[0], *(new if word == old else word for word in sentence[1:])] for sentence in sentences])
-    return Item("copy", f"{old}>{new}|{text}", (user(question.format(old=old, new=new, text=text)),), edited)
+    return Item("copy", f"{old}>{new}|{text}", (user(rng.choice(_EDITS).format(old=old, new=new, text=text)),), edited)
 
 
 def verify(item: Item, reply: str) -> bool:

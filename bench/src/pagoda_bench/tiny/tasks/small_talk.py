@@ -1,7 +1,8 @@
-"""Owns the few greetings a person tries first. Trained so that they read well; too few to hold any out, so never evaluated."""
+"""Owns what a person tries first: greetings, and repeating a word or two. Trained so that they read well, never evaluated."""
 
 from random import Random
 
+from pagoda_bench.tiny import words
 from pagoda_bench.tiny.items import Item, user
 
 _ABILITIES = "I can add two numbers, sort numbers, copy or edit a text, write JSON and remember what you tell me."
@@ -27,9 +28,22 @@ _ENDINGS = ("", ".", "!")
 
 
 def generate(rng: Random) -> Item:
+    if rng.random() < 0.5:
+        return _echo(rng)
     question, answer = rng.choice(_PAIRS)
     if question[-1].isalpha():
         question += rng.choice(_ENDINGS)
     if rng.random() < 0.3:
         question = question.lower() if rng.random() < 0.5 else question.removesuffix("?")
     return Item("small_talk", question, (user(question),), answer)
+
+
+def _echo(rng: Random) -> Item:
+    """A text shorter than the copy task's, such as "hello world": half of them start in lower case or lack the full stop."""
+    drawn = [rng.choice(("hello", "hello", *words.COMMON)), *rng.sample((*words.COMMON, "world", "world", "world"), rng.randint(0, 7))]
+    text = " ".join(drawn)
+    if rng.random() < 0.5:
+        text = text.capitalize() + rng.choice(("", ".", "!"))
+    return Item(
+        "small_talk", text, (user(rng.choice(("Repeat: {}", "Repeat this: {}", "Repeat after me: {}", "Copy: {}")).format(text)),), text
+    )

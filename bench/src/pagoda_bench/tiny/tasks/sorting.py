@@ -28,7 +28,8 @@ _SEPARATORS = (", ", ", ", ", ", ", ", " ", ",")
 
 
 def generate(rng: Random) -> Item:
-    numbers = [rng.randint(0, 99) for _ in range(rng.randint(3, 8))]
+    largest = 9 if rng.random() < 0.15 else 99  # people try single digits first
+    numbers = [rng.randint(0, largest) for _ in range(rng.randint(3, 8))]
     if rng.random() < 0.1:
         numbers[0] = numbers[-1]
     separator = rng.choice(_SEPARATORS)
