@@ -102,6 +102,15 @@ def test_only_the_assistants_words_and_end_of_turn_are_learned() -> None:
     assert tokenizer.decode(learned, skip_special_tokens=False) == "Hello!<|end|>Goodbye!<|end|>"
 
 
+def test_the_loss_is_that_of_transformers_on_the_answers_tokens() -> None:
+    model = load_model(FOLDERS["draft"], torch.float32)
+    ids, mask = next(batches(tok.load_tokenizer(FOLDERS["draft"]), Plan(model="draft", steps=1, batch_tokens=512), part="test"))
+    with torch.inference_mode():
+        ours = answer_loss(model, ids, mask) / mask[:, 1:].sum()
+        theirs = model(input_ids=ids, labels=ids.masked_fill(~mask, -100)).loss
+    assert ours.item() == pytest.approx(theirs.item(), rel=0.02)
+
+
 def test_padding_does_not_change_the_loss() -> None:
     tokenizer = tok.load_tokenizer(FOLDERS["draft"])
     model = load_model(FOLDERS["draft"], torch.float32)
