@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,10 +87,22 @@ async def running_sequences(stack: LocalStack) -> int:
     return int(float(line.split()[-1]))
 
 
+def run_shell(command: str) -> str:
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_the_readme_s_curl_line_answers(stack: LocalStack) -> None:
+    readme = (QUICKSTART.parents[2] / "README.md").read_text()
+    [curl] = [block for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL) if block.startswith("curl ")]
+    assert "73" in run_shell(curl.replace("127.0.0.1:8000", f"127.0.0.1:{stack.port}"))
+
+
 def test_up_twice_changes_nothing_and_down_leaves_no_process(own_stack: LocalStack) -> None:
     before = {process.pid for process in of_home(own_stack.home)}
     again = own_stack.pagoda("up", str(QUICKSTART))
     assert "unchanged" in again.stdout
+    [curl] = [line for line in again.stdout.splitlines() if line.strip().startswith("curl ")]
+    assert "73" in run_shell(curl)
     assert {process.pid for process in of_home(own_stack.home)} == before
     own_stack.pagoda("down")
     assert list(of_home(own_stack.home)) == []
