@@ -105,7 +105,7 @@ def test_only_the_assistants_words_and_end_of_turn_are_learned() -> None:
 def test_the_loss_is_that_of_transformers_on_the_answers_tokens() -> None:
     model = load_model(FOLDERS["draft"], torch.float32)
     ids, mask = next(batches(tok.load_tokenizer(FOLDERS["draft"]), Plan(model="draft", steps=1, batch_tokens=512), part="test"))
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         ours = answer_loss(model, ids, mask) / mask[:, 1:].sum()
         theirs = model(input_ids=ids, labels=ids.masked_fill(~mask, -100)).loss
     assert ours.item() == pytest.approx(theirs.item(), rel=0.02)
