@@ -25,7 +25,7 @@ from pagoda_bench.hardware import read_hardware
 from pagoda_bench.local_stack import LocalStack, local_stack
 from pagoda_bench.random_llama import write_half_billion
 
-RESULTS = Path(__file__).parents[3] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 CONCURRENCY = (1, 8, 32)
 
 
