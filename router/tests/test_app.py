@@ -135,6 +135,26 @@ async def test_a_body_that_never_ends_times_out(guarded: Caller) -> None:
     assert sent[0]["status"] == 408  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8000", "LOCALHOST:8000", "tiny.localhost:8000", "127.0.0.1:8000", "[::1]:8000", "10.0.0.7"]
+)
+async def test_without_a_key_local_names_are_answered(call: Caller, host: str) -> None:
+    await call("GET", "/v1/models", headers={"host": host})
+    assert call.status == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "", "]:["])
+@pytest.mark.parametrize("path", ["/v1/models", "/", "/health"])
+async def test_without_a_key_a_web_page_s_name_is_refused(call: Caller, host: str, path: str) -> None:
+    await call("GET", path, headers={"host": host})
+    assert call.status == 403
+
+
+async def test_with_a_key_any_name_is_answered(guarded: Caller) -> None:
+    await guarded("GET", "/v1/models", headers={"host": "models.example", **KEY})
+    assert guarded.status == 200
+
+
 async def test_a_form_from_another_site_is_refused(call: Caller) -> None:
     await call("POST", "/v1/chat/completions", chat(), headers={"content-type": "text/plain"})
     assert call.status == 400

@@ -4,6 +4,7 @@ Knows routes, the API key and request ids; what a completion is lives in openai/
 """
 
 import hmac
+import ipaddress
 import logging
 import os
 import time
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 
 from pagoda_router.asgi import JSON_TYPE, ASGIApp, ClientGone, Exchange, Headers, Message, Receive, Scope, Send, answer, header, read_body
 from pagoda_router.console.pages import Console
-from pagoda_router.errors import BadRequest, MethodNotAllowed, NotFound, RouterError, Unauthorized
+from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError, Unauthorized
 from pagoda_router.generation import Catalog, Dispatcher
 from pagoda_router.openai.answers import Call, Completions
 from pagoda_router.openai.errors import error_body, error_event, error_headers
@@ -73,6 +74,7 @@ class _Surface:
         id_header = (b"x-request-id", _request_id(scope))
         endpoint = GENERATION_ENDPOINTS.get(scope["path"])
         try:
+            self._check_host(scope)
             if endpoint is not None:
                 await self._generation(endpoint, scope, receive, send, id_header)
             else:
@@ -142,6 +144,13 @@ class _Surface:
             outcome.duration_s = time.monotonic() - started_at
             self._observer.request_finished(outcome)
 
+    def _check_host(self, scope: Scope) -> None:
+        """Without a key the router listens on loopback only, but any web page can make its own name resolve there (DNS rebinding) and would
+        then be of one origin with us. So only names that no page can have are answered."""
+        if self._bearer is not None or is_local_name(header(scope, b"host")):
+            return
+        raise ForeignHost("this router has no API key and answers only to localhost or an IP address: use one, or set PAGODA_API_KEY")
+
     def _check_key(self, scope: Scope) -> None:
         if self._bearer is None:
             return
@@ -158,6 +167,21 @@ class _Surface:
             await answer(send, error.status, [*error_headers(error), id_header], error_body(error))
         except RuntimeError:
             log.warning("the failed request had begun its answer: its connection is closed")
+
+
+def is_local_name(host: bytes | None) -> bool:
+    """Of a Host header, with or without a port; an absent one (HTTP/1.0) cannot come from a web page."""
+    if host is None:
+        return True
+    name = host.decode("latin-1").lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _internal() -> RouterError:

@@ -3,6 +3,7 @@ RouterError
 ├── BadRequest              400   the client's fault; names the field
 │   └── ContextTooLong      400   code context_length_exceeded
 ├── Unauthorized            401
+├── ForeignHost             403   a name that is not this machine's, on a router without keys
 ├── ModelNotFound           404
 ├── NotFound                404   no such route
 ├── MethodNotAllowed        405
@@ -48,6 +49,12 @@ class Unauthorized(RouterError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class ForeignHost(RouterError):
+    status = 403
+    type = "permission_error"
+    code = "foreign_host"
 
 
 class ModelNotFound(RouterError):
