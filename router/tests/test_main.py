@@ -109,6 +109,8 @@ async def until_closed(router: Process) -> None:
             async with httpx.AsyncClient() as newcomer:
                 try:
                     await newcomer.get(f"{router.url}/health")
+                except httpx.RemoteProtocolError:
+                    continue  # accepted in the very moment of closing
                 except httpx.ConnectError:
                     return
 

@@ -1,6 +1,6 @@
 """`pagoda chat`: turns of a conversation against the local endpoint, streamed. Called by cli.py.
 
-Ctrl-C stops the present answer (closing the stream cancels it on the worker), Ctrl-D or an empty Ctrl-C ends the conversation.
+Ctrl-C stops the present answer (closing the stream cancels it on the worker), Ctrl-D ends the conversation.
 """
 
 import json
@@ -88,9 +88,12 @@ def converse(conversation: Conversation) -> None:
     while True:
         try:
             text = console.input("[bold]> [/bold]").strip()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             console.print()
             return
+        except KeyboardInterrupt:  # often meant for an answer that had just ended
+            console.print("\n[dim]Ctrl-D ends[/dim]")
+            continue
         if text:
             answer = conversation.ask(text)
             console.print(answer.trouble or answer.figures(), style="dim", markup=False)
