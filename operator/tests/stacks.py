@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,16 @@ def manifest(folder: Path, *, name: str = "m", **spec: Any) -> Path:
 
 @contextmanager
 def started(command: list[str], environment: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
-    """A process that does not outlive the block, whatever fails in it."""
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    """A process that does not outlive the block, whatever fails in it. It hears Ctrl-C even when the tests run in the background of a
+    shell, which makes its children ignore it."""
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         try:
             yield process
         finally:
