@@ -78,7 +78,8 @@ crds: ## Copy crds/ into the Helm chart pagoda-crds
 
 .PHONY: train-tiny
 train-tiny: $(READY) ## Train the shipped tiny models anew (resumable, up to two hours; see docs/decisions/tiny-models.md)
-	@$(BIN)/python -m pagoda_bench.tiny train
+	@$(BIN)/python -m pagoda_bench.tiny train --model target
+	@$(BIN)/python -m pagoda_bench.tiny train --model draft
 
 .PHONY: bench
 bench: $(READY) ## Measure tokens/s against transformers and write bench/results/
