@@ -11,7 +11,7 @@ BIN := .venv/bin
 COMPONENTS := operator router worker bench
 LOCKS := $(COMPONENTS:%=%/requirements.lock)
 READY := .venv/.ready
-# uv must not write addresses or fetch interpreters of its own.
+# uv must not fetch interpreters of its own: PYTHON is the one.
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help

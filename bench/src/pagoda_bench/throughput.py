@@ -8,7 +8,9 @@ prompts of its own so that no prefix cache helps; medians and the ratio of media
 import argparse
 import asyncio
 import json
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -197,7 +199,7 @@ def main() -> None:
             sizes = {"prompt_tokens": args.prompt_tokens, "output_tokens": args.output_tokens, "rounds": args.rounds}
             rows += measure(model.replace(".", "-"), folder, source, concurrency=args.concurrency, **sizes)
 
-    command = "make bench"
+    command = "make bench" if len(sys.argv) == 1 else f"python -m pagoda_bench.throughput {shlex.join(sys.argv[1:])}"
     details = f"prompt {args.prompt_tokens}, output {args.output_tokens}, greedy, {args.rounds} rounds, threads {torch.get_num_threads()}"
     packages = ", ".join(f"{name} {version}" for name, version in hardware.packages.items())
     args.output.parent.mkdir(parents=True, exist_ok=True)

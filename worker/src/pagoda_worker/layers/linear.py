@@ -1,7 +1,7 @@
 """A matrix product with the weight in the layout the device multiplies fastest. Called by models.
 
-On CPU in bf16, oneDNN reads a weight in blocks of its own; packing once at load instead of at each call makes a product with few rows 1.2
-to 2.4 times as fast. The plain copy is dropped, so packing costs no memory.
+On CPU in bf16, oneDNN reads a weight in blocks of its own; packing once at load instead of at each call makes a product with few rows
+faster (docs/log.md). The plain copy is dropped, so packing costs no memory.
 """
 
 from typing import Any
