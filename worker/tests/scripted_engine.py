@@ -6,10 +6,11 @@ An ordinary prompt [..., t] yields t+1, t+2, … (modulo the vocabulary), one to
 
 import os
 import signal
+import sys
 import time
 
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.engine_process import EngineLike, run_process
+from pagoda_worker.engine_process import EngineLike, LoadingNews, run_process
 from pagoda_worker.errors import ModelError, RequestRefused
 from pagoda_worker.request import (
     EngineState,
@@ -48,6 +49,10 @@ FACTS = ModelFacts(
     max_running=8,
     max_sequences_per_request=4,
     max_top_logprobs=5,
+    max_model_len_fitting=4096,
+    prefill_tokens_per_s=10_000.0,
+    decode_tokens_per_s=500.0,
+    load_s=0.25,
 )
 
 
@@ -126,6 +131,7 @@ class ScriptedEngine:
         if command == RAISES:
             raise RuntimeError("scripted failure of a step")
         if command == DIES:
+            print("about to die", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if command == HANGS:
             while True:
@@ -161,7 +167,10 @@ def now_us() -> int:
     return time.monotonic_ns() // 1000
 
 
-def build(config: EngineConfig) -> EngineLike:
+def build(config: EngineConfig, news: LoadingNews) -> EngineLike:
+    if config.seed == 14:
+        news("loading weights", 10**9, 4 * 10**9)
+        time.sleep(3600)
     return ScriptedEngine(config)
 
 

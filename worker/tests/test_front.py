@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.front.process import Front
 from pagoda_worker.front.progress import Backoff
+from pagoda_worker.limits import Limits
 from pagoda_worker.settings import WorkerSettings
 from pagoda_worker.wire import worker_pb2 as pb
 
@@ -120,7 +122,7 @@ async def test_a_drain_lets_running_calls_finish_and_takes_no_new_ones():
         assert (await router.refusal(2)).code == pb.Refused.DRAINING
         assert router.state.draining
         ready = await bench.http.get("/ready")
-        assert (ready.status_code, ready.json()["reason"]) == (503, "the worker drains and takes no new requests")
+        assert (ready.status_code, ready.json()["reason"]) == (503, "Draining")
         assert (await bench.http.get("/health")).status_code == 200
         finish = await router.finish(1)
         assert (finish.reason, len(router.tokens[1, 0])) == (pb.FINISH_LENGTH, 150)
@@ -172,19 +174,78 @@ async def test_a_taken_port_is_one_line():
 
 async def test_what_the_engine_cannot_serve_ends_the_front_with_its_line():
     settings = WorkerSettings(model_name=MODEL, engine=EngineConfig(model_dir=TINY, seed=13), grpc_port=0, http_port=0)
+    front = Front(settings, engine_command=SCRIPTED_COMMAND)
     with pytest.raises(ConfigError, match="the scripted engine does not like the seed 13"):
-        await asyncio.wait_for(Front(settings, engine_command=SCRIPTED_COMMAND).run(), 10)
+        await asyncio.wait_for(front.run(), 10)
+    told = front.supervisor.readiness  # what /ready answers until the process has ended
+    assert told is not None
+    assert told.message == "the scripted engine does not like the seed 13"
 
 
 async def test_before_the_engine_is_loaded_the_probes_say_what_it_is_at():
     async with running_front() as bench:
         health, ready = await asyncio.gather(bench.http.get("/health"), bench.http.get("/ready"))
         if ready.status_code == 503:
-            assert ready.json()["progress"]
+            assert (ready.json()["reason"], ready.json()["ready"]) == ("Loading", False)
             assert health.status_code == 503
         router = await bench.router(ready=False)
         await router.until(lambda: router.state.ready)
-        assert (await bench.http.get("/ready")).json() == {"ready": True}
+        answer = (await bench.http.get("/ready")).json()
+        assert answer["ready"] is True
+        assert answer["capacity"] == {
+            "kvTokens": CAPACITY,
+            "maxModelLen": 256,
+            "maxModelLenFitting": 4096,
+            "prefillTokensPerS": 10000.0,
+            "decodeTokensPerS": 500.0,
+            "loadS": 0.25,
+            "device": "cpu",
+        }
+
+
+async def test_a_crash_is_told_with_its_signal_and_last_line_until_a_new_engine_serves():
+    async with running_front() as bench:
+        bench.front.supervisor.backoff = Backoff(first_s=30.0)
+        router = await bench.router()
+        await router.submit(1, [DIES])
+        await router.finish(1)
+        await router.until(lambda: not router.state.ready)
+        answer = (await bench.http.get("/ready")).json()
+        assert answer["reason"] == "EngineCrash"
+        assert "the engine process was ended by SIGKILL; its last line: about to die; now starting it again in 30.0 s" in answer["message"]
+        assert (answer["progress"], answer["bytesDone"]) == (None, None)
+
+
+@pytest.mark.parametrize(("kills", "reason"), [(0, "EngineCrash"), (1, "OutOfMemory")])
+async def test_a_kill_for_lack_of_memory_is_told_apart_from_others(tmp_path: Path, kills: int, reason: str):
+    events = tmp_path / "sys/fs/cgroup"
+    events.mkdir(parents=True)
+    (events / "memory.events").write_text("oom_kill 3\n")
+    (events / "memory.max").write_text(str(6 << 30))
+    async with running_front() as bench:
+        bench.front.supervisor._limits = Limits(tmp_path)
+        bench.front.supervisor.backoff = Backoff(first_s=0.01)
+        router = await bench.router()
+        for request_id in (1, 2):  # the second life begins with the counts of this folder
+            if request_id == 2:
+                bench.front.supervisor.backoff = Backoff(first_s=30.0)
+                (events / "memory.events").write_text(f"oom_kill {3 + kills}\n")
+            await router.submit(request_id, [DIES])
+            await router.finish(request_id)
+            await router.until(lambda: not router.state.ready)
+            if request_id == 1:
+                await router.until(lambda: router.state.ready)
+        answer = (await bench.http.get("/ready")).json()
+        assert answer["reason"] == reason
+        assert ("the kernel found no memory for it, the limit is 6 GiB" in answer["message"]) == bool(kills)
+
+
+async def test_loading_is_told_in_bytes():
+    async with running_front(config=EngineConfig(model_dir=TINY, device="cpu", seed=14)) as bench:
+        while (answer := (await bench.http.get("/ready")).json())["bytesTotal"] is None:
+            pass
+        assert (answer["reason"], answer["progress"], answer["bytesDone"], answer["bytesTotal"]) == ("Loading", 0.25, 10**9, 4 * 10**9)
+        assert answer["message"] == "loading weights: 1.0 GB of 4.0 GB"
 
 
 async def test_metrics_count_what_happened_under_vllms_names():

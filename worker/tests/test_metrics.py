@@ -71,6 +71,8 @@ def test_gauges_are_the_engines_last_state():
     assert (values["vllm:num_requests_running"], values["vllm:num_requests_waiting"]) == (3, 2)
     assert (values["vllm:kv_cache_usage_perc"], values["pagoda_queued_prefill_tokens"]) == (0.75, 77)
     assert values["vllm:cache_config_info{block_size=16,num_gpu_blocks=1024}"] == 1
+    assert values["pagoda_measured_prefill_tokens_per_second"] == 10_000
+    assert values["pagoda_measured_decode_tokens_per_second"] == 500
 
 
 def test_a_finish_is_counted_by_its_reason_and_timed_from_receipt():

@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from pagoda_worker.front.probes import Probes, Readiness
+from pagoda_worker.front.probes import Probes
+from pagoda_worker.readiness import Readiness
 
 
 async def ask(
@@ -33,10 +34,28 @@ async def test_unhealthy_is_503_with_the_reason():
     assert (status, json.loads(body)["reason"]) == (503, "no token moved for 25 s")
 
 
-async def test_not_ready_is_503_with_reason_and_progress():
-    status, body, _ = await ask("/ready", ready=Readiness(ready=False, reason="the engine is loading", progress="reading the model, 3 s"))
+async def test_not_ready_is_503_with_one_word_one_line_and_progress_as_a_number():
+    loading = Readiness(ready=False, reason="Loading", message="loading weights:\n1 of 4 GB", bytes_done=10**9, bytes_total=4 * 10**9)
+    status, body, _ = await ask("/ready", ready=loading)
     assert status == 503
-    assert json.loads(body) == {"ready": False, "reason": "the engine is loading", "progress": "reading the model, 3 s"}
+    assert json.loads(body) == {
+        "ready": False,
+        "reason": "Loading",
+        "message": "loading weights: 1 of 4 GB",
+        "progress": 0.25,
+        "bytesDone": 10**9,
+        "bytesTotal": 4 * 10**9,
+    }
+
+
+async def test_progress_is_null_when_nothing_is_counted():
+    _, body, _ = await ask("/ready", ready=Readiness(ready=False, reason="Stalled", message="no token moved"))
+    assert (json.loads(body)["progress"], json.loads(body)["bytesTotal"]) == (None, None)
+
+
+async def test_ready_tells_the_capacity():
+    _, body, _ = await ask("/ready", ready=Readiness(ready=True, capacity={"kvTokens": 1024}))
+    assert json.loads(body) == {"ready": True, "capacity": {"kvTokens": 1024}}
 
 
 async def test_head_has_the_length_and_no_body():

@@ -1,6 +1,7 @@
 """Environment variables in, settings out; whatever is wrong is one line that says what to write."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +49,26 @@ def test_the_manifests_engine_becomes_the_engines_config():
     assert config.prefix_caching is False
 
 
+def test_the_self_test_runs_unless_it_is_turned_off():
+    assert parse_settings(MINIMAL).engine.self_test is True
+    assert parse_settings({**MINIMAL, "PAGODA_SELF_TEST": "off"}).engine.self_test is False
+
+
+def test_the_memory_given_is_the_engines_to_divide():
+    assert parse_settings({**MINIMAL, "PAGODA_MEMORY_BYTES": str(4 << 30)}).engine.memory_bytes == 4 << 30
+
+
+def test_a_fetched_source_is_found_in_its_cache_or_said_to_be_missing(tmp_path: Path):
+    remote = {**MINIMAL, "PAGODA_MODEL_SOURCE": "hf://pagoda/small", "PAGODA_MODEL_CACHE": str(tmp_path)}
+    with pytest.raises(ConfigError, match=r"no complete copy of its revision main; run python -m pagoda_worker\.fetch") as refusal:
+        parse_settings(remote)
+    assert (refusal.value.reason, refusal.value.exit_status) == ("ModelNotFound", 3)
+
+
 WRONG = [
+    ({"PAGODA_SELF_TEST": "maybe"}, "PAGODA_SELF_TEST is 'maybe'; it may be on, off"),
+    ({"PAGODA_MODEL_CACHE": "models"}, "PAGODA_MODEL_CACHE is 'models'; it must be an absolute folder"),
+    ({"PAGODA_HF_TOKEN": "x"}, "PAGODA_HF_TOKEN is not a setting of the worker"),
     ({"PAGODA_MODEL_NAME": ""}, "PAGODA_MODEL_NAME is not set: write the InferenceModel's metadata.name"),
     ({"PAGODA_MODEL_SOURCE": ""}, "PAGODA_MODEL_SOURCE is not set"),
     ({"PAGODA_GRPC_PROT": "1"}, "PAGODA_GRPC_PROT is not a setting of the worker; the closest is PAGODA_GRPC_PORT"),

@@ -60,6 +60,16 @@ BREAKS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         ModelError,
         "model.safetensors cannot be read",
     ),
+    "weights cut short, in a tensor": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
+        ModelError,
+        r"model.safetensors cannot be read: tensor '[\w.]+' ends at byte \d+, the file has \d+: it is cut short; fetch it again",
+    ),
+    "a header that claims too much": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 7 + b"\0" + (f / "model.safetensors").read_bytes()[8:]),
+        ModelError,
+        r"model.safetensors cannot be read: its header claims \d+ bytes, the file has \d+",
+    ),
     "a tensor is missing": (
         lambda f: change_tensors(f, lambda t: t.pop("model.norm.weight")),
         ModelError,

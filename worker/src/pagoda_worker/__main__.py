@@ -1,16 +1,15 @@
-"""`python -m pagoda_worker`: settings, then the front until a signal. Exit status 0 after a drain, 2 with one line on bad configuration."""
+"""`python -m pagoda_worker`: settings, then the front until a signal. Exit status 0 after a drain; 2 with one line on bad
+configuration, 3 when the model or the memory it is given makes every start end the same way."""
 
 import asyncio
 import os
 import signal
 import sys
 
-from pagoda_worker.errors import ConfigError
+from pagoda_worker.errors import ConfigError, last_line
 from pagoda_worker.front.process import Front
 from pagoda_worker.logs import log_to_stderr
 from pagoda_worker.settings import WorkerSettings, parse_settings
-
-EXIT_BAD_CONFIGURATION = 2
 
 
 async def serve(settings: WorkerSettings) -> None:
@@ -28,8 +27,8 @@ def main() -> int:
         log_to_stderr(settings.log_level)
         asyncio.run(serve(settings))
     except ConfigError as error:
-        print(f"pagoda-worker: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_BAD_CONFIGURATION
+        print(last_line("pagoda-worker", error), file=sys.stderr)
+        return error.exit_status
     return 0
 
 

@@ -41,6 +41,9 @@ Down = Start | Submitted | Cancelled
 
 class Loading(msgspec.Struct, tag=1, array_like=True):
     stage: str
+    bytes_done: int = 0
+    bytes_total: int = 0
+    """0: this stage is not counted in bytes."""
 
 
 class Ready(msgspec.Struct, tag=2, array_like=True):
@@ -72,6 +75,8 @@ class Unusable(msgspec.Struct, tag=6, array_like=True):
     """Settings or model folder cannot be served; starting again would not help."""
 
     message: str
+    reason: str = ""
+    """Of the error, see errors.py."""
 
 
 Up = Loading | Ready | Stepped | Idle | Rejected | Unusable

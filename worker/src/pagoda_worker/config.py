@@ -30,13 +30,18 @@ class EngineConfig:
     """Tokens per KV block. Smaller wastes less at the end of a sequence and shares more; 16 is what peers use."""
     kv_cache_bytes: int | None = None
     """Memory for KV blocks. None: on CUDA 90 % of what is free after loading; on CPU what max_running full-length sequences would need,
-    at most a quarter of the memory available."""
+    at most a quarter of the memory, or what one sequence of max_model_len needs where that is more and fits."""
+    memory_bytes: int | None = None
+    """What the worker may use of the host's memory; counts on CPU. None: the container's limit, else what is available."""
+    self_test: bool = False
+    """Measure prefill and decode for about a second at most after loading. The worker's settings turn it on."""
     prefix_caching: bool = True
     """Share full blocks between requests with the same prefix (and the same salt and adapter)."""
     attention: Attention = "auto"
     """auto: sdpa. eager is the readable reference."""
     threads: int | None = None
-    """At most so many CPU threads; None: torch's own choice. Weights below 64 MB run on one: their products are too short to share, and
+    """At most so many CPU threads; None: the container's CPU quota, rounded up, else torch's own choice.
+    Weights below 64 MB run on one: their products are too short to share, and
     threads that meet at every product wait for whichever the rest of the machine holds up."""
     seed: int = 0
     """Seeds requests that bring none."""

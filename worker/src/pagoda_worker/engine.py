@@ -14,7 +14,7 @@ import torch
 from pagoda_worker.blocks import BlockPool
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import RequestRefused
-from pagoda_worker.loading import load
+from pagoda_worker.loading import News, load, out_of_memory_says
 from pagoda_worker.plan import Sampled, StepPlan
 from pagoda_worker.request import (
     EngineState,
@@ -28,6 +28,7 @@ from pagoda_worker.request import (
 )
 from pagoda_worker.runner import Runner, RunnerShape
 from pagoda_worker.scheduler import Scheduler, SchedulerLimits
+from pagoda_worker.self_test import Measured, measure
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
@@ -48,21 +49,26 @@ class Completion:
 
 
 class Engine:
-    def __init__(self, config: EngineConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Loads the model and allocates the KV cache. Raises ModelError, UnsupportedModel, ConfigError."""
-        loaded = load(config)
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        news: News = lambda stage, done, total: None,
+    ) -> None:
+        """Loads the model and allocates the KV cache. Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
+        began = time.monotonic()
+        loaded = load(config, news=news)
         self._clock = clock
         self._seeds = random.Random(config.seed)
-        self.scheduler = Scheduler(
-            BlockPool(loaded.block_count, config.block_size),
-            SchedulerLimits(
-                max_running=config.max_running,
-                max_batch_tokens=loaded.max_batch_tokens,
-                max_model_len=loaded.max_model_len,
-                prefix_caching=config.prefix_caching,
-                eos_token_ids=loaded.eos_token_ids,
-            ),
+        self._limits = SchedulerLimits(
+            max_running=config.max_running,
+            max_batch_tokens=loaded.max_batch_tokens,
+            max_model_len=loaded.max_model_len,
+            prefix_caching=config.prefix_caching,
+            eos_token_ids=loaded.eos_token_ids,
         )
+        self.scheduler = Scheduler(BlockPool(loaded.block_count, config.block_size), self._limits)
         shape = RunnerShape(
             max_running=config.max_running,
             max_model_len=loaded.max_model_len,
@@ -70,7 +76,14 @@ class Engine:
             block_count=loaded.block_count,
             eos_token_ids=loaded.eos_token_ids,
         )
-        self.runner = Runner(loaded.model, shape, dtype=loaded.dtype, device=loaded.device)
+        kv_tokens = loaded.block_count * config.block_size
+        with out_of_memory_says(f"no room for a KV cache of {kv_tokens} tokens: something else uses the device"):
+            self.runner = Runner(loaded.model, shape, dtype=loaded.dtype, device=loaded.device)
+        self._steps = 0
+        self._prefill_tokens_per_s = 0.0
+        self._decode_step_ms = 0.0
+        news("measuring", 0, 0)
+        measured = self._measure_speed() if config.self_test else Measured()
         self.facts = ModelFacts(
             architecture=loaded.architecture,
             dtype=loaded.dtype_name,
@@ -81,14 +94,15 @@ class Engine:
             bos_token_id=loaded.bos_token_id,
             max_batch_tokens=loaded.max_batch_tokens,
             block_size=config.block_size,
-            kv_capacity_tokens=loaded.block_count * config.block_size,
+            kv_capacity_tokens=kv_tokens,
             max_running=config.max_running,
             max_sequences_per_request=MAX_SEQUENCES_PER_REQUEST,
             max_top_logprobs=MAX_TOP_LOGPROBS,
+            max_model_len_fitting=loaded.max_model_len_fitting,
+            prefill_tokens_per_s=measured.prefill_tokens_per_s,
+            decode_tokens_per_s=measured.decode_tokens_per_s,
+            load_s=time.monotonic() - began,
         )
-        self._steps = 0
-        self._prefill_tokens_per_s = 0.0
-        self._decode_step_ms = 0.0
 
     # ------------------------------------------------------------ requests
 
@@ -120,6 +134,18 @@ class Engine:
         ended = self._clock()
         updates = self.scheduler.settle(plan, sampled, ended)  # append, finish, free
         return StepOutput(updates, self._measure(plan, began, ended))
+
+    def _measure_speed(self) -> Measured:
+        """On a scheduler of its own, so that the real one starts with every block, row and count untouched. What it learns of this device
+        is where the learned speeds begin."""
+        kept = self.scheduler
+        self.scheduler = Scheduler(BlockPool(kept.blocks.count, kept.blocks.block_size), self._limits)
+        measured = measure(self.scheduler, self.step, vocab_size=self.runner.model.vocab_size)
+        kept.inherit_scrubs(self.scheduler)
+        self.scheduler = kept
+        self._steps = 0
+        self._prefill_tokens_per_s, self._decode_step_ms = measured.prefill_tokens_per_s, measured.decode_step_ms
+        return measured
 
     # ------------------------------------------------------------ what is told
 

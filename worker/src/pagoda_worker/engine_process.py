@@ -43,6 +43,7 @@ from pagoda_worker.logs import log_to_stderr
 from pagoda_worker.request import EngineState, ModelFacts, Request, StepOutput
 
 EXIT_UNUSABLE = 2
+NEWS_INTERVAL_S = 0.2
 MAX_FAILED_STEPS = 3
 """In a row; then the process gives up and the front starts a fresh one."""
 
@@ -140,7 +141,26 @@ def _read_until_the_front_is_gone(stream: BinaryIO, inbox: "queue.SimpleQueue[Do
     os._exit(0)
 
 
-def serve(connection: socket.socket, build: Callable[[EngineConfig], EngineLike]) -> int:
+class LoadingNews:
+    """Called by the loader at every tensor; tells the front a few times a second, and of every new stage."""
+
+    def __init__(self, send: Callable[[Up], None], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._send = send
+        self._clock = clock
+        self._stage = ""
+        self._next_at = 0.0
+
+    def __call__(self, stage: str, bytes_done: int = 0, bytes_total: int = 0) -> None:
+        now = self._clock()
+        if stage != self._stage or now >= self._next_at:
+            self._stage, self._next_at = stage, now + NEWS_INTERVAL_S
+            self._send(Loading(stage, bytes_done, bytes_total))
+
+
+Build = Callable[[EngineConfig, LoadingNews], EngineLike]
+
+
+def serve(connection: socket.socket, build: Build) -> int:
     """Loads and runs until the front goes; returns the exit status when loading is refused."""
     inbox: queue.SimpleQueue[Down] = queue.SimpleQueue()
     threading.Thread(target=_read_until_the_front_is_gone, args=(connection.makefile("rb"), inbox), name="inbox", daemon=True).start()
@@ -154,9 +174,9 @@ def serve(connection: socket.socket, build: Callable[[EngineConfig], EngineLike]
     send(Loading("reading the model"))
     began = time.monotonic()
     try:
-        engine = build(start.config)
+        engine = build(start.config, LoadingNews(send))
     except WorkerError as error:
-        send(Unusable(str(error)))
+        send(Unusable(str(error), error.reason))
         return EXIT_UNUSABLE
     gc.collect()
     gc.freeze()
@@ -166,7 +186,7 @@ def serve(connection: socket.socket, build: Callable[[EngineConfig], EngineLike]
     return 0
 
 
-def run_process(build: Callable[[EngineConfig], EngineLike]) -> None:
+def run_process(build: Build) -> None:
     """The whole process around `build`; tests call it with a scripted engine."""
     log_to_stderr(os.environ.get("PAGODA_LOG_LEVEL", "info"))
     parser = argparse.ArgumentParser(prog="pagoda_worker.engine_process")
@@ -198,10 +218,10 @@ def _die_with_the_front() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _build_engine(config: EngineConfig) -> EngineLike:
+def _build_engine(config: EngineConfig, news: LoadingNews) -> EngineLike:
     from pagoda_worker.engine import Engine  # here, so that a wrong command line costs no import of torch
 
-    return Engine(config)
+    return Engine(config, news=news)
 
 
 if __name__ == "__main__":

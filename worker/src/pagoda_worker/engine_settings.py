@@ -16,7 +16,13 @@ Reader = Callable[[str, Any], dict[str, Any]]
 
 
 def parse_engine(
-    text: str, *, model_dir: Path, device: Device = "auto", threads: int | None = None, memory_bytes: int | None = None
+    text: str,
+    *,
+    model_dir: Path,
+    device: Device = "auto",
+    threads: int | None = None,
+    memory_bytes: int | None = None,
+    self_test: bool = True,
 ) -> EngineConfig:
     """Raises ConfigError naming the field, what it said and what is possible."""
     try:
@@ -24,9 +30,7 @@ def parse_engine(
     except json.JSONDecodeError as error:
         raise ConfigError(f"PAGODA_ENGINE is not JSON: {error}") from error
     arguments = _read_object("PAGODA_ENGINE", given, ENGINE_FIELDS)
-    if memory_bytes is not None and device == "cpu":
-        arguments["kv_cache_bytes"] = memory_bytes // 4
-    return EngineConfig(model_dir=model_dir, device=device, threads=threads, **arguments)
+    return EngineConfig(model_dir=model_dir, device=device, threads=threads, memory_bytes=memory_bytes, self_test=self_test, **arguments)
 
 
 def _read_object(path: str, given: Any, fields: Mapping[str, Reader]) -> dict[str, Any]:

@@ -1,29 +1,91 @@
 """
-WorkerError
-├── ConfigError            the process stops with this one line
+WorkerError                each class has a `reason`: the word that /ready and the last line of a process give to machines
+├── ConfigError            the process stops with this one line; status 2, or 3 when it carries a reason
+│   ├── ModelMissing       the source names no folder that is there
+│   └── OutOfMemory        weights and one sequence's KV do not fit: carries what would
 ├── ModelError             a model folder that cannot be served: names the file, the field, the value
 │   └── UnsupportedModel   an architecture or option the engine does not have
+├── FetchError             weights that did not arrive: WeightsDownload; a later try may succeed
+│   ├── ConnectionLost     one answer of hub or bucket broke off; tried again inside the step
+│   ├── SourceMissing      ModelNotFound: no such model, revision or file there
+│   ├── AccessDenied       Unauthorized: gated, private, or a wrong token
+│   └── DiskFull           carries what is needed and what is free
 ├── RequestRefused         a request that can never run; the proto's Refused.INVALID, names the field
 │   ├── ContextTooLong     Refused.CONTEXT_TOO_LONG, carries both numbers
 │   └── NotImplementedYet  Refused.UNIMPLEMENTED
 └── EngineDied             the engine process is gone; its requests end with ENGINE_ERROR
 """
 
+from pathlib import Path
+
+EXIT_BAD_CONFIGURATION = 2
+EXIT_INCURABLE = 3
+"""Starting the same again would end the same way."""
+
 
 class WorkerError(Exception):
     """Base of everything a user or the network can cause."""
 
+    reason = ""
+
 
 class ConfigError(WorkerError):
-    pass
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or type(self).reason
+
+    @property
+    def exit_status(self) -> int:
+        return EXIT_INCURABLE if self.reason else EXIT_BAD_CONFIGURATION
+
+
+class ModelMissing(ConfigError):
+    reason = "ModelNotFound"
+
+
+class OutOfMemory(ConfigError):
+    reason = "OutOfMemory"
 
 
 class ModelError(WorkerError):
-    pass
+    reason = "ModelNotFound"
 
 
 class UnsupportedModel(ModelError):
     pass
+
+
+class FetchError(WorkerError):
+    reason = "WeightsDownload"
+    exit_status = 1
+
+
+class ConnectionLost(FetchError):
+    """`after_s`: the other side asked to be left alone so long. `refused_range`: what is there does not go on from the asked offset."""
+
+    def __init__(self, message: str, *, after_s: float = 0.0, refused_range: bool = False) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+        self.refused_range = refused_range
+
+
+class SourceMissing(FetchError):
+    reason = "ModelNotFound"
+    exit_status = EXIT_INCURABLE
+
+
+class AccessDenied(FetchError):
+    reason = "Unauthorized"
+    exit_status = EXIT_INCURABLE
+
+
+class DiskFull(FetchError):
+    reason = "DiskFull"
+    exit_status = EXIT_INCURABLE
+
+    @classmethod
+    def before(cls, source: str, needed_bytes: int, folder: Path, free_bytes: int) -> "DiskFull":
+        return cls(f"{source} needs {gigabytes(needed_bytes)}, {folder} has {gigabytes(free_bytes)} free")
 
 
 class RequestRefused(WorkerError):
@@ -44,3 +106,25 @@ class NotImplementedYet(RequestRefused):
 
 class EngineDied(WorkerError):
     pass
+
+
+def last_line(program: str, error: WorkerError) -> str:
+    """What a process writes last on stderr; Kubernetes copies it into the pod's status."""
+    sentence = " ".join(str(error).split())
+    return f"{program}: {error.reason}: {sentence}" if error.reason else f"{program}: {sentence}"
+
+
+def gibibytes(count: int) -> str:
+    """As memory is asked for: 5.1 GiB, 6 GiB, 500 MiB."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{count} bytes"
+
+
+def gigabytes(count: int) -> str:
+    """As disks are sold: 16.1 GB, 240 MB, 12 kB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= 0.95 * size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

@@ -3,6 +3,8 @@
 Resolves every "auto" and None of EngineConfig, once. Called by the engine; knows no requests.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,21 @@ from typing import Any
 import torch
 
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import ConfigError, ModelError
+from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.layers.attention import BACKENDS
-from pagoda_worker.models.base import CacheShape, Model
-from pagoda_worker.models.registry import architecture_of, load_model
+from pagoda_worker.limits import Limits
+from pagoda_worker.memory import MemoryNeeds, check_fits, fitting_length
+from pagoda_worker.models.base import Model
+from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
+KV_SHARE_OF_DEVICE = 0.9
+LOGIT_BYTES = 12
+"""Per vocabulary entry of a sampling row: logits, their float32 copy and the noise or the probabilities."""
+PROCESSES_BYTES = 400 << 20
+"""What front and engine process hold besides the model, when only a number says what they may use."""
 _NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
@@ -30,6 +39,7 @@ class Loaded:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     max_model_len: int
+    max_model_len_fitting: int
     max_batch_tokens: int
     block_count: int
 
@@ -38,24 +48,38 @@ class Loaded:
         return DTYPES[self.dtype_name]
 
 
-def load(config: EngineConfig) -> Loaded:
-    """Raises ModelError, UnsupportedModel, ConfigError."""
+News = Callable[[str, int, int], None]
+"""(stage, bytes done, bytes in all)."""
+
+
+def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, limits: Limits | None = None) -> Loaded:
+    """Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
     _check(config)
     folder = config.model_dir
     raw = read_json(folder, "config.json")
     architecture = architecture_of(raw)
     device = resolve_device(config.device)
     dtype_name = _resolve_dtype(config, raw, device)
-    longest = raw.get("max_position_embeddings")
-    if not isinstance(longest, int) or longest < 2:
-        raise ModelError(f"{folder / 'config.json'}: max_position_embeddings must be an integer of at least 2, it is {longest!r}")
-    if config.max_model_len is not None and config.max_model_len > longest:
-        raise ConfigError(
-            f"maxModelLen is {config.max_model_len}; {folder} was trained for {longest} positions: lower it to at most {longest}"
-        )
+    longest = _longest(config, raw)
+    max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
+    limits = limits or Limits()
+    memory = _memory(config, raw, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
+    if config.kv_cache_bytes is None:
+        check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
+    if device.type == "cpu":
+        torch.set_num_threads(thread_count(config.threads or limits.cpus() or torch.get_num_threads(), checkpoint_bytes(folder)))
     model_len = config.max_model_len or longest
-    model = load_model(folder, raw, max_model_len=model_len, dtype=DTYPES[dtype_name], device=device, attend=BACKENDS[_attention(config)])
-    block_count = _block_count(config, model.cache_shape, model_len, DTYPES[dtype_name].itemsize, device)
+    with out_of_memory_says(f"the device has no room for {gibibytes(memory.needs.weights)} of weights: something else uses it"):
+        model = load_model(
+            folder,
+            raw,
+            max_model_len=model_len,
+            dtype=DTYPES[dtype_name],
+            device=device,
+            attend=BACKENDS[_attention(config)],
+            copied=lambda done, total: news("loading weights", done, total),
+        )
+    block_count = _block_count(config, memory, model_len, device)
     if config.max_model_len is None:
         model_len = min(model_len, block_count * config.block_size)
     elif block_count * config.block_size < model_len:
@@ -63,8 +87,6 @@ def load(config: EngineConfig) -> Loaded:
             f"maxModelLen is {model_len}; the KV cache holds {block_count * config.block_size} tokens: "
             f"lower maxModelLen or give the worker more memory"
         )
-    if device.type == "cpu":
-        torch.set_num_threads(thread_count(config.threads or torch.get_num_threads(), checkpoint_bytes(folder)))
     eos, bos = _special_ids(folder, raw)
     return Loaded(
         model=model,
@@ -74,7 +96,8 @@ def load(config: EngineConfig) -> Loaded:
         eos_token_ids=eos,
         bos_token_id=bos,
         max_model_len=model_len,
-        max_batch_tokens=config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type],
+        max_model_len_fitting=max(model_len, fitting_length(memory.needs, memory.room, block_size=config.block_size, longest=longest)),
+        max_batch_tokens=max_batch_tokens,
         block_count=block_count,
     )
 
@@ -94,6 +117,18 @@ def resolve_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
 
 
+def _longest(config: EngineConfig, raw: dict[str, Any]) -> int:
+    longest = raw.get("max_position_embeddings")
+    if not isinstance(longest, int) or longest < 2:
+        path = config.model_dir / "config.json"
+        raise ModelError(f"{path}: max_position_embeddings must be an integer of at least 2, it is {longest!r}")
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise ConfigError(
+            f"maxModelLen is {config.max_model_len}; {config.model_dir} was trained for {longest} positions: lower it to at most {longest}"
+        )
+    return longest
+
+
 def _attention(config: EngineConfig) -> str:
     return "sdpa" if config.attention == "auto" else config.attention
 
@@ -110,35 +145,67 @@ def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.devi
     return name
 
 
-def _block_count(config: EngineConfig, shape: CacheShape, model_len: int, itemsize: int, device: torch.device) -> int:
-    per_block = shape.bytes_per_token(itemsize) * config.block_size
-    enough = config.max_running * -(-model_len // config.block_size)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Memory:
+    needs: MemoryNeeds
+    there: int
+    room: int
+    """For KV blocks, once everything else has what it needs."""
+
+
+def _memory(
+    config: EngineConfig, raw: dict[str, Any], itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits
+) -> _Memory:
+    """Before anything is allocated. On CUDA a tenth stays for the steps themselves; on CPU they are estimated."""
+    size = footprint_of(raw)
+    weights, per_token = size.parameters * itemsize, size.cache.bytes_per_token(itemsize)
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[0]
+        return _Memory(
+            needs=MemoryNeeds(weights=weights, per_token=per_token, besides=0),
+            there=there,
+            room=int(KV_SHARE_OF_DEVICE * max(there - weights, 0)),
+        )
+    limit = limits.memory_bytes()
+    step = max_batch_tokens * size.per_step_token * itemsize + config.max_running * size.vocab * LOGIT_BYTES
+    if config.memory_bytes is None and limit is None:
+        there, held = limits.memory_available_bytes(), 0
+    elif limit is not None and (config.memory_bytes is None or limit <= config.memory_bytes):
+        there, held = limit, limits.memory_used_bytes()
+    else:
+        assert config.memory_bytes is not None
+        there, held = config.memory_bytes, PROCESSES_BYTES
+    needs = MemoryNeeds(weights=weights, per_token=per_token, besides=step + held)
+    return _Memory(needs=needs, there=there, room=needs.kv_room(there))
+
+
+def _block_count(config: EngineConfig, memory: _Memory, model_len: int, device: torch.device) -> int:
+    per_block = memory.needs.per_token * config.block_size
+    per_sequence = -(-model_len // config.block_size)
+    enough = config.max_running * per_sequence
     if config.kv_cache_bytes is not None:
         count = min(enough, config.kv_cache_bytes // per_block)
     elif device.type == "cuda":
-        count = min(enough, int(0.9 * torch.cuda.mem_get_info(device)[0]) // per_block)
+        count = min(enough, int(KV_SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]) // per_block)
     else:
-        count = min(enough, memory_available_bytes() // 4 // per_block)
+        asked = per_sequence if config.max_model_len is not None else 0
+        count = min(enough, max(memory.there // 4 // per_block, asked), memory.room // per_block)
     if count < 1:
         raise ConfigError(f"no memory for the KV cache: one block of {config.block_size} tokens needs {per_block} bytes")
     return count
 
 
-def memory_available_bytes() -> int:
-    """Of this host or container, whichever is less."""
-    free = 2**33
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
-    return min(free, max(int(limit) - int(used), 0)) if limit.isdigit() and used.isdigit() else free
-
-
-def _read(path: str) -> str:
+@contextlib.contextmanager
+def out_of_memory_says(sentence: str) -> Iterator[None]:
+    """What allocators raise becomes OutOfMemory: numpy's, CUDA's, and the CPU's, which is a plain RuntimeError."""
     try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemory(sentence) from error
+    except RuntimeError as error:
+        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+            raise OutOfMemory(sentence) from error
+        raise
 
 
 def thread_count(bound: int, weight_bytes: int) -> int:

@@ -168,3 +168,11 @@ class ModelFacts:
     max_running: int
     max_sequences_per_request: int
     max_top_logprobs: int
+    max_model_len_fitting: int = 0
+    """The longest max_model_len that the memory found would hold, one sequence alone."""
+    prefill_tokens_per_s: float = 0.0
+    """Of the self-test after loading, as the next one; 0: it was off."""
+    decode_tokens_per_s: float = 0.0
+    """Of a small batch, all its sequences together."""
+    load_s: float = 0.0
+    """To read the model and allocate the cache, self-test included."""

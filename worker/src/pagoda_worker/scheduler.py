@@ -117,6 +117,10 @@ class Scheduler:
                 self._end_early(member, FinishReason.ENGINE_ERROR, detail)
         self.blocks.drop_cache()
 
+    def inherit_scrubs(self, other: "Scheduler") -> None:
+        """Of a scheduler that used the same blocks before: what it would have zeroed."""
+        self._scrubs += other._scrubs
+
     def expire(self, now: float) -> None:
         if self._timed:
             for sequence in [s for s in self._timed if s.deadline is not None and now >= s.deadline]:

@@ -5,7 +5,8 @@ tensor at a time is read from the mapped file and copied, so that loading never 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,21 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def load_weights(folder: Path, destinations: Mapping[str, Tensor], *, ignored_suffixes: Iterable[str] = ()) -> None:
-    """Fills every destination. Raises ModelError naming file and tensor when one is missing, unexpected or of another shape."""
+Copied = Callable[[int, int], None]
+"""(bytes read so far, bytes in all), called after every tensor."""
+
+
+def load_weights(
+    folder: Path,
+    destinations: Mapping[str, Tensor],
+    *,
+    ignored_suffixes: Iterable[str] = (),
+    copied: Copied = lambda done, total: None,
+) -> None:
+    """Fills every destination. Raises ModelError naming file and tensor when one is missing, unexpected, cut short or of another shape."""
     missing = set(destinations)
     ignored = tuple(ignored_suffixes)
+    total, done = checkpoint_bytes(folder), 0
     for path in _files(folder):
         try:
             with safe_open(path, framework="pt", device="cpu") as shard:
@@ -42,10 +54,11 @@ def load_weights(folder: Path, destinations: Mapping[str, Tensor], *, ignored_su
                         continue
                     if name not in destinations:
                         raise ModelError(f"{path}: tensor {name!r} has no place in this architecture")
-                    _copy(path, name, shard, destinations[name])
+                    done += _copy(path, name, shard, destinations[name])
+                    copied(done, total)
                     missing.discard(name)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} cannot be read: {error}") from error
+            raise ModelError(f"{path} cannot be read: {_diagnose(path) or error}") from error
     if missing:
         first = min(missing)
         raise ModelError(f"{folder}: tensor {first!r} is missing ({len(missing)} missing in all)")
@@ -62,11 +75,30 @@ def _files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder} holds neither model.safetensors nor {INDEX}; other weight formats are not read")
 
 
-def _copy(path: Path, name: str, shard: Any, destination: Tensor) -> None:
+def _diagnose(path: Path) -> str:
+    """Which tensor a damaged file lacks; empty when its header does not tell. The library names neither file nor tensor."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            size = path.stat().st_size
+            if length > size:
+                return f"its header claims {length} bytes, the file has {size}: it is damaged or cut short"
+            tensors = json.loads(file.read(length))
+        ends = sorted((each["data_offsets"][1] + 8 + length, name) for name, each in tensors.items() if name != "__metadata__")
+    except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError):
+        return ""
+    lost = [(end, name) for end, name in ends if end > size]
+    return f"tensor {lost[0][1]!r} ends at byte {lost[0][0]}, the file has {size}: it is cut short; fetch it again" if lost else ""
+
+
+def _copy(path: Path, name: str, shard: Any, destination: Tensor) -> int:
+    """Bytes read."""
     shape = tuple(shard.get_slice(name).get_shape())
     if shape != tuple(destination.shape):
         raise ModelError(f"{path}: tensor {name!r} has shape {list(shape)}, config.json asks for {list(destination.shape)}")
-    destination.copy_(shard.get_tensor(name))
+    tensor: Tensor = shard.get_tensor(name)
+    destination.copy_(tensor)
+    return tensor.nbytes
 
 
 def stored_dtype(folder: Path) -> str:
@@ -77,8 +109,12 @@ def stored_dtype(folder: Path) -> str:
             first = next(iter(shard.keys()), None)
             return "" if first is None else str(shard.get_slice(first).get_dtype())
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        raise ModelError(f"{path} cannot be read: {_diagnose(path) or error}") from error
 
 
 def checkpoint_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in _files(folder))
+    """Raises ModelError when a file that the index names is not there."""
+    try:
+        return sum(path.stat().st_size for path in _files(folder))
+    except OSError as error:
+        raise ModelError(f"{error.filename} cannot be read: {error.strerror}") from error

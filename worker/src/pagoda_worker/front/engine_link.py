@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from pagoda_worker.channel import LENGTH, Cancelled, Down, Start, Submitted, Up, decode_up, pack
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.front.engine_stderr import EngineStderr
 from pagoda_worker.request import Request
 
 ENGINE_COMMAND = (sys.executable, "-m", "pagoda_worker.engine_process")
@@ -33,6 +34,9 @@ class EngineLink:
     """Sends to and reads from one engine process. `open` starts it, `close` ends it whatever state it is in."""
 
     def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert process.stderr is not None
+        self._stderr = EngineStderr()
+        self._listening = asyncio.create_task(self._stderr.pass_on(process.stderr), name="engine-stderr")
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -47,6 +51,7 @@ class EngineLink:
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
                 env={**PATIENT_THREADS, **os.environ},
             )
         except BaseException:
@@ -84,8 +89,20 @@ class EngineLink:
                 await asyncio.sleep(STACKS_S)
             self._process.kill()
 
+    @property
+    def last_line(self) -> str:
+        """Of the engine's stderr; complete after `close`."""
+        return self._stderr.last_line
+
     async def close(self) -> int:
         """The exit status; negative for a signal, as subprocess has it."""
+        try:
+            return await self._end()
+        finally:
+            await asyncio.wait([self._listening], timeout=STACKS_S)
+            self._listening.cancel()
+
+    async def _end(self) -> int:
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()

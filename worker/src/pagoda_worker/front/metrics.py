@@ -216,6 +216,14 @@ class WorkerMetrics(Collector):
             blocks = self._facts.kv_capacity_tokens // self._facts.block_size
             info.add_metric([self._model, str(self._facts.block_size), str(blocks)], 1)
             yield info
+            yield self._gauge(
+                "pagoda_measured_prefill_tokens_per_second", "By the self-test after loading.", self._facts.prefill_tokens_per_s
+            )
+            yield self._gauge(
+                "pagoda_measured_decode_tokens_per_second",
+                "By the self-test after loading, a small batch together.",
+                self._facts.decode_tokens_per_s,
+            )
 
     def _gauge(self, name: str, help_text: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, help_text, labels=["model_name"])

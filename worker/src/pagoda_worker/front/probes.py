@@ -5,8 +5,9 @@ Served by uvicorn in the front's event loop.
 
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
+
+from pagoda_worker.readiness import Readiness
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -15,14 +16,6 @@ Answer = tuple[int, bytes, bytes]
 """Status, content type, body."""
 JSON = b"application/json"
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
-
-
-@dataclass(frozen=True, slots=True)
-class Readiness:
-    ready: bool
-    reason: str = ""
-    progress: str = ""
-    """What loading is at; empty otherwise."""
 
 
 class Probes:
@@ -57,9 +50,7 @@ def _health(trouble: str | None) -> Answer:
 
 
 def _ready(readiness: Readiness) -> Answer:
-    if readiness.ready:
-        return _json(200, {"ready": True})
-    return _json(503, {"ready": False, "reason": readiness.reason, "progress": readiness.progress})
+    return _json(readiness.status, readiness.body())
 
 
 def _json(status: int, content: dict[str, Any]) -> Answer:

@@ -17,10 +17,12 @@ from pagoda_worker.errors import ConfigError, ModelError
 from pagoda_worker.front.artifacts import read_artifacts
 from pagoda_worker.front.engine_link import ENGINE_COMMAND
 from pagoda_worker.front.metrics import WorkerMetrics
-from pagoda_worker.front.probes import Probes, Readiness
+from pagoda_worker.front.probes import Probes
 from pagoda_worker.front.service import WorkerService, new_server
 from pagoda_worker.front.supervisor import EngineSupervisor
 from pagoda_worker.front.switchboard import Switchboard
+from pagoda_worker.readiness import Readiness
+from pagoda_worker.request import ModelFacts
 from pagoda_worker.settings import WorkerSettings
 from pagoda_worker.wire.worker_pb2_grpc import add_WorkerServicer_to_server
 
@@ -62,7 +64,7 @@ class Front:
         try:
             artifacts = await asyncio.to_thread(read_artifacts, settings.engine.model_dir)
         except ModelError as error:
-            raise ConfigError(str(error)) from error
+            raise ConfigError(str(error), reason=error.reason) from error
         http_socket = _bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT")
         self.http_port = http_socket.getsockname()[1]
         probes = Probes(health=lambda: self.supervisor.trouble, ready=self.readiness, metrics=lambda: generate_latest(self._registry))
@@ -110,8 +112,31 @@ class Front:
         log.info("drained")
 
     def readiness(self) -> Readiness:
-        reason = self.switchboard.refusal_reason
-        return Readiness(ready=not reason, reason=reason, progress=self.supervisor.loading)
+        if self._stop_asked.is_set():
+            return Readiness(ready=False, reason="Draining", message=self._draining())
+        waiting = self.supervisor.readiness
+        if waiting is not None:
+            return waiting
+        facts = self.switchboard.facts
+        assert facts is not None, "an engine that serves has said what it is"
+        return Readiness(ready=True, capacity=capacity(facts))
+
+    def _draining(self) -> str:
+        open_calls = self.switchboard.open_calls
+        return f"the worker drains and takes no new requests; {open_calls} {'is' if open_calls == 1 else 'are'} still running"
+
+
+def capacity(facts: ModelFacts) -> dict[str, float | int | str]:
+    """Of /ready. Rates are of the self-test after loading; 0: it was off."""
+    return {
+        "kvTokens": facts.kv_capacity_tokens,
+        "maxModelLen": facts.max_model_len,
+        "maxModelLenFitting": facts.max_model_len_fitting,
+        "prefillTokensPerS": round(facts.prefill_tokens_per_s, 1),
+        "decodeTokensPerS": round(facts.decode_tokens_per_s, 1),
+        "loadS": round(facts.load_s, 2),
+        "device": facts.device,
+    }
 
 
 def _bind(host: str, port: int, setting: str) -> socket.socket:

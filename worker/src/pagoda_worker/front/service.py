@@ -167,6 +167,9 @@ def describe_model(model: str, facts: ModelFacts, artifacts: TextArtifacts) -> p
         max_sequences_per_request=facts.max_sequences_per_request,
         max_top_logprobs=facts.max_top_logprobs,
         features=FEATURES,
+        prefill_tokens_per_s=facts.prefill_tokens_per_s,
+        decode_tokens_per_s=facts.decode_tokens_per_s,
+        max_model_len_fitting=facts.max_model_len_fitting,
     )
     if facts.bos_token_id is not None:
         description.bos_token_id = facts.bos_token_id

@@ -5,15 +5,18 @@ Tells its listener (the switchboard) what the engine says and how it fares; know
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from pagoda_worker.channel import Idle, Loading, Ready, Rejected, Stepped, Unusable, Up
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import ConfigError
+from pagoda_worker.errors import ConfigError, gibibytes, gigabytes
 from pagoda_worker.front.engine_link import ENGINE_COMMAND, EngineLink, describe_exit
 from pagoda_worker.front.progress import Backoff, ProgressClock
+from pagoda_worker.limits import Limits
+from pagoda_worker.readiness import Readiness, Reason
 from pagoda_worker.request import EngineState, ModelFacts, Request, StepOutput
 
 WATCHES_PER_STALL = 20
@@ -45,6 +48,7 @@ class EngineSupervisor:
         stall_s: float,
         command: Sequence[str] = ENGINE_COMMAND,
         clock: Callable[[], float] = time.monotonic,
+        limits: Limits | None = None,
     ) -> None:
         self._config = config
         self._stall_s = stall_s
@@ -54,16 +58,29 @@ class EngineSupervisor:
         self._link: EngineLink | None = None
         self._progress: ProgressClock | None = None
         self._hung: str | None = None
-        self._unusable: str | None = None
+        self._unusable: Unusable | None = None
+        self._limits = limits or Limits()
+        self._setback: tuple[Reason, str] | None = None
+        """How the engine before this one ended; forgotten when one is ready."""
+        self._bytes: tuple[int, int] | None = None
         self._stage = "starting the engine process"
-        self._stage_since = clock()
         self.trouble: str | None = self._stage
         """Why tokens do not move, one sentence; None while they do or the engine is idle and answers."""
 
     @property
-    def loading(self) -> str:
-        """Stage and seconds while there is no loaded engine, else empty."""
-        return "" if self._progress else f"{self._stage}, {self._clock() - self._stage_since:.0f} s"
+    def readiness(self) -> Readiness | None:
+        """Why there is no engine that serves, and how far it is; None when there is one."""
+        if self._unusable is not None:  # on the way out, and whoever asks just now must not hear of a crash
+            return Readiness(ready=False, reason=cast(Reason, self._unusable.reason or "EngineCrash"), message=self._unusable.message)
+        if self._progress:
+            return Readiness(ready=False, reason="Stalled", message=self.trouble) if self.trouble else None
+        stage = self._stage  # no seconds: the sentence is copied into a status, which must not change for nothing
+        done, total = self._bytes or (None, None)
+        if done is not None and total is not None:
+            stage = f"{self._stage}: {gigabytes(done)} of {gigabytes(total)}"
+        reason, before = self._setback or ("Loading", "")
+        message = f"{before}; now {stage}" if before else stage
+        return Readiness(ready=False, reason=reason, message=message, bytes_done=done, bytes_total=total)
 
     @property
     def engine_pid(self) -> int | None:
@@ -83,10 +100,11 @@ class EngineSupervisor:
             began = self._clock()
             reason = await self._one_life(listener)
             if self._unusable is not None:
-                raise ConfigError(self._unusable)
+                raise ConfigError(self._unusable.message, reason=self._unusable.reason)
             wait_s = self.backoff.after(self._clock() - began)
-            self._enter_stage(f"{reason}; starting it again in {wait_s:.1f} s")
-            log.error("%s", self._stage)
+            self._enter_stage(f"starting it again in {wait_s:.1f} s")
+            self.trouble = f"{reason}; {self._stage}"
+            log.error("%s", self.trouble)
             listener.engine_down(reason)
             await asyncio.sleep(wait_s)
             self._enter_stage("starting the engine process")
@@ -94,6 +112,7 @@ class EngineSupervisor:
     async def _one_life(self, listener: EngineListener) -> str:
         """From start to end of one engine process; returns how it ended, as a sentence."""
         self._hung = None
+        kills = self._limits.memory_kills()
         link = self._link = await EngineLink.open(self._config, self._command)
         log.info("engine process %d started", link.pid)
         watch = asyncio.create_task(self._watch(link, listener), name="engine-watch")
@@ -105,7 +124,17 @@ class EngineSupervisor:
             watch.cancel()
             self._link = self._progress = None
             status = await link.close()
+        killed_for_memory = status == -signal.SIGKILL and self._limits.memory_kills() > kills
+        self._setback = self._explain(status, link.last_line, killed_for_memory=killed_for_memory)
         return self._hung or describe_exit(status)
+
+    def _explain(self, status: int, last_line: str, *, killed_for_memory: bool) -> tuple[Reason, str]:
+        how = self._hung or describe_exit(status)
+        if killed_for_memory:
+            limit = self._limits.memory_bytes()
+            bound = f", the limit is {gibibytes(limit)}" if limit is not None else ""
+            return "OutOfMemory", f"{how}: the kernel found no memory for it{bound}; lower maxModelLen or maxRunning, or raise the limit"
+        return "EngineCrash", f"{how}; its last line: {last_line}" if last_line else how
 
     def _hear(self, message: Up, listener: EngineListener) -> None:
         if isinstance(message, Stepped):
@@ -116,14 +145,16 @@ class EngineSupervisor:
             listener.engine_idle(message.state)
         elif isinstance(message, Ready):
             self._progress = ProgressClock(stall_s=self._stall_s, max_batch_tokens=message.facts.max_batch_tokens, now=self._clock())
-            self.trouble = None
+            self.trouble = self._setback = self._bytes = None
             listener.engine_ready(message.facts, message.state)
         elif isinstance(message, Loading):
-            self._enter_stage(message.stage)
+            if message.stage != self._stage:
+                self._enter_stage(message.stage)
+            self._bytes = (message.bytes_done, message.bytes_total) if message.bytes_total else None
         elif isinstance(message, Rejected):
             listener.engine_rejected(message)
         elif isinstance(message, Unusable):
-            self._unusable = message.message
+            self._unusable = message
 
     def _heard_state(self, state: EngineState, listener: EngineListener) -> None:
         if self._progress is None:
@@ -154,5 +185,5 @@ class EngineSupervisor:
 
     def _enter_stage(self, stage: str) -> None:
         self._stage = stage
-        self._stage_since = self._clock()
+        self._bytes = None
         self.trouble = stage

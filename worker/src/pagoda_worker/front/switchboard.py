@@ -225,6 +225,10 @@ class Switchboard:
         return [session.router_id for session in self._sessions.values()]
 
     @property
+    def open_calls(self) -> int:
+        return len(self._calls)
+
+    @property
     def refusal_reason(self) -> str:
         """Why new requests are not welcome; empty when they are."""
         return "the worker drains and takes no new requests" if self._draining else self.not_ready_reason

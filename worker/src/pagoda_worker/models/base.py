@@ -20,6 +20,17 @@ class CacheShape:
         return self.layers * 2 * self.kv_heads * self.head_dim * itemsize
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a config.json says of a model's size, before anything is allocated."""
+
+    cache: CacheShape
+    parameters: int
+    per_step_token: int
+    """Values held at once for each token of a step, at the widest place of the forward pass."""
+    vocab: int
+
+
 class Model(Protocol):
     cache_shape: CacheShape
     vocab_size: int

@@ -17,7 +17,7 @@ from pagoda_worker.layers.attention import Attend, AttentionBatch
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.norm import rms_norm
 from pagoda_worker.layers.rotary import rotary_table, rotate
-from pagoda_worker.models.base import CacheShape
+from pagoda_worker.models.base import CacheShape, Footprint
 
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
@@ -140,6 +140,19 @@ class Llama:
         self.norm = torch.empty(c.hidden, dtype=dtype, device=device)
         self.layers = [LlamaLayer(c, dtype=dtype, device=device) for _ in range(c.layers)]
         self.rotary = rotary_table(c.head_dim, max_model_len, c.rope, max_position=c.max_position, dtype=dtype, device=device)
+
+    @staticmethod
+    def footprint(raw: Mapping[str, Any]) -> Footprint:
+        c = LlamaConfig.parse(raw)
+        attention = (2 * c.heads + 2 * c.kv_heads) * c.head_dim
+        biases = c.attention_bias * (attention - c.heads * c.head_dim + c.hidden) + c.mlp_bias * (2 * c.intermediate + c.hidden)
+        layer = c.hidden * (attention + 3 * c.intermediate + 2) + biases
+        return Footprint(
+            cache=CacheShape(layers=c.layers, kv_heads=c.kv_heads, head_dim=c.head_dim),
+            parameters=c.layers * layer + c.hidden * (1 + c.vocab * (1 if c.tied else 2)),
+            per_step_token=4 * c.hidden + attention + 3 * c.intermediate,
+            vocab=c.vocab,
+        )
 
     def destinations(self) -> dict[str, Tensor]:
         named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}

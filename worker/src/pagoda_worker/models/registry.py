@@ -7,9 +7,9 @@ import torch
 
 from pagoda_worker.errors import ModelError, UnsupportedModel
 from pagoda_worker.layers.attention import Attend
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.llama import Llama
-from pagoda_worker.weights import load_weights
+from pagoda_worker.weights import Copied, load_weights
 
 ARCHITECTURES = {"LlamaForCausalLM": Llama}
 
@@ -29,8 +29,21 @@ def architecture_of(raw: dict[str, Any]) -> str:
     return names[0]
 
 
-def load_model(folder: Path, raw: dict[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, attend: Attend) -> Model:
+def footprint_of(raw: dict[str, Any]) -> Footprint:
+    return ARCHITECTURES[architecture_of(raw)].footprint(raw)
+
+
+def load_model(
+    folder: Path,
+    raw: dict[str, Any],
+    *,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    attend: Attend,
+    copied: Copied = lambda done, total: None,
+) -> Model:
     model: Model = ARCHITECTURES[architecture_of(raw)](raw, max_model_len=max_model_len, dtype=dtype, device=device, attend=attend)
-    load_weights(folder, model.destinations(), ignored_suffixes=model.ignored_suffixes)
+    load_weights(folder, model.destinations(), ignored_suffixes=model.ignored_suffixes, copied=copied)
     model.pack()
     return model
