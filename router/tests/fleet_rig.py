@@ -32,22 +32,25 @@ def generation(prompt_tokens: int = 3, max_tokens: int = 16, **fields: Any) -> G
 
 
 class Rig:
-    def __init__(self, cache_dir: Path, *, timing: LinkTiming = QUICK, token: str = "", **dispatcher: Any) -> None:
+    def __init__(
+        self, cache_dir: Path, *, timing: LinkTiming = QUICK, token: str = "", router_id: str = "test-router", **dispatcher: Any
+    ) -> None:
         self.artifacts = ArtifactCache(cache_dir)
         self.registry = CollectorRegistry()
-        settings = {"max_queue_tokens": 10_000, "queue_timeout_s": 30.0, "no_worker_grace_s": 5.0, **dispatcher}
+        settings = {"max_queue_tokens": 10_000, "queue_timeout_s": 30.0, **dispatcher}
         self.fleet = Fleet(self._make_link, self.artifacts)
         self.metrics = RouterMetrics(self.registry)
         self.dispatcher = FleetDispatcher(self.fleet, self.metrics, **settings)
         self.fleet.attach(self)
         self._timing = timing
         self._token = token
+        self._router_id = router_id
         self._changed = asyncio.Event()
 
     def _make_link(self, endpoint: Endpoint, *, listener: LinkListener, on_described: Callable[[Any], Awaitable[None]]) -> PagodaLink:
         return PagodaLink(
             endpoint,
-            router_id="test-router",
+            router_id=self._router_id,
             token=self._token,
             artifacts=self.artifacts,
             listener=listener,

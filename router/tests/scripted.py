@@ -15,12 +15,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from pagoda_router.asgi import ASGIApp, Message
 from pagoda_router.errors import ModelNotFound, RouterError
 from pagoda_router.generation import (
+    Arrival,
     CatalogEntry,
     Ended,
     EndReason,
     Event,
     Generation,
     ModelName,
+    ModelState,
     ServedName,
     Started,
     TextAssets,
@@ -148,6 +150,9 @@ class ScriptedDispatcher:
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
+    async def hold(self, model: ModelName, variant: str | None, cost_tokens: int) -> Arrival:
+        raise NotImplementedError("every scripted model is described")
+
     @asynccontextmanager
     async def generate(self, generation: Generation) -> AsyncIterator[ScriptedStream]:
         script = self.script if self.script_of is None else self.script_of(generation)
@@ -187,6 +192,7 @@ class ScriptedCatalog:
                 ready=False,
                 reason="no worker yet",
                 max_model_len=None,
+                state=ModelState.ASLEEP,
             ),
         ]
     )
@@ -200,7 +206,10 @@ class ScriptedCatalog:
                 return entry
         raise ModelNotFound(f"there is no model {served_name!r}; there are: tiny", param="model")
 
-    def text(self, model: ModelName) -> TextAssets:
+    def can_answer(self, model: ModelName, variant: str | None = None) -> bool:
+        return any(entry.ready for entry in self.entries if entry.model == model)
+
+    def text(self, model: ModelName, variant: str | None = None) -> TextAssets | None:
         return self.assets
 
 

@@ -22,8 +22,18 @@ CHUNK_BYTES = 50_000
 
 
 class ScriptedWorker(WorkerServicer):
-    def __init__(self, model: str = "tiny", *, capacity_tokens: int = 1024, ready: bool = True, token: str = "", name: str = "") -> None:
+    def __init__(
+        self,
+        model: str = "tiny",
+        *,
+        capacity_tokens: int = 1024,
+        ready: bool = True,
+        token: str = "",
+        name: str = "",
+        variant: str = "default",
+    ) -> None:
         self.model = model
+        self.variant = variant
         self.name = name or f"{model}-default-0"
         self.port = 0
         self.token = token
@@ -42,6 +52,8 @@ class ScriptedWorker(WorkerServicer):
         self.artifacts = {hashlib.sha256(content).hexdigest(): content for content in (TOKENIZER, TEMPLATE)}
         self.sends_corrupt_artifacts = False
         self.described_model = ""
+        self.max_model_len = 2048
+        self.described_decode_tokens_per_s = 0.0
         self.answers_pings = True
         self.grants = True
         self._server: grpc.aio.Server | None = None
@@ -77,7 +89,7 @@ class ScriptedWorker(WorkerServicer):
 
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint(name=self.name, model=ModelName(self.model), variant="default", template="t1", host="127.0.0.1", port=self.port)
+        return Endpoint(name=self.name, model=ModelName(self.model), variant=self.variant, template="t1", host="127.0.0.1", port=self.port)
 
     # ------------------------------------------------------------ service
 
@@ -85,7 +97,7 @@ class ScriptedWorker(WorkerServicer):
         tokenizer, template = self.artifacts
         description = wire.ModelDescription(
             model=self.described_model or self.model,
-            max_model_len=2048,
+            max_model_len=self.max_model_len,
             vocab_size=512,
             eos_token_ids=[0],
             tokenizer=wire.Artifact(name="tokenizer.json", sha256=tokenizer),
@@ -96,6 +108,8 @@ class ScriptedWorker(WorkerServicer):
             max_running=8,
             max_sequences_per_request=8,
             max_top_logprobs=5,
+            prefill_tokens_per_s=4000,
+            decode_tokens_per_s=self.described_decode_tokens_per_s,
         )
         return wire.DescribeResponse(worker_id=self.name, protocol=1, models=[description])
 

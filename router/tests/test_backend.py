@@ -37,7 +37,7 @@ async def test_a_worker_that_starts_after_the_router_is_found(tmp_path):
     late.port = port
     async with rig(tmp_path) as router:
         router.know(late)
-        await router.until(lambda: "cannot be reached" in router.fleet.get("tiny").reason)
+        await router.until(lambda: router.fleet.get("tiny").reason == "the worker is starting")
         async with late:
             await router.until_routable()
 

@@ -207,3 +207,45 @@ def test_a_file_that_vanishes_keeps_the_last_good_fleet(watched):
     watched.path.unlink()
     assert watched.poll() == 1
     assert watched.discovery.loaded
+
+
+CONDITIONS_OF_STATUS = [
+    # type, status, reason, observedGeneration → a verdict
+    ("ModelAvailable", "False", "ModelNotFound", 3, True),
+    ("WorkersReady", "False", "OutOfMemory", 3, True),
+    ("Accepted", "False", "SpecInvalid", None, True),
+    ("WorkersReady", "False", "OutOfMemory", 2, False),
+    ("WorkersReady", "True", "OutOfMemory", 3, False),
+    ("WorkersReady", "False", "Unschedulable", 3, False),
+    ("WorkersReady", "False", "Asleep", 3, False),
+    ("Ready", "False", "ModelNotFound", 3, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "status", "reason", "observed", "hopeless"), CONDITIONS_OF_STATUS, ids=str)
+def test_a_reason_that_no_waiting_heals_makes_a_model_hopeless(kind, status, reason, observed, hopeless):
+    condition = {"type": kind, "status": status, "reason": reason, "message": "why", "observedGeneration": observed}
+    (model,) = parse_snapshot(fleet([changed(MODEL, "status", {"conditions": [condition]})])).models
+    assert model.hopeless == (f"{reason}: why" if hopeless else "")
+
+
+DURATIONS = [("120s", 120), ("5m", 300), ("1h30m", 5400), ("500ms", 0.5), ("90", 90), ("soon", 300), ("", 300), (None, 300)]
+
+
+@pytest.mark.parametrize(("text", "seconds"), DURATIONS, ids=str)
+def test_routing_bounds_are_read(text, seconds):
+    spec = {
+        "model": {"source": "s"},
+        "routing": {"wakeTimeout": text, "maxWaiting": 3},
+        "variants": [{"name": "a", "weight": 7}, {"name": "b"}],
+    }
+    (model,) = parse_snapshot(fleet([changed(MODEL, "spec", spec)])).models
+    assert (model.wake_timeout_s, model.max_waiting, model.variants) == (seconds, 3, (("a", 7), ("b", 100)))
+
+
+def test_a_wake_took_from_the_pods_creation_to_its_routing():
+    timeline = {"created": "2026-01-02T03:04:05Z", "routed": "2026-01-02T03:05:35Z"}
+    (model,) = parse_snapshot(fleet([changed(MODEL, "status", {"timeline": timeline})])).models
+    assert model.wake_s == 90
+    (model,) = parse_snapshot(fleet([changed(MODEL, "status", {"timeline": {"created": "2026-01-02T03:04:05Z"}})])).models
+    assert model.wake_s is None

@@ -6,7 +6,16 @@ import pytest
 from fleet_rig import ends_of, generation, model_object, rig, tokens_of
 from scripted_worker import ScriptedWorker
 
-from pagoda_router.errors import BadRequest, ContextTooLong, DeadlineExceeded, ModelNotFound, NoWorker, Overloaded, UpstreamFailed
+from pagoda_router.errors import (
+    BadRequest,
+    ColdStart,
+    ContextTooLong,
+    DeadlineExceeded,
+    ModelNotFound,
+    NoWorker,
+    Overloaded,
+    UpstreamFailed,
+)
 from pagoda_router.generation import Ended, ModelName, Sampling, Started, Tokens, Usage
 from pagoda_router.wire import worker_pb2 as wire
 
@@ -380,16 +389,16 @@ async def test_an_unknown_model_names_what_there_is(tmp_path, worker):
             await router.collect(generation(model=ModelName("gone")))
 
 
-async def test_a_model_without_any_worker_is_refused_after_a_short_grace(tmp_path):
-    async with rig(tmp_path, no_worker_grace_s=0.1) as router:
-        router.know(models=[model_object()])
-        with pytest.raises(NoWorker, match="it has none") as raised:
+async def test_a_model_without_any_worker_is_refused_after_the_time_that_a_wake_may_take(tmp_path):
+    async with rig(tmp_path) as router:
+        router.know(models=[model_object(wake_timeout_s=0.1)])
+        with pytest.raises(ColdStart, match=r"no worker of tiny came within 0 s: it has no worker") as raised:
             await router.collect()
         assert raised.value.retry_after_s > 1
 
 
 async def test_a_request_waits_for_a_worker_that_is_loading(tmp_path):
-    async with ScriptedWorker(ready=False) as worker, rig(tmp_path, no_worker_grace_s=0.0) as router:
+    async with ScriptedWorker(ready=False) as worker, rig(tmp_path, queue_timeout_s=0.0) as router:
         router.know(worker)
         task = asyncio.create_task(router.collect())
         await worker.hellos.get()

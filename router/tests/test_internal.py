@@ -45,13 +45,34 @@ async def test_the_fleet_report_counts_routable_workers_by_template_and_what_wai
         await router.until(lambda: any(link.view().reason == "the model is loading" for link in router.fleet.links("tiny")))
         status, report = await get(app_of(router)[0], "/internal/v1/fleet", token="inner")
         assert status == 200
-        assert report["models"]["tiny"] == {"routable": {"t1": 1}, "inFlight": 1, "queuedTokens": 128, "waiting": 2}
-        assert report["models"]["asleep"] == {"routable": {}, "inFlight": 0, "queuedTokens": 0, "waiting": 0}
+        tiny, asleep = report["models"]["tiny"], report["models"]["asleep"]
+        assert {**tiny, "waitingByVariant": None} == {
+            "routable": {"t1": 1}, "inFlight": 1, "queuedTokens": 128, "waiting": 2, "waitingByVariant": None,
+            "idleS": 0.0, "ttftS": None, "arrivals": 3,
+        }  # fmt: skip
+        assert tiny["waitingByVariant"] == {"default": 2}
+        assert (asleep["routable"], asleep["inFlight"], asleep["queuedTokens"], asleep["waiting"], asleep["arrivals"]) == ({}, 0, 0, 0, 0)
+        assert asleep["idleS"] >= 0
         by_name = {entry["name"]: entry for entry in report["workers"]}
         assert by_name["late"]["reason"] == "the model is loading"
+        assert (by_name["tiny-default-0"]["prefillTokensPerS"], by_name["tiny-default-0"]["decodeTokensPerS"]) == (10_000, 200)
+        assert (by_name["late"]["prefillTokensPerS"], by_name["late"]["decodeTokensPerS"]) == (0, 0)
         assert (by_name["tiny-default-0"]["kvCapacityTokens"], by_name["tiny-default-0"]["kvAvailableTokens"]) == (64, 0)
         for task in tasks:
             task.cancel()
+
+
+async def test_rates_are_the_workers_own_or_those_of_its_self_test(tmp_path):
+    async with ScriptedWorker() as worker:
+        worker.state.prefill_tokens_per_s = worker.state.decode_step_ms = 0
+        worker.described_decode_tokens_per_s = 150
+        async with rig(tmp_path, worker) as router:
+            (told,) = fleet_report(router.fleet, router.dispatcher)["workers"]
+            assert (told["prefillTokensPerS"], told["decodeTokensPerS"]) == (4000, 150)
+            worker.change_state(decode_step_ms=20, num_running=4, prefill_tokens_per_s=9000)
+            await router.until(lambda: router.fleet.links("tiny")[0].view().running == 4)
+            (told,) = fleet_report(router.fleet, router.dispatcher)["workers"]
+            assert (told["prefillTokensPerS"], told["decodeTokensPerS"]) == (9000, 200)
 
 
 ACCESS = [

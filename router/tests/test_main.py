@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from scripted_api import MODELS, SLICES, scripted_api
 from scripted_worker import ScriptedWorker
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -175,6 +177,27 @@ async def test_a_router_serves_streams_and_drains(tmp_path):
         assert all(line.startswith("time=") for line in router.log)
 
 
+async def test_a_router_that_ends_takes_requests_until_all_have_heard_that_it_does(tmp_path):
+    """A Service or load balancer goes on sending for a moment: those requests are answered, and their connections not kept."""
+    async with ScriptedWorker() as worker, running(tmp_path, PAGODA_LINGER_S="3") as router, httpx.AsyncClient(timeout=20) as client:
+        worker.use_tokenizer(word_tokenizer())
+        write_fleet(tmp_path, worker)
+        await until_ready(client, router)
+        before = await client.get(f"{router.url}/v1/models")
+        assert (before.status_code, before.headers.get("connection")) == (200, None)
+        router.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            while (await client.get(f"{router.internal_url}/ready")).status_code != 503:
+                await asyncio.sleep(0.02)
+        asking = asyncio.create_task(client.post(f"{router.url}/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 1}))
+        submit = await worker.next_submit()
+        worker.tokens(submit.request_id, [0], started=True)
+        worker.finish(submit.request_id, tokens=1)
+        answer = await asking
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert await router.ended() == 0
+
+
 async def test_a_drain_that_runs_out_of_time_ends_streams_with_an_error_event(tmp_path):
     async with ScriptedWorker() as worker, running(tmp_path, PAGODA_DRAIN_S="0.2") as router, httpx.AsyncClient(timeout=20) as client:
         worker.use_tokenizer(word_tokenizer())
@@ -189,6 +212,68 @@ async def test_a_drain_that_runs_out_of_time_ends_streams_with_an_error_event(tm
         assert "the router is shutting down" in lines[-1]
         assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"]
         assert await router.ended() == 0
+
+
+async def test_a_router_in_a_cluster_is_ready_once_it_read_its_models_and_outlives_the_api_server(tmp_path):
+    kubeconfig = tmp_path / "kubeconfig"
+    settings = {"PAGODA_DISCOVERY": "kubernetes", "PAGODA_NAMESPACE": "ns", "KUBECONFIG": str(kubeconfig)}
+    async with scripted_api() as api, ScriptedWorker() as worker, httpx.AsyncClient(timeout=20) as client:
+        worker.use_tokenizer(word_tokenizer())
+        api.refuses_with = 503
+        api.put(MODELS, {"metadata": {"name": "tiny"}, "spec": {"model": {"source": "builtin://tiny"}}})
+        write_kubeconfig(kubeconfig, api.url)
+        async with running(tmp_path, **settings) as router:
+            assert (await client.get(f"{router.url}/ready")).status_code == 503
+            answer = await client.get(f"{router.url}/v1/models")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "router_starting")
+            api.refuses_with = None
+            async with asyncio.timeout(20):
+                while (await client.get(f"{router.url}/ready")).status_code != 200:
+                    await asyncio.sleep(0.05)
+            (card,) = (await client.get(f"{router.url}/v1/models")).json()["data"]
+            assert (card["id"], card["pagoda"]["state"]) == ("tiny", "asleep")
+            waiting = asyncio.create_task(client.post(f"{router.url}/v1/completions", json={"model": "tiny", "prompt": "hello"}))
+            async with asyncio.timeout(20):
+                while not (await fleet_of(client, router))["models"]["tiny"]["waiting"]:
+                    await asyncio.sleep(0.02)
+            labels = {"pagoda.dev/model": "tiny", "pagoda.dev/variant": "default"}
+            entry = {"addresses": ["127.0.0.1"], "conditions": {"serving": False}, "targetRef": {"kind": "Pod", "name": "tiny-default-x"}}
+            ports = [{"name": "grpc", "port": worker.port}]
+            api.put(SLICES, {"metadata": {"name": "s", "labels": labels}, "addressType": "IPv4", "ports": ports, "endpoints": [entry]})
+            submit = await worker.next_submit()
+            api.refuses_with = 503
+            api.break_watches()
+            worker.tokens(submit.request_id, [1])
+            worker.finish(submit.request_id)
+            assert (await waiting).status_code == 200
+            assert (await client.get(f"{router.url}/ready")).json()["models"]["tiny"]["ready"]
+            workers = (await fleet_of(client, router))["workers"]
+            assert [(entry["name"], entry["template"]) for entry in workers] == [("tiny-default-x", "")]
+
+
+async def test_a_cluster_that_cannot_be_reached_is_one_line_and_status_2(tmp_path):
+    settings = {"PAGODA_DISCOVERY": "kubernetes", "PAGODA_NAMESPACE": "ns", "KUBECONFIG": str(tmp_path / "absent")}
+    process = await start(tmp_path, **settings)
+    _, stderr = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 2
+    assert stderr.decode().startswith("pagoda-router: PAGODA_DISCOVERY=kubernetes finds no way to the API server in KUBECONFIG=")
+    assert stderr.count(b"\n") == 1
+
+
+async def fleet_of(client: httpx.AsyncClient, router: Process) -> dict[str, Any]:
+    report: dict[str, Any] = (
+        await client.get(f"{router.internal_url}/internal/v1/fleet", headers={"authorization": "Bearer inner"})
+    ).json()
+    return report
+
+
+def write_kubeconfig(file: Path, server: str) -> None:
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    document = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "c", "contexts": [context],
+        "clusters": [{"name": "c", "cluster": {"server": server}}], "users": [{"name": "u", "user": {"token": "t"}}],
+    }  # fmt: skip
+    file.write_text(json.dumps(document))
 
 
 async def test_accepted_connections_do_not_wait_to_fill_segments():

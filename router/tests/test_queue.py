@@ -117,3 +117,59 @@ def test_retry_after_is_the_time_to_drain_what_is_ahead_within_a_tenth_and_bound
     assert least <= min(waits) <= max(waits) <= most
     if least < most:
         assert len(set(waits)) > 10, "refused clients do not come back together"
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.sampled_from("ab")), max_size=90),
+    st.sampled_from([0, 20, 100]),
+    st.sampled_from([0, 20, 100]),
+)
+def test_a_group_is_served_as_if_it_were_alone(costs, free_a, free_b):
+    def run(only: str | None) -> list[int]:
+        room: WaitingRoom[int] = WaitingRoom(100_000)
+        for ticket, (cost, group) in enumerate(costs):
+            if only in (None, group):
+                room.push(Waiting(ticket, cost, ticket, group=group))
+        left = {"a": free_a, "b": free_b}
+        started: list[int] = []
+
+        def start(waiting: Waiting[int]) -> bool:
+            if waiting.cost_tokens > left[waiting.group]:
+                return False
+            left[waiting.group] -= waiting.cost_tokens
+            started.append(waiting.request)
+            return True
+
+        room.start_those_that_fit(start)
+        assert room.tokens == sum(waiting.cost_tokens for waiting in room)
+        assert sum(room.group_sizes().values()) == len(room)
+        return started
+
+    assert sorted(run(None)) == sorted(run("a") + run("b"))
+
+
+def test_the_prompts_of_one_request_share_a_ticket_and_each_leaves_by_itself():
+    room: WaitingRoom[str] = WaitingRoom(100)
+    prompts = [Waiting(f"p{n}", 10, 7) for n in range(3)]
+    for waiting in prompts:
+        room.push(waiting)
+    assert room.remove(prompts[1])
+    assert not room.remove(prompts[1])
+    assert [waiting.request for waiting in room] == ["p0", "p2"]
+    assert room.tokens == 20
+
+
+def test_a_long_line_of_one_group_does_not_hide_another():
+    room: WaitingRoom[str] = WaitingRoom(10_000)
+    for ticket in range(2 * LOOK_AHEAD):
+        room.push(Waiting("full", 10, ticket, group="a"))
+    room.push(Waiting("free", 10, 2 * LOOK_AHEAD, group="b"))
+    asked: list[str] = []
+
+    def start(waiting: Waiting[str]) -> bool:
+        asked.append(waiting.request)
+        return waiting.group == "b"
+
+    room.start_those_that_fit(start)
+    assert asked == ["full"] * LOOK_AHEAD + ["free"]
+    assert room.group_sizes() == {"a": 2 * LOOK_AHEAD}

@@ -30,8 +30,15 @@ def test_everything_can_be_set():
     assert not settings.is_loopback
 
 
+def test_a_cluster_needs_a_namespace_instead_of_a_file():
+    settings = parse_settings({"PAGODA_DISCOVERY": "kubernetes", "PAGODA_NAMESPACE": "team-a", "PAGODA_CACHE_DIR": "/run/cache"})
+    assert (settings.discovery, settings.namespace, settings.fleet_file) == ("kubernetes", "team-a", None)
+
+
 BAD = [
     ({"PAGODA_FLEET_FILE": ""}, "PAGODA_FLEET_FILE is not set"),
+    ({"PAGODA_DISCOVERY": "dns"}, "PAGODA_DISCOVERY='dns' is not one of file, kubernetes"),
+    ({"PAGODA_DISCOVERY": "kubernetes"}, "PAGODA_NAMESPACE is not set: the namespace whose models this router serves"),
     ({"PAGODA_CACHE_DIR": ""}, "PAGODA_CACHE_DIR is not set"),
     ({"PAGODA_HTTPPORT": "1"}, "no setting PAGODA_HTTPPORT: did you mean PAGODA_HTTP_PORT?"),
     ({"PAGODA_GRPC_PORT": "1"}, "no setting PAGODA_GRPC_PORT: did you mean PAGODA_HTTP_PORT?"),

@@ -8,7 +8,8 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import uvloop
@@ -19,12 +20,12 @@ from pagoda_router.artifacts import ArtifactCache
 from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.pagoda import PagodaLink
 from pagoda_router.discovery.file import FileDiscovery
-from pagoda_router.discovery.snapshot import Endpoint
+from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot
 from pagoda_router.dispatch import FleetDispatcher
 from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
 from pagoda_router.internal import Probes, fleet_report, internal_app, routes
-from pagoda_router.listeners import Listeners, address, bind
+from pagoda_router.listeners import Listeners, address, bind, closing_when
 from pagoda_router.logs import log_to_stderr
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.settings import RouterSettings, parse_settings
@@ -44,7 +45,11 @@ def main() -> int:
         return 2
     log_to_stderr(settings.log_level)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read at the first channel; its notes of every lost connection are not our log's form
-    uvloop.run(serve(settings, artifacts, public, internal))
+    try:
+        uvloop.run(serve(settings, artifacts, public, internal))
+    except ConfigError as error:
+        sys.stderr.write(f"pagoda-router: {error}\n")
+        return 2
     return 0
 
 
@@ -57,8 +62,8 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
     fleet = Fleet(_link_factory(settings, artifacts), artifacts)
     dispatcher = FleetDispatcher(fleet, metrics, max_queue_tokens=settings.max_queue_tokens, queue_timeout_s=settings.queue_timeout_s)
     fleet.attach(dispatcher)
-    discovery = FileDiscovery(settings.fleet_file, fleet.apply)
-    probes = Probes(fleet, lambda: discovery.loaded)
+    discovery = await _discover(settings, fleet.apply)
+    probes = Probes(fleet, lambda: fleet.is_loaded)
     probe_routes = routes(probes, registry)
     app = create_app(
         dispatcher=dispatcher,
@@ -69,23 +74,50 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
         guarded_routes={"/metrics": probe_routes["/metrics"]},
     )
     inner = internal_app(probe_routes, lambda: fleet_report(fleet, dispatcher), settings.internal_token, is_loopback=settings.is_loopback)
-    listeners = Listeners((public, app), (internal, inner), settings.drain_s)
+    outer = closing_when(lambda: probes.draining, app)
+    listeners = Listeners((public, outer), (internal, inner), drain_s=settings.drain_s, linger_s=settings.linger_s)
     stopping = _on_signals(listeners)
-    discovery.poll()
-    watching = asyncio.create_task(discovery.run(), name="discovery")
+    watching = asyncio.create_task(discovery.run, name="discovery")
     listeners.start()
-    log.info("listening http=%s internal=%s fleet=%s", address(public), address(internal), settings.fleet_file)
+    log.info("listening http=%s internal=%s fleet=%s", address(public), address(internal), discovery.where)
     gc.collect()
     gc.freeze()
     await asyncio.wait(
         [asyncio.create_task(stopping.wait()), asyncio.create_task(listeners.stopped())], return_when=asyncio.FIRST_COMPLETED
     )
-    log.info("draining for up to %g s", settings.drain_s)
+    log.info("not ready any more; taking requests for another %g s, then draining for up to %g s", settings.linger_s, settings.drain_s)
     probes.draining = True
     await listeners.drain(lambda: dispatcher.shut_down("the router is shutting down: send the request again"))
     watching.cancel()
     await fleet.close()
+    await asyncio.gather(watching, return_exceptions=True)
+    await discovery.close()
     log.info("stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    run: Coroutine[Any, Any, None]
+    close: Callable[[], Awaitable[None]]
+    where: str
+
+
+async def _discover(settings: RouterSettings, on_snapshot: Callable[[FleetSnapshot], None]) -> Discovery:
+    """Raises ConfigError."""
+    if settings.fleet_file is not None:
+        found = FileDiscovery(settings.fleet_file, on_snapshot)
+        found.poll()  # what is there is known before the first request
+        return Discovery(found.run(), _nothing, str(settings.fleet_file))
+    # Imported here: its client costs a second and 40 MB, which a router that reads a file need not pay.
+    from pagoda_router.discovery.api import KubernetesApi
+    from pagoda_router.discovery.kubernetes import KubernetesDiscovery
+
+    api = await KubernetesApi.connect(os.environ.get("KUBECONFIG"))
+    return Discovery(KubernetesDiscovery(api, settings.namespace, on_snapshot).run(), api.close, f"namespace {settings.namespace}")
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _open_cache(settings: RouterSettings) -> ArtifactCache:

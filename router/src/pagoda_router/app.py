@@ -16,6 +16,7 @@ from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotF
 from pagoda_router.generation import Catalog, Dispatcher
 from pagoda_router.openai.answers import Call, Completions
 from pagoda_router.openai.errors import error_body, error_event, error_headers
+from pagoda_router.openai.features import variant_of
 from pagoda_router.openai.models import model_body, model_list_body
 from pagoda_router.surface import Endpoint, Observer, RequestOutcome, SilentObserver, SurfaceSettings
 
@@ -115,8 +116,16 @@ class _Surface:
             self._check_key(scope)
             _check_method(scope, "POST")
             _check_json_type(scope)
+            variant = variant_of(scope["headers"])
             body = await read_body(scope, receive, limit_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s)
-            call = Call(body=body, headers=[id_header], traceparent=_traceparent(scope), started_at=started_at, outcome=outcome)
+            call = Call(
+                body=body,
+                headers=[id_header],
+                traceparent=_traceparent(scope),
+                started_at=started_at,
+                outcome=outcome,
+                variant=variant,
+            )
             async with Exchange(receive, send, stalled_reader_s=self._settings.stalled_reader_s) as exchange:
                 try:
                     await self._completions.answer(call, exchange)

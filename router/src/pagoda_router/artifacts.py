@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from pagoda_router.generation import ModelName, TextAssets
+from pagoda_router.generation import TextAssets
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +77,11 @@ class ArtifactCache:
         self._write(path, content)
         self._verified.add(sha256)
 
-    def remember(self, model: ModelName, description: StoredDescription) -> None:
+    def remember(self, model: str, description: StoredDescription) -> None:
         """Blocking."""
         self._write(self._model_file(model), msgspec.json.encode(description))
 
-    def recall(self, model: ModelName, source: str) -> TextAssets | None:
+    def recall(self, model: str, source: str) -> TextAssets | None:
         """What was remembered for this source, if its files are still whole. Blocking, small."""
         try:
             stored = msgspec.json.decode(self._model_file(model).read_bytes(), type=StoredDescription)
@@ -110,7 +110,7 @@ class ArtifactCache:
             max_top_logprobs=stored.max_top_logprobs,
         )
 
-    def _model_file(self, model: ModelName) -> Path:
+    def _model_file(self, model: str) -> Path:
         return self._folder / "models" / f"{hashlib.sha256(model.encode()).hexdigest()[:32]}.json"
 
     def _write(self, path: Path, content: bytes) -> None:

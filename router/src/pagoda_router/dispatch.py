@@ -1,8 +1,8 @@
 """Admits, places and runs generations: waiting room → worker → stream. Implements generation.Dispatcher; hears of capacity as LinkListener.
 
-Owns what waits and what it learned per model. Decisions are the pure modules' (admission, queue, policy); links do the talking. A request
-is handed to its caller at its first token: until then a lost worker costs a second try instead of a broken stream, and a refusal has an
-HTTP status.
+Owns what waits and what it learned per model. Decisions are the pure modules' (admission, queue, policy, demand); links do the talking. A
+request is handed to its caller at its first token: until then a lost worker costs a second try instead of a broken stream, and a refusal
+has an HTTP status.
 """
 
 import asyncio
@@ -10,52 +10,28 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
+from typing import Any
 
-from pagoda_router.admission import OutputHistory, Price, price
+from pagoda_router.admission import price
 from pagoda_router.backends.base import BackendStream, RefusedByWorker
-from pagoda_router.errors import ContextTooLong, DeadlineExceeded, NoWorker, Overloaded, RouterError, UpstreamFailed
+from pagoda_router.demand import Demand
+from pagoda_router.errors import ContextTooLong, NoWorker, Overloaded, RouterError, UpstreamFailed
 from pagoda_router.fleet import Fleet
-from pagoda_router.generation import EndReason, Generation, GenerationStream, ModelName, WorkerId
+from pagoda_router.generation import Arrival, EndReason, Generation, GenerationStream, ModelName, WorkerId
+from pagoda_router.lanes import Held, Lane, Pending, Refusals
 from pagoda_router.metrics import RouterMetrics
-from pagoda_router.policy import Placement, Refusal, WorkerView, place
-from pagoda_router.queue import DrainRate, Waiting, WaitingRoom, retry_after_s
+from pagoda_router.policy import Placement, Refusal, WorkerView, choose_variant, place
+from pagoda_router.queue import Waiting, WaitingRoom
 
 log = logging.getLogger(__name__)
 
 EXPIRY_CHECK_S = 0.1
-NO_WORKER_GRACE_S = 5.0
-"""How long a request waits for a model that has no worker and none on its way: a supervisor may be replacing it."""
 MOST_ATTEMPTS = 3
 """Submits that a worker did not take."""
 MOST_RETRIES = 1
 """Second tries after a worker took a request and was lost: a request that kills engines must not tour the fleet."""
-
-
-@dataclass(slots=True)
-class Pending:
-    """A request from its arrival to its first token."""
-
-    generation: Generation
-    cost: Price
-    ticket: int
-    arrived_s: float
-    deadline_s: float
-    avoid: set[WorkerId] = field(default_factory=set)
-    """Workers that refused or lost it."""
-    attempts: int = 0
-    retries: int = 0
-    stream: "asyncio.Future[BackendStream]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-
-@dataclass(slots=True)
-class Lane:
-    """One model's waiting room and what its requests taught."""
-
-    room: WaitingRoom[Pending]
-    history: OutputHistory = field(default_factory=OutputHistory)
-    drain: DrainRate = field(default_factory=DrainRate)
 
 
 class FleetDispatcher:
@@ -66,7 +42,6 @@ class FleetDispatcher:
         *,
         max_queue_tokens: int,
         queue_timeout_s: float,
-        no_worker_grace_s: float = NO_WORKER_GRACE_S,
         clock: Callable[[], float] = time.monotonic,
         rng: Random | None = None,
     ) -> None:
@@ -74,26 +49,46 @@ class FleetDispatcher:
         self._metrics = metrics
         self._max_queue_tokens = max_queue_tokens
         self._queue_timeout_s = queue_timeout_s
-        self._no_worker_grace_s = min(no_worker_grace_s, queue_timeout_s)
         self._clock = clock
         self._rng = rng or Random()
+        self._refusals = Refusals(fleet, metrics, self._rng)
         self._lanes: dict[ModelName, Lane] = {}
         self._running: set[BackendStream] = set()
         self._tickets = 0
         self._expiry: asyncio.TimerHandle | None = None
         self._shut_down = ""
+        self._began_s = clock()
 
     # ------------------------------------------------------------ Dispatcher
 
     @asynccontextmanager
     async def generate(self, generation: Generation) -> AsyncIterator[GenerationStream]:
-        stream = await self._begin(generation)
-        self._running.add(stream)
+        self._fleet.model(generation.model)
+        demand = self._lane(generation.model).demand
+        demand.came(again=generation.arrival is not None)
         try:
-            yield stream
+            stream = await self._begin(generation)
+            self._running.add(stream)
+            try:
+                yield stream
+            finally:
+                self._running.discard(stream)
+                stream.abandon()
         finally:
-            self._running.discard(stream)
-            stream.abandon()
+            demand.left(self._clock())
+
+    async def hold(self, model: ModelName, variant: str | None, cost_tokens: int) -> Arrival:
+        self._fleet.model(model)
+        demand = self._lane(model).demand
+        demand.came()
+        try:
+            now_s = self._clock()
+            held = Held(model=model, variant=variant, ticket=self._next_ticket(), arrived_s=now_s, patient_from_s=now_s)
+            self._check_admission(held, cost_tokens)
+            await self._wait(held, cost_tokens)
+            return Arrival(held.ticket, held.arrived_s)
+        finally:
+            demand.left(self._clock())
 
     async def _begin(self, generation: Generation) -> BackendStream:
         """Waits, places, submits, until a worker has answered with a first token (or the request's end)."""
@@ -104,6 +99,8 @@ class FleetDispatcher:
             try:
                 await stream.wait_for_output()
                 if not stream.failure:
+                    now_s = self._clock()
+                    self._lane(pending.model).demand.answered(now_s, now_s - pending.patient_from_s)
                     return stream
                 self._count_failure(pending, stream)
             except RefusedByWorker as refused:
@@ -115,41 +112,66 @@ class FleetDispatcher:
                 self._running.discard(stream)
 
     def _price(self, generation: Generation) -> Pending:
-        model = self._fleet.model(generation.model)
-        lane = self._lane(model.name)
+        """Raises Overloaded or ColdStart when the waiting room has no place for it."""
+        model, lane, now_s = generation.model, self._lane(generation.model), self._clock()
+        cost = price(generation, lane.history.predict(generation), self._fleet.block_size(model))
+        arrival = generation.arrival
+        arrived_s = arrival.at_s if arrival is not None else now_s
+        pending = Pending(
+            model=model,
+            variant=generation.variant,
+            ticket=arrival.ticket if arrival is not None else self._next_ticket(),
+            arrived_s=arrived_s,
+            patient_from_s=now_s,
+            deadline_s=arrived_s + generation.deadline_s if generation.deadline_s is not None else float("inf"),
+            generation=generation,
+            cost=cost,
+        )
+        if arrival is None:  # else it was admitted when it was held
+            self._check_admission(pending, cost.kv_tokens)
+        return pending
+
+    def _check_admission(self, request: Held, cost_tokens: int) -> None:
+        if self._shut_down:
+            raise NoWorker(self._shut_down, retry_after_s=1.0)
+        model, lane = self._fleet.model(request.model), self._lane(request.model)
         lane.room.max_tokens = self._max_queue_tokens if model.max_queue_tokens is None else model.max_queue_tokens
-        cost = price(generation, lane.history.predict(generation), self._fleet.block_size(model.name))
-        if not lane.room.has_room(cost.kv_tokens):
-            raise self._queue_full(model.name, lane, cost)
-        now_s = self._clock()
-        self._tickets += 1
-        patience_s = self._queue_timeout_s if generation.deadline_s is None else min(self._queue_timeout_s, generation.deadline_s)
-        return Pending(generation, cost, self._tickets, now_s, now_s + patience_s)
+        is_full, is_crowded = not lane.room.has_room(cost_tokens), len(lane.room) >= model.max_waiting
+        if not (is_full or is_crowded or model.hopeless):
+            return
+        if self._fleet.can_answer(request.model, request.variant):
+            if is_full:
+                raise self._refusals.queue_full(lane, request.model, cost_tokens, self._clock())
+        elif model.hopeless:
+            raise self._refusals.hopeless(model)
+        elif is_full or is_crowded:
+            raise self._refusals.too_many_wait(lane, model, self._clock())
 
     async def _wait_for_place(self, pending: Pending) -> BackendStream:
         if self._shut_down:
             raise NoWorker(self._shut_down, retry_after_s=1.0)
-        model = pending.generation.model
+        pending.place = asyncio.get_running_loop().create_future()
+        stream: BackendStream = await self._wait(pending, pending.cost.kv_tokens, pending.generation.priority)
+        return stream
+
+    async def _wait(self, request: Held, cost_tokens: int, priority: int = 0) -> Any:
+        model = request.model
         lane = self._lane(model)
-        waiting = Waiting(
-            pending,
-            pending.cost.kv_tokens,
-            pending.ticket,
-            priority=pending.generation.priority,
-            enqueued_s=pending.arrived_s,
-            deadline_s=pending.deadline_s,
-        )
-        pending.stream = asyncio.get_running_loop().create_future()
+        group = self._fleet.only_variant(model) if request.variant is None else request.variant
+        if group is None:
+            group = self._draw(model, self._fleet.routable_variants(model))
+        waiting = Waiting(request, cost_tokens, request.ticket, priority=priority, deadline_s=request.deadline_s, group=group)
         lane.room.push(waiting)
         self._place_waiting(model)
         try:
-            if not pending.stream.done():
+            if not request.place.done():
                 self._watch_expiry()
                 self._queue_changed(model)
-            return await pending.stream
+            return await request.place
         except asyncio.CancelledError:
-            if pending.stream.done() and not pending.stream.cancelled() and pending.stream.exception() is None:
-                pending.stream.result().abandon()  # placed in the very moment in which the client left
+            place = request.place
+            if isinstance(request, Pending) and place.done() and not place.cancelled() and place.exception() is None:
+                place.result().abandon()  # placed in the very moment in which the client left
             raise
         finally:
             if lane.room.remove(waiting):
@@ -160,29 +182,54 @@ class FleetDispatcher:
 
     def _place_waiting(self, model: ModelName) -> None:
         lane = self._lanes.get(model)
-        if lane is not None and len(lane.room):
+        if lane is None or not (len(lane.room) or lane.cold):
+            return
+        lane.room.start_those_that_fit(self._start)
+        if (len(lane.room) or lane.cold) and self._review(model, lane):
             lane.room.start_those_that_fit(self._start)
 
-    def _start(self, waiting: Waiting[Pending]) -> bool:
+    def _review(self, model: ModelName, lane: Lane) -> bool:
+        """Which groups wait for a worker to come, and which have one now; True when a request may go where it could not before."""
+        routable, now_s = self._fleet.routable_variants(model), self._clock()
+        only = self._fleet.only_variant(model)
+        if routable != lane.routable:
+            lane.routable = routable
+            for waiting in [waiting for waiting in lane.room if waiting.request.variant is None and waiting.group not in routable]:
+                group = only if only is not None else self._draw(model, routable)
+                if group != waiting.group:
+                    lane.room.regroup(waiting, group)
+                    waiting.request.patient_from_s = now_s
+        return lane.note_groups(routable, now_s)
+
+    def _draw(self, model: ModelName, routable: frozenset[str]) -> str:
+        """The variant that takes the next request; empty while none can."""
+        found = self._fleet.find(model)
+        return "" if found is None else choose_variant(found.variants, routable, self._rng) or ""
+
+    def _start(self, waiting: Waiting[Held]) -> bool:
         """Submits the request to the best worker; True when it needs no place any more."""
-        pending = waiting.request
-        if pending.stream.done():
+        request = waiting.request
+        if request.place.done():
             return True
-        links = {link.worker: link for link in self._fleet.links(pending.generation.model)}
-        views = [link.view(pending.cost) for link in links.values()]
-        found = place(pending.cost, views, self._rng, pending.avoid)
+        if not isinstance(request, Pending):
+            if self._fleet.text(request.model, request.variant) is None:
+                return False
+            request.place.set_result(None)
+            return True
+        links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
+        found = place(request.cost, [link.view(request.cost) for link in links.values()], self._rng, request.avoid)
         if isinstance(found, Refusal):
             if found.why != "too_large":
                 return False
-            pending.stream.set_exception(ContextTooLong(f"{found.message}: shorten the prompt", param="messages"))
+            request.place.set_exception(ContextTooLong(f"{found.message}: shorten the prompt", param="messages"))
             return True
         now_s = self._clock()
-        generation = pending.generation
+        generation = request.generation
         if generation.deadline_s is not None:
-            generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - pending.arrived_s)))
-        pending.stream.set_result(links[found.worker].submit(generation, pending.cost, found.reserved_tokens))
-        self._metrics.placed(generation.model, now_s - pending.arrived_s, found.reserved_tokens)
-        _log_placement(pending, found)
+            generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
+        request.place.set_result(links[found.worker].submit(generation, request.cost, found.reserved_tokens))
+        self._metrics.placed(generation.model, now_s - request.arrived_s, found.reserved_tokens)
+        _log_placement(request, found)
         return True
 
     def _count_failure(self, pending: Pending, stream: BackendStream) -> None:
@@ -193,6 +240,7 @@ class FleetDispatcher:
         if self._shut_down or not harmless or pending.retries >= MOST_RETRIES:
             raise UpstreamFailed(f"{pending.generation.model} failed before the first token: {stream.failure}")
         pending.retries += 1
+        pending.patient_from_s = self._clock()
         pending.avoid.add(stream.worker)
         self._metrics.retried(pending.generation.model, "worker_drained" if drained else "worker_lost")
 
@@ -202,11 +250,13 @@ class FleetDispatcher:
         pending.attempts += 1
         pending.avoid.add(stream.worker)
         model = pending.generation.model
-        others = any(view.routable and view.worker not in pending.avoid for view in self._views(model))
+        others = any(view.routable and view.worker not in pending.avoid for view in self._views(pending))
         if pending.attempts >= MOST_ATTEMPTS or (refused.overloaded and not others):
             self._metrics.rejected(model, "worker_refused")
             kind = Overloaded if refused.overloaded else NoWorker
-            raise kind(f"{model} takes no more requests now: {refused}", retry_after_s=self._retry_after(model))
+            raise kind(
+                f"{model} takes no more requests now: {refused}", retry_after_s=self._refusals.retry_after(self._lane(model), self._clock())
+            )
         self._metrics.retried(model, "refused")
 
     # ------------------------------------------------------------ refusing
@@ -218,49 +268,19 @@ class FleetDispatcher:
     def _expire(self) -> None:
         self._expiry = None
         now_s = self._clock()
-        for model, lane in self._lanes.items():
-            for waiting in lane.room.take_expired(now_s):
-                _fail(waiting.request, self._timed_out(waiting.request, now_s))
-            if not self._fleet.is_awaited(model):
-                for waiting in [w for w in lane.room if now_s - w.enqueued_s >= self._no_worker_grace_s]:
+        for name, lane in self._lanes.items():
+            if not len(lane.room):
+                continue
+            self._place_waiting(name)
+            model = self._fleet.find(name)
+            for waiting in list(lane.room):
+                error = self._refusals.overdue(lane, model, waiting, self._queue_timeout_s, now_s)
+                if error is not None:
                     lane.room.remove(waiting)
-                    _fail(waiting.request, self._no_worker(model))
-            self._place_waiting(model)  # what waited behind them may fit
+                    _fail(waiting.request, error)
+            self._place_waiting(name)  # what waited behind them may fit
         if any(len(lane.room) for lane in self._lanes.values()):
             self._watch_expiry()
-
-    def _timed_out(self, pending: Pending, now_s: float) -> RouterError:
-        model, waited_s = pending.generation.model, now_s - pending.arrived_s
-        if pending.generation.deadline_s is not None and waited_s >= pending.generation.deadline_s:
-            self._metrics.rejected(model, "deadline")
-            return DeadlineExceeded(f"the request's deadline of {pending.generation.deadline_s:g} s passed while it waited for {model}")
-        if not any(view.routable for view in self._views(model)):
-            return self._no_worker(model)
-        self._metrics.rejected(model, "queue_timeout")
-        retry_s = self._retry_after(model)
-        return Overloaded(
-            f"{model} had no room for {pending.cost.kv_tokens} tokens within {waited_s:.0f} s: retry in {retry_s:.0f} s",
-            retry_after_s=retry_s,
-        )
-
-    def _queue_full(self, model: ModelName, lane: Lane, cost: Price) -> Overloaded:
-        self._metrics.rejected(model, "queue_full")
-        retry_s = self._retry_after(model)
-        return Overloaded(
-            f"{lane.room.tokens} tokens wait for {model} and this request adds {cost.kv_tokens}; the limit is {lane.room.max_tokens}: "
-            f"retry in {retry_s:.0f} s",
-            retry_after_s=retry_s,
-        )
-
-    def _no_worker(self, model: ModelName) -> NoWorker:
-        self._metrics.rejected(model, "no_worker")
-        reasons = sorted({view.reason for view in self._views(model) if view.reason})
-        why = "; ".join(reasons) or ("a worker is starting" if self._fleet.is_awaited(model) else "it has none")
-        return NoWorker(f"no worker of {model} can answer now: {why}", retry_after_s=NO_WORKER_GRACE_S * self._rng.uniform(0.9, 1.1))
-
-    def _retry_after(self, model: ModelName) -> float:
-        lane = self._lane(model)
-        return retry_after_s(lane.room.tokens, lane.drain.tokens_per_s(self._clock()), self._rng)
 
     # ------------------------------------------------------------ LinkListener
 
@@ -283,6 +303,18 @@ class FleetDispatcher:
 
     # ------------------------------------------------------------ for __main__ and internal
 
+    def now_s(self) -> float:
+        """On the clock that demand is told in."""
+        return self._clock()
+
+    def demand(self, model: ModelName) -> Demand:
+        return self._lane(model).demand
+
+    def waiting_by_variant(self, model: ModelName) -> dict[str, int]:
+        """Requests; under "" those that will take whichever comes first."""
+        lane = self._lanes.get(model)
+        return lane.room.group_sizes() if lane is not None else {}
+
     def queue(self, model: ModelName) -> tuple[int, int]:
         """Requests and tokens that wait."""
         lane = self._lanes.get(model)
@@ -303,19 +335,24 @@ class FleetDispatcher:
     def _lane(self, model: ModelName) -> Lane:
         lane = self._lanes.get(model)
         if lane is None:
-            lane = self._lanes[model] = Lane(WaitingRoom(self._max_queue_tokens))
+            lane = self._lanes[model] = Lane(WaitingRoom(self._max_queue_tokens), self._began_s)
         return lane
 
-    def _views(self, model: ModelName) -> list[WorkerView]:
-        return [link.view() for link in self._fleet.links(model)]
+    def _next_ticket(self) -> int:
+        self._tickets += 1
+        return self._tickets
+
+    def _views(self, pending: Pending) -> list[WorkerView]:
+        """Of the workers that may run it."""
+        return [link.view() for link in self._fleet.links(pending.model) if pending.variant in (None, link.endpoint.variant)]
 
     def _queue_changed(self, model: ModelName) -> None:
         self._metrics.queue_changed(model, *self.queue(model))
 
 
-def _fail(pending: Pending, error: RouterError) -> None:
-    if not pending.stream.done():
-        pending.stream.set_exception(error)
+def _fail(request: Held, error: RouterError) -> None:
+    if not request.place.done():
+        request.place.set_exception(error)
 
 
 def _log_placement(pending: Pending, placement: Placement) -> None:

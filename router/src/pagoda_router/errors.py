@@ -11,6 +11,9 @@ RouterError
 ├── BodyTooLarge            413
 ├── Overloaded              429   carries retry_after_s
 ├── NoWorker                503   carries retry_after_s
+│   ├── ColdStart           503   waited for a worker to come, or too many do already
+│   ├── ModelUnavailable    503   no worker will come until somebody changes something: not worth a retry
+│   └── Starting            503   the router has not read its models yet
 ├── UpstreamFailed          502   a worker or its engine was lost under this request
 └── DeadlineExceeded        504   the request's own deadline passed
 
@@ -101,6 +104,18 @@ class NoWorker(RouterError):
     status = 503
     type = "server_error"
     code = "no_worker"
+
+
+class ColdStart(NoWorker):
+    code = "cold_start"
+
+
+class ModelUnavailable(NoWorker):
+    code = "model_unavailable"
+
+
+class Starting(NoWorker):
+    code = "router_starting"
 
 
 class UpstreamFailed(RouterError):

@@ -8,17 +8,19 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from pagoda_router.artifacts import ArtifactCache, StoredDescription
 from pagoda_router.backends.base import LinkListener, WorkerLink
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObject, names_to_models
-from pagoda_router.errors import ModelNotFound, NoWorker
-from pagoda_router.generation import CatalogEntry, ModelName, ServedName, TextAssets
+from pagoda_router.errors import ModelNotFound, Starting
+from pagoda_router.generation import CatalogEntry, ModelName, ModelState, ServedName, TextAssets
+from pagoda_router.policy import variants_in_turn
 
 log = logging.getLogger(__name__)
 
-DESCRIBE_RETRY_AFTER_S = 5.0
+STARTING_RETRY_AFTER_S = 2.0
 
 
 class LinkFactory(Protocol):
@@ -36,7 +38,13 @@ class Fleet:
         self._links: dict[Endpoint, WorkerLink] = {}
         self._by_model: dict[ModelName, list[WorkerLink]] = {}
         self._tasks: dict[asyncio.Task[None], WorkerLink] = {}
-        self._assets: dict[ModelName, TextAssets] = {}
+        self._assets: dict[ModelName, dict[str, TextAssets]] = {}
+        """By variant."""
+        self._common: dict[ModelName, TextAssets] = {}
+        """What holds for every variant that takes requests by weight; made of _assets on demand."""
+        self._only_variant: dict[ModelName, str] = {}
+        self.is_loaded = False
+        """A snapshot was read: what is not in it does not exist."""
 
     def attach(self, listener: LinkListener) -> None:
         """Before the first snapshot."""
@@ -45,13 +53,11 @@ class Fleet:
     # ------------------------------------------------------------ reconciliation
 
     def apply(self, snapshot: FleetSnapshot) -> None:
-        previous = self._models
+        previous, self.is_loaded = self._models, True
+        self._common.clear()
         self._models = {model.name: model for model in snapshot.models}
         self._owners = names_to_models(snapshot.models)
         self._awaited = snapshot.awaited
-        for name, model in self._models.items():
-            if name not in previous or previous[name].source != model.source:
-                self._recall(model)
         for endpoint in [endpoint for endpoint in self._links if endpoint not in snapshot.endpoints]:
             self._links.pop(endpoint).retire()
         for endpoint, accepting in snapshot.endpoints.items():
@@ -61,6 +67,17 @@ class Fleet:
         self._by_model = {}
         for endpoint, link in self._links.items():
             self._by_model.setdefault(endpoint.model, []).append(link)
+        for name, model in self._models.items():
+            if name not in previous or previous[name].source != model.source:
+                self._recall(model)
+        for name in previous.keys() - self._models.keys():
+            self._assets.pop(name, None)
+        self._only_variant = {}
+        for name, model in self._models.items():
+            if len(model.variants) == 1:
+                ((variant, _),) = model.variants
+                if all(link.endpoint.variant == variant for link in self.links(name)):
+                    self._only_variant[name] = variant
         for name in self._models:
             self._require_listener().capacity_changed(name)
 
@@ -72,7 +89,7 @@ class Fleet:
 
     def _start_link(self, endpoint: Endpoint) -> WorkerLink:
         async def on_described(description: Any) -> None:
-            await self._remember(endpoint.model, description)
+            await self._remember(endpoint, description)
 
         link = self._make_link(endpoint, listener=self._require_listener(), on_described=on_described)
         task = asyncio.create_task(link.run(), name=f"link {link.worker}")
@@ -100,8 +117,31 @@ class Fleet:
             raise self._not_found(name)
         return found
 
+    def find(self, name: ModelName) -> ModelObject | None:
+        return self._models.get(name)
+
     def links(self, model: ModelName) -> Sequence[WorkerLink]:
         return self._by_model.get(model, ())
+
+    def only_variant(self, model: ModelName) -> str | None:
+        """The one that all workers are of; None when there is a choice."""
+        return self._only_variant.get(model)
+
+    def routable_variants(self, model: ModelName) -> frozenset[str]:
+        return frozenset(link.endpoint.variant for link in self.links(model) if link.view().routable)
+
+    def why_not(self, model: ModelName) -> str:
+        """One sentence for a model that cannot answer now; empty when it can."""
+        return self._reason(self._models[model]) if model in self._models else "the model is being deleted"
+
+    def can_answer(self, model: ModelName, variant: str | None = None) -> bool:
+        if variant is None and model in self._only_variant:
+            return any(link.view().routable for link in self.links(model))
+        routable = self.routable_variants(model)
+        if variant is not None:
+            return variant in routable
+        found = self._models.get(model)
+        return found is not None and bool(variants_in_turn(found.variants, routable))
 
     def is_awaited(self, model: ModelName) -> bool:
         """A worker of it exists or is being started: worth holding requests for."""
@@ -114,24 +154,35 @@ class Fleet:
     # ------------------------------------------------------------ Catalog
 
     def list(self) -> Sequence[CatalogEntry]:
+        self._require_loaded()
+        return self.entries()
+
+    def entries(self) -> Sequence[CatalogEntry]:
+        """As far as known: also before the first snapshot."""
         return [self._entry(name, model) for name, model in sorted(self._owners.items())]
 
     def get(self, served_name: str) -> CatalogEntry:
+        self._require_loaded()
         model = self._owners.get(ServedName(served_name))
         if model is None:
             raise self._not_found(served_name)
         return self._entry(ServedName(served_name), model)
 
-    def text(self, model: ModelName) -> TextAssets:
-        assets = self._assets.get(model)
-        if assets is None:
-            why = self._reason(self.model(model))
-            raise NoWorker(f"no worker of {model} has described it yet ({why}): try again shortly", retry_after_s=DESCRIBE_RETRY_AFTER_S)
-        return assets
+    def text(self, model: ModelName, variant: str | None = None) -> TextAssets | None:
+        described = self._assets.get(model)
+        if not described:
+            return None
+        if variant is not None:
+            return described.get(variant)
+        common = self._common.get(model)
+        if common is None:
+            weights = dict(self._models[model].variants) if model in self._models else {}
+            common = self._common[model] = _common([a for v, a in described.items() if weights.get(v)] or list(described.values()))
+        return common
 
     def _entry(self, served_name: ServedName, model: ModelObject) -> CatalogEntry:
         reason = self._reason(model)
-        assets = self._assets.get(model.name)
+        assets = self.text(model.name)
         return CatalogEntry(
             served_name=served_name,
             model=model.name,
@@ -139,17 +190,30 @@ class Fleet:
             ready=not reason,
             reason=reason,
             max_model_len=assets.max_model_len if assets is not None else None,
+            state=self._state(model) if reason else ModelState.READY,
+            variants=tuple(name for name, _ in model.variants),
         )
+
+    def _state(self, model: ModelObject) -> ModelState:
+        if model.hopeless:
+            return ModelState.UNAVAILABLE
+        return ModelState.LOADING if self.is_awaited(model.name) or model.min_replicas > 0 else ModelState.ASLEEP
 
     def _reason(self, model: ModelObject) -> str:
         """Why it cannot answer now; empty when it can."""
-        views = [link.view() for link in self.links(model.name)]
-        if any(view.routable for view in views):
+        if self.can_answer(model.name):
             return ""
+        views = [link.view() for link in self.links(model.name)]
+        if model.hopeless:
+            return model.hopeless
         reasons = sorted({view.reason for view in views if view.reason})
         return (
             "; ".join(reasons) or model.not_ready_reason or ("a worker is starting" if self.is_awaited(model.name) else "it has no worker")
         )
+
+    def _require_loaded(self) -> None:
+        if not self.is_loaded:
+            raise Starting("the router has not read its models yet: try again shortly", retry_after_s=STARTING_RETRY_AFTER_S)
 
     def _not_found(self, name: str) -> ModelNotFound:
         there_is = ", ".join(sorted(self._owners)) or "none yet"
@@ -158,13 +222,16 @@ class Fleet:
     # ------------------------------------------------------------ text assets
 
     def _recall(self, model: ModelObject) -> None:
-        assets = self._artifacts.recall(model.name, model.source)
-        if assets is None:
-            self._assets.pop(model.name, None)
-        else:
+        """Of a source that is new here. While older workers still answer, what they told stays in force until a newer one tells else."""
+        names = {variant: _stored_name(model.name, variant) for variant, _ in model.variants}
+        recalled = {variant: self._artifacts.recall(stored, model.source) for variant, stored in names.items()}
+        assets = {variant: found for variant, found in recalled.items() if found is not None}
+        if assets or not self.routable_variants(model.name):
             self._assets[model.name] = assets
 
-    async def _remember(self, name: ModelName, description: Any) -> None:
+    async def _remember(self, endpoint: Endpoint, description: Any) -> None:
+        """Raises ValueError for a worker that must not be used."""
+        name, variant = endpoint.model, endpoint.variant
         model = self._models.get(name)
         stored = StoredDescription(
             source=model.source if model is not None else "",
@@ -179,8 +246,31 @@ class Fleet:
             max_top_logprobs=description.max_top_logprobs,
         )
         assets = await asyncio.to_thread(self._artifacts.assets, stored)
-        self._assets[name] = assets
-        await asyncio.to_thread(self._artifacts.remember, name, stored)
+        for other in self.routable_variants(name) - {variant}:
+            theirs = self._assets.get(name, {}).get(other)
+            if theirs is not None and theirs.tokenizer_file != assets.tokenizer_file:
+                # A prompt is tokenized before its variant is drawn.
+                raise ValueError(f"its tokenizer is not the one of variant {other}: variants of one model share a tokenizer")
+        self._assets.setdefault(name, {})[variant] = assets
+        self._common.pop(name, None)
+        await asyncio.to_thread(self._artifacts.remember, _stored_name(name, variant), stored)
+
+
+def _stored_name(model: ModelName, variant: str) -> str:
+    return model if variant == "default" else f"{model}/{variant}"
+
+
+def _common(described: Sequence[TextAssets]) -> TextAssets:
+    """What every one of them takes."""
+    first, *others = described
+    if not others:
+        return first
+    return replace(
+        first,
+        max_model_len=min(assets.max_model_len for assets in described),
+        max_sequences_per_request=min(assets.max_sequences_per_request for assets in described),
+        max_top_logprobs=min(assets.max_top_logprobs for assets in described),
+    )
 
 
 def _special_tokens(text: str) -> dict[str, str]:

@@ -31,6 +31,15 @@ class Sampling:
     logit_bias: dict[int, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request's place in line, kept from before its prompt could be tokenized."""
+
+    ticket: int
+    at_s: float
+    """On the dispatcher's clock."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """A request after templates and tokenization: what admission prices and a worker runs."""
@@ -53,6 +62,10 @@ class Generation:
     priority: int = 0
     deadline_s: float | None = None
     traceparent: str = ""
+    variant: str | None = None
+    """The client insists on this one. None: by weight."""
+    arrival: Arrival | None = None
+    """From Dispatcher.hold; None: it arrives now."""
 
 
 class EndReason(StrEnum):
@@ -129,6 +142,10 @@ class Dispatcher(Protocol):
 
     def generate(self, generation: Generation) -> AbstractAsyncContextManager[GenerationStream]: ...
 
+    async def hold(self, model: ModelName, variant: str | None, cost_tokens: int) -> Arrival:
+        """Waits, as a request of about this cost does, until Catalog.text has an answer for the model. Raises what entering raises."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextAssets:
@@ -145,6 +162,16 @@ class TextAssets:
     max_top_logprobs: int
 
 
+class ModelState(StrEnum):
+    READY = "ready"
+    LOADING = "loading"
+    """A worker is on its way."""
+    ASLEEP = "asleep"
+    """No worker; a request wakes one."""
+    UNAVAILABLE = "unavailable"
+    """No worker will come until somebody changes something."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
     """One served name. Known from InferenceModel objects, so it exists without any worker."""
@@ -159,6 +186,8 @@ class CatalogEntry:
     """One sentence when not ready."""
     max_model_len: int | None
     """None until a worker has described it."""
+    state: ModelState = ModelState.READY
+    variants: tuple[str, ...] = ("default",)
 
 
 class Catalog(Protocol):
@@ -168,6 +197,10 @@ class Catalog(Protocol):
         """Raises errors.ModelNotFound naming what there is."""
         ...
 
-    def text(self, model: ModelName) -> TextAssets:
-        """Raises errors.NoWorker (503) when no worker has described the model yet."""
+    def can_answer(self, model: ModelName, variant: str | None = None) -> bool:
+        """A worker of it, or of this variant, takes requests now."""
+        ...
+
+    def text(self, model: ModelName, variant: str | None = None) -> TextAssets | None:
+        """Of one variant, or what holds for all that take requests by weight. None: no worker has described it yet."""
         ...

@@ -16,6 +16,7 @@ from pagoda_router.asgi import ASGIApp, Receive, Scope, Send
 from pagoda_router.backends.base import WorkerLink
 from pagoda_router.dispatch import FleetDispatcher
 from pagoda_router.fleet import Fleet
+from pagoda_router.policy import WorkerView
 
 
 class Probes:
@@ -28,11 +29,11 @@ class Probes:
 
     def readiness(self) -> tuple[int, dict[str, Any]]:
         """Ready once the fleet is known: a router whose models have no worker still answers honestly for them."""
-        models = {entry.served_name: {"ready": entry.ready, "reason": entry.reason} for entry in self._fleet.list()}
+        models = {entry.served_name: {"ready": entry.ready, "reason": entry.reason} for entry in self._fleet.entries()}
         if self.draining:
             return 503, {"ready": False, "reason": "the router drains", "models": models}
         if not self._is_loaded():
-            return 503, {"ready": False, "reason": "the fleet file has not been read yet", "models": models}
+            return 503, {"ready": False, "reason": "the models and workers have not been read yet", "models": models}
         return 200, {"ready": True, "models": models}
 
 
@@ -40,15 +41,21 @@ def fleet_report(fleet: Fleet, dispatcher: FleetDispatcher) -> dict[str, Any]:
     """What the operator scales by. A model's waiting requests are those of this router only; the operator adds routers up."""
     models = {}
     workers = []
+    now_s = dispatcher.now_s()
     for model in fleet.models():
         links = fleet.links(model.name)
         waiting, queued_tokens = dispatcher.queue(model.name)
+        demand = dispatcher.demand(model.name)
         routable = Counter(link.endpoint.template for link in links if link.view().routable)
         models[model.name] = {
             "routable": dict(routable),
             "inFlight": sum(link.in_flight for link in links),
             "queuedTokens": queued_tokens,
             "waiting": waiting,
+            "waitingByVariant": dispatcher.waiting_by_variant(model.name),
+            "idleS": round(demand.idle_s(now_s), 3),
+            "ttftS": demand.ttft_s(now_s),
+            "arrivals": demand.arrivals,
         }
         workers += _workers(links)
     return {"models": models, "workers": workers}
@@ -73,9 +80,17 @@ def _workers(links: Sequence[WorkerLink]) -> list[dict[str, Any]]:
                 "queuedPrefillTokens": view.queued_prefill_tokens,
                 "kvCapacityTokens": view.capacity_tokens,
                 "kvAvailableTokens": view.available_tokens,
+                "prefillTokensPerS": view.prefill_tokens_per_s,
+                "decodeTokensPerS": round(_decode_rate(view), 3),
             }
         )
     return report
+
+
+def _decode_rate(view: WorkerView) -> float:
+    """Of all its sequences together: what its self-test reached, or what it does now if that is more. 0: not known."""
+    now = max(1, view.running) * 1000 / view.decode_step_ms if view.decode_step_ms else 0.0
+    return max(view.decode_tokens_per_s, now)
 
 
 # ---------------------------------------------------------------- HTTP

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from pagoda_router.asgi import ASGIApp
+from pagoda_router.asgi import ASGIApp, Message, Receive, Scope, Send
 from pagoda_router.errors import ConfigError
 
 KEEP_ALIVE_S = 75
@@ -46,6 +46,21 @@ def address(listener: socket.socket) -> str:
     return f"{host}:{port}"
 
 
+def closing_when(draining: Callable[[], bool], app: ASGIApp) -> ASGIApp:
+    """`app`; requests that come while it drains are answered and their connection closed, so that a client that keeps connections opens its
+    next one elsewhere before this end is cut."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
+
+        await app(scope, receive, send_and_close if draining() else send)
+
+    return wrapped
+
+
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -55,8 +70,12 @@ class _Server(uvicorn.Server):
 class Listeners:
     """The public application drains first; probes and the internal API answer until the end."""
 
-    def __init__(self, public: tuple[socket.socket, ASGIApp], internal: tuple[socket.socket, ASGIApp], drain_s: float) -> None:
+    def __init__(
+        self, public: tuple[socket.socket, ASGIApp], internal: tuple[socket.socket, ASGIApp], *, drain_s: float, linger_s: float = 0.0
+    ) -> None:
+        """`linger_s`: how long a drain still takes new connections."""
         self._drain_s = drain_s
+        self._linger_s = linger_s
         self._public, self._public_socket = _server(public[1], drain_s + LAST_WORDS_S), public[0]
         self._internal, self._internal_socket = _server(internal[1], 1.0), internal[0]
         self._tasks: list[asyncio.Task[None]] = []
@@ -72,8 +91,11 @@ class Listeners:
         await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     async def drain(self, out_of_time: Callable[[], None]) -> None:
-        """No new connections; running requests go on. `out_of_time` is called once when some outlast the drain time: it ends them."""
+        """After the linger time no new connections; running requests go on. `out_of_time` is called once when some outlast the drain
+        time: it ends them."""
         public, internal = self._tasks
+        if self._linger_s:
+            await asyncio.wait([public], timeout=self._linger_s)
         self._public.should_exit = True
         done, _ = await asyncio.wait([public], timeout=self._drain_s)
         if not done:

@@ -28,3 +28,4 @@ def log_to_stderr(level: str) -> None:
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and stop lines say nothing that ours do not
+    logging.getLogger("kubernetes").setLevel(logging.ERROR)  # what goes wrong there, discovery says in a sentence

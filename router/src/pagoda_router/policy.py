@@ -9,7 +9,7 @@ Rates are the worker's own, learned ones; a worker that has not measured yet get
 dispatcher.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -44,6 +44,8 @@ class WorkerView:
     prefill_tokens_per_s: float = 0.0
     """0: not measured yet."""
     decode_step_ms: float = 0.0
+    decode_tokens_per_s: float = 0.0
+    """Of its self-test after loading; 0: it made none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,32 @@ def place(cost: Price, workers: Sequence[WorkerView], rng: Random, avoid: Collec
     runner_up_ms, runner_up = (scored[1][0], candidates[scored[1][2]].worker) if len(scored) > 1 else (None, None)
     reason = "only worker with room" if runner_up is None else "least predicted wait"
     return Placement(chosen.worker, chosen.reservable_tokens, best_ms, reason, runner_up, runner_up_ms)
+
+
+def variants_in_turn(weights: Iterable[tuple[str, int]], routable: Collection[str]) -> list[tuple[str, int]]:
+    """Name and weight of those that have a worker; the share of one without goes to the others.
+
+    Weight 0 takes nothing. Variants that the spec names no more serve while none of the named ones can: a renamed one leaves no gap.
+    """
+    named = list(weights)
+    found = [(name, weight) for name, weight in named if weight > 0 and name in routable]
+    if found:
+        return found
+    known = {name for name, _ in named}
+    return [(name, 1) for name in sorted(routable) if name not in known]
+
+
+def choose_variant(weights: Iterable[tuple[str, int]], routable: Collection[str], rng: Random) -> str | None:
+    """Whose turn it is, by weight; None when no variant can take a request that asks for none."""
+    candidates = variants_in_turn(weights, routable)
+    if len(candidates) < 2:
+        return candidates[0][0] if candidates else None
+    at = rng.uniform(0, sum(weight for _, weight in candidates))
+    for name, weight in candidates:
+        at -= weight
+        if at < 0:
+            return name
+    return candidates[-1][0]
 
 
 def predicted_ms(cost: Price, view: WorkerView, prefill_default: float, decode_default: float) -> float:

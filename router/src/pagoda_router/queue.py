@@ -2,11 +2,12 @@
 
 Order: priority, then arrival. A request that does not fit yet may be overtaken by later, smaller ones, but by no more tokens than it
 costs itself: then what is behind it waits until it has gone. So room is used while it is small, and a large request starts at the latest
-after one more load of its own size. Called by the dispatcher.
+after one more load of its own size. Requests of different groups (variants) use different workers and never wait for each other. Called
+by the dispatcher.
 """
 
 from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -15,7 +16,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 LOOK_AHEAD = 32
-"""Requests that do not fit, after which a scan stops looking for one that does."""
+"""Requests of a group that do not fit, after which a scan stops looking for one that does."""
 
 
 @dataclass(slots=True, eq=False)
@@ -23,11 +24,12 @@ class Waiting(Generic[T]):
     request: T
     cost_tokens: int
     ticket: int
-    """Order of arrival, unique."""
+    """Order of arrival."""
     priority: int = 0
-    enqueued_s: float = 0.0
     deadline_s: float = float("inf")
     """On the caller's clock; past it the request is refused."""
+    group: str = ""
+    """Changed by `WaitingRoom.regroup` only."""
     overtaken_tokens: int = 0
     """Of requests that went first although they came later."""
     order: tuple[int, int] = field(init=False)
@@ -36,11 +38,21 @@ class Waiting(Generic[T]):
         self.order = (-self.priority, self.ticket)
 
 
+@dataclass(slots=True)
+class _Scan(Generic[T]):
+    """One look through a group."""
+
+    blocked: list[Waiting[T]] = field(default_factory=list)
+    patience_tokens: float = float("inf")
+    is_over: bool = False
+
+
 class WaitingRoom(Generic[T]):
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
         self.tokens = 0
         self._line: list[Waiting[T]] = []
+        self._groups: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._line)
@@ -55,31 +67,57 @@ class WaitingRoom(Generic[T]):
     def push(self, waiting: Waiting[T]) -> None:
         insort(self._line, waiting, key=_order)
         self.tokens += waiting.cost_tokens
+        self._groups[waiting.group] += 1
+
+    def group_sizes(self) -> dict[str, int]:
+        """Requests that wait, by group; none is 0."""
+        return dict(self._groups)
+
+    def regroup(self, waiting: Waiting[T], group: str) -> None:
+        self._leave_group(waiting)
+        waiting.group = group
+        self._groups[group] += 1
+
+    def _leave_group(self, waiting: Waiting[T]) -> None:
+        self._groups[waiting.group] -= 1
+        if not self._groups[waiting.group]:
+            del self._groups[waiting.group]
 
     def remove(self, waiting: Waiting[T]) -> bool:
         """False when it has left already."""
         place = bisect_left(self._line, waiting.order, key=_order)
-        if place == len(self._line) or self._line[place] is not waiting:
+        while place < len(self._line) and self._line[place] is not waiting:
+            if self._line[place].order != waiting.order:
+                return False
+            place += 1  # the prompts of one request share its ticket
+        if place == len(self._line):
             return False
         del self._line[place]
         self.tokens -= waiting.cost_tokens
+        self._leave_group(waiting)
         return True
 
     def start_those_that_fit(self, start: Callable[[Waiting[T]], bool]) -> None:
         """Offers each waiting request in order; `start` answers whether it found a place, and then the request has left."""
-        blocked: list[Waiting[T]] = []
-        patience_tokens = float("inf")
+        scans: dict[str, _Scan[T]] = {}
         for waiting in list(self._line):
-            if waiting.cost_tokens <= patience_tokens and start(waiting):
+            scan = scans.get(waiting.group)
+            if scan is None:
+                scan = scans[waiting.group] = _Scan()
+            elif scan.is_over:
+                continue
+            if waiting.cost_tokens <= scan.patience_tokens and start(waiting):
                 self.remove(waiting)
-                for earlier in blocked:
+                for earlier in scan.blocked:
                     earlier.overtaken_tokens += waiting.cost_tokens
-                patience_tokens -= waiting.cost_tokens
+                scan.patience_tokens -= waiting.cost_tokens
             else:
-                blocked.append(waiting)
-                patience_tokens = min(patience_tokens, waiting.cost_tokens - waiting.overtaken_tokens)
-            if patience_tokens <= 0 or len(blocked) >= LOOK_AHEAD:
-                return
+                scan.blocked.append(waiting)
+                scan.patience_tokens = min(scan.patience_tokens, waiting.cost_tokens - waiting.overtaken_tokens)
+            if scan.patience_tokens <= 0 or len(scan.blocked) >= LOOK_AHEAD:
+                scan.is_over = True
+                if all(group in scans and scans[group].is_over for group in self._groups):
+                    return
 
     def take_expired(self, now_s: float) -> list[Waiting[T]]:
         expired = [waiting for waiting in self._line if waiting.deadline_s <= now_s]

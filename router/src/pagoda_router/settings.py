@@ -5,6 +5,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pagoda_router.errors import ConfigError
 
@@ -26,8 +27,12 @@ class RouterSettings:
     """Bearer of /internal. None: open on loopback, closed beyond it."""
     session_token: str = ""
     """Shown to workers in Hello; they require it unless they listen on loopback."""
-    fleet_file: Path
-    """fleet.json, replaced by rename; may appear after the router."""
+    discovery: Literal["file", "kubernetes"] = "file"
+    """Where models and workers are found: in fleet_file, or by the API server of the cluster (KUBECONFIG, else the pod's account)."""
+    namespace: str = ""
+    """Of the models and workers; with discovery kubernetes only."""
+    fleet_file: Path | None
+    """fleet.json, replaced by rename; may appear after the router. With discovery file only."""
     cache_dir: Path
     """Tokenizers and chat templates by content hash, and what each model last described; survives restarts."""
     api_key: str | None = None
@@ -37,9 +42,12 @@ class RouterSettings:
     """Prompt + predicted output of what may wait for one model; about a minute of a small GPU's work. A manifest's
     routing.maxQueueTokens overrides it."""
     queue_timeout_s: float = 60.0
-    """Longest wait for a place before a request is refused with Retry-After."""
+    """Longest wait for a place on a worker before a request is refused with Retry-After. Waiting for a worker to come at all is
+    bounded by a manifest's routing.wakeTimeout."""
+    linger_s: float = 0.0
+    """How long after SIGTERM new requests are still taken: whoever leads clients here needs a moment to hear that /ready is off."""
     drain_s: float = 30.0
-    """How long running streams may go on after SIGTERM."""
+    """How long running streams may go on after that."""
     log_level: str = "INFO"
     pod_name: str | None = None
     """Names this router in its sessions: a restarted container replaces its old session. None: a random name."""
@@ -53,18 +61,26 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
     """Raises ConfigError with one line."""
     values = {name.removeprefix("PAGODA_").lower(): value for name, value in environment.items() if name.startswith("PAGODA_")}
     _refuse_unknown(values)
+    discovery = _discovery(values)
+    if discovery == "kubernetes" and not values.get("namespace"):
+        raise ConfigError("PAGODA_NAMESPACE is not set: the namespace whose models this router serves")
     settings = RouterSettings(
         bind_host=values.get("bind_host") or "127.0.0.1",
         http_port=_port(values, "http_port", 8000),
         internal_port=_port(values, "internal_port", 8001),
         internal_token=values.get("internal_token") or None,
         session_token=values.get("session_token", ""),
-        fleet_file=_path(values, "fleet_file", "the file in which the supervisor lists models and workers"),
+        discovery=discovery,
+        namespace=values.get("namespace", ""),
+        fleet_file=None
+        if discovery == "kubernetes"
+        else _path(values, "fleet_file", "the file in which the supervisor lists models and workers"),
         cache_dir=_path(values, "cache_dir", "a writable folder for tokenizers and chat templates"),
         api_key=values.get("api_key") or None,
         max_body_bytes=_whole(values, "max_body_bytes", 10 * 2**20, least=1024),
         max_queue_tokens=_whole(values, "max_queue_tokens", 200_000, least=0),
         queue_timeout_s=_seconds(values, "queue_timeout_s", 60.0),
+        linger_s=_seconds(values, "linger_s", 0.0),
         drain_s=_seconds(values, "drain_s", 30.0),
         log_level=_log_level(values),
         pod_name=values.get("pod_name") or None,
@@ -137,6 +153,16 @@ def _path(values: Mapping[str, str], name: str, what: str) -> Path:
     if not text:
         raise ConfigError(f"{_variable(name)} is not set: {what}")
     return Path(text)
+
+
+def _discovery(values: Mapping[str, str]) -> Literal["file", "kubernetes"]:
+    match values.get("discovery") or "file":
+        case "file":
+            return "file"
+        case "kubernetes":
+            return "kubernetes"
+        case other:
+            raise ConfigError(f"PAGODA_DISCOVERY={other!r} is not one of file, kubernetes")
 
 
 def _log_level(values: Mapping[str, str]) -> str:

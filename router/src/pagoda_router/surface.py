@@ -17,6 +17,10 @@ class SurfaceSettings:
     """From the headers to the body's last byte; slower clients answer 408."""
     stalled_reader_s: float = 60.0
     """A client that takes no byte of its stream for so long is cut off; until then its stream costs one socket buffer."""
+    keep_alive_first_s: float = 1.0
+    """A stream whose model has no worker yet gets its headers and a comment after so long…"""
+    keep_alive_s: float = 5.0
+    """…and a comment each time so long: well under the 15 to 60 s after which proxies call a silent connection dead."""
     max_messages: int = 4096
     max_stop_strings: int = 16
     max_stop_chars: int = 1024

@@ -55,6 +55,8 @@ class LinkTiming:
     """Of Describe, and of fetching one artifact."""
     first_backoff_s: float = 0.2
     last_backoff_s: float = 5.0
+    starting_backoff_s: float = 0.5
+    """The longest after a refused connection: a worker that starts, or fetches its model, is taken up at once when it listens."""
 
 
 class SessionBroken(Exception):
@@ -95,6 +97,8 @@ class PagodaLink:
         self._saying_goodbye = False
         self._wake_run = asyncio.Event()
         self._reason = "connecting to the worker"
+        self._was_open = False
+        """At any time."""
         self._complaint = ""
         """The last logged one: a worker that stays away is one line, not one a second."""
         self._messages_seen = 0
@@ -135,8 +139,9 @@ class PagodaLink:
             running=state.num_running,
             waiting=max(state.num_waiting, own_waiting, 0),
             max_running=max(1, self._description.max_running),
-            prefill_tokens_per_s=state.prefill_tokens_per_s,
+            prefill_tokens_per_s=state.prefill_tokens_per_s or self._description.prefill_tokens_per_s,
             decode_step_ms=state.decode_step_ms,
+            decode_tokens_per_s=self._description.decode_tokens_per_s,
         )
 
     def submit(self, generation: Generation, cost: Price, reserved_tokens: int) -> RequestStream:
@@ -161,12 +166,14 @@ class PagodaLink:
     async def run(self) -> None:
         backoff_s, rng = self._timing.first_backoff_s, Random()
         while not self._leaving:
-            began_s = time.monotonic()
+            began_s, longest_s = time.monotonic(), self._timing.last_backoff_s
             self._serving = asyncio.create_task(self._serve(), name=f"session {self.worker}")
             try:
                 await self._serving
             except (grpc.aio.AioRpcError, SessionBroken, TimeoutError) as error:
-                self._end_session(_sentence(error))
+                if _is_unreachable(error):
+                    longest_s = min(longest_s, self._timing.starting_backoff_s)
+                self._end_session(_sentence(error), is_starting=_is_unreachable(error) and not self._was_open)
             except asyncio.CancelledError:
                 self._end_session("the router closed the session")
                 if not self._leaving:
@@ -179,9 +186,9 @@ class PagodaLink:
             self._wake_run.clear()
             if not self._leaving:
                 try:
-                    await asyncio.wait_for(self._wake_run.wait(), backoff_s * rng.uniform(0.8, 1.2))
+                    await asyncio.wait_for(self._wake_run.wait(), min(backoff_s, longest_s) * rng.uniform(0.8, 1.2))
                 except TimeoutError:
-                    backoff_s = min(2 * backoff_s, self._timing.last_backoff_s)
+                    backoff_s = min(2 * backoff_s, longest_s)
 
     def retire(self) -> None:
         self._leaving = True
@@ -245,6 +252,7 @@ class PagodaLink:
         ledger = CreditLedger(welcome.epoch, welcome.state.kv_capacity_tokens)
         self._requests = RunningRequests(self.worker, self.endpoint.model, ledger, self._listener, self._outbox.put_nowait)
         self._saying_goodbye = False
+        self._was_open = True
         self._frames_seen = 0
         self._reason = "the worker is describing its model"
         log.info("session %s: open, epoch %d", self.worker, welcome.epoch)
@@ -288,17 +296,19 @@ class PagodaLink:
                 ledger.grant(grant.epoch, grant.seq, grant.granted_kv_tokens_total)
         self._listener.capacity_changed(self.endpoint.model)
 
-    def _end_session(self, reason: str) -> None:
+    def _end_session(self, reason: str, *, is_starting: bool = False) -> None:
+        """`is_starting`: it does not listen yet, which is nothing to speak of."""
         was_open, requests = self._requests is not None, self._requests
         self._requests = self._state = self._description = None
-        self._reason = f"the worker is away: {reason}"
+        self._reason = "the worker is starting" if is_starting else f"the worker is away: {reason}"
         self._ready.clear()
         if requests is not None:
             requests.lose_all(f"the worker {self.endpoint.name} was lost: {reason}")
         if self._leaving:
             log.info("session %s: closed", self.worker)
         elif was_open or reason != self._complaint:
-            log.warning("session %s: %s: %s", self.worker, "ended" if was_open else "cannot be opened", reason)
+            level = logging.DEBUG if is_starting else logging.WARNING
+            log.log(level, "session %s: %s: %s", self.worker, "ended" if was_open else "cannot be opened", reason)
         self._complaint = reason
         self._listener.session_ended(self.worker, reason)
 
@@ -336,6 +346,10 @@ async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    return isinstance(error, grpc.aio.AioRpcError) and "failed to connect" in (error.details() or "")
 
 
 def _sentence(error: BaseException) -> str:

@@ -5,7 +5,8 @@ from a writer that may be newer than this router: unknown fields are ignored, on
 `problems`).
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -15,6 +16,21 @@ from pagoda_router.generation import ModelName, ServedName
 MODEL_LABEL = "pagoda.dev/model"
 VARIANT_LABEL = "pagoda.dev/variant"
 TEMPLATE_LABEL = "pagoda.dev/template"
+CANARY_LABEL = "pagoda.dev/canary"
+"""The operator's own liveness object; no model."""
+
+DEFAULT_VARIANTS = (("default", 100),)
+MAX_WAITING = 256
+WAKE_TIMEOUT_S = 300.0
+HOPELESS = frozenset(
+    {
+        *("SpecInvalid", "NameTaken", "ForeignObject", "HostPathForbidden"),
+        *("ModelNotFound", "Unauthorized", "DiskFull", "OutOfMemory", "ContainerConfig"),
+    }
+)
+"""Reasons of a false Accepted, ModelAvailable or WorkersReady that no waiting heals: somebody has to change something. Others
+(Unschedulable, ImagePull, QuotaExceeded, EngineCrash, …) may pass by themselves, and requests wait for that."""
+HOPELESS_TYPES = frozenset({"Accepted", "ModelAvailable", "WorkersReady"})
 
 
 class BadSnapshot(Exception):
@@ -33,8 +49,18 @@ class ModelObject:
     """spec.model.source: a description cached for another source is stale."""
     min_replicas: int = 0
     max_queue_tokens: int | None = None
+    max_waiting: int = MAX_WAITING
+    """Requests held while no worker can answer."""
+    wake_timeout_s: float = WAKE_TIMEOUT_S
+    """How long a request waits for a worker to come."""
+    variants: tuple[tuple[str, int], ...] = DEFAULT_VARIANTS
+    """Names and weights."""
     not_ready_reason: str = ""
     """Message of the first false condition in status."""
+    hopeless: str = ""
+    """Why no worker will come however long one waits: reason and message of a condition in HOPELESS."""
+    wake_s: float | None = None
+    """From the creation to the routing of the pod that status tells of: how long a wake takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,26 +98,54 @@ def parse_snapshot(document: Any) -> FleetSnapshot:
     if document.get("version") != 1:
         raise BadSnapshot(f"fleet version {document.get('version')!r} is not known to this router (1 is): upgrade the router")
     problems: list[str] = []
-    models: dict[ModelName, ModelObject] = {}
-    for index, item in enumerate(_items(document, "models")):
-        try:
-            model = _model(item)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            problems.append(f"models[{index}] is unusable: {_cause(error)}")
-            continue
-        models[model.name] = model
+    models = read_models(_items(document, "models"), problems)
     endpoints: dict[Endpoint, bool] = {}
     awaited: set[ModelName] = set()
-    for index, item in enumerate(_items(document, "endpointSlices")):
+    for seen in read_endpoints(_items(document, "endpointSlices"), problems):
+        if not seen.terminating:
+            awaited.add(seen.endpoint.model)
+        if seen.serving:
+            endpoints[seen.endpoint] = not seen.terminating
+    return FleetSnapshot(models=models, endpoints=endpoints, awaited=frozenset(awaited), problems=tuple(problems))
+
+
+def read_models(items: Iterable[Any], problems: list[str], where: str = "models[{}]") -> tuple[ModelObject, ...]:
+    """Without those on their way out and without canaries; what cannot be read is named in `problems`."""
+    models: dict[ModelName, ModelObject] = {}
+    for index, item in enumerate(items):
         try:
-            for endpoint, serving, terminating in _endpoints(item):
-                if not terminating:
-                    awaited.add(endpoint.model)
-                if serving:
-                    endpoints[endpoint] = not terminating
+            metadata = item["metadata"]
+            if metadata.get("deletionTimestamp") or (metadata.get("labels") or {}).get(CANARY_LABEL) == "true":
+                continue
+            model = _model(item)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            problems.append(f"endpointSlices[{index}] is unusable: {_cause(error)}")
-    return FleetSnapshot(models=tuple(models.values()), endpoints=endpoints, awaited=frozenset(awaited), problems=tuple(problems))
+            problems.append(f"{where.format(index)} is unusable: {_cause(error)}")
+            continue
+        models[model.name] = model
+    return tuple(models.values())
+
+
+@dataclass(frozen=True, slots=True)
+class SeenEndpoint:
+    """One entry of an EndpointSlice."""
+
+    endpoint: Endpoint
+    pod: str
+    """The pod's uid, or what else names it."""
+    family: str
+    """IPv4 or IPv6."""
+    serving: bool
+    terminating: bool
+
+
+def read_endpoints(items: Iterable[Any], problems: list[str], where: str = "endpointSlices[{}]") -> list[SeenEndpoint]:
+    seen: list[SeenEndpoint] = []
+    for index, item in enumerate(items):
+        try:
+            seen += _endpoints(item)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            problems.append(f"{where.format(index)} is unusable: {_cause(error)}")
+    return seen
 
 
 def names_to_models(models: tuple[ModelObject, ...]) -> dict[ServedName, ModelObject]:
@@ -121,7 +175,8 @@ def _model(item: Any) -> ModelObject:
     name = _text(metadata["name"], "metadata.name")
     served = [_text(n, "spec.servedNames") for n in spec.get("servedNames") or [name]]
     scaling, routing = spec.get("scaling") or {}, spec.get("routing") or {}
-    queue_tokens = routing.get("maxQueueTokens")
+    queue_tokens, max_waiting = routing.get("maxQueueTokens"), routing.get("maxWaiting")
+    conditions = status.get("conditions") or []
     return ModelObject(
         name=ModelName(name),
         served_names=tuple(ServedName(n) for n in served),
@@ -129,29 +184,45 @@ def _model(item: Any) -> ModelObject:
         source=str((spec.get("model") or {}).get("source", "")),
         min_replicas=int(scaling.get("min") or 0),
         max_queue_tokens=None if queue_tokens is None else int(queue_tokens),
-        not_ready_reason=_first_false_condition(status.get("conditions") or []),
+        max_waiting=MAX_WAITING if max_waiting is None else int(max_waiting),
+        wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
+        variants=_variants(spec.get("variants")),
+        not_ready_reason=_first_false_condition(conditions),
+        hopeless=_hopeless(conditions, metadata.get("generation")),
+        wake_s=_wake_s(status.get("timeline")),
     )
 
 
-def _endpoints(item: Any) -> Iterator[tuple[Endpoint, bool, bool]]:
-    """Each with: serving, terminating."""
-    labels = item["metadata"].get("labels") or {}
+def _variants(entries: Any) -> tuple[tuple[str, int], ...]:
+    if not entries:
+        return DEFAULT_VARIANTS
+    return tuple((_text(entry["name"], "spec.variants.name"), max(0, int(entry.get("weight", 100)))) for entry in entries)
+
+
+def _endpoints(item: Any) -> Iterator[SeenEndpoint]:
+    metadata = item["metadata"]
+    labels = metadata.get("labels") or {}
     port = next((int(p["port"]) for p in item.get("ports") or [] if p.get("name") == "grpc"), None)
+    entries = item.get("endpoints") or []
     if port is None:
+        if not entries:
+            return  # the API server drops the ports of a slice that lists nobody
         raise ValueError("no port is named grpc")
-    for place, entry in enumerate(item.get("endpoints") or []):
+    for place, entry in enumerate(entries):
         conditions = entry.get("conditions") or {}
-        name = (entry.get("targetRef") or {}).get("name") or f"{item['metadata'].get('name', 'worker')}-{place}"
+        target = entry.get("targetRef") or {}
+        name = _text(target.get("name") or f"{metadata.get('name', 'worker')}-{place}", "targetRef.name")
         endpoint = Endpoint(
-            name=_text(name, "targetRef.name"),
+            name=name,
             model=ModelName(_text(labels[MODEL_LABEL], MODEL_LABEL)),
             variant=str(labels.get(VARIANT_LABEL, "default")),
             template=str(labels.get(TEMPLATE_LABEL, "")),
             host=_text(entry["addresses"][0], "addresses"),
             port=port,
         )
-        terminating = conditions.get("terminating") is True
-        yield endpoint, conditions.get("serving") is not False or terminating, terminating
+        terminating = conditions.get("terminating") is True or bool(metadata.get("deletionTimestamp"))
+        serving = conditions.get("serving") is not False or terminating
+        yield SeenEndpoint(endpoint, str(target.get("uid") or name), str(item.get("addressType", "")), serving, terminating)
 
 
 def _text(value: Any, field_name: str) -> str:
@@ -164,8 +235,40 @@ def _unix_seconds(value: Any) -> int:
     return int(datetime.fromisoformat(value).timestamp()) if isinstance(value, str) and value else 0
 
 
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+_UNIT_S = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _duration_s(value: Any, default: float) -> float:
+    """Such as 120s, 5m, 1h30m. What is no duration counts as absent: the operator says so in status, and no model is hidden for it."""
+    parts = list(_DURATION.finditer(str(value))) if value is not None else []
+    if not parts or "".join(part[0] for part in parts) != str(value):
+        return default
+    return sum(float(part[1]) * _UNIT_S[part[2]] for part in parts)
+
+
+def _wake_s(timeline: Any) -> float | None:
+    try:
+        took_s = _unix_seconds(timeline["routed"]) - _unix_seconds(timeline["created"])
+    except (TypeError, ValueError, KeyError):
+        return None
+    return float(took_s) if took_s > 0 else None
+
+
+def _hopeless(conditions: list[Any], generation: Any) -> str:
+    """A verdict on an older spec does not count: the change may be the cure."""
+    for condition in conditions:
+        judged = condition.get("observedGeneration")
+        is_old = isinstance(judged, int) and isinstance(generation, int) and judged < generation
+        false = condition.get("status") == "False" and condition.get("type") in HOPELESS_TYPES
+        if false and not is_old and condition.get("reason") in HOPELESS:
+            message = str(condition.get("message") or "")
+            return f"{condition['reason']}: {message}" if message else str(condition["reason"])
+    return ""
+
+
 def _first_false_condition(conditions: list[Any]) -> str:
     for condition in conditions:
-        if condition.get("status") == "False":
+        if condition.get("status") == "False" and condition.get("type") != "Progressing":
             return str(condition.get("message") or condition.get("reason") or "")
     return ""

@@ -6,9 +6,11 @@ app.py calls `Completions.answer` inside an Exchange; a RouterError raised here 
 import time
 from dataclasses import dataclass
 
-from pagoda_router.asgi import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange, Headers
-from pagoda_router.generation import Catalog, Dispatcher
+from pagoda_router.asgi import JSON_TYPE, Exchange, Headers
+from pagoda_router.errors import RouterError
+from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
 from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, WholeChoice
+from pagoda_router.openai.keepalive import KeepAlive
 from pagoda_router.openai.prepare import Job, Preparer
 from pagoda_router.openai.run import Progress, run
 from pagoda_router.openai.schemas import ChatRequest, CompletionRequest, parse_request
@@ -27,6 +29,8 @@ class Call:
     started_at: float
     """time.monotonic() at the request's arrival."""
     outcome: RequestOutcome
+    variant: str | None = None
+    """The one that the client insists on."""
 
 
 class Completions:
@@ -34,23 +38,38 @@ class Completions:
 
     def __init__(self, dispatcher: Dispatcher, catalog: Catalog, settings: SurfaceSettings) -> None:
         self._dispatcher = dispatcher
+        self._catalog = catalog
         self._settings = settings
-        self._preparer = Preparer(catalog, settings)
+        self._preparer = Preparer(catalog, dispatcher, settings)
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
+        is_chat = call.outcome.endpoint == "chat"
+        request = parse_request(call.body, ChatRequest) if is_chat else parse_request(call.body, CompletionRequest)
+        entry = self._catalog.get(request.model)
+        call.outcome.model = request.model
+        call.outcome.stream = bool(request.stream)
+        if not request.stream:
+            await self._answer(call, request, entry, exchange, None)
+            return
+        async with self._keep_alive(call, request, exchange) as alive:
+            await self._answer(call, request, entry, exchange, alive)
+
+    async def _answer(
+        self, call: Call, request: ChatRequest | CompletionRequest, entry: CatalogEntry, exchange: Exchange, alive: KeepAlive | None
+    ) -> None:
         output_format: Format
-        outcome = call.outcome
-        if outcome.endpoint == "chat":
-            job = await self._preparer.chat(parse_request(call.body, ChatRequest), call.traceparent)
+        if isinstance(request, ChatRequest):
+            job = await self._preparer.chat(request, entry, call.traceparent, call.variant)
             output_format = ChatFormat(job)
         else:
-            job = await self._preparer.completion(parse_request(call.body, CompletionRequest), call.traceparent)
+            job = await self._preparer.completion(request, entry, call.traceparent, call.variant)
             output_format = CompletionFormat(job)
-        outcome.model = job.served_name
-        outcome.stream = job.stream
-        progress = Progress(job)
-        writer_type = _StreamWriter if job.stream else _WholeWriter
-        writer = writer_type(job, output_format, progress, exchange, call)
+        progress, outcome = Progress(job), call.outcome
+        writer: _Writer
+        if alive is not None:
+            writer = _StreamWriter(job, output_format, progress, exchange, call, alive)
+        else:
+            writer = _WholeWriter(job, output_format, progress, exchange, call)
         try:
             await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight)
         finally:
@@ -59,6 +78,19 @@ class Completions:
             outcome.cached_tokens = usage.cached_tokens
             outcome.completion_tokens = usage.completion_tokens
             outcome.finish_reasons = tuple(choice.finish_reason for choice in progress.choices if choice.finish_reason is not None)
+
+    def _keep_alive(self, call: Call, request: ChatRequest | CompletionRequest, exchange: Exchange) -> KeepAlive:
+        def started() -> None:
+            call.outcome.status = 200
+
+        def waits_for() -> str:
+            try:
+                model = self._catalog.get(request.model).model
+            except RouterError:
+                return ""  # deleted in the meantime; the wait itself ends with the reason
+            return "" if self._catalog.can_answer(model, call.variant) else request.model
+
+        return KeepAlive(exchange, self._settings, headers=call.headers, started=started, waits_for=waits_for)
 
 
 class _Writer:
@@ -85,12 +117,18 @@ class _Writer:
 
 
 class _StreamWriter(_Writer):
+    def __init__(self, job: Job, output_format: Format, progress: Progress, exchange: Exchange, call: Call, alive: KeepAlive) -> None:
+        super().__init__(job, output_format, progress, exchange, call)
+        self._alive = alive
+        self._is_open = False
+
     async def _write(self, deltas: list[Delta], *, last: bool) -> None:
-        # Headers wait for the first tokens: a failure before them still has a status of its own.
+        # Headers wait for the first tokens, or for a worker to wake: a failure before them still has a status of its own.
         chunks: list[bytes] = []
-        if not self._exchange.started:
-            self._outcome.status = 200
-            await self._exchange.start(200, [*EVENT_STREAM_HEADERS, *self._headers])
+        if not self._is_open:
+            self._is_open = True
+            await self._alive.stop()
+            await self._alive.start()
             chunks.append(self._format.opening())
         usage = self._progress.usage if self._job.continuous_usage else None
         chunks.extend(self._format.chunk(delta, usage) for delta in deltas)

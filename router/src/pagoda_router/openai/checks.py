@@ -16,6 +16,21 @@ SEED_MASK = (1 << 62) - 1
 """Workers add the sequence number to a seed and keep it in 64 bits."""
 
 
+_ANYTHING = 2**62
+UNDESCRIBED = TextAssets(
+    tokenizer_file="",
+    chat_template=None,
+    special_tokens={},
+    eos_token_ids=(),
+    bos_token_id=None,
+    vocab_size=_ANYTHING,
+    max_model_len=_ANYTHING,
+    max_sequences_per_request=_ANYTHING,
+    max_top_logprobs=_ANYTHING,
+)
+"""A model that no worker has described yet allows everything: what is still wrong then would be wrong for any model."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRules:
     """How a sequence's text is made from its tokens; the router's own business."""
@@ -102,6 +117,16 @@ def text_rules_of(request: CommonRequest, settings: SurfaceSettings) -> TextRule
         skip_special_tokens=request.skip_special_tokens is not False,
         include_stop=bool(request.include_stop_str_in_output),
     )
+
+
+def check_before_waiting(request: ChatRequest | CompletionRequest, prompts: int, settings: SurfaceSettings) -> None:
+    """What can be said of a request without knowing its model: it must not wait for minutes to hear that."""
+    choices_of(request, prompts, UNDESCRIBED, settings)
+    sampling_of(request, UNDESCRIBED)
+    text_rules_of(request, settings)
+    stop_token_ids_of(request, UNDESCRIBED, settings)
+    top_logprobs_of(request, UNDESCRIBED)
+    max_tokens_of(request, 1, UNDESCRIBED, default=None)
 
 
 def choices_of(request: CommonRequest, prompts: int, assets: TextAssets, settings: SurfaceSettings) -> int:

@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from pagoda_router.asgi import JSON_TYPE, Headers
-from pagoda_router.errors import MethodNotAllowed, RouterError
+from pagoda_router.errors import MethodNotAllowed, ModelUnavailable, RouterError
 
 LONGEST_RETRY_S = 60.0
 """Clients treat a longer Retry-After as "never": openai-python stops retrying."""
@@ -34,7 +34,8 @@ def error_headers(error: RouterError) -> Headers:
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allow.encode()))
     if error.status in (429, 503):
-        headers.append((b"x-should-retry", b"true"))
+        # openai-python obeys it: for what no retry heals it reports the error at once.
+        headers.append((b"x-should-retry", b"false" if isinstance(error, ModelUnavailable) else b"true"))
         retry_s = 1.0 if error.retry_after_s is None else min(max(error.retry_after_s, 0.0), LONGEST_RETRY_S)
         headers.append((b"retry-after", str(max(1, math.ceil(retry_s))).encode()))
         headers.append((b"retry-after-ms", str(math.ceil(retry_s * 1000)).encode()))

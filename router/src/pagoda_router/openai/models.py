@@ -14,7 +14,7 @@ def model_card(entry: CatalogEntry) -> dict[str, Any]:
         "created": entry.created,
         "owned_by": "pagoda",
         "max_model_len": entry.max_model_len,
-        "pagoda": {"ready": entry.ready, "reason": entry.reason},
+        "pagoda": {"ready": entry.ready, "state": entry.state, "reason": entry.reason},
     }
 
 

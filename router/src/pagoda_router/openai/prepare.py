@@ -5,17 +5,20 @@ The step between schemas.py (what was sent) and run.py (what happens). Owns the 
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pagoda_router.chat import ChatTemplates
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import Catalog, Generation, ModelName, TextAssets
+from pagoda_router.generation import Arrival, Catalog, CatalogEntry, Dispatcher, Generation, ModelName, TextAssets
 from pagoda_router.openai import checks
 from pagoda_router.openai.schemas import ChatMessage, ChatRequest, CommonRequest, CompletionRequest
 from pagoda_router.surface import SurfaceSettings
 from pagoda_router.tokens import TokenizerCache, TokenText
 
+BYTES_PER_TOKEN = 3
+"""Of text whose tokenizer is not known yet; most texts have 3 to 4."""
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; a chat may use what the context leaves."""
 
@@ -53,6 +56,8 @@ class _Target:
     model: ModelName
     assets: TextAssets
     text: TokenText
+    variant: str | None
+    arrival: Arrival | None
 
     async def encode(self, prompt: str, *, special: bool, param: str) -> list[int]:
         checks.check_context(self.text.least_tokens(prompt), self.assets, param=param, at_least=True)
@@ -65,23 +70,34 @@ class _Target:
 class Preparer:
     """Holds the tokenizer and template caches of one router."""
 
-    def __init__(self, catalog: Catalog, settings: SurfaceSettings) -> None:
+    def __init__(self, catalog: Catalog, dispatcher: Dispatcher, settings: SurfaceSettings) -> None:
         self._catalog = catalog
+        self._dispatcher = dispatcher
         self._settings = settings
         self._tokenizers = TokenizerCache()
         self._templates = ChatTemplates(
             timeout_s=settings.template_timeout_s, max_chars=settings.template_output_factor * settings.max_body_bytes
         )
 
-    async def chat(self, request: ChatRequest, traceparent: str) -> Job:
-        target = await self._target(request)
+    async def chat(self, request: ChatRequest, entry: CatalogEntry, traceparent: str, variant: str | None = None) -> Job:
+        def guess() -> int:
+            self._check_messages(request)
+            checks.check_before_waiting(request, 1, self._settings)
+            return sum(_guessed_tokens(_content_text(i, message)) for i, message in enumerate(request.messages))
+
+        target = await self._target(request, entry, variant, guess)
         prompt = self._render(request, target.assets)
         # The template has written the special tokens; a second BOS would be one too many.
         ids = await target.encode(prompt, special=request.add_special_tokens is True, param="messages")
         return self._job(request, "chatcmpl-", target, [ids], None, traceparent)
 
-    async def completion(self, request: CompletionRequest, traceparent: str) -> Job:
-        target = await self._target(request)
+    async def completion(self, request: CompletionRequest, entry: CatalogEntry, traceparent: str, variant: str | None = None) -> Job:
+        def guess() -> int:
+            prompts = _prompts(request)
+            checks.check_before_waiting(request, len(prompts), self._settings)
+            return sum(_guessed_tokens(prompt) if isinstance(prompt, str) else len(prompt) for prompt in prompts)
+
+        target = await self._target(request, entry, variant, guess)
         prompts = _prompts(request)
         checks.choices_of(request, len(prompts), target.assets, self._settings)
         special = request.add_special_tokens is not False
@@ -95,17 +111,25 @@ class Preparer:
         echoes = [target.shown(prompt, request) for prompt in prompts] if request.echo else None
         return self._job(request, "cmpl-", target, encoded, echoes, traceparent)
 
-    async def _target(self, request: CommonRequest) -> _Target:
+    async def _target(self, request: CommonRequest, entry: CatalogEntry, variant: str | None, guess_tokens: Callable[[], int]) -> _Target:
+        """Waits while no worker has described the model, at the cost that is guessed for it; an older request is not overtaken for that."""
         checks.check_stream_options(request)
-        model = self._catalog.get(request.model).model
-        assets = self._catalog.text(model)
-        return _Target(model, assets, await self._tokenizers.get(assets.tokenizer_file))
+        if variant is not None and variant not in entry.variants:
+            raise BadRequest(f"{request.model} has no variant {variant!r}; it has: {', '.join(entry.variants)}", param="X-Pagoda-Features")
+        arrival: Arrival | None = None
+        while (assets := self._catalog.text(entry.model, variant)) is None:
+            held = await self._dispatcher.hold(entry.model, variant, guess_tokens())
+            arrival = arrival or held
+        return _Target(entry.model, assets, await self._tokenizers.get(assets.tokenizer_file), variant, arrival)
 
-    def _render(self, request: ChatRequest, assets: TextAssets) -> str:
+    def _check_messages(self, request: ChatRequest) -> None:
         if not request.messages:
             raise BadRequest("messages is empty: send at least one", param="messages")
         if len(request.messages) > self._settings.max_messages:
             raise BadRequest(f"messages has {len(request.messages)} entries: send at most {self._settings.max_messages}", param="messages")
+
+    def _render(self, request: ChatRequest, assets: TextAssets) -> str:
+        self._check_messages(request)
         template = assets.chat_template
         if template is None:
             raise BadRequest(f"{request.model} has no chat template: send plain text to /v1/completions", param="model")
@@ -164,6 +188,8 @@ class Preparer:
                     ignore_eos=bool(request.ignore_eos),
                     top_logprobs=top_logprobs,
                     traceparent=traceparent,
+                    variant=target.variant,
+                    arrival=target.arrival,
                 )
             )
         options = request.stream_options
@@ -212,6 +238,10 @@ def _content_text(position: int, message: ChatMessage) -> str:
             )
         texts.append(part.text)
     return "\n".join(texts)
+
+
+def _guessed_tokens(text: str) -> int:
+    return len(text.encode(errors="surrogatepass")) // BYTES_PER_TOKEN + 1
 
 
 def _prompts(request: CompletionRequest) -> list[str | list[int]]:

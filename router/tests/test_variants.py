@@ -1,0 +1,240 @@
+"""Several variants of one model: whose turn it is, who may insist on one, and that none of them holds up another."""
+
+import asyncio
+from collections import Counter
+from random import Random
+
+import pytest
+from fleet_rig import ends_of, generation, model_object, rig
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted import Caller, byte_level_tokenizer, chat
+from scripted_worker import ScriptedWorker
+
+from pagoda_router.app import create_app
+from pagoda_router.errors import BadRequest, ColdStart
+from pagoda_router.generation import ModelName
+from pagoda_router.openai.features import variant_of
+from pagoda_router.policy import choose_variant
+from pagoda_router.surface import SurfaceSettings
+
+TINY = ModelName("tiny")
+SPLIT = (("main", 90), ("int8", 10))
+
+
+def worker_of(variant: str, **more) -> ScriptedWorker:
+    return ScriptedWorker(variant=variant, name=f"tiny-{variant}-0", **more)
+
+
+async def served_by(*workers: ScriptedWorker) -> str:
+    """Which of them got the next request; it is answered."""
+    waits = {asyncio.create_task(worker.next_submit()): worker for worker in workers}
+    done, rest = await asyncio.wait(waits, return_when="FIRST_COMPLETED")
+    for task in rest:
+        task.cancel()
+    (task,) = done
+    waits[task].finish(task.result().request_id)
+    return waits[task].variant
+
+
+# ---------------------------------------------------------------- whose turn
+
+CHOICES = [
+    # weights, with a worker → share of each
+    ([("a", 100)], {"a"}, {"a": 1.0}),
+    ([("a", 90), ("b", 10)], {"a", "b"}, {"a": 0.9, "b": 0.1}),
+    ([("a", 1), ("b", 1), ("c", 2)], {"a", "b", "c"}, {"a": 0.25, "b": 0.25, "c": 0.5}),
+    ([("a", 90), ("b", 10)], {"b"}, {"b": 1.0}),
+    ([("a", 50), ("b", 25), ("c", 25)], {"b", "c"}, {"b": 0.5, "c": 0.5}),
+    ([("a", 100), ("b", 0)], {"a", "b"}, {"a": 1.0}),
+    ([("a", 100), ("b", 0)], {"b"}, {}),
+    ([("a", 100)], set(), {}),
+    ([("new", 100)], {"old"}, {"old": 1.0}),
+    ([("new", 100)], {"old", "new"}, {"new": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("weights", "routable", "shares"), CHOICES, ids=str)
+def test_weights_decide_among_those_with_a_worker(weights, routable, shares):
+    rng = Random(7)
+    got = Counter(choose_variant(weights, routable, rng) for _ in range(4000))
+    got.pop(None, None)
+    assert set(got) == set(shares)
+    for name, share in shares.items():
+        assert abs(got[name] / 4000 - share) < 0.03
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 100)), unique_by=lambda pair: pair[0]),
+    st.sets(st.sampled_from("abcde")),
+    st.integers(),
+)
+def test_the_same_draw_gives_the_same_variant_and_only_one_with_a_worker(weights, routable, seed):
+    first, again = (choose_variant(weights, routable, Random(seed)) for _ in range(2))
+    assert first == again
+    assert first is None or (first in routable and dict(weights).get(first, 1) > 0)
+
+
+# ---------------------------------------------------------------- the header
+
+HEADERS = [
+    ([], None),
+    (["variant=int8"], "int8"),
+    ([" variant=int8 "], "int8"),
+    (["variant=a-1"], "a-1"),
+]
+REFUSED = [
+    ([""], "the form is variant=NAME"),
+    (["int8"], "'int8' is not known"),
+    (["variant"], "is not known"),
+    (["variant="], "is not a variant's name"),
+    (["variant=INT8"], "is not a variant's name"),
+    (["variant = int8"], "is not known"),
+    (["variant=a,variant=b"], "names two variants"),
+    (["variant=a", "variant=a"], "names two variants"),
+    (["variant=a,"], "is not known"),
+    (["speculation=off"], "speculation is not available yet"),
+    (["variant=a, prefix-cache=off"], "prefix-cache is not available yet"),
+    (["batching=off"], "batching is not available yet"),
+    (["colour=red"], "'colour=red' is not known"),
+]
+
+
+@pytest.mark.parametrize(("values", "variant"), HEADERS, ids=str)
+def test_the_header_names_a_variant(values, variant):
+    assert variant_of([(b"x-pagoda-features", value.encode()) for value in values]) == variant
+
+
+@pytest.mark.parametrize(("values", "sentence"), REFUSED, ids=str)
+def test_a_header_that_would_be_ignored_is_refused(values, sentence):
+    with pytest.raises(BadRequest, match=sentence) as refused:
+        variant_of([(b"x-pagoda-features", value.encode()) for value in values])
+    assert refused.value.param == "X-Pagoda-Features"
+
+
+@pytest.mark.parametrize("name", ["X-Pagoda-Speculation", "X-Backend"])
+def test_other_toggles_are_refused_by_name(name):
+    with pytest.raises(BadRequest, match=f"{name} is not available yet"):
+        variant_of([(name.lower().encode(), b"off")])
+
+
+# ---------------------------------------------------------------- through the router
+
+
+async def test_requests_are_shared_by_weight_and_the_header_overrules_it(tmp_path):
+    async with worker_of("main") as main, worker_of("int8") as int8, rig(tmp_path, main, int8, rng=Random(3)) as router:
+        router.know(main, int8, models=[model_object(variants=SPLIT)])
+        got = Counter()
+        for _ in range(60):
+            task = asyncio.create_task(router.collect())
+            got[await served_by(main, int8)] += 1
+            await task
+        assert 1 <= got["int8"] <= 14
+        for variant in ("int8", "main"):
+            task = asyncio.create_task(router.collect(generation(variant=variant)))
+            assert await served_by(main, int8) == variant
+            await task
+
+
+async def test_a_variant_of_weight_zero_serves_only_those_who_insist(tmp_path):
+    async with worker_of("main") as main, worker_of("trial") as trial, rig(tmp_path, main, trial) as router:
+        known = model_object(variants=(("main", 100), ("trial", 0)), wake_timeout_s=0.2)
+        router.know(main, trial, models=[known])
+        task = asyncio.create_task(router.collect(generation(variant="trial")))
+        assert await served_by(main, trial) == "trial"
+        await task
+        router.know(trial, models=[known])
+        assert not router.fleet.get("tiny").ready
+        with pytest.raises(ColdStart):
+            await router.collect()
+        assert trial.submits.empty()
+
+
+async def test_the_share_of_a_variant_that_is_lost_goes_to_the_other_also_for_those_that_wait(tmp_path):
+    async with (
+        worker_of("main", capacity_tokens=64) as main,
+        worker_of("int8", capacity_tokens=64) as int8,
+        rig(tmp_path, main, int8) as router,
+    ):
+        router.know(main, int8, models=[model_object(variants=(("main", 50), ("int8", 50)))])
+        running = [asyncio.create_task(router.collect(generation(20, 40, variant=name))) for name in ("main", "int8")]
+        first, _ = await main.next_submit(), await int8.next_submit()
+        late = [asyncio.create_task(router.collect(generation(20, 40, request_id=f"late{n}"))) for n in range(4)]
+        await asyncio.sleep(0)
+        assert sum(router.dispatcher.waiting_by_variant(TINY).values()) == 4
+        running[1].cancel()
+        router.know(main, models=[model_object(variants=(("main", 50), ("int8", 50)))])
+        main.finish(first.request_id)
+        for _ in late:
+            assert await served_by(main) == "main"
+        await asyncio.gather(*late, running[0])
+
+
+async def test_a_full_variant_does_not_hold_up_another(tmp_path):
+    async with worker_of("main") as main, worker_of("int8", capacity_tokens=64) as int8, rig(tmp_path, main, int8) as router:
+        router.know(main, int8, models=[model_object(variants=SPLIT)])
+        stuck = [asyncio.create_task(router.collect(generation(20, 40, variant="int8", request_id=f"s{n}"))) for n in range(40)]
+        await int8.next_submit()
+        task = asyncio.create_task(router.collect(generation(600, 100, variant="main")))
+        assert await served_by(main) == "main"
+        await task
+        assert router.dispatcher.waiting_by_variant(TINY) == {"int8": 39}
+        for waiting in stuck:
+            waiting.cancel()
+
+
+async def test_an_insisted_variant_at_zero_is_waited_for_while_the_other_serves(tmp_path):
+    async with worker_of("main") as main, worker_of("int8") as int8, rig(tmp_path, main) as router:
+        known = model_object(variants=SPLIT)
+        router.know(main, models=[known])
+        task = asyncio.create_task(router.collect(generation(variant="int8")))
+        await asyncio.sleep(0.02)
+        assert router.dispatcher.waiting_by_variant(TINY) == {"int8": 1}
+        router.know(main, int8, models=[known])
+        assert await served_by(main, int8) == "int8"
+        assert ends_of(await task) == {0: "stop"}
+
+
+async def test_a_renamed_variant_leaves_no_gap(tmp_path):
+    async with worker_of("default") as old, worker_of("main") as new, rig(tmp_path, old) as router:
+        router.know(old, models=[model_object(variants=SPLIT)])
+        task = asyncio.create_task(router.collect())
+        assert await served_by(old) == "default"
+        await task
+        router.know(old, new, models=[model_object(variants=SPLIT)])
+        await router.until_routable(2)
+        task = asyncio.create_task(router.collect())
+        assert await served_by(old, new) == "main"
+        await task
+
+
+async def test_an_unknown_variant_is_refused_naming_the_known_ones(tmp_path):
+    async with worker_of("main") as main, rig(tmp_path, main) as router:
+        router.know(main, models=[model_object(variants=SPLIT)])
+        app = create_app(dispatcher=router.dispatcher, catalog=router.fleet, settings=SurfaceSettings())
+        call = await Caller(app)("POST", "/v1/chat/completions", chat(), headers={"X-Pagoda-Features": "variant=fp8"})
+        assert call.status == 400
+        assert call.error["message"] == "tiny has no variant 'fp8'; it has: main, int8"
+
+
+# ---------------------------------------------------------------- description
+
+
+async def test_variants_share_a_tokenizer_file_and_the_smaller_limit_holds_for_both(tmp_path):
+    async with worker_of("main") as main, worker_of("int8") as int8:
+        int8.max_model_len = 1024
+        async with rig(tmp_path, main) as router:
+            router.know(main, int8, models=[model_object(variants=SPLIT)])
+            await router.until_routable(2)
+            assert (len(main.fetched), int8.fetched) == (2, []), "named by hash, fetched once"
+            assert router.fleet.text(TINY).max_model_len == 1024
+            assert router.fleet.text(TINY, "main").max_model_len == 2048
+            assert router.fleet.text(TINY, "fp8") is None
+
+
+async def test_a_variant_with_another_tokenizer_gets_no_requests_and_says_why(tmp_path):
+    async with worker_of("main") as main, worker_of("int8") as int8, rig(tmp_path, main) as router:
+        int8.use_tokenizer(byte_level_tokenizer().to_str().encode())
+        router.know(main, int8, models=[model_object(variants=SPLIT)])
+        await router.until(lambda: any("share a tokenizer" in link.view().reason for link in router.fleet.links(TINY)))
+        assert router.fleet.routable_variants(TINY) == {"main"}
