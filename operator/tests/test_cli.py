@@ -159,7 +159,7 @@ def test_a_worker_that_cannot_start_ends_the_wait_with_its_last_words(stack: Sta
     assert "dtype fp16 needs a GPU" in failed.stderr.splitlines()[0]
     assert "describe m" in failed.stderr.splitlines()[-1]
     listed = stack.pagoda("get").stdout
-    assert "WorkerCrashLooping" in listed
+    assert "EngineCrash" in listed
     described = stack.pagoda("describe", "m").stdout
     assert "dtype fp16 needs a GPU" in described
     assert "restarts" in described
@@ -179,7 +179,7 @@ USAGE = {
     "file and model": (["up", "x.yaml", "--model", "y"], 2, "not both"),
     "no such file": (["up", "none.yaml"], 1, "none.yaml: there is no such file"),
     "missing folder": (["up", "--model", "/no/such/folder"], 1, "there is no folder /no/such/folder"),
-    "not in the cache": (["up", "--model", "hf://no/such"], 1, "hf download no/such"),
+    "a claim": (["up", "--model", "pvc://claim/model"], 1, "pvc://"),
     "unknown option": (["up", "--colour"], 2, "--colour"),
     "unknown command": (["dance"], 2, "dance"),
     "odd port": (["up", "--port", "http", "--model", "builtin://tiny"], 2, "--port"),
@@ -213,8 +213,8 @@ def test_every_problem_of_a_manifest_has_its_line(stack: Stack, tmp_path: Path) 
 
 def test_get_shows_a_table_json_and_yaml(served: Stack) -> None:
     head, row = served.pagoda("get").stdout.splitlines()
-    assert head.split() == ["NAME", "READY", "MODEL", "REPLICAS", "ENDPOINT", "AGE"]
-    assert row.split()[:5] == ["m", "True", f"file://{served.home.path.parent}/model", "1/1", f"http://127.0.0.1:{served.port}/v1"]
+    assert head.split() == ["NAME", "READY", "MODEL", "REPLICAS", "ROUTED", "KV", "TOKENS", "ENDPOINT", "AGE"]
+    assert row.split()[:6] == ["m", "True", f"file://{served.home.path.parent}/model", "1/1", "1", f"http://127.0.0.1:{served.port}/v1"]
     one = json.loads(served.pagoda("get", "m", "-o", "json").stdout)
     assert (one["kind"], one["status"]["ready"]) == ("InferenceModel", "True")
     assert yaml.safe_load(served.pagoda("get", "-o", "yaml").stdout)["items"] == [one]

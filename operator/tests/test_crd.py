@@ -1,15 +1,17 @@
 """The CRD states the same fields, kinds, bounds and sentences as the parser's table, and people's good manifests fit its schema."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cases import REPOSITORY, SETTINGS, ManifestCase, inference_model, manifest_cases, router, settled, worker, world
+from cases import EXAMPLES, NOW, REPOSITORY, SETTINGS, ManifestCase, inference_model, manifest_cases, router, settled, worker, world
 
-from pagoda_operator.observed import Observed
+from pagoda_operator.observed import Capacity, Observed
 from pagoda_operator.plan import plan
-from pagoda_operator.rules import FIELDS, KIND_MESSAGES, NAME, Field
+from pagoda_operator.predicates import KIND_MESSAGES, Field
+from pagoda_operator.rules import FIELDS, NAME
 from pagoda_operator.status import model_status
 from pagoda_operator.validate import API_VERSION, KIND
 
@@ -17,6 +19,7 @@ Schema = Mapping[str, Any]
 CRD = yaml.safe_load((REPOSITORY / "crds/inferencemodels.yaml").read_text())
 VERSION = CRD["spec"]["versions"][0]
 ROOT: Schema = VERSION["schema"]["openAPIV3Schema"]
+COLUMNS = VERSION["additionalPrinterColumns"]
 TYPES = {"object": "object", "array": "list", "string": "string", "integer": "integer", "boolean": "boolean"}
 
 
@@ -28,6 +31,7 @@ def fields_of(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:
         yield from fields_of(schema["items"], f"{path}[]")
 
 
+ROOT_OF_COLUMNS = {part: ROOT["properties"][part] for part in ("spec", "status")}
 SPEC_FIELDS = dict(fields_of(ROOT["properties"]["spec"], "spec"))
 
 
@@ -41,7 +45,7 @@ def shape_problems(schema: Schema, value: Any, path: str) -> Iterator[str]:
         if not isinstance(value, str | int):
             yield f"{path}: not an integer or a string"
         return
-    expected = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}[schema["type"]]
+    expected = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}[schema["type"]]
     if not isinstance(value, expected) or (schema["type"] == "integer" and isinstance(value, bool)):
         yield f"{path}: not of type {schema['type']}"
         return
@@ -100,11 +104,12 @@ def test_the_crd_is_the_kind_that_the_parser_reads() -> None:
     assert spec["names"]["kind"] == KIND
     assert CRD["metadata"]["name"] == f"{spec['names']['plural']}.{spec['group']}"
     assert spec["names"]["shortNames"] == ["im"]
-    assert VERSION["subresources"] == {"status": {}}
+    assert VERSION["subresources"].keys() == {"status", "scale"}
 
 
-def test_the_quickstart_fits_the_schema() -> None:
-    document = yaml.safe_load((REPOSITORY / "docs/quickstart/inferencemodel.yaml").read_text())
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_fit_the_schema(example: Path) -> None:
+    document = yaml.safe_load(example.read_text())
     assert list(shape_problems(ROOT["properties"]["spec"], document["spec"], "spec")) == []
 
 
@@ -137,7 +142,7 @@ def test_kubectl_get_shows_whether_it_answers_where_and_with_how_many() -> None:
     document = inference_model()
     observed = running(document)
     shown = document | {"status": model_status(document, plan([document], observed, SETTINGS), observed)}
-    columns = {column["name"]: printed(shown, column["jsonPath"]) for column in VERSION["additionalPrinterColumns"]}
+    columns = {column["name"]: printed(shown, column["jsonPath"]) for column in COLUMNS if "priority" not in column}
     assert columns == {
         "Ready": "True",
         "Model": "builtin://tiny",
@@ -147,8 +152,46 @@ def test_kubectl_get_shows_whether_it_answers_where_and_with_how_many() -> None:
     }
 
 
-def test_the_status_that_we_write_fits_the_schema() -> None:
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column["name"])
+def test_every_column_shows_a_field_that_there_is_and_has_its_type(column: Schema) -> None:
+    schema: Schema = {"properties": {"metadata": {"properties": {"creationTimestamp": {"type": "date"}}}, **ROOT_OF_COLUMNS}}
+    for name in column["jsonPath"].removeprefix(".").split("."):
+        schema = schema["properties"][name]
+    assert schema["type"] == column["type"]
+
+
+def test_the_scale_subresource_reads_fields_that_there_are() -> None:
+    scale = VERSION["subresources"]["scale"]
+    assert scale["specReplicasPath"].removeprefix(".") in FIELDS
+    status = dict(fields_of(ROOT["properties"]["status"], ".status"))
+    assert {scale["statusReplicasPath"], scale["labelSelectorPath"]} <= status.keys()
+
+
+def statuses() -> Iterator[dict[str, Any]]:
+    """From nothing to all that can be told."""
     document = inference_model()
-    for observed in (world(), running(document)):
-        status = model_status(document, plan([document], observed, SETTINGS), observed)
+    observed = settled([document])
+    capacity = Capacity(kv_tokens=4096, max_model_len=2048, prefill_tokens_per_s=900.5, decode_tokens_per_s=40.25)
+    milestones = dict.fromkeys(("created_at", "scheduled_at", "image_at", "weights_at", "engine_at", "routed_at"), NOW)
+    loading = worker(observed, ready=False, progress=0.5, reason="WeightsDownload", bytes_done=1, bytes_total=2)
+    decision = {"time": "2026-03-01T12:00:00Z", "from": 1, "to": 2, "reason": "9000 tokens wait", "variant": "default"}
+    for pods in ([], [loading], [router(observed), worker(observed, capacity=capacity, **milestones)]):
+        seen = world(*observed.objects.values(), pods=pods)
+        yield model_status(document, plan([document], seen, SETTINGS), seen, [decision])
+
+
+def test_the_status_that_we_write_fits_the_schema() -> None:
+    for status in statuses():
         assert list(shape_problems(ROOT["properties"]["status"], status, "status")) == []
+
+
+def test_every_field_of_the_status_is_written_sometime() -> None:
+    def written(value: Any, path: str) -> Iterator[str]:
+        yield path
+        if isinstance(value, dict):
+            yield from (one for name, below in value.items() for one in written(below, f"{path}.{name}"))
+        elif isinstance(value, list):
+            yield from (one for below in value for one in written(below, f"{path}[]"))
+
+    found = {path for status in statuses() for path in written(status, "status")}
+    assert dict(fields_of(ROOT["properties"]["status"], "status")).keys() - found == {"status.beat"}

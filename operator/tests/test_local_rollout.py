@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_operator.local.rollout import MAX_SURGE, PodFacts, Steps, Wanted, next_steps
+from pagoda_operator.local.rollout import PodFacts, Steps, Wanted, next_steps
 
 
 def pod(name: str, template: str = "a", *, ready: bool = True, ending: bool = False, deployment: str = "w") -> PodFacts:
@@ -27,6 +27,11 @@ SITUATIONS = {
     "an ending pod is not ended twice": ([pod("w-0", ending=True)], Wanted(0, "a"), Steps()),
     "an ending pod is replaced at once": ([pod("w-0", ending=True)], Wanted(1, "a"), Steps(("w",))),
     "scaled to zero": ([pod("w-0")], Wanted(0, "a"), Steps(end=("w-0",))),
+    "replace: the old goes first": ([pod("w-0")], Wanted(1, "b", surge=0), Steps(end=("w-0",))),
+    "replace: waits while the old drains": ([pod("w-0", ending=True)], Wanted(1, "b", surge=0), Steps()),
+    "replace: starts when it is gone": ([], Wanted(1, "b", surge=0), Steps(("w",))),
+    "replace: one of two at a time": ([pod("w-0"), pod("w-1")], Wanted(2, "b", surge=0), Steps(end=("w-1",))),
+    "replace: the second waits for the first's successor": ([pod("w-0"), pod("w-1", "b", ready=False)], Wanted(2, "b", surge=0), Steps()),
     "recreate: the old goes first": ([pod("w-0")], Wanted(1, "b", recreate=True), Steps(end=("w-0",))),
     "recreate: waits while the old drains": ([pod("w-0", ending=True)], Wanted(1, "b", recreate=True), Steps()),
     "recreate: starts when it is gone": ([], Wanted(1, "b", recreate=True), Steps(("w",))),
@@ -46,10 +51,13 @@ def test_pods_of_a_deployment_that_is_gone_end() -> None:
     old=st.lists(st.booleans(), max_size=4),
     replicas=st.integers(0, 4),
     recreate=st.booleans(),
+    surge=st.integers(0, 1),
     order=st.randoms(use_true_random=False),
 )
-def test_a_rollout_converges_and_never_gives_up_readiness_that_it_has(old: list[bool], replicas: int, recreate: bool, order) -> None:
-    wanted = {"w": Wanted(replicas, "new", recreate)}
+def test_a_rollout_converges_and_never_gives_up_readiness_that_it_has(
+    old: list[bool], replicas: int, recreate: bool, surge: int, order
+) -> None:
+    wanted = {"w": Wanted(replicas, "new", recreate, surge)}
     pods = [pod(f"w-{i}", "old", ready=ready) for i, ready in enumerate(old)]
     names = (f"w-{i}" for i in itertools.count(len(old)))
     at_first = sum(old)
@@ -60,8 +68,8 @@ def test_a_rollout_converges_and_never_gives_up_readiness_that_it_has(old: list[
         ]
         living = [p for p in pods if not p.ending]
         if not recreate:
-            assert sum(p.ready for p in living) >= min(replicas, at_first)
-            assert len(living) <= max(replicas + MAX_SURGE, len(old))
+            assert sum(p.ready for p in living) >= min(replicas, at_first) - (0 if surge else 1)
+            assert len(living if surge else pods) <= max(replicas + surge, len(old))
         else:
             assert len([p for p in pods if p.template == "new"]) == 0 or all(p.template == "new" for p in pods)
         # the world moves one pod at a time: one that ends is gone, one that loads is ready

@@ -48,7 +48,7 @@ BROKEN = {
     "no spec": (HEAD, ["m.yaml: spec"]),
     "missing folder": (HEAD + "spec: {model: {source: file://nowhere}}", ["m.yaml: spec.model.source", "/nowhere"]),
     "folder without a model": (HEAD + "spec: {model: {source: file://.}}", ["spec.model.source", "no config.json"]),
-    "not in the cache": (HEAD + "spec: {model: {source: hf://a/b}}", ["spec.model.source", "hf download a/b", "does not download"]),
+    "a claim": (HEAD + "spec: {model: {source: pvc://claim/folder}}", ["spec.model.source", "one machine has no PersistentVolumeClaims"]),
 }
 
 
@@ -161,19 +161,18 @@ def cache(folder: Path, refs: dict[str, str], commits: list[str]) -> dict[str, s
         ("org/other", {"main": "c1"}, ["c1"], None),
     ],
 )
-def test_hugging_face_models_are_found_in_the_local_cache_only(
+def test_hugging_face_models_in_the_local_cache_are_used_from_there_others_are_to_be_fetched(
     tmp_path: Path, location: str, refs: dict[str, str], commits: list[str], found: str | None
 ) -> None:
     environment = cache(tmp_path, refs, commits)
-    if found is None:
-        with pytest.raises(SourceMissing, match="hf download org/"):
-            resolve_source(f"hf://{location}", environment)
-    else:
-        assert resolve_source(f"hf://{location}", environment) == str(tmp_path / "hub/models--org--name/snapshots" / found)
+    resolved = resolve_source(f"hf://{location}", environment)
+    assert resolved == (f"hf://{location}" if found is None else str(tmp_path / "hub/models--org--name/snapshots" / found))
+    name, _, revision = location.partition("@")
+    assert resolve_source(f"hf://{name}", environment, revision or None) == (resolved if found else f"hf://{name}")
 
 
 def test_sources_that_need_a_cluster_say_what_to_use_here() -> None:
-    with pytest.raises(SourceMissing, match="not available on one machine; use file://"):
+    with pytest.raises(SourceMissing, match="one machine has no PersistentVolumeClaims; use file://"):
         resolve_source("pvc://claim/path", {})
 
 

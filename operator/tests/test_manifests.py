@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_operator.manifests import Settings, model_objects, namespace_objects
-from pagoda_operator.observed import LABEL_COMPONENT, LABEL_MANAGED_BY, LABEL_MODEL, LABEL_TEMPLATE, LABEL_VARIANT, MANAGED_BY
+from pagoda_operator.observed import LABEL_MANAGED_BY, LABEL_MODEL, LABEL_TEMPLATE, LABEL_VARIANT, MANAGED_BY
 from pagoda_operator.spec import parse
 
 ROUTER_VARIABLES = {
@@ -18,18 +18,23 @@ ROUTER_VARIABLES = {
     "PAGODA_INTERNAL_PORT",
     "PAGODA_INTERNAL_TOKEN",
     "PAGODA_SESSION_TOKEN",
-    "PAGODA_FLEET_FILE",
+    "PAGODA_DISCOVERY",
+    "PAGODA_NAMESPACE",
     "PAGODA_CACHE_DIR",
     "PAGODA_API_KEY",
     "PAGODA_MAX_BODY_BYTES",
     "PAGODA_MAX_QUEUE_TOKENS",
     "PAGODA_QUEUE_TIMEOUT_S",
+    "PAGODA_LINGER_S",
     "PAGODA_DRAIN_S",
     "PAGODA_POD_NAME",
 }
 WORKER_VARIABLES = {
     "PAGODA_MODEL_NAME",
     "PAGODA_MODEL_SOURCE",
+    "PAGODA_MODEL_REVISION",
+    "PAGODA_MODEL_CACHE",
+    "PAGODA_SELF_TEST",
     "PAGODA_ENGINE",
     "PAGODA_DEVICE",
     "PAGODA_BIND_HOST",
@@ -42,7 +47,21 @@ WORKER_VARIABLES = {
     "PAGODA_STALL_S",
     "PAGODA_POD_NAME",
 }
+FETCH_VARIABLES = {
+    "PAGODA_MODEL_SOURCE",
+    "PAGODA_MODEL_REVISION",
+    "PAGODA_MODEL_ENDPOINT",
+    "PAGODA_MODEL_CACHE",
+    "PAGODA_BIND_HOST",
+    "PAGODA_HTTP_PORT",
+    "PAGODA_HF_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+}
 """What the processes accept; any other PAGODA_* name stops them."""
+FOLDERS = {"HOME", "HF_HOME", "XDG_CACHE_HOME"}
 
 
 def objects(spec: dict[str, Any] | None = None, settings: Settings = SETTINGS) -> list[dict[str, Any]]:
@@ -82,10 +101,15 @@ def test_a_model_becomes_these_objects() -> None:
         ("NetworkPolicy", "pagoda-default-deny"),
         ("NetworkPolicy", "pagoda-metrics-of-worker"),
         ("NetworkPolicy", "pagoda-operator-to-router"),
-        ("NetworkPolicy", "pagoda-router-egress"),
+        ("NetworkPolicy", "pagoda-operator-to-worker"),
+        ("NetworkPolicy", "pagoda-router-egress-to-api-server"),
+        ("NetworkPolicy", "pagoda-router-egress-to-dns"),
+        ("NetworkPolicy", "pagoda-router-egress-to-worker"),
         ("NetworkPolicy", "pagoda-router-to-worker"),
         ("PodDisruptionBudget", "chat-default"),
         ("PodDisruptionBudget", "pagoda-router"),
+        ("Role", "pagoda-router"),
+        ("RoleBinding", "pagoda-router"),
         ("Service", "chat-default"),
         ("Service", "pagoda-router"),
         ("ServiceAccount", "pagoda-router"),
@@ -93,14 +117,24 @@ def test_a_model_becomes_these_objects() -> None:
     ]
 
 
+SOURCES: list[dict[str, Any]] = [
+    {"source": TINY},
+    {"source": "hf://org/name", "tokenSecretRef": {"name": "hub"}, "cache": {"size": "5Gi"}},
+    {"source": "hf://org/name", "endpoint": "http://hub.example:8080"},
+    {"source": "s3://bucket/name", "credentialsSecretRef": {"name": "s3"}, "cache": {"claim": "models"}},
+    {"source": "pvc://models/name"},
+]
+
+
+@pytest.mark.parametrize("model", SOURCES, ids=lambda model: model["source"])
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_every_pod_satisfies_the_restricted_profile(name: str) -> None:
-    pod = template(name, {"model": {"source": "file:///models/chat"}, "resources": {"gpus": 1}})["spec"]
+def test_every_pod_satisfies_the_restricted_profile(name: str, model: dict[str, Any]) -> None:
+    pod = template(name, {"model": model, "resources": {"gpus": 1}})["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert not any(pod.get(field) for field in ("hostNetwork", "hostPID", "hostIPC", "initContainers"))
-    assert all(set(volume) == {"name", "emptyDir"} for volume in pod["volumes"])
-    for one in pod["containers"]:
+    assert not any(pod.get(field) for field in ("hostNetwork", "hostPID", "hostIPC"))
+    assert all(set(volume) - {"name"} in ({"emptyDir"}, {"persistentVolumeClaim"}) for volume in pod["volumes"])
+    for one in [*pod["containers"], *pod.get("initContainers", ())]:
         assert one["securityContext"] == {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -109,25 +143,43 @@ def test_every_pod_satisfies_the_restricted_profile(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_every_pod_holds_no_api_token_and_gets_no_service_links(name: str) -> None:
+def test_only_routers_hold_an_api_token_and_no_pod_gets_service_links(name: str) -> None:
     pod = template(name)["spec"]
-    assert pod["automountServiceAccountToken"] is False
+    assert pod["automountServiceAccountToken"] is (name == "pagoda-router")
     assert pod["enableServiceLinks"] is False
+    assert pod["shareProcessNamespace"] is True, "else a pod that is starting does not hear SIGTERM"
 
 
+def test_a_router_may_look_at_models_and_endpoints_of_its_namespace_and_nothing_else() -> None:
+    rules = of_kind("Role", "pagoda-router")["rules"]
+    assert [(rule["apiGroups"], rule["resources"], rule["verbs"]) for rule in rules] == [
+        (["pagoda.dev"], ["inferencemodels"], ["get", "list", "watch"]),
+        (["discovery.k8s.io"], ["endpointslices"], ["get", "list", "watch"]),
+    ]
+    binding = of_kind("RoleBinding", "pagoda-router")
+    assert binding["roleRef"]["name"] == "pagoda-router"
+    assert [subject["name"] for subject in binding["subjects"]] == [template("pagoda-router")["spec"]["serviceAccountName"]]
+
+
+@pytest.mark.parametrize("model", SOURCES, ids=lambda model: model["source"])
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_every_volume_is_mounted_and_every_mount_has_a_volume(name: str) -> None:
-    pod = template(name)["spec"]
-    assert {mount["name"] for mount in container(name)["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    assert "/tmp" in {mount["mountPath"] for mount in container(name)["volumeMounts"]}
+def test_every_volume_is_mounted_and_every_mount_has_a_volume(name: str, model: dict[str, Any]) -> None:
+    pod = template(name, {"model": model})["spec"]
+    volumes = {volume["name"] for volume in pod["volumes"]}
+    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
+    for one in [*pod["containers"], *pod.get("initContainers", ())]:
+        assert {mount["name"] for mount in one["volumeMounts"]} <= volumes
+        assert "/tmp" in {mount["mountPath"] for mount in one["volumeMounts"]}
+        variables = {entry["name"]: entry.get("value", "") for entry in one["env"]}
+        assert all(variables[folder].startswith("/tmp") for folder in FOLDERS)
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_a_pod_may_drain_longer_than_its_process_needs_and_has_no_hook(name: str) -> None:
-    drain_s = 90
-    pod = template(name, settings=replace(SETTINGS, drain_s=drain_s))["spec"]
-    assert pod["terminationGracePeriodSeconds"] > drain_s
-    assert environment_of(pod)["PAGODA_DRAIN_S"] == str(drain_s)
+    pod = template(name, settings=replace(SETTINGS, linger_s=20, drain_s=90))["spec"]
+    environment = environment_of(pod)
+    assert environment["PAGODA_DRAIN_S"] == "90"
+    assert pod["terminationGracePeriodSeconds"] > 90 + int(environment.get("PAGODA_LINGER_S", 0))
     assert "lifecycle" not in pod["containers"][0]
 
 
@@ -143,10 +195,31 @@ def test_probes_ask_ready_until_it_started_and_then_ready_and_health(name: str) 
     assert {probe["port"] for probe in probes.values()} <= ports
 
 
-@pytest.mark.parametrize(("name", "known"), [("pagoda-router", ROUTER_VARIABLES), ("chat-default", WORKER_VARIABLES)])
-def test_the_environment_has_only_names_that_the_process_knows(name: str, known: set[str]) -> None:
-    spec = {"model": {"source": TINY}, "resources": {"gpus": 1, "cpu": "8", "memory": "8Gi"}}
-    assert environment(name, spec).keys() <= known
+@pytest.mark.parametrize("model", SOURCES, ids=lambda model: model["source"])
+def test_the_environment_has_only_names_that_the_process_knows(model: dict[str, Any]) -> None:
+    spec = {"model": model, "resources": {"gpus": 1, "cpu": "8", "memory": "8Gi"}}
+    for name, known in (("pagoda-router", ROUTER_VARIABLES), ("chat-default", WORKER_VARIABLES)):
+        assert environment(name, spec).keys() <= known | FOLDERS
+    for fetch in template("chat-default", spec)["spec"].get("initContainers", ()):
+        assert {entry["name"] for entry in fetch["env"]} <= FETCH_VARIABLES | FOLDERS
+
+
+def test_a_router_finds_models_and_workers_by_the_api_server_of_its_own_namespace() -> None:
+    values = environment("pagoda-router")
+    assert values["PAGODA_DISCOVERY"] == "kubernetes"
+    assert values["PAGODA_NAMESPACE"] == {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}
+
+
+def test_routers_spread_over_nodes_and_zones() -> None:
+    spread = template("pagoda-router")["spec"]["topologySpreadConstraints"]
+    assert [one["topologyKey"] for one in spread] == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+    labels = template("pagoda-router")["metadata"]["labels"]
+    assert all(one["labelSelector"]["matchLabels"].items() <= labels.items() for one in spread)
+
+
+def test_a_workers_pod_waits_for_the_routers_before_it_is_ready() -> None:
+    assert template("chat-default")["spec"]["readinessGates"] == [{"conditionType": "pagoda.dev/routed"}]
+    assert "readinessGates" not in template("pagoda-router")["spec"]
 
 
 def test_the_worker_is_told_its_model_engine_and_bounds() -> None:
@@ -194,9 +267,8 @@ def test_the_router_may_run_without_an_api_key_but_not_without_tokens() -> None:
     }
 
 
-def test_a_folder_of_the_node_is_mounted_only_where_the_installation_says_so() -> None:
+def test_a_folder_of_the_node_is_mounted_read_only_at_its_own_path() -> None:
     spec = {"model": {"source": "file:///models/chat"}}
-    assert not any("hostPath" in volume for volume in template("chat-default", spec)["spec"]["volumes"])
     pod = template("chat-default", spec, replace(SETTINGS, host_paths=True))["spec"]
     assert {"name": "model", "hostPath": {"path": "/models/chat", "type": "Directory"}} in pod["volumes"]
     assert {"name": "model", "mountPath": "/models/chat", "readOnly": True} in pod["containers"][0]["volumeMounts"]
@@ -206,6 +278,19 @@ def test_a_rollout_never_goes_below_the_wanted_workers() -> None:
     spec = of_kind("Deployment", "chat-default", {"model": {"source": TINY}, "scaling": {"min": 3}})["spec"]
     assert spec["replicas"] == 3
     assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_a_rollout_without_room_for_one_more_replaces_one_at_a_time() -> None:
+    spec = {"model": {"source": TINY}, "rollout": {"strategy": "replace"}}
+    assert of_kind("Deployment", "chat-default", spec)["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert of_kind("Deployment", "pagoda-router", spec)["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_rollout_is_not_called_stuck_while_one_start_may_still_succeed(name: str) -> None:
+    startup = container(name)["startupProbe"]
+    deadline_s = of_kind("Deployment", name)["spec"]["progressDeadlineSeconds"]
+    assert deadline_s > startup["periodSeconds"] * startup["failureThreshold"]
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Service", "PodDisruptionBudget"])
@@ -237,35 +322,6 @@ def test_what_a_model_owns_goes_with_it_and_what_it_shares_does_not() -> None:
             assert owners == []
 
 
-def policies() -> dict[str, dict[str, Any]]:
-    return {one["metadata"]["name"]: one["spec"] for one in objects() if one["kind"] == "NetworkPolicy"}
-
-
-def test_nothing_flows_by_default_and_each_flow_has_a_name() -> None:
-    deny = policies()["pagoda-default-deny"]
-    assert deny == {"podSelector": {"matchLabels": {LABEL_MANAGED_BY: MANAGED_BY}}, "policyTypes": ["Ingress", "Egress"]}
-    for name in DEPLOYMENTS:
-        assert template(name)["metadata"]["labels"][LABEL_MANAGED_BY] == MANAGED_BY
-
-
-def test_only_routers_reach_the_workers_sessions() -> None:
-    grpc = [
-        rule for policy in policies().values() for rule in policy.get("ingress", []) if {"port": 9000, "protocol": "TCP"} in rule["ports"]
-    ]
-    assert grpc == [
-        {
-            "from": [{"podSelector": {"matchLabels": {LABEL_MANAGED_BY: MANAGED_BY, LABEL_COMPONENT: "router"}}}],
-            "ports": [{"port": 9000, "protocol": "TCP"}],
-        }
-    ]
-
-
-def test_a_worker_may_reach_nothing() -> None:
-    workers = template("chat-default")["metadata"]["labels"].items()
-    egress = [policy for policy in policies().values() if policy["podSelector"]["matchLabels"].items() <= workers and "egress" in policy]
-    assert egress == []
-
-
 CHANGES_OF_THE_TEMPLATE = [
     {"engine": {"dtype": "fp32"}},
     {"engine": {"maxModelLen": 64}},
@@ -274,8 +330,16 @@ CHANGES_OF_THE_TEMPLATE = [
     {"resources": {"memory": "3Gi"}},
     {"resources": {"gpus": 1}},
     {"model": {"source": "builtin://tiny-draft"}},
+    {"model": {"source": "hf://org/name"}},
+    {"variants": [{"name": "default", "engine": {"dtype": "fp32"}}]},
 ]
-CHANGES_OF_OTHER_THINGS = [{"scaling": {"min": 5}}, {"servedNames": ["other"]}, {"routing": {"maxQueueTokens": 1}}]
+CHANGES_OF_OTHER_THINGS = [
+    {"scaling": {"min": 5}},
+    {"servedNames": ["other"]},
+    {"routing": {"maxQueueTokens": 1}},
+    {"rollout": {"strategy": "replace"}},
+    {"variants": [{"name": "canary"}, {"name": "default", "weight": 3}]},
+]
 
 
 @pytest.mark.parametrize("change", CHANGES_OF_THE_TEMPLATE, ids=json.dumps)
@@ -314,7 +378,71 @@ def leaves(node: Any) -> Iterator[Any]:
 
 
 def test_objects_are_plain_data_in_the_api_servers_types() -> None:
-    for one in objects({"model": {"source": TINY}, "resources": {"gpus": 1, "cpu": 2, "memory": "4Gi"}}):
+    spec = {"model": SOURCES[1], "resources": {"gpus": 1, "cpu": 2, "memory": "4Gi"}}
+    for one in objects(spec, replace(SETTINGS, service_monitors=True, image_pull_secrets=("pull",))):
         assert json.loads(json.dumps(one)) == one
         assert all(isinstance(leaf, str | int | bool) for leaf in leaves(one))
     assert all(isinstance(entry.get("value", ""), str) for entry in container("chat-default")["env"])
+
+
+def test_images_come_from_the_registry_and_may_be_named_whole() -> None:
+    def images(**settings: Any) -> tuple[str, str]:
+        names = [container(name, settings=replace(SETTINGS, **settings))["image"] for name in DEPLOYMENTS]
+        return names[0], names[1]
+
+    assert images() == ("pagoda/router:1.2.3", "pagoda/worker:1.2.3")
+    assert images(image_registry="reg.example:5000/") == ("reg.example:5000/pagoda/router:1.2.3", "reg.example:5000/pagoda/worker:1.2.3")
+    assert images(worker_image="x@sha256:1") == ("pagoda/router:1.2.3", "x@sha256:1")
+    assert images(router_image="y:2", image_registry="reg") == ("y:2", "reg/pagoda/worker:1.2.3")
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_images_are_pulled_as_the_installation_says(name: str) -> None:
+    spec = {"model": {"source": "hf://org/name"}}
+    pod = template(name, spec, replace(SETTINGS, image_pull_policy="Never", image_pull_secrets=("a", "b")))["spec"]
+    assert pod["imagePullSecrets"] == [{"name": "a"}, {"name": "b"}]
+    assert {one["imagePullPolicy"] for one in [*pod["containers"], *pod.get("initContainers", ())]} == {"Never"}
+    assert "imagePullSecrets" not in template(name)["spec"]
+
+
+def test_a_master_key_gives_each_namespace_tokens_of_its_own_and_a_new_one_new_names() -> None:
+    one, other = replace(SETTINGS, master_key=b"k" * 32), replace(SETTINGS, master_key=b"l" * 32)
+    names = {(settings.session_secret(ns), settings.internal_secret(ns)) for settings in (one, other) for ns in ("a", "b")}
+    assert len(names) == 4
+    assert all(session.startswith("pagoda-session-") and internal.startswith("pagoda-internal-") for session, internal in names)
+    worker, router = (template(name, settings=one)["spec"]["containers"][0]["env"] for name in ("chat-default", "pagoda-router"))
+    session = {"secretKeyRef": {"name": one.session_secret("default"), "key": "token"}}
+    assert all({"name": "PAGODA_SESSION_TOKEN", "valueFrom": session} in env for env in (worker, router))
+    assert hash_of(template("chat-default", settings=one)) != hash_of(template("chat-default", settings=other))
+    assert "k" * 32 not in repr(one)
+
+
+def test_each_variant_has_workers_of_its_own_with_its_overrides_in_them() -> None:
+    spec = {
+        "model": {"source": TINY},
+        "engine": {"dtype": "fp32", "maxRunning": 7},
+        "resources": {"cpu": "2"},
+        "scaling": {"min": 2},
+        "variants": [{"name": "default"}, {"name": "canary", "engine": {"dtype": "bf16"}, "scaling": {"min": 1}}],
+    }
+    engines = {name: json.loads(environment(f"chat-{name}", spec)["PAGODA_ENGINE"]) for name in ("default", "canary")}
+    assert {name: (engine["dtype"], engine["maxRunning"]) for name, engine in engines.items()} == {
+        "default": ("fp32", 7),
+        "canary": ("bf16", 7),
+    }
+    assert container("chat-canary", spec)["resources"]["limits"] == {"cpu": "2"}
+    assert [of_kind("Deployment", f"chat-{name}", spec)["spec"]["replicas"] for name in ("default", "canary")] == [2, 1]
+    kinds = {kind: of_kind(kind, "chat-canary", spec) for kind in ("Service", "PodDisruptionBudget")}
+    assert kinds["Service"]["spec"]["selector"][LABEL_VARIANT] == "canary"
+
+
+def test_prometheus_is_told_of_routers_and_workers_where_it_can_be() -> None:
+    assert not any(one["kind"] == "ServiceMonitor" for one in objects())
+    settings = replace(SETTINGS, service_monitors=True)
+    router, worker = (of_kind("ServiceMonitor", f"pagoda-{part}", settings=settings)["spec"] for part in ("router", "worker"))
+    assert router["endpoints"][0]["authorization"]["credentials"] == {"name": "pagoda-api-key", "key": "key"}
+    assert "authorization" not in worker["endpoints"][0]
+    for monitor, service in ((router, "pagoda-router"), (worker, "chat-default")):
+        found = of_kind("Service", service)
+        assert monitor["selector"]["matchLabels"].items() <= found["metadata"]["labels"].items()
+        assert monitor["endpoints"][0]["port"] in {port["name"] for port in found["spec"]["ports"]}

@@ -16,6 +16,7 @@ from stacks import behave, eventually, free_port, model_folder, stand_in_environ
 
 from pagoda_operator.local.client import call
 from pagoda_operator.local.errors import BadSettings, NotRunning, Refused
+from pagoda_operator.local.files import write_json
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.orphans import processes_of
 from pagoda_operator.local.pod import Pod
@@ -51,12 +52,12 @@ class Running:
         return [f"{event['subject']}: {event['message']}" for event in self.supervisor.journal.about()]
 
 
-def document(model: Path, name: str = "m", **spec: Any) -> dict[str, Any]:
+def document(folder: Path, name: str = "m", /, **spec: Any) -> dict[str, Any]:
     return {
         "apiVersion": "pagoda.dev/v1alpha1",
         "kind": "InferenceModel",
         "metadata": {"name": name},
-        "spec": {"model": {"source": f"file://{model}"}, **spec},
+        "spec": {"model": {"source": f"file://{folder}"}, **spec},
     }
 
 
@@ -160,7 +161,7 @@ async def test_a_killed_worker_comes_back(running: Running) -> None:
 async def test_a_crashing_worker_is_told_in_the_status_with_its_last_words(running: Running) -> None:
     behave(running.model, exit=1, say="no such tensor: lm_head.weight")
     running.apply()
-    await eventually(lambda: running.status().get("ready") == "WorkerCrashLooping")
+    await eventually(lambda: running.status().get("ready") == "EngineCrash")
     ready = next(each for each in running.status()["conditions"] if each["type"] == "Ready")
     assert "no such tensor: lm_head.weight" in ready["message"]
 
@@ -224,6 +225,83 @@ async def test_objects_and_choices_survive_the_supervisor(running: Running) -> N
     assert successor.store.objects == running.supervisor.store.objects
     assert successor.store.choices == running.supervisor.store.choices
     await successor.executor.shut_down()
+
+
+def demand(running: Running, **facts: Any) -> None:
+    told = {"inFlight": 0, "waiting": 0, "queuedTokens": 0, "idleS": 0.0, "ttftS": None} | facts
+    write_json(running.supervisor.home.path / "demand.json", {"m": told})
+
+
+async def test_an_idle_model_sleeps_and_a_waiting_request_wakes_it(running: Running) -> None:
+    running.apply(scaling={"min": 0, "max": 2, "idleSeconds": 1, "stableSeconds": 1})
+    await eventually(lambda: running.status().get("ready") == "Asleep")
+    assert running.pods() == []
+    demand(running, waiting=1)
+    await eventually(lambda: running.status().get("ready") == "True")
+    assert len(running.pods()) == 1
+    demand(running, idleS=9.0)
+    await eventually(lambda: running.status().get("ready") == "Asleep")
+    decisions = running.status()["scaling"]["decisions"]
+    assert [(each["from"], each["to"]) for each in decisions] == [(1, 0), (0, 1)]
+    assert "m: default from 0 to 1 workers: 1 requests wait and 0 are in flight" in running.told()
+
+
+async def test_a_queue_brings_more_workers_up_to_max(running: Running) -> None:
+    running.apply(scaling={"min": 1, "max": 3, "target": {"queuedTokens": 100}})
+    await eventually(running.settled)
+    demand(running, queuedTokens=1000, waiting=10, inFlight=5)
+    await eventually(lambda: running.settled() and running.status()["routedReplicas"] == 3)
+
+
+async def test_each_variant_has_its_own_workers_under_one_name(running: Running) -> None:
+    running.apply(variants=[{"name": "stable", "weight": 90}, {"name": "canary", "weight": 10, "engine": {"maxRunning": 2}}])
+    await eventually(running.settled)
+    assert sorted(pod.name for pod in running.pods()) == ["m-canary-0", "m-stable-0"]
+    assert [(each["name"], each["ready"]) for each in running.status()["variants"]] == [("stable", 1), ("canary", 1)]
+    running.apply()
+    await eventually(lambda: running.settled() and [pod.name for pod in running.pods()] == ["m-default-0"])
+
+
+async def test_weights_are_fetched_before_the_worker_starts_and_only_that_step_has_the_token(running: Running) -> None:
+    (running.supervisor.home.secrets / "hub.token").write_text("hf_abc")
+    running.apply(model={"source": "hf://org/name", "revision": "v2", "tokenSecretRef": {"name": "hub"}})
+    await eventually(running.settled)
+    (worker,) = running.pods()
+    log = worker.log_file.read_text()
+    assert "PAGODA_HF_TOKEN=hf_abc" in log
+    assert "PAGODA_MODEL_REVISION=v2" in log
+    assert "PAGODA_HF_TOKEN" not in worker.now.launch.env
+    timeline = await eventually(lambda: "routed" in (told := running.status().get("timeline", {})) and told)
+    assert list(timeline) == ["created", "scheduled", "image", "weights", "engine", "routed"]
+    assert list(timeline.values()) == sorted(timeline.values())
+
+
+async def test_a_fetch_that_fails_says_why_in_status(running: Running) -> None:
+    running.apply(model={"source": "hf://org/gated"})
+    await eventually(lambda: running.status().get("ready") == "Unauthorized")
+    assert "org/gated is gated" in running.status()["conditions"][1]["message"]
+
+
+async def test_a_fetch_whose_token_is_missing_names_the_file_to_write(running: Running) -> None:
+    running.apply(model={"source": "hf://org/name", "tokenSecretRef": {"name": "hub"}})
+    await eventually(lambda: running.status().get("ready") == "ContainerConfig")
+    assert "secrets/hub.token: write the secret's value into it" in running.status()["conditions"][2]["message"]
+
+
+async def test_replace_ends_the_old_worker_before_its_successor_starts(running: Running) -> None:
+    running.apply(rollout={"strategy": "replace"})
+    await eventually(running.settled)
+    (old,) = running.pods()
+    running.apply(rollout={"strategy": "replace"}, engine={"maxRunning": 3})
+    await eventually(lambda: running.settled() and old.gone)
+    ended = next(i for i, line in enumerate(running.told()) if line.startswith(f"{old.name}: ended with"))
+    started = [i for i, line in enumerate(running.told()) if line.startswith("m-default-0: started")]
+    assert started[0] < ended < started[1]
+
+
+async def test_claims_of_a_cluster_are_refused_here(running: Running) -> None:
+    with pytest.raises(Refused, match="one machine has no PersistentVolumeClaims"):
+        running.apply(model={"source": "pvc://claim/model"})
 
 
 async def test_a_round_that_fails_does_not_end_the_loop(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,8 @@ from pagoda_operator.terminal.up import Up
 app = typer.Typer(
     name="pagoda", help="Serve language models on this machine.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
+EVENTS_SHOWN = 40
+"""A first start alone plans some twenty objects."""
 out = Console(soft_wrap=True, highlight=False)
 
 Files = Annotated[list[str] | None, typer.Argument(metavar="FILE…", help="InferenceModel manifests; - reads stdin.")]
@@ -110,7 +112,7 @@ def describe(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     document = _find(state["objects"], name)
     pods = [pod for pod in state["pods"] if pod["model"] == name or pod["component"] == "router"]
     subjects = [name, "machine", "plan", *(pod["name"] for pod in pods)]
-    events = call(home, "events", subjects=subjects)["events"][-20:]
+    events = call(home, "events", subjects=subjects)["events"][-EVENTS_SHOWN:]
     _plain(tables.description(document, pods, events, tables.now()))
     for pod in pods:
         if not pod["ready"] and (lines := last_lines(Path(pod["log"]), 10)):

@@ -14,6 +14,9 @@ class ConditionType(StrEnum):
     """In the order in which the READY column looks for the first false one. Progressing is not looked at: false means settled."""
 
     ACCEPTED = "Accepted"
+    MODEL_AVAILABLE = "ModelAvailable"
+    WORKERS_READY = "WorkersReady"
+    ROUTED = "Routed"
     READY = "Ready"
     PROGRESSING = "Progressing"
 
@@ -21,29 +24,50 @@ class ConditionType(StrEnum):
 class Reason(StrEnum):
     # Accepted
     ACCEPTED = "Accepted"
-    INVALID_SPEC = "InvalidSpec"
+    SPEC_INVALID = "SpecInvalid"
     NAME_TAKEN = "NameTaken"
     FOREIGN_OBJECT = "ForeignObject"
-    # Ready
-    READY = "Ready"
+    FIELD_CONFLICT = "FieldConflict"
+    HOST_PATH_FORBIDDEN = "HostPathForbidden"
+    # ModelAvailable
+    AVAILABLE = "Available"
+    WEIGHTS_DOWNLOAD = "WeightsDownload"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    DISK_FULL = "DiskFull"
+    UNAUTHORIZED = "Unauthorized"
+    UNKNOWN = "Unknown"
+    # WorkersReady
+    WORKERS_READY = "WorkersReady"
     NO_WORKERS = "NoWorkers"
     LOADING = "Loading"
-    MODEL_NOT_FOUND = "ModelNotFound"
-    OUT_OF_MEMORY = "OutOfMemory"
-    WORKER_CRASH_LOOPING = "WorkerCrashLooping"
-    WORKER_STALLED = "WorkerStalled"
-    IMAGE_NOT_PULLED = "ImageNotPulled"
     UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL = "ImagePull"
+    CONTAINER_CONFIG = "ContainerConfig"
+    OUT_OF_MEMORY = "OutOfMemory"
+    ENGINE_CRASH = "EngineCrash"
+    STALLED = "Stalled"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    NODE_LOST = "NodeLost"
+    EVICTED = "Evicted"
+    ASLEEP = "Asleep"
+    # Routed
+    ROUTED = "Routed"
     ROUTER_NOT_READY = "RouterNotReady"
+    NOT_ACKNOWLEDGED = "NotAcknowledged"
+    # Ready
+    READY = "Ready"
     # Progressing
     ROLLING_OUT = "RollingOut"
+    SCALING = "Scaling"
     SETTLED = "Settled"
+    STUCK = "Stuck"
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
     type: ConditionType
-    status: bool
+    status: bool | None
+    """None: nobody can tell, and nothing is wrong for it."""
     reason: Reason
     message: str
     """One sentence; where something is wrong it ends with what to do next."""
@@ -56,7 +80,7 @@ def merge_conditions(
     before = {old["type"]: old for old in previous}
     merged = []
     for condition in conditions:
-        status = "True" if condition.status else "False"
+        status = {True: "True", False: "False", None: "Unknown"}[condition.status]
         old = before.get(condition.type, {})
         same = old.get("status") == status and old.get("lastTransitionTime")
         merged.append(

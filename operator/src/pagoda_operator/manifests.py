@@ -1,47 +1,39 @@
-"""From a spec to Kubernetes objects, without I/O: routers, workers and what guards them. The pods themselves are in `pods.py`.
+"""From a spec to Kubernetes objects, without I/O: routers, workers and what guards them. The pods themselves are in `pods.py`, who may
+talk to whom in `policies.py`.
 
 Called by `plan`. The local executor runs the same pod templates as processes; it rewrites ports, hosts and paths, which therefore
 come only from PAGODA_* environment variables.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from pagoda_operator.observed import LABEL_COMPONENT, LABEL_MANAGED_BY, LABEL_MODEL, LABEL_PART_OF, LABEL_VARIANT, MANAGED_BY
+from pagoda_operator.installation import Settings as Settings
+from pagoda_operator.kinds import KINDS
+from pagoda_operator.labels import PARTS, common_labels
+from pagoda_operator.observed import LABEL_MODEL, LABEL_VARIANT
 from pagoda_operator.pods import (
+    API_KEY_SECRET,
     GRPC_PORT,
-    HTTP_PORT,
     INTERNAL_PORT,
+    ROUTER_STARTUP_S,
     WORKER_HTTP_PORT,
+    WORKER_STARTUP_S,
     router_pod,
     template_with_hash,
     worker_pod,
 )
-from pagoda_operator.spec import InferenceModel, Variant
+from pagoda_operator.policies import fetch_policy, namespace_policies
+from pagoda_operator.quantities import format_bytes
+from pagoda_operator.spec import Cache, InferenceModel, Variant
 from pagoda_operator.validate import API_VERSION, KIND
+from pagoda_operator.weights import cache_name
 
 ROUTER_NAME = "pagoda-router"
 WORKER_ACCOUNT = "pagoda-worker"
-PART_OF = "pagoda"
 API_PORT = 8000
 
 Object = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """What the installation decides, the same for every model."""
-
-    version: str
-    """Tag of the images and value of app.kubernetes.io/version."""
-    image_prefix: str = "pagoda"
-    """Images are {prefix}/router:{version} and {prefix}/worker:{version}."""
-    router_replicas: int = 1
-    drain_s: int = 30
-    """How long routers and workers finish what they have after SIGTERM."""
-    host_paths: bool = False
-    """Mount a file:// source from the node. Off: the pod sees only its own files (locally: the machine's)."""
 
 
 def worker_name(model_name: str, variant_name: str) -> str:
@@ -49,111 +41,124 @@ def worker_name(model_name: str, variant_name: str) -> str:
 
 
 def namespace_objects(namespace: str, settings: Settings) -> list[Object]:
-    """The router, the account without rights that workers run under, and the network policies: shared by all models of a namespace."""
-    labels = _labels(ROUTER_NAME, "router", settings)
-    selector = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_COMPONENT: "router"}
-    pod = router_pod(image=f"{settings.image_prefix}/router:{settings.version}", account=ROUTER_NAME, drain_s=settings.drain_s)
-    ports = [
-        {"name": "http", "port": API_PORT, "targetPort": "http", "protocol": "TCP"},
-        {"name": "internal", "port": INTERNAL_PORT, "targetPort": "internal", "protocol": "TCP"},
-    ]
+    """The router with its rights, the account without any that workers run under, and the network policies: shared by all models of a
+    namespace."""
+    labels = common_labels(ROUTER_NAME, "router", settings.version)
+    pod = router_pod(namespace, settings, account=ROUTER_NAME, selector=PARTS["router"])
+    ports = [_service_port("http", API_PORT), _service_port("internal", INTERNAL_PORT)]
+    service = {"type": "ClusterIP", "selector": dict(PARTS["router"]), "ports": ports}
+    deployment = _deployment(labels, PARTS["router"], pod, strategy="surge", deadline_s=2 * ROUTER_STARTUP_S)
+    if settings.router_replicas:
+        deployment["replicas"] = settings.router_replicas
     return [
         _service_account(namespace, ROUTER_NAME, labels),
-        _service_account(namespace, WORKER_ACCOUNT, _labels(WORKER_ACCOUNT, "worker", settings)),
-        *_network_policies(namespace, settings),
-        _object("v1", "Service", namespace, ROUTER_NAME, labels, {"type": "ClusterIP", "selector": selector, "ports": ports}),
-        _disruption_budget(namespace, ROUTER_NAME, labels, selector),
-        _deployment(namespace, ROUTER_NAME, labels, selector, settings.router_replicas, pod),
+        _service_account(namespace, WORKER_ACCOUNT, common_labels(WORKER_ACCOUNT, "worker", settings.version)),
+        *_router_rights(namespace, labels),
+        *(
+            _object("NetworkPolicy", namespace, name, common_labels("pagoda", "network", settings.version), spec=policy)
+            for name, policy in namespace_policies(settings).items()
+        ),
+        _object("Service", namespace, ROUTER_NAME, labels, spec=service),
+        _disruption_budget(namespace, ROUTER_NAME, labels, PARTS["router"]),
+        *(_service_monitors(namespace, settings) if settings.service_monitors else ()),
+        _object("Deployment", namespace, ROUTER_NAME, labels, spec=deployment),
     ]
 
 
 def model_objects(model: InferenceModel, settings: Settings) -> list[Object]:
-    """What one model owns: a worker Deployment, headless Service and PodDisruptionBudget per variant."""
+    """What one model owns: a worker Deployment, headless Service and PodDisruptionBudget per variant, and what fetching its weights
+    takes. Deployments are as they are made first, with replicas."""
+    documents = [document for variant in model.variants for document in _variant_objects(model, variant, settings)]
+    labels = common_labels(model.name, "worker", settings.version) | {LABEL_MODEL: model.name}
+    source = model.spec.model
+    if source.fetched:
+        policy = fetch_policy(model.name, source)
+        documents.append(_object("NetworkPolicy", model.namespace, f"{model.name}-fetch-egress", labels, spec=policy))
+    if source.cache is not None and source.cache.size_bytes is not None:
+        documents.append(_object("PersistentVolumeClaim", model.namespace, cache_name(model.name), labels, spec=_claim(source.cache)))
     owner = _owner(model)
-    return [
-        document | {"metadata": document["metadata"] | owner}
-        for variant in model.variants
-        for document in _variant_objects(model, variant, settings)
-    ]
+    return [document | {"metadata": document["metadata"] | owner} for document in documents]
 
 
 def _variant_objects(model: InferenceModel, variant: Variant, settings: Settings) -> list[Object]:
     name = worker_name(model.name, variant.name)
-    selector = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_COMPONENT: "worker", LABEL_MODEL: model.name, LABEL_VARIANT: variant.name}
-    labels = _labels(model.name, "worker", settings) | selector
-    image = f"{settings.image_prefix}/worker:{settings.version}"
-    pod = worker_pod(model, variant, image=image, account=WORKER_ACCOUNT, drain_s=settings.drain_s, host_paths=settings.host_paths)
-    ports = [
-        {"name": "grpc", "port": GRPC_PORT, "targetPort": "grpc", "protocol": "TCP"},
-        {"name": "http", "port": WORKER_HTTP_PORT, "targetPort": "http", "protocol": "TCP"},
-    ]
+    selector = {**PARTS["worker"], LABEL_MODEL: model.name, LABEL_VARIANT: variant.name}
+    labels = common_labels(model.name, "worker", settings.version) | selector
+    ports = [_service_port("grpc", GRPC_PORT), _service_port("http", WORKER_HTTP_PORT)]
     # Not-ready workers are published too: the router holds a session to each and decides by the session's own state.
     service = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": selector, "ports": ports}
+    pod = worker_pod(model, variant, settings, account=WORKER_ACCOUNT)
+    deployment = _deployment(labels, selector, pod, strategy=model.spec.rollout.strategy, deadline_s=2 * WORKER_STARTUP_S)
+    deployment["replicas"] = variant.scaling.at_first
     return [
-        _object("v1", "Service", model.namespace, name, labels, service),
+        _object("Service", model.namespace, name, labels, spec=service),
         _disruption_budget(model.namespace, name, labels, selector),
-        _deployment(model.namespace, name, labels, selector, variant.scaling.min, pod),
+        _object("Deployment", model.namespace, name, labels, spec=deployment),
     ]
 
 
-def _deployment(namespace: str, name: str, labels: Mapping[str, str], selector: Mapping[str, str], replicas: int, pod: Object) -> Object:
-    spec = {
-        "replicas": replicas,
+def _deployment(labels: Mapping[str, str], selector: Mapping[str, str], pod: Object, *, strategy: str, deadline_s: int) -> Object:
+    surge = {"maxSurge": 1, "maxUnavailable": 0} if strategy == "surge" else {"maxSurge": 0, "maxUnavailable": 1}
+    return {
         "revisionHistoryLimit": 2,
+        # After this long without a step the Deployment says so; nothing is undone. Twice what one start may take.
+        "progressDeadlineSeconds": deadline_s,
         "selector": {"matchLabels": dict(selector)},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": surge},
         "template": template_with_hash(labels, pod),
     }
-    return _object("apps/v1", "Deployment", namespace, name, labels, spec)
 
 
 def _disruption_budget(namespace: str, name: str, labels: Mapping[str, str], selector: Mapping[str, str]) -> Object:
     # One at a time. With a single replica a node can still be drained, which minAvailable: 1 would forbid for ever.
     spec = {"maxUnavailable": 1, "selector": {"matchLabels": dict(selector)}, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
-    return _object("policy/v1", "PodDisruptionBudget", namespace, name, labels, spec)
+    return _object("PodDisruptionBudget", namespace, name, labels, spec=spec)
 
 
 def _service_account(namespace: str, name: str, labels: Mapping[str, str]) -> Object:
-    account = _object("v1", "ServiceAccount", namespace, name, labels, None)
-    return account | {"automountServiceAccountToken": False}
+    return _object("ServiceAccount", namespace, name, labels, automountServiceAccountToken=False)
 
 
-def _network_policies(namespace: str, settings: Settings) -> list[Object]:
-    """Nothing by default, then each flow by name. Scraping and the operator's poll come from other namespaces, so those ports are
-    open to pods anywhere in the cluster; what they show needs a token or is without secrets."""
-    router = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_COMPONENT: "router"}
-    worker = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_COMPONENT: "worker"}
-    everywhere: list[Object] = [{"namespaceSelector": {}}]
-    dns = {"to": everywhere, "ports": [_port(53, "UDP"), _port(53, "TCP")]}
-
-    def policy(flow: str, pods: Mapping[str, str], **rules: Any) -> Object:
-        types = [name for name, key in (("Ingress", "ingress"), ("Egress", "egress")) if key in rules]
-        spec = {"podSelector": {"matchLabels": dict(pods)}, "policyTypes": types} | {key: rule for key, rule in rules.items() if rule}
-        return _object("networking.k8s.io/v1", "NetworkPolicy", namespace, f"pagoda-{flow}", _labels("pagoda", "network", settings), spec)
-
+def _router_rights(namespace: str, labels: Mapping[str, str]) -> list[Object]:
+    """To see the models of its namespace and where their workers are, and nothing else."""
+    seen = (("pagoda.dev", "inferencemodels"), ("discovery.k8s.io", "endpointslices"))
+    rules = [{"apiGroups": [group], "resources": [plural], "verbs": ["get", "list", "watch"]} for group, plural in seen]
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": ROUTER_NAME}
+    subject = {"kind": "ServiceAccount", "name": ROUTER_NAME, "namespace": namespace}
     return [
-        policy("default-deny", {LABEL_MANAGED_BY: MANAGED_BY}, ingress=[], egress=[]),
-        policy("clients-to-router", router, ingress=[{"ports": [_port(HTTP_PORT)]}]),
-        policy("operator-to-router", router, ingress=[{"from": everywhere, "ports": [_port(INTERNAL_PORT)]}]),
-        policy("router-egress", router, egress=[{"to": [{"podSelector": {"matchLabels": worker}}], "ports": [_port(GRPC_PORT)]}, dns]),
-        policy("router-to-worker", worker, ingress=[{"from": [{"podSelector": {"matchLabels": router}}], "ports": [_port(GRPC_PORT)]}]),
-        policy("metrics-of-worker", worker, ingress=[{"from": everywhere, "ports": [_port(WORKER_HTTP_PORT)]}]),
+        _object("Role", namespace, ROUTER_NAME, labels, rules=rules),
+        _object("RoleBinding", namespace, ROUTER_NAME, labels, roleRef=role, subjects=[subject]),
     ]
 
 
-def _port(port: int, protocol: str = "TCP") -> Object:
-    return {"port": port, "protocol": protocol}
+def _service_monitors(namespace: str, settings: Settings) -> list[Object]:
+    """One for the routers, whose metrics take the API key, and one for all workers."""
+    key = {"type": "Bearer", "credentials": {"name": API_KEY_SECRET[0], "key": API_KEY_SECRET[1]}}
+    endpoints: Mapping[str, Object] = {"router": {"authorization": key}, "worker": {}}
+    return [
+        _object(
+            "ServiceMonitor",
+            namespace,
+            f"pagoda-{part}",
+            common_labels("pagoda", part, settings.version),
+            spec={
+                "selector": {"matchLabels": dict(PARTS[part])},
+                "podTargetLabels": [LABEL_MODEL, LABEL_VARIANT] if part == "worker" else [],
+                "endpoints": [{"port": "http", "path": "/metrics", "interval": "15s"} | more],
+            },
+        )
+        for part, more in endpoints.items()
+    ]
 
 
-def _labels(instance: str, component: str, settings: Settings) -> dict[str, str]:
-    return {
-        "app.kubernetes.io/name": f"pagoda-{component}",
-        "app.kubernetes.io/instance": instance,
-        "app.kubernetes.io/version": settings.version,
-        LABEL_COMPONENT: component,
-        LABEL_PART_OF: PART_OF,
-        LABEL_MANAGED_BY: MANAGED_BY,
-    }
+def _claim(cache: Cache) -> Object:
+    storage_class = {} if cache.storage_class is None else {"storageClassName": cache.storage_class}
+    size = {"requests": {"storage": format_bytes(cache.size_bytes or 0)}}
+    return {"accessModes": [cache.access_mode], **storage_class, "resources": size}
+
+
+def _service_port(name: str, port: int) -> Object:
+    return {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
 
 
 def _owner(model: InferenceModel) -> Object:
@@ -164,7 +169,6 @@ def _owner(model: InferenceModel) -> Object:
     return {"ownerReferences": [owner]}
 
 
-def _object(api_version: str, kind: str, namespace: str, name: str, labels: Mapping[str, str], spec: Object | None) -> Object:
+def _object(kind: str, namespace: str, name: str, labels: Mapping[str, str], **content: Any) -> Object:
     metadata = {"name": name, "namespace": namespace, "labels": dict(labels)}
-    document: Object = {"apiVersion": api_version, "kind": kind, "metadata": metadata}
-    return document if spec is None else document | {"spec": spec}
+    return {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata, **content}

@@ -1,33 +1,40 @@
 """Desired against observed, without I/O: what to apply, what to delete, and why. Level-triggered: only the present counts.
 
-Called every round by the reconcile loop, which carries the plan out through its executor.
+plan             the whole world: one machine's supervisor, every round
+plan_namespace   what a namespace's models share     } a cluster's loop, one or the other for each change;
+plan_model       one model's own objects             } plan is their union
+
+Called by the reconcile loop, which carries the plan out through its executor.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pagoda_operator.claims import Claims as Claims
+from pagoda_operator.claims import Conflict as Conflict
+from pagoda_operator.claims import claim_names as claim_names
 from pagoda_operator.conditions import Reason
+from pagoda_operator.differences import adopted, first_difference
 from pagoda_operator.errors import InvalidManifest
-from pagoda_operator.manifests import Settings, model_objects, namespace_objects
+from pagoda_operator.kinds import APPLY_ORDER
+from pagoda_operator.manifests import Settings, model_objects, namespace_objects, worker_name
 from pagoda_operator.observed import LABEL_MANAGED_BY, LABEL_MODEL, MANAGED_BY, ObjectRef, Observed, ref_of
 from pagoda_operator.spec import InferenceModel, key_of, parse
 
-APPLY_ORDER = ("ServiceAccount", "NetworkPolicy", "Service", "PodDisruptionBudget", "Deployment")
-"""What a pod needs comes before the pods; deletes go the other way round."""
+LABEL_CANARY = "pagoda.dev/canary"
+"""On the InferenceModel by which the operator sees that its watch lives. It is no model: nobody plans, serves or lists it."""
 
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    reason: Reason
-    message: str
+Objects = Mapping[ObjectRef, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     apply: tuple[dict[str, Any], ...]
-    """Objects that are missing or differ, whole, in the order to apply them."""
+    """Objects that are missing or differ, whole, in the order to apply them. One exception: of a worker Deployment that exists,
+    spec.replicas is left out, being the scaler's. NOTE: server-side apply resets a field that its last owner leaves out, so the scaler
+    must own spec.replicas (scale(), as field manager pagoda-scaler) before the first update of a Deployment is applied."""
     delete: tuple[ObjectRef, ...]
     reasons: tuple[str, ...]
     """One sentence per change, those of `apply` first: for the event log."""
@@ -36,81 +43,103 @@ class Plan:
     served_names: Mapping[str, tuple[str, ...]]
     """By `InferenceModel.key`: the names a model really answers to, after older models took theirs."""
     conflicts: Mapping[str, Conflict]
-    """By key: NameTaken, ForeignObject. Whatever does not conflict is still wanted."""
+    """By key: NameTaken, ForeignObject, HostPathForbidden; of several the model's own. What does not conflict is still wanted."""
     invalid: Mapping[str, InvalidManifest]
     """By key: documents that did not parse. Their existing children stay as they are."""
+    replicas: Mapping[ObjectRef, int | None] = field(default_factory=dict)
+    """Of each worker Deployment that should be: the number that the spec fixes (min equal to max, or mode external), None where demand
+    decides."""
 
     @property
     def empty(self) -> bool:
         return not self.apply and not self.delete
 
 
+@dataclass(slots=True)
+class _Changes:
+    apply: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    """Each with its reason."""
+    delete: list[ObjectRef] = field(default_factory=list)
+    foreign: list[ObjectRef] = field(default_factory=list)
+    """Objects of a wanted name that are not ours: nothing may be done to them."""
+
+    def add(self, other: "_Changes") -> None:
+        self.apply += other.apply
+        self.delete += other.delete
+
+    def plan(self, **facts: Any) -> Plan:
+        applies = sorted(self.apply, key=lambda change: APPLY_ORDER.index(change[0]["kind"]))
+        deletes = sorted(self.delete, key=lambda ref: (-APPLY_ORDER.index(ref.kind), ref))
+        reasons = (*(reason for _, reason in applies), *(f"delete {ref}: no model wants it any more" for ref in deletes))
+        return Plan(apply=tuple(document for document, _ in applies), delete=tuple(deletes), reasons=reasons, **facts)
+
+
 def plan(documents: Sequence[Mapping[str, Any]], observed: Observed, settings: Settings) -> Plan:
     """`documents` are InferenceModel objects as stored: apiVersion, kind, metadata (name, namespace, uid, creationTimestamp), spec."""
-    models, invalid = _parse_all(documents)
-    served_names, conflicts = claim_names(models)
-    wanted = _wanted(models, settings)
-    changes: list[tuple[dict[str, Any], str]] = []
-    for ref, (document, key) in wanted.items():
-        live = observed.objects.get(ref)
-        if live is not None and not is_ours(live):
-            conflicts.update(_foreign(ref, models if key is None else [model for model in models if model.key == key]))
-        elif live is None:
-            changes.append((document, f"create {ref}: {_cause(key)}"))
-        elif difference := first_difference(document, live):
-            changes.append((document, f"update {ref}: {difference} changed"))
-    changes.sort(key=lambda change: APPLY_ORDER.index(change[0]["kind"]))
-    deletes = sorted(_unwanted(wanted, invalid, observed), key=lambda ref: (-APPLY_ORDER.index(ref.kind), ref))
-    return Plan(
-        apply=tuple(document for document, _ in changes),
-        delete=tuple(deletes),
-        reasons=(*(reason for _, reason in changes), *(f"delete {ref}: no model wants it any more" for ref in deletes)),
-        models=tuple(models),
-        served_names=served_names,
-        conflicts=conflicts,
-        invalid=invalid,
+    models, invalid = _parse_all(document for document in documents if is_served(document))
+    claims = claim_names(models, invalid)
+    groups = _by_owner(observed.objects)
+    changes = _Changes()
+    conflicts: dict[str, Conflict] = {}
+    replicas: dict[ObjectRef, int | None] = {}
+    for namespace in sorted({model.namespace for model in models} | {namespace for namespace, _ in groups}):
+        shared = _shared(namespace, claims, observed.objects, groups.get((namespace, ""), {}), settings)
+        conflicts |= _foreign(shared, claims.of(namespace))
+        changes.add(shared)
+    for model in models:
+        own, found = _own(model, observed.objects, groups.get((model.namespace, model.name), {}), settings)
+        conflicts |= _claimed(model, claims) | found
+        replicas.update(_replicas(model))
+        changes.add(own)
+    known = {tuple(key.split("/")) for key in (*claims.served_names, *invalid)}
+    changes.delete += [ref for owner, left in groups.items() if owner[1] and owner not in known for ref in left]
+    return changes.plan(models=tuple(models), served_names=claims.served_names, conflicts=conflicts, invalid=invalid, replicas=replicas)
+
+
+def plan_namespace(namespace: str, claims: Claims, observed: Observed, settings: Settings) -> Plan:
+    """Only what the namespace's models share. `claims` are of all its models; without any, everything shared goes."""
+    mine = _by_owner(observed.objects).get((namespace, ""), {})
+    changes = _shared(namespace, claims, observed.objects, mine, settings)
+    return changes.plan(models=(), served_names={}, conflicts=_foreign(changes, claims.of(namespace)), invalid={})
+
+
+def plan_model(document: Mapping[str, Any], claims: Claims, observed: Observed, settings: Settings) -> Plan:
+    """Only one model's own objects; `observed` need hold no more than what carries its label or has a name that it wants.
+
+    Empty for a model that is being deleted: its objects go with it, by their owner references.
+    """
+    models, invalid = _parse_all([document] if is_served(document) else [])
+    if not models:
+        return _Changes().plan(models=(), served_names={}, conflicts={}, invalid=invalid)
+    (model,) = models
+    mine = _by_owner(observed.objects).get((model.namespace, model.name), {})
+    changes, conflicts = _own(model, observed.objects, mine, settings)
+    return changes.plan(
+        models=(model,),
+        served_names={model.key: claims.served_names.get(model.key, ())},
+        conflicts=_claimed(model, claims) | conflicts,
+        invalid={},
+        replicas=_replicas(model),
     )
 
 
-def claim_names(models: Sequence[InferenceModel]) -> tuple[dict[str, tuple[str, ...]], dict[str, Conflict]]:
-    """Who answers to which name, by model key; `models` are oldest first. The older model keeps a name that two claim in a namespace."""
-    holders: dict[tuple[str, str], str] = {}
-    served: dict[str, tuple[str, ...]] = {}
-    conflicts: dict[str, Conflict] = {}
-    for model in models:
-        lost = {name: holders[model.namespace, name] for name in model.spec.served_names if (model.namespace, name) in holders}
-        served[model.key] = tuple(name for name in model.spec.served_names if name not in lost)
-        holders.update({(model.namespace, name): model.name for name in served[model.key]})
-        if lost:
-            names = ", ".join(f"{name} (by {holder})" for name, holder in lost.items())
-            conflicts[model.key] = Conflict(
-                Reason.NAME_TAKEN, f"an older InferenceModel already serves {names}: choose other spec.servedNames, or delete the older one"
-            )
-    return served, conflicts
+def _claimed(model: InferenceModel, claims: Claims) -> dict[str, Conflict]:
+    return {model.key: claims.conflicts[model.key]} if model.key in claims.conflicts else {}
+
+
+def is_served(document: Mapping[str, Any]) -> bool:
+    """Neither the canary nor on its way out."""
+    metadata = document.get("metadata")
+    if not isinstance(metadata, Mapping):
+        return True
+    return (metadata.get("labels") or {}).get(LABEL_CANARY) != "true" and not metadata.get("deletionTimestamp")
 
 
 def is_ours(live: Mapping[str, Any]) -> bool:
     return bool((live["metadata"].get("labels") or {}).get(LABEL_MANAGED_BY) == MANAGED_BY)
 
 
-def first_difference(desired: Any, live: Any, path: str = "") -> str | None:
-    """Path of the first field that we want and the live object does not have so. Fields that others added are theirs."""
-    if isinstance(desired, Mapping) and isinstance(live, Mapping):
-        for name, value in desired.items():
-            below = f"{path}.{name}" if path else str(name)
-            if name not in live:
-                if value not in ({}, []):  # the API server does not store what is empty
-                    return below
-            elif found := first_difference(value, live[name], below):
-                return found
-        return None
-    if isinstance(desired, list) and isinstance(live, list) and len(desired) == len(live):
-        pairs = enumerate(zip(desired, live, strict=True))
-        return next((found for i, (want, have) in pairs if (found := first_difference(want, have, f"{path}[{i}]"))), None)
-    return None if desired == live else path
-
-
-def _parse_all(documents: Sequence[Mapping[str, Any]]) -> tuple[list[InferenceModel], dict[str, InvalidManifest]]:
+def _parse_all(documents: Iterable[Mapping[str, Any]]) -> tuple[list[InferenceModel], dict[str, InvalidManifest]]:
     models: list[InferenceModel] = []
     invalid: dict[str, InvalidManifest] = {}
     for document in documents:
@@ -121,33 +150,67 @@ def _parse_all(documents: Sequence[Mapping[str, Any]]) -> tuple[list[InferenceMo
     return sorted(models, key=lambda model: (model.created or datetime.max.replace(tzinfo=UTC), model.key)), invalid
 
 
-def _wanted(models: Sequence[InferenceModel], settings: Settings) -> dict[ObjectRef, tuple[dict[str, Any], str | None]]:
-    """Each object with the key of its model; None for what a namespace's models share."""
-    wanted: dict[ObjectRef, tuple[dict[str, Any], str | None]] = {}
-    for namespace in sorted({model.namespace for model in models}):
-        wanted.update({ref_of(document): (document, None) for document in namespace_objects(namespace, settings)})
-    for model in models:
-        wanted.update({ref_of(document): (document, model.key) for document in model_objects(model, settings)})
-    return wanted
+def _by_owner(objects: Objects) -> dict[tuple[str, str], Objects]:
+    """Ours, of a kind that we make: by namespace and model; model "": what the namespace shares."""
+    groups: dict[tuple[str, str], dict[ObjectRef, Mapping[str, Any]]] = {}
+    for ref, live in objects.items():
+        if ref.kind in APPLY_ORDER and is_ours(live):
+            groups.setdefault((ref.namespace, live["metadata"]["labels"].get(LABEL_MODEL, "")), {})[ref] = live
+    return dict(groups)
 
 
-def _unwanted(wanted: Mapping[ObjectRef, Any], invalid: Mapping[str, InvalidManifest], observed: Observed) -> Iterator[ObjectRef]:
-    """Ours, of a kind that we make, and nobody's. An invalid edit must not take down what still runs: its children stay, and so does
-    what its namespace shares."""
-    kept_namespaces = {key.partition("/")[0] for key in invalid}
-    for ref, live in observed.objects.items():
-        if ref in wanted or ref.kind not in APPLY_ORDER or not is_ours(live):
-            continue
-        model = live["metadata"]["labels"].get(LABEL_MODEL)
-        kept = f"{ref.namespace}/{model}" in invalid if model else ref.namespace in kept_namespaces
-        if not kept:
-            yield ref
+def _shared(namespace: str, claims: Claims, live: Objects, mine: Objects, settings: Settings) -> _Changes:
+    """An invalid edit must not take down what still runs: while the namespace has a document, valid or not, what is there stays."""
+    if not claims.of(namespace):
+        return _Changes(delete=[] if claims.has_invalid(namespace) else list(mine))
+    return _compare(namespace_objects(namespace, settings), live, mine, "the namespace has models")
 
 
-def _foreign(ref: ObjectRef, models: Sequence[InferenceModel]) -> dict[str, Conflict]:
-    message = f"{ref} exists and was not made by Pagoda: delete or rename it, or rename this InferenceModel"
-    return {model.key: Conflict(Reason.FOREIGN_OBJECT, message) for model in models if model.namespace == ref.namespace}
+def _own(model: InferenceModel, live: Objects, mine: Objects, settings: Settings) -> tuple[_Changes, dict[str, Conflict]]:
+    if model.spec.model.scheme == "file" and not settings.host_paths:
+        message = (
+            "the operator does not mount folders of nodes: put the weights on a PersistentVolumeClaim and write pvc://CLAIM/FOLDER, "
+            "or install the operator with hostPaths enabled"
+        )
+        return _Changes(), {model.key: Conflict(Reason.HOST_PATH_FORBIDDEN, message)}
+    changes = _compare(model_objects(model, settings), live, mine, f"InferenceModel {model.key} wants it")
+    # a cache outlives every edit of its model: weights of terabytes are not thrown away for a changed field
+    changes.delete = [ref for ref in changes.delete if ref.kind != "PersistentVolumeClaim"]
+    return changes, _foreign(changes, [model.key])
 
 
-def _cause(key: str | None) -> str:
-    return "the namespace has models" if key is None else f"InferenceModel {key} wants it"
+def _compare(documents: Iterable[dict[str, Any]], live: Objects, mine: Objects, cause: str) -> _Changes:
+    """`mine` is what may be deleted: unwanted, it goes."""
+    changes, wanted = _Changes(), set()
+    for fresh in documents:
+        ref = ref_of(fresh)
+        wanted.add(ref)
+        present = live.get(ref)
+        if present is None:
+            changes.apply.append((fresh, f"create {ref}: {cause}"))
+        elif not is_ours(present):
+            changes.foreign.append(ref)
+        elif not _leaving(present):
+            document = adopted(fresh, present)
+            if difference := first_difference(document, present):
+                changes.apply.append((document, f"update {ref}: {difference} changed"))
+    changes.delete = [ref for ref, present in mine.items() if ref not in wanted and not _leaving(present)]
+    return changes
+
+
+def _leaving(present: Mapping[str, Any]) -> bool:
+    """Being deleted: nothing can be done to it; it is made again when it is gone."""
+    return bool(present["metadata"].get("deletionTimestamp"))
+
+
+def _foreign(changes: _Changes, keys: Iterable[str]) -> dict[str, Conflict]:
+    if not changes.foreign:
+        return {}
+    message = f"{changes.foreign[0]} exists and was not made by Pagoda: delete or rename it, or rename this InferenceModel"
+    return {key: Conflict(Reason.FOREIGN_OBJECT, message) for key in keys}
+
+
+def _replicas(model: InferenceModel) -> dict[ObjectRef, int | None]:
+    return {
+        ObjectRef("Deployment", model.namespace, worker_name(model.name, variant.name)): variant.scaling.fixed for variant in model.variants
+    }

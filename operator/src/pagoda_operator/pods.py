@@ -6,97 +6,140 @@ The environment is the processes' whole configuration; its names are those of th
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pagoda_operator.installation import Settings
 from pagoda_operator.observed import LABEL_TEMPLATE
 from pagoda_operator.quantities import format_bytes, format_cores
 from pagoda_operator.spec import Engine, InferenceModel, Resources, Variant
+from pagoda_operator.weights import Weights, weights_of
 
 HTTP_PORT = 8000
 INTERNAL_PORT = 8001
 GRPC_PORT = 9000
 WORKER_HTTP_PORT = 9001
 
-SESSION_SECRET = ("pagoda-session", "token")
-INTERNAL_SECRET = ("pagoda-internal", "token")
+TOKEN_KEY = "token"  # noqa: S105  the name of a key
 API_KEY_SECRET = ("pagoda-api-key", "key")
-"""(Secret, key). The first two must exist before the pods start. The third is optional; without it a router bound beyond loopback stops."""
+"""(Secret, key). The Secrets of tokens must exist before the pods start. This one is optional; without it a router bound beyond loopback
+stops."""
 
+ROUTED_GATE = "pagoda.dev/routed"
+"""A worker's pod is ready only when the operator says that every router counts it: so a rollout waits for the routers."""
+
+ROUTER_STARTUP_S = 60
+WORKER_STARTUP_S = 3600
+"""Loading takes as long as weights take: the startup probe is what bounds it."""
 SPARE_GRACE_S = 15
 """Between the end of a drain and SIGKILL: a drain that ends on time must never be cut short."""
+
+CACHES = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "HF_HOME": "/tmp/huggingface"}  # noqa: S108  a volume of the pod's own
+"""The root file system is read-only: what libraries write on their own goes to the pod's /tmp."""
 
 Object = dict[str, Any]
 
 
-def router_pod(*, image: str, account: str, drain_s: int) -> Object:
-    env = [
-        *_plain(
-            PAGODA_BIND_HOST="0.0.0.0",  # noqa: S104  the pod's own address; the router insists on an API key for it
-            PAGODA_HTTP_PORT=HTTP_PORT,
-            PAGODA_INTERNAL_PORT=INTERNAL_PORT,
-            PAGODA_FLEET_FILE="/run/pagoda/fleet.json",
-            PAGODA_CACHE_DIR="/var/cache/pagoda",
-            PAGODA_DRAIN_S=drain_s,
-        ),
-        _pod_name(),
-        _secret("PAGODA_SESSION_TOKEN", SESSION_SECRET),
-        _secret("PAGODA_INTERNAL_TOKEN", INTERNAL_SECRET),
-        _secret("PAGODA_API_KEY", API_KEY_SECRET, optional=True),
-    ]
+def router_pod(namespace: str, settings: Settings, *, account: str, selector: Mapping[str, str]) -> Object:
     container = {
         "name": "router",
-        "image": image,
+        "image": settings.router_image_reference,
         "command": ["python", "-m", "pagoda_router"],
-        "env": env,
+        "env": [
+            *_plain(
+                PAGODA_BIND_HOST="0.0.0.0",  # noqa: S104  the pod's own address; the router insists on an API key for it
+                PAGODA_HTTP_PORT=HTTP_PORT,
+                PAGODA_INTERNAL_PORT=INTERNAL_PORT,
+                PAGODA_DISCOVERY="kubernetes",
+                PAGODA_CACHE_DIR="/var/cache/pagoda",
+                PAGODA_LINGER_S=settings.linger_s,
+                PAGODA_DRAIN_S=settings.drain_s,
+            ),
+            _field("PAGODA_POD_NAME", "metadata.name"),
+            _field("PAGODA_NAMESPACE", "metadata.namespace"),
+            _secret("PAGODA_SESSION_TOKEN", settings.session_secret(namespace), TOKEN_KEY),
+            _secret("PAGODA_INTERNAL_TOKEN", settings.internal_secret(namespace), TOKEN_KEY),
+            _secret("PAGODA_API_KEY", *API_KEY_SECRET, optional=True),
+            *_plain(**CACHES),
+        ],
         "ports": [_container_port("http", HTTP_PORT), _container_port("internal", INTERNAL_PORT)],
-        "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
+        "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
         # The internal port's probes need no API key.
-        **_probes("internal", startup_s=60),
+        **_probes("internal", startup_s=ROUTER_STARTUP_S),
     }
-    folders = {"tmp": "/tmp", "fleet": "/run/pagoda", "cache": "/var/cache/pagoda"}  # noqa: S108  a volume of the pod's own
-    return _pod(container, account=account, drain_s=drain_s, folders=folders)
-
-
-def worker_pod(model: InferenceModel, variant: Variant, *, image: str, account: str, drain_s: int, host_paths: bool) -> Object:
-    resources = variant.resources
-    bounds: Object = {}
-    if resources.cpu_cores is not None:
-        bounds["PAGODA_CPUS"] = max(1, math.floor(resources.cpu_cores))
-    if resources.memory_bytes is not None:
-        bounds["PAGODA_MEMORY_BYTES"] = resources.memory_bytes
-    env = [
-        *_plain(
-            PAGODA_MODEL_NAME=model.name,
-            PAGODA_MODEL_SOURCE=model.spec.model.source,
-            PAGODA_ENGINE=json.dumps(engine_settings(variant.engine), separators=(",", ":")),
-            PAGODA_DEVICE="cuda" if resources.gpus else "cpu",
-            PAGODA_BIND_HOST="0.0.0.0",  # noqa: S104  the pod's own address; sessions carry a token
-            PAGODA_GRPC_PORT=GRPC_PORT,
-            PAGODA_HTTP_PORT=WORKER_HTTP_PORT,
-            PAGODA_DRAIN_S=drain_s,
-            **bounds,
-        ),
-        _pod_name(),
-        _secret("PAGODA_SESSION_TOKEN", SESSION_SECRET),
+    folders = {"tmp": "/tmp", "cache": "/var/cache/pagoda"}  # noqa: S108  volumes of the pod's own
+    pod = _pod([_restricted(container, settings, folders)], folders, settings, account=account)
+    # Two routers on one node, or in one zone, go away together.
+    spread = [
+        {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": dict(selector)}}
+        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
     ]
+    return pod | {
+        "terminationGracePeriodSeconds": settings.linger_s + settings.drain_s + SPARE_GRACE_S,
+        # The token of an account that may only look at its namespace's models and endpoints.
+        "automountServiceAccountToken": True,
+        "topologySpreadConstraints": spread,
+    }
+
+
+def worker_pod(model: InferenceModel, variant: Variant, settings: Settings, *, account: str) -> Object:
+    weights = weights_of(model)
     container = {
         "name": "worker",
-        "image": image,
+        "image": settings.worker_image_reference,
         "command": ["python", "-m", "pagoda_worker"],
-        "env": env,
+        "env": [
+            *_plain(
+                PAGODA_MODEL_NAME=model.name,
+                PAGODA_MODEL_SOURCE=weights.source,
+                **weights.env,
+                PAGODA_ENGINE=json.dumps(engine_settings(variant.engine), separators=(",", ":")),
+                PAGODA_DEVICE="cuda" if variant.resources.gpus else "cpu",
+                PAGODA_BIND_HOST="0.0.0.0",  # noqa: S104  the pod's own address; sessions carry a token
+                PAGODA_GRPC_PORT=GRPC_PORT,
+                PAGODA_HTTP_PORT=WORKER_HTTP_PORT,
+                PAGODA_DRAIN_S=settings.drain_s,
+                **_bounds(variant.resources),
+            ),
+            _field("PAGODA_POD_NAME", "metadata.name"),
+            _secret("PAGODA_SESSION_TOKEN", settings.session_secret(model.namespace), TOKEN_KEY),
+            *_plain(**CACHES),
+        ],
         "ports": [_container_port("grpc", GRPC_PORT), _container_port("http", WORKER_HTTP_PORT)],
-        "resources": _worker_resources(resources),
-        # Loading takes as long as weights take: the startup probe is what bounds it, at an hour.
-        **_probes("http", startup_s=3600),
+        "resources": _worker_resources(variant.resources),
+        **_probes("http", startup_s=WORKER_STARTUP_S),
     }
     folders = {"tmp": "/tmp", "shm": "/dev/shm"}  # noqa: S108  volumes of the pod's own
-    pod = _pod(container, account=account, drain_s=drain_s, folders=folders)
-    if host_paths and model.spec.model.scheme == "file":
-        folder = model.spec.model.location
-        pod["volumes"].append({"name": "model", "hostPath": {"path": folder, "type": "Directory"}})
-        container["volumeMounts"].append({"name": "model", "mountPath": folder, "readOnly": True})
+    pod = _pod([_restricted(container, settings, folders, weights.mounts)], folders, settings, account=account)
+    pod["volumes"] += weights.volumes
+    pod["readinessGates"] = [{"conditionType": ROUTED_GATE}]
+    if weights.fetch:
+        pod["initContainers"] = [_fetch_container(weights, variant.resources, settings)]
     return pod
+
+
+def _fetch_container(weights: Weights, resources: Resources, settings: Settings) -> Object:
+    """Brings the weights before the worker starts, and is the only one to hold the hub's token. Tells its progress as the worker does."""
+    container = {
+        "name": "fetch",
+        "image": settings.worker_image_reference,
+        "command": ["python", "-m", "pagoda_worker.fetch"],
+        "env": [
+            *_plain(
+                PAGODA_MODEL_SOURCE=weights.source,
+                **weights.env,
+                PAGODA_BIND_HOST="0.0.0.0",  # noqa: S104  the pod's own address; it only tells its progress
+                PAGODA_HTTP_PORT=WORKER_HTTP_PORT,
+            ),
+            *weights.fetch_env,
+            *_plain(**CACHES),
+        ],
+        # Its port is the worker's, which comes later, and is declared there: twice, the API server warns.
+        # The resources too: the pod needs no more for it, and keeps its quality of service.
+        "resources": _worker_resources(resources, gpus=False),
+    }
+    writable = [{name: value for name, value in mount.items() if name != "readOnly"} for mount in weights.mounts]
+    return _restricted(container, settings, {"tmp": "/tmp"}, writable)  # noqa: S108
 
 
 def engine_settings(engine: Engine) -> Object:
@@ -122,46 +165,71 @@ def template_with_hash(labels: Mapping[str, str], pod: Object) -> Object:
     return {"metadata": {"labels": {**labels, LABEL_TEMPLATE: digest}}, "spec": pod}
 
 
-def _pod(container: Object, *, account: str, drain_s: int, folders: Mapping[str, str]) -> Object:
-    container["imagePullPolicy"] = "IfNotPresent"
-    container["securityContext"] = {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
+def _restricted(container: Object, settings: Settings, folders: Mapping[str, str], mounts: Sequence[Object] = ()) -> Object:
+    return container | {
+        "imagePullPolicy": settings.image_pull_policy,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [*({"name": name, "mountPath": path} for name, path in folders.items()), *mounts],
     }
-    container["terminationMessagePolicy"] = "FallbackToLogsOnError"
-    container["volumeMounts"] = [{"name": name, "mountPath": path} for name, path in folders.items()]
-    return {
+
+
+def _pod(containers: list[Object], folders: Mapping[str, str], settings: Settings, *, account: str) -> Object:
+    pod: Object = {
         "serviceAccountName": account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": drain_s + SPARE_GRACE_S,
+        # As process 1 a program that has no handler yet never sees SIGTERM: a pod deleted while it starts would hold its cores and GPUs for
+        # the whole grace period.
+        "shareProcessNamespace": True,
+        "terminationGracePeriodSeconds": settings.drain_s + SPARE_GRACE_S,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": 10001,
             "runAsGroup": 10001,
             "fsGroup": 10001,
+            # Not every file of a large cache again at each start.
+            "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [container],
+        "containers": containers,
         # Shared memory between a worker's two processes counts against the pod's memory limit.
         "volumes": [{"name": name, "emptyDir": {"medium": "Memory"} if name == "shm" else {}} for name in folders],
     }
+    if settings.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    return pod
 
 
-def _worker_resources(resources: Resources) -> Object:
+def _bounds(resources: Resources) -> Object:
+    """What the worker must know of its limits, as it cannot ask the kernel in the same words everywhere."""
+    bounds: Object = {}
+    if resources.cpu_cores is not None:
+        bounds["PAGODA_CPUS"] = max(1, math.floor(resources.cpu_cores))
+    if resources.memory_bytes is not None:
+        bounds["PAGODA_MEMORY_BYTES"] = resources.memory_bytes
+    return bounds
+
+
+def _worker_resources(resources: Resources, *, gpus: bool = True) -> Object:
+    """Requests equal limits. With cpu and memory given the pod is Guaranteed: the last to be evicted, and with whole cores it can be
+    pinned to them. A worker that computes all day gains nothing from borrowing."""
     bounds: Object = {}
     if resources.cpu_cores is not None:
         bounds["cpu"] = format_cores(resources.cpu_cores)
     if resources.memory_bytes is not None:
         bounds["memory"] = format_bytes(resources.memory_bytes)
-    if resources.gpus:
+    if resources.gpus and gpus:
         bounds[resources.gpu_resource] = str(resources.gpus)
     return {"requests": dict(bounds), "limits": dict(bounds)} if bounds else {}
 
 
 def _probes(port: str, *, startup_s: int) -> Object:
-    """No preStop hook: SIGTERM itself turns /ready off and drains."""
+    """No preStop hook: SIGTERM itself turns /ready off, and a router lingers before it drains."""
 
     def probe(path: str, period_s: int, failures: int) -> Object:
         return {
@@ -184,12 +252,12 @@ def _plain(**values: object) -> list[Object]:
     return [{"name": name, "value": str(value)} for name, value in values.items()]
 
 
-def _pod_name() -> Object:
-    return {"name": "PAGODA_POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}
+def _field(name: str, path: str) -> Object:
+    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
 
 
-def _secret(name: str, secret: tuple[str, str], *, optional: bool = False) -> Object:
-    ref: Object = {"name": secret[0], "key": secret[1]}
+def _secret(name: str, secret: str, key: str, *, optional: bool = False) -> Object:
+    ref: Object = {"name": secret, "key": key}
     return {"name": name, "valueFrom": {"secretKeyRef": ref | {"optional": True} if optional else ref}}
 
 

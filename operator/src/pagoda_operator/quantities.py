@@ -1,4 +1,5 @@
-"""Kubernetes quantities ("8", "500m", "48Gi"): parsed exactly, written in the form the API server itself would store."""
+"""Kubernetes quantities ("8", "500m", "48Gi"): parsed exactly, written in the form the API server itself would store.
+Times ("500ms", "2s", "5m", "1h"): one number and one unit."""
 
 import re
 from fractions import Fraction
@@ -10,6 +11,8 @@ DECIMAL = {"n": -3, "u": -2, "m": -1, "": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P"
 _QUANTITY = re.compile(
     r"(?P<number>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:(?P<suffix>[KMGTPE]i|[numkMGTPE])|[eE](?P<exponent>[+-]?[0-9]{1,2}))?"
 )
+_DURATION = re.compile(r"(?P<number>[0-9]{1,6})(?P<unit>ms|s|m|h)", re.ASCII)
+_SECONDS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)}
 
 
 def parse_quantity(text: str | int) -> Fraction:
@@ -21,6 +24,14 @@ def parse_quantity(text: str | int) -> Fraction:
         return number * Fraction(10) ** int(match["exponent"])
     suffix = match["suffix"] or ""
     return number * (BINARY[suffix] if suffix in BINARY else Fraction(1000) ** DECIMAL[suffix])
+
+
+def parse_duration(text: str) -> Fraction:
+    """In seconds."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise InvalidQuantity(f"{text!r} is not a time: write a whole number with a unit such as 500ms, 2s, 5m, 1h")
+    return int(match["number"]) * _SECONDS[match["unit"]]
 
 
 def format_bytes(count: int) -> str:

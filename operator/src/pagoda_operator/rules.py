@@ -1,76 +1,15 @@
 """What each field of an InferenceModel takes, and the sentence for a value it does not take. One table.
 
 The CRD states the same fields, and each rule's message again beside a CEL expression of the same meaning; a test compares the two, and
-both are tried on one table of bad manifests. Adding a field: one entry here, one attribute in `spec.py`, one property in the CRD.
+both are tried on one table of bad manifests. Adding a field: one entry here, one attribute in `spec.py`, one property in the CRD, one
+row in docs/manifest.md.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-from pagoda_operator.errors import InvalidQuantity
-from pagoda_operator.quantities import parse_quantity
-
-Kind = Literal["object", "string", "integer", "boolean", "quantity", "list"]
-
-KIND_MESSAGES: Mapping[Kind, str] = {
-    "object": "write an object: its fields indented below it",
-    "string": "write a string; quote it when it looks like a number",
-    "integer": "write a whole number, without quotes",
-    "boolean": "write true or false, without quotes",
-    "quantity": "write a whole number or a quoted quantity",
-    "list": "write a list",
-}
-"""For values of the wrong type. The API server has its own words for these; only the field agrees."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    holds: Callable[[Any], bool]
-    """Called only with values of the field's kind."""
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    kind: Kind
-    rules: tuple[Rule, ...] = ()
-    required: bool = False
-    max_size: int | None = None
-    """Characters of a string, items of a list. Bounds the cost of the CRD's expressions."""
-
-
-def one_of(*values: Any) -> Callable[[Any], bool]:
-    return lambda given: given in values
-
-
-def between(low: int, high: int) -> Callable[[Any], bool]:
-    return lambda given: low <= given <= high
-
-
-def matches(pattern: str) -> Callable[[Any], bool]:
-    """RE2 and Python agree on what these patterns use."""
-    compiled = re.compile(pattern)
-    return lambda given: compiled.fullmatch(given) is not None
-
-
-def at_least(quantity: str) -> Callable[[Any], bool]:
-    least = parse_quantity(quantity)
-
-    def holds(given: Any) -> bool:
-        try:
-            return parse_quantity(given) >= least
-        except InvalidQuantity:
-            return False
-
-    return holds
-
-
-def _max_is_min(scaling: Mapping[str, Any]) -> bool:
-    low, high = scaling.get("min", 1), scaling.get("max")
-    return high is None or low == high
-
+from pagoda_operator.predicates import Field, Rule, at_least, between, lasts, matches, merged, one_of, unique
+from pagoda_operator.source_rules import MODEL_FIELDS
 
 NAME = Rule(
     matches("[a-z]([-a-z0-9]{0,38}[a-z0-9])?"),
@@ -79,29 +18,16 @@ NAME = Rule(
 """Shorter than Kubernetes allows: worker pods add a variant and two hashes to it, and labels end at 63."""
 
 SPEC = "spec"
-FIELDS: Mapping[str, Field] = {
-    "spec": Field("object", required=True),
-    "spec.model": Field("object", required=True),
-    "spec.model.source": Field(
-        "string",
-        (
-            Rule(
-                matches("builtin://[a-z0-9-]+|hf://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?|file://.+"),
-                "write builtin://NAME, hf://ORG/NAME or file:///FOLDER (s3:// and pvc:// are not available in this version)",
-            ),
-            Rule(
-                lambda given: not given.startswith("file://") or given.startswith("file:///"),
-                "write an absolute folder, file:///FOLDER: only `pagoda` on one machine takes a relative one",
-            ),
-        ),
-        required=True,
-        max_size=1024,
-    ),
+VARIANT = "spec.variants[]"
+OVERRIDABLE = ("engine", "resources", "scaling")
+"""Sections that a variant may write again in part: its fields are those of the section itself."""
+
+_NAMES: Mapping[str, Field] = {
     "spec.servedNames": Field(
         "list",
         (
             Rule(lambda given: len(given) >= 1, "write at least one name, or leave servedNames out to serve under metadata.name"),
-            Rule(lambda given: all(given.count(name) == 1 for name in given), "write each name once"),
+            Rule(unique, "write each name once"),
         ),
         max_size=16,
     ),
@@ -115,6 +41,9 @@ FIELDS: Mapping[str, Field] = {
         ),
         max_size=128,
     ),
+}
+
+_ENGINE: Mapping[str, Field] = {
     "spec.engine": Field("object"),
     "spec.engine.dtype": Field("string", (Rule(one_of("auto", "bf16", "fp16", "fp32"), "write auto, bf16, fp16 or fp32"),), max_size=32),
     "spec.engine.attention": Field("string", (Rule(one_of("auto", "sdpa", "eager"), "write auto, sdpa or eager"),), max_size=32),
@@ -126,6 +55,9 @@ FIELDS: Mapping[str, Field] = {
     "spec.engine.prefixCaching": Field("boolean"),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
+}
+
+_RESOURCES: Mapping[str, Field] = {
     "spec.resources": Field("object"),
     "spec.resources.gpus": Field(
         "integer",
@@ -148,44 +80,146 @@ FIELDS: Mapping[str, Field] = {
     ),
     "spec.resources.cpu": Field("quantity", (Rule(at_least("1m"), 'write cores above zero, such as "8" or "500m"'),), max_size=32),
     "spec.resources.memory": Field("quantity", (Rule(at_least("64Mi"), "write at least 64Mi, with a unit, such as 16Gi"),), max_size=32),
+}
+
+
+def _most_is_enough(scaling: Mapping[str, Any]) -> bool:
+    return "max" not in scaling or bool(scaling["max"] >= scaling.get("min", 1))
+
+
+def _idles_only_to_zero(scaling: Mapping[str, Any]) -> bool:
+    return "idleSeconds" not in scaling or scaling.get("min", 1) == 0
+
+
+def _counted_elsewhere(scaling: Mapping[str, Any]) -> bool:
+    return "replicas" not in scaling or scaling.get("mode", "auto") == "external"
+
+
+_SCALING: Mapping[str, Field] = {
     "spec.scaling": Field(
         "object",
         (
-            Rule(
-                _max_is_min,
-                "write the same number for max as for min, or leave max out: automatic scaling is not available in this version",
-            ),
+            Rule(_most_is_enough, "write max as at least min (left out, min is 1), or leave max out"),
+            Rule(_idles_only_to_zero, "idleSeconds says when workers go to zero: write min: 0 beside it, or remove it"),
+            Rule(_counted_elsewhere, "replicas is set from outside: write mode: external beside it, or remove it with replicas: null"),
         ),
     ),
-    "spec.scaling.min": Field("integer", (Rule(between(1, 1000), "write 1 to 1000: sleeping at zero is not available in this version"),)),
-    "spec.scaling.max": Field("integer"),
+    "spec.scaling.min": Field("integer", (Rule(between(0, 1000), "write 0 to 1000 workers; 0 lets an idle model sleep"),)),
+    "spec.scaling.max": Field("integer", (Rule(between(1, 1000), "write 1 to 1000 workers"),)),
+    "spec.scaling.mode": Field(
+        "string",
+        (Rule(one_of("auto", "external"), "write auto, or external when an autoscaler or a person sets replicas"),),
+        max_size=32,
+    ),
+    "spec.scaling.replicas": Field("integer", (Rule(between(0, 1000), "write 0 to 1000 workers"),)),
+    "spec.scaling.idleSeconds": Field("integer", (Rule(between(1, 604_800), "write 1 to 604800 seconds"),)),
+    "spec.scaling.stableSeconds": Field("integer", (Rule(between(1, 3600), "write 1 to 3600 seconds"),)),
+    "spec.scaling.target": Field("object"),
+    "spec.scaling.target.queuedTokens": Field("integer", (Rule(between(1, 1_000_000_000), "write 1 to 1000000000 tokens a worker"),)),
+    "spec.scaling.target.kvUsePercent": Field("integer", (Rule(between(1, 100), "write 1 to 100 percent"),)),
+    "spec.scaling.target.ttft": Field("string", (Rule(lasts("1ms", "1h"), "write a time of 1ms to 1h, such as 500ms or 2s"),), max_size=16),
+}
+
+_VARIANTS: Mapping[str, Field] = {
+    "spec.variants": Field(
+        "list",
+        (
+            Rule(lambda given: len(given) >= 1, "write at least one variant, or leave variants out"),
+            Rule(lambda given: unique([one.get("name") for one in given]), "give each variant a name of its own"),
+            Rule(
+                lambda given: not given or any(one.get("weight", 100) > 0 for one in given),
+                "give at least one variant a weight above 0: without it no request would go anywhere",
+            ),
+        ),
+        max_size=8,
+    ),
+    VARIANT: Field("object"),
+    "spec.variants[].name": Field(
+        "string",
+        (
+            Rule(matches("[a-z][a-z0-9]{0,19}"), "write 1 to 20 lower-case letters and digits, beginning with a letter"),
+            Rule(lambda given: given != "router", "router is the name of Pagoda's own pods: write another"),
+        ),
+        required=True,
+        max_size=64,
+    ),
+    "spec.variants[].weight": Field("integer", (Rule(between(0, 100), "write 0 to 100; 0 takes only requests that ask for the variant"),)),
+}
+"""No dashes in a variant's name: MODEL-VARIANT then names one Deployment, whatever dashes the model's own name has."""
+
+
+def _overrides() -> dict[str, Field]:
+    """A section's fields again, below a variant. Rules over the whole section are asked of the merged one, by `spec` itself."""
+    sections = {**_ENGINE, **_RESOURCES, **_SCALING}
+    again = {f"{VARIANT}{path.removeprefix(SPEC)}": field for path, field in sections.items()}
+    return again | {f"{VARIANT}.{section}": Field("object") for section in OVERRIDABLE}
+
+
+def with_overrides(spec: Mapping[str, Any], variant: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """A section as the variant's workers have it."""
+    section_of_variant: dict[str, Any] = merged(spec.get(section, {}), variant.get(section, {}))
+    return section_of_variant
+
+
+def _of_merged_scaling(holds: Any, written: str | None = None) -> Any:
+    """Of spec: every variant's scaling obeys once the overrides are in; `written`: only where the variant itself writes this field."""
+
+    def all_hold(spec: Mapping[str, Any]) -> bool:
+        asked = [one for one in spec.get("variants", ()) if written is None or written in one.get("scaling", {})]
+        return all(holds(with_overrides(spec, one, "scaling")) for one in asked if "scaling" in one)
+
+    return all_hold
+
+
+FIELDS: Mapping[str, Field] = {
+    "spec": Field(
+        "object",
+        (
+            Rule(_of_merged_scaling(_most_is_enough), "variants: with a variant's overrides, max is below min: write both in the variant"),
+            Rule(
+                _of_merged_scaling(_idles_only_to_zero, "idleSeconds"),
+                "variants: a variant's idleSeconds needs min: 0, in the variant or in spec.scaling",
+            ),
+            Rule(
+                _of_merged_scaling(_counted_elsewhere, "replicas"),
+                "variants: a variant's replicas needs mode: external, in the variant or in spec.scaling",
+            ),
+        ),
+        required=True,
+    ),
+    **MODEL_FIELDS,
+    **_NAMES,
+    **_ENGINE,
+    **_RESOURCES,
+    **_SCALING,
+    **_VARIANTS,
+    **_overrides(),
+    "spec.rollout": Field("object"),
+    "spec.rollout.strategy": Field(
+        "string", (Rule(one_of("surge", "replace"), "write surge, or replace for nodes without room for one worker more"),), max_size=32
+    ),
     "spec.routing": Field("object"),
     "spec.routing.maxQueueTokens": Field("integer", (Rule(between(0, 1_000_000_000), "write 0 to 1000000000 tokens"),)),
+    "spec.routing.maxWaiting": Field("integer", (Rule(between(0, 100_000), "write 0 to 100000 requests"),)),
+    "spec.routing.wakeTimeout": Field("string", (Rule(lasts("1s", "1h"), "write a time of 1s to 1h, such as 120s or 5m"),), max_size=16),
 }
 """By path; [] stands for each item of a list. An object's rules are tried only when its own fields have the right types."""
 
-NOT_YET = frozenset(
-    {
-        "spec.adapters",
-        "spec.cost",
-        "spec.engine.backend",
-        "spec.engine.kvCache.dtype",
-        "spec.engine.kvCache.hostTier",
-        "spec.engine.kvCache.swap",
-        "spec.engine.quantization",
-        "spec.engine.speculative",
-        "spec.engine.tensorParallel",
-        "spec.fallback",
-        "spec.model.cache",
-        "spec.model.revision",
-        "spec.model.tokenSecretRef",
-        "spec.routing.classes",
-        "spec.scaling.idleSeconds",
-        "spec.scaling.target",
-        "spec.slo",
-        "spec.variants",
-    }
-)
+_NOT_YET = {
+    "spec.adapters",
+    "spec.cost",
+    "spec.engine.backend",
+    "spec.engine.kvCache.dtype",
+    "spec.engine.kvCache.hostTier",
+    "spec.engine.kvCache.swap",
+    "spec.engine.quantization",
+    "spec.engine.speculative",
+    "spec.engine.tensorParallel",
+    "spec.fallback",
+    "spec.routing.classes",
+    "spec.slo",
+}
+NOT_YET = frozenset(_NOT_YET | {f"{VARIANT}{path.removeprefix(SPEC)}" for path in _NOT_YET if path.startswith("spec.engine.")})
 """Fields that the format foresees and nothing carries out yet: refused rather than ignored, and absent from the CRD."""
 
 NOT_YET_MESSAGE = "is not available in this version; remove it"
@@ -193,6 +227,16 @@ NOT_YET_MESSAGE = "is not available in this version; remove it"
 
 def children_of(path: str) -> tuple[str, ...]:
     """Names of the fields directly below an object, in the table's order."""
-    prefix = f"{path}."
-    names = (field.removeprefix(prefix) for field in FIELDS if field.startswith(prefix))
-    return tuple(name for name in names if "." not in name and not name.endswith("[]"))
+    return _CHILDREN.get(path, ())
+
+
+def _children() -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for path in FIELDS:
+        parent, _, name = path.rpartition(".")
+        if parent and not name.endswith("[]"):
+            found[parent] = (*found.get(parent, ()), name)
+    return found
+
+
+_CHILDREN = _children()

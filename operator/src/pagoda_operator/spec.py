@@ -4,14 +4,19 @@ Knows no Kubernetes client and no files. Called by `plan` for stored objects and
 What values a field takes, and the sentence for wrong ones, stand in `rules.py`, which the CRD repeats.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from pagoda_operator.errors import InvalidManifest, Problem
-from pagoda_operator.quantities import parse_quantity
+from pagoda_operator.quantities import parse_duration, parse_quantity
+from pagoda_operator.rules import with_overrides
 from pagoda_operator.validate import in_path, problems_of
+
+FETCHED = ("hf", "s3")
+"""Schemes whose weights a fetch step brings before the worker starts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,38 +49,115 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScalingTarget:
+    """What one worker may carry before another is started."""
+
+    queued_tokens: int = 4096
+    """Tokens that wait for a worker."""
+    kv_use_percent: int = 80
+    """Of its KV cache."""
+    ttft_s: float | None = None
+    """95th percentile of the time to the first token. None: not looked at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Scaling:
     min: int = 1
+    """0: an idle model sleeps."""
     max: int = 1
+    mode: str = "auto"
+    """auto: between min and max by the target. external: `replicas`, whatever min and max say."""
+    replicas: int | None = None
+    """Set by people or an autoscaler through the scale subresource. None in mode external: min, until somebody sets it."""
+    idle_s: float = 600.0
+    """Without a request for this long, all workers end; only where min is 0."""
+    stable_s: float = 60.0
+    """How long fewer workers must have been enough before one ends."""
+    target: ScalingTarget = field(default_factory=ScalingTarget)
+
+    @property
+    def at_first(self) -> int:
+        """Workers of a Deployment that is made now."""
+        return self.min if self.replicas is None or self.mode != "external" else self.replicas
+
+    @property
+    def fixed(self) -> int | None:
+        """The number of workers where no demand can change it. None: the autoscaler's choice, from min to max."""
+        if self.mode == "external":
+            return self.at_first
+        return self.min if self.min == self.max else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    strategy: str = "surge"
+    """surge: a new worker is routed before an old one ends. replace: an old one ends first, for nodes without room for one more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Routing:
     max_queue_tokens: int = 200_000
     """Tokens that may wait for this model before the router answers 429."""
+    max_waiting: int = 256
+    """Requests that each router holds while no worker of the model runs."""
+    wake_timeout_s: float = 300.0
+    """How long a request waits for a model that is being woken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecretKey:
+    name: str
+    key: str = "token"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cache:
+    """A volume that keeps fetched weights, shared by a model's workers. Exactly one of claim and size_bytes is set."""
+
+    claim: str | None = None
+    """A PersistentVolumeClaim that exists."""
+    size_bytes: int | None = None
+    """Of the claim that is made for the model."""
+    storage_class: str | None = None
+    """None: the cluster's default."""
+    access_mode: str = "ReadWriteMany"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSource:
     source: str
+    revision: str | None = None
+    """Branch, tag or commit of a hub's repository. None: main."""
+    endpoint: str | None = None
+    """Of the hub or the S3 server. None: the public one."""
+    token_secret: SecretKey | None = None
+    credentials_secret: str | None = None
+    """Its keys are AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if needed, AWS_SESSION_TOKEN and AWS_REGION."""
+    cache: Cache | None = None
+    """None: each worker fetches into a folder of its own pod."""
 
     @property
     def scheme(self) -> str:
-        """builtin | file | hf"""
+        """builtin | file | hf | s3 | pvc"""
         return self.source.partition("://")[0]
 
     @property
     def location(self) -> str:
-        """What follows "://": a name, an absolute folder, ORG/NAME."""
+        """What follows "://": a name, an absolute folder, ORG/NAME, BUCKET/PREFIX, CLAIM/FOLDER."""
         return self.source.partition("://")[2]
+
+    @property
+    def fetched(self) -> bool:
+        return self.scheme in FETCHED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One way to run the model, with the model's own settings and its overrides merged. For now each model has one, `default`."""
+    """One way to run the model: the model's own settings with the variant's overrides merged in."""
 
     name: str
     weight: int
+    """Share of the requests that ask for no variant, beside the other variants' weights. 0: only those that ask for it."""
     engine: Engine
     resources: Resources
     scaling: Scaling
@@ -89,7 +171,10 @@ class Spec:
     engine: Engine
     resources: Resources
     scaling: Scaling
+    rollout: Rollout
     routing: Routing
+    variants: tuple[Variant, ...]
+    """Never empty: `default` with weight 100 when the manifest gives none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,8 +196,7 @@ class InferenceModel:
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        spec = self.spec
-        return (Variant(name="default", weight=100, engine=spec.engine, resources=spec.resources, scaling=spec.scaling),)
+        return self.spec.variants
 
 
 def key_of(document: Mapping[str, Any]) -> str:
@@ -149,13 +233,48 @@ def _shown_name(document: Mapping[str, Any]) -> str:
 def _spec(name: str, spec: Mapping[str, Any]) -> Spec:
     """The manifest's values are known to be right; absent ones take the dataclasses' defaults."""
     return Spec(
-        model=ModelSource(source=spec["model"]["source"]),
+        model=_source(spec["model"]),
         served_names=tuple(spec.get("servedNames") or (name,)),
         engine=_engine(spec.get("engine", {})),
         resources=_resources(spec.get("resources", {})),
         scaling=_scaling(spec.get("scaling", {})),
-        routing=Routing(**_given(spec.get("routing", {}), max_queue_tokens="maxQueueTokens")),
+        rollout=Rollout(**_given(spec.get("rollout", {}), strategy="strategy")),
+        routing=_routing(spec.get("routing", {})),
+        variants=tuple(_variant(spec, written) for written in spec.get("variants") or [{"name": "default"}]),
     )
+
+
+def _source(model: Mapping[str, Any]) -> ModelSource:
+    token, credentials, cache = model.get("tokenSecretRef"), model.get("credentialsSecretRef"), model.get("cache")
+    return ModelSource(
+        **_given(model, source="source", revision="revision", endpoint="endpoint"),
+        token_secret=None if token is None else SecretKey(**_given(token, name="name", key="key")),
+        credentials_secret=None if credentials is None else credentials["name"],
+        cache=None if cache is None else _cache(cache),
+    )
+
+
+def _cache(cache: Mapping[str, Any]) -> Cache:
+    size = cache.get("size")
+    return Cache(
+        **_given(cache, claim="claim", storage_class="storageClass", access_mode="accessMode"),
+        size_bytes=None if size is None else math.ceil(parse_quantity(size)),
+    )
+
+
+def _variant(spec: Mapping[str, Any], written: Mapping[str, Any]) -> Variant:
+    return Variant(
+        name=written["name"],
+        weight=written.get("weight", 100),
+        engine=_engine(with_overrides(spec, written, "engine")),
+        resources=_resources(with_overrides(spec, written, "resources")),
+        scaling=_scaling(with_overrides(spec, written, "scaling")),
+    )
+
+
+def _routing(routing: Mapping[str, Any]) -> Routing:
+    wake: dict[str, Any] = {"wake_timeout_s": float(parse_duration(routing["wakeTimeout"]))} if "wakeTimeout" in routing else {}
+    return Routing(**_given(routing, max_queue_tokens="maxQueueTokens", max_waiting="maxWaiting"), **wake)
 
 
 def _engine(engine: Mapping[str, Any]) -> Engine:
@@ -183,8 +302,14 @@ def _resources(resources: Mapping[str, Any]) -> Resources:
 
 
 def _scaling(scaling: Mapping[str, Any]) -> Scaling:
-    least = scaling.get("min", 1)
-    return Scaling(min=least, max=scaling.get("max", least))
+    least, target = scaling.get("min", 1), scaling.get("target", {})
+    ttft: dict[str, Any] = {"ttft_s": float(parse_duration(target["ttft"]))} if "ttft" in target else {}
+    return Scaling(
+        min=least,
+        max=scaling.get("max", max(least, 1)),
+        **_given(scaling, mode="mode", replicas="replicas", idle_s="idleSeconds", stable_s="stableSeconds"),
+        target=ScalingTarget(**_given(target, queued_tokens="queuedTokens", kv_use_percent="kvUsePercent"), **ttft),
+    )
 
 
 def _given(values: Mapping[str, Any], **attributes: str) -> dict[str, Any]:

@@ -1,215 +1,177 @@
-"""What to tell people about one InferenceModel: conditions with a closed set of reasons, counts, endpoint. Pure.
+"""What to tell people about one InferenceModel: conditions with a closed set of reasons, counts, how far it is, endpoint. Pure.
 
 Called after each round's apply, with the world as it was observed; the caller writes the result to the object.
+
+    view of one model ──> Accepted, ModelAvailable, WorkersReady, Routed, Ready, Progressing (model_conditions.py) ──> READY column
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from pagoda_operator.conditions import Condition, ConditionType, Reason, merge_conditions
-from pagoda_operator.manifests import worker_name
-from pagoda_operator.observed import LABEL_COMPONENT, LABEL_MODEL, LABEL_TEMPLATE, ObjectRef, Observed, PodView
+from pagoda_operator.conditions import Condition, ConditionType, merge_conditions, rfc3339
+from pagoda_operator.model_conditions import ModelView, conditions_of
+from pagoda_operator.observed import (
+    LABEL_COMPONENT,
+    LABEL_MANAGED_BY,
+    LABEL_MODEL,
+    LABEL_VARIANT,
+    MANAGED_BY,
+    ObjectRef,
+    Observed,
+    PodView,
+)
 from pagoda_operator.plan import Plan
 from pagoda_operator.spec import InferenceModel, key_of
+from pagoda_operator.troubles import progress_text
 
-REASON_OF_POD: Mapping[str, Reason] = {
-    "Loading": Reason.LOADING,
-    "Starting": Reason.LOADING,
-    "ContainerCreating": Reason.LOADING,
-    "ModelNotFound": Reason.MODEL_NOT_FOUND,
-    "OOMKilled": Reason.OUT_OF_MEMORY,
-    "OutOfMemory": Reason.OUT_OF_MEMORY,
-    "Stalled": Reason.WORKER_STALLED,
-    "CrashLoopBackOff": Reason.WORKER_CRASH_LOOPING,
-    "Error": Reason.WORKER_CRASH_LOOPING,
-    "RunContainerError": Reason.WORKER_CRASH_LOOPING,
-    "ErrImagePull": Reason.IMAGE_NOT_PULLED,
-    "ImagePullBackOff": Reason.IMAGE_NOT_PULLED,
-    "InvalidImageName": Reason.IMAGE_NOT_PULLED,
-    "Unschedulable": Reason.UNSCHEDULABLE,
-}
-"""What pods and workers say, to what an InferenceModel says. Anything else is Loading, or WorkerCrashLooping once the pod failed."""
-
-GRAVITY = (
-    Reason.MODEL_NOT_FOUND,
-    Reason.OUT_OF_MEMORY,
-    Reason.IMAGE_NOT_PULLED,
-    Reason.UNSCHEDULABLE,
-    Reason.WORKER_CRASH_LOOPING,
-    Reason.WORKER_STALLED,
-    Reason.LOADING,
-)
-"""Several workers, several reasons: the first of these is told, being the one that somebody must act on."""
-
-NEXT_STEP: Mapping[Reason, str] = {
-    Reason.MODEL_NOT_FOUND: "correct spec.model.source",
-    Reason.OUT_OF_MEMORY: "raise spec.resources.memory, or lower spec.engine.maxModelLen or maxRunning",
-    Reason.IMAGE_NOT_PULLED: "check the image's name and the node's access to its registry",
-    Reason.UNSCHEDULABLE: "lower spec.resources, or add a node that has them",
-    Reason.WORKER_CRASH_LOOPING: "read its log",
-    Reason.WORKER_STALLED: "it restarts by itself; read its log when this lasts",
-}
+DECISIONS = 5
+MILESTONES = ("created", "scheduled", "image", "weights", "engine", "routed")
 
 
-def model_status(document: Mapping[str, Any], plan: Plan, observed: Observed) -> dict[str, Any]:
-    """The whole `status` of one object that was in `plan`'s documents. Its present `status`, if any, keeps transition times stable.
-
-    {observedGeneration, ready: "True" | first false reason, replicas, readyReplicas, endpoint, servedNames, progress, conditions}
-    """
-    metadata, key = document["metadata"], key_of(document)
+def model_status(
+    document: Mapping[str, Any], plan: Plan, observed: Observed, decisions: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The whole `status` of one object that was in `plan`'s documents. Its present `status`, if any, keeps transition times, the decisions
+    of an earlier process and a capacity not known anew yet; nothing else is read of it. `decisions`: the scaler's, the latest first."""
+    metadata, key, before = document["metadata"], key_of(document), document.get("status") or {}
     model = next((model for model in plan.models if model.key == key), None)
-    workers = _workers(metadata["name"], key.partition("/")[0], observed)
-    ready = [pod for pod in workers if pod.ready]
-    conditions = (_accepted(key, plan), _ready(model, workers, observed, key, plan), _progressing(model, workers, observed))
+    view = _view(metadata["name"], key, model, plan, observed)
+    conditions = conditions_of(view)
     generation = metadata.get("generation") or 1
     status: dict[str, Any] = {
         "observedGeneration": generation,
         "ready": summary(conditions),
-        "replicas": len(workers),
-        "readyReplicas": len(ready),
+        "replicas": len(view.workers),
+        "readyReplicas": sum(pod.serving for pod in view.workers),
+        "routedReplicas": sum(pod.ready for pod in view.workers),
+        "selector": ",".join(f"{label}={value}" for label, value in _selector(metadata["name"]).items()),
         "servedNames": list(plan.served_names.get(key, ())),
-        "conditions": merge_conditions(conditions, _previous(document), generation=generation, now=observed.now),
+        "scaling": {"desired": view.desired, "decisions": last_decisions(decisions, before)},
+        "variants": [_variant(model, name, weight, view) for name, weight in _weights(model)] if model else [],
+        "conditions": merge_conditions(conditions, before.get("conditions") or (), generation=generation, now=observed.now),
     }
-    if observed.endpoint is not None:
-        status["endpoint"] = observed.endpoint
-    progress = [pod.progress for pod in workers if not pod.ready and pod.progress is not None]
-    if progress and not ready:
-        status["progress"] = f"{min(progress):.0%}"
-    return status
+    optional = {
+        "endpoint": observed.endpoint,
+        "progress": _progress(view.workers),
+        "capacity": _capacity(view.workers, before.get("capacity") or {}),
+        "timeline": _timeline(view.workers),
+    }
+    return status | {name: value for name, value in optional.items() if value}
 
 
 def summary(conditions: Sequence[Condition]) -> str:
     """The READY column: "True", or the reason of the first condition that is false. Progressing is news, not trouble."""
-    troubles = (condition for condition in conditions if condition.type != ConditionType.PROGRESSING and not condition.status)
-    return next((str(condition.reason) for condition in troubles), "True")
+    troubles = (each for each in conditions if each.type != ConditionType.PROGRESSING and each.status is False)
+    return next((str(each.reason) for each in troubles), "True")
 
 
-def worker_trouble(workers: Sequence[PodView]) -> tuple[Reason, str] | None:
-    """The gravest reason among workers that are not ready, and a sentence with the pod's own words. None: all are ready."""
-    found = [(reason_of(pod), pod) for pod in workers if not pod.ready]
-    if not found:
-        return None
-    reason, pod = min(found, key=lambda pair: (GRAVITY.index(pair[0]), pair[1].name))
-    parts = [_what_happens(reason, pod)]
-    if pod.message:
-        parts.append(pod.message.strip().rstrip("."))
-    if step := NEXT_STEP.get(reason):
-        parts.append(step)
-    return reason, ": ".join(parts)
+def last_decisions(fresh: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those of this process, then those that an earlier one wrote."""
+    known = {(each["time"], each.get("variant")) for each in fresh}
+    older = [each for each in (before.get("scaling") or {}).get("decisions") or () if (each["time"], each.get("variant")) not in known]
+    ordered = sorted([*fresh, *older], key=lambda each: str(each["time"]), reverse=True)
+    return [dict(each) for each in ordered[:DECISIONS]]
 
 
-def reason_of(pod: PodView) -> Reason:
-    """Only for pods that are not ready."""
-    if pod.reason in REASON_OF_POD:
-        return REASON_OF_POD[pod.reason]
-    return Reason.WORKER_CRASH_LOOPING if pod.phase == "Failed" else Reason.LOADING
-
-
-def _accepted(key: str, plan: Plan) -> Condition:
-    if error := plan.invalid.get(key):
-        return Condition(ConditionType.ACCEPTED, False, Reason.INVALID_SPEC, "; ".join(map(str, error.problems)))
-    if conflict := plan.conflicts.get(key):
-        return Condition(ConditionType.ACCEPTED, False, conflict.reason, conflict.message)
-    return Condition(ConditionType.ACCEPTED, True, Reason.ACCEPTED, "the spec is valid and its names are its own")
-
-
-def _ready(model: InferenceModel | None, workers: Sequence[PodView], observed: Observed, key: str, plan: Plan) -> Condition:
-    """Whether a request to one of its names would be answered now."""
-
-    def not_ready(reason: Reason, message: str) -> Condition:
-        return Condition(ConditionType.READY, False, reason, message)
-
-    if not any(pod.ready for pod in workers):
-        if model is None:
-            return not_ready(Reason.INVALID_SPEC, "no worker runs, and the spec is not valid: correct it as the Accepted condition says")
-        if trouble := worker_trouble(workers):
-            return not_ready(*trouble)
-        return not_ready(Reason.NO_WORKERS, f"none of {_wanted_replicas(model)} workers has started yet")
-    if model is not None and not plan.served_names[key]:
-        return not_ready(Reason.NAME_TAKEN, plan.conflicts[key].message)
-    routers = [pod for pod in observed.pods if pod.namespace == key.partition("/")[0] and pod.labels.get(LABEL_COMPONENT) == "router"]
-    if not any(pod.ready for pod in routers) or observed.endpoint is None:
-        return not_ready(Reason.ROUTER_NOT_READY, _router_message(routers))
-    ready = sum(pod.ready for pod in workers)
-    return Condition(ConditionType.READY, True, Reason.READY, f"{ready} of {len(workers)} workers ready at {observed.endpoint}")
-
-
-def _progressing(model: InferenceModel | None, workers: Sequence[PodView], observed: Observed) -> Condition:
-    """True while the present spec is on its way; false when it stands, or when it is stuck, with the reason."""
-    if model is None:
-        return Condition(ConditionType.PROGRESSING, False, Reason.INVALID_SPEC, "what ran before the last change goes on")
-    templates = wanted_templates(model, observed)
-    current = [pod for pod in workers if pod.labels.get(LABEL_TEMPLATE) in templates]
-    wanted, ready = _wanted_replicas(model), sum(pod.ready for pod in current)
-    trouble = worker_trouble(current)
-    if trouble and trouble[0] not in (Reason.LOADING, Reason.WORKER_STALLED):
-        return Condition(ConditionType.PROGRESSING, False, trouble[0], f"{ready} of {wanted} workers ready; {trouble[1]}")
-    if old := len(workers) - len(current):
-        message = f"{ready} of {wanted} workers run the present spec, {old} an older one"
-        return Condition(ConditionType.PROGRESSING, True, Reason.ROLLING_OUT, message)
-    if ready < wanted or trouble:
-        told = trouble[1] if trouble else "starting"
-        return Condition(ConditionType.PROGRESSING, True, Reason.LOADING, f"{ready} of {wanted} workers ready; {told}")
-    return Condition(ConditionType.PROGRESSING, False, Reason.SETTLED, f"{ready} of {wanted} workers run the present spec")
-
-
-def wanted_templates(model: InferenceModel, observed: Observed) -> frozenset[str]:
-    """Template hashes of the model's Deployments as they stand in the world."""
-    refs = (ObjectRef("Deployment", model.namespace, worker_name(model.name, variant.name)) for variant in model.variants)
-    live = (observed.objects[ref] for ref in refs if ref in observed.objects)
-    labels = ((document["spec"]["template"]["metadata"].get("labels") or {}) for document in live)
-    return frozenset(label[LABEL_TEMPLATE] for label in labels if LABEL_TEMPLATE in label)
-
-
-def _workers(name: str, namespace: str, observed: Observed) -> list[PodView]:
-    return [
-        pod
-        for pod in observed.pods
-        if pod.namespace == namespace
-        and pod.labels.get(LABEL_MODEL) == name
-        and pod.labels.get(LABEL_COMPONENT) == "worker"
-        and not pod.terminating
-    ]
-
-
-def _wanted_replicas(model: InferenceModel) -> int:
-    return sum(variant.scaling.min for variant in model.variants)
-
-
-def _what_happens(reason: Reason, pod: PodView) -> str:
-    match reason:
-        case Reason.LOADING:
-            if pod.progress is not None:
-                return f"{pod.name} is loading the model, {pod.progress:.0%} done"
-            return f"{pod.name} is not ready yet" if pod.message else f"{pod.name} is starting"
-        case Reason.WORKER_CRASH_LOOPING:
-            return f"{pod.name} ended" + (f" and was restarted {_times(pod.restarts)}" if pod.restarts else "")
-        case Reason.MODEL_NOT_FOUND:
-            return f"{pod.name} did not find the model"
-        case Reason.OUT_OF_MEMORY:
-            return f"{pod.name} ran out of memory"
-        case Reason.IMAGE_NOT_PULLED:
-            return f"the image of {pod.name} cannot be pulled"
-        case Reason.UNSCHEDULABLE:
-            return f"no node has room for {pod.name}"
-        case _:
-            return f"{pod.name} does not move"
-
-
-def _router_message(routers: Sequence[PodView]) -> str:
-    if not routers:
-        return "workers are ready, the router has not started yet"
-    pod = routers[0]
-    words = (
-        f": {pod.message.strip().rstrip('.')}: read its log" if pod.message else ": it starts within seconds; read its log when this lasts"
+def _view(name: str, key: str, model: InferenceModel | None, plan: Plan, observed: Observed) -> ModelView:
+    namespace = key.partition("/")[0]
+    pods = [pod for pod in observed.pods if pod.namespace == namespace]
+    workers = [pod for pod in pods if _is_worker(pod, name) and not pod.terminating]
+    routers = [pod for pod in pods if pod.labels.get(LABEL_COMPONENT) == "router" and not pod.terminating]
+    return ModelView(
+        key=key,
+        model=model,
+        workers=workers,
+        routers=routers,
+        endpoint=observed.endpoint,
+        served_names=plan.served_names.get(key, ()),
+        conflict=plan.conflicts.get(key),
+        invalid=plan.invalid.get(key),
+        deployments=_deployments(name, namespace, observed),
+        blocked={ref: told for ref, told in observed.blocked.items() if ref.namespace == namespace and _concerns(ref, observed, name)},
     )
-    return f"workers are ready, the router {pod.name} is not{words}"
 
 
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+def _is_worker(pod: PodView, model: str) -> bool:
+    return pod.labels.get(LABEL_COMPONENT) == "worker" and pod.labels.get(LABEL_MODEL) == model
 
 
-def _previous(document: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    conditions: Sequence[Mapping[str, Any]] = (document.get("status") or {}).get("conditions") or ()
-    return conditions
+def _deployments(model: str, namespace: str, observed: Observed) -> dict[str, Mapping[str, Any]]:
+    """The model's live worker Deployments by variant."""
+    found = {}
+    for ref, live in observed.objects.items():
+        labels = live["metadata"].get("labels") or {}
+        if (ref.kind, ref.namespace, labels.get(LABEL_MODEL), labels.get(LABEL_MANAGED_BY)) == ("Deployment", namespace, model, MANAGED_BY):
+            found[labels.get(LABEL_VARIANT, "default")] = live
+    return found
+
+
+def _concerns(ref: ObjectRef, observed: Observed, model: str) -> bool:
+    """A refused object is this model's, or what its namespace's models share."""
+    live = observed.objects.get(ref)
+    if live is None:
+        return True
+    owner: str = (live["metadata"].get("labels") or {}).get(LABEL_MODEL, model)
+    return owner == model
+
+
+def _selector(model: str) -> dict[str, str]:
+    return {LABEL_MANAGED_BY: MANAGED_BY, LABEL_COMPONENT: "worker", LABEL_MODEL: model}
+
+
+def _weights(model: InferenceModel) -> list[tuple[str, int]]:
+    return [(variant.name, variant.weight) for variant in model.variants]
+
+
+def _variant(model: InferenceModel, name: str, weight: int, view: ModelView) -> dict[str, Any]:
+    mine = [pod for pod in view.workers if pod.labels.get(LABEL_VARIANT) == name]
+    return {
+        "name": name,
+        "weight": weight,
+        "desired": view.desired_of(name),
+        "replicas": len(mine),
+        "ready": sum(pod.ready for pod in mine),
+    }
+
+
+def _progress(workers: Sequence[PodView]) -> str:
+    """Of the worker that is least far, while none serves."""
+    loading = [pod for pod in workers if pod.progress is not None]
+    if any(pod.serving for pod in workers) or not loading:
+        return ""
+    return progress_text(min(loading, key=lambda pod: pod.progress or 0.0))
+
+
+def _capacity(workers: Sequence[PodView], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Together, of those that serve; the length is the least. While some have not told theirs, as after an operator's start, what was
+    known stands: else each restart would take it out of every status and put it back worker by worker."""
+    serving = [pod.capacity for pod in workers if pod.serving]
+    told = [capacity for capacity in serving if capacity is not None]
+    if len(told) < len(serving) and before:
+        return dict(before)
+    if not told:
+        return {}
+    return {
+        "kvTokens": sum(each.kv_tokens for each in told),
+        "maxModelLen": min(each.max_model_len for each in told),
+        "prefillTokensPerS": round(sum(each.prefill_tokens_per_s for each in told), 1),
+        "decodeTokensPerS": round(sum(each.decode_tokens_per_s for each in told), 1),
+    }
+
+
+def _timeline(workers: Sequence[PodView]) -> dict[str, str]:
+    """Of the worker that is starting now, else of the one that was routed last."""
+    starting = [pod for pod in workers if not pod.ready and pod.created_at is not None]
+    routed = [pod for pod in workers if pod.ready and pod.routed_at is not None]
+    if starting:
+        pod = max(starting, key=lambda pod: (_moments(pod)[0], pod.name))
+    elif routed:
+        pod = max(routed, key=lambda pod: (pod.routed_at, pod.name))
+    else:
+        return {}
+    return {name: rfc3339(moment) for name, moment in zip(MILESTONES, _moments(pod), strict=True) if moment is not None}
+
+
+def _moments(pod: PodView) -> tuple[datetime | None, ...]:
+    return pod.created_at, pod.scheduled_at, pod.image_at, pod.weights_at, pod.engine_at, pod.routed_at

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pagoda_operator.errors import Problem
-from pagoda_operator.rules import FIELDS, KIND_MESSAGES, NAME, NOT_YET, NOT_YET_MESSAGE, SPEC, Field, Kind, children_of
+from pagoda_operator.predicates import KIND_MESSAGES, Field, Kind
+from pagoda_operator.rules import FIELDS, NAME, NOT_YET, NOT_YET_MESSAGE, SPEC, children_of
 
 API_VERSION = "pagoda.dev/v1alpha1"
 KIND = "InferenceModel"
@@ -85,10 +86,16 @@ def _object(path: str, shape: str, value: Mapping[str, Any]) -> Iterator[Problem
 
 
 def _well_typed(shape: str, field: Field, value: Any) -> bool:
-    """Whether a rule over the whole object or list can be asked although something below it is wrong."""
+    """Whether a rule over the whole object or list can be asked although something below it is wrong: what it may look at is there and
+    of its kind, at any depth."""
+    if not is_kind(field.kind, value):
+        return False
     if field.kind == "list":
-        return all(is_kind(FIELDS[f"{shape}[]"].kind, item) for item in value)
-    return all(is_kind(FIELDS[f"{shape}.{name}"].kind, value[name]) for name in children_of(shape) if name in value)
+        return all(_well_typed(f"{shape}[]", FIELDS[f"{shape}[]"], item) for item in value)
+    if field.kind == "object":
+        below = ((name, FIELDS[f"{shape}.{name}"]) for name in children_of(shape))
+        return all(_well_typed(f"{shape}.{name}", one, value[name]) if name in value else not one.required for name, one in below)
+    return True
 
 
 def is_kind(kind: Kind, value: Any) -> bool:

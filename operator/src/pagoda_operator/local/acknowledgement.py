@@ -1,16 +1,19 @@
 """Which workers the router says it can route to. A worker counts as ready only when it says so itself and the router agrees, so that
 "ready" means that a request is answered now, and a rollout never ends an old worker before the router has the new one.
 
-Owns the last report of the router's internal API. Called by executor.py.
+Owns the last report of the router's internal API, from which workers are scaled too. Called by executor.py.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
 from pagoda_operator.local.probe import TIMEOUT_S
+from pagoda_operator.observed import RouterReport
+from pagoda_operator.router_reports import report_of
 
 ASK_WHILE_WAITING_S = 0.1
 ASK_OTHERWISE_S = 1.0
@@ -36,7 +39,10 @@ class Acknowledgement:
         self._router = router
         self._ready_workers = ready_workers
         self._changed = changed
+        self.report: RouterReport | None = None
+        """None: no router answers."""
         self._routable: frozenset[Worker] | None = None
+        self._waits = False
         self._client = httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False)
         self._task: asyncio.Task[None] | None = None
 
@@ -56,21 +62,34 @@ class Acknowledgement:
     async def _run(self) -> None:
         while True:
             routable = await self._ask(self._router())
-            if routable != self._routable:
-                self._routable = routable
+            # whoever waits for a model that sleeps does not wait for the next tick too
+            waits = self.report is not None and any(model.waiting for model in self.report.models.values())
+            if (routable, waits) != (self._routable, self._waits):
+                self._routable, self._waits = routable, waits
                 self._changed()
             waiting = any(not self.holds(worker) for worker in self._ready_workers()) or routable is None
             await asyncio.sleep(ASK_WHILE_WAITING_S if waiting else ASK_OTHERWISE_S)
 
     async def _ask(self, router: RouterAddress | None) -> frozenset[Worker] | None:
-        if router is None:
+        told = await self._fleet(router) if router is not None else None
+        if told is None:
+            self.report = None
             return None
+        self.report, routable = told
+        return routable
+
+    async def _fleet(self, router: RouterAddress) -> tuple[RouterReport, frozenset[Worker]] | None:
         host = f"[{router.host}]" if ":" in router.host else router.host
         try:
             response = await self._client.get(
                 f"http://{host}:{router.port}/internal/v1/fleet", headers={"Authorization": f"Bearer {router.token}"}
             )
-            workers = response.json()["workers"] if response.status_code == 200 else []
-            return frozenset(Worker(each["name"], int(each["address"].rpartition(":")[2])) for each in workers if each["routable"])
+            body = response.json() if response.status_code == 200 else {"models": {}, "workers": []}
+            workers = frozenset(Worker(each["name"], _port(each)) for each in body["workers"] if each["routable"])
+            return report_of(body), workers
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return None
+
+
+def _port(worker: Mapping[str, Any]) -> int:
+    return int(worker["address"].rpartition(":")[2])

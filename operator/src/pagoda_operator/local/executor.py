@@ -24,9 +24,9 @@ from pagoda_operator.local.ports import PortPool
 from pagoda_operator.local.probe import Prober
 from pagoda_operator.local.rollout import PodFacts, Steps, Wanted, next_steps
 from pagoda_operator.local.secret_files import SecretFiles
-from pagoda_operator.local.sources import SourceMissing, resolve_source
-from pagoda_operator.local.template import PodTemplate, read_deployment
-from pagoda_operator.observed import ObjectRef, Observed, PodView, ref_of
+from pagoda_operator.local.sources import FETCHED, SourceMissing, resolve_source
+from pagoda_operator.local.template import FetchStep, PodTemplate, read_deployment
+from pagoda_operator.observed import ObjectRef, Observed, PodView, RouterReport, ref_of
 from pagoda_operator.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -63,12 +63,15 @@ class LocalExecutor:
             pods=[self.view(pod) for pod in self.pods],
             endpoint=self.machine.choices.endpoint if self._templates else None,
             now=datetime.now(UTC),
+            reports=self._reports(),
         )
 
     async def apply(self, wanted: Plan) -> None:
         for document in wanted.apply:
             ref = ref_of(document)
             if ref.kind == "Deployment":
+                if ref in self._objects and "replicas" not in document["spec"]:
+                    document = document | {"spec": {"replicas": self._objects[ref]["spec"]["replicas"], **document["spec"]}}
                 self._templates[ref.name] = read_deployment(document)
             self._objects[ref] = document
         for ref in wanted.delete:
@@ -77,9 +80,18 @@ class LocalExecutor:
                 self._templates.pop(ref.name, None)
         self.settle()
 
+    async def scale(self, ref: ObjectRef, replicas: int) -> None:
+        live = self._objects[ref]
+        self._objects[ref] = {**live, "spec": {**live["spec"], "replicas": replicas}}
+        self._templates[ref.name] = replace(self._templates[ref.name], replicas=replicas)
+        self.settle()
+
     def settle(self) -> None:
         """Takes every step towards the wanted pods that is possible now; called again after each change of a pod."""
         self.pods = [pod for pod in self.pods if not pod.gone]
+        for pod in self.pods:
+            if self._acknowledgement.report is not None and self.view(pod).ready:
+                pod.note_routed()
         steps = self._next_steps()
         for name in steps.end:
             self._pod(name).mark_ending()
@@ -118,9 +130,14 @@ class LocalExecutor:
 
     def view(self, pod: Pod) -> PodView:
         view = pod.view()
-        if view.ready and pod.template.component == "worker" and not self._acknowledgement.holds(_worker(pod)):
-            return replace(view, ready=False, message="the router has not connected to it yet")
-        return view
+        if pod.template.component != "worker" or (view.serving and self._acknowledgement.holds(_worker(pod))):
+            return view
+        return replace(view, routed=False, message="the router has not connected to it yet" if view.serving else view.message)
+
+    def _reports(self) -> dict[tuple[str, str], RouterReport]:
+        report = self._acknowledgement.report
+        routers = (pod for pod in self.pods if pod.template.component == "router" and pod.now.ready)
+        return {(pod.template.namespace, pod.name): report for pod in routers if report is not None}
 
     def _router(self) -> RouterAddress | None:
         for pod in self.pods:
@@ -134,7 +151,7 @@ class LocalExecutor:
 
     def _next_steps(self) -> Steps:
         wanted = {
-            name: Wanted(template.replicas, self._identity(template), recreate=self._recreates(template))
+            name: Wanted(template.replicas, self._identity(template), recreate=self._recreates(template), surge=template.surge)
             for name, template in self._templates.items()
         }
         facts = [PodFacts(pod.name, pod.template.deployment, pod.identity, self.view(pod).ready, pod.ending) for pod in self.pods]
@@ -143,7 +160,7 @@ class LocalExecutor:
     def _recreates(self, template: PodTemplate) -> bool:
         # one public port, one GPU: the new process cannot start beside the old one
         uses_gpu = self._has_gpu and self.machine.choices.device != "cpu"
-        return template.recreate or template.component == "router" or uses_gpu
+        return template.component == "router" or (uses_gpu and template.surge > 0)
 
     def _identity(self, template: PodTemplate) -> str:
         return local.identity(template, self.machine, self._secrets.reveal)
@@ -172,14 +189,43 @@ class LocalExecutor:
         choices = self.machine.choices
         ports = {port: self._ports.free() for port in template.ports.values()} | local.fixed_ports(template, choices)
         env = local.process_environment(template, self.machine, pod_name=pod_name, ports=ports, secret=self._secrets.reveal)
-        if source := env.get("PAGODA_MODEL_SOURCE"):
-            try:
-                env["PAGODA_MODEL_SOURCE"] = resolve_source(source, self.machine.inherited)
-            except SourceMissing as error:
-                raise NotLaunchable("ModelNotFound", str(error)) from None
-        argv = tuple(self._python if word in ("python", "python3") else word for word in template.argv)
+        env |= self._source(env)
+        fetch = None
+        if template.fetch is not None and env["PAGODA_MODEL_SOURCE"].startswith(FETCHED):
+            fetch = self._fetch(template.fetch, env, ports[template.ports["http"]])
         host = choices.client_host if template.component == "router" else "127.0.0.1"
-        return Launch(argv=argv, env={**self.machine.inherited, **env}, host=host, ports=ports)
+        return Launch(argv=self._argv(template.argv), env={**self.machine.inherited, **env}, host=host, ports=ports, fetch=fetch)
+
+    def _source(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Where this machine has the weights, or will have them."""
+        source, revision = env.get("PAGODA_MODEL_SOURCE"), env.get("PAGODA_MODEL_REVISION")
+        if source is None:
+            return {}
+        try:
+            found = resolve_source(source, self.machine.inherited, revision)
+        except SourceMissing as error:
+            raise NotLaunchable("ModelNotFound", str(error)) from None
+        repository, _, written = found.partition("@")
+        if not found.startswith(FETCHED):
+            return {"PAGODA_MODEL_SOURCE": found} | ({"PAGODA_MODEL_CACHE": str(self._home.models)} if "PAGODA_MODEL_CACHE" in env else {})
+        revisions = {"PAGODA_MODEL_REVISION": written} if written else {}
+        return {"PAGODA_MODEL_SOURCE": repository, "PAGODA_MODEL_CACHE": str(self._home.models), **revisions}
+
+    def _fetch(self, step: FetchStep, env: Mapping[str, str], port: int) -> Launch:
+        secrets = {}
+        for name, key in step.secret_env.items():
+            if (given := self._secrets.given(key)) is not None:
+                secrets[name] = given
+            elif not key.optional:
+                raise NotLaunchable(
+                    "CreateContainerConfigError", f"there is no {self._secrets.file_of(key)}: write the secret's value into it"
+                )
+        own = local.fetch_environment(step, self.machine, http_port=port, secrets=secrets)
+        same = {name: env[name] for name in ("PAGODA_MODEL_SOURCE", "PAGODA_MODEL_REVISION", "PAGODA_MODEL_CACHE") if name in env}
+        return Launch(argv=self._argv(step.argv), env={**self.machine.inherited, **own, **same}, host="127.0.0.1", ports={port: port})
+
+    def _argv(self, argv: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(self._python if word in ("python", "python3") else word for word in argv)
 
     def _pod(self, name: str) -> Pod:
         return next(pod for pod in self.pods if pod.name == name)

@@ -62,6 +62,11 @@ class Home:
         return self.path / "cache"
 
     @property
+    def models(self) -> Path:
+        """Weights that were fetched."""
+        return self.cache / "models"
+
+    @property
     def digest(self) -> str:
         return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:12]
 
@@ -80,7 +85,7 @@ class Home:
         return run_id.startswith(f"{self.digest}-")
 
     def create(self) -> None:
-        for folder in (self.path, self.logs, self.secrets, self.cache):
+        for folder in (self.path, self.logs, self.secrets, self.cache, self.models):
             folder.mkdir(parents=True, exist_ok=True)
         for private in (self.path, self.secrets):
             private.chmod(0o700)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pagoda_operator.local.errors import BadSettings
-from pagoda_operator.local.template import PodTemplate, SecretKey
+from pagoda_operator.local.template import FetchStep, PodTemplate, SecretKey
 
 INHERITED = ("PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV")
 INHERITED_PREFIXES = ("LC_", "XDG_", "HF_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KMP_", "GOMP_", "TORCH", "PYTORCH_", "TRITON_")
@@ -59,6 +59,8 @@ class Launch:
     """Where its probes are asked."""
     ports: Mapping[int, int]
     """The template's port → the one the process listens on."""
+    fetch: "Launch | None" = None
+    """Runs first, and must end well."""
 
 
 def check_choices(choices: Choices, api_key: str | None) -> None:
@@ -84,7 +86,8 @@ def process_environment(
     template: PodTemplate, machine: Machine, *, pod_name: str, ports: Mapping[int, int], secret: Callable[[SecretKey], str | None]
 ) -> dict[str, str]:
     """The PAGODA_* variables of one process: the template's, with this machine's in their place."""
-    env = dict(template.env)
+    # the rest is about the image's own folders
+    env = {name: value for name, value in template.env.items() if name.startswith("PAGODA_") and name != "PAGODA_DISCOVERY"}
     for name, value in template.env.items():
         if name.startswith("PAGODA_") and name.endswith("_PORT"):
             env[name] = str(ports[int(value)])
@@ -95,12 +98,23 @@ def process_environment(
         env[name] = pod_name
     env["PAGODA_BIND_HOST"] = bind_host(template, machine.choices)
     if template.component == "router":
-        env |= {"PAGODA_FLEET_FILE": machine.fleet_file, "PAGODA_CACHE_DIR": machine.cache_dir}
+        env |= {"PAGODA_DISCOVERY": "file", "PAGODA_FLEET_FILE": machine.fleet_file, "PAGODA_CACHE_DIR": machine.cache_dir}
     else:
         env |= {"PAGODA_DEVICE": machine.choices.device}
     if machine.log_level:
         env["PAGODA_LOG_LEVEL"] = machine.log_level
     return env | {"PAGODA_POD_NAME": pod_name, "PAGODA_HOME": machine.home, "PAGODA_RUN_ID": machine.run_id}
+
+
+def fetch_environment(step: FetchStep, machine: Machine, *, http_port: int, secrets: Mapping[str, str]) -> dict[str, str]:
+    """Of the fetch step: the template's variables, with this machine's port and the secrets that only it gets."""
+    env = {name: value for name, value in step.env.items() if name.startswith("PAGODA_")}
+    if token := machine.inherited.get("HF_TOKEN"):
+        env["PAGODA_HF_TOKEN"] = token
+    env |= {**secrets, "PAGODA_BIND_HOST": "127.0.0.1", "PAGODA_HTTP_PORT": str(http_port)}
+    if machine.log_level:
+        env["PAGODA_LOG_LEVEL"] = machine.log_level
+    return env | {"PAGODA_HOME": machine.home, "PAGODA_RUN_ID": machine.run_id}
 
 
 def bind_host(template: PodTemplate, choices: Choices) -> str:

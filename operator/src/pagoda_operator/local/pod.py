@@ -2,7 +2,7 @@
 
 Owns the process and what is known of it. Does not know why it exists or what replaces it: executor.py decides that.
 
-    pending → starting → ready ⇄ not ready → ended → waiting (backoff) → starting …
+    pending → (fetching the weights) → starting → ready ⇄ not ready → ended → waiting (backoff) → starting …
                                         end() from anywhere → SIGTERM → grace → SIGKILL → gone
 """
 
@@ -10,17 +10,19 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pagoda_operator.local.backoff import Backoff
 from pagoda_operator.local.machine import Launch
 from pagoda_operator.local.probe import Answer, Prober
 from pagoda_operator.local.processes import LARGEST_LOG_BYTES, ChildProcess, describe_exit, last_lines, plain, rotate
 from pagoda_operator.local.template import PodTemplate, Probe
-from pagoda_operator.observed import PodView
+from pagoda_operator.observed import Capacity, PodView
+from pagoda_operator.terminations import cause_in
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +50,18 @@ class Condition:
     served: bool = False
     """It was ready once in this life: routers keep their sessions to it even while it recovers."""
     progress: float | None = None
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    capacity: Capacity | None = None
     restarts: int = 0
     pid: int | None = None
     launch: Launch | None = None
-    started_at: datetime | None = None
+    created_at: datetime | None = None
+    image_at: datetime | None = None
+    """Its first process started."""
+    weights_at: datetime | None = None
+    engine_at: datetime | None = None
+    routed_at: datetime | None = None
     last_exit: int | None = None
     backoff: Backoff = field(default_factory=Backoff)
 
@@ -90,6 +100,7 @@ class Pod:
 
     def start(self) -> None:
         rotate(self.log_file)
+        self.now.created_at = datetime.now(UTC)
         self._task = asyncio.create_task(self._live(), name=f"pod {self.name}")
 
     def retry(self) -> None:
@@ -97,6 +108,11 @@ class Pod:
         if not self.now.ready:
             self._set(backoff=Backoff(), last_exit=None)
             self._hurry.set()
+
+    def note_routed(self) -> None:
+        """The routers count it, as far as they were asked."""
+        if self.now.ready and self.now.routed_at is None:
+            self._set(routed_at=datetime.now(UTC))
 
     def mark_ending(self) -> None:
         """No new requests from now on; the process is told by end()."""
@@ -117,14 +133,22 @@ class Pod:
             name=self.name,
             labels=self.template.labels,
             namespace=self.template.namespace,
-            ready=now.ready and not self.ending,
+            serving=now.ready and not self.ending,
             terminating=self.ending,
             phase=now.phase,
             reason=now.reason,
             message=now.message,
             restarts=now.restarts,
             progress=now.progress,
-            started_at=now.started_at,
+            bytes_done=now.bytes_done,
+            bytes_total=now.bytes_total,
+            capacity=now.capacity,
+            created_at=now.created_at,
+            scheduled_at=now.created_at,
+            image_at=now.image_at,
+            weights_at=now.weights_at,
+            engine_at=now.engine_at,
+            routed_at=now.routed_at,
         )
 
     async def _live(self) -> None:
@@ -151,14 +175,31 @@ class Pod:
             self._set(phase="Pending", reason=error.reason, message=str(error))
             return
         rotate(self.log_file, keep_up_to_bytes=LARGEST_LOG_BYTES)
-        child = await ChildProcess.start(launch.argv, launch.env, cwd=self._cwd, log=self.log_file)
         self._unwell.clear()
-        self._set(phase="Running", reason="", message="", progress=None, served=False)
-        self._set(pid=child.pid, launch=launch, started_at=datetime.now(UTC))
-        self._tell(self.name, f"started, pid {child.pid}")
+        self._set(reason="", message="", progress=None, bytes_done=None, bytes_total=None, served=False, launch=None, weights_at=None)
+        if launch.fetch is not None and not await self._fetched(launch.fetch):
+            return
+        self._set(phase="Running", reason="", message="", progress=None)
+        self._note_exit(await self._run_process(launch, self._watch(launch), launch))
+
+    async def _fetched(self, launch: Launch) -> bool:
+        """The step before: brings the weights, or ends this life with its last words."""
+        self._set(phase="Pending", reason="WeightsDownload", message="")
+        status = await self._run_process(launch, self._watch_fetch(launch), None)
+        if status != 0 or self._stop.is_set():
+            self._note_exit(status)
+            return False
+        return True
+
+    async def _run_process(self, launch: Launch, watch: Coroutine[Any, Any, None], shown: Launch | None) -> int:
+        """Until it ends, or is ended. `shown`: where routers find it."""
+        child = await ChildProcess.start(launch.argv, launch.env, cwd=self._cwd, log=self.log_file)
+        began = datetime.now(UTC)
+        self._set(pid=child.pid, launch=shown, image_at=self.now.image_at or began, weights_at=None if shown is None else began)
+        self._tell(self.name, f"{'fetch ' if shown is None else ''}started, pid {child.pid}")
         exited = asyncio.create_task(child.wait())
         stops = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self._unwell.wait())]
-        watching = asyncio.create_task(self._watch(launch))
+        watching = asyncio.create_task(watch)
         try:
             await asyncio.wait([exited, *stops], return_when=asyncio.FIRST_COMPLETED)
             if not exited.done():
@@ -167,7 +208,7 @@ class Pod:
             for task in (watching, *stops):
                 task.cancel()
             await asyncio.gather(watching, *stops, return_exceptions=True)
-        self._note_exit(await exited)
+        return await exited
 
     async def _terminate(self, child: ChildProcess, exited: "asyncio.Task[int]") -> None:
         child.terminate()
@@ -184,9 +225,18 @@ class Pod:
             self._set(ready=False, phase="Succeeded" if status == 0 else "Failed", pid=None, last_exit=status)
             self._tell(self.name, f"ended with {how}")
             return
-        message = self.now.message if self._unwell.is_set() else self._last_words(status)
-        self._set(ready=False, phase="Failed", reason="Error", message=message, pid=None, progress=None, last_exit=status)
+        reason, message = self._cause(status)
+        self._set(ready=False, phase="Failed", reason=reason, message=message, pid=None, progress=None, last_exit=status)
         self._tell(self.name, f"ended with {how}: {message}")
+
+    def _cause(self, status: int) -> tuple[str, str]:
+        """In the process's own words, where its last line is made for it."""
+        if self._unwell.is_set():
+            return "Error", self.now.message
+        told = cause_in(next(iter(last_lines(self.log_file, 1)), "")) if status > 0 else None
+        if told is None:
+            return "Error", self._last_words(status)
+        return ("FetchFailed" if told.reason == "WeightsDownload" else told.reason), told.message
 
     def _last_words(self, status: int) -> str:
         how = describe_exit(status)
@@ -199,7 +249,7 @@ class Pod:
 
     async def _wait_to_restart(self) -> None:
         backoff = self.now.backoff
-        if backoff.loops and self.now.last_exit is not None:
+        if backoff.loops and self.now.last_exit is not None and self.now.reason == "Error":
             self._set(reason="CrashLoopBackOff")
         self._hurry.clear()
         began = time.monotonic()
@@ -227,6 +277,16 @@ class Pod:
                     return
             await asyncio.sleep(ASK_WHEN_READY_S if answer.ok else ASK_UNTIL_READY_S)
 
+    async def _watch_fetch(self, launch: Launch) -> None:
+        """How far it is; that it ended is seen from its exit."""
+        port = next(iter(launch.ports.values()))
+        while True:
+            answer = await self._prober.ask(launch.host, port, "/ready")
+            if answer.reason:
+                self._set(reason=answer.reason, message=answer.message)
+                self._set(progress=answer.progress, bytes_done=answer.bytes_done, bytes_total=answer.bytes_total)
+            await asyncio.sleep(ASK_WHEN_READY_S)
+
     def _give_up(self, health: Answer, lasted_s: float, *, started: bool) -> None:
         what = "unhealthy" if started else "not started"
         self._set(ready=False, message=f"{what} for {lasted_s:.0f} s, restarted: {health.message}")
@@ -242,8 +302,11 @@ class Pod:
             self._tell(self.name, "ready")
         elif not answer.ok and self.now.ready:
             self._tell(self.name, f"no longer ready: {answer.message}")
-        served = self.now.served or answer.ok
-        self._set(ready=answer.ok, served=served, reason=answer.reason, message=answer.message, progress=answer.progress)
+        if answer.ok and not self.now.ready:
+            self._set(engine_at=datetime.now(UTC), routed_at=None)
+        served, capacity = self.now.served or answer.ok, answer.capacity or self.now.capacity
+        self._set(ready=answer.ok, served=served, reason=answer.reason, message=answer.message, capacity=capacity)
+        self._set(progress=answer.progress, bytes_done=answer.bytes_done, bytes_total=answer.bytes_total)
 
     def _set(self, **changes: object) -> None:
         before = {name: getattr(self.now, name) for name in changes}

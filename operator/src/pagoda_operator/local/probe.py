@@ -6,6 +6,9 @@ from typing import Any
 
 import httpx
 
+from pagoda_operator.observed import Capacity
+from pagoda_operator.pod_views import capacity_of
+
 TIMEOUT_S = 2.0
 WORD = re.compile(r"[A-Z][A-Za-z]+")
 
@@ -17,6 +20,9 @@ class Answer:
     """One CamelCase word when the process gave one."""
     message: str = ""
     progress: float | None = None
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    capacity: Capacity | None = None
 
 
 class Prober:
@@ -33,7 +39,7 @@ class Prober:
         except httpx.HTTPError:
             return Answer(False, message=f"{path} is not reachable yet")
         if response.status_code == 200:
-            return Answer(True)
+            return Answer(True, capacity=capacity_of(_body(response).get("capacity")))
         return _not_ok(response)
 
     async def close(self) -> None:
@@ -41,18 +47,23 @@ class Prober:
 
 
 def _not_ok(response: httpx.Response) -> Answer:
-    body: Any = {}
-    try:
-        body = response.json()
-    except ValueError:
-        pass
-    if not isinstance(body, dict):
-        body = {}
+    body = _body(response)
     reason, progress = str(body.get("reason") or ""), body.get("progress")
+    done, total = body.get("bytesDone"), body.get("bytesTotal")
     message = str(body.get("message") or "") or reason or f"it answered {response.status_code}"
     return Answer(
         False,
         reason=reason if WORD.fullmatch(reason) else "",
         message=message,
         progress=float(progress) if isinstance(progress, int | float) else None,
+        bytes_done=done if isinstance(done, int) else None,
+        bytes_total=total if isinstance(total, int) else None,
     )
+
+
+def _body(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}

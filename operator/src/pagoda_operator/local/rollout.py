@@ -1,6 +1,7 @@
 """Which pods to start and which to end, one step at a time. Pure: called by executor.py after every change until nothing is left to do.
 
 surge      start one new pod beyond the wanted number, end an old one for every new one that is ready: never fewer ready than wanted
+replace    end one old pod, start its successor when it is gone, go on when that is ready: for machines without room for one more
 recreate   end all old pods first, start new ones when the old are gone: for what exists once (the router's port, a whole GPU)
 """
 
@@ -8,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MAX_SURGE = 1
+MAX_UNAVAILABLE = 1
+"""Without surge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,7 @@ class Wanted:
     template: str
     """Hash of the pod template and of what this machine adds to it."""
     recreate: bool = False
+    surge: int = MAX_SURGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +72,16 @@ def _surge(deployment: str, wanted: Mapping[str, Wanted], pods: Sequence[PodFact
     excess = _least_useful(current)[: max(0, len(current) - want.replicas)]
     ready = sum(pod.ready for pod in living) - sum(pod.ready for pod in excess)
     end = list(excess)
+    enough = want.replicas if want.surge else want.replicas - MAX_UNAVAILABLE
     for pod in _least_useful(old):
         # a pod that is not ready serves nobody: ending it frees its place and cannot hurt
-        if not pod.ready or ready > want.replicas or want.replicas == 0:
+        if not pod.ready or ready > enough or want.replicas == 0:
             end.append(pod)
             ready -= pod.ready
-    kept = len(living) - len(end)
+    # without room for one more, a pod that ends holds its place until it is gone
+    kept = len(living) - len(end) if want.surge else len(pods)
     missing = max(0, want.replicas - len(current))
-    start = min(missing, max(0, want.replicas + MAX_SURGE - kept)) if old else missing
+    start = min(missing, max(0, want.replicas + want.surge - kept)) if old or not want.surge else missing
     return Steps((deployment,) * start, tuple(pod.name for pod in end))
 
 

@@ -15,7 +15,7 @@ class SecretFiles:
 
     def reveal(self, key: SecretKey) -> str | None:
         """The value. A missing optional one is None, a missing required one is generated."""
-        path = self._folder / f"{key.secret}.{key.key}"
+        path = self.file_of(key)
         if path not in self._known:
             if path.exists():
                 self._known[path] = path.read_text()
@@ -25,6 +25,14 @@ class SecretFiles:
                 self._known[path] = secrets.token_urlsafe(32)
                 write_whole(path, self._known[path])
         return self._known[path]
+
+    def given(self, key: SecretKey) -> str | None:
+        """The value of a secret that only people can make. None: there is no such file."""
+        path = self.file_of(key)
+        return path.read_text().strip() if path.exists() else None
+
+    def file_of(self, key: SecretKey) -> Path:
+        return self._folder / f"{key.secret}.{key.key}"
 
     def forget(self) -> None:
         """Files are read again: somebody changed one."""

@@ -1,6 +1,6 @@
 """Where a model's folder lies on this machine. Reads folder names only. Called by executor.py, and by the command line before it submits.
 
-This version fetches nothing: hf://ORG/NAME is looked up in the Hugging Face cache that `hf download` fills.
+hf://ORG/NAME that `hf download` has brought into the Hugging Face cache is used from there, without network; else a fetch step brings it.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,11 @@ class SourceMissing(Exception):
     """One sentence: what is not there, and how to get it."""
 
 
-def resolve_source(source: str, environment: Mapping[str, str]) -> str:
-    """What a worker can load: builtin://NAME as it is, anything else as an absolute folder that exists."""
+FETCHED = ("hf://", "s3://")
+
+
+def resolve_source(source: str, environment: Mapping[str, str], revision: str | None = None) -> str:
+    """What a worker can load: builtin://NAME as it is, an absolute folder that exists; or a hf:// or s3:// that must be fetched first."""
     scheme, separator, location = source.partition("://")
     if not separator:
         return str(_model_folder(Path(source)))
@@ -21,24 +24,29 @@ def resolve_source(source: str, environment: Mapping[str, str]) -> str:
     if scheme == "file":
         return str(_model_folder(Path(location)))
     if scheme == "hf":
-        return str(_model_folder(cached_snapshot(location, environment)))
-    raise SourceMissing(f"{source}: {scheme}:// is not available on one machine; use file://FOLDER, hf://ORG/NAME or builtin://tiny")
+        snapshot = cached_snapshot(location, environment, revision)
+        return source if snapshot is None else str(_model_folder(snapshot))
+    if scheme == "s3":
+        return source
+    check_here(source)
+    raise SourceMissing(f"{source}: use file://FOLDER, hf://ORG/NAME, s3://BUCKET/FOLDER or builtin://tiny")
 
 
-def cached_snapshot(location: str, environment: Mapping[str, str]) -> Path:
-    """ORG/NAME or ORG/NAME@REVISION → the folder of that snapshot in the Hugging Face cache."""
-    repository, _, revision = location.partition("@")
+def check_here(source: str) -> None:
+    """Raises SourceMissing for what no single machine has."""
+    if source.startswith("pvc://"):
+        raise SourceMissing(f"{source}: one machine has no PersistentVolumeClaims; use file://FOLDER, hf://ORG/NAME or s3://BUCKET/FOLDER")
+
+
+def cached_snapshot(location: str, environment: Mapping[str, str], revision: str | None = None) -> Path | None:
+    """ORG/NAME or ORG/NAME@REVISION → the folder of that snapshot in the Hugging Face cache. None: it is not there."""
+    repository, _, written = location.partition("@")
     folder = _hub(environment) / f"models--{repository.replace('/', '--')}"
-    name = revision or "main"
+    name = written or revision or "main"
     ref = folder / "refs" / name
     commit = ref.read_text().strip() if ref.is_file() else name
     snapshot = folder / "snapshots" / commit
-    if not snapshot.is_dir():
-        asked = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
-        raise SourceMissing(
-            f"hf://{location} is not in the Hugging Face cache at {_hub(environment)} and this version does not download: run `{asked}`"
-        )
-    return snapshot
+    return snapshot if snapshot.is_dir() else None
 
 
 def _hub(environment: Mapping[str, str]) -> Path:

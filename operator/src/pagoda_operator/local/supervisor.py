@@ -6,6 +6,8 @@ Owns the store, the executor and the journal. Does not know the socket (server.p
 import asyncio
 import logging
 import os
+import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -20,15 +22,19 @@ from pagoda_operator.local.journal import Journal
 from pagoda_operator.local.machine import Machine, check_choices, inherited_environment
 from pagoda_operator.local.pod import Pod
 from pagoda_operator.local.secret_files import api_key_file, read_api_key
+from pagoda_operator.local.sources import SourceMissing, check_here
 from pagoda_operator.local.store import ObjectStore
 from pagoda_operator.local.version import code_version, distribution_version
 from pagoda_operator.manifests import Settings
 from pagoda_operator.observed import LABEL_MODEL
 from pagoda_operator.reconcile import reconcile
+from pagoda_operator.scaling import ScalingHistory
 from pagoda_operator.spec import parse
 
 log = logging.getLogger(__name__)
 
+NAMESPACE = "default"
+"""One machine has one."""
 TICK_S = 1.0
 """A round at least this often; every change makes one at once."""
 
@@ -42,7 +48,10 @@ class Supervisor:
         self.store = ObjectStore(home.state_file)
         self.store.load()
         self.journal = Journal()
-        self._settings = Settings(version=distribution_version())
+        self._settings = Settings(version=distribution_version(), host_paths=True)
+        self._history = ScalingHistory()
+        self._told: deque[tuple[str, str, str]] = deque(maxlen=1000)
+        """Decisions that stand in the journal."""
         self._wake = asyncio.Event()
         self._wake.set()
         machine = Machine(
@@ -81,9 +90,10 @@ class Supervisor:
 
     async def round(self) -> None:
         self.executor.settle()
-        done = await reconcile(list(self.store.objects.values()), self.executor, self._settings)
+        done = await reconcile(list(self.store.objects.values()), self.executor, self._settings, self._history, time.monotonic())
         for reason in done.plan.reasons:
             self.journal.tell("plan", reason)
+        self._tell_decisions()
         changed = False
         for document in done.documents:
             name = document["metadata"]["name"]
@@ -94,6 +104,14 @@ class Supervisor:
         if changed:
             self.store.save()
         self.executor.publish(list(self.store.objects.values()))
+
+    def _tell_decisions(self) -> None:
+        for name in self.store.objects:
+            for each in reversed(self._history.decisions(f"{NAMESPACE}/{name}")):
+                line = f"{each['variant']} from {each['from']} to {each['to']} workers: {each['reason']}"
+                if (name, each["time"], line) not in self._told:
+                    self._told.append((name, each["time"], line))
+                    self.journal.tell(name, line)
 
     # ------------------------------------------------------------ what the command line asks for
 
@@ -114,7 +132,8 @@ class Supervisor:
         for document in objects:
             try:
                 parse(document)
-            except InvalidManifest as error:
+                check_here(document["spec"]["model"]["source"])
+            except (InvalidManifest, SourceMissing) as error:
                 raise Refused(str(error)) from error
         if choices is not None:
             self._choose(choices, api_key)
@@ -132,6 +151,7 @@ class Supervisor:
             known = ", ".join(sorted(self.store.objects)) or "none"
             raise Refused(f"there is no InferenceModel {name}; there are: {known}")
         del self.store.objects[name]
+        self._history.forget(f"{NAMESPACE}/{name}")
         self.journal.tell(name, "deleted")
         self.store.save()
         self._wake.set()

@@ -25,6 +25,14 @@ READ = (
     "spec.containers[].startupProbe",
     "spec.containers[].readinessProbe",
     "spec.containers[].livenessProbe",
+    "spec.initContainers[].name",
+    "spec.initContainers[].command",
+    "spec.initContainers[].args",
+    "spec.initContainers[].env[].name",
+    "spec.initContainers[].env[].value",
+    "spec.initContainers[].env[].valueFrom.secretKeyRef",
+    "spec.initContainers[].ports[].name",
+    "spec.initContainers[].ports[].containerPort",
     "spec.terminationGracePeriodSeconds",
 )
 IGNORED: Mapping[str, str] = {
@@ -37,17 +45,31 @@ IGNORED: Mapping[str, str] = {
     "spec.containers[].securityContext": "processes run as the user who started them",
     "spec.containers[].volumeMounts": "paths come from PAGODA_* variables",
     "spec.containers[].terminationMessagePolicy": "the last log line is shown instead",
+    "spec.initContainers[].image": "the installed distribution runs instead",
+    "spec.initContainers[].imagePullPolicy": "no image",
+    "spec.initContainers[].ports[].protocol": "TCP always",
+    "spec.initContainers[].resources": "the machine's own limits hold",
+    "spec.initContainers[].securityContext": "processes run as the user who started them",
+    "spec.initContainers[].volumeMounts": "paths come from PAGODA_* variables",
+    "spec.initContainers[].terminationMessagePolicy": "the last log line is shown instead",
     "spec.volumes": "folders of the state folder",
     "spec.securityContext": "as above",
     "spec.serviceAccountName": "no API server",
     "spec.automountServiceAccountToken": "no API server",
     "spec.enableServiceLinks": "no Services",
+    "spec.shareProcessNamespace": "no process 1 here",
     "spec.nodeSelector": "one node",
     "spec.tolerations": "one node",
     "spec.affinity": "one node",
     "spec.topologySpreadConstraints": "one node",
+    "spec.readinessGates": "the router's acknowledgement is waited for by the executor itself",
+    "spec.imagePullSecrets": "no image",
     "spec.priorityClassName": "no scheduler",
 }
+
+
+FETCH = "fetch"
+"""The one init container that is known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +94,15 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchStep:
+    """The init container that brings the weights: a process that ends before the pod's own starts."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    secret_env: Mapping[str, SecretKey]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PodTemplate:
     deployment: str
     namespace: str
@@ -81,7 +112,8 @@ class PodTemplate:
     hash: str
     """The planner's own, of the pod template."""
     replicas: int
-    recreate: bool
+    surge: int
+    """Pods beyond the wanted number during a rollout. 0: an old one ends first."""
     argv: tuple[str, ...]
     env: Mapping[str, str]
     secret_env: Mapping[str, SecretKey]
@@ -92,6 +124,7 @@ class PodTemplate:
     readiness: Probe | None
     liveness: Probe | None
     grace_s: float
+    fetch: FetchStep | None = None
 
 
 def read_deployment(document: Mapping[str, Any]) -> PodTemplate:
@@ -99,8 +132,10 @@ def read_deployment(document: Mapping[str, Any]) -> PodTemplate:
     spec, template = document["spec"], document["spec"]["template"]
     pod = template["spec"]
     containers = pod["containers"]
-    if len(containers) != 1 or pod.get("initContainers"):
-        raise UnknownTemplate(f"Deployment {name} has {len(containers)} containers; this machine runs exactly one process for each pod")
+    steps = pod.get("initContainers") or []
+    if len(containers) != 1 or [step["name"] for step in steps] not in ([], [FETCH]):
+        others = [each["name"] for each in (*steps, *containers)]
+        raise UnknownTemplate(f"Deployment {name} has the containers {', '.join(others)}; this machine runs one process for each pod")
     container = containers[0]
     labels = template["metadata"].get("labels", {})
     env, secret_env, pod_name_env = _environment(name, container.get("env", ()))
@@ -112,7 +147,7 @@ def read_deployment(document: Mapping[str, Any]) -> PodTemplate:
         labels=labels,
         hash=labels.get(LABEL_TEMPLATE, ""),
         replicas=int(spec.get("replicas", 1)),
-        recreate=spec.get("strategy", {}).get("type") == "Recreate",
+        surge=_surge(spec.get("strategy", {})),
         argv=(*container.get("command", ()), *container.get("args", ())),
         env=env,
         secret_env=secret_env,
@@ -122,7 +157,19 @@ def read_deployment(document: Mapping[str, Any]) -> PodTemplate:
         readiness=_probe(name, container.get("readinessProbe"), ports),
         liveness=_probe(name, container.get("livenessProbe"), ports),
         grace_s=float(pod.get("terminationGracePeriodSeconds", 30)),
+        fetch=_fetch_step(name, steps[0]) if steps else None,
     )
+
+
+def _surge(strategy: Mapping[str, Any]) -> int:
+    if strategy.get("type") == "Recreate":
+        return 0
+    return int(strategy.get("rollingUpdate", {}).get("maxSurge", 1))
+
+
+def _fetch_step(name: str, container: Mapping[str, Any]) -> FetchStep:
+    env, secret_env, _ = _environment(name, container.get("env", ()))
+    return FetchStep(argv=(*container.get("command", ()), *container.get("args", ())), env=env, secret_env=secret_env)
 
 
 def unread_fields(pod_template: Mapping[str, Any]) -> list[str]:
@@ -144,6 +191,8 @@ def _environment(name: str, entries: Any) -> tuple[dict[str, str], dict[str, Sec
             secret_env[entry["name"]] = SecretKey(ref["name"], ref["key"], bool(ref.get("optional", False)))
         elif source.get("fieldRef", {}).get("fieldPath") == "metadata.name":
             pod_name_env.append(entry["name"])
+        elif source.get("fieldRef", {}).get("fieldPath") == "metadata.namespace":
+            continue  # there is one on this machine, and it is found in the fleet file
         else:
             raise UnknownTemplate(f"Deployment {name}: the value of {entry['name']} comes from {sorted(source)}, unknown on this machine")
     return env, secret_env, tuple(pod_name_env)

@@ -16,9 +16,9 @@ POLL_S = 0.1
 FAILURES_IN_VAIN = 3
 FAILURES_OF_CONFIGURATION = 2
 """The first may be of a process that started just before the submission that mended it."""
-HOPELESS = frozenset({"ModelNotFound", "InvalidSpec", "NameTaken", "ForeignObject"})
-BAD_CONFIGURATION = 2
-"""The exit status with which a process says that trying again is useless."""
+HOPELESS = frozenset({"ModelNotFound", "Unauthorized", "DiskFull", "SpecInvalid", "NameTaken", "ForeignObject", "HostPathForbidden"})
+INCURABLE = (2, 3)
+"""Exit statuses with which a process says that trying again is useless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ def verdict(name: str, state: Mapping[str, Any]) -> Verdict:
     conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
     progressing = conditions.get("Progressing", {})
     pods = [pod for pod in state["pods"] if not pod["terminating"] and (pod["model"] == name or pod["component"] == "router")]
-    if status.get("ready") == "True" and progressing.get("reason") == "Settled":
-        return Verdict(True, False, f"{name}: ready")
+    if status.get("ready") in ("True", "Asleep") and progressing.get("reason") == "Settled":
+        return Verdict(True, False, f"{name}: ready" if status["ready"] == "True" else f"{name}: asleep until the first request")
     in_vain = status.get("ready") in HOPELESS or any(_in_vain(pod) for pod in pods)
     return Verdict(in_vain, in_vain, f"{name}: {_explain(status, conditions, pods)}")
 
@@ -75,7 +75,7 @@ def _in_vain(pod: Mapping[str, Any]) -> bool:
     """Only between two lives: one that runs may yet become ready."""
     if pod["phase"] != "Failed":
         return False
-    patience = FAILURES_OF_CONFIGURATION if pod["lastExit"] == BAD_CONFIGURATION else FAILURES_IN_VAIN
+    patience = FAILURES_OF_CONFIGURATION if pod["lastExit"] in INCURABLE else FAILURES_IN_VAIN
     return bool(pod["failures"] >= patience)
 
 

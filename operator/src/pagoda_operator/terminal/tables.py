@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-COLUMNS = ("NAME", "READY", "MODEL", "REPLICAS", "ENDPOINT", "AGE")
+COLUMNS = ("NAME", "READY", "MODEL", "REPLICAS", "ROUTED", "KV TOKENS", "ENDPOINT", "AGE")
 LONGEST_AGE_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"))
 
 
@@ -34,8 +34,9 @@ def description(document: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], 
         f"Age:       {age(metadata['creationTimestamp'], now)} (generation {metadata['generation']})",
         "",
         "Conditions:",
-        *(f"  {c['type']:<12} {c['status']:<6} {c['reason']:<20} {c['message']}" for c in status.get("conditions", ())),
+        *(f"  {c['type']:<14} {c['status']:<7} {c['reason']:<20} {c['message']}" for c in status.get("conditions", ())),
         "",
+        *_sections(status, now),
         "Processes:",
         *(f"  {_process(pod)}" for pod in pods),
         "",
@@ -59,12 +60,53 @@ def now() -> datetime:
 
 def _row(document: Mapping[str, Any], now: datetime) -> tuple[str, ...]:
     status = document.get("status") or {}
-    replicas = f"{status.get('readyReplicas', 0)}/{status.get('replicas', 0)}"
+    desired = (status.get("scaling") or {}).get("desired", status.get("replicas", 0))
+    replicas = f"{status.get('readyReplicas', 0)}/{desired}"
+    routed, kv_tokens = str(status.get("routedReplicas", 0)), str((status.get("capacity") or {}).get("kvTokens", ""))
     ready = status.get("ready", "Pending")
     if status.get("progress") and ready != "True":
         ready = f"{ready} {status['progress']}"
     model, metadata = document["spec"]["model"]["source"], document["metadata"]
-    return (metadata["name"], ready, model, replicas, status.get("endpoint", ""), age(metadata["creationTimestamp"], now))
+    return metadata["name"], ready, model, replicas, routed, kv_tokens, status.get("endpoint", ""), age(metadata["creationTimestamp"], now)
+
+
+def _sections(status: Mapping[str, Any], now: datetime) -> list[str]:
+    """Each only when there is something in it, with an empty line after it."""
+    sections = {
+        "Capacity": _capacity(status.get("capacity") or {}),
+        "Timeline": _timeline(status.get("timeline") or {}),
+        "Variants": _variants(status.get("variants") or ()),
+        "Scaling": _decisions((status.get("scaling") or {}).get("decisions") or (), now),
+    }
+    return [line for title, lines in sections.items() if lines for line in (f"{title}:", *(f"  {each}" for each in lines), "")]
+
+
+def _capacity(told: Mapping[str, Any]) -> list[str]:
+    if not told:
+        return []
+    speeds = f"{told['prefillTokensPerS']:g} tokens/s prefill, {told['decodeTokensPerS']:g} tokens/s decode"
+    return [f"{told['kvTokens']} tokens of KV cache, sequences up to {told['maxModelLen']}, {speeds}"]
+
+
+def _timeline(told: Mapping[str, str]) -> list[str]:
+    """When, and how long after the step before."""
+    lines, before = [], None
+    for step, written in told.items():
+        moment = datetime.fromisoformat(written)
+        took = f"  +{(moment - before).total_seconds():.0f} s" if before is not None else ""
+        lines.append(f"{step:<10} {written}{took}")
+        before = moment
+    return lines
+
+
+def _variants(variants: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{each['name']:<20} weight {each['weight']:<4} {each['ready']} of {each['desired']} ready" for each in variants]
+
+
+def _decisions(decisions: Sequence[Mapping[str, Any]], now: datetime) -> list[str]:
+    return [
+        f"{age(each['time'], now):>4} ago  {each.get('variant', '')} {each['from']} → {each['to']}: {each['reason']}" for each in decisions
+    ]
 
 
 def _process(pod: Mapping[str, Any]) -> str:

@@ -24,13 +24,19 @@ def workers() -> list:
     ]
 
 
+def demand() -> dict:
+    """As demand.json in the state folder says; a test writes it."""
+    file = Path(os.environ["PAGODA_HOME"]) / "demand.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
 class Api(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         if self.path == "/internal/v1/fleet":
             assert self.headers["authorization"] == f"Bearer {os.environ['PAGODA_INTERNAL_TOKEN']}"
-            self.answer(200, {"models": {}, "workers": workers()})
+            self.answer(200, {"models": demand(), "workers": workers()})
         elif self.path == "/v1/models":
             self.answer(200, {"data": [{"id": model["metadata"]["name"]} for model in fleet()["models"]]})
         else:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 def behaviour() -> dict:
     source = os.environ["PAGODA_MODEL_SOURCE"]
+    if source.startswith("hf://"):
+        assert (Path(os.environ["PAGODA_MODEL_CACHE"]) / source.rpartition("/")[2] / "fetched").read_text() == source
     file = Path(source) / "behaviour.json"
     return json.loads(file.read_text()) if file.exists() else {}
 

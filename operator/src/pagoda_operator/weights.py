@@ -1,0 +1,89 @@
+"""How a worker's pod gets its weights: nothing to do, a folder that is mounted, or a fetch step before the worker starts.
+
+builtin://  inside the image
+file://     the node's folder, at its own path
+pvc://      the claim, read-only at /models/pvc
+hf:// s3:// fetched into /models: the cache's claim, or a folder that ends with the pod
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pagoda_operator.spec import InferenceModel
+
+MODELS_FOLDER = "/models"
+CLAIM_FOLDER = "/models/pvc"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True, "AWS_REGION": True}
+"""Keys of the credentials Secret, and whether each may be absent. Named one by one: no other key of the Secret becomes a variable."""
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    source: str
+    """PAGODA_MODEL_SOURCE of the worker."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Of the worker and of the fetch step: both must come to the same folder."""
+    fetch_env: list[Object] = field(default_factory=list)
+    """Of the fetch step alone: where to ask, and with whose rights."""
+    fetch: bool = False
+    volumes: list[Object] = field(default_factory=list)
+    mounts: list[Object] = field(default_factory=list)
+    """Of the worker: read-only. The fetch step may write there."""
+
+
+def cache_name(model_name: str) -> str:
+    return f"{model_name}-cache"
+
+
+def weights_of(model: InferenceModel) -> Weights:
+    source = model.spec.model
+    match source.scheme:
+        case "hf" | "s3":
+            return _fetched(model)
+        case "pvc":
+            claim, _, folder = source.location.partition("/")
+            volume = {"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+            path = f"{CLAIM_FOLDER}/{folder}".rstrip("/")
+            return Weights(source=f"file://{path}", volumes=[volume], mounts=[_read_only("model", CLAIM_FOLDER)])
+        case "file":
+            volume = {"name": "model", "hostPath": {"path": source.location, "type": "Directory"}}
+            return Weights(source=source.source, volumes=[volume], mounts=[_read_only("model", source.location)])
+        case _:
+            return Weights(source=source.source)
+
+
+def _fetched(model: InferenceModel) -> Weights:
+    source = model.spec.model
+    env = {"PAGODA_MODEL_CACHE": MODELS_FOLDER}
+    if source.scheme == "hf":
+        env["PAGODA_MODEL_REVISION"] = source.revision or "main"
+    fetch_env: list[Object] = []
+    if source.endpoint is not None:
+        fetch_env.append({"name": "PAGODA_MODEL_ENDPOINT", "value": source.endpoint})
+    if source.token_secret is not None:
+        fetch_env.append(_secret("PAGODA_HF_TOKEN", source.token_secret.name, source.token_secret.key))
+    if source.credentials_secret is not None:
+        fetch_env += [_secret(name, source.credentials_secret, name, optional=optional) for name, optional in CREDENTIALS.items()]
+    if source.cache is None:
+        volume: Object = {"name": "models", "emptyDir": {}}
+    else:
+        volume = {"name": "models", "persistentVolumeClaim": {"claimName": source.cache.claim or cache_name(model.name)}}
+    return Weights(
+        source=source.source,
+        env=env,
+        fetch_env=fetch_env,
+        fetch=True,
+        volumes=[volume],
+        mounts=[_read_only("models", MODELS_FOLDER)],
+    )
+
+
+def _read_only(name: str, path: str) -> Object:
+    return {"name": name, "mountPath": path, "readOnly": True}
+
+
+def _secret(variable: str, secret: str, key: str, *, optional: bool = False) -> Object:
+    ref: Object = {"name": secret, "key": key}
+    return {"name": variable, "valueFrom": {"secretKeyRef": ref | {"optional": True} if optional else ref}}

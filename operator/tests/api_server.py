@@ -1,0 +1,88 @@
+"""A real API server with etcd, and the few requests that tests of the CRD and of plans need. Started once a session, in conftest.py."""
+
+import json
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from cases import REPOSITORY
+
+from pagoda_operator.kinds import KINDS, ApiKind
+from pagoda_operator.observed import ref_of
+
+PROGRAMS = ("etcd", "kube-apiserver")
+ALL_KINDS = {**KINDS, "InferenceModel": ApiKind("pagoda.dev/v1alpha1", "inferencemodels"), "Pod": ApiKind("v1", "pods")}
+
+
+def absent() -> str | None:
+    """Why there can be no server here, in a line."""
+    folder = os.environ.get("PAGODA_KUBE_BIN")
+    if folder and all((Path(folder) / name).exists() for name in PROGRAMS):
+        return None
+    return f"PAGODA_KUBE_BIN names no folder with {' and '.join(PROGRAMS)}"
+
+
+class ApiServer:
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def namespace(self, name: str, **labels: str) -> None:
+        metadata = {"name": name, "labels": {f"pod-security.kubernetes.io/{mode}": level for mode, level in labels.items()}}
+        answer = self._client.post("/api/v1/namespaces", json={"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        assert answer.status_code in (201, 409), answer.text
+
+    def tried(self, document: Mapping[str, Any]) -> httpx.Response:
+        """Creates without storing, as strict as kubectl's --validate and --dry-run=server."""
+        kind, namespace = ALL_KINDS[document["kind"]], document["metadata"].get("namespace", "default")
+        return self._client.post(kind.path(namespace), params={"dryRun": "All", "fieldValidation": "Strict"}, json=dict(document))
+
+    def apply(self, document: Mapping[str, Any], manager: str = "pagoda-operator") -> dict[str, Any]:
+        ref = ref_of(document)
+        answer = self._client.patch(
+            ALL_KINDS[ref.kind].path(ref.namespace, ref.name),
+            params={"fieldManager": manager, "force": "true", "fieldValidation": "Strict"},
+            content=json.dumps(document),
+            headers={"Content-Type": "application/apply-patch+yaml"},
+        )
+        assert answer.status_code in (200, 201), answer.text
+        assert "Warning" not in answer.headers, answer.headers["Warning"]
+        stored: dict[str, Any] = answer.json()
+        return stored
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        return self._client.patch(path, content=json.dumps(body), headers={"Content-Type": "application/merge-patch+json"})
+
+    def delete(self, path: str) -> None:
+        answer = self._client.delete(path)
+        assert answer.status_code == 200, answer.text
+
+    def install_crd(self) -> None:
+        crd = yaml.safe_load((REPOSITORY / "crds/inferencemodels.yaml").read_text())
+        answer = self._client.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", json=crd)
+        assert answer.status_code == 201, answer.text
+        watch = {"watch": "true", "fieldSelector": f"metadata.name={crd['metadata']['name']}", "timeoutSeconds": "30"}
+        with self._client.stream("GET", answer.request.url.path, params=watch) as events:
+            for line in events.iter_lines():
+                conditions = json.loads(line)["object"].get("status", {}).get("conditions") or ()
+                if any(one["type"] == "Established" and one["status"] == "True" for one in conditions):
+                    break
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[ApiServer]:
+    command = [sys.executable, str(REPOSITORY / "ops/devcluster"), "control-plane", "--dir", str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # closing its input ends it
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())
+        trust, bearer = ssl.create_default_context(cafile=facts["ca"]), {"Authorization": f"Bearer {facts['token']}"}
+        with httpx.Client(base_url=facts["url"], verify=trust, headers=bearer, trust_env=False, timeout=30) as client:
+            server = ApiServer(client)
+            server.install_crd()
+            yield server
