@@ -1,0 +1,146 @@
+"""Pagoda on a real Kubernetes, installed once by Helm for all tests; `make e2e` made the cluster and loaded the images.
+
+Tests run where Service addresses answer: in the devcluster's network namespace. In somebody else's cluster they would have to be a pod,
+as kubectl port-forward holds on to one router.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import pytest
+import yaml
+from flows import Recorder, recording
+from kube import Namespace, Object, eventually, merged, pod_is_ready, run
+
+ROOT = Path(__file__).parents[3]
+QUICKSTART = ROOT / "docs/quickstart/inferencemodel.yaml"
+SYSTEM = Namespace("pagoda-system")
+FIRST = ["test_serving", "test_faults", "test_rollout", "test_upgrade", "test_scaling"]
+LAST = ["test_security", "test_flows", "test_uninstall"]
+"""Cheap and telling first; what judges all that was done, and what ends the installation, last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate([*FIRST, "", *LAST])}
+    items.sort(key=lambda item: places.get(item.path.stem, places[""]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    began = time.monotonic()
+    result = yield
+    print(f"\n[{time.monotonic() - began:.1f} s] {item.name}")
+    return result
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The release, and the one namespace whose models all tests share."""
+
+    models: Namespace
+    url: str
+    api_key: str
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url, api_key=self.api_key, max_retries=0, timeout=60)
+
+    def sum(self, model: str = "tiny", a: int = 27, b: int = 46) -> str:
+        """One answer, whole."""
+        with self.client() as client:
+            answer = client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": f"What is {a} + {b}?"}], temperature=0
+            )
+        return answer.choices[0].message.content or ""
+
+
+def quickstart(**changes: Object) -> Object:
+    """The shipped manifest, with `spec` changes laid over it; `name` renames it."""
+    document: Object = yaml.safe_load(QUICKSTART.read_text())
+    if name := changes.pop("name", None):
+        document["metadata"]["name"] = name
+    return merged(document, changes)
+
+
+def make_namespace(name: str) -> Namespace:
+    labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
+    document = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    run("kubectl", "apply", "-f", "-", stdin=json.dumps(document))
+    return Namespace(name)
+
+
+def version() -> str:
+    chart: Object = yaml.safe_load((ROOT / "charts/pagoda/Chart.yaml").read_text())
+    return str(chart["appVersion"])
+
+
+def install(*extra: str, charts: Path = ROOT / "charts") -> None:
+    """CRDs and operator; the second time an upgrade."""
+    for chart, words in (("pagoda-crds", ()), ("pagoda", extra)):
+        command = [
+            "helm",
+            "upgrade",
+            "--install",
+            chart,
+            str(charts / chart),
+            "--namespace",
+            SYSTEM.name,
+            "--reset-values",
+            "--wait",
+            "--timeout",
+            "3m",
+        ]
+        run(*command, *words, timeout_s=240)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def recorded() -> Iterator[Recorder | None]:
+    with recording() as recorder:
+        yield recorder
+
+
+@pytest.fixture(scope="session")
+def installation() -> Installation:
+    make_namespace(SYSTEM.name)
+    install()
+    models = make_namespace("models")
+    models.kubectl("apply", "-f", str(QUICKSTART))
+    eventually(lambda: models.is_ready("tiny"), within_s=180, of="the quickstart is Ready")
+    secret = models.get("secret", "pagoda-api-key")
+    api_key = base64.b64decode(secret["data"]["key"]).decode()
+    address = models.get("service", "pagoda-router")["spec"]["clusterIP"]
+    return Installation(models, f"http://{address}:8000/v1", api_key)
+
+
+def leader() -> str:
+    return str(SYSTEM.get("lease", "pagoda-operator")["spec"].get("holderIdentity") or "")
+
+
+def operator_pods() -> list[Object]:
+    pods = SYSTEM.all("pods", "app.kubernetes.io/component=operator")
+    return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"] and pod_is_ready(pod)]
+
+
+def ready_workers(models: Namespace, model: str) -> list[Object]:
+    return [pod for pod in models.pods("worker", model) if pod_is_ready(pod)]
+
+
+def ready_routers(models: Namespace) -> list[Object]:
+    return [pod for pod in models.pods("router") if pod_is_ready(pod)]
+
+
+def kill_nine(pod_name: str) -> None:
+    """SIGKILL to the processes of a pod on this machine's node, by their environment: no grace, no goodbye."""
+    wanted = f"PAGODA_POD_NAME={pod_name}".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(entry.name), signal.SIGKILL)

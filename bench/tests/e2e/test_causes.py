@@ -1,0 +1,86 @@
+"""A model that cannot run says why in `kubectl get im`, in words that name the cause and the next step."""
+
+import time
+
+from conftest import Installation, quickstart
+from kube import Object, eventually
+
+SMALL = {"cpu": "100m", "memory": "2Gi"}
+
+
+def ready_column(installation: Installation, name: str) -> str:
+    return str(installation.models.get("inferencemodel", name)["status"]["ready"])
+
+
+def told(installation: Installation, name: str, reason: str, *words: str, **spec: Object) -> None:
+    """READY shows `reason`, within five seconds of the pod knowing it; a condition of that reason has the words."""
+    models, trouble_since = installation.models, 0.0
+
+    def shown() -> bool:
+        nonlocal trouble_since
+        column = ready_column(installation, name)
+        if not trouble_since and any(is_in_trouble(pod) for pod in models.pods("worker", name)):
+            trouble_since = time.monotonic()
+        return column == reason
+
+    models.apply(quickstart(name=name, spec={"resources": SMALL} | spec))
+    try:
+        eventually(shown, within_s=90, of=f"READY shows {reason}")
+        assert not trouble_since or time.monotonic() - trouble_since < 5
+
+        def said() -> bool:
+            conditions = models.get("inferencemodel", name)["status"]["conditions"]
+            messages = " | ".join(c["message"] for c in conditions if c["reason"] == reason)
+            assert all(word in messages for word in words), messages
+            return True
+
+        eventually(said, within_s=60, of=f"a condition says {', '.join(words)}")
+    finally:
+        models.delete("inferencemodel", name)
+
+
+def is_in_trouble(pod: Object) -> bool:
+    """The API server tells it of the pod: nowhere to run, or a container that ended badly or cannot start."""
+    status = pod["status"]
+    containers = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+    states = [container[key] for container in containers for key in ("state", "lastState")]
+    return (
+        any(c["type"] == "PodScheduled" and c["status"] == "False" for c in status.get("conditions", ()))
+        or any(state.get("terminated", {}).get("exitCode") for state in states)
+        or any(state.get("waiting", {}).get("reason") not in (None, "PodInitializing", "ContainerCreating") for state in states)
+    )
+
+
+def test_a_model_that_does_not_ship(installation: Installation) -> None:
+    told(installation, "missing", "ModelNotFound", "builtin://tiny", model={"source": "builtin://nowhere"})
+
+
+def test_more_cores_than_any_node_has(installation: Installation) -> None:
+    told(installation, "huge", "Unschedulable", "cpu", "spec.resources", resources={"cpu": "500", "memory": "2Gi"})
+
+
+def test_a_gpu_where_there_is_none(installation: Installation) -> None:
+    told(installation, "gpu", "Unschedulable", "nvidia.com/gpu", resources={"gpus": 1, "cpu": "100m", "memory": "2Gi"})
+
+
+def test_memory_too_small_for_the_engine(installation: Installation) -> None:
+    told(installation, "tight", "OutOfMemory", "96 MiB", "raise the limit", resources={"cpu": "100m", "memory": "96Mi"})
+
+
+def test_a_hub_that_cannot_be_reached(installation: Installation) -> None:
+    source = {"source": "hf://nobody/nothing", "endpoint": "http://127.0.0.1:9"}
+    told(installation, "unreachable", "WeightsDownload", "127.0.0.1:9", model=source)
+
+
+def test_a_node_folder_where_the_operator_forbids_it(installation: Installation) -> None:
+    told(installation, "folder", "HostPathForbidden", model={"source": "file:///models/chat"})
+
+
+def test_a_quota_that_is_used_up(installation: Installation) -> None:
+    models = installation.models
+    used = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight"}, "spec": {"hard": {"requests.memory": "1Mi"}}}
+    models.apply(used)
+    try:
+        told(installation, "over", "QuotaExceeded", "tight")
+    finally:
+        models.delete("resourcequota", "tight")

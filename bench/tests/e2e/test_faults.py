@@ -1,0 +1,204 @@
+"""Things that die, and things that people delete: what a client notices, and how fast all is as it was."""
+
+import json
+import time
+from datetime import UTC, datetime
+
+import openai
+from conftest import SYSTEM, Installation, kill_nine, leader, operator_pods, ready_workers
+from kube import Namespace, Object, eventually, names, run
+from traffic import steady_traffic
+
+
+def test_a_killed_worker_costs_only_its_own_streams_and_comes_back(installation: Installation) -> None:
+    models = installation.models
+    with steady_traffic(installation.url, installation.api_key, "tiny") as traffic:
+        eventually(lambda: traffic.count("before") >= 4, within_s=60, of="traffic flows")
+        (pod,) = ready_workers(models, "tiny")
+        traffic.mark("killed")
+        models.delete("pod", pod["metadata"]["name"], wait=False, grace_period=0, force="true")
+        eventually(
+            lambda: (fresh := ready_workers(models, "tiny")) and pod["metadata"]["name"] not in names(fresh),
+            within_s=120,
+            of="another worker is ready",
+        )
+        traffic.mark("after")
+        eventually(lambda: traffic.count("after") >= 4, within_s=60, of="traffic flows again")
+    late = [outcome for outcome in traffic.outcomes if outcome.phase == "after" and outcome.trouble]
+    assert late == []
+    assert len(traffic.bad()) <= traffic.streams, traffic.report()
+
+
+def test_a_deleted_pod_gets_no_new_requests_and_finishes_its_streams(installation: Installation) -> None:
+    models = installation.models
+    eventually(lambda: models.is_settled("tiny"), within_s=120, of="settled")
+    (pod,) = ready_workers(models, "tiny")
+    with installation.client() as client:
+        long = client.completions.create(model="tiny", prompt="copy: a b c d", max_tokens=900, stream=True, extra_body={"ignore_eos": True})
+        stream = iter(long)
+        next(stream)
+        models.delete("pod", pod["metadata"]["name"], wait=False)
+        chunks = list(stream)
+    assert chunks[-1].choices[0].finish_reason == "length"
+    eventually(lambda: ready_workers(models, "tiny"), within_s=120, of="another worker is ready")
+    assert "73" in installation.sum()
+
+
+def test_children_deleted_or_edited_by_hand_are_repaired(installation: Installation) -> None:
+    models = installation.models
+    models.delete("service", "tiny-default")
+    models.delete("poddisruptionbudget", "pagoda-router")
+    models.delete("networkpolicy", "pagoda-default-deny")
+    models.kubectl(
+        "patch", "service", "pagoda-router", "--type=json", "-p", '[{"op": "replace", "path": "/spec/ports/0/port", "value": 8123}]'
+    )
+    models.kubectl("label", "deployment", "tiny-default", "app.kubernetes.io/part-of=somebody", "--overwrite")
+
+    def repaired() -> bool:
+        ports = {port["port"] for port in models.get("service", "pagoda-router")["spec"]["ports"]}
+        label = models.get("deployment", "tiny-default")["metadata"]["labels"]["app.kubernetes.io/part-of"]
+        models.get("service", "tiny-default"), models.get("pdb", "pagoda-router"), models.get("networkpolicy", "pagoda-default-deny")
+        return 8000 in ports and label == "pagoda"
+
+    eventually(repaired, within_s=20, of="what was deleted is back and what was edited is as planned")
+    eventually(lambda: _answered(installation), within_s=30, of="requests are answered")
+
+
+def test_a_foreign_object_is_left_alone_and_named(installation: Installation) -> None:
+    models = installation.models
+    foreign = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "taken-default"}, "spec": {"ports": [{"port": 1}]}}
+    models.apply(foreign)
+    before = models.get("service", "taken-default")["metadata"]["resourceVersion"]
+    models.apply({**_bare("taken")})
+
+    def told() -> str:
+        condition = models.condition("taken", "Accepted")
+        return str(condition["message"]) if condition["reason"] == "ForeignObject" else ""
+
+    assert "taken-default" in eventually(told, within_s=20, of="the condition names the object")
+    models.delete("inferencemodel", "taken")
+    eventually(lambda: not models.all("deployments", "pagoda.dev/model=taken"), within_s=30, of="its children are gone")
+    assert models.get("service", "taken-default")["metadata"]["resourceVersion"] == before
+    models.delete("service", "taken-default")
+
+
+def test_when_the_active_operator_is_killed_one_works_again_within_15_seconds(installation: Installation) -> None:
+    models = installation.models
+    pods = eventually(lambda: len(operator_pods()) == 2 and operator_pods(), within_s=90, of="two operators are ready")
+    dying = next(pod for pod in pods if leader().startswith(pod["metadata"]["name"]))
+    began = time.monotonic()
+    kill_nine(dying["metadata"]["name"])
+    models.delete("networkpolicy", "pagoda-default-deny")
+    # Whichever is first: the other replica takes the Lease, or the killed container is back and finds its own.
+    eventually(lambda: models.get("networkpolicy", "pagoda-default-deny"), within_s=15, of="what is deleted is repaired", every_s=0.1)
+    print(f"repaired {time.monotonic() - began:.1f} s after kill -9")
+
+
+def test_when_the_active_operator_leaves_the_other_takes_the_lease(installation: Installation) -> None:
+    pods = eventually(lambda: len(operator_pods()) == 2 and operator_pods(), within_s=90, of="two operators are ready")
+    old = leader()
+    leaving = next(pod for pod in pods if old.startswith(pod["metadata"]["name"]))
+    SYSTEM.delete("pod", leaving["metadata"]["name"], wait=False)
+    eventually(lambda: leader() not in ("", old), within_s=15, of="another operator holds the Lease", every_s=0.1)
+
+
+def test_an_operator_that_dies_touches_no_healthy_pod(installation: Installation) -> None:
+    models = installation.models
+    eventually(lambda: models.is_settled("tiny"), within_s=120, of="settled")
+    before = {pod["metadata"]["uid"] for pod in models.all("pods")}
+    for pod in operator_pods():
+        SYSTEM.delete("pod", pod["metadata"]["name"], wait=False, grace_period=0, force="true")
+    old = leader()
+    eventually(lambda: leader() not in ("", old), within_s=60, of="a new operator holds the Lease")
+    assert "73" in installation.sum()
+    models.kubectl("patch", "inferencemodel", "tiny", "--subresource=status", "--type=merge", "-p", '{"status": null}')
+    eventually(lambda: models.is_settled("tiny"), within_s=60, of="the wiped status is written anew")
+    assert {pod["metadata"]["uid"] for pod in models.all("pods")} == before
+
+
+def test_kubectl_replace_touches_no_pod(installation: Installation) -> None:
+    models = installation.models
+    before = {pod["metadata"]["uid"] for pod in models.all("pods")}
+    document = models.get("inferencemodel", "tiny")
+    bare = {
+        "apiVersion": document["apiVersion"],
+        "kind": document["kind"],
+        "metadata": {"name": "tiny", "namespace": models.name},
+        "spec": document["spec"],
+    }
+    models.kubectl("replace", "-f", "-", stdin=json.dumps(bare))
+    eventually(lambda: models.is_settled("tiny"), within_s=30, of="settled again")
+    assert {pod["metadata"]["uid"] for pod in models.all("pods")} == before
+
+
+def test_without_the_api_server_requests_are_answered_and_nothing_moves(installation: Installation) -> None:
+    models = installation.models
+    before = {pod["metadata"]["uid"] for pod in models.all("pods")}
+    root = __file__.rpartition("/bench/")[0]
+    run("python3", f"{root}/ops/devcluster", "stop", "apiserver")
+    try:
+        ends = time.monotonic() + 20
+        answered = 0
+        while time.monotonic() < ends:
+            assert "73" in installation.sum()
+            answered += 1
+    finally:
+        run("python3", f"{root}/ops/devcluster", "start", "apiserver")
+        # They may wait a minute before they ask again. Until then no pod is made or started, and Services lead to pods that are gone.
+        restarted = datetime.now(UTC).replace(microsecond=0)
+        for component in ("controller-manager", "scheduler", "kubelet", "kube-proxy"):
+            for action in ("stop", "start"):
+                run("python3", f"{root}/ops/devcluster", action, component)
+    assert answered > 10
+    # A kubelet that starts takes every pod for not ready until it has asked.
+    eventually(
+        lambda: all(_is_ready_since(pod, restarted) for pod in models.all("pods")), within_s=60, of="the kubelet knows every pod again"
+    )
+    eventually(lambda: _answered(installation), within_s=30, of="requests are answered by the Service")
+    eventually(lambda: leader(), within_s=30, of="an operator holds the Lease")
+    models.delete("networkpolicy", "pagoda-default-deny")
+    eventually(lambda: models.get("networkpolicy", "pagoda-default-deny"), within_s=60, of="the operator works again")
+    assert {pod["metadata"]["uid"] for pod in models.all("pods")} == before
+
+
+def test_a_killed_router_costs_no_new_request(installation: Installation) -> None:
+    models = installation.models
+    pods = eventually(lambda: len(models.pods("router")) == 2 and models.pods("router"), within_s=60, of="two routers")
+    models.delete("pod", pods[0]["metadata"]["name"], wait=False, grace_period=0, force="true")
+    failures = 0
+    for _ in range(10):
+        try:
+            installation.sum()
+        except openai.APIConnectionError:
+            failures += 1
+    assert failures <= 1
+    eventually(lambda: _routers_behind_service(models) == names(models.pods("router")), within_s=60, of="the Service leads to both routers")
+    eventually(lambda: models.is_settled("tiny"), within_s=90, of="settled again")
+
+
+def _answered(installation: Installation) -> bool:
+    """False while kube-proxy has not caught up."""
+    try:
+        return "73" in installation.sum()
+    except openai.APIConnectionError:
+        return False
+
+
+def _is_ready_since(pod: Object, moment: datetime) -> bool:
+    """It became ready at that moment or later."""
+    conditions = [c for c in pod["status"]["conditions"] if (c["type"], c["status"]) == ("Ready", "True")]
+    return any(datetime.fromisoformat(condition["lastTransitionTime"]) >= moment for condition in conditions)
+
+
+def _routers_behind_service(models: Namespace) -> set[str]:
+    (piece,) = models.all("endpointslices", "kubernetes.io/service-name=pagoda-router")
+    return {endpoint["targetRef"]["name"] for endpoint in piece["endpoints"] if endpoint["conditions"]["ready"]}
+
+
+def _bare(name: str) -> dict[str, object]:
+    return {
+        "apiVersion": "pagoda.dev/v1alpha1",
+        "kind": "InferenceModel",
+        "metadata": {"name": name},
+        "spec": {"model": {"source": "builtin://tiny"}, "resources": {"cpu": "100m", "memory": "2Gi"}},
+    }
