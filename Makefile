@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help
 help: ## List every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(READY) ## Create .venv with everything pinned (a no-op the second time)
@@ -63,7 +63,7 @@ lint: $(READY) ## ruff, strict mypy, import contracts, generated files up to dat
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@diff -r crds charts/pagoda-crds/templates || { echo "lint: charts/pagoda-crds differs from crds/: run make crds"; exit 1; }
+	@diff -r crds charts/pagoda-crds/files || { echo "lint: charts/pagoda-crds differs from crds/: run make crds"; exit 1; }
 
 .PHONY: format
 format: $(READY) ## Format the code and sort imports
@@ -72,18 +72,50 @@ format: $(READY) ## Format the code and sort imports
 
 .PHONY: crds
 crds: ## Copy crds/ into the Helm chart pagoda-crds
-	@mkdir -p charts/pagoda-crds/templates
-	@rm -f charts/pagoda-crds/templates/*.yaml
-	@cp crds/*.yaml charts/pagoda-crds/templates/
+	@mkdir -p charts/pagoda-crds/files
+	@rm -f charts/pagoda-crds/files/*.yaml
+	@cp crds/*.yaml charts/pagoda-crds/files/
 
 .PHONY: train-tiny
 train-tiny: $(READY) ## Train the shipped tiny models anew (resumable, up to two hours; see docs/decisions/tiny-models.md)
 	@$(BIN)/python -m pagoda_bench.tiny train --model target
 	@$(BIN)/python -m pagoda_bench.tiny train --model draft
 
+.PHONY: images
+images: ## Build pagoda/{operator,router,worker} with buildah, docker or podman (PAGODA_BASE_IMAGE, TORCH_INDEX, IMAGE_REGISTRY)
+	@$(PYTHON) images/build.py build
+
+.PHONY: images-load
+images-load: ## Give the development cluster the images
+	@$(PYTHON) images/build.py load --present "$(PYTHON) ops/devcluster images" -- $(PYTHON) ops/devcluster load -
+
+.PHONY: e2e
+e2e: $(READY) ## Prove it on a real Kubernetes: cluster, images, charts, faults, uninstall (E2E_KEEP=1 leaves the cluster up)
+	@bench/tests/e2e/run $(PYTHON) $(BIN)/python
+
 .PHONY: bench
 bench: $(READY) ## Measure tokens/s against transformers and write bench/results/
 	@$(BIN)/python -m pagoda_bench.throughput
+
+.PHONY: devcluster
+devcluster: ## Start a one-node Kubernetes in a network of its own (or check the one of KUBECONFIG); needs root
+	@$(PYTHON) ops/devcluster up
+
+.PHONY: devcluster-down
+devcluster-down: ## Remove that cluster and everything it left, also after a crash
+	@$(PYTHON) ops/devcluster down
+
+.PHONY: devcluster-build
+devcluster-build: ## Build its programs (25 minutes, once) where PAGODA_KUBE_BIN names no folder that has them
+	@$(PYTHON) ops/devcluster build
+
+.PHONY: test-devcluster
+test-devcluster: $(READY) ## Test the cluster itself: control plane alone, and the node where root and Debian's packages are there
+	@cd ops/devcluster && ../../$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+.PHONY: bench-operator
+bench-operator: $(READY) ## Measure the operator at 1 000 models and 5 000 pods (needs the cluster's programs; 15 minutes)
+	@$(BIN)/python -m pagoda_bench.operator_scale
 
 .PHONY: gpu-check
 gpu-check: ## Check the engine on this machine's GPU (plain Python with torch, triton, numpy, safetensors, tokenizers)
