@@ -38,9 +38,15 @@ async def awake() -> AsyncIterator[ScriptedWorker]:
         yield worker
 
 
-def caller(router: Rig) -> Caller:
+def callers(router: Rig, count: int) -> list[Caller]:
+    """Of one router: they share its tokenizers, as requests do."""
     settings = SurfaceSettings(keep_alive_first_s=0.02, keep_alive_s=0.02)
-    return Caller(create_app(dispatcher=router.dispatcher, catalog=router.fleet, settings=settings))
+    app = create_app(dispatcher=router.dispatcher, catalog=router.fleet, settings=settings)
+    return [Caller(app) for _ in range(count)]
+
+
+def caller(router: Rig) -> Caller:
+    return callers(router, 1)[0]
 
 
 async def waiting(router: Rig, count: int) -> None:
@@ -301,9 +307,10 @@ async def test_a_client_that_leaves_while_it_waits_frees_its_place(tmp_path, str
 async def test_a_held_request_keeps_its_place_before_later_ones(tmp_path):
     async with awake() as worker, sleeping(tmp_path) as router:
         worker.state.kv_capacity_tokens = 400
-        first = asyncio.create_task(caller(router)("POST", CHAT, chat(max_tokens=300)))
+        earlier, later = callers(router, 2)
+        first = asyncio.create_task(earlier("POST", CHAT, chat(max_tokens=300)))
         await waiting(router, 1)
-        second = asyncio.create_task(caller(router)("POST", CHAT, chat(max_tokens=299)))
+        second = asyncio.create_task(later("POST", CHAT, chat(max_tokens=299)))
         await waiting(router, 2)
         router.know(worker)
         assert (await answer(worker)).max_tokens == 300
