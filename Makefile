@@ -118,5 +118,5 @@ bench-operator: $(READY) ## Measure the operator at 1 000 models and 5 000 pods 
 	@$(BIN)/python -m pagoda_bench.operator_scale
 
 .PHONY: gpu-check
-gpu-check: ## Check the engine on this machine's GPU (plain Python with torch, triton, numpy, safetensors, tokenizers)
-	@PYTHONPATH=worker/src $(PYTHON) -m pagoda_worker.gpu_check --output bench/results/gpu-check.json
+gpu-check: ## Check the engine on this machine's GPU beside its roofline, 10 minutes (PYTHON=one with torch; writes $OUT or bench/results)
+	@PYTHONPATH=worker/src $(PYTHON) -m pagoda_worker.gpu_check

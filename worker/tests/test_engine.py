@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_checkpoint import VOCAB, kv_bytes, small_engine
@@ -293,7 +292,7 @@ def mixed_engine(checkpoint: Checkpoint) -> Callable[[int], Engine]:
     return with_budget
 
 
-# ---------------------------------------------------------------- offline and GPU check, as processes
+# ---------------------------------------------------------------- offline, as a process
 
 
 def test_the_offline_process_times_a_job(checkpoint: Checkpoint):
@@ -322,23 +321,3 @@ def test_the_offline_process_refuses_a_field_it_does_not_know(capsys: pytest.Cap
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"max_token": 3}'))
     assert offline.main() == 2
     assert "unknown fields ['max_token']" in capsys.readouterr().err
-
-
-def test_the_gpu_check_runs_through_on_a_cpu_when_asked(tmp_path: Path):
-    from pagoda_worker import gpu_check
-
-    output = tmp_path / "out" / "gpu-check.json"
-    assert gpu_check.main(["--device", "cpu", "--scale", "small", "--output", str(output)]) == 0
-    result = json.loads(output.read_text())
-    assert result["device"] == "cpu"
-    assert result["greedy_tokens"]["met"] is True
-    assert {row["concurrency"] for row in result["throughput"]} == {1, 32}
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_without_cuda_the_gpu_check_says_so_and_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    from pagoda_worker import gpu_check
-
-    assert gpu_check.main(["--output", str(tmp_path / "x.json")]) == 1
-    assert "no CUDA device" in capsys.readouterr().err
-    assert not (tmp_path / "x.json").exists()

@@ -15,6 +15,9 @@ class EngineConfig:
 
     model_dir: Path
     """A Hugging Face folder: config.json, *.safetensors, tokenizer.json."""
+    random_weights: bool = False
+    """Fill the model with seeded random numbers where it lies instead of reading tensors; config.json is then all of the folder. For
+    benchmarks: a model of 16 GB to time, without a download or a file of that size."""
     device: Device = "auto"
     """auto: CUDA when there is a device, else CPU."""
     dtype: DType = "auto"

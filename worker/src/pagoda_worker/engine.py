@@ -1,6 +1,6 @@
 """The engine: requests in, one StepOutput per step out. Usable alone: `Engine(EngineConfig(model_dir=…)).generate([[1, 2, 3]], …)`.
 
-Owns scheduler and runner and the clock they are given; knows no network. Called by the engine process, by offline.py and by gpu_check.py.
+Owns scheduler and runner and the clock they are given; knows no network. Called by the engine process, by offline.py and by gpu_check/.
 One thread calls everything here.
 """
 

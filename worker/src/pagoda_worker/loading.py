@@ -67,7 +67,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     if config.kv_cache_bytes is None:
         check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
     if device.type == "cpu":
-        torch.set_num_threads(thread_count(config.threads or limits.cpus() or torch.get_num_threads(), checkpoint_bytes(folder)))
+        weight_bytes = memory.needs.weights if config.random_weights else checkpoint_bytes(folder)
+        torch.set_num_threads(thread_count(config.threads or limits.cpus() or torch.get_num_threads(), weight_bytes))
     model_len = config.max_model_len or longest
     with out_of_memory_says(f"the device has no room for {gibibytes(memory.needs.weights)} of weights: something else uses it"):
         model = load_model(
@@ -77,6 +78,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
             dtype=DTYPES[dtype_name],
             device=device,
             attend=BACKENDS[_attention(config)],
+            random_weights=config.random_weights,
             copied=lambda done, total: news("loading weights", done, total),
         )
     block_count = _block_count(config, memory, model_len, device)
@@ -140,7 +142,7 @@ def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.devi
     name = _NAMES.get(str(stored))
     if name is None:
         raise ModelError(f"{config.model_dir}: checkpoint dtype {stored!r} is not served; set dtype to one of {', '.join(DTYPES)}")
-    if name == "fp32" and device.type == "cuda" and checkpoint_bytes(config.model_dir) > 1e9:
+    if name == "fp32" and device.type == "cuda" and not config.random_weights and checkpoint_bytes(config.model_dir) > 1e9:
         return "bf16"
     return name
 

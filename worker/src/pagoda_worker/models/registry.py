@@ -9,7 +9,7 @@ from pagoda_worker.errors import ModelError, UnsupportedModel
 from pagoda_worker.layers.attention import Attend
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.llama import Llama
-from pagoda_worker.weights import Copied, load_weights
+from pagoda_worker.weights import Copied, fill_randomly, load_weights
 
 ARCHITECTURES = {"LlamaForCausalLM": Llama}
 
@@ -41,9 +41,13 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     attend: Attend,
+    random_weights: bool = False,
     copied: Copied = lambda done, total: None,
 ) -> Model:
     model: Model = ARCHITECTURES[architecture_of(raw)](raw, max_model_len=max_model_len, dtype=dtype, device=device, attend=attend)
-    load_weights(folder, model.destinations(), ignored_suffixes=model.ignored_suffixes, copied=copied)
+    if random_weights:
+        fill_randomly(model.destinations())
+    else:
+        load_weights(folder, model.destinations(), ignored_suffixes=model.ignored_suffixes, copied=copied)
     model.pack()
     return model

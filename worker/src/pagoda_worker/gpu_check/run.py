@@ -1,0 +1,134 @@
+"""The check from its first part to its last, within one budget of seconds. Called by __main__; imports torch, which that has looked for.
+
+What is checked first is what matters most: truth, then the small model, then the large one. A part that would not fit in what is left is
+skipped with a line; one that raises costs its own figure only.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from pagoda_worker.config import Device
+from pagoda_worker.errors import OutOfMemory
+from pagoda_worker.gpu_check import device as measured
+from pagoda_worker.gpu_check.report import Report
+from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
+from pagoda_worker.gpu_check.shapes import BF16_BYTES, LLAMA_8B, QWEN3_06B, TINY, Shape
+from pagoda_worker.gpu_check.speed import FULL, SMALL, WARM_STEPS, Figure, NotMeasured, TimedModel, Workload
+from pagoda_worker.gpu_check.truth import CHECKS, Check, Trial
+
+EXPECTED_SHARE = 0.05
+"""Of the roofline that a part is planned with; reaching more only saves time."""
+PART_S = 3.0
+"""Launches, prompts and warm-up of any part, beyond its roofline."""
+TRUTH_S = 20.0
+LOAD_S = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    shapes: tuple[Shape, ...]
+    workload: Workload
+    copy_bytes: int
+    matrix: int
+    truth_tokens: int
+
+
+SCALES = {
+    "full": Scale(shapes=(QWEN3_06B, LLAMA_8B), workload=FULL, copy_bytes=2 << 30, matrix=8192, truth_tokens=48),
+    "small": Scale(shapes=(TINY,), workload=SMALL, copy_bytes=16 << 20, matrix=256, truth_tokens=12),
+}
+
+
+class Parts:
+    """Runs parts while there is time for them."""
+
+    def __init__(self, report: Report, budget_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._report = report
+        self._clock = clock
+        self.deadline = clock() + budget_s
+
+    def run(self, name: str, needs_s: float, body: Callable[[], None]) -> None:
+        left_s = self.deadline - self._clock()
+        if needs_s > left_s:
+            self._report.skip(name, f"it may need {needs_s:.0f} s and {max(left_s, 0):.0f} s are left")
+            return
+        try:
+            body()
+        except (NotMeasured, OutOfMemory) as error:
+            self._report.skip(name, str(error))
+        except Exception as error:  # a kernel that fails must not cost the figures of all other parts; the exit status tells of it
+            self._report.fail(name, error)
+
+
+def check(scale: Scale, where: Device, report: Report, budget_s: float) -> None:
+    parts = Parts(report, budget_s)
+    device = torch.device(where)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _check_truth(scale, where, parts, report, folder / "truth")
+        speeds: list[DeviceSpeed] = []
+        parts.run("bandwidth and matrix peak", PART_S, lambda: speeds.append(_measure_device(scale, device, report)))
+        if not speeds:
+            return
+        for shape in scale.shapes:
+            _time_shape(shape, scale.workload, speeds[0], where, parts, report, folder / shape.name)
+            measured.release(device)
+
+
+def _check_truth(scale: Scale, where: Device, parts: Parts, report: Report, folder: Path) -> None:
+    trials: list[Trial] = []
+    parts.run("the CPU's tokens", TRUTH_S, lambda: trials.append(Trial(folder, where, scale.truth_tokens)))
+    for each in CHECKS if trials else ():
+        parts.run(each.__name__, TRUTH_S, partial(_take_check, each, trials[0], report))
+
+
+def _take_check(each: Callable[[Trial], Check], trial: Trial, report: Report) -> None:
+    report.add_check(each(trial))
+
+
+def _measure_device(scale: Scale, device: torch.device, report: Report) -> DeviceSpeed:
+    measured.release(device)
+    speed = measured.measure_speed(device, copy_bytes=scale.copy_bytes, matrix=scale.matrix)
+    report.add_value("copy", "device", "bandwidth_bytes_per_s", speed.bytes_per_s, "bytes/s")
+    report.add_value("bf16 matrix product", "device", "flops_per_s", speed.flops_per_s, "flop/s")
+    measured.release(device)
+    return speed
+
+
+def _time_shape(shape: Shape, workload: Workload, speed: DeviceSpeed, where: Device, parts: Parts, report: Report, folder: Path) -> None:
+    models: list[TimedModel] = []
+
+    def load() -> None:
+        model = TimedModel(shape, workload, speed, folder=folder, device=where)
+        models.append(model)
+        report.add_value(shape.name, "pagoda", "load_s", model.load_s, "s")
+        report.add_value(shape.name, "pagoda", "kv_tokens", model.kv_tokens, "tokens")
+
+    weights_s = shape.matmul_parameters * BF16_BYTES / speed.bytes_per_s
+    parts.run(f"{shape.name} load", LOAD_S + _planned_s(weights_s), load)
+    for model in models:
+        for batch in workload.batches:
+            step_s = decode_step_s(shape, speed, batch=batch, context_tokens=batch * workload.context)
+            prompts_s = batch * prefill_s(shape, speed, workload.context)
+            needs_s = _planned_s(prompts_s + (WARM_STEPS + workload.decode_steps) * step_s)
+            parts.run(f"{shape.name} decode b={batch}", needs_s, partial(_take_figure, partial(model.decode, batch), parts, report))
+        needs_s = _planned_s((1 + workload.prefills) * prefill_s(shape, speed, workload.prefill_tokens))
+        parts.run(f"{shape.name} prefill", needs_s, partial(_take_figure, model.prefill, parts, report))
+        needs_s = _planned_s(workload_s(shape, speed, workload.mixture()))
+        parts.run(f"{shape.name} mixture", needs_s, partial(_take_figure, model.mixture, parts, report))
+    if models and (peak := measured.peak_bytes(torch.device(where))) is not None:
+        report.add_value(shape.name, "pagoda", "peak_memory_bytes", peak, "bytes")
+
+
+def _planned_s(roofline_s: float) -> float:
+    return PART_S + roofline_s / EXPECTED_SHARE
+
+
+def _take_figure(measure: Callable[[float], Figure], parts: Parts, report: Report) -> None:
+    report.add_figure(measure(parts.deadline))

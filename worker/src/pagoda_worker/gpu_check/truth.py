@@ -1,0 +1,168 @@
+"""Is the engine right on this device? One small float32 Llama; whatever way its tokens are computed there, they must be the CPU's.
+
+Each check is a function of a `Trial` that builds engines on the device and answers with a `Check`. Called by the check; needs no pytest.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.engine import Completion, Engine
+from pagoda_worker.gpu_check.shapes import Shape, write_checkpoint
+from pagoda_worker.offline import random_prompts
+from pagoda_worker.request import Request, Sampling
+
+SHAPE = Shape(
+    name="truth", hidden=256, layers=4, heads=4, kv_heads=2, head_dim=64, intermediate=512, vocab=2000, positions=512, dtype="float32"
+)
+PROMPT_LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100, 127, 128, 129, 168)
+"""Around the edges of blocks of 16 and beyond."""
+TOP = 5
+RANDOM = [Sampling(temperature=0.8 + 0.1 * i, top_p=0.95, top_k=50, presence_penalty=0.2, seed=100 + i) for i in range(4)]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    met: bool
+    detail: str
+
+
+@dataclass(slots=True)
+class Trial:
+    """The model, the prompts and what the CPU makes of them."""
+
+    folder: Path
+    device: str
+    output_tokens: int
+    prompts: list[list[int]] = field(default_factory=list)
+    expected: list[Completion] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        torch.set_float32_matmul_precision("highest")  # TF32 would round to 10 bits
+        write_checkpoint(self.folder, SHAPE)
+        self.prompts = [random_prompts(1, length, SHAPE.vocab, seed=length)[0] for length in PROMPT_LENGTHS]
+        reference = self.engine(device="cpu")
+        self.expected = reference.generate(self.prompts, max_tokens=self.output_tokens, ignore_eos=True, top_logprobs=TOP)
+
+    def engine(self, **settings: Any) -> Engine:
+        defaults: dict[str, Any] = {"device": self.device, "dtype": "fp32", "max_running": 32, "max_batch_tokens": 2048}
+        return Engine(EngineConfig(model_dir=self.folder, **{**defaults, **settings}))
+
+    def generate(self, engine: Engine) -> list[list[int]]:
+        done = engine.generate(self.prompts, max_tokens=self.output_tokens, ignore_eos=True)
+        engine.check_integrity()
+        return [completion.token_ids for completion in done]
+
+    def compare(self, name: str, lines: Sequence[list[int]], *, also: bool = True, detail: str = "") -> Check:
+        """Against the CPU's greedy tokens of the first so many prompts; `also` is what must hold besides."""
+        equal = [ours == theirs.token_ids for ours, theirs in zip(lines, self.expected[: len(lines)], strict=True)]
+        return Check(name, also and all(equal), f"{sum(equal)} of {len(equal)} sequences equal{detail}")
+
+
+def greedy(trial: Trial) -> Check:
+    return trial.compare("greedy tokens in one ragged batch", trial.generate(trial.engine()))
+
+
+def chunked_prefill(trial: Trial) -> Check:
+    return trial.compare("prompts in chunks beside decoding", trial.generate(trial.engine(max_batch_tokens=24)))
+
+
+def arrivals(trial: Trial) -> Check:
+    """One more request each step: prompts and decode rows of all lengths in one batch."""
+    engine = trial.engine()
+    lines: list[list[int]] = [[] for _ in trial.prompts]
+    waiting = list(enumerate(trial.prompts))
+    while waiting or engine.has_work:
+        if waiting:
+            at, prompt = waiting.pop(0)
+            engine.submit(Request(request_id=str(at), prompt_ids=prompt, max_tokens=trial.output_tokens, ignore_eos=True))
+        for update in engine.step().updates:
+            lines[int(update.request_id)] += update.token_ids
+    return trial.compare("requests that come while others run", lines)
+
+
+def prefix_hit(trial: Trial) -> Check:
+    engine = trial.engine()
+    cold = trial.generate(engine)
+    before = engine.idle_state().prefix_hits_total
+    warm = trial.generate(engine)
+    hits = engine.idle_state().prefix_hits_total - before
+    return trial.compare(
+        "the same prompts again from the prefix cache", warm, also=hits > 0 and cold == warm, detail=f", {hits} tokens hit"
+    )
+
+
+def preemption(trial: Trial) -> Check:
+    """Blocks of 4 and room for two of the longest: whoever is admitted soon needs blocks that others hold."""
+    room_tokens = 2 * (max(PROMPT_LENGTHS) + trial.output_tokens + 4)
+    engine = trial.engine(kv_cache_bytes=room_tokens * 2 * SHAPE.kv_bytes_per_token, block_size=4, prefix_caching=False)
+    lines = trial.generate(engine)
+    preempted = engine.idle_state().preemptions_total
+    return trial.compare("a cache too small for all", lines, also=preempted > 0, detail=f", {preempted} preemptions")
+
+
+def reference_attention(trial: Trial) -> Check:
+    engine = trial.engine(attention="eager")
+    done = engine.generate(trial.prompts[:6], max_tokens=trial.output_tokens, ignore_eos=True)
+    return trial.compare("the reference attention", [completion.token_ids for completion in done])
+
+
+def sampling(trial: Trial) -> Check:
+    """Seeded: the same again, the same in other company, the same as on the CPU."""
+
+    def lines(engine: Engine, *, company: bool) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in RANDOM]
+        for i, settings in enumerate(RANDOM):
+            common = {"prompt_ids": trial.prompts[-1 - i], "max_tokens": trial.output_tokens, "ignore_eos": True}
+            engine.submit(Request(request_id=str(i), sampling=settings, **common))  # type: ignore[arg-type]
+            if company:
+                engine.submit(Request(request_id=f"other {i}", sampling=Sampling(temperature=1.5), **common))  # type: ignore[arg-type]
+        while engine.has_work:
+            for update in engine.step().updates:
+                if not update.request_id.startswith("other"):
+                    found[int(update.request_id)] += update.token_ids
+        return found
+
+    engine = trial.engine()
+    first = lines(engine, company=False)
+    verdicts = {
+        "again": first == lines(engine, company=False),
+        "in company": first == lines(engine, company=True),
+        "as the CPU": first == lines(trial.engine(device="cpu"), company=False),
+    }
+    return Check(
+        "seeded sampling", all(verdicts.values()), ", ".join(f"{name}: {'equal' if ok else 'not'}" for name, ok in verdicts.items())
+    )
+
+
+def bf16(trial: Trial) -> Check:
+    """Rounding may choose another token; then each side's choice must be among the other's most likely, and the rest is not compared."""
+    done = trial.engine(dtype="bf16").generate(trial.prompts, max_tokens=trial.output_tokens, ignore_eos=True, top_logprobs=TOP)
+    close = [close_to(ours, theirs) for ours, theirs in zip(done, trial.expected, strict=True)]
+    return Check("bf16 close to float32", all(close), f"{sum(close)} of {len(close)} sequences close")
+
+
+def close_to(ours: Completion, theirs: Completion) -> bool:
+    assert ours.logprobs is not None
+    assert theirs.logprobs is not None
+    for our_id, their_id, our_top, their_top in zip(ours.token_ids, theirs.token_ids, ours.logprobs, theirs.logprobs, strict=True):
+        if our_id != their_id:
+            return our_id in {token for token, _ in their_top.top} and their_id in {token for token, _ in our_top.top}
+    return True
+
+
+CHECKS: tuple[Callable[[Trial], Check], ...] = (
+    greedy,
+    chunked_prefill,
+    arrivals,
+    prefix_hit,
+    preemption,
+    sampling,
+    reference_attention,
+    bf16,
+)

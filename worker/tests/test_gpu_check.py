@@ -1,0 +1,229 @@
+"""The GPU check, dry-run on a CPU: what it says, what it needs, and that it would notice."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.engine import Completion, Engine
+from pagoda_worker.gpu_check import __main__ as command
+from pagoda_worker.gpu_check.report import Report
+from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
+from pagoda_worker.gpu_check.run import Parts
+from pagoda_worker.gpu_check.shapes import LLAMA_8B, QWEN3_06B, TINY, Shape
+from pagoda_worker.gpu_check.speed import SMALL, NotMeasured, TimedModel
+from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit
+from pagoda_worker.request import Finish, FinishReason, Timings, TokenLogprobs, Usage
+
+ABSENT = ("grpc", "google", "msgspec", "prometheus_client", "uvicorn", "httpx2", "huggingface_hub", "obstore", "transformers", "pytest")
+"""Of a bare GPU machine."""
+SPEED = DeviceSpeed(bytes_per_s=4.3e12, flops_per_s=790e12)
+"""An H200."""
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report(command="a test", hardware={}, path=None)
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """What it printed and what it wrote, in a process without anything but torch, numpy and safetensors."""
+    path = tmp_path_factory.mktemp("out") / "deeper" / "gpu-check.json"
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))\n"
+        f"from pagoda_worker.gpu_check.__main__ import main\n"
+        f"sys.exit(main(['--device', 'cpu', '--scale', 'small', '--output', {str(path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads(path.read_text())
+
+
+def test_a_dry_run_writes_the_format_of_all_result_files(dry_run: tuple[str, dict[str, Any]]):
+    _, result = dry_run
+    assert set(result) == {"benchmark", "commit", "date", "hardware", "command", "notes", "rows"}
+    assert result["benchmark"] == "gpu-check"
+    assert result["notes"] == []
+    assert all(set(row) == {"case", "system", "metric", "value", "unit", "low", "high"} for row in result["rows"])
+
+
+def test_a_dry_run_makes_every_check_and_meets_it(dry_run: tuple[str, dict[str, Any]]):
+    _, result = dry_run
+    checks = [row for row in result["rows"] if row["metric"] == "met"]
+    assert len(checks) == len(CHECKS)
+    assert all(row["value"] == 1.0 for row in checks)
+
+
+def test_every_speed_stands_beside_its_roofline(dry_run: tuple[str, dict[str, Any]]):
+    printed, result = dry_run
+    speeds = [row for row in result["rows"] if row["unit"] == "tokens/s"]
+    ours, limits = ([row["case"] for row in speeds if row["system"] == system] for system in ("pagoda", "roofline"))
+    assert ours == limits
+    assert len(ours) == len(SMALL.batches) + 2
+    assert printed.count("reached") == len(ours)
+
+
+# ---------------------------------------------------------------- where nothing can be checked
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_cuda_one_line_says_that_nothing_was_checked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert command.main([]) == 0
+    assert capsys.readouterr().out == "gpu-check: torch sees no CUDA device here, so nothing was checked\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_python_without_torch_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert command.main([]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert sys.executable in line
+    assert "nothing was checked" in line
+
+
+# ---------------------------------------------------------------- the budget
+
+
+def test_a_part_that_would_not_fit_is_skipped_with_a_line(report: Report):
+    now = [0.0]
+    parts = Parts(report, 10.0, clock=lambda: now[0])
+    ran: list[str] = []
+
+    def first() -> None:
+        ran.append("first")
+        now[0] = 8.0
+
+    parts.run("first", 9.0, first)
+    parts.run("second", 3.0, lambda: ran.append("second"))
+    parts.run("third", 1.0, lambda: ran.append("third"))
+    assert ran == ["first", "third"]
+    assert report.notes == ["skipped second: it may need 3 s and 2 s are left"]
+    assert report.failures == []
+
+
+def test_a_part_that_raises_costs_its_own_figure_only(report: Report):
+    parts = Parts(report, 10.0)
+    ran: list[str] = []
+    parts.run("bad", 1.0, lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    parts.run("good", 1.0, lambda: ran.append("good"))
+    assert ran == ["good"]
+    assert report.failures == ["bad"]
+    assert report.notes == ["failed bad: ZeroDivisionError: division by zero"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> TimedModel:
+    return TimedModel(TINY, SMALL, SPEED, folder=tmp_path_factory.mktemp("shape") / "tiny", device="cpu")
+
+
+def test_figures_that_time_or_room_do_not_allow_are_not_made_up_and_leave_an_empty_engine(model: TimedModel):
+    for measure in (lambda: model.decode(2, 0.0), lambda: model.prefill(0.0), lambda: model.mixture(0.0)):
+        with pytest.raises(NotMeasured, match="time was over"):
+            measure()
+    with pytest.raises(NotMeasured, match="room for"):
+        model.decode(1000, float("inf"))
+    model._engine.check_integrity()
+    assert not model._engine.has_work
+
+
+# ---------------------------------------------------------------- the roofline
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "context", "tokens_per_s"),
+    [
+        (LLAMA_8B, 1, 512, 285),
+        (LLAMA_8B, 64, 512, 14_200),
+        (LLAMA_8B, 256, 512, 28_700),
+        (LLAMA_8B, 64, 2048, 8500),
+        (QWEN3_06B, 1, 512, 3434),
+        (QWEN3_06B, 64, 512, 54_700),
+        (QWEN3_06B, 256, 512, 64_700),
+    ],
+    ids=str,
+)
+def test_the_decode_roofline_is_the_one_reckoned_by_hand(shape: Shape, batch: int, context: int, tokens_per_s: float):
+    step_s = decode_step_s(shape, SPEED, batch=batch, context_tokens=batch * context)
+    assert batch / step_s == pytest.approx(tokens_per_s, rel=0.03)
+
+
+def test_shapes_have_the_parameters_of_the_models_they_are_named_after():
+    assert LLAMA_8B.matmul_parameters == pytest.approx(7.5e9, rel=0.01)
+    assert QWEN3_06B.matmul_parameters == pytest.approx(0.596e9, rel=0.01)
+    assert (LLAMA_8B.kv_bytes_per_token, QWEN3_06B.kv_bytes_per_token) == (128 << 10, 112 << 10)
+
+
+def test_a_workload_of_one_request_is_its_prompt_and_its_steps():
+    steps = sum(decode_step_s(TINY, SPEED, batch=1, context_tokens=10 + i) for i in (1, 2))
+    assert workload_s(TINY, SPEED, [(10, 3)]) == pytest.approx(prefill_s(TINY, SPEED, 10) + steps)
+
+
+# ---------------------------------------------------------------- it would notice
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    return Trial(tmp_path / "truth", "cpu", 3)
+
+
+def test_one_wrong_token_is_noticed(trial: Trial, report: Report):
+    trial.expected[7].token_ids[1] += 1
+    check = greedy(trial)
+    assert not check.met
+    assert check.detail == "15 of 16 sequences equal"
+    report.add_check(check)
+    assert report.failures == [check.name]
+
+
+def test_a_prefix_cache_that_is_never_hit_is_noticed(trial: Trial, monkeypatch: pytest.MonkeyPatch):
+    build = Trial.engine
+    monkeypatch.setattr(Trial, "engine", lambda self, **settings: build(self, prefix_caching=False, **settings))
+    assert not prefix_hit(trial).met
+
+
+def completion(*tokens: int, top: list[int]) -> Completion:
+    """Every position's most likely tokens are `top`."""
+    logprobs = [TokenLogprobs(-1.0, [(other, -1.0) for other in top]) for _ in tokens]
+    finish = Finish(FinishReason.LENGTH, Usage(1, 0, len(tokens)), Timings(0, 0, 0, 0, 0, 0, []))
+    return Completion(prompt=0, sequence=0, token_ids=list(tokens), logprobs=logprobs, finish=finish)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "close"),
+    [
+        (completion(1, 2, top=[1, 2]), completion(1, 2, top=[1, 2]), True),
+        (completion(1, 2, top=[1, 2, 3]), completion(1, 3, top=[3, 2]), True),
+        (completion(2, 9, top=[1, 2]), completion(1, 3, top=[1, 2]), True),
+        (completion(1, 2, top=[1, 2, 3]), completion(1, 3, top=[3, 4]), False),
+        (completion(1, 2, top=[1, 2]), completion(1, 3, top=[2, 3]), False),
+    ],
+    ids=["equal", "each likely to the other", "after the first difference all goes", "ours unlikely to them", "theirs unlikely to us"],
+)
+def test_bf16_is_close_when_each_choice_is_likely_to_the_other(ours: Completion, theirs: Completion, close: bool):
+    assert close_to(ours, theirs) is close
+
+
+# ---------------------------------------------------------------- random weights
+
+
+def test_an_engine_with_random_weights_needs_no_tensors_and_repeats_itself(tmp_path: Path):
+    TINY.write_config(tmp_path / "model")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
+
+    def tokens() -> list[list[int]]:
+        engine = Engine(EngineConfig(model_dir=tmp_path / "model", random_weights=True, device="cpu", max_running=4, max_model_len=64))
+        return [done.token_ids for done in engine.generate([[5, 6, 7], [8]], max_tokens=12, ignore_eos=True)]
+
+    first = tokens()
+    assert first == tokens()
+    assert len(set(first[0])) > 3, "the model does not say one token for ever"
