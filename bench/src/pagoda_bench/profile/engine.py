@@ -1,0 +1,32 @@
+"""Profiles the engine's decode step by starting `python -m pagoda_worker.profiling` for each case. Called by __main__."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pagoda_bench.profile.costs import Profiled, costs_of
+
+
+def profile_engine(
+    name: str, folder: Path, *, sequences: int, prompt_tokens: int, steps: int, repeats: int, traces: Path
+) -> tuple[Profiled, list[str]]:
+    """The case, and lines about its operators. Writes a chrome trace."""
+    trace = traces / f"engine-{name}-{sequences}.trace.json.gz"
+    job = {
+        "model_dir": str(folder),
+        "sequences": sequences,
+        "prompt_tokens": prompt_tokens,
+        "steps": steps,
+        "repeats": repeats,
+        "trace": str(trace),
+    }
+    command = [sys.executable, "-m", "pagoda_worker.profiling"]
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}:\n{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    profiled = Profiled(f"engine {name} c={sequences}", "step", result["step_s"], costs_of(result["phases_s"]))
+    operators = ", ".join(f"{each['name']} {100 * each['share']:.0f} %" for each in result["operators"][:5])
+    return profiled, [f"  operators: {operators}", f"  {result['device']}, {result['dtype']}, {result['threads']} threads; trace {trace}"]

@@ -1,0 +1,71 @@
+"""A profile of functions → seconds of each stage of a request's way. Pure: what `under_profile.py` wrote goes in, a table comes out."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("HTTP server", ("/uvicorn/", "/httptools/", "/h11/", "/starlette/", "pagoda_router/asgi.py", "pagoda_router/listeners.py")),
+    (
+        "checking the request",
+        ("openai/schemas.py", "openai/fields.py", "openai/checks.py", "openai/prepare.py", "openai/features.py", "/msgspec/"),
+    ),
+    ("template and tokens in", ("pagoda_router/chat.py", "/jinja2/")),
+    ("tokens to text", ("pagoda_router/tokens.py", "openai/sequence.py", "pagoda_router/stop.py", "/tokenizers/")),
+    ("writing events", ("openai/formats.py", "openai/answers.py", "openai/keepalive.py", "openai/run.py")),
+    ("surface", ("pagoda_router/app.py", "pagoda_router/surface.py", "openai/")),
+    (
+        "admission and placement",
+        (
+            "pagoda_router/dispatch.py",
+            "pagoda_router/admission.py",
+            "pagoda_router/policy.py",
+            "pagoda_router/queue.py",
+            "pagoda_router/lanes.py",
+            "pagoda_router/demand.py",
+            "pagoda_router/fleet.py",
+            "pagoda_router/generation.py",
+        ),
+    ),
+    ("session with the worker", ("pagoda_router/backends/", "pagoda_router/wire/", "/grpc/", "/google/protobuf/")),
+    ("metrics", ("pagoda_router/metrics.py", "/prometheus_client/")),
+    ("event loop in Python", ("/asyncio/", "/uvloop/", "/contextlib.py", "<frozen")),
+)
+"""The first that a file's path contains decides."""
+OTHER = "other"
+IN_C = "event loop, sockets, gRPC in C"
+"""What has no Python function: whatever runs between the callbacks of the main thread, and in other threads."""
+
+
+def stage_of(file: str) -> str:
+    for stage, parts in STAGES:
+        if any(part in file for part in parts):
+            return stage
+    return OTHER
+
+
+def stage_seconds(profile: Mapping[str, Any], plain_s: float) -> dict[str, float]:
+    """CPU seconds of each stage: of Python functions, of the C functions they call (sending bytes belongs to the one who sends), and of
+    what no Python function has.
+
+    `plain_s` is the CPU time of the same work without a profiler. What the work took longer under it is spread evenly over all calls, half
+    each to caller and called, and taken off.
+    """
+    functions = profile["functions"]
+    calls = sum(function["calls"] for function in functions)
+    half = max(profile["process_s"] - plain_s, 0.0) / max(calls, 1) / 2
+    seconds: defaultdict[str, float] = defaultdict(float)
+    seconds[IN_C] = profile["process_s"] - sum(function["own_s"] for function in functions)
+    for function in functions:
+        known = 0
+        for file, _, _, times, own_s in function["callers"]:
+            known += times
+            seconds[stage_of(file)] -= half * times
+            if function["file"] == "~":
+                seconds[stage_of(file)] += own_s - half * times
+        if function["file"] != "~":
+            seconds[stage_of(function["file"])] += function["own_s"] - half * function["calls"]
+        elif not known:
+            seconds[OTHER] += function["own_s"] - half * function["calls"]
+        seconds[IN_C] -= half * (function["calls"] - known)
+    return {stage: max(value, 0.0) for stage, value in seconds.items()}
