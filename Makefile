@@ -97,6 +97,10 @@ e2e: $(READY) ## Prove it on a real Kubernetes: cluster, images, charts, faults,
 bench: $(READY) ## Measure tokens/s against transformers and write bench/results/
 	@$(BIN)/python -m pagoda_bench.throughput
 
+.PHONY: profile
+profile: $(READY) ## Where the time of an engine step and of a router request goes (10 minutes; traces in .profile/, figures in bench/results/)
+	@$(BIN)/python -m pagoda_bench.profile
+
 .PHONY: devcluster
 devcluster: ## Start a one-node Kubernetes in a network of its own (or check the one of KUBECONFIG); needs root
 	@$(PYTHON) ops/devcluster up

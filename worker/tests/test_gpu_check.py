@@ -131,7 +131,7 @@ def test_figures_that_time_or_room_do_not_allow_are_not_made_up_and_leave_an_emp
         with pytest.raises(NotMeasured, match="time was over"):
             measure()
     with pytest.raises(NotMeasured, match="room for"):
-        model.decode(1000, float("inf"))
+        model.decode(15, float("inf"))
     model._engine.check_integrity()
     assert not model._engine.has_work
 

@@ -7,7 +7,7 @@ and one result file.
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from pagoda_bench.profile.costs import Profiled
 from pagoda_bench.profile.engine import profile_engine
 from pagoda_bench.profile.router import Load, profile_router
 from pagoda_bench.random_llama import write_half_billion
-from pagoda_bench.results import FOLDER, result_here, write
+from pagoda_bench.results import FOLDER, Row, result_here, write
 
 NOTES = (
     "low and high are the least and the most of the repeats",
     "step_s and request_s are without any profiler; the parts are from separate runs with one, so their sum differs a little",
     "request_s is CPU time of the router's process per request, waiting not counted",
 )
+PACKAGES = ("torch", "uvicorn", "uvloop", "grpcio", "tokenizers")
 STEPS = {"tiny": 60, "0.45b": 10}
 """Measured in each repeat: about as long for both."""
 LOADS = {"tiny": (16, 4), "0.45b": (2, 1)}
@@ -40,33 +41,27 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=FOLDER / "profile.json")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    profiled: list[Profiled] = []
+    command = "make profile" if len(sys.argv) == 1 else f"python -m pagoda_bench.profile {shlex.join(sys.argv[1:])}"
+    rows: list[Row] = []
+    for profiled, details in _cases(args):
+        _say([*profiled.lines(), *details])
+        rows += profiled.rows()
+        # After every case: a run that is cut off leaves what it had.
+        write(result_here("profile", rows, command=command, packages=PACKAGES, notes=NOTES), args.output)
+    _say([f"wrote {args.output}"])
+
+
+def _cases(args: argparse.Namespace) -> Iterator[tuple[Profiled, list[str]]]:
     for model in args.models:
         folder, source = _model(model, args.work)
-        if "engine" in args.parts:
-            for sequences in args.sequences:
-                case, lines = profile_engine(
-                    model,
-                    folder,
-                    sequences=sequences,
-                    prompt_tokens=args.prompt_tokens,
-                    steps=STEPS[model],
-                    repeats=args.repeats,
-                    traces=args.work,
-                )
-                profiled.append(case)
-                _say([*case.lines(), *lines])
+        for sequences in args.sequences if "engine" in args.parts else ():
+            sizes = {"prompt_tokens": args.prompt_tokens, "steps": STEPS[model], "repeats": args.repeats}
+            yield profile_engine(model, folder, sequences=sequences, traces=args.work, **sizes)
         if "router" in args.parts:
             alone, rounds = LOADS[model]
             load = Load(alone=alone, rounds=rounds, output_tokens=args.output_tokens, repeats=args.repeats)
-            cases = profile_router(model, source, streams=args.sequences, load=load)
-            profiled += cases
-            _say(line for case in cases for line in case.lines())
-    command = "make profile" if len(sys.argv) == 1 else f"python -m pagoda_bench.profile {shlex.join(sys.argv[1:])}"
-    rows = [row for case in profiled for row in case.rows()]
-    packages = ("torch", "uvicorn", "uvloop", "grpcio", "tokenizers")
-    write(result_here("profile", rows, command=command, packages=packages, notes=NOTES), args.output)
-    _say([f"wrote {args.output}"])
+            for profiled in profile_router(model, source, streams=args.sequences, load=load):
+                yield profiled, []
 
 
 def _model(name: str, work: Path) -> tuple[Path, str]:

@@ -44,7 +44,7 @@ class Workload:
 
     @property
     def longest(self) -> int:
-        return max(self.prefill_tokens + 1, 2 * self.lengths[1], self.context + max(self.batches) + WARM_STEPS + self.decode_steps + 2)
+        return max(self.prefill_tokens + 1, 2 * self.lengths[1], 2 * self.context)
 
     def mixture(self) -> list[tuple[int, int]]:
         """(prompt tokens, output tokens), the same on every machine."""
@@ -86,7 +86,7 @@ class TimedModel:
             device=device,
             dtype="bf16",
             max_model_len=workload.longest,
-            max_batch_tokens=max(workload.prefill_tokens, *workload.batches),
+            max_batch_tokens=max(workload.prefill_tokens, 2 * max(workload.batches)),
             max_running=max(workload.requests, *workload.batches),
         )
         self._engine = Engine(config)
@@ -98,8 +98,9 @@ class TimedModel:
         fastest tenth of the steps."""
         steps, engine = self._workload.decode_steps, self._engine
         prompt_tokens = max(1, self._workload.context - WARM_STEPS - steps // 2)
-        # Who came first decodes while later prompts are computed, one step for each of them at most, and must outlast the timed steps too.
-        output_tokens = batch + WARM_STEPS + steps + 2
+        # Who came first decodes while later prompts are computed, and must outlast the timed steps too.
+        prompt_steps = -(-batch * prompt_tokens // (self._engine.facts.max_batch_tokens - batch))
+        output_tokens = prompt_steps + WARM_STEPS + steps + 2
         if (needed := batch * (prompt_tokens + output_tokens)) > self.kv_tokens:
             raise NotMeasured(f"{batch} sequences need {needed} tokens of KV cache, the device has room for {self.kv_tokens}")
         for i, prompt in enumerate(random_prompts(batch, prompt_tokens, self._shape.vocab, seed=batch)):
