@@ -110,6 +110,6 @@ def test_the_engine_recipe_tells_phases_and_leaves_a_trace(tmp_path: Path):
 
 def test_the_router_recipe_tells_stages_that_add_up_to_a_request():
     load = Load(alone=1, rounds=2, output_tokens=4, repeats=1)
-    (profiled,) = profile_router("tiny", "builtin://tiny", streams=[2], load=load)
+    (profiled,) = profile_router("0.004b", "builtin://tiny", streams=[2], load=load)
     assert {"HTTP server", "session with the worker", "writing events", IN_C} <= {cost.name for cost in profiled.costs}
-    assert profiled.case == "router tiny c=2"
+    assert profiled.case == "router 0.004b c=2"

@@ -1,12 +1,16 @@
 """Profiles the engine's decode step by starting `python -m pagoda_worker.profiling` for each case. Called by __main__."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from pagoda_bench.profile.costs import Profiled, costs_of
+
+AS_SERVED = {"GOMP_SPINCOUNT": "100"}
+"""As the worker's front starts its engine: threads that wait soon sleep."""
 
 
 def profile_engine(
@@ -23,7 +27,8 @@ def profile_engine(
         "trace": str(trace),
     }
     command = [sys.executable, "-m", "pagoda_worker.profiling"]
-    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
+    env = {**AS_SERVED, **os.environ}
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, env=env, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}:\n{done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout)

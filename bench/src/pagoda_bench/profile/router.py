@@ -49,7 +49,7 @@ class Load:
 
 def profile_router(name: str, source: str, *, streams: Sequence[int], load: Load) -> list[Profiled]:
     """One case for each number of concurrent streams. Every request has a prompt of its own of about 100 tokens."""
-    model = name.replace(".", "-")
+    model = f"profiled-{name.replace('.', '-')}"
     manifest = {
         "apiVersion": "pagoda.dev/v1alpha1",
         "kind": "InferenceModel",
