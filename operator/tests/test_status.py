@@ -366,16 +366,20 @@ def test_a_quota_that_refuses_pods_is_told_from_the_deployment() -> None:
     assert status_of(with_pods(router(BASE), base=base))["ready"] == "ContainerConfig"
 
 
+TOLD = 'Apply failed with 1 conflict: conflict with "argocd" using apps/v1: .spec.template'
+"""As an API server says it."""
+
+
 def test_a_refused_object_is_told_where_it_belongs() -> None:
     ref = ObjectRef("Deployment", "default", "chat-default")
     quota = replace(
         with_pods(router(BASE)), blocked={ObjectRef("PersistentVolumeClaim", "default", "chat-cache"): "exceeded quota: storage"}
     )
     assert status_of(quota)["ready"] == "QuotaExceeded"
-    conflict = replace(with_pods(router(BASE), worker(BASE)), blocked={ref: 'conflict with "argocd" using apps/v1: .spec.template'})
+    conflict = replace(with_pods(router(BASE), worker(BASE)), blocked={ref: TOLD})
     status = status_of(conflict)
     assert (status["ready"], condition(status, "Ready")["status"]) == ("FieldConflict", "True")
-    assert 'Deployment default/chat-default: conflict with "argocd"' in condition(status, "Accepted")["message"]
+    assert f"Deployment default/chat-default: {TOLD}" in condition(status, "Accepted")["message"]
     of_the_router = replace(
         with_pods(worker(BASE)), blocked={ObjectRef("Deployment", "default", "pagoda-router"): "admission webhook denied it"}
     )

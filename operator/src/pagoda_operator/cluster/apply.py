@@ -91,7 +91,7 @@ class Writer:
             "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
             "status": dict(status),
         }
-        # status is ours alone: whatever somebody wrote into it is replaced
+        # status is ours alone: what somebody wrote over it is put back. Fields of theirs that we leave out stay; nobody reads them.
         path, query = MODELS.path(metadata["namespace"], metadata["name"], "status"), {"fieldManager": OPERATOR, "force": "true"}
         try:
             return await self._api.call("PATCH", path, query=query, body=body, content_type=APPLY_PATCH)
