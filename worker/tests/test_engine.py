@@ -63,8 +63,8 @@ def test_timings_are_ordered_and_count_steps(checkpoint: Checkpoint):
     finish = run(engine)["a", 0][-1].finish
     assert finish is not None
     t = finish.timings
-    assert 0 <= t.received_mono_us < t.first_scheduled_mono_us < t.first_token_mono_us < t.last_token_mono_us
-    assert (t.steps, t.batch_sizes, t.preemptions) == (4, [2, 2, 1, 1], 0)
+    assert 0 <= t.accepted_mono_us < t.first_scheduled_mono_us < t.first_token_mono_us < t.last_token_mono_us
+    assert (t.steps, t.batches, t.preemptions) == (4, [(2, 2), (1, 2)], 0)
 
 
 def test_an_idle_step_changes_nothing_and_the_state_is_readable_without_one(engine: Engine):
