@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 import httpx
 from grpc import aio
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.front.process import Front
@@ -164,9 +166,14 @@ class Bench:
             await router.until(lambda: router.state.ready)
         return router
 
-    async def metric(self, line_start: str) -> float:
-        text = (await self.http.get("/metrics")).text
-        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(line_start))
+    async def metric(self, name: str, **labels: str) -> float:
+        """Of all samples of that name whose labels agree, together."""
+        samples = [sample for family in await self.scrape() for sample in family.samples if sample.name == name]
+        assert samples, f"/metrics has no {name}"
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    async def scrape(self) -> list[Metric]:
+        return list(text_string_to_metric_families((await self.http.get("/metrics")).text))
 
     async def close(self) -> None:
         for router in self._routers:
