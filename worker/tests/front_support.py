@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.front.gpu import GpuReader
 from pagoda_worker.front.process import Front
 from pagoda_worker.settings import WorkerSettings
 from pagoda_worker.sources import BUILTIN_DIR
@@ -182,13 +183,17 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def running_front(
-    *, command: Sequence[str] = SCRIPTED_COMMAND, config: EngineConfig | None = None, **settings: Any
+    *,
+    command: Sequence[str] = SCRIPTED_COMMAND,
+    config: EngineConfig | None = None,
+    gpu_reader: GpuReader | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Bench]:
     """Ends the front at once when the block ends."""
     worker_settings = WorkerSettings(
         model_name=MODEL, engine=config or EngineConfig(model_dir=TINY, device="cpu"), grpc_port=0, http_port=0, **settings
     )
-    front = Front(worker_settings, engine_command=command)
+    front = Front(worker_settings, engine_command=command, gpu_reader=gpu_reader)
     started = asyncio.Event()
     run = asyncio.create_task(front.run(started=started.set))
     waiting = asyncio.create_task(started.wait())

@@ -81,7 +81,11 @@ async def test_a_hanging_driver_is_waited_for_only_so_long_and_by_one_thread(nvm
 
 async def test_two_scrapes_at_once_share_one_answer(nvml: FakeNvml):
     reads = reader(nvml)
-    assert await asyncio.gather(reads.read([UUID]), reads.read([UUID])) == [[SAMPLE], [SAMPLE]]
+    nvml.answers.clear()
+    scrapes = [asyncio.create_task(reads.read([UUID])) for _ in range(2)]
+    assert await asyncio.to_thread(nvml.asked.wait, 30)
+    nvml.answers.set()
+    assert await asyncio.gather(*scrapes) == [[SAMPLE], [SAMPLE]]
     assert nvml.readers == 1
 
 

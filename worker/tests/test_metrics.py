@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from scripted_engine import FACTS
 from test_front_progress import IDLE
 
@@ -18,10 +19,10 @@ from pagoda_worker.request import EngineState, Finish, FinishReason, Request, St
 from pagoda_worker.wire import worker_pb2 as pb
 
 
-def read(registry: CollectorRegistry) -> dict[str, float]:
+def read(metrics: WorkerMetrics) -> dict[str, float]:
     """name{extra labels} → value."""
     values: dict[str, float] = {}
-    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+    for family in text_string_to_metric_families(metrics.expose().decode()):
         for sample in family.samples:
             extra = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()) if key not in ("model_name", "engine"))
             assert sample.labels["model_name"] == "chat"
@@ -74,12 +75,11 @@ def test_a_step_of_one_millisecond_is_told_from_one_of_two():
 
 
 def test_every_series_is_there_before_the_first_request_and_requests_add_none():
-    registry = CollectorRegistry()
-    metrics = WorkerMetrics("chat", registry, wall_clock=lambda: 5.0)
-    before_an_engine = read(registry)
+    metrics = WorkerMetrics("chat", CollectorRegistry(), wall_clock=lambda: 5.0)
+    before_an_engine = read(metrics)
     assert set(before_an_engine.values()) == {0.0, 5.0}, "5.0: when the adapters last changed"
     metrics.engine_ready(FACTS, IDLE)
-    series = set(read(registry))
+    series = set(read(metrics))
     assert series - set(before_an_engine) == {
         "vllm:cache_config_info{block_size=16,num_gpu_blocks=1024}",
         "pagoda_measured_prefill_tokens_per_second",
@@ -93,31 +93,29 @@ def test_every_series_is_there_before_the_first_request_and_requests_add_none():
         metrics.refused(pb.Refused.Code.Name(code).lower())
     metrics.request_ended(call(n=100))
     metrics.engine_down()
-    assert set(read(registry)) == series
+    assert set(read(metrics)) == series
     assert len(series) < 600, "one worker"
 
 
 def test_totals_go_on_over_a_restart_of_the_engine():
-    registry = CollectorRegistry()
-    metrics = WorkerMetrics("chat", registry)
+    metrics = WorkerMetrics("chat", CollectorRegistry())
     metrics.engine_ready(FACTS, IDLE)
     metrics.stepped(stepped(replace(IDLE, generation_tokens_total=10, preemptions_total=1)), {})
     metrics.engine_down()
-    assert read(registry)["vllm:generation_tokens_total"] == 10
-    assert read(registry)["pagoda_engine_up"] == 0
+    assert read(metrics)["vllm:generation_tokens_total"] == 10
+    assert read(metrics)["pagoda_engine_up"] == 0
     metrics.engine_ready(FACTS, IDLE)
     metrics.stepped(stepped(replace(IDLE, generation_tokens_total=5)), {})
-    values = read(registry)
+    values = read(metrics)
     assert (values["vllm:generation_tokens_total"], values["vllm:num_preemptions_total"]) == (15, 1)
     assert values["pagoda_engine_restarts_total"] == 1
 
 
 def test_gauges_are_the_engines_last_state():
-    registry = CollectorRegistry()
-    metrics = WorkerMetrics("chat", registry)
+    metrics = WorkerMetrics("chat", CollectorRegistry())
     metrics.engine_ready(FACTS, IDLE)
     metrics.idle(replace(IDLE, num_running=3, num_waiting=2, kv_free_tokens=256, queued_prefill_tokens=77))
-    values = read(registry)
+    values = read(metrics)
     assert (values["vllm:num_requests_running"], values["vllm:num_requests_waiting"]) == (3, 2)
     assert (values["vllm:kv_cache_usage_perc"], values["pagoda_queued_prefill_tokens"]) == (0.75, 77)
     assert values["vllm:cache_config_info{block_size=16,num_gpu_blocks=1024}"] == 1
@@ -126,25 +124,23 @@ def test_gauges_are_the_engines_last_state():
 
 
 def test_a_step_counts_once_and_one_that_computes_nothing_does_not():
-    registry = CollectorRegistry()
-    metrics = WorkerMetrics("chat", registry)
+    metrics = WorkerMetrics("chat", CollectorRegistry())
     metrics.stepped(stepped(IDLE), {})
     metrics.stepped(StepOutput([], IDLE), {})
-    values = read(registry)
+    values = read(metrics)
     assert (values["pagoda_step_duration_seconds_count"], values["pagoda_step_duration_seconds_sum"]) == (1, 0.0012)
     assert (values["pagoda_step_sequences_sum"], values["vllm:iteration_tokens_total_sum"]) == (3, 20)
 
 
 def test_a_finish_is_counted_by_its_reason_and_timed_from_receipt():
-    registry = CollectorRegistry()
-    metrics = WorkerMetrics("chat", registry)
+    metrics = WorkerMetrics("chat", CollectorRegistry())
     timings = Timings(1_000_500, 1_001_000, 1_030_000, 1_200_000, 0, 5, [])
     stopped_by_text = call()
     stopped_by_text.stopped_by_text.add(0)
     metrics.finished(call(), 0, Finish(FinishReason.STOP, Usage(1, 0, 5), timings))
     metrics.finished(stopped_by_text, 0, Finish(FinishReason.CANCELLED, Usage(1, 0, 5), timings))
     metrics.finished(call(), 0, Finish(FinishReason.CANCELLED, Usage(1, 0, 0), Timings(1, 0, 0, 0, 0, 0, [])))
-    values = read(registry)
+    values = read(metrics)
     assert values["vllm:request_success_total{finished_reason=stop}"] == 2
     assert values["vllm:request_success_total{finished_reason=abort}"] == 1
     assert values["vllm:request_decode_time_seconds_count"] == 2, "no first token, no time after it"
@@ -154,26 +150,33 @@ def test_a_finish_is_counted_by_its_reason_and_timed_from_receipt():
 
 @pytest.mark.parametrize(("resumed", "completion", "tpot_s"), [(0, 5, 0.0425), (0, 1, None), (3, 5, 0.17), (4, 5, None)])
 def test_time_per_output_token_counts_the_tokens_sampled_here_after_the_first(resumed: int, completion: int, tpot_s: float | None):
-    registry = CollectorRegistry()
-    metrics = WorkerMetrics("chat", registry)
+    metrics = WorkerMetrics("chat", CollectorRegistry())
     timings = Timings(1_000_500, 1_001_000, 1_030_000, 1_200_000, 0, 5, [])
     metrics.finished(call(resumed=resumed), 0, Finish(FinishReason.STOP, Usage(1, 0, completion), timings))
-    values = read(registry)
+    values = read(metrics)
     assert values["vllm:request_time_per_output_token_seconds_count"] == (tpot_s is not None)
     assert values["vllm:request_time_per_output_token_seconds_sum"] == pytest.approx(tpot_s or 0.0)
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, 256)), max_size=20))
 def test_a_histogram_of_many_at_once_equals_one_at_a_time(observed: list[tuple[float, int]]):
-    layout = Layout("x", "x", TOKEN_LATENCY_BOUNDS_S)
-    at_once, one_by_one = Histogram(layout), Histogram(layout)
+    layout, labels = Layout("x_seconds", "A line.", TOKEN_LATENCY_BOUNDS_S), {"model_name": 'a"b'}
+    at_once, one_by_one = Histogram(layout, labels), Histogram(layout, labels)
     for seconds, times in observed:
         at_once.observe(seconds, times)
         for _ in range(times):
             one_by_one.observe(seconds)
-    buckets, expected = (each.family({"model_name": "m"}).samples[:-2] for each in (at_once, one_by_one))
+    *buckets, count, total = parsed(at_once)
+    *expected, _, expected_total = parsed(one_by_one)
     assert buckets == expected
-    assert [sample.value for sample in buckets] == sorted(sample.value for sample in buckets)
+    assert total.value == pytest.approx(expected_total.value)
+    assert (count.name, total.name, count.value) == ("x_seconds_count", "x_seconds_sum", sum(times for _, times in observed))
     for sample in buckets:
         bound = float(sample.labels["le"])
         assert sample.value == sum(times for seconds, times in observed if seconds <= bound)
+
+
+def parsed(histogram: Histogram) -> list[Sample]:
+    [family] = text_string_to_metric_families("\n".join(histogram.lines()) + "\n")
+    assert (family.type, family.documentation, family.samples[0].labels["model_name"]) == ("histogram", "A line.", 'a"b')
+    return family.samples

@@ -2,12 +2,14 @@
 
 import logging
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 from scripted_engine import FACTS
 from simulated_device import VOCAB, expected_output, simulated
 from test_front_progress import IDLE
@@ -43,9 +45,8 @@ class Worker:
     def __init__(self, clock: Clock, **limits: Any) -> None:
         self.clock = clock
         self.scheduler, self.device = simulated(**limits)
-        self.registry = CollectorRegistry()
-        metrics = WorkerMetrics("chat", self.registry)
-        self.switchboard = Switchboard("chat", "worker-1", self, metrics, clock=clock)
+        self.metrics = WorkerMetrics("chat", CollectorRegistry())
+        self.switchboard = Switchboard("chat", "worker-1", self, self.metrics, clock=clock)
         self.switchboard.engine_ready(replace(FACTS, vocab_size=VOCAB, max_model_len=200), IDLE)
         self.session = self.switchboard.open("router-1")
         self.finishes: dict[tuple[int, int], pb.Finish] = {}
@@ -100,8 +101,8 @@ class Worker:
             self.finishes |= {(finish.request_id, finish.sequence): finish for finish in frame.finishes}
 
     def metric(self, name: str) -> float:
-        value = self.registry.get_sample_value(name, {"model_name": "chat", "engine": "0"})
-        assert value is not None
+        families = text_string_to_metric_families(self.metrics.expose().decode())
+        [value] = [sample.value for family in families for sample in family.samples if sample.name == name]
         return value
 
 
@@ -243,7 +244,7 @@ def check(finish: pb.Finish, *, want_timings: bool) -> None:
         return
     assert t.first_token_mono_us <= t.first_sent_mono_us <= t.last_sent_mono_us
     edges = [t.received_mono_us, t.first_scheduled_mono_us, t.first_token_mono_us, t.last_token_mono_us, t.last_sent_mono_us]
-    phases = [later - earlier for earlier, later in zip(edges, edges[1:], strict=False)]
+    phases = [later - earlier for earlier, later in pairwise(edges)]
     assert all(phase >= 0 for phase in phases), f"a phase runs backwards: {edges}"
     assert sum(phases) == t.last_sent_mono_us - t.received_mono_us
 

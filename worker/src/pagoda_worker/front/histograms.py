@@ -5,10 +5,13 @@ ones below: a step of a small model takes 1 ms, a whole request 10.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 TOKEN_LATENCY_BOUNDS_S = (
@@ -41,23 +44,35 @@ class Layout:
     bounds: Sequence[float]
 
 
-class Histogram:
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+class Histogram(Collector):
+    """Written by the library once; after that only its numbers change. A picker asks every 50 ms, and 450 lines through the library's
+    objects took the event loop 2 ms each time."""
+
+    def __init__(self, layout: Layout, labels: Mapping[str, str]) -> None:
+        self._layout = layout
+        self._labels = labels
         self._bounds = tuple(layout.bounds)
-        self._les = [*map(floatToGoString, self._bounds), "+Inf"]
-        self._counts = [0] * len(self._les)
+        self._counts = [0] * (len(self._bounds) + 1)
         self._sum = 0.0
+        registry = CollectorRegistry()
+        registry.register(self)
+        lines = generate_latest(registry).decode().splitlines()
+        self._head = [line for line in lines if line.startswith("#")]
+        self._starts = [line.rsplit(" ", 1)[0] for line in lines if not line.startswith("#")]
 
     def observe(self, value: float, times: int = 1) -> None:
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 
-    def family(self, labels: Mapping[str, str]) -> HistogramMetricFamily:
-        cumulative, buckets = 0, []
-        for le, count in zip(self._les, self._counts, strict=True):
-            cumulative += count
-            buckets.append((le, cumulative))
-        family = HistogramMetricFamily(self.layout.name, self.layout.help_text, labels=list(labels))
-        family.add_metric(list(labels.values()), buckets=buckets, sum_value=self._sum)
-        return family
+    def lines(self) -> list[str]:
+        """Of the exposition, in the library's order: buckets, count, sum."""
+        cumulative = [*accumulate(self._counts)]
+        numbers = [*cumulative, cumulative[-1], self._sum]
+        return [*self._head, *(f"{start} {number}" for start, number in zip(self._starts, numbers, strict=True))]
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """For the registry that writes the lines once: all zero."""
+        family = HistogramMetricFamily(self._layout.name, self._layout.help_text, labels=list(self._labels))
+        les = [*map(floatToGoString, self._bounds), "+Inf"]
+        family.add_metric(list(self._labels.values()), buckets=[(le, 0) for le in les], sum_value=0)
+        yield family

@@ -8,7 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from pagoda_worker.front.calls import Call
@@ -27,7 +28,7 @@ from pagoda_worker.front.histograms import (
 from pagoda_worker.request import EngineState, Finish, FinishReason, ModelFacts, StepOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
-Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+Family = CounterMetricFamily | GaugeMetricFamily
 
 ENGINE = "0"
 """vLLM numbers the engines of a server; a worker has one."""
@@ -91,13 +92,14 @@ class WorkerMetrics(Collector):
         self._facts: ModelFacts | None = None
         self._state: EngineState | None = None
         self._totals_before: Counter[str] = Counter()
-        self._observed = {key: Histogram(layout) for key, layout in LAYOUTS.items()}
+        self._observed = {key: Histogram(layout, self._labels(layout.name)) for key, layout in LAYOUTS.items()}
         self._finished = Counter(dict.fromkeys(VLLM_REASONS.values(), 0))
         self._refused = Counter(dict.fromkeys(REFUSAL_CODES, 0))
         self._prompt_tokens = 0
         self._adapters_changed_at = wall_clock()
         self.engine_restarts = 0
         self.sessions = 0
+        self._registry = registry
         registry.register(self)
 
     # ---- counted once per step or event
@@ -168,14 +170,17 @@ class WorkerMetrics(Collector):
 
     # ---- read by a scrape
 
+    def expose(self) -> bytes:
+        """Everything of the registry, and the histograms."""
+        lines = [line for histogram in self._observed.values() for line in histogram.lines()]
+        return generate_latest(self._registry) + "\n".join(lines).encode() + b"\n"
+
     def collect(self) -> Iterator[Family]:
         yield from self._engine_gauges()
         for name, field, help_text in ENGINE_TOTALS:
             now = getattr(self._state, field) if self._state is not None else 0
             yield self._counter(name, help_text, self._totals_before[field] + now)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens of started requests.", self._prompt_tokens)
-        for histogram in self._observed.values():
-            yield histogram.family(self._labels(histogram.layout.name))
         yield self._by_label("vllm:request_success", "Sequences by how they ended.", "finished_reason", self._finished)
         yield from self._not_there_yet()
         yield self._by_label("pagoda_requests_refused", "Submits that never became a request.", "code", self._refused)

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from pagoda_worker.errors import ConfigError, ModelError
 from pagoda_worker.front.artifacts import read_artifacts
@@ -48,9 +48,9 @@ class Front:
         self, settings: WorkerSettings, *, engine_command: Sequence[str] = ENGINE_COMMAND, gpu_reader: GpuReader | None = None
     ) -> None:
         self._settings = settings
-        self._registry = CollectorRegistry()
-        self._metrics = WorkerMetrics(settings.model_name, self._registry)
-        self._gpu_metrics = GpuMetrics(settings.model_name, self._registry, gpu_reader or GpuReader())
+        registry = CollectorRegistry()
+        self._metrics = WorkerMetrics(settings.model_name, registry)
+        self._gpu_metrics = GpuMetrics(settings.model_name, registry, gpu_reader or GpuReader())
         self.supervisor = EngineSupervisor(settings.engine, stall_s=settings.stall_s, command=engine_command)
         worker_id = f"{settings.pod_name or settings.model_name}-{uuid.uuid4().hex[:8]}"
         self.switchboard = Switchboard(settings.model_name, worker_id, self.supervisor, self._metrics)
@@ -118,7 +118,7 @@ class Front:
     async def _scrape(self) -> bytes:
         facts = self.switchboard.facts
         await self._gpu_metrics.refresh(facts.gpu_uuids if facts is not None else [])
-        return generate_latest(self._registry)
+        return self._metrics.expose()
 
     def readiness(self) -> Readiness:
         if self._stop_asked.is_set():
