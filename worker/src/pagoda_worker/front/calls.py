@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pagoda_worker.front.validation import trace_id
 from pagoda_worker.request import Finish, Request
 from pagoda_worker.wire import worker_pb2 as pb
 
@@ -47,11 +48,11 @@ class Call:
         "trace_id",
     )
 
-    def __init__(self, session: "RouterSession", submit: pb.Submit, request: Request, received_us: int, *, trace_id: str = "") -> None:
+    def __init__(self, session: "RouterSession", submit: pb.Submit, request: Request, received_us: int) -> None:
         self.session = session
         self.request_id = submit.request_id
         self.engine_id = request.request_id
-        self.trace_id = trace_id
+        self.trace_id = trace_id(submit.trace)
         self.prompt_tokens = len(request.prompt_ids)
         self.resumed_tokens = len(request.resume_ids)
         self.max_tokens = request.max_tokens

@@ -1,8 +1,11 @@
-"""Which submits never become requests, and how that reads on the wire. Pure; asked by the switchboard before anything is counted."""
+"""Which submits become requests and which are refused, and how that reads on the wire. Pure; asked by the switchboard before anything is
+counted."""
 
 from dataclasses import dataclass
 
 from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused
+from pagoda_worker.front.validation import to_request
+from pagoda_worker.request import ModelFacts, Request
 from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_CALLS_PER_SESSION = 4096
@@ -26,8 +29,19 @@ class Standing:
     fits_credits: bool
 
 
-def refused_by_standing(submit: pb.Submit, standing: Standing) -> pb.Refused | None:
-    """None: nothing but its own fields can be wrong with it."""
+def judge(submit: pb.Submit, engine_id: str, standing: Standing, facts: ModelFacts | None) -> Request | pb.Refused:
+    """`engine_id`: what the request is to be called there. `facts` None: no engine has loaded yet, and `standing` says so."""
+    refused = _refused_by_standing(submit, standing)
+    if refused is not None:
+        return refused
+    assert facts is not None, "requests are welcome, so an engine has loaded"
+    try:
+        return to_request(submit, engine_id, facts)
+    except RequestRefused as refusal:
+        return refused_by_error(submit.request_id, type(refusal).__name__, str(refusal), refusal.param)
+
+
+def _refused_by_standing(submit: pb.Submit, standing: Standing) -> pb.Refused | None:
 
     def refused(code: "pb.Refused.Code.ValueType", message: str, param: str = "") -> pb.Refused:
         return pb.Refused(request_id=submit.request_id, code=code, message=message, param=param)

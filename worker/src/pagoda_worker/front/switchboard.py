@@ -14,19 +14,17 @@ from typing import Protocol
 import grpc
 
 from pagoda_worker.channel import Rejected
-from pagoda_worker.errors import RequestRefused
 from pagoda_worker.front.calls import Call, log_failed
 from pagoda_worker.front.credits import CreditLedger
 from pagoda_worker.front.metrics import WorkerMetrics
-from pagoda_worker.front.refusals import Standing, refused_by_error, refused_by_standing
+from pagoda_worker.front.refusals import Standing, judge, refused_by_error
 from pagoda_worker.front.session import RouterSession, worker_state
-from pagoda_worker.front.validation import to_request, trace_id
 from pagoda_worker.request import EngineState, Finish, FinishReason, ModelFacts, Request, SequenceUpdate, StepOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_RESERVED_TOKENS = 1 << 40
 """Beyond this a reservation is not a mistake in size but nonsense, and its refund would not fit the wire."""
-LOADING = "the engine is loading"
+
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +45,7 @@ class Switchboard:
         self.worker_id = worker_id
         self.facts: ModelFacts | None = None
         """Of the last engine that loaded; kept while it is restarted."""
-        self.not_ready_reason = LOADING
+        self.not_ready_reason = "the engine is loading"
         """Empty when new requests are welcome."""
         self.idle = asyncio.Event()
         """No call is open."""
@@ -109,18 +107,12 @@ class Switchboard:
                 f"Submit {submit.request_id} is already running in this epoch, or reserves more than {MAX_RESERVED_TOKENS} tokens",
             )
             return
-        refused = refused_by_standing(submit, self._standing(session, submit))
-        if refused is None:
-            assert self.facts is not None
-            try:
-                request = to_request(submit, f"{session.epoch}:{submit.request_id}", self.facts)
-            except RequestRefused as refusal:
-                refused = refused_by_error(submit.request_id, type(refusal).__name__, str(refusal), refusal.param)
-        if refused is not None:
+        request = judge(submit, f"{session.epoch}:{submit.request_id}", self._standing(session, submit), self.facts)
+        if isinstance(request, pb.Refused):
             self._ledger.refund(session.epoch, submit.reserved_kv_tokens)
-            self._refuse(session, refused)
+            self._refuse(session, request)
             return
-        call = Call(session, submit, request, received_us, trace_id=trace_id(submit.trace))
+        call = Call(session, submit, request, received_us)
         session.calls[submit.request_id] = self._calls[request.request_id] = call
         self.idle.clear()
         self._ledger.spend(session.epoch, submit.reserved_kv_tokens)
