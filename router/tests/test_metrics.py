@@ -3,6 +3,7 @@
 from fleet_rig import Rig
 from prometheus_client.exposition import generate_latest
 
+from pagoda_router.backends.base import Settlement
 from pagoda_router.generation import ModelName
 from pagoda_router.surface import RequestOutcome
 
@@ -10,6 +11,11 @@ from pagoda_router.surface import RequestOutcome
 def outcome(**fields: object) -> RequestOutcome:
     usual = {"endpoint": "chat", "request_id": "secret-id", "model": "tiny", "status": 200}
     return RequestOutcome(**{**usual, **fields})  # type: ignore[arg-type]
+
+
+def settlement(**fields: object) -> Settlement:
+    usual = {"model": ModelName("tiny"), "predicted_output_tokens": 40, "output_tokens": [], "ran": True}
+    return Settlement(**{**usual, **fields})  # type: ignore[arg-type]
 
 
 def test_an_answered_request_is_counted_with_its_tokens_and_times(tmp_path):
@@ -34,7 +40,6 @@ def test_a_request_for_no_known_model_is_counted_without_its_words(tmp_path):
 
 def test_predicted_and_actual_output_are_told_side_by_side(tmp_path):
     rig = Rig(tmp_path)
-    rig.dispatcher.settled(ModelName("tiny"), 64, 40, [22, 3], ran=True)
+    rig.dispatcher.settled(settlement(reserved_tokens=64, used_tokens=48, output_tokens=[22, 3]))
     assert rig.metric("predicted_output_tokens_total", model="tiny") == 80
     assert rig.metric("actual_output_tokens_total", model="tiny") == 25
-    assert rig.metric("settled_kv_tokens_total", model="tiny") == 64

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pagoda_router.errors import ConfigError
 
@@ -48,6 +49,11 @@ class RouterSettings:
     """How long after SIGTERM new requests are still taken: whoever leads clients here needs a moment to hear that /ready is off."""
     drain_s: float = 30.0
     """How long running streams may go on after that."""
+    trace_ring: int = 1000
+    """Traces of finished requests kept for /admin/traces; about 4 KB each, 20 KB for an answer of thousands of tokens. 0: none."""
+    otlp_endpoint: str | None = None
+    """Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://collector:4318. None: traces are not exported. What else
+    its client needs is read from OpenTelemetry's own variables: OTEL_EXPORTER_OTLP_HEADERS, …_CERTIFICATE, …_COMPRESSION."""
     log_level: str = "INFO"
     pod_name: str | None = None
     """Names this router in its sessions: a restarted container replaces its old session. None: a random name."""
@@ -82,6 +88,8 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         queue_timeout_s=_seconds(values, "queue_timeout_s", 60.0),
         linger_s=_seconds(values, "linger_s", 0.0),
         drain_s=_seconds(values, "drain_s", 30.0),
+        trace_ring=_whole(values, "trace_ring", 1000, least=0, most=1_000_000),
+        otlp_endpoint=_url(values, "otlp_endpoint"),
         log_level=_log_level(values),
         pod_name=values.get("pod_name") or None,
     )
@@ -153,6 +161,20 @@ def _path(values: Mapping[str, str], name: str, what: str) -> Path:
     if not text:
         raise ConfigError(f"{_variable(name)} is not set: {what}")
     return Path(text)
+
+
+def _url(values: Mapping[str, str], name: str) -> str | None:
+    text = values.get(name)
+    if not text:
+        return None
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ConfigError(f"{_variable(name)}={text!r} is not a URL such as http://collector:4318")
+    return text
 
 
 def _discovery(values: Mapping[str, str]) -> Literal["file", "kubernetes"]:
