@@ -239,4 +239,4 @@ class ScriptedWorker(WorkerServicer):
 
     def _frame(self, **fields: Any) -> None:
         self._step += 1
-        self._outbox.put_nowait(wire.FromWorker(frame=wire.Frame(step=self._step, **fields)))
+        self._outbox.put_nowait(wire.FromWorker(frame=wire.Frame(step=self._step, at_mono_us=self.now_us(), **fields)))

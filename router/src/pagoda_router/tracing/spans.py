@@ -1,7 +1,7 @@
 """A finished RequestTrace as OpenTelemetry spans: one for the request, a child for each phase. Called by the exporter's thread only.
 
-Names and attributes are those of the GenAI semantic conventions ("development" in opentelemetry-semantic-conventions 0.66b2); ours begin with
-pagoda. Never a prompt, never an answer.
+Names and attributes are those of the GenAI semantic conventions ("development" in opentelemetry-semantic-conventions 0.66b2); ours begin
+with pagoda. Never a prompt, never an answer.
 """
 
 import hashlib
