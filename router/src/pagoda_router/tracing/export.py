@@ -64,7 +64,8 @@ class OtlpExporter:
         """Sends what is left, for LAST_WORDS_S at most. Blocks: not for a loop that still serves."""
         self._stopping.set()
         self._thread.join(LAST_WORDS_S)
-        self._client.shutdown()  # type: ignore[no-untyped-call]
+        self._client.shutdown()  # type: ignore[no-untyped-call]  # ends a retry that still waits
+        self._thread.join(LAST_WORDS_S)
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_EVERY_S):
