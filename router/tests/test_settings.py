@@ -21,7 +21,8 @@ def test_everything_can_be_set():
         {
             **LEAST, "PAGODA_BIND_HOST": "0.0.0.0", "PAGODA_HTTP_PORT": "80", "PAGODA_INTERNAL_PORT": "81", "PAGODA_INTERNAL_TOKEN": "i",
             "PAGODA_SESSION_TOKEN": "s", "PAGODA_API_KEY": "k", "PAGODA_MAX_BODY_BYTES": "4096", "PAGODA_MAX_QUEUE_TOKENS": "5",
-            "PAGODA_QUEUE_TIMEOUT_S": "1.5", "PAGODA_DRAIN_S": "0", "PAGODA_TRACE_RING": "7", "PAGODA_OTLP_ENDPOINT": "https://collector:4318", "PAGODA_LOG_LEVEL": "debug", "PAGODA_POD_NAME": "router-1",
+            "PAGODA_QUEUE_TIMEOUT_S": "1.5", "PAGODA_DRAIN_S": "0", "PAGODA_LOG_LEVEL": "debug", "PAGODA_POD_NAME": "router-1",
+            "PAGODA_TRACE_RING": "7", "PAGODA_OTLP_ENDPOINT": "https://collector:4318",
             "PAGODA_HOME": "/h", "PAGODA_RUN_ID": "r", "PAGODA_REQUIRE_ALL": "1", "PAGODA_KUBE_BIN": "/k",
         }
     )  # fmt: skip
