@@ -398,6 +398,7 @@ OTHER: Object = {
     "operator.affinity": {"nodeAffinity": {}},
     "operator.podLabels": {"team": "blue"},
     "operator.podAnnotations": {"team": "blue"},
+    "tracing.otlpEndpoint": "http://collector:4318",
     "networkPolicy.apiServerCidrs": ["10.0.0.1/32"],
     "networkPolicy.metricsNamespaces": ["monitoring"],
     "ingress.routes": [],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_rig import Rig, rig
+from fleet_rig import Rig, model_object, rig
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted import Caller, byte_level_tokenizer, chat
@@ -211,6 +211,33 @@ async def test_a_refused_request_ends_in_the_phase_it_had_reached(tmp_path):
         assert (stack.told["decision"], stack.told["error"]) == (None, None)
         await stack.ask(model="no such")
         assert len(stack.ring) == 1, "requests for no known model would push everything else out"
+
+
+async def test_the_time_in_which_a_model_wakes_is_queue_wait(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, clock=TickingClock()) as router:
+        worker.use_tokenizer(byte_level_tokenizer().to_str().encode())
+        router.know(models=[model_object()])
+        stack = Traced(router, worker, router.dispatcher._clock)
+        call = stack.ask()
+        async with asyncio.timeout(10):
+            while not router.dispatcher.queue(ModelName("tiny"))[0]:
+                await asyncio.sleep(0)
+        stack.clock.now_s += 5
+        router.know(worker)
+        await worker.pings.get()
+        await stack.answer()
+        assert (await call).status == 200
+        assert [part["name"] for part in stack.told["phases"]] == ALL
+        assert 5000 < parts_of(stack.told)["queue_wait"] < 5500
+        assert stack.trace.held_s is not None, "it waited before its prompt could be tokenized"
+
+
+def test_of_several_prompts_the_one_that_came_last_is_told():
+    early = written([0, 1, 2, 3, 4, 5, 10, 10], told=True, cut_short=False, offset_us=0, reached=3)
+    late = written([0, 1, 7, 8, 9, 20, 30, 30], told=True, cut_short=False, offset_us=0, reached=3)
+    early.generations = [early.generations[0], late.generations[0], early.generations[0]]
+    parts = {part.name: part for part in phases(early, 0.000040)}
+    assert (parts["route"].start_us, parts["decode"].start_us, parts["stream"].start_us) == (7, 20, 30)
 
 
 STAMPS_US = st.lists(st.integers(0, 10**7), min_size=8, max_size=8)

@@ -6,7 +6,6 @@ has an HTTP status.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,11 +21,8 @@ from pagoda_router.fleet import Fleet
 from pagoda_router.generation import Arrival, EndReason, Generation, GenerationStream, ModelName, WorkerId
 from pagoda_router.lanes import Held, Lane, Pending, Refusals
 from pagoda_router.metrics import RouterMetrics
-from pagoda_router.policy import POLICY, Placement, Refusal, WorkerView, choose_variant, place
+from pagoda_router.policy import Refusal, WorkerView, choose_variant, place
 from pagoda_router.queue import Waiting, WaitingRoom
-from pagoda_router.tracing.record import Attempt
-
-log = logging.getLogger(__name__)
 
 EXPIRY_CHECK_S = 0.1
 MOST_ATTEMPTS = 3
@@ -231,9 +227,8 @@ class FleetDispatcher:
             generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
         stream = links[found.worker].submit(generation, request.cost, found.reserved_tokens)
         request.place.set_result(stream)
-        generation.trace.attempts.append(_attempt(found, now_s, stream))
+        request.note_attempt(found, now_s, stream.times)
         self._metrics.placed(generation.model, now_s - request.arrived_s, found)
-        _log_placement(request, found)
         return True
 
     def _count_failure(self, pending: Pending, stream: BackendStream) -> None:
@@ -359,27 +354,3 @@ class FleetDispatcher:
 def _fail(request: Held, error: RouterError) -> None:
     if not request.place.done():
         request.place.set_exception(error)
-
-
-def _attempt(placement: Placement, now_s: float, stream: BackendStream) -> Attempt:
-    return Attempt(
-        placed_s=now_s,
-        worker=placement.worker,
-        policy=POLICY,
-        reason=placement.reason,
-        reserved_tokens=placement.reserved_tokens,
-        predicted_ms=placement.predicted_ms,
-        predicted_cached_tokens=placement.cached_tokens,
-        runner_up=placement.runner_up,
-        runner_up_ms=placement.runner_up_ms,
-        times=stream.times,
-    )
-
-
-def _log_placement(pending: Pending, placement: Placement) -> None:
-    if log.isEnabledFor(logging.DEBUG):
-        log.debug(
-            "placed request=%s worker=%s predicted_ms=%.1f reserved=%d reason=%r runner_up=%s runner_up_ms=%s",
-            pending.generation.request_id, placement.worker, placement.predicted_ms, placement.reserved_tokens,
-            placement.reason, placement.runner_up, placement.runner_up_ms,
-        )  # fmt: skip

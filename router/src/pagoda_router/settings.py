@@ -50,7 +50,7 @@ class RouterSettings:
     drain_s: float = 30.0
     """How long running streams may go on after that."""
     trace_ring: int = 1000
-    """Traces of finished requests kept for /admin/traces; about 4 KB each, 20 KB for an answer of thousands of tokens. 0: none."""
+    """Traces of finished requests kept for /admin/traces; about 2 KB each, 18 KB for an answer of 4096 tokens or more. 0: none."""
     otlp_endpoint: str | None = None
     """Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://collector:4318. None: traces are not exported. What else
     its client needs is read from OpenTelemetry's own variables: OTEL_EXPORTER_OTLP_HEADERS, …_CERTIFICATE, …_COMPRESSION."""
