@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,7 +30,9 @@ class Collector:
     status: int = 200
     requests: list[ExportTraceServiceRequest] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    came: threading.Event = field(default_factory=threading.Event)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    answered: Callable[[], None] = lambda: None
+    """Called after each answer."""
 
     @property
     def resource(self) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def collector(status: int = 200) -> Iterator[Collector]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             heard.paths.append(self.path)
+            heard.headers.append({name.lower(): value for name, value in self.headers.items()})
             heard.requests.append(ExportTraceServiceRequest.FromString(body))
             answer = ExportTraceServiceResponse().SerializeToString()
             self.send_response(heard.status)
@@ -60,7 +63,7 @@ def collector(status: int = 200) -> Iterator[Collector]:
             self.send_header("content-length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
-            heard.came.set()
+            heard.answered()
 
         def log_message(self, *facts: Any) -> None:
             pass
@@ -107,7 +110,7 @@ def finished(request_id: str = "mine", **fields: Any) -> RequestTrace:
 @contextmanager
 def exporting(url: str, **settings: Any) -> Iterator[tuple[OtlpExporter, CollectorRegistry]]:
     registry = CollectorRegistry()
-    exporter = OtlpExporter(url, "router-1", registry, **settings)
+    exporter = OtlpExporter(url, "router-1", registry, headers={"x-tenant": "blue"}, **settings)
     exporter.start()
     try:
         yield exporter, registry
@@ -124,6 +127,7 @@ def test_a_request_is_one_span_with_a_child_for_each_phase_under_the_clients_own
         with exporting(heard.url) as (exporter, registry):
             exporter.offer(finished())
         assert heard.paths == ["/v1/traces"]
+        assert (heard.headers[0]["content-type"], heard.headers[0]["x-tenant"]) == ("application/x-protobuf", "blue")
         assert heard.resource["service.name"] == "pagoda-router"
         assert heard.resource["service.instance.id"] == "router-1"
         request, *children = heard.spans
@@ -172,12 +176,27 @@ def test_a_collector_that_takes_nothing_costs_its_traces_only(url):
         exporter.stop()
         assert registry.get_sample_value("pagoda_router_traces_exported_total") == 0
         if url is None:
-            assert dropped(registry, "collector") == 3
+            assert dropped(registry, "collector") == 3, "no retry heals a 400"
+            assert len(heard.requests) == 1
+
+
+def test_a_collector_that_is_busy_for_a_moment_is_asked_again():
+    with collector(status=503) as heard:
+
+        def recover() -> None:
+            heard.status = 200
+
+        heard.answered = recover
+        with exporting(heard.url) as (exporter, registry):
+            exporter.offer(finished())
+            exporter.stop()
+        assert len(heard.requests) == 2
+        assert registry.get_sample_value("pagoda_router_traces_exported_total") == 1
 
 
 def test_what_does_not_fit_into_the_queue_is_dropped_and_counted():
     registry = CollectorRegistry()
-    exporter = OtlpExporter("http://127.0.0.1:9", "router-1", registry, queue_traces=2)  # never started: nobody empties it
+    exporter = OtlpExporter("http://127.0.0.1:9", "router-1", registry, headers={}, queue_traces=2)  # never started: nobody empties it
     for _ in range(5):
         exporter.offer(finished())
     assert dropped(registry, "queue_full") == 3

@@ -2,8 +2,9 @@
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -52,8 +53,9 @@ class RouterSettings:
     trace_ring: int = 1000
     """Traces of finished requests kept for /admin/traces; about 2 KB each, 18 KB for an answer of 4096 tokens or more. 0: none."""
     otlp_endpoint: str | None = None
-    """Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://collector:4318. None: traces are not exported. What else
-    its client needs is read from OpenTelemetry's own variables: OTEL_EXPORTER_OTLP_HEADERS, …_CERTIFICATE, …_COMPRESSION."""
+    """Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://collector:4318. None: traces are not exported."""
+    otlp_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Sent along, such as authorization=Bearer abc,x-tenant=blue: what a collector beyond this cluster may ask for."""
     log_level: str = "INFO"
     pod_name: str | None = None
     """Names this router in its sessions: a restarted container replaces its old session. None: a random name."""
@@ -90,6 +92,7 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         drain_s=_seconds(values, "drain_s", 30.0),
         trace_ring=_whole(values, "trace_ring", 1000, least=0, most=1_000_000),
         otlp_endpoint=_url(values, "otlp_endpoint"),
+        otlp_headers=_headers(values, "otlp_headers"),
         log_level=_log_level(values),
         pod_name=values.get("pod_name") or None,
     )
@@ -175,6 +178,15 @@ def _url(values: Mapping[str, str], name: str) -> str | None:
     if not is_url:
         raise ConfigError(f"{_variable(name)}={text!r} is not a URL such as http://collector:4318")
     return text
+
+
+def _headers(values: Mapping[str, str], name: str) -> tuple[tuple[str, str], ...]:
+    """The value is a secret as a rule: it is in no message."""
+    pairs = [part.strip().partition("=") for part in values.get(name, "").split(",") if part.strip()]
+    for header, equals, value in pairs:
+        if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", header) is None or not equals or not value.isprintable():
+            raise ConfigError(f"{_variable(name)} is not of the form name=value,name=value")
+    return tuple((header.lower(), value.strip()) for header, _, value in pairs)
 
 
 def _discovery(values: Mapping[str, str]) -> Literal["file", "kubernetes"]:
