@@ -86,6 +86,21 @@ def test_without_the_names_of_other_namespaces_ports_are_open_to_all_of_them_and
     assert found["pagoda-router-egress-to-api-server"]["egress"] == [{"ports": tcp(443, 6443)}]
 
 
+COLLECTORS = [
+    ("http://collector.monitoring:4318", tcp(4318)),
+    ("https://collector.example", tcp(443)),
+    ("http://collector.example/otlp", tcp(80)),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "ports"), COLLECTORS)
+def test_routers_reach_the_collector_of_traces_where_one_is_named(endpoint: str, ports: list[dict[str, Any]]) -> None:
+    name = "pagoda-router-egress-to-collector"
+    policy = policies(settings=replace(CLUSTER, otlp_endpoint=endpoint))[name]
+    assert (policy["podSelector"]["matchLabels"], policy["egress"]) == (ROUTER, [{"ports": ports}])
+    assert name not in policies(settings=CLUSTER)
+
+
 @pytest.mark.parametrize(
     ("model", "ports"),
     [

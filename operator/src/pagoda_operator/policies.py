@@ -5,6 +5,7 @@ operator → router 8001                 operator-to-router
 router → worker 9000                   router-egress-to-worker, router-to-worker
 router → API server                    router-egress-to-api-server
 router → DNS                           router-egress-to-dns
+router → collector of traces           router-egress-to-collector   (only where one is named; by its port, as its address is a name)
 operator → worker 9001                 operator-to-worker
 Prometheus → worker 9001               metrics-of-worker        (a router's metrics are on 8000, behind the API key)
 worker → hub or S3 server, DNS         MODEL-fetch-egress       only for models whose weights are fetched
@@ -52,10 +53,19 @@ def namespace_policies(settings: Settings) -> dict[str, Object]:
             router, ({"to": api_server} if api_server else {}) | {"ports": _ports(*API_SERVER_PORTS)}
         ),
         "pagoda-router-egress-to-dns": _egress(router, DNS),
+        **_to_collector(router, settings.otlp_endpoint),
         "pagoda-router-to-worker": _ingress(worker, {"from": [_pods(router)], "ports": _ports(GRPC_PORT)}),
         "pagoda-operator-to-worker": _ingress(worker, {"from": [operator], "ports": _ports(WORKER_HTTP_PORT)}),
         "pagoda-metrics-of-worker": _ingress(worker, _from(settings.metrics_namespaces, WORKER_HTTP_PORT)),
     }
+
+
+def _to_collector(router: Mapping[str, str], endpoint: str | None) -> dict[str, Object]:
+    """NOTE: a policy is compared with the port of the collector's pod, which its Service must not change."""
+    if endpoint is None:
+        return {}
+    parts = urlsplit(endpoint)
+    return {"pagoda-router-egress-to-collector": _egress(router, {"ports": _ports(parts.port or (443 if parts.scheme == "https" else 80))})}
 
 
 def fetch_policy(model_name: str, source: ModelSource) -> Object:
