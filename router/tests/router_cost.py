@@ -47,7 +47,7 @@ async def ask(worker: ScriptedWorker, url: str, count: int, tokens: int) -> None
             await reader.readuntil(b"}\n\n")
         timings = wire.Timings(
             received_mono_us=now_us, first_scheduled_mono_us=now_us, first_token_mono_us=now_us, last_token_mono_us=worker.now_us(),
-            steps=tokens, batch_sizes=[1] * tokens if submit.trace.want_timings else [],
+            steps=tokens, batch_sizes=[1], batch_steps=[tokens],
         )  # fmt: skip
         worker.finish(submit.request_id, wire.FINISH_LENGTH, tokens=tokens, timings=timings)
         await reader.readuntil(b"[DONE]\n\n\r\n0\r\n\r\n")
@@ -83,7 +83,13 @@ def tracing_alone() -> tuple[float, float]:
     tracer = Tracer(ring, None, clock=time.monotonic, calendar=time.time)
     reading, silent = ClockReading(shared=True, offset_us=0, uncertainty_us=0), set[int]()
     timings = wire.Timings(
-        received_mono_us=1, first_scheduled_mono_us=1, first_token_mono_us=1, last_token_mono_us=1, steps=100, batch_sizes=[1] * 100
+        received_mono_us=1,
+        first_scheduled_mono_us=1,
+        first_token_mono_us=1,
+        last_token_mono_us=1,
+        steps=100,
+        batch_sizes=[1],
+        batch_steps=[100],
     )
     placement = Placement(WorkerId("w"), 16, 1.0, PlacementReason.ONLY_WORKER, None, None)
 

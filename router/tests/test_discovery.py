@@ -231,7 +231,9 @@ def test_a_reason_that_no_waiting_heals_makes_a_model_hopeless(kind, status, rea
     assert model.hopeless == (f"{reason}: why" if hopeless else "")
 
 
-@pytest.mark.parametrize(("timeline", "hopeless"), [({"created": "2026-11-25T10:00:00Z"}, True), ({"routed": "2026-11-25T10:00:09Z"}, False)])
+@pytest.mark.parametrize(
+    ("timeline", "hopeless"), [({"created": "2026-11-25T10:00:00Z"}, True), ({"routed": "2026-11-25T10:00:09Z"}, False)]
+)
 def test_running_out_of_memory_is_waited_for_in_a_worker_that_has_served(timeline, hopeless):
     condition = {"type": "WorkersReady", "status": "False", "reason": "OutOfMemory", "message": "why"}
     (model,) = parse_snapshot(fleet([changed(MODEL, "status", {"conditions": [condition], "timeline": timeline})])).models

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from pagoda_router.generation import ModelName
 from pagoda_router.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.tracing.clock import ClockReading, WorkerClock
 from pagoda_router.tracing.context import TraceContext, trace_context
-from pagoda_router.tracing.document import batch_runs, document
+from pagoda_router.tracing.document import document
 from pagoda_router.tracing.phases import UPSTREAM, overhead_us, phases
 from pagoda_router.tracing.record import Attempt, GenerationTrace, RequestTrace, WorkerTimes
 from pagoda_router.tracing.ring import TraceRing
@@ -72,7 +71,8 @@ class Traced:
             "last_token_mono_us": received_us + 83_000,
             "steps": 4,
             "preemptions": 1,
-            "batch_sizes": [1, 2, 2, 3],
+            "batch_sizes": [1, 2, 3],
+            "batch_steps": [1, 2, 1],
             **stamps,
         }
         self.clock.now_s += 0.089
@@ -287,28 +287,24 @@ def test_overhead_is_preparing_and_handing_over_without_waiting():
     assert overhead_us(trace) is None
 
 
-def test_batch_sizes_are_told_as_runs():
-    assert batch_runs(array("I", [4, 4, 4, 2, 4])) == [(4, 3), (2, 1), (4, 1)]
-
-
 # ---------------------------------------------------------------- two clocks
 
 
 def test_a_clock_whose_stamps_lie_within_the_round_trip_is_ours():
     clock = WorkerClock()
     assert clock.reading is None
-    clock.ponged(1000, 1900, 2000)
+    clock.ponged(1000, 1900, 1950, 2000)
     assert clock.reading == ClockReading(shared=True, offset_us=0, uncertainty_us=0)
 
 
 def test_one_stamp_outside_its_round_trip_proves_another_host_and_the_quickest_ping_says_how_far():
     clock = WorkerClock()
-    clock.ponged(1000, 3000, 9000)  # within a slow round trip, by chance
+    clock.ponged(1000, 3000, 3000, 9000)  # within a slow round trip, by chance
     assert clock.reading.shared
-    clock.ponged(10_000, 15_100, 10_200)
+    clock.ponged(10_000, 15_100, 45_100, 40_200)  # 30 ms within the worker
     assert clock.reading == ClockReading(shared=False, offset_us=5000, uncertainty_us=101)
     assert clock.reading.ours_us(15_100) == 10_100
-    clock.ponged(20_000, 26_000, 21_000)
+    clock.ponged(20_000, 26_000, 26_000, 21_000)
     assert clock.reading.offset_us == 5000
 
 

@@ -291,7 +291,8 @@ class PagodaLink:
             self._requests.refuse(refused.request_id, refusal(refused))
         elif kind == "pong":
             pong = message.pong
-            self._requests.clock.ponged(pong.sent_mono_us, pong.worker_mono_us, time.monotonic_ns() // 1000)
+            replied_us = pong.replied_mono_us or pong.worker_mono_us  # an older worker tells one stamp
+            self._requests.clock.ponged(pong.sent_mono_us, pong.worker_mono_us, replied_us, time.monotonic_ns() // 1000)
         elif kind == "goodbye":
             self._saying_goodbye = True
             log.info("session %s: the worker drains: %s", self.worker, message.goodbye.reason)

@@ -29,8 +29,8 @@ HOPELESS = frozenset(
     }
 )
 """Reasons of a false Accepted, ModelAvailable or WorkersReady that no waiting heals: somebody has to change something. Others
-(Unschedulable, ImagePull, QuotaExceeded, EngineCrash, …) may pass by themselves, and requests wait for that. NameTaken and ForeignObject are
-not here: a model that lost one of its names, or whose disruption budget is somebody else's, serves all the same."""
+(Unschedulable, ImagePull, QuotaExceeded, EngineCrash, …) may pass by themselves, and requests wait for that. NameTaken and ForeignObject
+are not here: a model that lost one of its names, or whose disruption budget is somebody else's, serves all the same."""
 HOPELESS_TYPES = frozenset({"Accepted", "ModelAvailable", "WorkersReady"})
 
 

@@ -1,8 +1,6 @@
 """A RequestTrace as the JSON that clients and operators read. Pure; called when somebody asks, never on the request's way."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import groupby
 from typing import Any
 
 from pagoda_router.tracing.phases import deciding, first_token_us, last_attempt, phases
@@ -45,15 +43,10 @@ def _worker(times: WorkerTimes) -> dict[str, Any]:
     return {
         "told": times.told,
         "steps": times.steps,
-        "batch_sizes": batch_runs(times.batch_sizes),
+        "batch_sizes": list(times.batch_runs),
         "preemptions": times.preemptions,
         "clock": None if clock is None else {"shared": clock.shared, "offset_us": clock.offset_us, "uncertainty_us": clock.uncertainty_us},
     }
-
-
-def batch_runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """(sequences in the batch, steps in a row), in the order of steps."""
-    return [(size, len(list(run))) for size, run in groupby(sizes)]
 
 
 def _decision(attempt: Attempt) -> dict[str, Any]:

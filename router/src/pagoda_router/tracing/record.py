@@ -6,7 +6,6 @@ app.py owns the first, the dispatcher writes attempts, a session's streams write
 Nothing of a prompt or an answer is in here.
 """
 
-from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +13,8 @@ from pagoda_router.surface import RequestOutcome
 from pagoda_router.tracing.clock import ClockReading
 from pagoda_router.tracing.context import TraceContext
 
-MOST_STEPS = 4096
-"""Batch sizes kept of one request: bounds what a ring of long answers may cost."""
+MOST_RUNS = 257
+"""Of batch sizes kept of one request, as many as workers of this version tell: bounds what a ring of long answers may cost."""
 
 
 class WorkerTimes:
@@ -25,7 +24,7 @@ class WorkerTimes:
     """
 
     __slots__ = (
-        "batch_sizes",
+        "batch_runs",
         "cached_tokens",
         "clock",
         "cut_short",
@@ -45,7 +44,8 @@ class WorkerTimes:
         self.first_frame_us = self.last_frame_us = 0
         """Of the frames that brought tokens to a reader: known before the worker's last word."""
         self.cached_tokens = self.steps = self.preemptions = 0
-        self.batch_sizes = array("I")
+        self.batch_runs: tuple[tuple[int, int], ...] = ()
+        """(sequences in the batch, steps in a row), in the order of steps; a size of 0: steps of which the worker did not keep it."""
         self.cut_short = False
         """Its reader stopped it: what the worker did after its last frame is no part of the answer."""
 
@@ -71,7 +71,7 @@ class WorkerTimes:
         self.first_token_us = timings.first_token_mono_us
         self.last_token_us = timings.last_token_mono_us
         self.steps = timings.steps
-        self.batch_sizes = array("I", timings.batch_sizes[:MOST_STEPS])
+        self.batch_runs = tuple(zip(timings.batch_sizes[:MOST_RUNS], timings.batch_steps[:MOST_RUNS], strict=False))
 
 
 @dataclass(slots=True, kw_only=True)
