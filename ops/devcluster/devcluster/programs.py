@@ -19,7 +19,7 @@ PACKAGES = {
     "containerd": "containerd",
     "ctr": "containerd",
     "runc": "runc",
-    "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "/usr/lib/cni/ptp": "containernetworking-plugins",
     "/usr/lib/cni/portmap": "containernetworking-plugins",
 }
 """Program → Debian package."""
