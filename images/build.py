@@ -50,13 +50,13 @@ class Builder:
             raise BuildError(f"{self.program} {words[0]} failed with {done.returncode}; its words are above")
 
     def read(self, *words: str) -> str:
-        return subprocess.run([self.program, *words], env=self.environment, check=True, capture_output=True, text=True).stdout.strip()
+        return read([self.program, *words], self.environment).strip()
 
     def image_id(self, name: str) -> str:
         image_format = "{{.FromImageID}}" if self.program == "buildah" else "{{.Id}}"
         try:
             return self.read("inspect", "--type", "image", "--format", image_format, name)
-        except subprocess.CalledProcessError:
+        except BuildError:
             raise BuildError(f"there is no {name}: run `make images` first") from None
 
     def answers(self, *words: str) -> bool:
@@ -108,7 +108,7 @@ def _forget_old_layers(builder: Builder, components: Sequence[str]) -> None:
 
 def load(command: Sequence[str], components: Sequence[str], present: str | None = None) -> None:
     builder = find_builder()
-    listed = subprocess.run(shlex.split(present), check=True, capture_output=True, text=True).stdout if present else ""
+    listed = read(shlex.split(present), os.environ) if present else ""
     for component in components:
         began, name = time.monotonic(), image_name(component)
         if is_present(name, builder.image_id(name), listed):
@@ -118,6 +118,8 @@ def load(command: Sequence[str], components: Sequence[str], present: str | None 
             save = [builder.program, "push", "--quiet", name, f"docker-archive:/dev/stdout:{name}"]
         else:
             save = [builder.program, "save", name]
+        if shutil.which(command[0]) is None:
+            raise BuildError(f"there is no {command[0]} to give the images to")
         with subprocess.Popen(save, env=builder.environment, stdout=subprocess.PIPE) as saving:
             taken = subprocess.run(command, stdin=saving.stdout, check=False)
         if saving.returncode != 0 or taken.returncode != 0:
@@ -125,6 +127,17 @@ def load(command: Sequence[str], components: Sequence[str], present: str | None 
                 f"{name} was not loaded: {builder.program} ended with {saving.returncode}, {command[0]} with {taken.returncode}"
             )
         print(f"images: {name} loaded in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def read(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What it prints. Its last word of trouble becomes ours: often it is a sentence of ops/devcluster's."""
+    try:
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        raise BuildError(f"there is no {command[0]}") from None
+    except subprocess.CalledProcessError as error:
+        words = error.stderr.strip().splitlines() or [f"{shlex.join(command)} failed with {error.returncode}"]
+        raise BuildError(words[-1]) from None
 
 
 def is_present(name: str, image_id: str, listed: str) -> bool:

@@ -363,6 +363,25 @@ class TestBuildScript:
         assert "PIP_CERT" not in read
         assert "HOME='/root'" not in read
 
+    @pytest.mark.parametrize(
+        ("listing", "taker", "said"),
+        [
+            ("echo 'devcluster: KUBECONFIG=/a is not ours' >&2; exit 1", "taken", "images: devcluster: KUBECONFIG=/a is not ours"),
+            ("exit 3", "taken", "images: listing failed with 3"),
+            (None, "taken", "images: there is no listing"),
+            ("exit 0", "nothing", "images: there is no nothing to give the images to"),
+        ],
+    )
+    def test_what_cannot_list_or_take_images_is_one_line(
+        self, script: ModuleType, programs: Path, capsys: pytest.CaptureFixture[str], listing: str | None, taker: str, said: str
+    ) -> None:
+        put(programs, "docker", "echo sha256:aa")
+        put(programs, "taken", "exit 0")
+        if listing:
+            put(programs, "listing", listing)
+        assert script.main(["load", "--present", "listing", "--", taker]) == 1
+        assert capsys.readouterr().err == f"{said}\n"
+
     def test_an_image_that_is_there_is_not_loaded_again(
         self, script: ModuleType, programs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

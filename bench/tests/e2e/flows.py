@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from foreign import IN_DEVCLUSTER
 from kube import CommandFailed, Object, run
 
 from pagoda_bench.network_policies import Flow, Outside, Pod, Verdict, allows, pod_of
@@ -71,8 +72,8 @@ class Recorder:
 
 @contextmanager
 def recording() -> Iterator[Recorder | None]:
-    """None where the kernel's table cannot be read, such as outside the cluster's network."""
-    if not TABLE.is_file():
+    """None where the kernel's table cannot be read or is another network's, such as outside the development cluster's."""
+    if not IN_DEVCLUSTER or not TABLE.is_file():
         yield None
         return
     recorder, stopping = Recorder(), threading.Event()

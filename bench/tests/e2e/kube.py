@@ -20,7 +20,10 @@ class CommandFailed(Exception):
 
 
 def run(*words: str, stdin: str | None = None, timeout_s: float = 120) -> str:
-    done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+    try:
+        done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except FileNotFoundError:
+        raise CommandFailed(f"there is no {words[0]} in PATH") from None
     if done.returncode != 0:
         raise CommandFailed(f"{' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout

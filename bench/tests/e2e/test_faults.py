@@ -5,9 +5,13 @@ import time
 from datetime import UTC, datetime
 
 import openai
+import pytest
 from conftest import SYSTEM, Installation, kill_nine, leader, operator_pods, ready_workers
+from foreign import needs_devcluster
 from kube import Namespace, Object, eventually, names, run
 from traffic import steady_traffic
+
+pytestmark = pytest.mark.usefixtures("addresses")
 
 
 def test_a_killed_worker_costs_only_its_own_streams_and_comes_back(installation: Installation) -> None:
@@ -82,6 +86,7 @@ def test_a_foreign_object_is_left_alone_and_named(installation: Installation) ->
     models.delete("service", "taken-default")
 
 
+@needs_devcluster
 def test_when_the_active_operator_is_killed_one_works_again_within_15_seconds(installation: Installation) -> None:
     models = installation.models
     pods = eventually(lambda: len(operator_pods()) == 2 and operator_pods(), within_s=90, of="two operators are ready")
@@ -131,6 +136,7 @@ def test_kubectl_replace_touches_no_pod(installation: Installation) -> None:
     assert {pod["metadata"]["uid"] for pod in models.all("pods")} == before
 
 
+@needs_devcluster
 def test_without_the_api_server_requests_are_answered_and_nothing_moves(installation: Installation) -> None:
     models = installation.models
     before = {pod["metadata"]["uid"] for pod in models.all("pods")}

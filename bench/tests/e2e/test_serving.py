@@ -7,6 +7,8 @@ import pytest
 from conftest import SYSTEM, Installation, leader, operator_pods
 from kube import eventually, run
 
+pytestmark = pytest.mark.usefixtures("addresses")
+
 
 def test_the_quickstart_answers_through_the_service(installation: Installation) -> None:
     assert "73" in installation.sum(a=27, b=46)

@@ -47,6 +47,14 @@ def find(names: Iterable[str]) -> Path:
     )
 
 
+def environment() -> dict[str, str]:
+    """For commands that use another cluster: the caller's own, with kubectl and helm of our folders where PATH has none, and without
+    DEVCLUSTER_DIR, by which they would take it for ours."""
+    folders = [os.environ.get("PATH", ""), os.environ.get("PAGODA_KUBE_BIN", ""), str(built_folder())]
+    kept = {name: value for name, value in os.environ.items() if name != "DEVCLUSTER_DIR"}
+    return kept | {"PATH": ":".join(folder for folder in folders if folder)}
+
+
 def require(*commands: str) -> None:
     """Fail, with the apt-get line to run, when one of PACKAGES' programs is not here."""
     missing = sorted({PACKAGES[command] for command in commands if not _here(command)})
