@@ -21,6 +21,7 @@ import yaml
 from flows import Recorder, recording
 from foreign import IN_DEVCLUSTER, REGISTRY, check, complain_of_images, connects
 from kube import CommandFailed, Namespace, Object, eventually, merged, pod_is_ready, run
+from openai.types.chat import ChatCompletion
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "docs/quickstart/inferencemodel.yaml"
@@ -54,13 +55,14 @@ class Installation:
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.url, api_key=self.api_key, max_retries=0, timeout=60)
 
-    def sum(self, model: str = "tiny", a: int = 27, b: int = 46) -> str:
+    def ask(self, model: str = "tiny", a: int = 27, b: int = 46) -> ChatCompletion:
         """One answer, whole."""
         with self.client() as client:
-            answer = client.chat.completions.create(
-                model=model, messages=[{"role": "user", "content": f"What is {a} + {b}?"}], temperature=0
-            )
-        return answer.choices[0].message.content or ""
+            question = f"What is {a} + {b}?"
+            return client.chat.completions.create(model=model, messages=[{"role": "user", "content": question}], temperature=0)
+
+    def sum(self, model: str = "tiny", a: int = 27, b: int = 46) -> str:
+        return self.ask(model, a, b).choices[0].message.content or ""
 
 
 def quickstart(**changes: Object) -> Object:
