@@ -5,8 +5,9 @@
                                                    pipes each image, as a docker-archive, into COMMAND, except those that --present lists
 
 Environment: PAGODA_BUILDER (which of the three), PAGODA_BASE_IMAGE (else the Dockerfiles' own, or, where no registry answers and buildah
-builds, a Debian base that mmdebstrap makes), TORCH_INDEX, IMAGE_REGISTRY, PAGODA_IMAGES_DIR (buildah's storage). A package index and
-certificates of this machine's own (PIP_*, UV_*) reach the build as secrets and stay out of the images.
+builds, a Debian base that mmdebstrap makes), TORCH_INDEX and TORCH_FLAVOUR (another torch for the worker, and the word for it),
+IMAGE_REGISTRY, PAGODA_IMAGES_DIR (buildah's storage). A package index and certificates of this machine's own (PIP_*, UV_*) reach the build
+as secrets and stay out of the images.
 """
 
 import argparse
@@ -220,11 +221,10 @@ def make_base(builder: Builder) -> None:
 
 
 def build_command(builder: Builder, component: str, base: str, index: Path) -> list[str]:
-    torch_index = os.environ.get("TORCH_INDEX", "")
     source = digest(ROOT / component / "pyproject.toml", *sorted((ROOT / component / "src").rglob("*")))
     arguments = {"BASE_IMAGE": base, "VERSION": version(), "LOCK_DIGEST": lock_digest(component), "SOURCE_DIGEST": source}
     if component == "worker":
-        arguments |= {"TORCH_INDEX": torch_index, "FLAVOUR": "cpu" if "cpu" in torch_index else "cuda"}
+        arguments |= {"TORCH_INDEX": os.environ.get("TORCH_INDEX", ""), "FLAVOUR": flavour()}
     command = [
         "build" if builder.program != "buildah" else "bud",
         "--file",
@@ -241,6 +241,19 @@ def build_command(builder: Builder, component: str, base: str, index: Path) -> l
     if builder.program != "docker":
         command += ["--layers", "--network", "host", "--quiet", "--format", "docker"]
     return [*command, "."]
+
+
+def flavour() -> str:
+    """Of the worker image's label. The lock's torch is the one with CUDA, and TORCH_INDEX leaves out what only that needs (install.sh)."""
+    index = os.environ.get("TORCH_INDEX", "")
+    wanted = os.environ.get("TORCH_FLAVOUR") or ("cpu" if index else "cuda")
+    if not re.fullmatch("[a-z0-9.]+", wanted):
+        raise BuildError(f"TORCH_FLAVOUR is {wanted}: write one word of small letters, such as cpu")
+    if wanted == "cuda" and index:
+        raise BuildError("with TORCH_INDEX the image holds no CUDA: unset it (UV_DEFAULT_INDEX names a mirror), or TORCH_FLAVOUR")
+    if wanted != "cuda" and not index:
+        raise BuildError(f"TORCH_FLAVOUR={wanted} needs TORCH_INDEX, an index of such wheels: the lock's torch is the one with CUDA")
+    return wanted
 
 
 def lock_digest(component: str) -> str:
