@@ -83,7 +83,7 @@ train-tiny: $(READY) ## Train the shipped tiny models anew (resumable, up to two
 	@$(BIN)/python -m pagoda_bench.tiny train --model draft
 
 .PHONY: images
-images: ## Build pagoda/{operator,router,worker} with buildah, docker or podman (PAGODA_BASE_IMAGE, TORCH_INDEX, IMAGE_REGISTRY)
+images: ## Build pagoda/{operator,router,worker} with buildah, docker or podman (images/README.md lists the settings)
 	@$(PYTHON) images/build.py build
 
 .PHONY: images-load

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Installation, quickstart, ready_workers
+from foreign import IN_DEVCLUSTER
 from kube import Object, eventually, run
 
 sys.path.insert(0, str(ROOT / "worker/tests"))
 from hub_server import TOKEN, ModelServer, Repository, model_server
+
+pytestmark = pytest.mark.usefixtures("addresses")
 
 TINY = ROOT / "worker/src/pagoda_worker/builtin/tiny"
 SMALL = {"cpu": "200m", "memory": "2Gi"}
@@ -20,7 +23,7 @@ SMALL = {"cpu": "200m", "memory": "2Gi"}
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[ModelServer]:
-    if "DEVCLUSTER_DIR" not in os.environ:
+    if not IN_DEVCLUSTER:
         pytest.skip("pods of another cluster cannot reach a server in this process")
     files = {path.name: path.read_bytes() for path in TINY.iterdir() if path.is_file()}
     with model_server(run("kubectl", "get", "nodes", "-o", "jsonpath={.items[0].status.addresses[0].address}")) as server:

@@ -56,6 +56,7 @@ def test_settings_are_read_once_with_their_defaults() -> None:
     assert settings.host_paths
     assert settings.for_manifests(service_monitors=True).otlp_endpoint == "http://c:4318"
     assert settings.renew_deadline_s < settings.lease_duration_s
+    assert settings.lease_duration_s + settings.retry_s < 15, "the next one looks that often, and is at work within 15 s"
     assert settings.for_manifests(service_monitors=True).worker_image_reference == "pagoda/worker:1.2.3"
 
 
