@@ -5,8 +5,9 @@
                                                    pipes each image, as a docker-archive, into COMMAND, except those that --present lists
 
 Environment: PAGODA_BUILDER (which of the three), PAGODA_BASE_IMAGE (else the Dockerfiles' own, or, where no registry answers and buildah
-builds, a Debian base that mmdebstrap makes), TORCH_INDEX, IMAGE_REGISTRY, PAGODA_IMAGES_DIR (buildah's storage). A package index and
-certificates of this machine's own (PIP_*, UV_*) reach the build as secrets and stay out of the images.
+builds, a Debian base that mmdebstrap makes), TORCH_INDEX and TORCH_FLAVOUR (another torch for the worker, and the word for it),
+IMAGE_REGISTRY, PAGODA_IMAGES_DIR (buildah's storage). A package index and certificates of this machine's own (PIP_*, UV_*) reach the build
+as secrets and stay out of the images.
 """
 
 import argparse
@@ -50,13 +51,13 @@ class Builder:
             raise BuildError(f"{self.program} {words[0]} failed with {done.returncode}; its words are above")
 
     def read(self, *words: str) -> str:
-        return subprocess.run([self.program, *words], env=self.environment, check=True, capture_output=True, text=True).stdout.strip()
+        return read([self.program, *words], self.environment).strip()
 
     def image_id(self, name: str) -> str:
         image_format = "{{.FromImageID}}" if self.program == "buildah" else "{{.Id}}"
         try:
             return self.read("inspect", "--type", "image", "--format", image_format, name)
-        except subprocess.CalledProcessError:
+        except BuildError:
             raise BuildError(f"there is no {name}: run `make images` first") from None
 
     def answers(self, *words: str) -> bool:
@@ -108,7 +109,7 @@ def _forget_old_layers(builder: Builder, components: Sequence[str]) -> None:
 
 def load(command: Sequence[str], components: Sequence[str], present: str | None = None) -> None:
     builder = find_builder()
-    listed = subprocess.run(shlex.split(present), check=True, capture_output=True, text=True).stdout if present else ""
+    listed = read(shlex.split(present), os.environ) if present else ""
     for component in components:
         began, name = time.monotonic(), image_name(component)
         if is_present(name, builder.image_id(name), listed):
@@ -118,6 +119,8 @@ def load(command: Sequence[str], components: Sequence[str], present: str | None 
             save = [builder.program, "push", "--quiet", name, f"docker-archive:/dev/stdout:{name}"]
         else:
             save = [builder.program, "save", name]
+        if shutil.which(command[0]) is None:
+            raise BuildError(f"there is no {command[0]} to give the images to")
         with subprocess.Popen(save, env=builder.environment, stdout=subprocess.PIPE) as saving:
             taken = subprocess.run(command, stdin=saving.stdout, check=False)
         if saving.returncode != 0 or taken.returncode != 0:
@@ -125,6 +128,17 @@ def load(command: Sequence[str], components: Sequence[str], present: str | None 
                 f"{name} was not loaded: {builder.program} ended with {saving.returncode}, {command[0]} with {taken.returncode}"
             )
         print(f"images: {name} loaded in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def read(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What it prints. Its last word of trouble becomes ours: often it is a sentence of ops/devcluster's."""
+    try:
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        raise BuildError(f"there is no {command[0]}") from None
+    except subprocess.CalledProcessError as error:
+        words = error.stderr.strip().splitlines() or [f"{shlex.join(command)} failed with {error.returncode}"]
+        raise BuildError(words[-1]) from None
 
 
 def is_present(name: str, image_id: str, listed: str) -> bool:
@@ -207,11 +221,10 @@ def make_base(builder: Builder) -> None:
 
 
 def build_command(builder: Builder, component: str, base: str, index: Path) -> list[str]:
-    torch_index = os.environ.get("TORCH_INDEX", "")
     source = digest(ROOT / component / "pyproject.toml", *sorted((ROOT / component / "src").rglob("*")))
     arguments = {"BASE_IMAGE": base, "VERSION": version(), "LOCK_DIGEST": lock_digest(component), "SOURCE_DIGEST": source}
     if component == "worker":
-        arguments |= {"TORCH_INDEX": torch_index, "FLAVOUR": "cpu" if "cpu" in torch_index else "cuda"}
+        arguments |= {"TORCH_INDEX": os.environ.get("TORCH_INDEX", ""), "FLAVOUR": flavour()}
     command = [
         "build" if builder.program != "buildah" else "bud",
         "--file",
@@ -228,6 +241,19 @@ def build_command(builder: Builder, component: str, base: str, index: Path) -> l
     if builder.program != "docker":
         command += ["--layers", "--network", "host", "--quiet", "--format", "docker"]
     return [*command, "."]
+
+
+def flavour() -> str:
+    """Of the worker image's label. The lock's torch is the one with CUDA, and TORCH_INDEX leaves out what only that needs (install.sh)."""
+    index = os.environ.get("TORCH_INDEX", "")
+    wanted = os.environ.get("TORCH_FLAVOUR") or ("cpu" if index else "cuda")
+    if not re.fullmatch("[a-z0-9.]+", wanted):
+        raise BuildError(f"TORCH_FLAVOUR is {wanted}: write one word of small letters, such as cpu")
+    if wanted == "cuda" and index:
+        raise BuildError("with TORCH_INDEX the image holds no CUDA: unset it (UV_DEFAULT_INDEX names a mirror), or TORCH_FLAVOUR")
+    if wanted != "cuda" and not index:
+        raise BuildError(f"TORCH_FLAVOUR={wanted} needs TORCH_INDEX, an index of such wheels: the lock's torch is the one with CUDA")
+    return wanted
 
 
 def lock_digest(component: str) -> str:

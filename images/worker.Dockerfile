@@ -1,4 +1,4 @@
-# The worker: front and engine. The dependencies are one layer of their own, keyed by the lock (and TORCH_INDEX) alone: 4.5 GB with the
+# The worker: front and engine. The dependencies are one layer of their own, keyed by the lock (and TORCH_INDEX) alone: 4.9 GB with the
 # CUDA build of torch, built once and pulled once per lock; our package is a thin layer on top of it.
 # Build it with `make images`; a CPU-only flavour: make images TORCH_INDEX=<an index of CPU wheels>.
 ARG BASE_IMAGE=python:3.11-slim-bookworm

@@ -134,6 +134,7 @@ def test_the_operator_understands_every_variable_that_the_chart_sets() -> None:
         "router": {"image": "r:1", "replicas": 0, "lingerSeconds": 3},
         "worker": {"image": "w:1"},
         "drainSeconds": 7,
+        "tracing": {"otlpEndpoint": "http://collector.monitoring:4318"},
         "hostPaths": True,
         "networkPolicy": {"apiServerCidrs": ["10.0.0.1/32"], "metricsNamespaces": ["monitoring"]},
     }
@@ -152,6 +153,7 @@ def test_the_operator_understands_every_variable_that_the_chart_sets() -> None:
         "worker_image": "w:1",
         "linger_s": 3,
         "drain_s": 7,
+        "otlp_endpoint": "http://collector.monitoring:4318",
         "host_paths": True,
         "api_server_cidrs": ["10.0.0.1/32"],
         "metrics_namespaces": ["monitoring"],
@@ -396,6 +398,7 @@ OTHER: Object = {
     "operator.affinity": {"nodeAffinity": {}},
     "operator.podLabels": {"team": "blue"},
     "operator.podAnnotations": {"team": "blue"},
+    "tracing.otlpEndpoint": "http://collector:4318",
     "networkPolicy.apiServerCidrs": ["10.0.0.1/32"],
     "networkPolicy.metricsNamespaces": ["monitoring"],
     "ingress.routes": [],

@@ -256,7 +256,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("PAGODA_IMAGES_DIR", str(tmp_path / "images"))
-    for name in ("PAGODA_BUILDER", "PAGODA_BASE_IMAGE", "IMAGE_REGISTRY", "TORCH_INDEX"):
+    for name in ("PAGODA_BUILDER", "PAGODA_BASE_IMAGE", "IMAGE_REGISTRY", "TORCH_INDEX", "TORCH_FLAVOUR"):
         monkeypatch.delenv(name, raising=False)
     return folder
 
@@ -323,6 +323,46 @@ class TestBuildScript:
         with pytest.raises(script.BuildError, match="install mmdebstrap, or set PAGODA_BASE_IMAGE"):
             script.choose_base(script.find_builder())
 
+    @pytest.mark.parametrize(
+        ("index", "given", "flavour"),
+        [("", "", "cuda"), ("", "cuda", "cuda"), ("mirror/simple", "", "cpu"), ("mirror/cpu-and-more", "rocm6", "rocm6")],
+    )
+    def test_the_label_says_the_flavour_that_was_asked_for(
+        self, script: ModuleType, programs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, index: str, given: str, flavour: str
+    ) -> None:
+        put(programs, "docker", "exit 0")
+        monkeypatch.setenv("TORCH_INDEX", index)
+        monkeypatch.setenv("TORCH_FLAVOUR", given)
+        (tmp_path / "index.env").touch()
+        command = script.build_command(script.find_builder(), "worker", "base", tmp_path / "index.env")
+        assert {f"FLAVOUR={flavour}", f"TORCH_INDEX={index}"} <= set(command)
+
+    @pytest.mark.parametrize(
+        ("index", "given", "words"),
+        [
+            ("mirror", "a b", "such as cpu"),
+            ("", "cpu", "needs TORCH_INDEX"),
+            ("mirror", "cuda", "with TORCH_INDEX the image holds no CUDA"),
+        ],
+    )
+    def test_a_flavour_that_cannot_be_is_one_line(
+        self,
+        script: ModuleType,
+        programs: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        index: str,
+        given: str,
+        words: str,
+    ) -> None:
+        put(programs, "docker", "exit 0")
+        monkeypatch.setenv("TORCH_INDEX", index)
+        monkeypatch.setenv("TORCH_FLAVOUR", given)
+        assert script.main(["build", "worker"]) == 1
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+
     def test_images_are_named_as_the_operator_expects(self, script: ModuleType, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert script.image_name("worker") == f"pagoda/worker:{script.version()}"
         monkeypatch.setenv("IMAGE_REGISTRY", "registry.example/team/")
@@ -362,6 +402,25 @@ class TestBuildScript:
         assert "UV_DEFAULT_INDEX=" in read, "uv reads none of pip's settings"
         assert "PIP_CERT" not in read
         assert "HOME='/root'" not in read
+
+    @pytest.mark.parametrize(
+        ("listing", "taker", "said"),
+        [
+            ("echo 'devcluster: KUBECONFIG=/a is not ours' >&2; exit 1", "taken", "images: devcluster: KUBECONFIG=/a is not ours"),
+            ("exit 3", "taken", "images: listing failed with 3"),
+            (None, "taken", "images: there is no listing"),
+            ("exit 0", "nothing", "images: there is no nothing to give the images to"),
+        ],
+    )
+    def test_what_cannot_list_or_take_images_is_one_line(
+        self, script: ModuleType, programs: Path, capsys: pytest.CaptureFixture[str], listing: str | None, taker: str, said: str
+    ) -> None:
+        put(programs, "docker", "echo sha256:aa")
+        put(programs, "taken", "exit 0")
+        if listing:
+            put(programs, "listing", listing)
+        assert script.main(["load", "--present", "listing", "--", taker]) == 1
+        assert capsys.readouterr().err == f"{said}\n"
 
     def test_an_image_that_is_there_is_not_loaded_again(
         self, script: ModuleType, programs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

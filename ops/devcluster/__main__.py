@@ -24,6 +24,7 @@ control-plane --dir DIR [--controller-manager] [--scheduler] [--kwok [STAGES]]
     (a pipe's end; /dev/null is no end), then removes everything, DIR too. On standard input `stop kube-apiserver` and
     `start kube-apiserver` make an outage; each is answered by one JSON line.
 
+KUBECONFIG         somebody else's cluster: up and status check it, exec uses it, down leaves it alone, all else refuses
 PAGODA_KUBE_BIN    a folder with the programs of Kubernetes; else what `build` made
 DEVCLUSTER_DIR     the state folder, default /tmp/pagoda-devcluster; two folders are two clusters, but one machine holds one kubelet
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.artifacts import ArtifactCache
-from pagoda_router.backends.base import LinkListener
+from pagoda_router.backends.base import LinkListener, Settlement
 from pagoda_router.backends.pagoda import LinkTiming, PagodaLink
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObject
 from pagoda_router.dispatch import FleetDispatcher
@@ -64,8 +64,8 @@ class Rig:
         self.dispatcher.capacity_changed(model)
         self._changed.set()
 
-    def settled(self, *facts: Any, **more: Any) -> None:
-        self.dispatcher.settled(*facts, **more)
+    def settled(self, settlement: Settlement) -> None:
+        self.dispatcher.settled(settlement)
         self._changed.set()
 
     def session_ended(self, *facts: Any) -> None:

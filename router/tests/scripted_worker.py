@@ -6,6 +6,7 @@ The test awaits what the router sent (`next_submit`, `next_cancel`, …) and ans
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
@@ -56,6 +57,8 @@ class ScriptedWorker(WorkerServicer):
         self.described_decode_tokens_per_s = 0.0
         self.answers_pings = True
         self.grants = True
+        self.clock_ahead_us = 0
+        """As of another host."""
         self._server: grpc.aio.Server | None = None
         self._outbox: asyncio.Queue[Any] = asyncio.Queue()
         self._reserved: dict[int, int] = {}
@@ -152,7 +155,9 @@ class ScriptedWorker(WorkerServicer):
             elif kind == "ping":
                 self.pings.put_nowait(message.ping)
                 if self.answers_pings:
-                    self._outbox.put_nowait(wire.FromWorker(pong=wire.Pong(sent_mono_us=message.ping.sent_mono_us)))
+                    self._outbox.put_nowait(
+                        wire.FromWorker(pong=wire.Pong(sent_mono_us=message.ping.sent_mono_us, worker_mono_us=self.now_us()))
+                    )
             else:
                 {"cancel": self.cancels, "flow": self.flows}[kind].put_nowait(getattr(message, kind))
 
@@ -162,6 +167,10 @@ class ScriptedWorker(WorkerServicer):
         self._grant_seq += 1
         total = self._returned + self.state.kv_capacity_tokens
         return [wire.Grant(model=self.model, epoch=self.epoch, seq=self._grant_seq, granted_kv_tokens_total=total)]
+
+    def now_us(self) -> int:
+        """On this worker's clock."""
+        return time.monotonic_ns() // 1000 + self.clock_ahead_us
 
     # ------------------------------------------------------------ what the router sent
 
@@ -190,14 +199,25 @@ class ScriptedWorker(WorkerServicer):
             **more,
         )
 
-    def finish(self, request_id: int, reason: int = wire.FINISH_STOP, *, sequence: int = 0, tokens: int = 1, detail: str = "") -> None:
+    def finish(
+        self,
+        request_id: int,
+        reason: int = wire.FINISH_STOP,
+        *,
+        sequence: int = 0,
+        tokens: int = 1,
+        detail: str = "",
+        timings: Any = None,
+    ) -> None:
         self._sequences[request_id] -= 1
         grants = []
         if self._sequences[request_id] == 0:
             self._returned += self._reserved.pop(request_id)
             grants = self._grant()
         usage = wire.Usage(prompt_tokens=3, cached_tokens=2, completion_tokens=tokens)
-        finish = wire.Finish(request_id=request_id, sequence=sequence, reason=reason, stop_token_id=0, detail=detail, usage=usage)
+        finish = wire.Finish(
+            request_id=request_id, sequence=sequence, reason=reason, stop_token_id=0, detail=detail, usage=usage, timings=timings
+        )
         self._frame(finishes=[finish], grants=grants)
 
     def refuse(self, request_id: int, code: int, message: str, param: str = "") -> None:
@@ -219,4 +239,4 @@ class ScriptedWorker(WorkerServicer):
 
     def _frame(self, **fields: Any) -> None:
         self._step += 1
-        self._outbox.put_nowait(wire.FromWorker(frame=wire.Frame(step=self._step, **fields)))
+        self._outbox.put_nowait(wire.FromWorker(frame=wire.Frame(step=self._step, at_mono_us=self.now_us(), **fields)))

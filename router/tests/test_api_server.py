@@ -102,15 +102,13 @@ async def discovering(plane: Plane, timing: Timing | None = None) -> AsyncIterat
         await api.close()
 
 
-async def test_a_real_watch_tells_of_every_change_within_a_second(objects: Plane) -> None:
-    async with discovering(objects) as (_, seen):
+async def test_a_real_watch_tells_of_every_change(objects: Plane) -> None:
+    """Nothing is listed again while this test runs: what is heard was watched, from the list's own version on."""
+    async with discovering(objects, Timing(relist_s=300)) as (_, seen):
         await seen.until(lambda s: links(s) == {"tiny-default-1": ("10.0.0.1:9000", True)} and s.models[0].name == "tiny")
-        await asyncio.sleep(0.5)  # the watches begin
         leaving = endpoint_slice("tiny-default-1", entry("tiny-default-1", "10.0.0.1", terminating=True))["endpoints"]
-        began_s = time.monotonic()
         await asyncio.to_thread(objects.patch, f"{SLICES}/tiny-default-1", {"endpoints": leaving})
         await seen.until(lambda s: links(s) == {"tiny-default-1": ("10.0.0.1:9000", False)})
-        assert time.monotonic() - began_s < 1
         await asyncio.to_thread(objects.delete, f"{SLICES}/tiny-default-1")
         await seen.until(lambda s: not s.endpoints)
         await asyncio.to_thread(objects.delete, f"{MODELS}/tiny")

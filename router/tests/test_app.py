@@ -248,7 +248,8 @@ async def test_the_observer_hears_of_each_request_once(
     await guarded("POST", "/v1/chat/completions", chat(stream=True, n=2), headers={**KEY, "x-request-id": "mine"})
     assert recorder.started == ["chat"]
     (outcome,) = recorder.outcomes
-    assert (outcome.request_id, outcome.model, outcome.stream, outcome.status) == ("mine", "tiny", True, 200)
+    assert (outcome.request_id, outcome.model, outcome.served_name) == ("mine", "tiny-object", "tiny")
+    assert (outcome.stream, outcome.status) == (True, 200)
     assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.completion_tokens) == (5, 2, 4)
     assert outcome.finish_reasons == ("stop", "stop")
     assert outcome.ttft_s is not None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_router.admission import CreditLedger, price
-from pagoda_router.backends.base import RefusedByWorker
+from pagoda_router.backends.base import RefusedByWorker, Settlement
 from pagoda_router.backends.streams import RunningRequests
 from pagoda_router.generation import EndReason, ModelName, Tokens, WorkerId
 from pagoda_router.wire import worker_pb2 as wire
@@ -22,14 +22,18 @@ class Heard:
         self.settled_tokens = 0
         self.settlements = 0
         self.outputs: list[int] = []
+        self.used: list[int] = []
+        self.failures: list[str | None] = []
 
     def capacity_changed(self, model: ModelName) -> None:
         pass
 
-    def settled(self, model: ModelName, reserved_tokens: int, predicted: int, output_tokens: Any, *, ran: bool) -> None:
-        self.settled_tokens += reserved_tokens
+    def settled(self, settlement: Settlement) -> None:
+        self.settled_tokens += settlement.reserved_tokens
         self.settlements += 1
-        self.outputs += output_tokens
+        self.outputs += settlement.output_tokens
+        self.used.append(settlement.used_tokens)
+        self.failures.append(settlement.failure)
 
     def session_ended(self, worker: WorkerId, reason: str) -> None:
         pass
@@ -38,7 +42,7 @@ class Heard:
 def requests_of(heard: Heard, sent: list[Any]) -> RunningRequests:
     ledger = CreditLedger(1, CAPACITY)
     ledger.grant(1, 1, 10**9)
-    return RunningRequests(WorkerId("w"), ModelName("tiny"), ledger, heard, sent.append)
+    return RunningRequests(WorkerId("w"), ModelName("tiny"), ledger, heard, sent.append, block_size=lambda: 16)
 
 
 def finish(request_id: int, sequence: int, reason: int, tokens: int = 3) -> Any:

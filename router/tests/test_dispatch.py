@@ -36,7 +36,8 @@ async def test_a_generation_streams_its_events_in_order_and_settles(tmp_path, wo
         events = await task
         assert events == [Started(0, 2, 7), Tokens(0, [5], None), Tokens(0, [6, 7], None), Ended(0, "stop", Usage(3, 2, 4), 0)]
         assert router.outstanding_tokens == 0
-        assert router.metric("settled_kv_tokens_total", model="tiny") == submit.reserved_kv_tokens
+        settled, refunded = (router.metric(f"{name}_kv_tokens_total", model="tiny") for name in ("settled", "refunded"))
+        assert (settled, settled + refunded) == (16, submit.reserved_kv_tokens), "three and four tokens fill one block"
 
 
 async def test_a_submit_carries_everything_that_was_asked(tmp_path, worker):
@@ -278,7 +279,7 @@ async def test_a_request_waits_until_there_is_room_and_first_come_is_first_serve
         worker.finish((await worker.next_submit()).request_id)
         await asyncio.gather(*tasks)
         assert router.dispatcher.queue(ModelName("tiny")) == (0, 0)
-        assert router.metric("queue_wait_seconds_count", model="tiny") == 3
+        assert router.metric("queue_wait_seconds_count", **{"model": "tiny", "class": "latency"}) == 3
 
 
 async def test_a_request_dearer_than_the_worker_runs_alone_on_all_of_it(tmp_path):

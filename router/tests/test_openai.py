@@ -68,6 +68,35 @@ def test_a_chat_stream(client: openai.OpenAI) -> None:
     assert chunks[-1].usage.prompt_tokens == 5
 
 
+TRACED = {"x-pagoda-trace": "1"}
+
+
+def test_a_trace_in_the_answer_reaches_a_client_that_knows_nothing_of_it(client: openai.OpenAI) -> None:
+    completion = client.chat.completions.create(model="tiny", messages=HI, extra_headers=TRACED)  # type: ignore[call-overload]
+    assert completion.choices[0].message.content == "hello world 🎉"
+    assert completion.pagoda_trace["tokens"]["output"] == completion.usage.completion_tokens
+    text = client.completions.create(model="tiny", prompt="a", extra_headers=TRACED)
+    assert text.pagoda_trace["status"] == 200  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("options", [None, {"include_usage": True}])
+def test_a_trace_is_a_streams_last_chunk(client: openai.OpenAI, options: object) -> None:
+    *chunks, last = client.chat.completions.create(  # type: ignore[call-overload]
+        model="tiny", messages=HI, stream=True, stream_options=options, extra_headers=TRACED
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "hello world 🎉"
+    assert last.choices == []
+    assert last.pagoda_trace["phases"][0]["name"] == "receive"
+
+
+def test_the_clients_own_accumulator_passes_a_trace_on(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(model="tiny", messages=HI, extra_headers=TRACED) as stream:  # type: ignore[arg-type]
+        chunks = [event.chunk for event in stream if event.type == "chunk"]
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content == "hello world 🎉"
+    assert chunks[-1].pagoda_trace["stream"] is True  # type: ignore[attr-defined]
+
+
 def test_the_clients_own_stream_accumulator(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(model="tiny", messages=HI) as stream:  # type: ignore[arg-type]
         final = stream.get_final_completion()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pagoda_router.admission import Price
 from pagoda_router.generation import WorkerId
-from pagoda_router.policy import Placement, Refusal, WorkerView, place
+from pagoda_router.policy import Placement, PlacementReason, Refusal, WorkerView, place
 
 COST = Price(prompt_tokens=100, output_tokens=50, kv_tokens=160, least_kv_tokens=112)
 
@@ -65,9 +65,24 @@ def test_a_worker_without_measurements_is_taken_for_an_average_one():
     assert place(COST, [view("new", prefill_tokens_per_s=0.0, queued_prefill_tokens=100), view("known")], Random(0)).worker == "known"
 
 
+REASONS = [
+    ([view("a", running=4), view("b")], set(), PlacementReason.LEAST_WAIT),
+    ([view("a"), view("b")], set(), PlacementReason.DRAWN),
+    ([view("a"), view("b", routable=False)], set(), PlacementReason.ONLY_WORKER),
+    ([view("a"), view("b", reservable_tokens=None)], set(), PlacementReason.ONLY_WITH_ROOM),
+    ([view("a"), view("b")], {"b"}, PlacementReason.ONLY_WITH_ROOM),
+    ([view("a")], {"a"}, PlacementReason.LAST_RESORT),
+]
+
+
+@pytest.mark.parametrize(("workers", "avoid", "reason"), REASONS, ids=[row[2].value for row in REASONS])
+def test_the_reason_is_one_of_a_closed_set(workers, avoid, reason):
+    assert place(COST, workers, Random(0), avoid).reason is reason
+
+
 def test_a_placement_explains_itself():
     found = place(COST, [view("a", running=4), view("b", queued_prefill_tokens=400)], Random(0))
-    assert found == Placement(WorkerId("a"), 160, pytest.approx(115.0), "least predicted wait", WorkerId("b"), pytest.approx(510.0))
+    assert found == Placement(WorkerId("a"), 160, pytest.approx(115.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(510.0))
 
 
 REFUSALS = [

@@ -22,11 +22,16 @@ def test_everything_can_be_set():
             **LEAST, "PAGODA_BIND_HOST": "0.0.0.0", "PAGODA_HTTP_PORT": "80", "PAGODA_INTERNAL_PORT": "81", "PAGODA_INTERNAL_TOKEN": "i",
             "PAGODA_SESSION_TOKEN": "s", "PAGODA_API_KEY": "k", "PAGODA_MAX_BODY_BYTES": "4096", "PAGODA_MAX_QUEUE_TOKENS": "5",
             "PAGODA_QUEUE_TIMEOUT_S": "1.5", "PAGODA_DRAIN_S": "0", "PAGODA_LOG_LEVEL": "debug", "PAGODA_POD_NAME": "router-1",
+            "PAGODA_TRACE_RING": "7", "PAGODA_OTLP_ENDPOINT": "https://collector:4318",
+            "PAGODA_OTLP_HEADERS": "Authorization=Bearer a=b, x-tenant=blue",
             "PAGODA_HOME": "/h", "PAGODA_RUN_ID": "r", "PAGODA_REQUIRE_ALL": "1", "PAGODA_KUBE_BIN": "/k",
         }
     )  # fmt: skip
     assert (settings.api_key, settings.session_token, settings.internal_token) == ("k", "s", "i")
     assert (settings.queue_timeout_s, settings.drain_s, settings.log_level, settings.pod_name) == (1.5, 0, "DEBUG", "router-1")
+    assert settings.otlp_headers == (("authorization", "Bearer a=b"), ("x-tenant", "blue"))
+    assert "Bearer" not in repr(settings)
+    assert (settings.trace_ring, settings.otlp_endpoint) == (7, "https://collector:4318")
     assert not settings.is_loopback
 
 
@@ -36,6 +41,10 @@ def test_a_cluster_needs_a_namespace_instead_of_a_file():
 
 
 BAD = [
+    ({"PAGODA_OTLP_ENDPOINT": "collector:4318"}, "PAGODA_OTLP_ENDPOINT='collector:4318' is not a URL such as http://collector:4318"),
+    ({"PAGODA_OTLP_ENDPOINT": "http://c:99999"}, "is not a URL such as http://collector:4318"),
+    ({"PAGODA_OTLP_HEADERS": "authorization"}, "PAGODA_OTLP_HEADERS is not of the form name=value,name=value"),
+    ({"PAGODA_TRACE_RING": "-1"}, "PAGODA_TRACE_RING=-1 is out of range: 0 to 1000000"),
     ({"PAGODA_FLEET_FILE": ""}, "PAGODA_FLEET_FILE is not set"),
     ({"PAGODA_DISCOVERY": "dns"}, "PAGODA_DISCOVERY='dns' is not one of file, kubernetes"),
     ({"PAGODA_DISCOVERY": "kubernetes"}, "PAGODA_NAMESPACE is not set: the namespace whose models this router serves"),

@@ -1,7 +1,7 @@
 """Pagoda on a real Kubernetes, installed once by Helm for all tests; `make e2e` made the cluster and loaded the images.
 
-Tests run where Service addresses answer: in the devcluster's network namespace. In somebody else's cluster they would have to be a pod,
-as kubectl port-forward holds on to one router.
+Tests run where Service addresses answer: in the devcluster's network namespace. In somebody else's cluster that is a node or a pod, as
+kubectl port-forward holds on to one router; elsewhere the tests that send requests are skipped.
 """
 
 import base64
@@ -13,12 +13,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import openai
 import pytest
 import yaml
 from flows import Recorder, recording
-from kube import Namespace, Object, eventually, merged, pod_is_ready, run
+from foreign import IN_DEVCLUSTER, REGISTRY, check, complain_of_images, connects
+from kube import CommandFailed, Namespace, Object, eventually, merged, pod_is_ready, run
+from openai.types.chat import ChatCompletion
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "docs/quickstart/inferencemodel.yaml"
@@ -52,13 +55,14 @@ class Installation:
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.url, api_key=self.api_key, max_retries=0, timeout=60)
 
-    def sum(self, model: str = "tiny", a: int = 27, b: int = 46) -> str:
+    def ask(self, model: str = "tiny", a: int = 27, b: int = 46) -> ChatCompletion:
         """One answer, whole."""
         with self.client() as client:
-            answer = client.chat.completions.create(
-                model=model, messages=[{"role": "user", "content": f"What is {a} + {b}?"}], temperature=0
-            )
-        return answer.choices[0].message.content or ""
+            question = f"What is {a} + {b}?"
+            return client.chat.completions.create(model=model, messages=[{"role": "user", "content": question}], temperature=0)
+
+    def sum(self, model: str = "tiny", a: int = 27, b: int = 46) -> str:
+        return self.ask(model, a, b).choices[0].message.content or ""
 
 
 def quickstart(**changes: Object) -> Object:
@@ -93,6 +97,7 @@ def install(*extra: str, charts: Path = ROOT / "charts") -> None:
             "--namespace",
             SYSTEM.name,
             "--reset-values",
+            *(("--set", f"image.registry={REGISTRY}") if REGISTRY and chart == "pagoda" else ()),
             "--wait",
             "--timeout",
             "3m",
@@ -108,15 +113,31 @@ def recorded() -> Iterator[Recorder | None]:
 
 @pytest.fixture(scope="session")
 def installation() -> Installation:
+    check()
     make_namespace(SYSTEM.name)
-    install()
     models = make_namespace("models")
-    models.kubectl("apply", "-f", str(QUICKSTART))
-    eventually(lambda: models.is_ready("tiny"), within_s=180, of="the quickstart is Ready")
+    try:
+        install()
+        models.kubectl("apply", "-f", str(QUICKSTART))
+        eventually(lambda: models.is_ready("tiny"), within_s=180, of="the quickstart is Ready")
+    except (CommandFailed, AssertionError):
+        complain_of_images(SYSTEM, models)
+        raise
     secret = models.get("secret", "pagoda-api-key")
     api_key = base64.b64decode(secret["data"]["key"]).decode()
     address = models.get("service", "pagoda-router")["spec"]["clusterIP"]
     return Installation(models, f"http://{address}:8000/v1", api_key)
+
+
+@pytest.fixture(scope="session")
+def addresses(installation: Installation) -> None:
+    """Tests that send requests use it."""
+    url = urlsplit(installation.url)
+    if not IN_DEVCLUSTER:
+        try:
+            eventually(lambda: connects(str(url.hostname), int(url.port or 0)), within_s=30, of="the routers' Service answers")
+        except AssertionError:
+            pytest.skip(f"{url.netloc}, a Service's address, does not answer from here: run it on a node or in a pod of that cluster")
 
 
 def leader() -> str:

@@ -20,7 +20,10 @@ class CommandFailed(Exception):
 
 
 def run(*words: str, stdin: str | None = None, timeout_s: float = 120) -> str:
-    done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+    try:
+        done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except FileNotFoundError:
+        raise CommandFailed(f"there is no {words[0]} in PATH") from None
     if done.returncode != 0:
         raise CommandFailed(f"{' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
@@ -69,6 +72,17 @@ class Namespace:
         words = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
         self.kubectl("delete", kind, *names, "--ignore-not-found", f"--wait={str(wait).lower()}", *words)
 
+    def now(self, path: str) -> str:
+        """The version of a list, such as /api/v1/namespaces/a/pods: what `versions` counts from."""
+        return str(json.loads(self.kubectl("get", "--raw", f"{path}?limit=1"))["metadata"]["resourceVersion"])
+
+    def versions(self, path: str, since: str) -> list[Object]:
+        """Every version of the objects below `path` that was written after `since`, in order: none slips between two looks."""
+        lines = self.kubectl("get", "--raw", f"{path}?watch=true&resourceVersion={since}&timeoutSeconds=1").splitlines()
+        events = [json.loads(line) for line in lines]
+        assert not [event for event in events if event["type"] == "ERROR"], events[-1]
+        return [event["object"] for event in events]
+
     def pods(self, component: str, model: str | None = None) -> list[Object]:
         """Those that are not on their way out."""
         selector = f"app.kubernetes.io/managed-by=pagoda-operator,app.kubernetes.io/component={component}"
@@ -93,6 +107,11 @@ class Namespace:
 
 def pod_is_ready(pod: Object) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
+
+
+def written_at(version: Object) -> datetime:
+    """When the API server wrote this version of an object; whole seconds."""
+    return max(datetime.fromisoformat(entry["time"]) for entry in version["metadata"]["managedFields"])
 
 
 def names(objects: Iterable[Object]) -> set[str]:

@@ -1,32 +1,32 @@
 """A model that cannot run says why in `kubectl get im`, in words that name the cause and the next step."""
 
-import time
+from datetime import timedelta
 
 from conftest import Installation, quickstart
-from kube import Object, eventually
+from kube import Object, eventually, written_at
 
 SMALL = {"cpu": "100m", "memory": "2Gi"}
-
-
-def ready_column(installation: Installation, name: str) -> str:
-    return str(installation.models.get("inferencemodel", name)["status"]["ready"])
+KINDS = {"pods": "api/v1", "inferencemodels": "apis/pagoda.dev/v1alpha1"}
+COPIED_WITHIN = timedelta(seconds=5)
+"""From a version of the pod to one of the model, by the API server's clock alone: how fast this test looks does not count."""
+CLOCK = timedelta(seconds=1)
+"""Both moments are whole seconds."""
 
 
 def told(installation: Installation, name: str, reason: str, *words: str, **spec: Object) -> None:
     """READY shows `reason`, within five seconds of the pod knowing it; a condition of that reason has the words."""
-    models, trouble_since = installation.models, 0.0
-
-    def shown() -> bool:
-        nonlocal trouble_since
-        column = ready_column(installation, name)
-        if not trouble_since and any(is_in_trouble(pod) for pod in models.pods("worker", name)):
-            trouble_since = time.monotonic()
-        return column == reason
-
+    models = installation.models
+    paths = {kind: f"/{group}/namespaces/{models.name}/{kind}" for kind, group in KINDS.items()}
+    since = {kind: models.now(path) for kind, path in paths.items()}
     models.apply(quickstart(name=name, spec={"resources": SMALL} | spec))
     try:
-        eventually(shown, within_s=90, of=f"READY shows {reason}")
-        assert not trouble_since or time.monotonic() - trouble_since < 5
+        eventually(lambda: shows(models.get("inferencemodel", name), reason), within_s=90, of=f"READY shows {reason}")
+        pods, statuses = (models.versions(paths[kind], since[kind]) for kind in KINDS)
+        told_at = next(written_at(model) for model in statuses if model["metadata"]["name"] == name and shows(model, reason))
+        known_at = None
+        for pod in (pod for pod in pods if pod["metadata"].get("labels", {}).get("pagoda.dev/model") == name):
+            known_at = (known_at or written_at(pod)) if is_in_trouble(pod) else None  # another trouble may have passed before
+        assert known_at is None or told_at - known_at <= COPIED_WITHIN + CLOCK, (known_at, told_at)
 
         def said() -> bool:
             conditions = models.get("inferencemodel", name)["status"]["conditions"]
@@ -37,6 +37,10 @@ def told(installation: Installation, name: str, reason: str, *words: str, **spec
         eventually(said, within_s=60, of=f"a condition says {', '.join(words)}")
     finally:
         models.delete("inferencemodel", name)
+
+
+def shows(model: Object, reason: str) -> bool:
+    return bool(model.get("status", {}).get("ready") == reason)
 
 
 def is_in_trouble(pod: Object) -> bool:

@@ -1,13 +1,22 @@
 """Things that die, and things that people delete: what a client notices, and how fast all is as it was."""
 
 import json
+import re
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 
+import httpx
 import openai
-from conftest import SYSTEM, Installation, kill_nine, leader, operator_pods, ready_workers
+import pytest
+from conftest import SYSTEM, Installation, kill_nine, leader, operator_pods, ready_routers, ready_workers
+from foreign import needs_devcluster
 from kube import Namespace, Object, eventually, names, run
+from openai.types import Completion
 from traffic import steady_traffic
+
+pytestmark = pytest.mark.usefixtures("addresses")
 
 
 def test_a_killed_worker_costs_only_its_own_streams_and_comes_back(installation: Installation) -> None:
@@ -29,19 +38,24 @@ def test_a_killed_worker_costs_only_its_own_streams_and_comes_back(installation:
     assert len(traffic.bad()) <= traffic.streams, traffic.report()
 
 
-def test_a_deleted_pod_gets_no_new_requests_and_finishes_its_streams(installation: Installation) -> None:
+def test_a_deleted_worker_gets_no_new_requests_and_finishes_its_streams(installation: Installation) -> None:
     models = installation.models
     eventually(lambda: models.is_settled("tiny"), within_s=120, of="settled")
-    (pod,) = ready_workers(models, "tiny")
-    with installation.client() as client:
-        long = client.completions.create(model="tiny", prompt="copy: a b c d", max_tokens=900, stream=True, extra_body={"ignore_eos": True})
-        stream = iter(long)
-        next(stream)
-        models.delete("pod", pod["metadata"]["name"], wait=False)
-        chunks = list(stream)
-    assert chunks[-1].choices[0].finish_reason == "length"
-    eventually(lambda: ready_workers(models, "tiny"), within_s=120, of="another worker is ready")
-    assert "73" in installation.sum()
+    (old,) = ready_workers(models, "tiny")
+    with installation.client() as client, ThreadPoolExecutor(3) as asking:
+        streams = [iter(_long_stream(client)) for _ in range(4)]
+        for stream in streams:
+            next(stream)
+        models.delete("pod", old["metadata"]["name"], wait=False)
+        eventually(lambda: _is_draining(old), within_s=30, of="the old worker drains", every_s=0.05)
+        late = [asking.submit(installation.ask, "tiny", a, 46) for a in (27, 28, 29)]
+        endings = [[chunk.choices[0].finish_reason for chunk in stream][-1] for stream in streams]
+        answers = [each.result() for each in late]
+    assert endings == ["length"] * len(streams)
+    assert [str(73 + i) in str(answer.choices[0].message.content) for i, answer in enumerate(answers)] == [True] * len(answers)
+    (new,) = eventually(lambda: ready_workers(models, "tiny"), within_s=120, of="another worker is ready")
+    asked_for = sum(answer.usage.prompt_tokens for answer in answers if answer.usage)
+    assert _started_prompt_tokens(new) == asked_for, "all that came while the old worker drained began on the new one"
 
 
 def test_children_deleted_or_edited_by_hand_are_repaired(installation: Installation) -> None:
@@ -82,6 +96,7 @@ def test_a_foreign_object_is_left_alone_and_named(installation: Installation) ->
     models.delete("service", "taken-default")
 
 
+@needs_devcluster
 def test_when_the_active_operator_is_killed_one_works_again_within_15_seconds(installation: Installation) -> None:
     models = installation.models
     pods = eventually(lambda: len(operator_pods()) == 2 and operator_pods(), within_s=90, of="two operators are ready")
@@ -131,6 +146,7 @@ def test_kubectl_replace_touches_no_pod(installation: Installation) -> None:
     assert {pod["metadata"]["uid"] for pod in models.all("pods")} == before
 
 
+@needs_devcluster
 def test_without_the_api_server_requests_are_answered_and_nothing_moves(installation: Installation) -> None:
     models = installation.models
     before = {pod["metadata"]["uid"] for pod in models.all("pods")}
@@ -149,7 +165,7 @@ def test_without_the_api_server_requests_are_answered_and_nothing_moves(installa
         for component in ("controller-manager", "scheduler", "kubelet", "kube-proxy"):
             for action in ("stop", "start"):
                 run("python3", f"{root}/ops/devcluster", action, component)
-    assert answered > 10
+    assert answered > 1, "each was answered rightly, and there was more than one"
     # A kubelet that starts takes every pod for not ready until it has asked.
     eventually(
         lambda: all(_is_ready_since(pod, restarted) for pod in models.all("pods")), within_s=60, of="the kubelet knows every pod again"
@@ -161,19 +177,41 @@ def test_without_the_api_server_requests_are_answered_and_nothing_moves(installa
     assert {pod["metadata"]["uid"] for pod in models.all("pods")} == before
 
 
-def test_a_killed_router_costs_no_new_request(installation: Installation) -> None:
+@needs_devcluster
+def test_a_killed_router_costs_no_request_but_those_that_still_lead_to_it(installation: Installation) -> None:
     models = installation.models
-    pods = eventually(lambda: len(models.pods("router")) == 2 and models.pods("router"), within_s=60, of="two routers")
-    models.delete("pod", pods[0]["metadata"]["name"], wait=False, grace_period=0, force="true")
-    failures = 0
+    killed, survivor = eventually(lambda: len(ready_routers(models)) == 2 and ready_routers(models), within_s=60, of="two routers")
+    beside = replace(installation, url=f"http://{survivor['status']['podIP']}:8000/v1")
+    models.delete("pod", killed["metadata"]["name"], wait=False, grace_period=0, force="true")
+    for _ in range(3):
+        assert "73" in beside.sum(), "whoever reaches the other router notices nothing"
+
+    def led_away() -> bool:
+        _answered(installation)  # may be a connection error as long as the node's rules lead to the killed one
+        return f"--to-destination {killed['status']['podIP']}:" not in run("iptables-save", "-t", "nat")
+
+    eventually(led_away, within_s=60, of="kube-proxy has heard that the endpoint is gone")
     for _ in range(10):
-        try:
-            installation.sum()
-        except openai.APIConnectionError:
-            failures += 1
-    assert failures <= 1
+        assert "73" in installation.sum()
     eventually(lambda: _routers_behind_service(models) == names(models.pods("router")), within_s=60, of="the Service leads to both routers")
     eventually(lambda: models.is_settled("tiny"), within_s=90, of="settled again")
+
+
+def _long_stream(client: openai.OpenAI) -> openai.Stream[Completion]:
+    return client.completions.create(model="tiny", prompt="copy: a b c d", max_tokens=900, stream=True, extra_body={"ignore_eos": True})
+
+
+def _is_draining(worker: Object) -> bool:
+    """From then on it begins no request."""
+    answer = httpx.get(f"http://{worker['status']['podIP']}:9001/ready", timeout=10)
+    return bool(answer.json().get("reason") == "Draining")
+
+
+def _started_prompt_tokens(worker: Object) -> int:
+    text = httpx.get(f"http://{worker['status']['podIP']}:9001/metrics", timeout=10).text
+    found = re.search(r"^vllm:prompt_tokens_total\{.*\} (\S+)$", text, re.MULTILINE)
+    assert found, text
+    return int(float(found[1]))
 
 
 def _answered(installation: Installation) -> bool:

@@ -1,8 +1,11 @@
 """Changes while people are being answered: a new spec, a revert in the middle, a version that cannot start, a canary and its rollback."""
 
+import pytest
 from conftest import Installation, quickstart, ready_routers, ready_workers
 from kube import Namespace, Object, eventually, names
 from traffic import steady_traffic
+
+pytestmark = pytest.mark.usefixtures("addresses")
 
 
 def change(models: Namespace, **spec: Object) -> None:

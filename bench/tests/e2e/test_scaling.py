@@ -3,8 +3,11 @@
 import json
 
 import httpx
+import pytest
 from conftest import Installation, quickstart, ready_routers, ready_workers
 from kube import eventually
+
+pytestmark = pytest.mark.usefixtures("addresses")
 
 SMALL = {"cpu": "100m", "memory": "2Gi"}
 

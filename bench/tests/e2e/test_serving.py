@@ -7,6 +7,8 @@ import pytest
 from conftest import SYSTEM, Installation, leader, operator_pods
 from kube import eventually, run
 
+pytestmark = pytest.mark.usefixtures("addresses")
+
 
 def test_the_quickstart_answers_through_the_service(installation: Installation) -> None:
     assert "73" in installation.sum(a=27, b=46)
@@ -81,19 +83,32 @@ def test_an_idle_operator_writes_nothing(installation: Installation) -> None:
     models = installation.models
     eventually(lambda: models.is_settled("tiny"), within_s=60, of="everything settled")
 
-    def versions() -> dict[str, str]:
+    def written() -> set[tuple[str, ...]]:
+        """Object, manager, subresource and moment of every write that we made."""
         kinds = "deployments,services,networkpolicies,poddisruptionbudgets,serviceaccounts,roles,rolebindings,inferencemodels"
-        items = json.loads(models.kubectl("get", kinds, "-o", "json"))["items"]
-        return {f"{item['kind']}/{item['metadata']['name']}": item["metadata"]["resourceVersion"] for item in items}
+        items = json.loads(models.kubectl("get", kinds, "--show-managed-fields", "-o", "json"))["items"]
+        return {
+            (f"{item['kind']}/{item['metadata']['name']}", entry["manager"], entry.get("subresource", ""), entry["time"])
+            for item in items
+            for entry in item["metadata"]["managedFields"]
+            if entry["manager"].startswith("pagoda-")
+        }
 
-    before = versions()
+    def pods() -> dict[str, str]:
+        return {pod["metadata"]["name"]: pod["metadata"]["resourceVersion"] for pod in models.all("pods")}
+
+    before, pods_before = written(), pods()
+    assert {manager for _, manager, _, _ in before} >= {"pagoda-operator"}
     beat = run("kubectl", "-n", SYSTEM.name, "get", "im", "pagoda-canary", "-o", "jsonpath={.status.beat}")
     eventually(
         lambda: run("kubectl", "-n", SYSTEM.name, "get", "im", "pagoda-canary", "-o", "jsonpath={.status.beat}") != beat,
         within_s=30,
         of="the canary beats, so the operator has worked meanwhile",
     )
-    assert versions() == before
+    news = written() - before
+    if pods() != pods_before:  # such as a probe that the kubelet missed on a busy machine: that is told, and nothing else is done
+        news = {each for each in news if each[2] != "status"}
+    assert news == set()
 
 
 def test_nothing_of_ours_has_a_finalizer(installation: Installation) -> None:

@@ -8,9 +8,11 @@ from kube import eventually, run
 KINDS = ",".join(
     (
         "deployments replicasets pods services endpointslices networkpolicies poddisruptionbudgets",
-        "secrets roles rolebindings leases persistentvolumeclaims",
+        "secrets configmaps serviceaccounts roles rolebindings leases persistentvolumeclaims",
     )
 ).replace(" ", ",")
+KUBERNETES_OWN = {"ServiceAccount/default", "ConfigMap/kube-root-ca.crt"}
+"""In every namespace."""
 
 
 def test_uninstalling_leaves_nothing(installation: Installation) -> None:
@@ -19,7 +21,7 @@ def test_uninstalling_leaves_nothing(installation: Installation) -> None:
 
     def left(namespace: str) -> list[str]:
         items = json.loads(run("kubectl", "--namespace", namespace, "get", KINDS, "-o", "json"))["items"]
-        return [f"{item['kind']}/{item['metadata']['name']}" for item in items]
+        return sorted({f"{item['kind']}/{item['metadata']['name']}" for item in items} - KUBERNETES_OWN)
 
     eventually(lambda: left("models") == [], within_s=90, of="the models' namespace is empty")
     run("helm", "uninstall", "pagoda", "--namespace", SYSTEM.name, "--wait")

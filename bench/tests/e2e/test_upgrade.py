@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import openai
+import pytest
 from conftest import ROOT, Installation, install, ready_routers
 from kube import eventually, names
 from traffic import steady_traffic
 
 sys.path.insert(0, str(ROOT / "bench/tests"))
 from releases import earlier_version
+
+pytestmark = pytest.mark.usefixtures("addresses")
 
 
 @contextmanager

@@ -23,6 +23,8 @@ class Settings:
     """How long routers still take requests after SIGTERM, until all who lead clients to them have heard of it."""
     drain_s: int = 30
     """How long routers, after that, and workers finish what they have."""
+    otlp_endpoint: str | None = None
+    """Where routers send traces, by OTLP over HTTP. None: nowhere."""
     host_paths: bool = False
     """Allow file:// sources, and mount them from the node. Off: such a model is refused with HostPathForbidden."""
     master_key: bytes | None = field(default=None, repr=False)

@@ -54,6 +54,7 @@ def router_pod(namespace: str, settings: Settings, *, account: str, selector: Ma
                 PAGODA_CACHE_DIR="/var/cache/pagoda",
                 PAGODA_LINGER_S=settings.linger_s,
                 PAGODA_DRAIN_S=settings.drain_s,
+                **({"PAGODA_OTLP_ENDPOINT": settings.otlp_endpoint} if settings.otlp_endpoint else {}),
             ),
             _field("PAGODA_POD_NAME", "metadata.name"),
             _field("PAGODA_NAMESPACE", "metadata.namespace"),

@@ -6,6 +6,7 @@ Whatever is wrong is a SettingsError of one line that names the variable. What t
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from pagoda_operator.errors import OperatorError
 from pagoda_operator.installation import Settings
@@ -48,6 +49,8 @@ class OperatorSettings:
     """How long routers still take requests after SIGTERM, until kube-proxies and load balancers have heard of it."""
     drain_s: int = 120
     """How long routers, after that, and workers finish what they have."""
+    otlp_endpoint: str | None = None
+    """Where routers send traces: the collector's base URL, for OTLP over HTTP. None: nowhere."""
     host_paths: bool = False
     """Allow file:// sources, which mount a folder of the node."""
     metrics_namespaces: tuple[str, ...] = ()
@@ -85,6 +88,7 @@ class OperatorSettings:
             router_replicas=self.router_replicas,
             linger_s=self.linger_s,
             drain_s=self.drain_s,
+            otlp_endpoint=self.otlp_endpoint,
             host_paths=self.host_paths,
             master_key=self.master_key,
             service_monitors=service_monitors,
@@ -112,6 +116,7 @@ def parse_settings(environment: Mapping[str, str]) -> OperatorSettings:
         router_replicas=_whole(values, "router_replicas", 2, least=0, most=1000),
         linger_s=_whole(values, "linger_s", 5, least=0, most=3600),
         drain_s=_whole(values, "drain_s", 120, least=0, most=86_400),
+        otlp_endpoint=_url(values, "otlp_endpoint"),
         host_paths=_boolean(values, "host_paths"),
         metrics_namespaces=_names(values, "metrics_namespaces"),
         api_server_cidrs=_names(values, "api_server_cidrs"),
@@ -153,6 +158,20 @@ def _master_key(values: Mapping[str, str]) -> bytes:
     if len(key) < 16:
         raise SettingsError(f"PAGODA_MASTER_KEY has {len(key)} bytes: give it at least 16, random")
     return key
+
+
+def _url(values: Mapping[str, str], name: str) -> str | None:
+    text = values.get(name)
+    if not text:
+        return None
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise SettingsError(f"{_variable(name)}={text!r} is not a URL such as http://collector:4318")
+    return text
 
 
 def _names(values: Mapping[str, str], name: str) -> tuple[str, ...]:

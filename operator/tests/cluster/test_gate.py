@@ -1,6 +1,5 @@
 """The readiness gate: the decision as a table, and on a real API server with routers that answer over HTTP."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -38,7 +37,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, RouterReport | None], float, bo
     ("all routers count it", pod(), {"a": YES, "b": YES}, 0, True),
     ("one router does not count it yet", pod(), {"a": YES, "b": NO}, 0, None),
     ("one router does not know it yet", pod(), {"a": YES, "b": report()}, 0, None),
-    ("a new router has not answered yet", pod(), {"a": YES, "b": SILENT}, 0, True),
+    ("a new router has not answered yet", pod(), {"a": YES, "b": SILENT}, 0, None),
     ("no router answers", pod(), {"a": SILENT}, LONG, None),
     ("there is no router", pod(), {}, LONG, None),
     ("it is routed and counted", pod(True), {"a": YES}, LONG, None),
@@ -169,7 +168,7 @@ def metrics_of(running: Any) -> str:
     return generate_latest(running.metrics.registry).decode()
 
 
-async def test_status_follows_a_pod_within_a_second(cluster: Cluster, namespace: str) -> None:
+async def test_status_follows_a_pod(cluster: Cluster, namespace: str) -> None:
     await cluster.apply(model(namespace))
     async with operator(cluster, namespace) as running:
         await running.told(cluster, namespace, "chat")
@@ -177,8 +176,6 @@ async def test_status_follows_a_pod_within_a_second(cluster: Cluster, namespace:
         waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
         broken = {"name": "worker", "image": "x", "imageID": "", "ready": False, "restartCount": 0, "state": waiting}
         conditions = [{"type": "ContainersReady", "status": "False"}]
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         patch = {"status": {"phase": "Pending", "conditions": conditions, "containerStatuses": [broken]}}
         await cluster.patch("Pod", namespace, name, patch, subresource="status")
 
@@ -186,5 +183,4 @@ async def test_status_follows_a_pod_within_a_second(cluster: Cluster, namespace:
             ready = (await cluster.model(namespace, "chat"))["status"]["ready"]
             return "Image" in ready
 
-        await eventually(told, every_s=0.01)
-        assert loop.time() - began < 5
+        await eventually(told)

@@ -41,11 +41,22 @@ def test_an_api_server_can_be_started() -> None:
 
 
 def test_settings_are_read_once_with_their_defaults() -> None:
-    settings = parse_settings({**REQUIRED, "PAGODA_NAMESPACES": "a, b,a", "PAGODA_CANARY": "x/y", "PAGODA_HOST_PATHS": "true", "HOME": "/"})
+    settings = parse_settings(
+        {
+            **REQUIRED,
+            "PAGODA_NAMESPACES": "a, b,a",
+            "PAGODA_CANARY": "x/y",
+            "PAGODA_HOST_PATHS": "true",
+            "PAGODA_OTLP_ENDPOINT": "http://c:4318",
+            "HOME": "/",
+        }
+    )
     assert settings.namespaces == ("a", "b")
     assert settings.canary == ("x", "y")
     assert settings.host_paths
+    assert settings.for_manifests(service_monitors=True).otlp_endpoint == "http://c:4318"
     assert settings.renew_deadline_s < settings.lease_duration_s
+    assert settings.lease_duration_s + settings.retry_s < 15, "the next one looks that often, and is at work within 15 s"
     assert settings.for_manifests(service_monitors=True).worker_image_reference == "pagoda/worker:1.2.3"
 
 
@@ -53,6 +64,7 @@ def test_settings_are_read_once_with_their_defaults() -> None:
     ("name", "value", "words"),
     [
         ("PAGODA_MASTER_KEY", "", "PAGODA_MASTER_KEY is not set"),
+        ("PAGODA_OTLP_ENDPOINT", "collector:4318", "is not a URL such as http://collector:4318"),
         ("PAGODA_MASTER_KEY", "short", "at least 16"),
         ("PAGODA_CANARY", "only-a-name", "NAMESPACE/NAME"),
         ("PAGODA_HEALTH_PORT", "99999", "out of range"),

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,10 @@ from rights import OWN_NAMESPACE
 from running import Process
 from test_objects import model
 
-FAILOVER_S = 15.0
+ENDS_WITHIN_S = 60.0
+"""No measure: a process on a busy machine takes its time to start."""
+LEASE_S = 4.0
+"""Short: how a Lease changes hands does not depend on its length, and how long that takes is the Lease's length and little more."""
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ async def probe(process: Process, path: str = "/health", *, metrics: bool = Fals
 async def test_of_two_one_is_active_and_a_kill_is_survived(
     cluster: Cluster, namespace: str, processes: list[Process], tmp_path: Path
 ) -> None:
-    names = {"PAGODA_NAMESPACES": namespace, "PAGODA_LEASE_NAME": namespace}
+    names = {"PAGODA_NAMESPACES": namespace, "PAGODA_LEASE_NAME": namespace, "PAGODA_LEASE_DURATION_S": f"{LEASE_S:g}"}
     first = start(processes, tmp_path, cluster, "first", **names)
     await first.says("reconciling")
     second = start(processes, tmp_path, cluster, "second", **names)
@@ -55,11 +57,9 @@ async def test_of_two_one_is_active_and_a_kill_is_survived(
 
     await cluster.apply(model(namespace))
     await eventually(lambda: cluster.find("Deployment", namespace, "chat-default"))
-    killed_at = time.monotonic()
     first.kill()
     await cluster.delete("Deployment", namespace, "chat-default")
-    await eventually(lambda: cluster.find("Deployment", namespace, "chat-default"), within_s=FAILOVER_S)
-    assert time.monotonic() - killed_at < FAILOVER_S
+    await eventually(lambda: cluster.find("Deployment", namespace, "chat-default"))
     assert await holder(cluster, namespace) == "second"
 
 
@@ -70,17 +70,17 @@ async def test_a_term_signal_gives_the_lease_back_at_once(
     first = start(processes, tmp_path, cluster, "first", **names)
     await first.says("watching InferenceModels")
     first.process.terminate()
-    assert await asyncio.to_thread(first.process.wait, 10) == 0
+    assert await asyncio.to_thread(first.process.wait, ENDS_WITHIN_S) == 0
     assert await holder(cluster, namespace) == ""
     second = start(processes, tmp_path, cluster, "second", **names)
-    await second.says("reconciling", within_s=15)
+    await second.says("reconciling", within_s=40)  # of the 60 that its Lease had left
 
 
 async def test_a_lost_lease_ends_the_process(cluster: Cluster, namespace: str, processes: list[Process], tmp_path: Path) -> None:
     first = start(processes, tmp_path, cluster, "first", PAGODA_NAMESPACES=namespace, PAGODA_LEASE_NAME=namespace)
     await first.says("reconciling")
     await cluster.patch("Lease", OWN_NAMESPACE, namespace, {"spec": {"holderIdentity": "usurper"}})
-    assert await asyncio.to_thread(first.process.wait, 10) == 1
+    assert await asyncio.to_thread(first.process.wait, ENDS_WITHIN_S) == 1
     assert "usurper" in await first.says("ending")
 
 
@@ -108,5 +108,5 @@ async def test_the_canary_beats_and_the_watch_shows_it(cluster: Cluster, namespa
 
 async def test_an_unknown_setting_stops_it_with_one_line(cluster: Cluster, processes: list[Process], tmp_path: Path) -> None:
     process = start(processes, tmp_path, cluster, "first", PAGODA_NAMESPACE="a")
-    assert await asyncio.to_thread(process.process.wait, 10) == 1
+    assert await asyncio.to_thread(process.process.wait, ENDS_WITHIN_S) == 1
     assert process.log.splitlines() == ["pagoda-operator: the operator knows no setting PAGODA_NAMESPACE: did you mean PAGODA_NAMESPACES?"]

@@ -113,8 +113,9 @@ def _exec(parsed: argparse.Namespace) -> None:
     words = parsed.words[1:] if parsed.words[:1] == ["--"] else parsed.words
     if not words:
         raise DevclusterError("exec what? For example: python3 ops/devcluster exec -- kubectl get nodes")
-    environment = dict(os.environ)
-    if not _foreign_kubeconfig():
+    if _foreign_kubeconfig():
+        environment = programs.environment()
+    else:
         running = _made()
         running.enter()
         environment = running.environment()
@@ -125,21 +126,23 @@ def _exec(parsed: argparse.Namespace) -> None:
 
 
 def _load(parsed: argparse.Namespace) -> None:
-    if given := _foreign_kubeconfig():
-        raise DevclusterError(f"KUBECONFIG={given} is not ours: push the image to a registry that cluster reads")
+    _ours_only("push the image to a registry that its nodes read (IMAGE_REGISTRY)")
     _made().load(parsed.archive)
 
 
 def _images(parsed: argparse.Namespace) -> None:
+    _ours_only("push its images to a registry that its nodes read (IMAGE_REGISTRY)")
     for name, image_id in sorted(_made().images().items()):
         print(name, image_id)
 
 
 def _stop(parsed: argparse.Namespace) -> None:
+    _ours_only("its components are left alone")
     _made().stop(parsed.component)
 
 
 def _start(parsed: argparse.Namespace) -> None:
+    _ours_only("its components are left alone")
     _made().start(parsed.component)
 
 
@@ -179,6 +182,11 @@ def _foreign_kubeconfig() -> str | None:
     given = os.environ.get("KUBECONFIG")
     ours = cluster.state_folder() / "admin.kubeconfig"
     return given if given and Path(given).resolve() != ours else None
+
+
+def _ours_only(words: str) -> None:
+    if given := _foreign_kubeconfig():
+        raise DevclusterError(f"KUBECONFIG={given} is not ours: {words}; unset KUBECONFIG to mean the development cluster")
 
 
 def _check(kubeconfig: str) -> None:

@@ -128,6 +128,7 @@ class Cluster:
             )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.folder / _MARK).touch()
+        leftovers.remember_device_plugins(self.folder)
         addresses = ("127.0.0.1", network.NODE_ADDRESS, components.KUBERNETES_SERVICE)
         certificates.make_all(self.site.certificates, addresses)
         access.make_all(self.folder, self.site.url)

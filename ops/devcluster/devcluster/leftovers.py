@@ -1,6 +1,8 @@
 """Removes whatever a cluster left on the machine, however it ended. Needs nothing of the cluster to work, only its folder and its name."""
 
+import contextlib
 import ctypes
+import json
 import os
 import shutil
 import socket
@@ -12,6 +14,8 @@ from devcluster.errors import DevclusterError
 
 _MNT_DETACH = 2
 _DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
+_PLUGINS_BEFORE = "device-plugins-before"
+"""In the state folder: what lay there before our kubelet ran, as a JSON list of names; null: no folder. It may be a stopped kubelet's."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -39,6 +43,26 @@ def found(folder: Path, name: str) -> list[str]:
         ("mounts", bool(_mounts(folder))),
     ]
     return [words for words, there in facts if there]
+
+
+def remember_device_plugins(folder: Path, plugins: Path = _DEVICE_PLUGINS) -> None:
+    """Before our kubelet runs. What is there now is somebody else's, and `remove` leaves it."""
+    names = sorted(path.name for path in plugins.iterdir()) if plugins.is_dir() else None
+    (folder / _PLUGINS_BEFORE).write_text(json.dumps(names))
+
+
+def remove_device_plugins(folder: Path, plugins: Path = _DEVICE_PLUGINS) -> None:
+    """What came since. Nothing where nobody remembered: then no kubelet of ours has run."""
+    remembered = folder / _PLUGINS_BEFORE
+    if not remembered.is_file() or not plugins.is_dir():
+        return
+    before: list[str] | None = json.loads(remembered.read_text())
+    for path in plugins.iterdir():
+        if path.name not in (before or ()) and not path.is_dir():  # a kubelet makes no folder there
+            path.unlink()
+    if before is None:
+        with contextlib.suppress(OSError):
+            plugins.rmdir()
 
 
 def another_kubelet() -> bool:
@@ -94,7 +118,7 @@ def _remove_files_elsewhere(folder: Path) -> None:
     while another_kubelet() and time.monotonic() < deadline:  # ours, until the last thread of the killed process has gone
         time.sleep(0.02)
     if not another_kubelet():
-        shutil.rmtree(_DEVICE_PLUGINS, ignore_errors=True)
+        remove_device_plugins(folder)
     for link in Path("/var/log/containers").glob("*.log"):
         if link.is_symlink() and link.readlink().is_relative_to(folder):
             link.unlink()

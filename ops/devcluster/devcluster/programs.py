@@ -19,7 +19,7 @@ PACKAGES = {
     "containerd": "containerd",
     "ctr": "containerd",
     "runc": "runc",
-    "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "/usr/lib/cni/ptp": "containernetworking-plugins",
     "/usr/lib/cni/portmap": "containernetworking-plugins",
 }
 """Program → Debian package."""
@@ -45,6 +45,14 @@ def find(names: Iterable[str]) -> Path:
     raise Missing(
         f"{folders[0]} lacks {' '.join(lacking)}: set PAGODA_KUBE_BIN to a folder that has them, or build them with `make devcluster-build`"
     )
+
+
+def environment() -> dict[str, str]:
+    """For commands that use another cluster: the caller's own, with kubectl and helm of our folders where PATH has none, and without
+    DEVCLUSTER_DIR, by which they would take it for ours."""
+    folders = [os.environ.get("PATH", ""), os.environ.get("PAGODA_KUBE_BIN", ""), str(built_folder())]
+    kept = {name: value for name, value in os.environ.items() if name != "DEVCLUSTER_DIR"}
+    return kept | {"PATH": ":".join(folder for folder in folders if folder)}
 
 
 def require(*commands: str) -> None:

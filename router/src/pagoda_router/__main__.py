@@ -8,13 +8,15 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, disable_created_metrics
 
+from pagoda_router.admin import TraceAdmin
 from pagoda_router.app import create_app
 from pagoda_router.artifacts import ArtifactCache
 from pagoda_router.backends.base import LinkListener
@@ -24,12 +26,20 @@ from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot
 from pagoda_router.dispatch import FleetDispatcher
 from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
+from pagoda_router.fleet_metrics import FleetCollector
+from pagoda_router.generation import ModelName
 from pagoda_router.internal import Probes, fleet_report, internal_app, routes
 from pagoda_router.listeners import Listeners, address, bind, closing_when
 from pagoda_router.logs import log_to_stderr
 from pagoda_router.metrics import RouterMetrics
+from pagoda_router.objectives import Slo
 from pagoda_router.settings import RouterSettings, parse_settings
 from pagoda_router.surface import SurfaceSettings
+from pagoda_router.tracing.ring import TraceRing
+from pagoda_router.tracing.tracer import Tracer
+
+if TYPE_CHECKING:
+    from pagoda_router.tracing.export import OtlpExporter
 
 log = logging.getLogger("pagoda_router")
 
@@ -44,6 +54,7 @@ def main() -> int:
         sys.stderr.write(f"pagoda-router: {error}\n")
         return 2
     log_to_stderr(settings.log_level)
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which no dashboard reads
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read at the first channel; its notes of every lost connection are not our log's form
     try:
         uvloop.run(serve(settings, artifacts, public, internal))
@@ -55,13 +66,17 @@ def main() -> int:
 
 async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: socket.socket, internal: socket.socket) -> None:
     """Until a signal, then until drained."""
+    router_id = settings.pod_name or f"router-{secrets.token_hex(6)}"
     registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
-    metrics = RouterMetrics(registry)
-    fleet = Fleet(_link_factory(settings, artifacts), artifacts)
+    fleet = Fleet(_link_factory(settings, artifacts, router_id), artifacts)
+    metrics = RouterMetrics(registry, _slos_of(fleet))
+    registry.register(FleetCollector(fleet))
     dispatcher = FleetDispatcher(fleet, metrics, max_queue_tokens=settings.max_queue_tokens, queue_timeout_s=settings.queue_timeout_s)
     fleet.attach(dispatcher)
+    exporter = _start_exporter(settings, router_id, registry)
+    ring = TraceRing(settings.trace_ring)
     discovery = await _discover(settings, fleet.apply)
     probes = Probes(fleet, lambda: fleet.is_loaded)
     probe_routes = routes(probes, registry)
@@ -70,10 +85,17 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
         catalog=fleet,
         settings=SurfaceSettings(api_key=settings.api_key, max_body_bytes=settings.max_body_bytes),
         observer=metrics,
+        tracer=Tracer(ring, exporter, clock=time.monotonic, calendar=time.time),
         open_routes={path: probe_routes[path] for path in ("/health", "/ready")},
         guarded_routes={"/metrics": probe_routes["/metrics"]},
     )
-    inner = internal_app(probe_routes, lambda: fleet_report(fleet, dispatcher), settings.internal_token, is_loopback=settings.is_loopback)
+    inner = internal_app(
+        probe_routes,
+        lambda: fleet_report(fleet, dispatcher),
+        settings.internal_token,
+        is_loopback=settings.is_loopback,
+        admin=TraceAdmin(ring, time.monotonic),
+    )
     outer = closing_when(lambda: probes.draining, app)
     listeners = Listeners((public, outer), (internal, inner), drain_s=settings.drain_s, linger_s=settings.linger_s)
     stopping = _on_signals(listeners)
@@ -92,7 +114,28 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
     await fleet.close()
     await asyncio.gather(watching, return_exceptions=True)
     await discovery.close()
+    if exporter is not None:
+        await asyncio.to_thread(exporter.stop)
     log.info("stopped")
+
+
+def _slos_of(fleet: Fleet) -> Callable[[ModelName], Slo | None]:
+    def slo_of(name: ModelName) -> Slo | None:
+        model = fleet.find(name)
+        return None if model is None else model.slo
+
+    return slo_of
+
+
+def _start_exporter(settings: RouterSettings, router_id: str, registry: CollectorRegistry) -> "OtlpExporter | None":
+    if settings.otlp_endpoint is None:
+        return None
+    # Imported here: a router that exports nothing need not pay for it.
+    from pagoda_router.tracing.export import OtlpExporter
+
+    exporter = OtlpExporter(settings.otlp_endpoint, router_id, registry, headers=dict(settings.otlp_headers))
+    exporter.start()
+    return exporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +170,7 @@ def _open_cache(settings: RouterSettings) -> ArtifactCache:
         raise ConfigError(f"PAGODA_CACHE_DIR={settings.cache_dir} is not a writable folder: {error.strerror}") from None
 
 
-def _link_factory(settings: RouterSettings, artifacts: ArtifactCache) -> Callable[..., PagodaLink]:
-    router_id = settings.pod_name or f"router-{secrets.token_hex(6)}"
-
+def _link_factory(settings: RouterSettings, artifacts: ArtifactCache, router_id: str) -> Callable[..., PagodaLink]:
     def make_link(endpoint: Endpoint, *, listener: LinkListener, on_described: Callable[[Any], Awaitable[None]]) -> PagodaLink:
         return PagodaLink(
             endpoint,

@@ -10,7 +10,7 @@ what is reserved never exceeds what the worker granted, nor its capacity. Called
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from pagoda_router.generation import Generation
@@ -65,6 +65,13 @@ def price(generation: Generation, predicted_output_tokens: int, block_size: int)
     shared = prompt_tokens // block_size * block_size
     own = round_up(prompt_tokens - shared + predicted_output_tokens, block_size)
     return Price(prompt_tokens, predicted_output_tokens, shared + generation.n * own, round_up(prompt_tokens + 1, block_size))
+
+
+def used_kv_tokens(prompt_tokens: int, output_tokens: Iterable[int], block_size: int) -> int:
+    """What sequences of these lengths really took, in the same whole blocks; 0 for none."""
+    shared = prompt_tokens // block_size * block_size
+    own = [round_up(prompt_tokens - shared + tokens, block_size) for tokens in output_tokens]
+    return shared + sum(own) if own else 0
 
 
 def round_up(tokens: int, block_size: int) -> int:

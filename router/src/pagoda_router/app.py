@@ -15,10 +15,14 @@ from pagoda_router.console.pages import Console
 from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError, Unauthorized
 from pagoda_router.generation import Catalog, Dispatcher
 from pagoda_router.openai.answers import Call, Completions
-from pagoda_router.openai.errors import error_body, error_event, error_headers
-from pagoda_router.openai.features import variant_of
+from pagoda_router.openai.errors import error_body, error_event, error_headers, retry_after_told_s
+from pagoda_router.openai.features import variant_of, wants_trace
 from pagoda_router.openai.models import model_body, model_list_body
 from pagoda_router.surface import Endpoint, Observer, RequestOutcome, SilentObserver, SurfaceSettings
+from pagoda_router.tracing.phases import last_attempt, overhead_us
+from pagoda_router.tracing.record import RequestTrace
+from pagoda_router.tracing.ring import TraceRing
+from pagoda_router.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +31,6 @@ GENERATION_ENDPOINTS: Mapping[str, Endpoint] = {"/v1/chat/completions": "chat", 
 MODELS = "/v1/models"
 CLIENT_GONE_STATUS = 499
 LONGEST_REQUEST_ID = 128
-LONGEST_TRACEPARENT = 128
 
 
 def create_app(
@@ -36,14 +39,16 @@ def create_app(
     catalog: Catalog,
     settings: SurfaceSettings,
     observer: Observer | None = None,
+    tracer: Tracer | None = None,
     open_routes: Mapping[str, ASGIApp] = NO_ROUTES,
     guarded_routes: Mapping[str, ASGIApp] = NO_ROUTES,
 ) -> ASGIApp:
     """`open_routes` ("/health": app) answer everyone, `guarded_routes` ("/metrics": app) only with the API key when one is set.
 
-    Both match the exact path and get the scope unchanged. Everything under /v1 and `GET /` is ours.
+    Both match the exact path and get the scope unchanged. Everything under /v1 and `GET /` is ours. Without a tracer no trace is kept.
     """
-    return _Surface(dispatcher, catalog, settings, observer or SilentObserver(), open_routes, guarded_routes)
+    tracer = tracer or Tracer(TraceRing(0), None, clock=time.monotonic, calendar=time.time)
+    return _Surface(dispatcher, catalog, settings, observer or SilentObserver(), tracer, open_routes, guarded_routes)
 
 
 class _Surface:
@@ -53,15 +58,17 @@ class _Surface:
         catalog: Catalog,
         settings: SurfaceSettings,
         observer: Observer,
+        tracer: Tracer,
         open_routes: Mapping[str, ASGIApp],
         guarded_routes: Mapping[str, ASGIApp],
     ) -> None:
         self._catalog = catalog
         self._settings = settings
         self._observer = observer
+        self._tracer = tracer
         self._open_routes = open_routes
         self._guarded_routes = guarded_routes
-        self._completions = Completions(dispatcher, catalog, settings)
+        self._completions = Completions(dispatcher, catalog, settings, tracer.clock)
         self._console = Console()
         self._bearer = None if settings.api_key is None else b"Bearer " + settings.api_key.encode()
 
@@ -109,49 +116,67 @@ class _Surface:
             raise NotFound(f"there is no {path[:200]}: see /v1/models, /v1/chat/completions and /v1/completions")
 
     async def _generation(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, id_header: tuple[bytes, bytes]) -> None:
-        started_at = time.monotonic()
         outcome = RequestOutcome(endpoint=endpoint, request_id=id_header[1].decode())
+        trace = self._tracer.begin(outcome, header(scope, b"traceparent"), header(scope, b"tracestate"))
+        trace_header = (b"x-trace-id", trace.context.trace_id.encode())
         self._observer.request_started(endpoint)
         try:
             self._check_key(scope)
             _check_method(scope, "POST")
             _check_json_type(scope)
-            variant = variant_of(scope["headers"])
+            variant, is_traced = variant_of(scope["headers"]), wants_trace(scope["headers"])
             body = await read_body(scope, receive, limit_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s)
+            trace.body_s = self._tracer.clock()
             call = Call(
                 body=body,
-                headers=[id_header],
-                traceparent=_traceparent(scope),
-                started_at=started_at,
+                headers=[id_header, trace_header],
+                trace=trace,
                 outcome=outcome,
+                wants_trace=is_traced,
                 variant=variant,
             )
-            async with Exchange(receive, send, stalled_reader_s=self._settings.stalled_reader_s) as exchange:
-                try:
-                    await self._completions.answer(call, exchange)
-                except RouterError as error:
-                    if not exchange.started:
-                        raise
-                    outcome.status, outcome.error_code = error.status, error.code
-                    await exchange.write(error_event(error), last=True)
-                except Exception:
-                    if not exchange.started:
-                        raise
-                    log.exception("a stream failed by our own fault: %s", outcome.request_id)
-                    outcome.status, outcome.error_code = 500, "internal_error"
-                    await exchange.write(error_event(_internal()), last=True)
+            await self._answer(call, receive, send)
         except ClientGone:
             outcome.status = CLIENT_GONE_STATUS
             raise
         except RouterError as error:
             outcome.status, outcome.error_code = error.status, error.code
-            raise
+            headers = error_headers(error)
+            outcome.retry_after_s = retry_after_told_s(error) if error.status in (429, 503) else None
+            await answer(send, error.status, [*headers, id_header, trace_header], error_body(error))
         except Exception:
             outcome.status, outcome.error_code = 500, "internal_error"
             raise
         finally:
-            outcome.duration_s = time.monotonic() - started_at
-            self._observer.request_finished(outcome)
+            self._finish(trace, outcome)
+
+    async def _answer(self, call: Call, receive: Receive, send: Send) -> None:
+        """Raises what happened before the answer began; a failure after that is its last event."""
+        outcome = call.outcome
+        async with Exchange(receive, send, stalled_reader_s=self._settings.stalled_reader_s) as exchange:
+            try:
+                await self._completions.answer(call, exchange)
+            except RouterError as error:
+                if not exchange.started:
+                    raise
+                outcome.status, outcome.error_code = error.status, error.code
+                await exchange.write(error_event(error), last=True)
+            except Exception:
+                if not exchange.started:
+                    raise
+                log.exception("a stream failed by our own fault: %s", outcome.request_id)
+                outcome.status, outcome.error_code = 500, "internal_error"
+                await exchange.write(error_event(_internal()), last=True)
+
+    def _finish(self, trace: RequestTrace, outcome: RequestOutcome) -> None:
+        trace.ended_s = self._tracer.clock()
+        outcome.duration_s = trace.ended_s - trace.received_s
+        added_us = overhead_us(trace)
+        outcome.overhead_s = None if added_us is None else added_us / 1e6
+        attempt = last_attempt(trace)
+        outcome.predicted_cached_tokens = 0 if attempt is None else attempt.predicted_cached_tokens
+        self._observer.request_finished(outcome)
+        self._tracer.finish(trace)
 
     def _check_host(self, scope: Scope) -> None:
         """Without a key the router listens on loopback only, but any web page can make its own name resolve there (DNS rebinding) and would
@@ -215,11 +240,6 @@ def _request_id(scope: Scope) -> bytes:
     if given is not None and 0 < len(given) <= LONGEST_REQUEST_ID and all(33 <= byte <= 126 for byte in given):
         return given
     return b"req-" + os.urandom(12).hex().encode()
-
-
-def _traceparent(scope: Scope) -> str:
-    given = header(scope, b"traceparent")
-    return given.decode("ascii", errors="ignore") if given is not None and len(given) <= LONGEST_TRACEPARENT else ""
 
 
 def _with_header(send: Send, extra: tuple[bytes, bytes]) -> Send:

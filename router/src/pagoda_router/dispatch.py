@@ -6,26 +6,23 @@ has an HTTP status.
 """
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any
 
 from pagoda_router.admission import price
-from pagoda_router.backends.base import BackendStream, RefusedByWorker
+from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settlement
 from pagoda_router.demand import Demand
 from pagoda_router.errors import ContextTooLong, NoWorker, Overloaded, RouterError, UpstreamFailed
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import Arrival, EndReason, Generation, GenerationStream, ModelName, WorkerId
 from pagoda_router.lanes import Held, Lane, Pending, Refusals
 from pagoda_router.metrics import RouterMetrics
-from pagoda_router.policy import Placement, Refusal, WorkerView, choose_variant, place
+from pagoda_router.policy import Refusal, WorkerView, choose_variant, place
 from pagoda_router.queue import Waiting, WaitingRoom
-
-log = logging.getLogger(__name__)
 
 EXPIRY_CHECK_S = 0.1
 MOST_ATTEMPTS = 3
@@ -127,6 +124,7 @@ class FleetDispatcher:
             generation=generation,
             cost=cost,
         )
+        generation.trace.queued_s, generation.trace.predicted_output_tokens = now_s, cost.output_tokens
         if arrival is None:  # else it was admitted when it was held
             self._check_admission(pending, cost.kv_tokens)
         return pending
@@ -216,6 +214,7 @@ class FleetDispatcher:
                 return False
             request.place.set_result(None)
             return True
+        now_s = self._clock()
         links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
         found = place(request.cost, [link.view(request.cost) for link in links.values()], self._rng, request.avoid)
         if isinstance(found, Refusal):
@@ -223,13 +222,13 @@ class FleetDispatcher:
                 return False
             request.place.set_exception(ContextTooLong(f"{found.message}: shorten the prompt", param="messages"))
             return True
-        now_s = self._clock()
         generation = request.generation
         if generation.deadline_s is not None:
             generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
-        request.place.set_result(links[found.worker].submit(generation, request.cost, found.reserved_tokens))
-        self._metrics.placed(generation.model, now_s - request.arrived_s, found.reserved_tokens)
-        _log_placement(request, found)
+        stream = links[found.worker].submit(generation, request.cost, found.reserved_tokens)
+        request.place.set_result(stream)
+        request.note_attempt(found, now_s, stream.times)
+        self._metrics.placed(generation.model, now_s - request.arrived_s, found)
         return True
 
     def _count_failure(self, pending: Pending, stream: BackendStream) -> None:
@@ -242,7 +241,9 @@ class FleetDispatcher:
         pending.retries += 1
         pending.patient_from_s = self._clock()
         pending.avoid.add(stream.worker)
-        self._metrics.retried(pending.generation.model, "worker_drained" if drained else "worker_lost")
+        reason = "worker_drained" if drained else "worker_lost"
+        pending.generation.trace.attempts[-1].failed = reason
+        self._metrics.retried(pending.generation.model, reason)
 
     def _count_refusal(self, pending: Pending, stream: BackendStream, refused: RefusedByWorker) -> None:
         if refused.error is not None:
@@ -257,6 +258,7 @@ class FleetDispatcher:
             raise kind(
                 f"{model} takes no more requests now: {refused}", retry_after_s=self._refusals.retry_after(self._lane(model), self._clock())
             )
+        pending.generation.trace.attempts[-1].failed = "refused"
         self._metrics.retried(model, "refused")
 
     # ------------------------------------------------------------ refusing
@@ -285,18 +287,16 @@ class FleetDispatcher:
     # ------------------------------------------------------------ LinkListener
 
     def capacity_changed(self, model: ModelName) -> None:
+        self._lane(model)
         self._place_waiting(model)
 
-    def settled(
-        self, model: ModelName, reserved_tokens: int, predicted_output_tokens: int, output_tokens: Sequence[int], *, ran: bool
-    ) -> None:
-        lane = self._lane(model)
-        if ran:
-            lane.drain.settle(self._clock(), reserved_tokens)
-        self._metrics.settled(model, reserved_tokens)
-        for tokens in output_tokens:
+    def settled(self, settlement: Settlement) -> None:
+        lane = self._lane(settlement.model)
+        if settlement.ran:
+            lane.drain.settle(self._clock(), settlement.reserved_tokens)
+        self._metrics.settled(settlement)
+        for tokens in settlement.output_tokens:
             lane.history.observe(tokens)
-            self._metrics.output_learned(model, predicted_output_tokens, tokens)
 
     def session_ended(self, worker: WorkerId, reason: str) -> None:
         self._metrics.session_ended()
@@ -336,6 +336,7 @@ class FleetDispatcher:
         lane = self._lanes.get(model)
         if lane is None:
             lane = self._lanes[model] = Lane(WaitingRoom(self._max_queue_tokens), self._began_s)
+            self._metrics.introduce(model)
         return lane
 
     def _next_ticket(self) -> int:
@@ -353,12 +354,3 @@ class FleetDispatcher:
 def _fail(request: Held, error: RouterError) -> None:
     if not request.place.done():
         request.place.set_exception(error)
-
-
-def _log_placement(pending: Pending, placement: Placement) -> None:
-    if log.isEnabledFor(logging.DEBUG):
-        log.debug(
-            "placed request=%s worker=%s predicted_ms=%.1f reserved=%d reason=%r runner_up=%s runner_up_ms=%s",
-            pending.generation.request_id, placement.worker, placement.predicted_ms, placement.reserved_tokens,
-            placement.reason, placement.runner_up, placement.runner_up_ms,
-        )  # fmt: skip

@@ -1,6 +1,6 @@
 """One generation as the router's halves speak of it: the OpenAI surface (openai/, app) makes a Generation, a backend turns it into events.
 
-Pure data and two protocols; token ids only, text never (the surface detokenizes). Called by everything, imports nothing of ours but errors.
+Pure data and two protocols; token ids only, text never (the surface detokenizes). Called by everything; knows of ours the trace's records.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -9,11 +9,20 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
 
+from pagoda_router.tracing.record import GenerationTrace
+
 ServedName = NewType("ServedName", str)
 """What clients call a model: one of spec.servedNames."""
 ModelName = NewType("ModelName", str)
 """metadata.name of the InferenceModel; what workers call it."""
 WorkerId = NewType("WorkerId", str)
+
+
+class RequestClass(StrEnum):
+    """What a request wants of the fleet. All are of the first today."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +71,14 @@ class Generation:
     priority: int = 0
     deadline_s: float | None = None
     traceparent: str = ""
+    """W3C, for the worker: whose child its work is."""
+    tracestate: str = ""
     variant: str | None = None
     """The client insists on this one. None: by weight."""
     arrival: Arrival | None = None
     """From Dispatcher.hold; None: it arrives now."""
+    trace: GenerationTrace = field(default_factory=GenerationTrace, compare=False, repr=False)
+    """Written while it is placed and runs."""
 
 
 class EndReason(StrEnum):

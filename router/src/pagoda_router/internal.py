@@ -1,4 +1,4 @@
-"""The probes and the internal listener: /internal/v1/fleet for the operator's autoscaler, /health, /ready, /metrics.
+"""The probes and the internal listener: /internal/v1/fleet for the operator's autoscaler, /admin/traces, /health, /ready, /metrics.
 
 Reads fleet and dispatcher, changes nothing. `__main__` mounts `routes()` on both listeners and serves `internal_app` on the internal port.
 """
@@ -109,24 +109,35 @@ def routes(probes: Probes, registry: CollectorRegistry) -> dict[str, ASGIApp]:
     return {"/health": health, "/ready": ready, "/metrics": metrics}
 
 
+Admin = Callable[[str, bytes], tuple[int, dict[str, Any]] | None]
+"""Path and query string → status and document; None: no such path."""
+
+
 def internal_app(
-    open_routes: Mapping[str, ASGIApp], report: Callable[[], dict[str, Any]], token: str | None, *, is_loopback: bool
+    open_routes: Mapping[str, ASGIApp],
+    report: Callable[[], dict[str, Any]],
+    token: str | None,
+    *,
+    is_loopback: bool,
+    admin: Admin = lambda path, query: None,
 ) -> ASGIApp:
-    """Without a token the fleet report is open on loopback and closed beyond it."""
+    """Without a token the fleet report and /admin are open on loopback and closed beyond it."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         path: str = scope["path"]
         if path in open_routes:
             await open_routes[path](scope, receive, send)
-        elif path != "/internal/v1/fleet":
-            await _answer(send, 404, _error(f"there is no {path} here", "not_found"))
+        elif path != "/internal/v1/fleet" and not path.startswith("/admin/"):
+            await _answer(send, 404, not_found(path))
         elif scope["method"] != "GET":
-            await _answer(send, 405, _error(f"{path} takes GET", "method_not_allowed"))
+            await _answer(send, 405, error_document(f"{path} takes GET", "method_not_allowed"))
         elif token is None and not is_loopback:
-            await _answer(send, 403, _error("the internal API is closed: set PAGODA_INTERNAL_TOKEN", "forbidden"))
+            await _answer(send, 403, error_document("the internal API is closed: set PAGODA_INTERNAL_TOKEN", "forbidden"))
         elif token is not None and not _bears(scope, token):
-            await _answer(send, 401, _error("send the internal token as a bearer token", "invalid_api_key"))
+            await _answer(send, 401, error_document("send the internal token as a bearer token", "invalid_api_key"))
+        elif path.startswith("/admin/"):
+            await _answer(send, *(admin(path, scope.get("query_string", b"")) or (404, not_found(path))))
         else:
             await _answer(send, 200, report())
 
@@ -138,7 +149,11 @@ def _bears(scope: Scope, token: str) -> bool:
     return hmac.compare_digest(sent, b"Bearer " + token.encode())
 
 
-def _error(message: str, code: str) -> dict[str, Any]:
+def not_found(path: str) -> dict[str, Any]:
+    return error_document(f"there is no {path[:200]} here", "not_found")
+
+
+def error_document(message: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
 
 

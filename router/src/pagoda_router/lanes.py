@@ -5,6 +5,7 @@ brings the clock.
 """
 
 import asyncio
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from random import Random
@@ -17,7 +18,11 @@ from pagoda_router.errors import ColdStart, DeadlineExceeded, ModelNotFound, Mod
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import Generation, ModelName, WorkerId
 from pagoda_router.metrics import RouterMetrics
+from pagoda_router.policy import POLICY, Placement
 from pagoda_router.queue import LEAST_WAIT_S, MOST_WAIT_S, UNKNOWN_WAIT_S, DrainRate, Waiting, WaitingRoom, retry_after_s
+from pagoda_router.tracing.record import Attempt, WorkerTimes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +52,25 @@ class Pending(Held):
     """Workers that refused or lost it."""
     attempts: int = 0
     retries: int = 0
+
+    def note_attempt(self, placement: Placement, now_s: float, times: WorkerTimes) -> None:
+        """In the request's trace. `now_s`: when the choice began; `times`: what that worker will tell of it."""
+        self.generation.trace.attempts.append(
+            Attempt(
+                placed_s=now_s,
+                worker=placement.worker,
+                policy=POLICY,
+                reason=placement.reason,
+                reserved_tokens=placement.reserved_tokens,
+                predicted_ms=placement.predicted_ms,
+                predicted_cached_tokens=placement.cached_tokens,
+                runner_up=placement.runner_up,
+                runner_up_ms=placement.runner_up_ms,
+                times=times,
+            )
+        )
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("placed request=%s %s", self.generation.request_id, placement)
 
 
 class Lane:

@@ -1,45 +1,103 @@
 """The router's Prometheus metrics: what the surface and the dispatcher report, under names that peers' dashboards can be mapped to.
 
-Owns the collectors in a registry it is given (no global one). Labels are models that exist, statuses and fixed words: never a client's
-text.
+Owns the collectors in a registry it is given (no global one). Labels are InferenceModels that exist, statuses and fixed words: never a
+client's text. What a label can be is known beforehand, so a series is there, at 0, from a model's first day. docs/metrics.md lists them.
 """
+
+from collections.abc import Callable
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from pagoda_router.generation import ModelName
+from pagoda_router.backends.base import Failure, Settlement
+from pagoda_router.generation import ModelName, RequestClass
+from pagoda_router.objectives import SLIS, Slo, verdicts
+from pagoda_router.policy import POLICY, Placement, PlacementReason
 from pagoda_router.surface import Endpoint, RequestOutcome
 
 _TTFT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
 _DURATION_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120, 300, 600)
 _WAIT_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
+_OVERHEAD_S = (0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5)
+_RETRY_AFTER_S = (1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60)
 UNKNOWN_MODEL = "unknown"
+
+REJECTIONS = ("queue_full", "queue_timeout", "deadline", "cold_start", "cold_start_full", "unavailable", "worker_refused")
+RETRIES = ("worker_lost", "worker_drained", "refused")
+TOKEN_KINDS = ("prompt", "cached", "completion")
+TURNED_AWAY = (429, 503)
 
 
 class RouterMetrics:
     """Implements surface.Observer; the dispatcher calls the rest."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"pagoda_router_{name}", text, labels, registry=registry)
+    def __init__(self, registry: CollectorRegistry, slo_of: Callable[[ModelName], Slo | None] = lambda model: None) -> None:
+        self._registry = registry
+        self._slo_of = slo_of
+        self._in_progress = self._gauge("requests_in_progress", "Requests received and not yet answered in full")
+        self._requests = self._counter("requests", "Requests answered", "model", "endpoint", "code")
+        self._ttft = self._histogram("time_to_first_token_seconds", "From a request's arrival to its first token", _TTFT_S)
+        self._duration = self._histogram("request_duration_seconds", "From a request's arrival to its last byte", _DURATION_S)
+        self._overhead = self._histogram(
+            "overhead_seconds", "Added by the router before the worker had the request, waiting excluded", _OVERHEAD_S
+        )
+        self._tokens = self._counter(
+            "tokens", "Tokens of answered requests; kind: prompt, cached (part of prompt), completion", "model", "kind"
+        )
+        self._slo = self._counter("slo_requests", "Requests judged by availability and by spec.slo", "model", "sli", "verdict")
+        self._prefix_predicted = self._counter("prefix_predicted_tokens", "Prompt tokens that placement expected to be cached", "model")
+        self._prefix_cached = self._counter("prefix_cached_tokens", "Prompt tokens that the worker found cached", "model")
+        self._retry_after = self._histogram("retry_after_seconds", "Told to clients that were turned away", _RETRY_AFTER_S)
+        self._build_admission()
+        self._build_upstream()
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"pagoda_router_{name}", text, ("model",), buckets=buckets, registry=registry)
+    def _build_admission(self) -> None:
+        self._queue_tokens = self._gauge("queue_tokens", "Predicted cost of the waiting requests", "model", "class")
+        self._queue_length = self._gauge("queue_requests", "Waiting requests", "model", "class")
+        self._queue_wait = self._histogram("queue_wait_seconds", "From admission to a worker", _WAIT_S, "class")
+        self._rejected = self._counter("rejected", "Requests refused by admission", "model", "reason")
+        self._reserved = self._counter("reserved_kv_tokens", "KV tokens reserved on workers", "model")
+        self._settled = self._counter("settled_kv_tokens", "Of reservations that are over: KV tokens that were used", "model")
+        self._refunded = self._counter("refunded_kv_tokens", "Of reservations that are over: KV tokens that were not needed", "model")
+        self._overrun = self._counter("overrun_kv_tokens", "KV tokens used beyond reservations: answers longer than predicted", "model")
+        self._predicted = self._counter("predicted_output_tokens", "Predicted length of the sequences that ended by themselves", "model")
+        self._actual = self._counter("actual_output_tokens", "Length of the sequences that ended by themselves", "model")
 
-        self._in_progress = Gauge("pagoda_router_requests_in_progress", "Requests received and not yet answered in full", registry=registry)
-        self._requests = counter("requests", "Requests answered", "model", "endpoint", "code")
-        self._ttft = histogram("time_to_first_token_seconds", "From a request's arrival to its first token", _TTFT_S)
-        self._duration = histogram("request_duration_seconds", "From a request's arrival to its last byte", _DURATION_S)
-        self._tokens = counter("tokens", "Tokens of answered requests; kind: prompt, cached (part of prompt), completion", "model", "kind")
-        self._queue_tokens = Gauge("pagoda_router_queue_tokens", "Predicted cost of the waiting requests", ("model",), registry=registry)
-        self._queue_length = Gauge("pagoda_router_queue_requests", "Waiting requests", ("model",), registry=registry)
-        self._queue_wait = histogram("queue_wait_seconds", "From admission to a worker", _WAIT_S)
-        self._rejected = counter("rejected", "Requests refused by admission", "model", "reason")
-        self._reserved = counter("reserved_kv_tokens", "KV tokens reserved on workers", "model")
-        self._settled = counter("settled_kv_tokens", "KV tokens of reservations that are over", "model")
-        self._predicted = counter("predicted_output_tokens", "Predicted length of the sequences that ended by themselves", "model")
-        self._actual = counter("actual_output_tokens", "Length of the sequences that ended by themselves", "model")
-        self._retries = counter("retries", "Requests placed again before their first token", "model", "reason")
-        self._sessions_ended = counter("sessions_ended", "Worker sessions that ended or could not be opened")
+    def _build_upstream(self) -> None:
+        self._placements = self._counter("placements", "Requests given to a worker", "model", "policy", "reason")
+        self._retries = self._counter("retries", "Requests placed again before their first token", "model", "reason")
+        self._replays = self._counter("replays", "Requests continued on another worker after their first token; not done yet", "model")
+        self._upstream_errors = self._counter("upstream_errors", "Requests that a worker failed or refused", "model", "reason")
+        self._sessions_ended = self._counter("sessions_ended", "Worker sessions that ended or could not be opened")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"pagoda_router_{name}", text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"pagoda_router_{name}", text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"pagoda_router_{name}", text, ("model", *labels), buckets=buckets, registry=self._registry)
+
+    def introduce(self, model: ModelName) -> None:
+        """Once per model: its series begin at 0, so that their first increase is seen as one."""
+        for metric in (
+            *(self._ttft, self._duration, self._overhead, self._prefix_predicted, self._prefix_cached, self._retry_after),
+            *(self._reserved, self._settled, self._refunded, self._overrun, self._predicted, self._actual, self._replays),
+        ):
+            metric.labels(model)
+        self._queue_wait.labels(model, RequestClass.LATENCY)
+        self.queue_changed(model, 0, 0)
+        for kind in TOKEN_KINDS:
+            self._tokens.labels(model, kind)
+        for sli in SLIS:
+            for verdict in ("good", "bad"):
+                self._slo.labels(model, sli, verdict)
+        for reason in PlacementReason:
+            self._placements.labels(model, POLICY, reason)
+        for metric, reasons in ((self._rejected, REJECTIONS), (self._retries, RETRIES), (self._upstream_errors, get_args(Failure))):
+            for reason in reasons:
+                metric.labels(model, reason)
 
     # ------------------------------------------------------------ surface.Observer
 
@@ -55,19 +113,29 @@ class RouterMetrics:
         self._duration.labels(model).observe(outcome.duration_s)
         if outcome.ttft_s is not None:
             self._ttft.labels(model).observe(outcome.ttft_s)
+        if outcome.overhead_s is not None:
+            self._overhead.labels(model).observe(outcome.overhead_s)
+        if outcome.retry_after_s is not None:
+            self._retry_after.labels(model).observe(outcome.retry_after_s)
         self._tokens.labels(model, "prompt").inc(outcome.prompt_tokens)
         self._tokens.labels(model, "cached").inc(outcome.cached_tokens)
         self._tokens.labels(model, "completion").inc(outcome.completion_tokens)
+        self._prefix_predicted.labels(model).inc(outcome.predicted_cached_tokens)
+        self._prefix_cached.labels(model).inc(outcome.cached_tokens)
+        for sli, good in verdicts(outcome, self._slo_of(ModelName(model))):
+            self._slo.labels(model, sli, "good" if good else "bad").inc()
 
     # ------------------------------------------------------------ the dispatcher's
 
     def queue_changed(self, model: ModelName, requests: int, tokens: int) -> None:
-        self._queue_length.labels(model).set(requests)
-        self._queue_tokens.labels(model).set(tokens)
+        """Every request is of the latency class today."""
+        self._queue_length.labels(model, RequestClass.LATENCY).set(requests)
+        self._queue_tokens.labels(model, RequestClass.LATENCY).set(tokens)
 
-    def placed(self, model: ModelName, waited_s: float, reserved_tokens: int) -> None:
-        self._queue_wait.labels(model).observe(waited_s)
-        self._reserved.labels(model).inc(reserved_tokens)
+    def placed(self, model: ModelName, waited_s: float, placement: Placement) -> None:
+        self._queue_wait.labels(model, RequestClass.LATENCY).observe(waited_s)
+        self._reserved.labels(model).inc(placement.reserved_tokens)
+        self._placements.labels(model, POLICY, placement.reason).inc()
 
     def rejected(self, model: ModelName, reason: str) -> None:
         self._rejected.labels(model, reason).inc()
@@ -75,12 +143,16 @@ class RouterMetrics:
     def retried(self, model: ModelName, reason: str) -> None:
         self._retries.labels(model, reason).inc()
 
-    def settled(self, model: ModelName, reserved_tokens: int) -> None:
-        self._settled.labels(model).inc(reserved_tokens)
-
-    def output_learned(self, model: ModelName, predicted_tokens: int, actual_tokens: int) -> None:
-        self._predicted.labels(model).inc(predicted_tokens)
-        self._actual.labels(model).inc(actual_tokens)
+    def settled(self, settlement: Settlement) -> None:
+        model, reserved_tokens, used_tokens = settlement.model, settlement.reserved_tokens, settlement.used_tokens
+        self._settled.labels(model).inc(min(used_tokens, reserved_tokens))
+        self._refunded.labels(model).inc(max(0, reserved_tokens - used_tokens))
+        self._overrun.labels(model).inc(max(0, used_tokens - reserved_tokens))
+        for tokens in settlement.output_tokens:
+            self._predicted.labels(model).inc(settlement.predicted_output_tokens)
+            self._actual.labels(model).inc(tokens)
+        if settlement.failure is not None:
+            self._upstream_errors.labels(model, settlement.failure).inc()
 
     def session_ended(self) -> None:
         self._sessions_ended.inc()

@@ -11,6 +11,7 @@ dispatcher.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from random import Random
 from typing import Literal
 
@@ -48,15 +49,32 @@ class WorkerView:
     """Of its self-test after loading; 0: it made none."""
 
 
+POLICY = "predicted_wait"
+"""Named in metrics and traces beside the reason."""
+
+
+class PlacementReason(StrEnum):
+    LEAST_WAIT = "least_wait"
+    DRAWN = "drawn"
+    """Among equals."""
+    ONLY_WORKER = "only_worker"
+    ONLY_WITH_ROOM = "only_with_room"
+    """Others had no room for it now."""
+    LAST_RESORT = "last_resort"
+    """One that refused or lost this very request before: there is no other."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     worker: WorkerId
     reserved_tokens: int
     predicted_ms: float
     """Until the first token."""
-    reason: str
+    reason: PlacementReason
     runner_up: WorkerId | None
     runner_up_ms: float | None
+    cached_tokens: int = 0
+    """Prompt tokens expected in the worker's prefix cache. This policy does not look at prefixes: it expects none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +105,12 @@ def place(cost: Price, workers: Sequence[WorkerView], rng: Random, avoid: Collec
     chosen = candidates[best]
     assert chosen.reservable_tokens is not None
     runner_up_ms, runner_up = (scored[1][0], candidates[scored[1][2]].worker) if len(scored) > 1 else (None, None)
-    reason = "only worker with room" if runner_up is None else "least predicted wait"
+    if chosen.worker in avoid:
+        reason = PlacementReason.LAST_RESORT
+    elif runner_up is None:
+        reason = PlacementReason.ONLY_WORKER if len(routable) == 1 else PlacementReason.ONLY_WITH_ROOM
+    else:
+        reason = PlacementReason.DRAWN if runner_up_ms == best_ms else PlacementReason.LEAST_WAIT
     return Placement(chosen.worker, chosen.reservable_tokens, best_ms, reason, runner_up, runner_up_ms)
 
 

@@ -2,10 +2,12 @@
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pagoda_router.errors import ConfigError
 
@@ -48,6 +50,12 @@ class RouterSettings:
     """How long after SIGTERM new requests are still taken: whoever leads clients here needs a moment to hear that /ready is off."""
     drain_s: float = 30.0
     """How long running streams may go on after that."""
+    trace_ring: int = 1000
+    """Traces of finished requests kept for /admin/traces; about 2 KB each, 18 KB for an answer of 4096 tokens or more. 0: none."""
+    otlp_endpoint: str | None = None
+    """Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://collector:4318. None: traces are not exported."""
+    otlp_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Sent along, such as authorization=Bearer abc,x-tenant=blue: what a collector beyond this cluster may ask for."""
     log_level: str = "INFO"
     pod_name: str | None = None
     """Names this router in its sessions: a restarted container replaces its old session. None: a random name."""
@@ -82,6 +90,9 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         queue_timeout_s=_seconds(values, "queue_timeout_s", 60.0),
         linger_s=_seconds(values, "linger_s", 0.0),
         drain_s=_seconds(values, "drain_s", 30.0),
+        trace_ring=_whole(values, "trace_ring", 1000, least=0, most=1_000_000),
+        otlp_endpoint=_url(values, "otlp_endpoint"),
+        otlp_headers=_headers(values, "otlp_headers"),
         log_level=_log_level(values),
         pod_name=values.get("pod_name") or None,
     )
@@ -153,6 +164,29 @@ def _path(values: Mapping[str, str], name: str, what: str) -> Path:
     if not text:
         raise ConfigError(f"{_variable(name)} is not set: {what}")
     return Path(text)
+
+
+def _url(values: Mapping[str, str], name: str) -> str | None:
+    text = values.get(name)
+    if not text:
+        return None
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ConfigError(f"{_variable(name)}={text!r} is not a URL such as http://collector:4318")
+    return text
+
+
+def _headers(values: Mapping[str, str], name: str) -> tuple[tuple[str, str], ...]:
+    """The value is a secret as a rule: it is in no message."""
+    pairs = [part.strip().partition("=") for part in values.get(name, "").split(",") if part.strip()]
+    for header, equals, value in pairs:
+        if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", header) is None or not equals or not value.isprintable():
+            raise ConfigError(f"{_variable(name)} is not of the form name=value,name=value")
+    return tuple((header.lower(), value.strip()) for header, _, value in pairs)
 
 
 def _discovery(values: Mapping[str, str]) -> Literal["file", "kubernetes"]:

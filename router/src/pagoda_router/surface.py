@@ -45,7 +45,9 @@ class RequestOutcome:
     endpoint: Endpoint
     request_id: str
     model: str | None = None
-    """The served name, only when it exists: safe as a metric label."""
+    """Name of the InferenceModel, only when it exists: safe as a metric label."""
+    served_name: str | None = None
+    """What the client called it, only when it exists."""
     stream: bool = False
     status: int = 0
     """HTTP status; 499 when the client left first, 0 when the server itself was stopped under the request. A stream that failed after its
@@ -56,9 +58,19 @@ class RequestOutcome:
     completion_tokens: int = 0
     finish_reasons: tuple[str, ...] = ()
     """Of the choices, in their order: "stop" or "length"."""
+    longest_completion_tokens: int = 0
+    """Of its choices."""
     ttft_s: float | None = None
     """From the request's arrival to its first tokens."""
+    last_token_s: float | None = None
+    """From the request's arrival to its last tokens."""
     duration_s: float = 0.0
+    retry_after_s: float | None = None
+    """What the client was told, when it was turned away."""
+    overhead_s: float | None = None
+    """Added by the router before the worker had the request, waiting excluded. None: the worker did not tell."""
+    predicted_cached_tokens: int = 0
+    """Prompt tokens that placement expected in the worker's prefix cache."""
 
 
 class Observer(Protocol):

@@ -13,7 +13,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("template and tokens in", ("pagoda_router/chat.py", "/jinja2/")),
     ("tokens to text", ("pagoda_router/tokens.py", "openai/sequence.py", "pagoda_router/stop.py", "/tokenizers/")),
     ("writing events", ("openai/formats.py", "openai/answers.py", "openai/keepalive.py", "openai/run.py")),
-    ("surface", ("pagoda_router/app.py", "pagoda_router/surface.py", "openai/")),
+    ("surface", ("pagoda_router/app.py", "pagoda_router/surface.py", "pagoda_router/admin.py", "openai/")),
     (
         "admission and placement",
         (
@@ -28,7 +28,8 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     ("session with the worker", ("pagoda_router/backends/", "pagoda_router/wire/", "/grpc/", "/google/protobuf/")),
-    ("metrics", ("pagoda_router/metrics.py", "/prometheus_client/")),
+    ("tracing", ("pagoda_router/tracing/", "/opentelemetry/")),
+    ("metrics", ("pagoda_router/metrics.py", "pagoda_router/fleet_metrics.py", "pagoda_router/objectives.py", "/prometheus_client/")),
     ("event loop in Python", ("/asyncio/", "/uvloop/", "/contextlib.py", "<frozen")),
 )
 """The first that a file's path contains decides."""

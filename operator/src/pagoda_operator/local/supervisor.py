@@ -48,7 +48,9 @@ class Supervisor:
         self.store = ObjectStore(home.state_file)
         self.store.load()
         self.journal = Journal()
-        self._settings = Settings(version=distribution_version(), host_paths=True)
+        self._settings = Settings(
+            version=distribution_version(), host_paths=True, otlp_endpoint=environment.get("PAGODA_OTLP_ENDPOINT") or None
+        )
         self._history = ScalingHistory()
         self._told: deque[tuple[str, str, str]] = deque(maxlen=1000)
         """Decisions that stand in the journal."""

@@ -4,13 +4,15 @@ Knows no wire. fleet.py owns links, the dispatcher submits on them; pagoda.py im
 """
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from pagoda_router.admission import Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.errors import RouterError
 from pagoda_router.generation import EndReason, Event, Generation, ModelName, WorkerId
 from pagoda_router.policy import WorkerView
+from pagoda_router.tracing.record import WorkerTimes
 
 
 class RefusedByWorker(Exception):
@@ -23,6 +25,27 @@ class RefusedByWorker(Exception):
         """What the client gets at once; None: worth another worker or another moment."""
 
 
+Failure = Literal["worker_lost", "worker_drained", "engine_error", "refused"]
+"""What a worker can do to a request, other than answer it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """A request is over on its worker."""
+
+    model: ModelName
+    reserved_tokens: int
+    used_tokens: int
+    """Of its reservation's blocks, those that prompt and output really took; more than reserved when it was longer than predicted."""
+    predicted_output_tokens: int
+    output_tokens: Sequence[int]
+    """Of the sequences that ended by themselves or by a stop string."""
+    ran: bool
+    """False when it was refused or lost, so that its tokens say nothing about how fast the worker drains."""
+    failure: Failure | None = None
+    """None: it ended as asked, or nobody waited for it any more."""
+
+
 class LinkListener(Protocol):
     """Called on the event loop, in the middle of reading a frame: must be quick."""
 
@@ -30,14 +53,7 @@ class LinkListener(Protocol):
         """What a worker's view says is not what it said before: it may have room now, or have become routable, or say why not."""
         ...
 
-    def settled(
-        self, model: ModelName, reserved_tokens: int, predicted_output_tokens: int, output_tokens: Sequence[int], *, ran: bool
-    ) -> None:
-        """A request is over on its worker. `output_tokens`: of the sequences that ended by themselves or by a stop string.
-
-        `ran`: false when it was refused or lost, so that its tokens say nothing about how fast the worker drains.
-        """
-        ...
+    def settled(self, settlement: Settlement) -> None: ...
 
     def session_ended(self, worker: WorkerId, reason: str) -> None: ...
 
@@ -53,6 +69,8 @@ class BackendStream(Protocol):
     failure: str
     """Every sequence ended in an error before the first token: the sentence that says why. Empty otherwise."""
     failure_reason: EndReason
+    times: WorkerTimes
+    """What the worker told of when; goes on being filled until it has said its last word."""
 
     def __aiter__(self) -> AsyncIterator[list[Event]]: ...
 

@@ -29,6 +29,8 @@ from pagoda_router.wire.worker_pb2_grpc import WorkerStub
 log = logging.getLogger(__name__)
 
 PROTOCOL = 1
+USUAL_BLOCK_SIZE = 16
+"""What workers use unless told otherwise; in force until one has said."""
 ACKNOWLEDGE_EVERY_FRAMES = 64
 """The worker cuts a router off at 1024 frames unread."""
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -244,19 +246,30 @@ class PagodaLink:
             if silent >= self._timing.silent_pings:
                 raise SessionBroken(f"it has been silent for {silent * self._timing.ping_every_s:.0f} s")
             seen = self._messages_seen
-            self._outbox.put_nowait(wire.ToWorker(ping=wire.Ping(sent_mono_us=time.monotonic_ns() // 1000)))
+            self._send_ping()
 
     # ------------------------------------------------------------ messages
 
     def _open_session(self, welcome: Any) -> None:
         ledger = CreditLedger(welcome.epoch, welcome.state.kv_capacity_tokens)
-        self._requests = RunningRequests(self.worker, self.endpoint.model, ledger, self._listener, self._outbox.put_nowait)
+        self._requests = RunningRequests(
+            self.worker,
+            self.endpoint.model,
+            ledger,
+            self._listener,
+            self._outbox.put_nowait,
+            block_size=lambda: self.block_size or USUAL_BLOCK_SIZE,
+        )
         self._saying_goodbye = False
         self._was_open = True
         self._frames_seen = 0
         self._reason = "the worker is describing its model"
         log.info("session %s: open, epoch %d", self.worker, welcome.epoch)
         self._learn(welcome.state, welcome.grants)
+        self._send_ping()  # the first request's times need to know how far apart the clocks are
+
+    def _send_ping(self) -> None:
+        self._outbox.put_nowait(wire.ToWorker(ping=wire.Ping(sent_mono_us=time.monotonic_ns() // 1000)))
 
     def _handle(self, message: Any) -> None:
         kind = message.WhichOneof("message")
@@ -276,6 +289,10 @@ class PagodaLink:
             elif refused.code == wire.Refused.DRAINING:
                 self._saying_goodbye = True
             self._requests.refuse(refused.request_id, refusal(refused))
+        elif kind == "pong":
+            pong = message.pong
+            replied_us = pong.replied_mono_us or pong.worker_mono_us  # an older worker tells one stamp
+            self._requests.clock.ponged(pong.sent_mono_us, pong.worker_mono_us, replied_us, time.monotonic_ns() // 1000)
         elif kind == "goodbye":
             self._saying_goodbye = True
             log.info("session %s: the worker drains: %s", self.worker, message.goodbye.reason)

@@ -1,4 +1,4 @@
-"""One session's running requests: which frame row belongs to which stream, who wakes, what each one holds. No network, no clock.
+"""One session's running requests: which frame row belongs to which stream, who wakes, what each one holds. No network; times are workers'.
 
 A frame is walked once; each stream it touches wakes at most once for it and then reads everything that arrived together. Reservations are
 held until the worker confirms the end (or the session is gone), not until the reader leaves: that is how long the KV is really in use.
@@ -8,16 +8,18 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from pagoda_router.admission import CreditLedger, Price
-from pagoda_router.backends.base import LinkListener, RefusedByWorker
+from pagoda_router.admission import CreditLedger, Price, used_kv_tokens
+from pagoda_router.backends.base import Failure, LinkListener, RefusedByWorker, Settlement
 from pagoda_router.backends.translate import END_REASONS, row_logprobs, usage_from_wire
 from pagoda_router.generation import Ended, EndReason, Event, Generation, ModelName, Started, Tokens, Usage, WorkerId
+from pagoda_router.tracing.clock import WorkerClock
+from pagoda_router.tracing.record import WorkerTimes
 from pagoda_router.wire import worker_pb2 as wire
 
 CancelOnWorker = Callable[["RequestStream", int | None, Any], None]
 """Of one sequence or (None) all, with the wire's reason."""
 
-_FAILED = (EndReason.ENGINE_ERROR, EndReason.SHUTDOWN)
+_FAILURES: dict[EndReason, Failure] = {EndReason.ENGINE_ERROR: "engine_error", EndReason.SHUTDOWN: "worker_drained"}
 
 
 class RequestStream:
@@ -33,6 +35,7 @@ class RequestStream:
         self.begun = False
         self.failure = ""
         self.failure_reason = EndReason.ENGINE_ERROR
+        self.times = WorkerTimes()
         self.running = set(range(generation.n))
         """On the worker, as far as it told."""
         self.silent: set[int] = set()
@@ -40,6 +43,10 @@ class RequestStream:
         self.stopped: set[int] = set()
         """Of those: by a stop string, so that their length is a real answer's."""
         self.output_tokens: list[int] = []
+        self.lengths: list[int] = []
+        """Of all sequences that ended on the worker, cancelled ones too."""
+        self.hurt: Failure | None = None
+        """What its worker did to it while somebody waited."""
         self._has_tokens = False
         self._has_output = False
         self._pending: list[Event] = []
@@ -73,6 +80,7 @@ class RequestStream:
             return
         self.silent.add(sequence)
         self.stopped.add(sequence)
+        self.times.cut_short = True
         self._pending = [event for event in self._pending if event.sequence != sequence]
         self._cancel(self, sequence, wire.CANCEL_STOP_STRING)
 
@@ -88,6 +96,7 @@ class RequestStream:
     def _silence(self, cancel_reason: Any) -> None:
         self.silent.update(range(self.generation.n))
         if self.running:
+            self.times.cut_short = True
             self._cancel(self, None, cancel_reason)
 
     async def _woken(self) -> None:
@@ -98,6 +107,10 @@ class RequestStream:
             self._waiter = None
 
     # ------------------------------------------------------------ the session's side
+
+    @property
+    def is_awaited(self) -> bool:
+        return len(self.silent) < self.generation.n
 
     def push(self, event: Started | Tokens) -> None:
         if event.sequence in self.silent:
@@ -113,7 +126,7 @@ class RequestStream:
         self.silent.add(event.sequence)
         self._pending.append(event)
         self._has_output = self._has_tokens or len(self.silent) == self.generation.n
-        if not self._has_tokens and self._has_output and event.reason in _FAILED:
+        if not self._has_tokens and self._has_output and event.reason in _FAILURES:
             self.failure = event.detail or "the worker gave no reason"
             self.failure_reason = event.reason
         self.wake()
@@ -131,9 +144,18 @@ class RunningRequests:
     """Everything in flight in one session."""
 
     def __init__(
-        self, worker: WorkerId, model: ModelName, ledger: CreditLedger, listener: LinkListener, send: Callable[[Any], None]
+        self,
+        worker: WorkerId,
+        model: ModelName,
+        ledger: CreditLedger,
+        listener: LinkListener,
+        send: Callable[[Any], None],
+        *,
+        block_size: Callable[[], int],
     ) -> None:
+        """`block_size`: tokens per KV block, as far as known at the time of the call."""
         self.ledger = ledger
+        self.clock = WorkerClock()
         self.unbegun_prompt_tokens = 0
         """Sent and not yet reported as begun: prefill work that the worker's last state may not show."""
         self.sequences = 0
@@ -141,6 +163,7 @@ class RunningRequests:
         self._model = model
         self._listener = listener
         self._send = send
+        self._block_size = block_size
         self._streams: dict[int, RequestStream] = {}
         self._next_id = 1
 
@@ -163,10 +186,12 @@ class RunningRequests:
             stream = streams.get(started.request_id)
             if stream is not None:
                 self._mark_begun(stream)
+                stream.times.cached_tokens = started.cached_tokens
                 stream.push(Started(0, started.cached_tokens, started.queue_us))
         if frame.request_ids:
             token_ids = list(frame.token_ids)
             logprobs = {row.row: row for row in frame.logprobs}
+            at_us, clock = frame.at_mono_us, self.clock.reading
             end = 0
             for row, (request_id, sequence, count) in enumerate(zip(frame.request_ids, frame.sequences, frame.token_counts, strict=True)):
                 start, end = end, end + count
@@ -175,6 +200,8 @@ class RunningRequests:
                     continue
                 if not stream.begun:
                     self._mark_begun(stream)
+                if sequence not in stream.silent:
+                    stream.times.saw_tokens(at_us, clock)
                 stream.push(Tokens(sequence, token_ids[start:end], row_logprobs(logprobs[row]) if row in logprobs else None))
         for finish in frame.finishes:
             self._finish(finish)
@@ -182,12 +209,16 @@ class RunningRequests:
     def refuse(self, request_id: int, refusal: RefusedByWorker) -> None:
         stream = self._streams.get(request_id)
         if stream is not None:
+            if stream.is_awaited and refusal.error is None:
+                stream.hurt = "refused"
             self._release(stream, ran=False)
             stream.refuse(refusal)
 
     def lose_all(self, reason: str) -> None:
         """The session is gone and with it every request on the worker."""
         for stream in list(self._streams.values()):
+            if stream.is_awaited:
+                stream.hurt = "worker_lost"
             self._release(stream, ran=False)
             stream.lost = True
             stream.end_all(EndReason.ENGINE_ERROR, reason)
@@ -198,6 +229,10 @@ class RunningRequests:
             return
         sequence, usage, reason = finish.sequence, usage_from_wire(finish.usage), END_REASONS[finish.reason]
         stream.running.discard(sequence)
+        stream.lengths.append(usage.completion_tokens)
+        stream.times.finished(finish.timings, self.clock.reading)
+        if sequence not in stream.silent:
+            stream.hurt = stream.hurt or _FAILURES.get(reason)
         self.sequences -= 1
         if reason in (EndReason.STOP, EndReason.LENGTH) or sequence in stream.stopped:
             stream.output_tokens.append(usage.completion_tokens)
@@ -212,8 +247,17 @@ class RunningRequests:
         self._prefill_no_longer_ahead(stream)
         self.sequences -= len(stream.running)
         stream.running.clear()
-        reserved_tokens = self.ledger.settle(stream.request_id)
-        self._listener.settled(self._model, reserved_tokens, stream.cost.output_tokens, stream.output_tokens, ran=ran)
+        self._listener.settled(
+            Settlement(
+                model=self._model,
+                reserved_tokens=self.ledger.settle(stream.request_id),
+                used_tokens=used_kv_tokens(stream.cost.prompt_tokens, stream.lengths, self._block_size()) if stream.begun else 0,
+                predicted_output_tokens=stream.cost.output_tokens,
+                output_tokens=stream.output_tokens,
+                ran=ran,
+                failure=stream.hurt,
+            )
+        )
 
     def _mark_begun(self, stream: RequestStream) -> None:
         stream.begun = True

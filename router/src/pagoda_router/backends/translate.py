@@ -43,8 +43,9 @@ def submit_message(generation: Generation, request_id: int, reserved_tokens: int
         deadline_us=None if generation.deadline_s is None else max(1, int(generation.deadline_s * 1e6)),
         reserved_kv_tokens=reserved_tokens,
     )
-    if generation.traceparent:
-        submit.trace.traceparent = generation.traceparent
+    submit.trace.traceparent = generation.traceparent
+    submit.trace.tracestate = generation.tracestate
+    submit.trace.want_timings = True  # every request has its trace, and batch sizes are two bytes a token
     return wire.ToWorker(submit=submit)
 
 

@@ -5,13 +5,13 @@ from a writer that may be newer than this router: unknown fields are ignored, on
 `problems`).
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from pagoda_router.generation import ModelName, ServedName
+from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo
 
 MODEL_LABEL = "pagoda.dev/model"
 VARIANT_LABEL = "pagoda.dev/variant"
@@ -24,12 +24,13 @@ MAX_WAITING = 256
 WAKE_TIMEOUT_S = 300.0
 HOPELESS = frozenset(
     {
-        *("SpecInvalid", "NameTaken", "ForeignObject", "HostPathForbidden"),
+        *("SpecInvalid", "HostPathForbidden"),
         *("ModelNotFound", "Unauthorized", "DiskFull", "OutOfMemory", "ContainerConfig"),
     }
 )
 """Reasons of a false Accepted, ModelAvailable or WorkersReady that no waiting heals: somebody has to change something. Others
-(Unschedulable, ImagePull, QuotaExceeded, EngineCrash, …) may pass by themselves, and requests wait for that."""
+(Unschedulable, ImagePull, QuotaExceeded, EngineCrash, …) may pass by themselves, and requests wait for that. NameTaken and ForeignObject
+are not here: a model that lost one of its names, or whose disruption budget is somebody else's, serves all the same."""
 HOPELESS_TYPES = frozenset({"Accepted", "ModelAvailable", "WorkersReady"})
 
 
@@ -59,6 +60,9 @@ class ModelObject:
     """Message of the first false condition in status."""
     hopeless: str = ""
     """Why no worker will come however long one waits: reason and message of a condition in HOPELESS."""
+    slo: Slo | None = None
+    prices: tuple[tuple[str, float], ...] = ()
+    """$ per hour of one worker, by variant; empty: not told."""
     wake_s: float | None = None
     """From the creation to the routing of the pod that status tells of: how long a wake takes."""
 
@@ -117,7 +121,9 @@ def read_models(items: Iterable[Any], problems: list[str], where: str = "models[
             metadata = item["metadata"]
             if metadata.get("deletionTimestamp") or (metadata.get("labels") or {}).get(CANARY_LABEL) == "true":
                 continue
-            model = _model(item)
+            complaints: list[str] = []
+            model = _model(item, complaints)
+            problems += [f"{where.format(index)}: {complaint}" for complaint in complaints]
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             problems.append(f"{where.format(index)} is unusable: {_cause(error)}")
             continue
@@ -170,13 +176,14 @@ def _cause(error: Exception) -> str:
     return f"{error.args[0]} is missing" if isinstance(error, KeyError) and error.args else str(error)
 
 
-def _model(item: Any) -> ModelObject:
+def _model(item: Any, complaints: list[str]) -> ModelObject:
     metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
     name = _text(metadata["name"], "metadata.name")
     served = [_text(n, "spec.servedNames") for n in spec.get("servedNames") or [name]]
     scaling, routing = spec.get("scaling") or {}, spec.get("routing") or {}
     queue_tokens, max_waiting = routing.get("maxQueueTokens"), routing.get("maxWaiting")
     conditions = status.get("conditions") or []
+    variants = _variants(spec.get("variants"))
     return ModelObject(
         name=ModelName(name),
         served_names=tuple(ServedName(n) for n in served),
@@ -186,9 +193,11 @@ def _model(item: Any) -> ModelObject:
         max_queue_tokens=None if queue_tokens is None else int(queue_tokens),
         max_waiting=MAX_WAITING if max_waiting is None else int(max_waiting),
         wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
-        variants=_variants(spec.get("variants")),
+        variants=variants,
+        slo=read_slo(spec, complaints),
+        prices=tuple(read_prices(spec, [variant for variant, _ in variants], complaints).items()),
         not_ready_reason=_first_false_condition(conditions),
-        hopeless=_hopeless(conditions, metadata.get("generation")),
+        hopeless=_hopeless(conditions, metadata.get("generation"), has_served="routed" in (status.get("timeline") or {})),
         wake_s=_wake_s(status.get("timeline")),
     )
 
@@ -235,16 +244,10 @@ def _unix_seconds(value: Any) -> int:
     return int(datetime.fromisoformat(value).timestamp()) if isinstance(value, str) and value else 0
 
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
-_UNIT_S = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
-
-
 def _duration_s(value: Any, default: float) -> float:
-    """Such as 120s, 5m, 1h30m. What is no duration counts as absent: the operator says so in status, and no model is hidden for it."""
-    parts = list(_DURATION.finditer(str(value))) if value is not None else []
-    if not parts or "".join(part[0] for part in parts) != str(value):
-        return default
-    return sum(float(part[1]) * _UNIT_S[part[2]] for part in parts)
+    """What is no duration counts as absent: the operator says so in status, and no model is hidden for it."""
+    found = None if value is None else duration_s(value)
+    return default if found is None else found
 
 
 def _wake_s(timeline: Any) -> float | None:
@@ -255,9 +258,12 @@ def _wake_s(timeline: Any) -> float | None:
     return float(took_s) if took_s > 0 else None
 
 
-def _hopeless(conditions: list[Any], generation: Any) -> str:
-    """A verdict on an older spec does not count: the change may be the cure."""
+def _hopeless(conditions: list[Any], generation: Any, *, has_served: bool) -> str:
+    """A verdict on an older spec does not count: the change may be the cure. Nor does running out of memory in a pod that has served: it
+    starts again, and what it could hold once it can hold again."""
     for condition in conditions:
+        if has_served and condition.get("reason") == "OutOfMemory":
+            continue
         judged = condition.get("observedGeneration")
         is_old = isinstance(judged, int) and isinstance(generation, int) and judged < generation
         false = condition.get("status") == "False" and condition.get("type") in HOPELESS_TYPES

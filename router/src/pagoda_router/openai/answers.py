@@ -3,8 +3,9 @@
 app.py calls `Completions.answer` inside an Exchange; a RouterError raised here becomes a status or, once the headers have left, an event.
 """
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pagoda_router.asgi import JSON_TYPE, Exchange, Headers
 from pagoda_router.errors import RouterError
@@ -16,6 +17,8 @@ from pagoda_router.openai.run import Progress, run
 from pagoda_router.openai.schemas import ChatRequest, CompletionRequest, parse_request
 from pagoda_router.openai.sequence import Delta
 from pagoda_router.surface import RequestOutcome, SurfaceSettings
+from pagoda_router.tracing.document import document
+from pagoda_router.tracing.record import RequestTrace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +28,10 @@ class Call:
     body: bytes
     headers: Headers
     """Go onto the answer."""
-    traceparent: str
-    started_at: float
-    """time.monotonic() at the request's arrival."""
+    trace: RequestTrace
     outcome: RequestOutcome
+    wants_trace: bool = False
+    """In the answer."""
     variant: str | None = None
     """The one that the client insists on."""
 
@@ -36,17 +39,18 @@ class Call:
 class Completions:
     """Both generation endpoints."""
 
-    def __init__(self, dispatcher: Dispatcher, catalog: Catalog, settings: SurfaceSettings) -> None:
+    def __init__(self, dispatcher: Dispatcher, catalog: Catalog, settings: SurfaceSettings, clock: Callable[[], float]) -> None:
         self._dispatcher = dispatcher
         self._catalog = catalog
         self._settings = settings
-        self._preparer = Preparer(catalog, dispatcher, settings)
+        self._clock = clock
+        self._preparer = Preparer(catalog, dispatcher, settings, clock)
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
         is_chat = call.outcome.endpoint == "chat"
         request = parse_request(call.body, ChatRequest) if is_chat else parse_request(call.body, CompletionRequest)
         entry = self._catalog.get(request.model)
-        call.outcome.model = request.model
+        call.outcome.model, call.outcome.served_name = entry.model, request.model
         call.outcome.stream = bool(request.stream)
         if not request.stream:
             await self._answer(call, request, entry, exchange, None)
@@ -59,25 +63,21 @@ class Completions:
     ) -> None:
         output_format: Format
         if isinstance(request, ChatRequest):
-            job = await self._preparer.chat(request, entry, call.traceparent, call.variant)
+            job = await self._preparer.chat(request, entry, call.trace, call.variant)
             output_format = ChatFormat(job)
         else:
-            job = await self._preparer.completion(request, entry, call.traceparent, call.variant)
+            job = await self._preparer.completion(request, entry, call.trace, call.variant)
             output_format = CompletionFormat(job)
-        progress, outcome = Progress(job), call.outcome
+        progress = Progress(job)
         writer: _Writer
         if alive is not None:
-            writer = _StreamWriter(job, output_format, progress, exchange, call, alive)
+            writer = _StreamWriter(job, output_format, progress, exchange, call, self._clock, alive)
         else:
-            writer = _WholeWriter(job, output_format, progress, exchange, call)
+            writer = _WholeWriter(job, output_format, progress, exchange, call, self._clock)
         try:
             await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight)
         finally:
-            usage = progress.usage
-            outcome.prompt_tokens = usage.prompt_tokens
-            outcome.cached_tokens = usage.cached_tokens
-            outcome.completion_tokens = usage.completion_tokens
-            outcome.finish_reasons = tuple(choice.finish_reason for choice in progress.choices if choice.finish_reason is not None)
+            _bill(call.outcome, progress)
 
     def _keep_alive(self, call: Call, request: ChatRequest | CompletionRequest, exchange: Exchange) -> KeepAlive:
         def started() -> None:
@@ -93,32 +93,64 @@ class Completions:
         return KeepAlive(exchange, self._settings, headers=call.headers, started=started, waits_for=waits_for)
 
 
+def _bill(outcome: RequestOutcome, progress: Progress) -> None:
+    usage = progress.usage
+    outcome.prompt_tokens = usage.prompt_tokens
+    outcome.cached_tokens = usage.cached_tokens
+    outcome.completion_tokens = usage.completion_tokens
+    outcome.longest_completion_tokens = max(choice.completion_tokens for choice in progress.choices)
+    outcome.finish_reasons = tuple(choice.finish_reason for choice in progress.choices if choice.finish_reason is not None)
+
+
 class _Writer:
     """Takes each batch of deltas; knows when the last choice has finished."""
 
-    def __init__(self, job: Job, output_format: Format, progress: Progress, exchange: Exchange, call: Call) -> None:
+    def __init__(
+        self, job: Job, output_format: Format, progress: Progress, exchange: Exchange, call: Call, clock: Callable[[], float]
+    ) -> None:
         self._job = job
         self._format = output_format
         self._progress = progress
         self._exchange = exchange
         self._headers = call.headers
         self._outcome = call.outcome
-        self._started_at = call.started_at
+        self._trace = call.trace
+        self._wants_trace = call.wants_trace
+        self._clock = clock
         self._unfinished = len(progress.choices)
 
     async def deliver(self, deltas: list[Delta]) -> None:
+        since_s = self._clock() - self._trace.received_s
         if self._outcome.ttft_s is None:
-            self._outcome.ttft_s = time.monotonic() - self._started_at
+            self._outcome.ttft_s = since_s
+        self._outcome.last_token_s = since_s
         self._unfinished -= sum(delta.finish_reason is not None for delta in deltas)
         await self._write(deltas, last=self._unfinished == 0)
 
     async def _write(self, deltas: list[Delta], *, last: bool) -> None:
         raise NotImplementedError
 
+    def _trace_document(self) -> dict[str, Any] | None:
+        """Up to here, which is as far as an answer can tell of itself."""
+        if not self._wants_trace:
+            return None
+        _bill(self._outcome, self._progress)
+        self._outcome.status = 200
+        return document(self._trace, self._clock())
+
 
 class _StreamWriter(_Writer):
-    def __init__(self, job: Job, output_format: Format, progress: Progress, exchange: Exchange, call: Call, alive: KeepAlive) -> None:
-        super().__init__(job, output_format, progress, exchange, call)
+    def __init__(
+        self,
+        job: Job,
+        output_format: Format,
+        progress: Progress,
+        exchange: Exchange,
+        call: Call,
+        clock: Callable[[], float],
+        alive: KeepAlive,
+    ) -> None:
+        super().__init__(job, output_format, progress, exchange, call, clock)
         self._alive = alive
         self._is_open = False
 
@@ -135,13 +167,17 @@ class _StreamWriter(_Writer):
         if last:
             if self._job.include_usage:
                 chunks.append(self._format.usage_chunk(self._progress.usage))
+            if (trace := self._trace_document()) is not None:
+                chunks.append(self._format.trace_chunk(trace))
             chunks.append(DONE)
         await self._exchange.write(b"".join(chunks), last=last)
 
 
 class _WholeWriter(_Writer):
-    def __init__(self, job: Job, output_format: Format, progress: Progress, exchange: Exchange, call: Call) -> None:
-        super().__init__(job, output_format, progress, exchange, call)
+    def __init__(
+        self, job: Job, output_format: Format, progress: Progress, exchange: Exchange, call: Call, clock: Callable[[], float]
+    ) -> None:
+        super().__init__(job, output_format, progress, exchange, call, clock)
         self._choices = [WholeChoice() for _ in progress.choices]
 
     async def _write(self, deltas: list[Delta], *, last: bool) -> None:
@@ -151,7 +187,7 @@ class _WholeWriter(_Writer):
             choice.entries.extend(delta.entries)
             choice.finish_reason = delta.finish_reason
         if last:
-            body = self._format.whole(self._choices, self._progress.usage)
+            body = self._format.whole(self._choices, self._progress.usage, self._trace_document())
             self._outcome.status = 200
             length = (b"content-length", str(len(body)).encode())
             await self._exchange.start(200, [JSON_TYPE, length, *self._headers])

@@ -24,6 +24,11 @@ def error_event(error: RouterError) -> bytes:
     return b"data: " + error_body(error) + b"\n\n"
 
 
+def retry_after_told_s(error: RouterError) -> float:
+    """Of those that are told one: 429 and 503."""
+    return 1.0 if error.retry_after_s is None else min(max(error.retry_after_s, 0.0), LONGEST_RETRY_S)
+
+
 def error_headers(error: RouterError) -> Headers:
     headers = [JSON_TYPE]
     if error.status == 401:
@@ -36,7 +41,7 @@ def error_headers(error: RouterError) -> Headers:
     if error.status in (429, 503):
         # openai-python obeys it: for what no retry heals it reports the error at once.
         headers.append((b"x-should-retry", b"false" if isinstance(error, ModelUnavailable) else b"true"))
-        retry_s = 1.0 if error.retry_after_s is None else min(max(error.retry_after_s, 0.0), LONGEST_RETRY_S)
+        retry_s = retry_after_told_s(error)
         headers.append((b"retry-after", str(max(1, math.ceil(retry_s))).encode()))
         headers.append((b"retry-after-ms", str(math.ceil(retry_s * 1000)).encode()))
     return headers

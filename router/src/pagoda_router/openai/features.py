@@ -1,4 +1,4 @@
-"""What headers ask of one request: `X-Pagoda-Features: variant=NAME`. Pure; app.py calls it before the body is read.
+"""What headers ask of one request: `X-Pagoda-Features: variant=NAME`, `X-Pagoda-Trace: 1`. Pure; app.py calls it before the body is read.
 
 Read strictly: a toggle that would be ignored makes two measurements look alike that are not, so everything else is refused.
 """
@@ -12,6 +12,7 @@ FEATURES = b"x-pagoda-features"
 NOT_AVAILABLE = frozenset({"speculation", "prefix-cache", "batching"})
 ALIASES = {b"x-pagoda-speculation": "X-Pagoda-Speculation", b"x-backend": "X-Backend"}
 PARAM = "X-Pagoda-Features"
+TRACE = b"x-pagoda-trace"
 
 
 def variant_of(headers: Headers) -> str | None:
@@ -23,6 +24,15 @@ def variant_of(headers: Headers) -> str | None:
         elif name in ALIASES:
             raise BadRequest(f"{ALIASES[name]} is not available yet: leave it out", param=ALIASES[name])
     return _variant(",".join(given)) if given else None
+
+
+def wants_trace(headers: Headers) -> bool:
+    """The answer ends with the request's trace. Raises BadRequest."""
+    given = [value for name, value in headers if name == TRACE]
+    for value in given:
+        if value not in (b"0", b"1"):
+            raise BadRequest(f"X-Pagoda-Trace: {value[:40].decode('latin-1')!r} is neither 1 nor 0", param="X-Pagoda-Trace")
+    return b"1" in given
 
 
 def _variant(text: str) -> str | None:

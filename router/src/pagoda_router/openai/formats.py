@@ -40,7 +40,11 @@ class Format(Protocol):
 
     def usage_chunk(self, usage: Usage) -> bytes: ...
 
-    def whole(self, choices: Sequence[WholeChoice], usage: Usage) -> bytes: ...
+    def trace_chunk(self, trace: dict[str, Any]) -> bytes:
+        """A chunk without choices, as the usage chunk: clients that know nothing of traces pass it on."""
+        ...
+
+    def whole(self, choices: Sequence[WholeChoice], usage: Usage, trace: dict[str, Any] | None) -> bytes: ...
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -74,18 +78,20 @@ class _Common:
     def usage_chunk(self, usage: Usage) -> bytes:
         return self._head + self._tail_with(usage)
 
-    def _whole(self, choices: list[dict[str, Any]], usage: Usage) -> bytes:
+    def trace_chunk(self, trace: dict[str, Any]) -> bytes:
+        return self._head + (b'],"usage":null' if self._job.include_usage else b"]") + b',"pagoda_trace":' + encode(trace) + b"}\n\n"
+
+    def _whole(self, choices: list[dict[str, Any]], usage: Usage, trace: dict[str, Any] | None) -> bytes:
         job = self._job
-        return encode(
-            {
-                "id": job.answer_id,
-                "object": self.object_name,
-                "created": job.created,
-                "model": job.served_name,
-                "choices": choices,
-                "usage": usage_object(usage),
-            }
-        )
+        answer = {
+            "id": job.answer_id,
+            "object": self.object_name,
+            "created": job.created,
+            "model": job.served_name,
+            "choices": choices,
+            "usage": usage_object(usage),
+        }
+        return encode(answer if trace is None else {**answer, "pagoda_trace": trace})
 
 
 class ChatFormat(_Common):
@@ -107,7 +113,7 @@ class ChatFormat(_Common):
             chunk += head + b'},"logprobs":null,"finish_reason":' + encode(delta.finish_reason) + b"}" + tail
         return chunk
 
-    def whole(self, choices: Sequence[WholeChoice], usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[WholeChoice], usage: Usage, trace: dict[str, Any] | None) -> bytes:
         return self._whole(
             [
                 {
@@ -119,6 +125,7 @@ class ChatFormat(_Common):
                 for index, choice in enumerate(choices)
             ],
             usage,
+            trace,
         )
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> dict[str, Any]:
@@ -151,7 +158,7 @@ class CompletionFormat(_Common):
         choice = b'{"index":%d,"text":' % delta.index + encode(delta.text) + b',"logprobs":' + logprobs
         return self._head + choice + b',"finish_reason":' + encode(delta.finish_reason) + b"}" + self._tail_with(usage)
 
-    def whole(self, choices: Sequence[WholeChoice], usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[WholeChoice], usage: Usage, trace: dict[str, Any] | None) -> bytes:
         return self._whole(
             [
                 {
@@ -163,6 +170,7 @@ class CompletionFormat(_Common):
                 for index, choice in enumerate(choices)
             ],
             usage,
+            trace,
         )
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pagoda_router.openai import checks
 from pagoda_router.openai.schemas import ChatMessage, ChatRequest, CommonRequest, CompletionRequest
 from pagoda_router.surface import SurfaceSettings
 from pagoda_router.tokens import TokenizerCache, TokenText
+from pagoda_router.tracing.record import RequestTrace
 
 BYTES_PER_TOKEN = 3
 """Of text whose tokenizer is not known yet; most texts have 3 to 4."""
@@ -70,34 +71,36 @@ class _Target:
 class Preparer:
     """Holds the tokenizer and template caches of one router."""
 
-    def __init__(self, catalog: Catalog, dispatcher: Dispatcher, settings: SurfaceSettings) -> None:
+    def __init__(self, catalog: Catalog, dispatcher: Dispatcher, settings: SurfaceSettings, clock: Callable[[], float]) -> None:
+        """`clock`: the trace's."""
         self._catalog = catalog
         self._dispatcher = dispatcher
         self._settings = settings
+        self._clock = clock
         self._tokenizers = TokenizerCache()
         self._templates = ChatTemplates(
             timeout_s=settings.template_timeout_s, max_chars=settings.template_output_factor * settings.max_body_bytes
         )
 
-    async def chat(self, request: ChatRequest, entry: CatalogEntry, traceparent: str, variant: str | None = None) -> Job:
+    async def chat(self, request: ChatRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None) -> Job:
         def guess() -> int:
             self._check_messages(request)
             checks.check_before_waiting(request, 1, self._settings)
             return sum(_guessed_tokens(_content_text(i, message)) for i, message in enumerate(request.messages))
 
-        target = await self._target(request, entry, variant, guess)
+        target = await self._target(request, entry, trace, variant, guess)
         prompt = self._render(request, target.assets)
         # The template has written the special tokens; a second BOS would be one too many.
         ids = await target.encode(prompt, special=request.add_special_tokens is True, param="messages")
-        return self._job(request, "chatcmpl-", target, [ids], None, traceparent)
+        return self._job(request, "chatcmpl-", target, [ids], None, trace)
 
-    async def completion(self, request: CompletionRequest, entry: CatalogEntry, traceparent: str, variant: str | None = None) -> Job:
+    async def completion(self, request: CompletionRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None) -> Job:
         def guess() -> int:
             prompts = _prompts(request)
             checks.check_before_waiting(request, len(prompts), self._settings)
             return sum(_guessed_tokens(prompt) if isinstance(prompt, str) else len(prompt) for prompt in prompts)
 
-        target = await self._target(request, entry, variant, guess)
+        target = await self._target(request, entry, trace, variant, guess)
         prompts = _prompts(request)
         checks.choices_of(request, len(prompts), target.assets, self._settings)
         special = request.add_special_tokens is not False
@@ -109,15 +112,19 @@ class Preparer:
                 checks.check_prompt_ids(prompt, target.assets)
                 encoded.append(prompt)
         echoes = [target.shown(prompt, request) for prompt in prompts] if request.echo else None
-        return self._job(request, "cmpl-", target, encoded, echoes, traceparent)
+        return self._job(request, "cmpl-", target, encoded, echoes, trace)
 
-    async def _target(self, request: CommonRequest, entry: CatalogEntry, variant: str | None, guess_tokens: Callable[[], int]) -> _Target:
+    async def _target(
+        self, request: CommonRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None, guess_tokens: Callable[[], int]
+    ) -> _Target:
         """Waits while no worker has described the model, at the cost that is guessed for it; an older request is not overtaken for that."""
         checks.check_stream_options(request)
         if variant is not None and variant not in entry.variants:
             raise BadRequest(f"{request.model} has no variant {variant!r}; it has: {', '.join(entry.variants)}", param="X-Pagoda-Features")
         arrival: Arrival | None = None
         while (assets := self._catalog.text(entry.model, variant)) is None:
+            if trace.held_s is None:
+                trace.held_s = self._clock()
             held = await self._dispatcher.hold(entry.model, variant, guess_tokens())
             arrival = arrival or held
         return _Target(entry.model, assets, await self._tokenizers.get(assets.tokenizer_file), variant, arrival)
@@ -158,7 +165,7 @@ class Preparer:
         target: _Target,
         prompts: list[list[int]],
         echoes: list[str] | None,
-        traceparent: str,
+        trace: RequestTrace,
     ) -> Job:
         assets = target.assets
         is_chat = isinstance(request, ChatRequest)
@@ -187,11 +194,15 @@ class Preparer:
                     stop_token_ids=stop_token_ids,
                     ignore_eos=bool(request.ignore_eos),
                     top_logprobs=top_logprobs,
-                    traceparent=traceparent,
+                    traceparent=trace.context.traceparent,
+                    tracestate=trace.context.tracestate,
                     variant=target.variant,
                     arrival=target.arrival,
                 )
             )
+        trace.answer_id, trace.choices = answer_id, n * len(prompts)
+        trace.max_tokens = generations[0].max_tokens if generations[0].explicit_max_tokens else None
+        trace.generations = [generation.trace for generation in generations]
         options = request.stream_options
         return Job(
             answer_id=answer_id,

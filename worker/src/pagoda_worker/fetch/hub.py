@@ -1,5 +1,6 @@
-"""hf:// by huggingface_hub: its client resolves revisions and lists files. Bytes are read here, since its own download starts a file that
-was cut off by a kill from 0 again and leaves what it had (huggingface_hub issue 4196). Called by step.py.
+"""hf:// by huggingface_hub: its client resolves revisions and lists files; bytes are read here. Called by step.py.
+
+NOTE: its own download starts a file that was cut off by a kill from 0 again, and leaves what it had: huggingface_hub #4196.
 """
 
 import httpx2
