@@ -94,8 +94,8 @@ e2e: $(READY) ## Prove it on a real Kubernetes: cluster, images, charts, faults,
 	@bench/tests/e2e/run $(PYTHON) $(BIN)/python
 
 .PHONY: bench
-bench: $(READY) ## Measure tokens/s against transformers and write bench/results/
-	@$(BIN)/python -m pagoda_bench.throughput
+bench: $(READY) ## Load the product on this machine (3 minutes): a table, bench/results/load.{json,md,csv} and plots
+	@$(BIN)/python -m pagoda_bench.load.quick
 
 .PHONY: devcluster
 devcluster: ## Start a one-node Kubernetes in a network of its own (or check the one of KUBECONFIG); needs root

@@ -100,6 +100,36 @@ def compare(
         print(table(line for line in lines if metric is None or metric in line.metric))
 
 
+@app.command()
+def engine(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder, builtin://tiny or random://0.45b.")] = "builtin://tiny",
+    batch: Annotated[str, typer.Option(help="Requests given at once.")] = "1,8,32",
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    output_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    rounds: Annotated[int, typer.Option(help="Each in a new process, with prompts of its own.", min=1)] = 3,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; else the checkpoint's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    output: Annotated[Path, typer.Option(help="The result file.")] = Path("bench-engine.json"),
+) -> None:
+    """The engine alone, without HTTP: tokens/s, KV cache in use, bytes of memory a token."""
+    with _told_in_one_line():
+        from pagoda_bench import results
+        from pagoda_bench.load.engine import EngineJob, measure, table
+
+        options = tuple((name, value) for name, value in (("device", device), ("dtype", dtype), ("threads", threads)) if value is not None)
+        sizes = tuple(int(size) for size in _numbers("--batch", batch, whole=True))
+        job = EngineJob(
+            model=model, batch_sizes=sizes, prompt_tokens=prompt_tokens, output_tokens=output_tokens, rounds=rounds, options=options
+        )
+        rows = list(measure(job))
+        notes = [f"prompt {prompt_tokens}, output {output_tokens}, greedy, one batch; low and high: the extremes of {rounds} round(s)"]
+        result = results.result_here("engine", rows, command=_typed(), packages=("pagoda-worker", "torch"), notes=notes)
+        results.write(result, output)
+        print(table(rows))
+        print(f"wrote {output}")
+
+
 def measure_and_write(settings: "RunSettings", output: Path, *, command: str, plots: bool = True, packages: tuple[str, ...] = ()) -> None:
     """Runs, shows a bar and the tables, writes the files. Raises BenchError."""
     from rich.console import Console

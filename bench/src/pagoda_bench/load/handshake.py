@@ -60,8 +60,10 @@ async def find_model(client: Client, wanted: str | None) -> Model:
 def guesses(endpoint: Endpoint) -> Sequence[tuple[str, Dialect]]:
     """From the most exact to the plainest, each with what is given up."""
     exact = Dialect(endpoint=endpoint, token_ids=endpoint == "completions", forced_length=True)
-    free = replace(exact, forced_length=False)
-    steps = [("", exact), ("ignore_eos and min_tokens are refused: answers may be shorter than asked", free)]
+    shy = replace(exact, special_text=False)
+    free = replace(shy, forced_length=False)
+    steps = [("", exact), ("skip_special_tokens is refused: tokens without text are no chunks", shy)]
+    steps.append(("ignore_eos and min_tokens are refused: answers may be shorter than asked", free))
     if endpoint == "completions":
         steps.append(("prompts of token ids are refused too: prompts are text", replace(free, token_ids=False)))
     steps.append(("stream_options is refused too: tokens are counted as chunks", replace(free, token_ids=False, usage=False)))

@@ -37,11 +37,13 @@ class LoopRun:
 class Sender:
     """Sends turns one after another and records them."""
 
-    def __init__(self, client: Client, prompts: Prompts, progress: Progress, *, keep_text: bool) -> None:
+    def __init__(self, client: Client, prompts: Prompts, progress: Progress, *, name: str, keep_text: bool) -> None:
+        """`name` opens every request id: no two senders may have the same, or a server's log could not tell their requests apart."""
         self.records: list[Record] = []
         self.progress = progress
         self._client = client
         self._prompts = prompts
+        self._name = name
         self._keep_text = keep_text
 
     async def converse(self, dialogue: Dialogue, name: str, due_s: float, *, warm: bool = False) -> None:
@@ -57,8 +59,8 @@ class Sender:
             if number:
                 due_s = time.monotonic() + dialogue.pause_s
                 await asyncio.sleep(dialogue.pause_s)
-            turn_name = f"{name}.{number}" if len(dialogue.plan.turns) > 1 else name
-            record, answer = await self._turn(dialogue, answer, turn_name, due_s)
+            turn = f".{number}" if len(dialogue.plan.turns) > 1 else ""
+            record, answer = await self._turn(dialogue, answer, f"{self._name}-{name}{turn}", due_s)
             record.warm = warm
             self.records.append(record)
             if record.error is not None:
@@ -84,6 +86,7 @@ class Sender:
             sent_s=outcome.sent_s,
             ended_s=outcome.ended_s,
             arrivals=reading.arrivals,
+            finished_s=reading.finished_s,
             prompt_tokens_asked=request.prompt_tokens,
             output_tokens_asked=request.output_tokens,
             prompt_tokens=usage.prompt_tokens if usage else None,

@@ -20,12 +20,12 @@ from pagoda_bench.load.statistic import STATISTICS, Estimate, Spread, clustered_
 
 DEFINITIONS = {
     "TTFT": "first chunk with text − due",
-    "TPOT": "(last chunk − first chunk) ÷ (output tokens − 1), one value a request with at least two chunks",
-    "ITL": "chunk − chunk before it, all gaps of all requests pooled",
-    "E2E": "last chunk with text − due",
+    "TPOT": "(end − first chunk with text) ÷ (output tokens − 1), one value a request with at least two chunks",
+    "ITL": "chunk with text − the one before it, all gaps of all requests pooled",
+    "E2E": "end − due; the end is the chunk with the finish_reason, or the last with text where that is later",
     "output tokens/s": "output tokens whose chunk arrived in the window ÷ its length; a request's tokens are spread evenly over its chunks",
-    "input tokens/s": "prompt tokens ÷ window; a request's are spread evenly from due to its first chunk, and the part in the window counts",
-    "requests/s": "requests that ended well ÷ window; each is spread evenly from due to its last chunk, and the part in the window counts",
+    "input tokens/s": "prompt tokens ÷ window; a request's are spread evenly from due to first chunk, and the part in the window counts",
+    "requests/s": "requests that ended well ÷ window; each is spread evenly from due to its end, and the part in the window counts",
     "goodput": "requests/s of those that kept the SLO; its share is of all counted requests",
 }
 
@@ -67,7 +67,7 @@ class Figures:
     send_late_s: Mapping[str, Estimate]
     """Sent − due: what the generator itself, or connecting, added. Part of the latencies."""
     is_falling_behind: bool
-    """The last quarter of the requests waited over twice as long for a first token as the first: the queue grows."""
+    """The last quarter of the requests waited over twice as long as the first, for the first token or for each: the queue grows."""
 
 
 def counted(run: LoopRun) -> list[Record]:
@@ -96,11 +96,14 @@ def measure(runs: Sequence[LoopRun], slo: Slo | None) -> Figures:
 
 
 def _falls_behind(run: LoopRun) -> bool:
-    ttfts = [record.ttft_s for record in sorted(counted(run), key=lambda record: record.due_s) if record.error is None]
-    quarter = len(ttfts) // 4
+    good = [record for record in sorted(counted(run), key=lambda record: record.due_s) if record.error is None]
+    quarter = len(good) // 4
     if quarter < 8:
         return False
-    return median(ttfts[-quarter:]) > 2 * median(ttfts[:quarter]) + 0.05
+    early, late = good[:quarter], good[-quarter:]
+    waits = median(record.ttft_s for record in late) > 2 * median(record.ttft_s for record in early) + 0.05
+    slows = median(record.e2e_s / record.tokens for record in late) > 2 * median(record.e2e_s / record.tokens for record in early)
+    return waits or slows
 
 
 def _latencies(good: Sequence[Record]) -> dict[str, dict[str, Estimate]]:
@@ -122,7 +125,7 @@ def _rates(run: LoopRun, slo: Slo | None) -> dict[str, Estimate]:
         return rate_per_s(list(events), start_s, length_s)
 
     def whole(record: Record) -> Spread:
-        return Spread(record.due_s, record.arrivals[-1], 1)
+        return Spread(record.due_s, record.last_s, 1)
 
     good = [record for record in run.records if record.error is None]
     prompts = (Spread(record.due_s, record.arrivals[0], record.prompt_tokens or record.prompt_tokens_asked or 0) for record in good)

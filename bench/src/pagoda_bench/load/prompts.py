@@ -26,6 +26,8 @@ class Dialect:
     """Prompts are ids; the lengths are exact by construction."""
     forced_length: bool
     """ignore_eos and min_tokens are accepted: answers have exactly the tokens asked for."""
+    special_text: bool = True
+    """skip_special_tokens=false is accepted: tokens like the end of text, which forced lengths go past, come as chunks with text too."""
     usage: bool = True
     """stream_options.include_usage is accepted: the server counts."""
     overhead_tokens: int = 0
@@ -64,6 +66,8 @@ class Prompts:
             body["stream_options"] = {"include_usage": True}
         if self.dialect.forced_length:
             body |= {"ignore_eos": True, "min_tokens": output_tokens}
+        if self.dialect.special_text:
+            body["skip_special_tokens"] = False
         return msgspec.json.encode(body)
 
 

@@ -47,7 +47,7 @@ class StreamReading:
     """One answer of one choice. `arrivals` has the time of every chunk that carried text (or reasoning, or a piece of a tool call): the
     role that opens a chat stream and the usage that closes it are no tokens."""
 
-    __slots__ = ("_events", "arrivals", "done", "error", "finish_reason", "texts", "usage")
+    __slots__ = ("_events", "arrivals", "done", "error", "finish_reason", "finished_s", "texts", "usage")
 
     def __init__(self, *, keep_text: bool = False) -> None:
         self._events = EventSplitter()
@@ -55,6 +55,8 @@ class StreamReading:
         self.texts: list[str] | None = [] if keep_text else None
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
+        self.finished_s: float | None = None
+        """When the finish_reason came: the last token was there by then, even if it had no text."""
         self.done = False
         """[DONE] was seen: nothing is missing."""
         self.error: str | None = None
@@ -88,7 +90,7 @@ class StreamReading:
                 if self.texts is not None and text:
                     self.texts.append(text)
             if choice.finish_reason is not None:
-                self.finish_reason = choice.finish_reason
+                self.finish_reason, self.finished_s = choice.finish_reason, now
 
     @property
     def failure(self) -> str | None:

@@ -5,6 +5,7 @@ All times are seconds of time.monotonic().
 
 from array import array
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(slots=True, kw_only=True)
@@ -17,6 +18,8 @@ class Record:
     ended_s: float
     arrivals: "array[float]"
     """Of every chunk with text."""
+    finished_s: float | None
+    """When the finish_reason came; None: it did not."""
     prompt_tokens_asked: int | None
     output_tokens_asked: int
     prompt_tokens: int | None
@@ -37,23 +40,28 @@ class Record:
         return len(self.arrivals) if self.output_tokens is None else self.output_tokens
 
     @property
+    def last_s(self) -> float:
+        """When the last token was there: with the last text, or with the finish_reason, since a last token may have no text."""
+        return max(self.arrivals[-1], self.finished_s or 0.0)
+
+    @property
     def ttft_s(self) -> float:
         return self.arrivals[0] - self.due_s
 
     @property
     def e2e_s(self) -> float:
-        return self.arrivals[-1] - self.due_s
+        return self.last_s - self.due_s
 
     @property
     def tpot_s(self) -> float | None:
         """None: a single token, or all in one chunk."""
         if len(self.arrivals) < 2 or self.tokens < 2:
             return None
-        return (self.arrivals[-1] - self.arrivals[0]) / (self.tokens - 1)
+        return (self.last_s - self.arrivals[0]) / (self.tokens - 1)
 
     @property
     def gaps_s(self) -> list[float]:
-        return [after - before for before, after in zip(self.arrivals, self.arrivals[1:], strict=False)]
+        return [after - before for before, after in pairwise(self.arrivals)]
 
     @property
     def lateness_s(self) -> float:

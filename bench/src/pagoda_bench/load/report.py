@@ -17,7 +17,7 @@ from pagoda_bench.load.statistic import Estimate
 from pagoda_bench.results import Result, Row
 
 COLUMNS = (
-    *("case", "round", "request", "counted", "due_s", "sent_s", "first_chunk_s", "last_chunk_s", "ended_s"),
+    *("case", "round", "request", "counted", "due_s", "sent_s", "first_chunk_s", "last_token_s", "ended_s"),
     *("ttft_s", "tpot_s", "itl_mean_s", "itl_max_s", "e2e_s", "late_s"),
     *("prompt_tokens_asked", "prompt_tokens", "cached_tokens", "output_tokens_asked", "output_tokens", "client_output_tokens", "chunks"),
     *("error", "detail"),
@@ -70,9 +70,10 @@ def setting_notes(measured: Measured) -> list[str]:
     prompt = (
         "token ids" if dialect.token_ids else "text, verified with the tokenizer" if settings.tokenizer else "text, lengths not verified"
     )
+    special = "shown" if dialect.special_text else "not shown"
     length = "forced by ignore_eos and min_tokens" if dialect.forced_length else "not forced"
-    how = f"model {measured.model}, endpoint {dialect.endpoint}, prompts as {prompt}, output length {length}, greedy"
-    return [f"{how}, {settings.rounds} round(s), seed {settings.seed}, prompt seed {settings.prompt_seed}", scenario]
+    how = f"model {measured.model}, endpoint {dialect.endpoint}, prompts as {prompt}, output length {length}, special tokens {special}"
+    return [f"{how}, greedy, {settings.rounds} round(s), seed {settings.seed}, prompt seed {settings.prompt_seed}", scenario]
 
 
 def write_csv(measured: Measured, path: Path) -> None:
@@ -85,13 +86,14 @@ def write_csv(measured: Measured, path: Path) -> None:
                 start_s = min((record.due_s for record in run.records), default=0.0)
                 for record in sorted(run.records, key=lambda record: record.due_s):
                     ok, gaps = record.error is None, record.gaps_s
-                    arrivals = [at - start_s for at in (record.arrivals[0], record.arrivals[-1])] if record.arrivals else ["", ""]
-                    latencies = (record.ttft_s, record.tpot_s, fmean(gaps) if gaps else None, max(gaps, default=None), record.e2e_s)
+                    arrivals = [at - start_s for at in (record.arrivals[0], record.last_s)] if record.arrivals else [None] * 2
+                    itl = (fmean(gaps), max(gaps)) if gaps else (None, None)
+                    latencies = (record.ttft_s, record.tpot_s, *itl, record.e2e_s) if ok else [None] * 5
                     writer.writerow(
                         [
                             *(level.case, number, record.name, int(record.name in counts)),
                             *(record.due_s - start_s, record.sent_s - start_s, *arrivals, record.ended_s - start_s),
-                            *(latencies if ok else [None] * 5),
+                            *latencies,
                             *(record.lateness_s, record.prompt_tokens_asked, record.prompt_tokens, record.cached_tokens),
                             *(record.output_tokens_asked, record.output_tokens, record.client_output_tokens, len(record.arrivals)),
                             *(record.error, record.detail),

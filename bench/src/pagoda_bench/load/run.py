@@ -72,7 +72,9 @@ async def _run(settings: RunSettings, watch: Watch) -> Measured:
         levels = [LevelResult(level, f"{settings.case_prefix} {level.label}") for level in settings.levels]
         for number in range(settings.rounds):
             for result in levels:
-                sender = Sender(client, prompts, Progress(_expected(settings, result.level, trace)), keep_text=filler.is_exact)
+                progress = Progress(_expected(settings, result.level, trace))
+                name = f"{settings.prompt_seed}-{result.level.label}-{number}"
+                sender = Sender(client, prompts, progress, name=name, keep_text=filler.is_exact)
                 watch(result.level, number, sender.progress)
                 async with lateness_probe() as late_s, _without_garbage_collection():
                     result.runs.append(await _level(settings, result.level, number, sender, prompts, trace))
@@ -127,7 +129,7 @@ def notes_on(result: LevelResult) -> list[str]:
     if not figures.is_steady:
         notes.append("too short for a steady state: all requests after the warm-up count, ramps included; ask for more requests")
     if result.level.kind != "closed" and figures.is_falling_behind:
-        notes.append("the server does not keep up: later requests waited over twice as long for a first token as early ones")
+        notes.append("the server does not keep up: late requests took over twice as long as early ones")
     if result.level.kind != "closed" and _begins_before_first_end(result.runs):
         notes.append("the window begins before the first request ended: rates are too low; ask for a longer duration")
     if figures.errors:
