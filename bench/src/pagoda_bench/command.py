@@ -7,7 +7,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -36,6 +36,7 @@ def run(
     max_requests: Annotated[int | None, typer.Option(help="Of the trace.", min=1)] = None,
     requests: Annotated[int | None, typer.Option(help="Closed loop: of each user after its warm-up; 6 without --duration.", min=1)] = None,
     duration: Annotated[str | None, typer.Option(help="Of each load level, like 60s; open loops 30s.")] = None,
+    ramp: Annotated[str | None, typer.Option(help="Closed loop: users start over this time, like 10s; else at once.")] = None,
     rounds: Annotated[int, typer.Option(help="How often each level is measured, in turn.", min=1)] = 1,
     prompt_tokens: Annotated[int | None, typer.Option(help="In place of the scenario's.", min=1)] = None,
     output_tokens: Annotated[int | None, typer.Option(help="In place of the scenario's.", min=1)] = None,
@@ -72,6 +73,7 @@ def run(
             requests_per_user=requests if requests is not None else None if duration is not None else 6,
             duration_s=None if duration is None else duration_s(duration),
             warm_up=warm_up,
+            ramp_s=0.0 if ramp is None else duration_s(ramp),
             trace=trace,
             max_requests=max_requests,
             slo=None if slo is None else Slo.parse(slo),
@@ -130,7 +132,9 @@ def engine(
         print(f"wrote {output}")
 
 
-def measure_and_write(settings: "RunSettings", output: Path, *, command: str, plots: bool = True, packages: tuple[str, ...] = ()) -> None:
+def measure_and_write(
+    settings: "RunSettings", output: Path, *, command: str, plots: bool = True, packages: tuple[str, ...] = (), notes: Sequence[str] = ()
+) -> None:
     """Runs, shows a bar and the tables, writes the files. Raises BenchError."""
     from rich.console import Console
 
@@ -144,7 +148,7 @@ def measure_and_write(settings: "RunSettings", output: Path, *, command: str, pl
     print(report.rates_table(measured), report.latency_table(measured), sep="\n\n")
     for note in measured.notes:
         print(f"note: {note}")
-    paths = write_all(measured, output, command=command, packages=packages, with_plots=plots)
+    paths = write_all(measured, output, command=command, packages=packages, notes=notes, with_plots=plots)
     print(f"wrote {' '.join(str(path) for path in paths)}")
 
 

@@ -93,7 +93,9 @@ def test_an_open_loop_does_not_wait_for_answers(url: str) -> None:
 
 
 def test_everything_is_written_and_reads_back(measured: Measured, tmp_path: Path) -> None:
-    measured.levels.append(replace(measured.levels[0], level=Level("closed", 24), case="short c=24"))
+    # a picture needs two levels of a kind
+    again = replace(measured.levels[0], level=Level("closed", 24), case="short c=24")
+    measured = replace(measured, levels=[*measured.levels, again])
     paths = write_all(measured, tmp_path / "load", command="pagoda bench run …", notes=["a note"])
     assert sorted(path.name for path in paths) == [
         *("load-closed-latency.png", "load-closed-throughput.png", "load.csv", "load.json", "load.md"),
@@ -127,6 +129,15 @@ def test_agents_take_their_turns_one_after_another(url: str) -> None:
             before = by_name[f"{head}.{int(turn) - 1}"]
             assert record.due_s >= before.ended_s
             assert (record.prompt_tokens or 0) > (before.prompt_tokens or 0)
+
+
+def test_what_begins_during_the_ramp_counts_for_nothing(url: str) -> None:
+    settings = RunSettings(url=url, levels=(Level("closed", 4),), ramp_s=0.3, requests_per_user=3, warm_up=False, lengths=Lengths(4, 2))
+    run_ = run(settings).levels[0].runs[0]
+    begun = sorted(record.due_s for record in run_.records)
+    assert begun[0] < begun[0] + 0.2 < run_.window.start_s
+    assert 0 < len(counted(run_)) < len(run_.records)
+    assert all(record.due_s >= begun[0] + 0.29 for record in counted(run_))
 
 
 def test_a_trace_is_replayed_with_its_lengths(url: str, tmp_path: Path) -> None:

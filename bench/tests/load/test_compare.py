@@ -64,11 +64,12 @@ def test_two_systems_are_compared_with_each_other_and_several_each_with_itself()
 
 
 def test_files_are_compared_with_cautions(tmp_path: Path) -> None:
-    write(result(row(100, 99, 101)), tmp_path / "a.json")
+    write(result(row(100, 99, 101), row(0.02, metric="generator_late_p99_s", unit="s")), tmp_path / "a.json")
     write(result(row(50, 49, 51), commit="y"), tmp_path / "b.json")
     lines, cautions = compare_files(tmp_path / "a.json", tmp_path / "b.json")
-    assert "| c | output_tokens_per | 100 tokens/s | 50 tokens/s | 2.000 |" in table(lines)
-    assert cautions == ["A is commit x, B is commit y"]
+    assert "| c | output_tokens_per_s | 100 tokens/s | 50 tokens/s | 2.000 |" in table(lines)
+    assert cautions[0] == "A is commit x, B is commit y"
+    assert cautions[1].startswith("A was measured on a busy machine")
 
 
 def test_files_without_a_common_figure_are_refused(tmp_path: Path) -> None:

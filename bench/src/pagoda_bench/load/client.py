@@ -4,11 +4,12 @@ Owns the connections to one server; knows no OpenAI beyond headers and paths. Ca
 """
 
 import asyncio
+import json
 import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httptools
@@ -16,6 +17,7 @@ import httptools
 from pagoda_bench.errors import SettingsError
 
 ERROR_BODY_BYTES = 4096
+SAID_CHARS = 300
 
 
 class Sink(Protocol):
@@ -72,7 +74,17 @@ class Outcome:
     failure: str | None
     """connect, connection_lost, timeout, bad_response or http_STATUS; None: a whole answer with status 200."""
     detail: str
-    """What the server said, where it said something."""
+    """The body of an answer that is no 200, or why there was no connection."""
+
+    @property
+    def said(self) -> str:
+        """The message of an OpenAI-style error, else the body's beginning."""
+        try:
+            content: Any = json.loads(self.detail)
+            error = content.get("error", content)
+            return str(error.get("message", error) if isinstance(error, dict) else error)[:SAID_CHARS]
+        except (ValueError, AttributeError):
+            return self.detail[:SAID_CHARS].strip()
 
 
 class _Connection(asyncio.Protocol):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pagoda_bench.errors import ResultFormatError
+from pagoda_bench.load.lateness import P99_BOUND_S
 from pagoda_bench.load.statistic import STATISTICS, interval, resamples
 from pagoda_bench.results import Result, Row, read
 
@@ -137,6 +138,11 @@ def cautions(a: Result, b: Result) -> list[str]:
             said.append(f"different hardware: {name} {here} and {there}")
     if a.commit != b.commit:
         said.append(f"A is commit {a.commit}, B is commit {b.commit}")
+    for name, result in (("A", a), ("B", b)):
+        late_s = max((row.value for row in result.rows if row.metric == "generator_late_p99_s"), default=0.0)
+        if late_s > P99_BOUND_S:
+            said.append(f"{name} was measured on a busy machine (its generator was up to {late_s * 1e3:.0f} ms late, p99)")
+    said.append("an interval knows the noise within each run, not what changed between them: alternate A and B, and use --rounds")
     return said
 
 
@@ -149,5 +155,5 @@ def table(lines: Iterable[Line]) -> str:
         scale = 1e3 if line.unit == "s" else 1.0
         unit = "ms" if line.unit == "s" else line.unit
         a, b = (f"{value * scale:.4g} {unit}" for value in line.values)
-        rows.append(f"| {line.case} | {line.metric.removesuffix('_s')} | {a} | {b} | {ratio.value:.3f} | {span} | {ratio.verdict} |")
+        rows.append(f"| {line.case} | {line.metric} | {a} | {b} | {ratio.value:.3f} | {span} | {ratio.verdict} |")
     return "\n".join(rows)

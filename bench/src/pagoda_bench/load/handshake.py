@@ -5,7 +5,6 @@ template adds. One request for each guess; the first that is answered is how all
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pagoda_bench.errors import ServerUnusable
 from pagoda_bench.load.client import Client, Outcome
@@ -80,7 +79,7 @@ async def agree(client: Client, model: str, endpoint: Endpoint, filler: Filler, 
         reading = StreamReading()
         outcome = await client.exchange(client.target.request("POST", prompts.path, request.body), reading)
         if given_up and refusal is not None:
-            notes.append(f"{given_up} (the server said: {_said(refusal)})")
+            notes.append(f"{given_up} (the server said: {refusal.said or refusal.failure})")
         if outcome.failure is None and reading.error is None:
             return Agreement(replace(dialect, overhead_tokens=_overhead(dialect, reading, request.prompt_tokens)), tuple(notes))
         refusal = outcome
@@ -96,20 +95,11 @@ def _overhead(dialect: Dialect, reading: StreamReading, asked: int | None) -> in
     return max(0, reading.usage.prompt_tokens - asked)
 
 
-def _said(outcome: Outcome) -> str:
-    try:
-        content: Any = json.loads(outcome.detail)
-        error = content.get("error", content)
-        return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
-    except (ValueError, AttributeError):
-        return outcome.detail[:300].strip() or f"status {outcome.status}"
-
-
 def _sentence(client: Client, outcome: Outcome) -> str:
     if outcome.status == 0:
         return f"{_address(client)} cannot be used: {outcome.failure} ({outcome.detail or 'no answer'})"
     hint = "; give the key with --api-key or OPENAI_API_KEY" if outcome.status in (401, 403) else ""
-    return f"{_address(client)} answers {outcome.status}: {_said(outcome)}{hint}"
+    return f"{_address(client)} answers {outcome.status}: {outcome.said or 'nothing more'}{hint}"
 
 
 def _address(client: Client) -> str:

@@ -93,7 +93,7 @@ class Sender:
             output_tokens=usage.completion_tokens if usage else None,
             cached_tokens=usage.prompt_tokens_details.cached_tokens if usage and usage.prompt_tokens_details else None,
             error=failure,
-            detail="" if failure is None else (reading.error or outcome.detail)[:300],
+            detail="" if failure is None else (reading.error or outcome.said),
         )
         if self._keep_text:
             record.client_output_tokens = self._prompts.filler.count(text)
@@ -101,25 +101,26 @@ class Sender:
 
 
 async def closed_loop(
-    sender: Sender, dialogues: Iterator[Dialogue], *, concurrency: int, warm_up: bool, duration_s: float | None
+    sender: Sender, dialogues: Iterator[Dialogue], *, concurrency: int, warm_up: bool, ramp_s: float, duration_s: float | None
 ) -> LoopRun:
     """`concurrency` users, each with one request in flight, until `dialogues` end or nobody may begin another after `duration_s`.
 
-    With `warm_up` each user's first conversation counts for nothing. All users start at once, so the concurrency is reached at once; the
-    window begins when the last warm-up ends, and ends when the first user has nothing more to ask.
+    Users start over `ramp_s`. What begins during it counts for nothing, nor, with `warm_up`, does each user's first conversation. The window
+    begins when the concurrency is reached and the last warm-up has ended, and ends when the first user has nothing more to ask.
     """
     still_warming = concurrency if warm_up else 0
-    start = time.monotonic()
-    deadline = start + duration_s if duration_s is not None else float("inf")
-    window_start: float | None = None if warm_up else start
+    full = time.monotonic() + ramp_s
+    deadline = full + duration_s if duration_s is not None else float("inf")
+    window_start: float | None = None if warm_up else full
     first_idle: float | None = None
 
     async def user(number: int) -> None:
         nonlocal still_warming, window_start, first_idle, deadline
+        await asyncio.sleep(ramp_s * number / concurrency)
         for count, dialogue in enumerate(dialogues):
-            warm = warm_up and count == 0
-            await sender.converse(dialogue, f"u{number}-{count}", time.monotonic(), warm=warm)
-            if warm:
+            now = time.monotonic()
+            await sender.converse(dialogue, f"u{number}-{count}", now, warm=now < full or (warm_up and count == 0))
+            if warm_up and count == 0:
                 still_warming -= 1
                 if still_warming == 0:
                     window_start = time.monotonic()
@@ -129,7 +130,7 @@ async def closed_loop(
         first_idle = first_idle or time.monotonic()
 
     await asyncio.gather(*(user(number) for number in range(concurrency)))
-    return LoopRun(_closed_window(sender.records, window_start, first_idle or start), sender.records)
+    return LoopRun(_closed_window(sender.records, window_start, first_idle or full), sender.records)
 
 
 def _closed_window(records: Sequence[Record], start_s: float | None, first_idle_s: float) -> Window:

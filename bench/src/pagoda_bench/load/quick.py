@@ -24,8 +24,8 @@ RATES_PER_S = (2.0, 6.0, 12.0)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=FOLDER / "load", help="path without suffix")
+    parser.add_argument("--note", action="append", default=[], help="what a reader must know of the machine")
     args = parser.parse_args()
-    command = " ".join(["make bench" if len(sys.argv) == 1 else "python -m pagoda_bench.load.quick", *sys.argv[1:]])
     print(f"bench: starting {MANIFEST.relative_to(REPOSITORY)}", flush=True)
     try:
         with local_stack(MANIFEST) as stack:
@@ -40,7 +40,7 @@ def main() -> int:
                 duration_s=12.0,
                 slo=Slo(ttft=0.5, tpot=0.05),
             )
-            measure_and_write(settings, args.output, command=command, packages=("pagoda-worker", "torch"))
+            measure_and_write(settings, args.output, command="make bench", packages=("pagoda-worker", "torch"), notes=args.note)
     except (BenchError, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

@@ -164,8 +164,8 @@ _DUE = (
     "waiting in the generator are part of the latency. Chunks are stamped when their bytes reach the process."
 )
 _WINDOW = (
-    "*window* (steady state): closed loop from the end of the last user's warm-up conversation until the first user has nothing more to "
-    "ask; open loop from the end of the warm-up to the last arrival. Latencies are of all requests due after the warm-up and before the "
+    "*window* (steady state): closed loop from when all users are there and their warm-up conversations have ended until the first "
+    "user has nothing more to ask; open loop from the end of the warm-up to the last arrival. Latencies are of all requests due after the warm-up and before the "
     "window's end, however long they took."
 )
 _LATE = (

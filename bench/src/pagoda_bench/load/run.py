@@ -99,7 +99,12 @@ async def _level(
         limit = None if settings.requests_per_user is None else users * (settings.requests_per_user + settings.warm_up)
         dialogues: Iterator[Dialogue] = (prompts.dialogue(plan, name) for plan, name in zip(plans, names, strict=False))
         return await closed_loop(
-            sender, itertools.islice(dialogues, limit), concurrency=users, warm_up=settings.warm_up, duration_s=settings.duration_s
+            sender,
+            itertools.islice(dialogues, limit),
+            concurrency=users,
+            warm_up=settings.warm_up,
+            ramp_s=settings.ramp_s,
+            duration_s=settings.duration_s,
         )
     if level.kind == "trace":
         assert trace is not None

@@ -145,7 +145,7 @@ def main() -> int:
     answer_s = (args.ttft_ms + args.itl_ms * (args.output_tokens - 1)) / 1e3
     levels = (Level("closed", 1), Level("closed", args.streams), Level("poisson", round(args.streams / answer_s)))
     with mock_server("--ttft-ms", str(args.ttft_ms), "--itl-ms", str(args.itl_ms)) as url:
-        settings = {"url": url, "requests_per_user": args.requests, "duration_s": 3 * answer_s}
+        settings = {"url": url, "requests_per_user": args.requests, "duration_s": 3 * answer_s, "ramp_s": answer_s}
         measured = [
             run(RunSettings(levels=(level,), label="mock", lengths=Lengths(32, args.output_tokens), **settings)).levels[0]
             for level in levels

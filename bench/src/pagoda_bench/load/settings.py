@@ -47,6 +47,8 @@ class RunSettings:
     """Of sending after the warm-up. None: closed loops end by count, open loops last 30 s."""
     warm_up: bool = True
     """Closed: each user's first conversation counts for nothing. Open: the first fifth of the time, at most 10 s."""
+    ramp_s: float = 0.0
+    """Over which the users of a closed loop start. 0: at once, and with answers of one length they stay in step."""
     trace: Path | None = None
     max_requests: int | None = None
     """Of a trace."""
