@@ -20,7 +20,7 @@ from pagoda_bench.results import Result, Row, read
 
 _RAW = ("ttft", "tpot", "e2e")
 """Metrics with one value a request in the CSV."""
-_NOT_COMPARED = ("generator_late", "requests_counted", "errors")
+_NOT_COMPARED = ("generator_late", "send_late", "requests_counted", "errors")
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,8 +105,8 @@ async def closed_loop(
 ) -> LoopRun:
     """`concurrency` users, each with one request in flight, until `dialogues` end or nobody may begin another after `duration_s`.
 
-    Users start over `ramp_s`. What begins during it counts for nothing, nor, with `warm_up`, does each user's first conversation. The window
-    begins when the concurrency is reached and the last warm-up has ended, and ends when the first user has nothing more to ask.
+    Users start over `ramp_s`. What begins during it counts for nothing, nor, with `warm_up`, does each user's first conversation. The
+    window begins when the concurrency is reached and the last warm-up has ended, and ends when the first user has nothing more to ask.
     """
     still_warming = concurrency if warm_up else 0
     full = time.monotonic() + ramp_s

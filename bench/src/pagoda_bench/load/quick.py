@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pagoda_bench.command import measure_and_write
 from pagoda_bench.errors import BenchError
-from pagoda_bench.load.scenarios import Lengths, Scenario
+from pagoda_bench.load.scenarios import Scenario
 from pagoda_bench.load.settings import Level, RunSettings
 from pagoda_bench.load.slo import Slo
 from pagoda_bench.local_stack import local_stack
@@ -34,7 +34,6 @@ def main() -> int:
                 system="pagoda",
                 label="tiny",
                 scenario=Scenario.SHORT,
-                lengths=Lengths(128, 64),
                 levels=(*(Level("closed", users) for users in USERS), *(Level("poisson", rate) for rate in RATES_PER_S)),
                 requests_per_user=None,
                 duration_s=12.0,

@@ -41,6 +41,8 @@ def _level_rows(level: LevelResult, system: str) -> Iterator[Row]:
     for name, statistics in figures.latencies.items():
         for statistic, estimate in statistics.items():
             yield row(f"{name}_{statistic}_s", estimate, "s")
+    for statistic, estimate in figures.send_late_s.items():
+        yield row(f"send_late_{statistic}_s", estimate, "s")
     plain = {"errors": (float(sum(figures.errors.values())), "requests"), "requests_counted": (float(figures.counted), "requests")}
     if figures.good_ratio is not None:
         plain["good_ratio"] = (figures.good_ratio, "1")
@@ -164,13 +166,14 @@ _DUE = (
     "waiting in the generator are part of the latency. Chunks are stamped when their bytes reach the process."
 )
 _WINDOW = (
-    "*window* (steady state): closed loop from when all users are there and their warm-up conversations have ended until the first "
-    "user has nothing more to ask; open loop from the end of the warm-up to the last arrival. Latencies are of all requests due after the warm-up and before the "
-    "window's end, however long they took."
+    "*window* (steady state): closed loop from when all users are there and their warm-up conversations have ended until the first user "
+    "has nothing more to ask; open loop from the end of the warm-up to the last arrival. Latencies are of all requests due after the "
+    "warm-up and before the window's end, however long they took."
 )
 _LATE = (
     "*generator late*: from another process writing a byte to this event loop reading it, every 5 ms under the load; a note above says "
-    f"when p50 was over {P50_BOUND_S * 1e3:g} ms or p99 over {P99_BOUND_S * 1e3:g} ms."
+    f"when p50 was over {P50_BOUND_S * 1e3:g} ms or p99 over {P99_BOUND_S * 1e3:g} ms. "
+    "How late requests were sent is send_late_… in the JSON."
 )
 
 
