@@ -83,7 +83,7 @@ def run(
             **optional,
         )
         Filler(tokenizer)  # a wrong folder is told before the server is asked for anything
-        measure_and_write(settings, output, command=_typed(), plots=plots)
+        measure_and_write(settings, output, command=_typed(), plots=plots, packages=("pagoda-bench", "uvloop"))
 
 
 @app.command()

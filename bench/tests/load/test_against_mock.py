@@ -79,6 +79,7 @@ def test_every_chunk_is_counted_and_every_request_has_its_length(measured: Measu
         figures = level.figures
         assert figures is not None
         assert figures.errors == {}
+        assert level.lateness.samples > 10
         assert figures.counting.one_token_a_chunk
         assert figures.counting.output_mismatches == 0
         assert figures.good_ratio == 1.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from pagoda_bench import results
+from pagoda_bench.load.client import Target
 from pagoda_bench.load.lateness import P50_BOUND_S, P99_BOUND_S
 from pagoda_bench.load.measure import DEFINITIONS, Figures, counted
 from pagoda_bench.load.run import LevelResult, Measured
@@ -75,7 +76,10 @@ def setting_notes(measured: Measured) -> list[str]:
     special = "shown" if dialect.special_text else "not shown"
     length = "forced by ignore_eos and min_tokens" if dialect.forced_length else "not forced"
     how = f"model {measured.model}, endpoint {dialect.endpoint}, prompts as {prompt}, output length {length}, special tokens {special}"
-    return [f"{how}, greedy, {settings.rounds} round(s), seed {settings.seed}, prompt seed {settings.prompt_seed}", scenario]
+    notes = [f"{how}, greedy, {settings.rounds} round(s), seed {settings.seed}, prompt seed {settings.prompt_seed}", scenario]
+    if Target.parse(settings.url).host not in ("127.0.0.1", "localhost", "::1"):
+        notes.append("hardware is the load generator's: the server is on another machine, and the network between them is in the latencies")
+    return notes
 
 
 def write_csv(measured: Measured, path: Path) -> None:
