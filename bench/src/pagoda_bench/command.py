@@ -53,7 +53,6 @@ def run(
 ) -> None:
     """Load a server and write what it did: CSV, JSON, Markdown, pictures."""
     with _told_in_one_line():
-        from pagoda_bench.load.filler import Filler
         from pagoda_bench.load.scenarios import Lengths
         from pagoda_bench.load.settings import RunSettings
         from pagoda_bench.load.slo import Slo, duration_s
@@ -82,7 +81,6 @@ def run(
             timeout_s=duration_s(timeout),
             **optional,
         )
-        Filler(tokenizer)  # a wrong folder is told before the server is asked for anything
         measure_and_write(settings, output, command=_typed(), plots=plots, packages=("pagoda-bench", "uvloop"))
 
 
