@@ -7,6 +7,7 @@ this file is the writing process; it imports nothing heavy.
 import asyncio
 import contextlib
 import os
+import signal
 import struct
 import sys
 import time
@@ -77,6 +78,7 @@ async def lateness_probe() -> AsyncIterator["array[float]"]:
 
 
 def _write_stamps() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; this process ends with its standard input
     os.set_blocking(0, False)
     while True:
         try:

@@ -161,19 +161,24 @@ async def open_loop(sender: Sender, due: Sequence[float], dialogues: Iterator[Di
         if number == len(ready) - 1:
             all_sent.set()
 
-    pacer = threading.Thread(
-        target=_pace, args=([start + at for at, _ in ready], lambda n: loop.call_soon_threadsafe(send, n)), daemon=True
-    )
+    times = [start + at for at, _ in ready]
+    stop = threading.Event()
+    pacer = threading.Thread(target=_pace, args=(times, lambda number: loop.call_soon_threadsafe(send, number), stop), daemon=True)
     pacer.start()
-    await all_sent.wait()
-    await asyncio.gather(*tasks)
-    pacer.join()
+    try:
+        await all_sent.wait()
+        await asyncio.gather(*tasks)
+    finally:
+        # cancelled by Ctrl-C, the thread must not call into a loop that is gone
+        stop.set()
+        pacer.join()
     return LoopRun(window, sender.records)
 
 
-def _pace(due_s: Sequence[float], send: Callable[[int], object]) -> None:
-    """In a thread, because an event loop's timers count in milliseconds and this sleep in microseconds."""
+def _pace(due_s: Sequence[float], send: Callable[[int], object], stop: threading.Event) -> None:
+    """In a thread, because an event loop's timers count in milliseconds and this wait in microseconds."""
     for number, at_s in enumerate(due_s):
-        if (left_s := at_s - time.monotonic()) > 0:
-            time.sleep(left_s)
+        left_s = at_s - time.monotonic()
+        if stop.wait(left_s) if left_s > 0 else stop.is_set():
+            return
         send(number)
