@@ -6,7 +6,6 @@ both processes share, so a busy machine can make the mock late, but not the comp
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 import urllib.request
@@ -162,7 +161,10 @@ def main() -> int:
         "error = measured − true, the truth being the mock's own stamps; 1 in …_within_1ms_or_2pct means that the bound is kept",
         *args.note,
     ]
-    command = f"python -m pagoda_bench.load.selfcheck {shlex.join(sys.argv[1:])}".strip()
+    changed = [f"--{name.replace('_', '-')} {value}" for name, value in vars(args).items() if value != parser.get_default(name)]
+    command = " ".join(
+        ["python -m pagoda_bench.load.selfcheck", *(option for option in changed if not option.startswith(("--note", "--output")))]
+    )
     content = chain.from_iterable(rows(level, error) for level, error in found)
     results.write(
         results.result_here("load-generator", content, command=command, packages=("uvloop", "httptools"), notes=notes), args.output
