@@ -161,10 +161,9 @@ def main() -> int:
         "error = measured − true, the truth being the mock's own stamps; 1 in …_within_1ms_or_2pct means that the bound is kept",
         *args.note,
     ]
-    changed = [f"--{name.replace('_', '-')} {value}" for name, value in vars(args).items() if value != parser.get_default(name)]
-    command = " ".join(
-        ["python -m pagoda_bench.load.selfcheck", *(option for option in changed if not option.startswith(("--note", "--output")))]
-    )
+    measured_with = {name: value for name, value in vars(args).items() if name not in ("note", "output")}
+    changed = [f"--{name.replace('_', '-')} {value:g}" for name, value in measured_with.items() if value != parser.get_default(name)]
+    command = " ".join(["python -m pagoda_bench.load.selfcheck", *changed])
     content = chain.from_iterable(rows(level, error) for level, error in found)
     results.write(
         results.result_here("load-generator", content, command=command, packages=("uvloop", "httptools"), notes=notes), args.output
