@@ -95,8 +95,8 @@ e2e: $(READY) ## Prove it on a real Kubernetes: cluster, images, charts, faults,
 	@bench/tests/e2e/run $(PYTHON) $(BIN)/python
 
 .PHONY: bench
-bench: $(READY) ## Measure tokens/s against transformers and write bench/results/
-	@$(BIN)/python -m pagoda_bench.throughput
+bench: $(READY) ## Load the product on this machine (3 minutes): a table, bench/results/load.{json,md,csv} and plots
+	@$(BIN)/python -m pagoda_bench.load.quick
 
 .PHONY: profile
 profile: $(READY) ## Where the time of an engine step and of a router request goes (10 minutes; traces in .profile/, figures in bench/results/)

@@ -321,6 +321,9 @@ def test_the_offline_process_times_a_job(checkpoint: Checkpoint):
     assert result["tokens"] == 15
     assert [len(ids) for ids in result["token_ids"]] == [5, 5, 5]
     assert 0 < result["ttft_p50_ms"] <= result["ttft_max_ms"] <= 1000 * result["seconds"]
+    assert 0 < result["kv_in_use_mean_ratio"] <= result["kv_in_use_peak_ratio"] <= 1
+    assert result["kv_bytes_per_token"] == kv_bytes(1, block_size=1)
+    assert result["host_peak_bytes"] > 0
 
 
 def test_the_offline_process_refuses_a_field_it_does_not_know(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""`make bench`: output tokens/s at 1, 8 and 32 concurrent streams, the whole stack against transformers' `generate`, in one run.
+"""Output tokens/s at 1, 8 and 32 concurrent streams, the whole stack against transformers' `generate`, in one run.
 
 Pagoda is measured from outside: `pagoda up`, then N streaming /v1/completions requests at once over HTTP, from the first byte sent to the
 last token read. transformers gets the same prompts as one static batch of N. Rounds alternate (pagoda, transformers, pagoda, …), each with
@@ -199,7 +199,7 @@ def main() -> None:
             sizes = {"prompt_tokens": args.prompt_tokens, "output_tokens": args.output_tokens, "rounds": args.rounds}
             rows += measure(model.replace(".", "-"), folder, source, concurrency=args.concurrency, **sizes)
 
-    command = "make bench" if len(sys.argv) == 1 else f"python -m pagoda_bench.throughput {shlex.join(sys.argv[1:])}"
+    command = f"python -m pagoda_bench.throughput {shlex.join(sys.argv[1:])}".rstrip()
     details = f"prompt {args.prompt_tokens}, output {args.output_tokens}, greedy, {args.rounds} rounds, threads {torch.get_num_threads()}"
     packages = ", ".join(f"{name} {version}" for name, version in hardware.packages.items())
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -201,8 +201,10 @@ class Engine:
         ignore_eos: bool = False,
         top_logprobs: int | None = None,
         on_update: Callable[[SequenceUpdate], None] | None = None,
+        on_step: Callable[[EngineState], None] | None = None,
     ) -> list[Completion]:
-        """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence."""
+        """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence. `on_step` hears the
+        state after each step, before its updates."""
         for i, prompt in enumerate(prompts):
             self.submit(
                 Request(
@@ -221,7 +223,10 @@ class Engine:
         logprobs: dict[tuple[int, int], list[TokenLogprobs]] = {}
         finishes: dict[tuple[int, int], Finish] = {}
         while self.has_work:
-            for update in self.step().updates:
+            output = self.step()
+            if on_step:
+                on_step(output.state)
+            for update in output.updates:
                 key = int(update.request_id.removeprefix("offline-")), update.sequence
                 tokens.setdefault(key, []).extend(update.token_ids)
                 logprobs.setdefault(key, []).extend(update.logprobs or ())

@@ -7,15 +7,18 @@ stdout.
 
 import json
 import random
+import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import WorkerError
-from pagoda_worker.request import SequenceUpdate
+from pagoda_worker.request import EngineState, SequenceUpdate
 
 _ENGINE_FIELDS = ("device", "dtype", "attention", "threads", "max_batch_tokens", "max_model_len", "block_size", "prefix_caching")
 _JOB_FIELDS = {"model_dir", "prompts", "random", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}
@@ -46,15 +49,19 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos: bool) -> dict[str, Any]:
-    """Seconds, output tokens/s, times to the first token, greedy ids."""
+    """Seconds, output tokens/s, times to the first token, KV cache in use (of its capacity, by steps), memory, greedy ids."""
     first: dict[str, float] = {}
+    in_use: list[float] = []
     began = time.monotonic()
 
     def note(update: SequenceUpdate) -> None:
         if update.token_ids:
             first.setdefault(update.request_id, time.monotonic() - began)
 
-    completions = engine.generate(prompts, max_tokens=max_tokens, ignore_eos=ignore_eos, on_update=note)
+    def weigh(state: EngineState) -> None:
+        in_use.append(1 - state.kv_free_tokens / state.kv_capacity_tokens)
+
+    completions = engine.generate(prompts, max_tokens=max_tokens, ignore_eos=ignore_eos, on_update=note, on_step=weigh)
     seconds = time.monotonic() - began
     tokens = sum(completion.finish.usage.completion_tokens for completion in completions)
     ttfts = sorted(first.values())
@@ -67,8 +74,21 @@ def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos:
         "ttft_max_ms": 1000 * ttfts[-1] if ttfts else None,
         "decode_step_ms": state.decode_step_ms,
         "prefill_tokens_per_s": state.prefill_tokens_per_s,
+        "device": engine.facts.device,
+        "steps": len(in_use),
+        "kv_in_use_peak_ratio": max(in_use, default=0.0),
+        "kv_in_use_mean_ratio": sum(in_use) / len(in_use) if in_use else 0.0,
+        "kv_capacity_tokens": engine.facts.kv_capacity_tokens,
+        "kv_bytes_per_token": sum(cache.nbytes for cache in engine.runner.caches) / engine.facts.kv_capacity_tokens,
+        **memory(),
         "token_ids": [completion.token_ids for completion in completions],
     }
+
+
+def memory() -> dict[str, int | None]:
+    """Peaks of this process so far: of the device as torch allocated it (None without one), and of the host."""
+    on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return {"device_peak_bytes": on_device, "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def random_prompts(count: int, prompt_tokens: int, vocab: int, seed: int = 0) -> list[list[int]]:

@@ -1,0 +1,194 @@
+"""The command `pagoda bench`: options in, files and tables out. Found by the `pagoda` command as an entry point of `pagoda.commands`.
+
+Imports what measures only inside each command: `pagoda bench --help` must not wait for numpy, and nothing here may need torch.
+"""
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pagoda_bench.errors import BenchError
+from pagoda_bench.load.scenarios import Scenario
+
+if TYPE_CHECKING:
+    from pagoda_bench.load.settings import Level, RunSettings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure an OpenAI-compatible server, or the engine alone.")
+
+
+@app.command()
+def run(
+    url: Annotated[str, typer.Option(help="The server, with or without /v1.")] = "http://127.0.0.1:8000/v1",
+    model: Annotated[str | None, typer.Option(help="Needed where the server has several.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Else PAGODA_API_KEY or OPENAI_API_KEY.", show_default=False)] = None,
+    endpoint: Annotated[Literal["completions", "chat"], typer.Option(help="completions sends token ids: exact lengths.")] = "completions",
+    scenario: Annotated[Scenario, typer.Option(help="What users ask for.")] = Scenario.SHORT,
+    concurrency: Annotated[str | None, typer.Option(help="Closed loop: users, like 1,8,32.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Open loop: Poisson arrivals a second, like 2,4,8.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Open loop: arrivals from a CSV or JSONL file.")] = None,
+    trace_speed: Annotated[str, typer.Option(help="How many times as fast, like 1,2.")] = "1",
+    max_requests: Annotated[int | None, typer.Option(help="Of the trace.", min=1)] = None,
+    requests: Annotated[int | None, typer.Option(help="Closed loop: of each user after its warm-up; 6 without --duration.", min=1)] = None,
+    duration: Annotated[str | None, typer.Option(help="Of each load level, like 60s; open loops 30s.")] = None,
+    ramp: Annotated[str | None, typer.Option(help="Closed loop: users start over this time, like 10s; else at once.")] = None,
+    rounds: Annotated[int, typer.Option(help="How often each level is measured, in turn.", min=1)] = 1,
+    prompt_tokens: Annotated[int | None, typer.Option(help="In place of the scenario's.", min=1)] = None,
+    output_tokens: Annotated[int | None, typer.Option(help="In place of the scenario's.", min=1)] = None,
+    slo: Annotated[str | None, typer.Option(help="For goodput, like ttft=500ms,tpot=50ms.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="The model's folder or tokenizer.json: text of exact length.")] = None,
+    warm_up: Annotated[bool, typer.Option(help="Leave the beginning of each level out.")] = True,
+    seed: Annotated[int, typer.Option(help="Of lengths and arrivals.")] = 0,
+    prompt_seed: Annotated[str | None, typer.Option(help="Of the prompts; another one each time, because of prefix caches.")] = None,
+    system: Annotated[str | None, typer.Option(help="Name of the server in the results.")] = None,
+    label: Annotated[str | None, typer.Option(help="Opens the name of each case; else the scenario.")] = None,
+    timeout: Annotated[str, typer.Option(help="Of one request.")] = "600s",
+    output: Annotated[Path, typer.Option(help="Path without suffix: .json, .md, .csv and pictures are written.")] = Path("bench-load"),
+    plots: Annotated[bool, typer.Option(help="Draw pictures.")] = True,
+) -> None:
+    """Load a server and write what it did: CSV, JSON, Markdown, pictures."""
+    with _told_in_one_line():
+        from pagoda_bench.load.scenarios import Lengths
+        from pagoda_bench.load.settings import RunSettings
+        from pagoda_bench.load.slo import Slo, duration_s
+
+        optional = {} if prompt_seed is None else {"prompt_seed": prompt_seed}
+        settings = RunSettings(
+            url=url,
+            api_key=api_key or os.environ.get("PAGODA_API_KEY") or os.environ.get("OPENAI_API_KEY"),
+            model=model,
+            endpoint=endpoint,
+            system=system,
+            label=label,
+            scenario=scenario,
+            lengths=Lengths(prompt_tokens, output_tokens),
+            levels=_levels(concurrency, rate, trace, trace_speed),
+            rounds=rounds,
+            requests_per_user=requests if requests is not None else None if duration is not None else 6,
+            duration_s=None if duration is None else duration_s(duration),
+            warm_up=warm_up,
+            ramp_s=0.0 if ramp is None else duration_s(ramp),
+            trace=trace,
+            max_requests=max_requests,
+            slo=None if slo is None else Slo.parse(slo),
+            tokenizer=tokenizer,
+            seed=seed,
+            timeout_s=duration_s(timeout),
+            **optional,
+        )
+        measure_and_write(settings, output, command=_typed(), plots=plots, packages=("pagoda-bench", "uvloop"))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A result file (.json).")],
+    b: Annotated[Path, typer.Argument(help="Another, with cases of the same names.")],
+    metric: Annotated[str | None, typer.Option(help="Only metrics that contain this.")] = None,
+) -> None:
+    """Ratios A ÷ B with a 95 % interval, and which of them are more than noise."""
+    with _told_in_one_line():
+        from pagoda_bench.load.compare import compare_files, table
+
+        lines, cautions = compare_files(a, b)
+        for caution in cautions:
+            print(f"note: {caution}")
+        print(table(line for line in lines if metric is None or metric in line.metric))
+
+
+@app.command()
+def engine(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder, builtin://tiny or random://0.45b.")] = "builtin://tiny",
+    batch: Annotated[str, typer.Option(help="Requests given at once.")] = "1,8,32",
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    output_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    rounds: Annotated[int, typer.Option(help="Each in a new process, with prompts of its own.", min=1)] = 3,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; else the checkpoint's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    output: Annotated[Path, typer.Option(help="The result file.")] = Path("bench-engine.json"),
+) -> None:
+    """The engine alone, without HTTP: tokens/s, KV cache in use, bytes of memory a token."""
+    with _told_in_one_line():
+        from pagoda_bench import results
+        from pagoda_bench.load.engine import EngineJob, measure, table
+
+        options = tuple((name, value) for name, value in (("device", device), ("dtype", dtype), ("threads", threads)) if value is not None)
+        sizes = tuple(int(size) for size in _numbers("--batch", batch, whole=True))
+        job = EngineJob(
+            model=model, batch_sizes=sizes, prompt_tokens=prompt_tokens, output_tokens=output_tokens, rounds=rounds, options=options
+        )
+        rows = list(measure(job))
+        notes = [f"prompt {prompt_tokens}, output {output_tokens}, greedy, one batch; low and high: the extremes of {rounds} round(s)"]
+        result = results.result_here("engine", rows, command=_typed(), packages=("pagoda-worker", "torch"), notes=notes)
+        results.write(result, output)
+        print(table(rows))
+        print(f"wrote {output}")
+
+
+def measure_and_write(
+    settings: "RunSettings", output: Path, *, command: str, plots: bool = True, packages: tuple[str, ...] = (), notes: Sequence[str] = ()
+) -> None:
+    """Runs, shows a bar and the tables, writes the files. Raises BenchError."""
+    from rich.console import Console
+
+    from pagoda_bench.load import report
+    from pagoda_bench.load.files import write_all
+    from pagoda_bench.load.run import run as run_load
+    from pagoda_bench.load.watching import watching
+
+    with watching(Console(stderr=True)) as watch:
+        measured = run_load(settings, watch)
+    print(report.rates_table(measured), report.latency_table(measured), sep="\n\n")
+    for note in measured.notes:
+        print(f"note: {note}")
+    paths = write_all(measured, output, command=command, packages=packages, notes=notes, with_plots=plots)
+    print(f"wrote {' '.join(str(path) for path in paths)}")
+
+
+def _levels(concurrency: str | None, rate: str | None, trace: Path | None, trace_speed: str) -> tuple["Level", ...]:
+    from pagoda_bench.errors import SettingsError
+    from pagoda_bench.load.settings import Level
+
+    levels = [Level("closed", int(amount)) for amount in _numbers("--concurrency", concurrency, whole=True)]
+    levels += [Level("poisson", amount) for amount in _numbers("--rate", rate)]
+    levels += [Level("trace", amount) for amount in _numbers("--trace-speed", trace_speed if trace is not None else None)]
+    if not levels:
+        raise SettingsError("say how to load it: --concurrency 1,8,32, --rate 2,4, or --trace FILE")
+    return tuple(levels)
+
+
+def _numbers(option: str, text: str | None, *, whole: bool = False) -> list[float]:
+    from pagoda_bench.errors import SettingsError
+
+    try:
+        numbers = [float(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError:
+        numbers = [0.0]
+    if any(number <= 0 or (whole and number != int(number)) for number in numbers):
+        raise SettingsError(f"{option} {text}: write {'whole ' if whole else ''}numbers above 0 with commas, like 1,8,32")
+    return numbers
+
+
+def _typed() -> str:
+    """The command as it was typed, without a key."""
+    words = list(sys.argv[1:])
+    for i, word in enumerate(words):
+        if word == "--api-key" and i + 1 < len(words):
+            words[i + 1] = "…"
+        elif word.startswith("--api-key="):
+            words[i] = "--api-key=…"
+    return f"pagoda {shlex.join(words)}"
+
+
+@contextlib.contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except BenchError as error:
+        print(f"pagoda bench: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
