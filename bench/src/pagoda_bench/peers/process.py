@@ -37,8 +37,17 @@ class PeerProcess:
         assert self._child.stdout is not None
         return self._child.stdout
 
-    def exit_status(self) -> int | None:
-        return self._child.poll()
+    def ended(self) -> bool:
+        return self._child.poll() is not None
+
+    def end(self) -> str:
+        """How it ended, for one that is known to end, and its last words."""
+        try:
+            status = self._child.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return f"stopped answering: {self.last_words()}"
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        return f"ended with {how}: {self.last_words()}"
 
     def last_words(self) -> str:
         """The log's last line that tells an error, else its last line."""
@@ -68,5 +77,3 @@ class PeerProcess:
             return [first, *first.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
-
-

@@ -1,4 +1,4 @@
-"""The list of systems: where each gets its interpreter, what its version is, how it is started, and why it cannot run here. One entry is one row.
+"""The list of systems: where each gets its interpreter, how it is started, and why it cannot run here. One entry is one row.
 
 Called by the runner; starts nothing before it is asked.
 """
@@ -119,7 +119,9 @@ RECIPES = (
 def python_for(recipe: Recipe, device: str) -> Path:
     """Installs when needed. Raises PeerUnavailable with the reason when this system cannot run on this device."""
     if device not in recipe.devices:
-        raise PeerUnavailable("needs a CUDA device, there is none here" if device == "cpu" else "its recipe is for CPUs; this machine has a CUDA device")
+        raise PeerUnavailable(
+            "needs a CUDA device, there is none here" if device == "cpu" else "its recipe is for CPUs; this machine has a CUDA device"
+        )
     if recipe.environment is None:
         return Path(sys.executable)
     if device == "cuda" and importlib.util.find_spec(recipe.distributions[0]) is not None:

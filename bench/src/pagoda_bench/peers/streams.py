@@ -1,6 +1,6 @@
-"""One closed round over HTTP: every prompt at once as a streaming /v1/completions, until the last token. The load side of every server here.
+"""One closed round over HTTP: every prompt at once as a streaming /v1/completions, until the last token.
 
-Knows only OpenAI's protocol. Called by `http_systems`.
+The load side of every server here; knows only OpenAI's protocol. Called by `http_systems`.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""What the runner needs of anything it times: one blocking round, and an end. Implemented over HTTP (`http_systems`) and by drivers (`driven`)."""
+"""What the runner needs of anything it times: one blocking round, and an end.
+
+Implemented over HTTP (`http_systems`) and by drivers in other interpreters (`driven`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

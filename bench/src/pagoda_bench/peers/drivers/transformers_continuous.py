@@ -1,6 +1,7 @@
 """transformers' continuous batching: one manager that stays, as a server would keep it, with paged KV of a fixed size."""
 
 import time
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
@@ -26,7 +27,7 @@ def load(settings: Settings) -> Generate:
     def generate(prompts: list[list[int]], output_tokens: int) -> Answer:
         began = time.perf_counter()
         asked = manager.add_requests(inputs=prompts, max_new_tokens=output_tokens, record_timestamps=True)
-        finished = {}
+        finished: dict[str, Any] = {}
         while len(finished) < len(asked):
             result = manager.get_result(timeout=60)
             if result is None and not manager.is_running():
