@@ -48,7 +48,7 @@ def threads_for(model: str, cores: int) -> int:
 
 
 def model_named(name: str, *, scratch: Path, cores: int) -> Model:
-    """Writes the random Llama into `scratch` when it is asked for. Raises SettingsError for an unknown name."""
+    """Writes the random Llama into `scratch` when it is asked for and not there yet. Raises SettingsError for an unknown name."""
     threads = threads_for(name, cores)
     if name == "tiny":
         return Model(name, _builtin_tiny(), "builtin://tiny", threads)

@@ -13,7 +13,8 @@ from pagoda_bench.results import Row
 OURS = "pagoda"
 
 STUDENT_T = {2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 6: 3.707, 7: 3.499, 8: 3.355, 9: 3.250, 10: 3.169, 15: 2.947, 20: 2.845, 30: 2.750}
-"""Two-sided 99 % quantiles, so that eight figures give a false alarm in one run of 25. By degrees of freedom. Between two entries the smaller one's is used: the wider interval."""
+"""Two-sided 99 % quantiles by degrees of freedom: eight figures give a false alarm in one run of 25. Between two entries the smaller
+one's is used, the wider interval."""
 
 
 @dataclass(frozen=True, slots=True)

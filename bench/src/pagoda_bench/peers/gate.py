@@ -6,6 +6,7 @@ Two stacks are up at once, each from its own checkout and environment; rounds al
 import argparse
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=["tiny", "0.45b"], default=["tiny", "0.45b"])
     parser.add_argument("--output", type=Path, help=f"folder for {BENCHMARK}.json (like {FOLDER}); without it nothing is written")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # takes both stacks and the worktree away
     try:
         fell = run(args)
     except (BenchError, ValueError) as error:
