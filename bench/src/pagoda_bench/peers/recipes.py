@@ -38,6 +38,10 @@ def _vllm(python: Path, model: Model, scratch: Path, device: str) -> System:
     return vllm_server(python, model, scratch=scratch, cuda=device == "cuda")
 
 
+def _vllm_own_cores(python: Path, model: Model, scratch: Path, device: str) -> System:
+    return vllm_server(python, model, scratch=scratch, cuda=False, own_cores=True)
+
+
 def _generate(python: Path, model: Model, scratch: Path, device: str) -> System:
     return Driven(python, "transformers_generate", model, scratch=scratch, device=device)
 
@@ -84,6 +88,14 @@ RECIPES = (
         start=_vllm,
         distributions=("vllm", "torch", "transformers", "triton"),
         setting=VLLM_CPU,
+    ),
+    Recipe(
+        system="vllm-own-cores",
+        environment="vllm-cpu",
+        start=_vllm_own_cores,
+        distributions=("vllm", "torch", "transformers", "triton"),
+        setting="as vllm, but it chooses the cores itself: one of two computes, the other is for its scheduler",
+        by_default=False,
     ),
     Recipe(
         system="vllm-without-triton",
