@@ -58,7 +58,7 @@ def _openvino(python: Path, model: Model, scratch: Path, device: str) -> System:
     return Driven(python, "openvino", model, scratch=scratch, device=device, arguments={"work": str(work)})
 
 
-VLLM_CPU = "server over HTTP, one thread bound to each core, VLLM_CPU_KVCACHE_SPACE=1, compiled by Inductor at the first start"
+VLLM_CPU = "server over HTTP, one thread bound to each core, VLLM_CPU_KVCACHE_SPACE=1, compiled by Inductor at each start"
 
 RECIPES = (
     Recipe(
