@@ -102,6 +102,14 @@ bench: $(READY) ## Load the product on this machine (3 minutes): a table, bench/
 profile: $(READY) ## Where the time of an engine step and of a router request goes (10 minutes; traces in .profile/, figures in bench/results/)
 	@$(BIN)/python -m pagoda_bench.profile
 
+.PHONY: bench-peers
+bench-peers: $(READY) ## Measure Pagoda beside vLLM, transformers, OpenVINO in one run (PEERS_ARGS="--rounds 5 --peers vllm"; 15 minutes)
+	@$(BIN)/python -m pagoda_bench.peers $(PEERS_ARGS)
+
+.PHONY: bench-gate
+bench-gate: $(READY) ## Measure the working tree against its last release (AGAINST=ref); fails when a figure fell by more than its noise
+	@AGAINST=$(AGAINST) $(BIN)/python -m pagoda_bench.peers.gate $(GATE_ARGS)
+
 .PHONY: devcluster
 devcluster: ## Start a one-node Kubernetes in a network of its own (or check the one of KUBECONFIG); needs root
 	@$(PYTHON) ops/devcluster up

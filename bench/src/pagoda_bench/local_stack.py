@@ -18,6 +18,8 @@ class LocalStack:
     port: int
     """The router's, on loopback."""
     extra_env: Mapping[str, str]
+    program: Path = Path(sys.executable).parent / "pagoda"
+    """The `pagoda` command; a benchmark that compares two checkouts names the other one's."""
 
     @property
     def url(self) -> str:
@@ -25,7 +27,7 @@ class LocalStack:
 
     def pagoda(self, *arguments: str, timeout_s: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs one `pagoda` command against this stack. Raises RuntimeError with what it printed when it fails and `check`."""
-        command = [str(Path(sys.executable).parent / "pagoda"), *arguments]
+        command = [str(self.program), *arguments]
         env = {**os.environ, "PAGODA_HOME": str(self.home), "PORT": str(self.port), **self.extra_env}
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout_s, check=False)
         if check and done.returncode != 0:
@@ -40,10 +42,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def local_stack(manifest: Path, *, extra_env: Mapping[str, str] | None = None, timeout_s: float = 300) -> Iterator[LocalStack]:
+def local_stack(
+    manifest: Path, *, extra_env: Mapping[str, str] | None = None, timeout_s: float = 300, program: Path | None = None
+) -> Iterator[LocalStack]:
     """Up before, down after, whatever happened between; the state folder (with the logs) is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="pagoda-") as folder:
-        stack = LocalStack(home=Path(folder), port=free_port(), extra_env=extra_env or {})
+        stack = LocalStack(home=Path(folder), port=free_port(), extra_env=extra_env or {}, program=program or LocalStack.program)
         try:
             stack.pagoda("up", "--port", str(stack.port), str(manifest), timeout_s=timeout_s)
             yield stack
