@@ -115,7 +115,7 @@ async def operator(
         api.watch = leaky  # type: ignore[method-assign]
     relist_s = changes.pop("relist_s", 600.0)
     own = settings(**({"namespaces": (namespace,)} if namespace else {}), **changes)
-    made = Operator(api, own, metrics, service_monitors=False, relist_s=relist_s)
+    made = Operator(api, own, metrics, monitoring=frozenset(), relist_s=relist_s)
     task = asyncio.create_task(made.run(lambda hear: watch_models(api, namespace, hear)))
     try:
         yield Running(made, api, metrics, task)

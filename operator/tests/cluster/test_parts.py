@@ -46,7 +46,7 @@ def test_settings_are_read_once_with_their_defaults() -> None:
     assert settings.canary == ("x", "y")
     assert settings.host_paths
     assert settings.renew_deadline_s < settings.lease_duration_s
-    assert settings.for_manifests(service_monitors=True).worker_image_reference == "pagoda/worker:1.2.3"
+    assert settings.for_manifests().worker_image_reference == "pagoda/worker:1.2.3"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_wrong_setting_is_one_sentence_that_names_it(name: str, value: str, wo
 
 
 def test_the_master_key_is_in_no_text() -> None:
-    assert "0123456789abcdef" not in repr(parse_settings(REQUIRED).for_manifests(service_monitors=False))
+    assert "0123456789abcdef" not in repr(parse_settings(REQUIRED).for_manifests())
 
 
 # ---------------------------------------------------------------- queue
