@@ -45,6 +45,7 @@ class Outcome:
     """What would be done next: empty, but for what was refused. Its conflicts are those found on the way too."""
     observed: Observed
     """The world after this round's changes, so that nobody reads "Ready" of what was just replaced."""
+    scaled: "tuple[Scaling, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,10 @@ class Scaling:
     variant: str
     before: int
     decision: ScalingDecision
+
+    @property
+    def direction(self) -> str:
+        return "up" if self.decision.replicas > self.before else "down"
 
 
 async def carry_out(planner: Callable[[Observed], Plan], executor: Executor) -> Outcome:
@@ -77,13 +82,13 @@ def scalings(model: InferenceModel, observed: Observed, history: ScalingHistory,
 
 async def scale(models: Iterable[InferenceModel], outcome: Outcome, executor: Executor, history: ScalingHistory, at_s: float) -> Outcome:
     """Gives each worker Deployment the replicas that demand asks for. Returns the outcome with the world after it."""
-    changed = False
+    done: list[Scaling] = []
     for model in models:
         for step in scalings(model, outcome.observed, history, at_s):
             await executor.scale(step.ref, step.decision.replicas)
             history.record(model.key, step.variant, step.before, step.decision, outcome.observed.now)
-            changed = True
-    return replace(outcome, observed=await executor.observe()) if changed else outcome
+            done.append(step)
+    return replace(outcome, observed=await executor.observe(), scaled=tuple(done)) if done else outcome
 
 
 async def reconcile(

@@ -194,6 +194,8 @@ class Loop:
         outcome = await carry_out(planner, unit)
         self._log(key, outcome)
         outcome = await scale(outcome.present.models, outcome, unit, self._history, time.monotonic())
+        for step in outcome.scaled:
+            self._metrics.scalings.labels(step.direction).inc()
         status = model_status(document, outcome.present, outcome.observed, self._history.decisions(str(key)))
         await self._write_status(key, unit, document, status)
         unit.finish()
