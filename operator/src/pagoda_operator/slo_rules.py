@@ -71,11 +71,18 @@ def slo_groups(namespace: str, model: str, slo: Slo, runbooks: str = RUNBOOKS) -
 
 
 def _recordings(chosen: str, window: str) -> Iterator[dict[str, Any]]:
-    """A model without traffic has no ratio, rather than 0/0; one without a bad request has 0, whether or not `bad` was ever counted."""
-    requests = f"sum by (namespace, model, sli) (rate(pagoda_router_slo_requests_total{{{chosen}}}[{window}]))"
-    bad = f'sum by (namespace, model, sli) (rate(pagoda_router_slo_requests_total{{{chosen},verdict="bad"}}[{window}]))'
-    yield {"record": f"{REQUESTS}{window}", "expr": requests}
-    yield {"record": f"{BAD_RATIO}{window}", "expr": f"({bad} or 0 * {requests})\n/ ({requests} > 0)"}
+    """A model without traffic has no ratio, rather than 0/0; one without a bad request has 0, whether or not `bad` was ever counted.
+
+    Rules of a group are evaluated in order, so the second reads what the first has just recorded.
+    """
+    requests = f"{REQUESTS}{window}{{{chosen}}}"
+    bad = _rate(f'{chosen},verdict="bad"', window)
+    yield {"record": f"{REQUESTS}{window}", "expr": _rate(chosen, window)}
+    yield {"record": f"{BAD_RATIO}{window}", "expr": f"({bad}\n or 0 * {requests}) / ({requests} > 0)"}
+
+
+def _rate(chosen: str, window: str) -> str:
+    return f"sum by (namespace, model, sli) (rate(pagoda_router_slo_requests_total{{{chosen}}}[{window}]))"
 
 
 def _alert(key: str, chosen: str, sli: str, burn: Burn, slo: Slo, runbooks: str) -> dict[str, Any]:

@@ -68,7 +68,18 @@ def chart_rights() -> set[Right]:
     if programs is None or not (helm := Path(programs) / "helm").exists():
         pytest.skip("PAGODA_KUBE_BIN has no helm")
     chart = REPOSITORY / "charts/pagoda"
-    command = [str(helm), "template", "x", str(chart), "--kube-version", "1.34.0", "--set", "metrics.serviceMonitor=true", "--set", "metrics.rules=true"]
+    command = [
+        str(helm),
+        "template",
+        "x",
+        str(chart),
+        "--kube-version",
+        "1.34.0",
+        "--set",
+        "metrics.serviceMonitor=true",
+        "--set",
+        "metrics.rules=true",
+    ]
     rendered = subprocess.run([*command, "--namespace", OWN_NAMESPACE], capture_output=True, text=True, check=True).stdout
     roles = [each for each in yaml.safe_load_all(rendered) if each and each["kind"] in ("ClusterRole", "Role")]
     return {right for role in roles for rule in role["rules"] for right in _rights(rule)}
