@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plane import REPOSITORY, Cluster, cluster_of, eventually, established
+from plane import REPOSITORY, Cluster, established, eventually
 from prometheus_client import CollectorRegistry, generate_latest
 from running import operator
 from test_gate import make_pod, router_at
