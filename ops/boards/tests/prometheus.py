@@ -70,7 +70,9 @@ def _configuration(made: Path, folder: Path, recorded_port: int, recorded_paths:
             "job_name": f"recorded {path[1:]}",
             "metrics_path": path,
             # what a ServiceMonitor would add
-            "static_configs": [{"targets": [f"127.0.0.1:{recorded_port}"], "labels": {"namespace": "recorded", "pod": f"recorded-{path[1:]}"}}],
+            "static_configs": [
+                {"targets": [f"127.0.0.1:{recorded_port}"], "labels": {"namespace": "default", "pod": f"recorded-{path[1:]}"}}
+            ],
         }
         for path in recorded_paths
     ]

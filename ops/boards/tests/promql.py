@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass
 
 STRING = r'"(?:[^"\\]|\\.)*"'
-SELECTOR = re.compile(rf"(?<![\w:$])(?P<name>[a-zA-Z_:][\w:]*)(?P<labels>\{{(?:[^{{}}\"]|{STRING})*\}})?(?P<range>\[[^\]]+\])?(?!\s*\()(?![\w:])")
+SELECTOR = re.compile(
+    rf"(?<![\w:$])(?P<name>[a-zA-Z_:][\w:]*)(?P<labels>\{{(?:[^{{}}\"]|{STRING})*\}})?(?P<range>\[[^\]]+\])?(?!\s*\()(?![\w:])"
+)
 GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
 WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "offset", "inf", "nan"}
 OF_HISTOGRAM = re.compile("_(bucket|sum|count)$")
@@ -59,4 +61,4 @@ def _in_string(text: str, position: int) -> bool:
 
 
 def is_counter(name: str) -> bool:
-    return name.endswith("_total") and name != "vllm:iteration_tokens_total" or OF_HISTOGRAM.search(name) is not None
+    return (name.endswith("_total") and name != "vllm:iteration_tokens_total") or OF_HISTOGRAM.search(name) is not None
