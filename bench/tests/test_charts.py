@@ -408,6 +408,8 @@ OTHER: Object = {
     "ingress.routes": [],
     "httpRoutes": [],
     "metrics.serviceMonitor": False,
+    "metrics.rules": False,
+    "metrics.dashboards": False,
     "metrics.runbooks": "https://wiki.example/pagoda",
     "masterKey.existingSecret": "mine",
 }
