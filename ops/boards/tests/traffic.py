@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import httpx
 
 PROMPTS = ("What is 27 + 46?", "What is 31 + 12?", "Sort: 5 3 9 1")
-CLIENTS = 16
-"""At once: more than four that run and the queue's few tokens take."""
+CLIENTS = 24
+"""At once: more than the KV cache has room for, and the one that may wait."""
 
 
 def ask(client: httpx.Client, prompt: str, *, stream: bool = False, max_tokens: int = 24, model: str = "tiny") -> int:
