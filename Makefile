@@ -32,7 +32,8 @@ $(READY): $(LOCKS) $(COMPONENTS:%=%/pyproject.toml)
 	@touch $@
 
 .PHONY: lock
-lock: ## Compile every X/requirements.lock anew, under one constraint set
+lock: ## Compile every X/requirements.lock, under one constraint set (UPGRADE=1: with the newest versions)
+	@if test -n "$(UPGRADE)"; then rm -f .venv/all.txt; else sed -nE 's/^([a-z0-9._-]+==[^ ;]+).*/\1/p' $(LOCKS) | sort -u > .venv/all.txt; fi
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --constraint <(echo "torch==2.13.0") $(COMPONENTS:%=%/pyproject.toml) -o .venv/all.txt
 	@for c in $(COMPONENTS); do extra=; test $$c = bench && extra="--extra dev" || true; \

@@ -64,13 +64,15 @@ def policies_in(objects: list[Object]) -> list[Object]:
     return [each for each in objects if each["kind"] == "NetworkPolicy"]
 
 
+OPERATOR_LABELS = {"app.kubernetes.io/name": "pagoda-operator", "app.kubernetes.io/component": "operator"}
 OTHERS = {
     "client": Pod(namespace="web", name="client", address="10.1.0.1"),
     "client beside": Pod(namespace="models", name="client", address="10.1.0.9"),
     "prometheus": Pod(namespace="monitoring", name="prometheus", address="10.1.0.2"),
     "stranger": Pod(namespace="web", name="stranger", address="10.1.0.3"),
     "dns": Pod(namespace="kube-system", name="coredns", address="10.1.0.4", ports={"dns": (53, "UDP")}),
-    "operator by name": Pod(namespace="web", name="impostor", labels={"app.kubernetes.io/name": "pagoda-operator"}, address="10.1.0.5"),
+    "operator by name": Pod(namespace="web", name="impostor", labels=OPERATOR_LABELS, address="10.1.0.5"),
+    "operator's neighbour": Pod(namespace="pagoda-system", name="neighbour", labels={"app": "other"}, address="10.1.0.10"),
     "internet": Outside(address="93.184.216.34"),
     "hub on the internet": Outside(address="18.1.2.3"),
     "load balancer": Outside(address="192.168.0.200"),
@@ -79,7 +81,7 @@ OTHERS = {
     "object store": Pod(namespace="storage", name="minio", address="10.1.0.6"),
     "node": Outside(address="192.168.0.7"),
 }
-OPERATOR = Pod(namespace="pagoda-system", name="operator", labels={"app.kubernetes.io/name": "pagoda-operator"}, address="10.2.0.1")
+OPERATOR = Pod(namespace="pagoda-system", name="operator", labels=OPERATOR_LABELS, address="10.2.0.1")
 
 
 def peers(api_server_cidrs: str = "") -> dict[str, Peer]:
@@ -129,7 +131,9 @@ FORBIDDEN = [
     ("client", "worker", 9001, "TCP"),
     ("client", "router", 8001, "TCP"),  # the internal port is the operator's
     ("client beside", "router", 8001, "TCP"),
-    ("operator by name", "router", 8001, "TCP"),  # a label is nothing: the namespace counts
+    ("operator by name", "router", 8001, "TCP"),  # a label is nothing: the namespace counts too
+    ("operator's neighbour", "router", 8001, "TCP"),
+    ("operator's neighbour", "worker", 9001, "TCP"),
     ("stranger", "worker", 9001, "TCP"),
     ("prometheus", "router", 8001, "TCP"),
     ("prometheus", "worker", 9000, "TCP"),

@@ -13,7 +13,7 @@ from pagoda_operator.differences import first_difference
 from pagoda_operator.errors import InvalidManifest
 from pagoda_operator.kinds import APPLY_ORDER
 from pagoda_operator.manifests import model_objects
-from pagoda_operator.observed import LABEL_MANAGED_BY, LABEL_MODEL, MANAGED_BY, ObjectRef, Observed, ref_of
+from pagoda_operator.observed import LABEL_MANAGED_BY, LABEL_MODEL, MADE, MANAGED_BY, ObjectRef, Observed, ref_of
 from pagoda_operator.plan import is_ours, plan, plan_model, plan_namespace
 from pagoda_operator.spec import key_of, parse
 
@@ -156,6 +156,26 @@ def test_a_foreign_object_of_the_wanted_name_is_left_and_told() -> None:
     assert ObjectRef("Deployment", "default", "chat-default") not in map(ref_of, made.apply)
     assert made.conflicts["default/chat"].reason is Reason.FOREIGN_OBJECT
     assert "Deployment default/chat-default exists" in made.conflicts["default/chat"].message
+
+
+@pytest.mark.parametrize("model", [None, "chat", "gone"])
+def test_what_carries_our_label_and_was_not_made_by_us_is_never_deleted(model: str | None) -> None:
+    """Labels are copied easily: by `kubectl expose`, or from one manifest into another."""
+    copied = ours("Service", "public", model)
+    observed = settled([inference_model()])
+    observed = replace(observed, objects=dict(observed.objects) | {ref_of(copied): copied | {MADE: False}})
+    assert plan([inference_model()], observed, SETTINGS).empty
+    assert ref_of(copied) not in plan([], observed, SETTINGS).delete
+    observed = replace(observed, objects=dict(observed.objects) | {ref_of(copied): copied | {MADE: True}})
+    assert plan([inference_model()], observed, SETTINGS).delete == (ref_of(copied),)
+
+
+def test_what_came_back_from_a_backup_is_written_once_more_and_is_ours_again() -> None:
+    observed = settled([inference_model()])
+    restored = ObjectRef("Service", "default", "chat-default")
+    observed = replace(observed, objects=dict(observed.objects) | {restored: {**observed.objects[restored], MADE: False}})
+    made = plan([inference_model()], observed, SETTINGS)
+    assert [ref_of(each) for each in made.apply] == [restored]
 
 
 def test_a_foreign_router_is_told_to_every_model_of_its_namespace() -> None:

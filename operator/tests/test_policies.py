@@ -42,11 +42,17 @@ def test_nothing_flows_by_default() -> None:
     assert all(selector.items() <= labels.items() for labels in pods())
 
 
+def the_operator(namespaces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Its pods, and no others of its namespace."""
+    labels = {"app.kubernetes.io/name": "pagoda-operator", "app.kubernetes.io/component": "operator"}
+    return [{**each, "podSelector": {"matchLabels": labels}} for each in namespaces]
+
+
 INGRESS: list[tuple[str, dict[str, str], list[dict[str, Any]]]] = [
     ("pagoda-clients-to-router", ROUTER, [{"ports": tcp(8000)}]),
-    ("pagoda-operator-to-router", ROUTER, [{"from": only("pagoda-system"), "ports": tcp(8001)}]),
+    ("pagoda-operator-to-router", ROUTER, [{"from": the_operator(only("pagoda-system")), "ports": tcp(8001)}]),
     ("pagoda-router-to-worker", WORKER, [{"from": [{"podSelector": {"matchLabels": ROUTER}}], "ports": tcp(9000)}]),
-    ("pagoda-operator-to-worker", WORKER, [{"from": only("pagoda-system"), "ports": tcp(9001)}]),
+    ("pagoda-operator-to-worker", WORKER, [{"from": the_operator(only("pagoda-system")), "ports": tcp(9001)}]),
     ("pagoda-metrics-of-worker", WORKER, [{"from": only("monitoring"), "ports": tcp(9001)}]),
 ]
 DNS = {"to": ANYWHERE, "ports": [{"port": port, "protocol": protocol} for port in (53, 5353) for protocol in ("UDP", "TCP")]}
@@ -74,8 +80,9 @@ def test_these_are_all_the_flows_out_of_pods_that_fetch_nothing() -> None:
 
 def test_without_the_names_of_other_namespaces_ports_are_open_to_all_of_them_and_the_api_server_may_be_anywhere() -> None:
     found = policies()
-    for name in ("pagoda-operator-to-router", "pagoda-operator-to-worker", "pagoda-metrics-of-worker"):
-        assert [rule["from"] for rule in found[name]["ingress"]] == [ANYWHERE]
+    for name in ("pagoda-operator-to-router", "pagoda-operator-to-worker"):
+        assert [rule["from"] for rule in found[name]["ingress"]] == [the_operator(ANYWHERE)]
+    assert [rule["from"] for rule in found["pagoda-metrics-of-worker"]["ingress"]] == [ANYWHERE]
     assert found["pagoda-router-egress-to-api-server"]["egress"] == [{"ports": tcp(443, 6443)}]
 
 

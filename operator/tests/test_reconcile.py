@@ -5,9 +5,10 @@ from typing import Any
 
 from cases import SETTINGS, carried_out, inference_model, router, worker, world
 
-from pagoda_operator.observed import Observed
+from pagoda_operator.observed import ObjectRef, Observed
 from pagoda_operator.plan import Plan
 from pagoda_operator.reconcile import reconcile
+from pagoda_operator.scaling import ScalingHistory
 
 
 class Remembering:
@@ -49,3 +50,36 @@ async def test_the_given_documents_are_not_changed() -> None:
     document = inference_model("chat")
     await reconcile([document], Remembering(world()), SETTINGS)
     assert "status" not in document
+
+
+class Refusing(Remembering):
+    """An API server that lets nobody scale."""
+
+    async def scale(self, ref: ObjectRef, replicas: int) -> bool:
+        self.asked = [*getattr(self, "asked", []), (ref, replicas)]
+        return False
+
+
+async def test_a_refused_change_of_replicas_is_no_decision() -> None:
+    executor, history = Refusing(world()), ScalingHistory()
+    await reconcile([inference_model("chat")], executor, SETTINGS)
+    edited = ObjectRef("Deployment", "default", "chat-default")
+    executor.observed = replace(executor.observed, objects=dict(executor.observed.objects) | {edited: scaled_to(executor, edited, 7)})
+    result = await reconcile([inference_model("chat")], executor, SETTINGS, history, 0.0)
+    assert executor.asked == [(edited, 1)]
+    assert result.documents[0]["status"]["scaling"]["decisions"] == []
+
+
+async def test_a_deployment_of_somebody_else_is_not_scaled() -> None:
+    executor, taken = Refusing(world()), ObjectRef("Deployment", "default", "chat-default")
+    await reconcile([inference_model("chat")], executor, SETTINGS)
+    foreign = scaled_to(executor, taken, 7)
+    foreign["metadata"] = {**foreign["metadata"], "labels": {}}
+    executor.observed = replace(executor.observed, objects=dict(executor.observed.objects) | {taken: foreign})
+    await reconcile([inference_model("chat")], executor, SETTINGS, ScalingHistory(), 0.0)
+    assert not hasattr(executor, "asked")
+
+
+def scaled_to(executor: Remembering, ref: ObjectRef, replicas: int) -> dict[str, Any]:
+    live = executor.observed.objects[ref]
+    return {**live, "spec": {**live["spec"], "replicas": replicas}}

@@ -1,5 +1,7 @@
 """What routers answer to GET /internal/v1/fleet, of this version and of an older one."""
 
+import pytest
+
 from pagoda_operator.observed import ModelReport, WorkerReport
 from pagoda_operator.router_reports import report_of
 
@@ -32,3 +34,22 @@ def test_demand_and_workers_are_read() -> None:
 def test_what_an_older_router_does_not_tell_is_unknown() -> None:
     assert report_of(BODY).models["old"].waiting_by_variant is None
     assert report_of(BODY).models["old"].ttft_p95_s is None
+
+
+NO_FLEETS = [
+    [],
+    None,
+    {"models": {"chat": 1}},
+    {"models": [1]},
+    {"workers": [1]},
+    {"workers": [{}]},
+    {"workers": 3},
+    {"models": {"chat": {"waiting": float("inf")}}},
+    {"models": {"chat": {"waiting": "many"}}},
+]
+
+
+@pytest.mark.parametrize("body", NO_FLEETS, ids=str)
+def test_what_is_no_fleet_is_one_kind_of_error(body) -> None:
+    with pytest.raises(ValueError, match=r"fleet|invalid literal"):
+        report_of(body)

@@ -149,12 +149,14 @@ def test_one_ready_worker_answers_while_another_crashes_and_the_trouble_is_told(
 
 
 def test_the_gravest_of_several_troubles_is_told() -> None:
+    chat = inference_model(spec={"model": {"source": TINY}, "scaling": {"min": 3, "max": 3}})
+    base = settled([chat])
     pods = [
-        worker(BASE, number=0, ready=False, reason="Loading"),
-        worker(BASE, number=1, ready=False, reason="OOMKilled", phase="Failed"),
-        worker(BASE, number=2, ready=False, reason="CrashLoopBackOff", phase="Failed"),
+        worker(base, number=0, ready=False, reason="Loading"),
+        worker(base, number=1, ready=False, reason="OOMKilled", phase="Failed"),
+        worker(base, number=2, ready=False, reason="CrashLoopBackOff", phase="Failed"),
     ]
-    status = status_of(with_pods(*pods))
+    status = status_of(with_pods(*pods, base=base), chat)
     assert status["ready"] == "OutOfMemory"
     assert "chat-default-1" in condition(status, "Ready")["message"]
 
@@ -364,16 +366,20 @@ def test_a_quota_that_refuses_pods_is_told_from_the_deployment() -> None:
     assert status_of(with_pods(router(BASE), base=base))["ready"] == "ContainerConfig"
 
 
+TOLD = 'Apply failed with 1 conflict: conflict with "argocd" using apps/v1: .spec.template'
+"""As an API server says it."""
+
+
 def test_a_refused_object_is_told_where_it_belongs() -> None:
     ref = ObjectRef("Deployment", "default", "chat-default")
     quota = replace(
         with_pods(router(BASE)), blocked={ObjectRef("PersistentVolumeClaim", "default", "chat-cache"): "exceeded quota: storage"}
     )
     assert status_of(quota)["ready"] == "QuotaExceeded"
-    conflict = replace(with_pods(router(BASE), worker(BASE)), blocked={ref: 'conflict with "argocd" using apps/v1: .spec.template'})
+    conflict = replace(with_pods(router(BASE), worker(BASE)), blocked={ref: TOLD})
     status = status_of(conflict)
     assert (status["ready"], condition(status, "Ready")["status"]) == ("FieldConflict", "True")
-    assert 'Deployment default/chat-default: conflict with "argocd"' in condition(status, "Accepted")["message"]
+    assert f"Deployment default/chat-default: {TOLD}" in condition(status, "Accepted")["message"]
     of_the_router = replace(
         with_pods(worker(BASE)), blocked={ObjectRef("Deployment", "default", "pagoda-router"): "admission webhook denied it"}
     )
@@ -482,3 +488,30 @@ def test_the_last_five_decisions_are_shown_those_of_an_earlier_process_among_the
 def test_a_wiped_status_changes_nothing_but_times() -> None:
     observed = with_pods(router(BASE), worker(BASE, ready=False, reason="Loading"))
     assert status_of(observed) == status_of(observed, CHAT | {"status": {}})
+
+
+def test_an_evicted_pod_that_was_replaced_is_told_no_more() -> None:
+    remains = worker(BASE, number=0, ready=False, phase="Failed", reason="Evicted", message="low on memory")
+    alone = status_of(with_pods(router(BASE), remains))
+    assert (alone["ready"], alone["replicas"]) == ("Evicted", 1)
+    replaced = status_of(with_pods(router(BASE), remains, worker(BASE, number=1)))
+    assert (replaced["ready"], replaced["replicas"]) == ("True", 1)
+    assert condition(replaced, "Progressing")["reason"] == "Settled"
+
+
+def test_an_evicted_pod_of_an_older_spec_is_told_no_more() -> None:
+    older = worker(BASE, number=0, ready=False, phase="Failed", reason="Evicted")
+    older = replace(older, labels={**older.labels, "pagoda.dev/template": "older"})
+    status = status_of(with_pods(router(BASE), older, worker(BASE, number=1)))
+    assert condition(status, "Progressing")["reason"] == "Settled"
+    assert (status["ready"], status["replicas"]) == ("True", 1)
+
+
+def test_a_model_sleeps_although_an_evicted_pod_lies_about() -> None:
+    chat = inference_model(spec={"model": {"source": TINY}, "scaling": {"min": 0, "max": 1}})
+    base = settled([chat])
+    asleep = ObjectRef("Deployment", "default", "chat-default")
+    live = base.objects[asleep]
+    base = replace(base, objects=dict(base.objects) | {asleep: {**live, "spec": {**live["spec"], "replicas": 0}}})
+    remains = worker(base, number=0, ready=False, phase="Failed", reason="Evicted")
+    assert status_of(with_pods(router(base), remains, base=base), chat)["ready"] == "Asleep"

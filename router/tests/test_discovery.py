@@ -218,6 +218,8 @@ CONDITIONS_OF_STATUS = [
     ("WorkersReady", "True", "OutOfMemory", 3, False),
     ("WorkersReady", "False", "Unschedulable", 3, False),
     ("WorkersReady", "False", "Asleep", 3, False),
+    ("Accepted", "False", "NameTaken", 3, False),  # it may have lost one name of several
+    ("Accepted", "False", "ForeignObject", 3, False),
     ("Ready", "False", "ModelNotFound", 3, False),
 ]
 
@@ -227,6 +229,13 @@ def test_a_reason_that_no_waiting_heals_makes_a_model_hopeless(kind, status, rea
     condition = {"type": kind, "status": status, "reason": reason, "message": "why", "observedGeneration": observed}
     (model,) = parse_snapshot(fleet([changed(MODEL, "status", {"conditions": [condition]})])).models
     assert model.hopeless == (f"{reason}: why" if hopeless else "")
+
+
+@pytest.mark.parametrize(("timeline", "hopeless"), [({"created": "2026-11-25T10:00:00Z"}, True), ({"routed": "2026-11-25T10:00:09Z"}, False)])
+def test_running_out_of_memory_is_waited_for_in_a_worker_that_has_served(timeline, hopeless):
+    condition = {"type": "WorkersReady", "status": "False", "reason": "OutOfMemory", "message": "why"}
+    (model,) = parse_snapshot(fleet([changed(MODEL, "status", {"conditions": [condition], "timeline": timeline})])).models
+    assert bool(model.hopeless) == hopeless
 
 
 DURATIONS = [("120s", 120), ("5m", 300), ("1h30m", 5400), ("500ms", 0.5), ("90", 90), ("soon", 300), ("", 300), (None, 300)]

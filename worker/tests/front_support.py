@@ -10,8 +10,11 @@ from typing import Any
 import grpc
 import httpx
 from grpc import aio
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.front.gpu import GpuReader
 from pagoda_worker.front.process import Front
 from pagoda_worker.settings import WorkerSettings
 from pagoda_worker.sources import BUILTIN_DIR
@@ -164,9 +167,14 @@ class Bench:
             await router.until(lambda: router.state.ready)
         return router
 
-    async def metric(self, line_start: str) -> float:
-        text = (await self.http.get("/metrics")).text
-        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(line_start))
+    async def metric(self, name: str, **labels: str) -> float:
+        """Of all samples of that name whose labels agree, together."""
+        samples = [sample for family in await self.scrape() for sample in family.samples if sample.name == name]
+        assert samples, f"/metrics has no {name}"
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    async def scrape(self) -> list[Metric]:
+        return list(text_string_to_metric_families((await self.http.get("/metrics")).text))
 
     async def close(self) -> None:
         for router in self._routers:
@@ -175,13 +183,17 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def running_front(
-    *, command: Sequence[str] = SCRIPTED_COMMAND, config: EngineConfig | None = None, **settings: Any
+    *,
+    command: Sequence[str] = SCRIPTED_COMMAND,
+    config: EngineConfig | None = None,
+    gpu_reader: GpuReader | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Bench]:
     """Ends the front at once when the block ends."""
     worker_settings = WorkerSettings(
         model_name=MODEL, engine=config or EngineConfig(model_dir=TINY, device="cpu"), grpc_port=0, http_port=0, **settings
     )
-    front = Front(worker_settings, engine_command=command)
+    front = Front(worker_settings, engine_command=command, gpu_reader=gpu_reader)
     started = asyncio.Event()
     run = asyncio.create_task(front.run(started=started.set))
     waiting = asyncio.create_task(started.wait())

@@ -64,7 +64,9 @@ class ScriptedEngine:
             raise ModelError("the scripted engine does not like the seed 13")
         self.facts = FACTS
         self._requests: dict[str, Request] = {}
-        self._received: dict[str, int] = {}
+        self._accepted: dict[str, int] = {}
+        self._scheduled: dict[str, int] = {}
+        self._first_token: dict[tuple[str, int], int] = {}
         self._emitted: dict[tuple[str, int], int] = {}
         self._cancelled: list[tuple[str, int]] = []
         self._abandoned: list[tuple[tuple[str, int], str]] = []
@@ -80,7 +82,7 @@ class ScriptedEngine:
         if request.prompt_ids[-1] == REFUSED:
             raise RequestRefused("the engine does not like this prompt", param="prompt_ids")
         self._requests[request.request_id] = request
-        self._received[request.request_id] = now_us()
+        self._accepted[request.request_id] = now_us()
         for sequence in range(request.n):
             self._emitted[request.request_id, sequence] = 0
 
@@ -94,6 +96,9 @@ class ScriptedEngine:
         self._emitted.clear()
 
     def step(self) -> StepOutput:
+        began = now_us()
+        for request_id, _ in self._emitted:
+            self._scheduled.setdefault(request_id, began)
         time.sleep(STEP_S)
         self._steps += 1
         for request_id, _ in list(self._emitted):
@@ -105,8 +110,10 @@ class ScriptedEngine:
             for key, detail in self._abandoned
         ]
         self._abandoned.clear()
-        updates += [self._advance(key) for key in list(self._emitted)]
-        return StepOutput(updates, self.idle_state())
+        live = list(self._emitted)
+        tokens = sum(1 if self._emitted[key] else len(self._requests[key[0]].prompt_ids) for key in live)
+        updates += [self._advance(key) for key in live]
+        return StepOutput(updates, self.idle_state(), len(live), tokens, now_us() - began)
 
     def idle_state(self) -> EngineState:
         used = sum(-(-(len(self._requests[key[0]].prompt_ids) + emitted) // BLOCK) * BLOCK for key, emitted in self._emitted.items())
@@ -146,6 +153,7 @@ class ScriptedEngine:
         endless = request.prompt_ids[-1] == ENDLESS
         token = (request.prompt_ids[-1] + 1 + emitted) % VOCAB
         self._emitted[key] = emitted + 1
+        self._first_token.setdefault(key, now_us())
         finish = None
         if emitted + 1 == request.max_tokens and not endless:
             del self._emitted[key]
@@ -155,12 +163,16 @@ class ScriptedEngine:
             logprobs = [
                 TokenLogprobs(-0.5, [(token, -0.5), *((other, -2.0) for other in range(request.top_logprobs - 1))][: request.top_logprobs])
             ]
-        return SequenceUpdate(key[0], key[1], [token], logprobs, finish, started=emitted == 0, cached_tokens=0, queue_us=5)
+        scheduled = self._scheduled[key[0]]
+        return SequenceUpdate(key[0], key[1], [token], logprobs, finish, started=emitted == 0, first_scheduled_mono_us=scheduled)
 
     def _finish(self, key: tuple[str, int], reason: FinishReason, completed: int, detail: str = "") -> Finish:
-        received = self._received[key[0]]
-        usage = Usage(len(self._requests[key[0]].prompt_ids), 0, completed)
-        return Finish(reason, usage, Timings(received, received + 5, received + 10, now_us(), 0, completed, []), detail=detail)
+        request = self._requests[key[0]]
+        usage = Usage(len(request.prompt_ids), 0, completed)
+        first = self._first_token.get(key, 0)
+        batches = [(len(self._emitted) + 1, completed)] if request.want_timings else []
+        timings = Timings(self._accepted[key[0]], self._scheduled.get(key[0], 0), first, now_us() if first else 0, 0, completed, batches)
+        return Finish(reason, usage, timings, detail=detail)
 
 
 def now_us() -> int:

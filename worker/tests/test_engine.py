@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_checkpoint import VOCAB, kv_bytes, small_engine
 
+from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ContextTooLong, RequestRefused
 from pagoda_worker.request import FinishReason, Request, Sampling, SequenceUpdate
@@ -55,16 +56,27 @@ def test_each_step_reports_one_token_and_the_last_one_the_end(engine: Engine):
 
 def test_timings_are_ordered_and_count_steps(checkpoint: Checkpoint):
     ticks = iter(range(10_000))
-    from pagoda_worker.config import EngineConfig
-
     engine = Engine(EngineConfig(model_dir=checkpoint(), device="cpu", max_running=4), clock=lambda: float(next(ticks)))
     engine.submit(ask(max_tokens=4, want_timings=True))
     engine.submit(ask("b", max_tokens=2))
     finish = run(engine)["a", 0][-1].finish
     assert finish is not None
     t = finish.timings
-    assert 0 <= t.received_mono_us < t.first_scheduled_mono_us < t.first_token_mono_us < t.last_token_mono_us
-    assert (t.steps, t.batch_sizes, t.preemptions) == (4, [2, 2, 1, 1], 0)
+    assert 0 <= t.accepted_mono_us < t.first_scheduled_mono_us < t.first_token_mono_us < t.last_token_mono_us
+    assert (t.steps, t.batches, t.preemptions) == (4, [(2, 2), (1, 2)], 0)
+
+
+def test_a_step_tells_its_sequences_tokens_and_time(checkpoint: Checkpoint):
+    ticks = iter(range(10_000))
+    engine = Engine(EngineConfig(model_dir=checkpoint(), device="cpu", max_running=4), clock=lambda: float(next(ticks)))
+    engine.submit(ask(max_tokens=3))
+    engine.submit(ask("b", max_tokens=2, n=2))
+    told = []
+    while engine.has_work:
+        output = engine.step()
+        told.append((output.sequences, output.tokens, output.duration_us))
+    assert told == [(3, 10, 1_000_000), (3, 3, 1_000_000), (1, 1, 1_000_000)], "siblings share their prompt's tokens"
+    assert engine.facts.gpu_uuids == []
 
 
 def test_an_idle_step_changes_nothing_and_the_state_is_readable_without_one(engine: Engine):
@@ -165,8 +177,6 @@ def test_a_seeded_request_is_the_same_beside_others_and_after_a_resume(checkpoin
 
 
 def test_a_deadline_that_has_passed_ends_the_request(checkpoint: Checkpoint):
-    from pagoda_worker.config import EngineConfig
-
     now = [0.0]
     engine = Engine(EngineConfig(model_dir=checkpoint(), device="cpu", max_running=4), clock=lambda: now[0])
     engine.submit(ask(max_tokens=50, deadline_s=2.0))

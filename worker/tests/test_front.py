@@ -256,15 +256,21 @@ async def test_metrics_count_what_happened_under_vllms_names():
         await router.finish(1, 1)
         await router.submit(2, [5000])
         await router.refusal(2)
-        label = f'{{model_name="{MODEL}"}}'
-        assert await bench.metric(f"vllm:prompt_tokens_total{label}") == 7
-        assert await bench.metric(f"vllm:generation_tokens_total{label}") == 10
-        assert await bench.metric('vllm:request_success_total{finished_reason="length"') == 2
+        engine = {"model_name": MODEL, "engine": "0"}
+        assert await bench.metric("vllm:prompt_tokens_total", **engine) == 7
+        assert await bench.metric("vllm:generation_tokens_total", **engine) == 10
+        assert await bench.metric("vllm:request_success_total", finished_reason="length", **engine) == 2
         assert await bench.metric("vllm:time_to_first_token_seconds_count") == 2
         assert await bench.metric("vllm:inter_token_latency_seconds_count") == 8
-        assert await bench.metric('pagoda_requests_refused_total{code="invalid"') == 1
-        assert await bench.metric(f"vllm:num_requests_running{label}") == 0
-        assert await bench.metric(f"pagoda_engine_up{label}") == 1
+        assert await bench.metric("pagoda_requests_refused_total", code="invalid") == 1
+        assert await bench.metric("vllm:num_requests_running", **engine) == 0
+        assert await bench.metric("pagoda_engine_up", model_name=MODEL) == 1
+        for histogram in ("request_params_n", "request_params_max_tokens", "request_max_num_generation_tokens"):
+            assert await bench.metric(f"vllm:{histogram}_count", **engine) == 1, "once a request"
+        assert await bench.metric("vllm:request_generation_tokens_sum", **engine) == 10
+        assert await bench.metric("vllm:iteration_tokens_total_sum", **engine) == 2 * 7 + 8, "the scripted engine shares no prompt"
+        steps = await bench.metric("pagoda_step_duration_seconds_count", model_name=MODEL)
+        assert steps == await bench.metric("pagoda_step_sequences_count", model_name=MODEL) >= 5
 
 
 async def test_unknown_paths_and_methods_are_answered():

@@ -18,7 +18,10 @@ async def ask(
     async def receive() -> dict[str, Any]:
         raise AssertionError("probes read no body")
 
-    probes = Probes(health=lambda: health, ready=lambda: ready or Readiness(ready=True), metrics=lambda: b"metric 1\n")
+    async def metrics() -> bytes:
+        return b"metric 1\n"
+
+    probes = Probes(health=lambda: health, ready=lambda: ready or Readiness(ready=True), metrics=metrics)
     await probes({"type": "http", "method": method, "path": path}, receive, send)
     headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], sent[1]["body"], headers

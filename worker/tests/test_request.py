@@ -58,10 +58,13 @@ OUTPUT = StepOutput(
             1,
             [5],
             [TokenLogprobs(-0.5, [(5, -0.5), (6, -1.0)])],
-            Finish(FinishReason.STOP, Usage(2, 0, 1), Timings(1, 2, 3, 4, 0, 1, [1]), 9),
+            Finish(FinishReason.STOP, Usage(2, 0, 1), Timings(1, 2, 3, 4, 0, 1, [(1, 1)]), 9),
         )
     ],
     EngineState(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13.0, 14.0),
+    sequences=1,
+    tokens=2,
+    duration_us=3,
 )
 
 

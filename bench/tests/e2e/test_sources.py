@@ -85,9 +85,9 @@ def test_a_revision_that_is_not_there(installation: Installation, hub: ModelServ
 
 @pytest.fixture
 def claim(installation: Installation, tmp_path: Path) -> Iterator[str]:
-    """A volume of the node's disk, as there is no provisioner here."""
+    """A volume of the node's disk, as there is no provisioner here. Empty but for the tiny model in the folder `models/tiny`."""
     folder = tmp_path / "cache"
-    folder.mkdir()
+    shutil.copytree(TINY, folder / "models/tiny")
     os.chown(folder, 10001, 10001)
     for parent in (tmp_path, *tmp_path.parents[:2]):
         parent.chmod(0o755)
@@ -111,3 +111,13 @@ def test_replicas_share_one_download(installation: Installation, hub: ModelServe
     size = sum(len(content) for content in hub.repositories["pagoda/tiny"].files.values())
     assert hub.bytes_sent - before <= size
     remove(installation, "shared")
+
+
+def test_a_folder_of_a_claim_is_read_where_it_lies(installation: Installation, claim: str) -> None:
+    models = installation.models
+    models.apply(quickstart(name="claimed", spec={"model": {"source": f"pvc://{claim}/models/tiny"}, "resources": SMALL}))
+    eventually(lambda: models.is_ready("claimed"), within_s=120, of="the model of the claim is Ready")
+    assert "42" in installation.sum("claimed", 20, 22)
+    (pod,) = models.pods("worker", "claimed")
+    assert not pod["spec"].get("initContainers"), "nothing is fetched"
+    remove(installation, "claimed")

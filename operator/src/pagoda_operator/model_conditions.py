@@ -235,7 +235,8 @@ def _router_message(view: ModelView) -> str:
 
 
 def _is_conflict(told: str) -> bool:
-    return "conflict" in told.lower()
+    """As the API server begins what it says of server-side apply. Names and messages of others may hold the word too."""
+    return told.startswith("Apply failed with")
 
 
 def _is_router(ref: ObjectRef) -> bool:

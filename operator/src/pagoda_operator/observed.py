@@ -9,7 +9,11 @@ from datetime import datetime
 from typing import Any
 
 MANAGED_BY = "pagoda-operator"
-"""Value of app.kubernetes.io/managed-by on everything that we made. Only such objects are ever changed or deleted."""
+"""Value of app.kubernetes.io/managed-by on everything that we made. Only such objects are ever changed."""
+
+MADE = "pagoda.dev/made"
+"""Put into an object by an executor that can tell: whether we ever wrote it. A label alone is easily copied (`kubectl expose` does), so only
+what we wrote is ever deleted."""
 
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_PART_OF = "app.kubernetes.io/part-of"

@@ -20,7 +20,7 @@ from pagoda_operator.differences import adopted, first_difference
 from pagoda_operator.errors import InvalidManifest
 from pagoda_operator.kinds import APPLY_ORDER
 from pagoda_operator.manifests import Settings, model_objects, namespace_objects, worker_name
-from pagoda_operator.observed import LABEL_MANAGED_BY, LABEL_MODEL, MANAGED_BY, ObjectRef, Observed, ref_of
+from pagoda_operator.observed import LABEL_MANAGED_BY, LABEL_MODEL, MADE, MANAGED_BY, ObjectRef, Observed, ref_of
 from pagoda_operator.spec import InferenceModel, key_of, parse
 
 LABEL_CANARY = "pagoda.dev/canary"
@@ -139,6 +139,11 @@ def is_ours(live: Mapping[str, Any]) -> bool:
     return bool((live["metadata"].get("labels") or {}).get(LABEL_MANAGED_BY) == MANAGED_BY)
 
 
+def was_made(live: Mapping[str, Any]) -> bool:
+    """By us. Executors that keep their objects themselves need not say so."""
+    return is_ours(live) and bool(live.get(MADE, True))
+
+
 def _parse_all(documents: Iterable[Mapping[str, Any]]) -> tuple[list[InferenceModel], dict[str, InvalidManifest]]:
     models: list[InferenceModel] = []
     invalid: dict[str, InvalidManifest] = {}
@@ -151,10 +156,10 @@ def _parse_all(documents: Iterable[Mapping[str, Any]]) -> tuple[list[InferenceMo
 
 
 def _by_owner(objects: Objects) -> dict[tuple[str, str], Objects]:
-    """Ours, of a kind that we make: by namespace and model; model "": what the namespace shares."""
+    """What may be deleted: made by us, of a kind that we make; by namespace and model; model "": what the namespace shares."""
     groups: dict[tuple[str, str], dict[ObjectRef, Mapping[str, Any]]] = {}
     for ref, live in objects.items():
-        if ref.kind in APPLY_ORDER and is_ours(live):
+        if ref.kind in APPLY_ORDER and was_made(live):
             groups.setdefault((ref.namespace, live["metadata"]["labels"].get(LABEL_MODEL, "")), {})[ref] = live
     return dict(groups)
 
@@ -192,7 +197,8 @@ def _compare(documents: Iterable[dict[str, Any]], live: Objects, mine: Objects, 
             changes.foreign.append(ref)
         elif not _leaving(present):
             document = adopted(fresh, present)
-            if difference := first_difference(document, present):
+            # restored from a backup, say, it is as wanted and yet not written by us: it could never be deleted
+            if difference := first_difference(document, present) or ("" if was_made(present) else "metadata.managedFields"):
                 changes.apply.append((document, f"update {ref}: {difference} changed"))
     changes.delete = [ref for ref, present in mine.items() if ref not in wanted and not _leaving(present)]
     return changes

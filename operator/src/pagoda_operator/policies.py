@@ -24,6 +24,8 @@ API_SERVER_PORTS = (443, 6443)
 """Of the Service, and of the server itself: which of the two a policy is compared with depends on the network plugin."""
 FETCH_PORTS = (443, 80)
 LABEL_NAMESPACE = "kubernetes.io/metadata.name"
+OPERATOR_PODS = {"app.kubernetes.io/name": "pagoda-operator", "app.kubernetes.io/component": "operator"}
+"""As the chart labels them."""
 
 Object = dict[str, Any]
 DNS_PORTS = (53, 5353)
@@ -37,21 +39,21 @@ DNS: Object = {
 def namespace_policies(settings: Settings) -> dict[str, Object]:
     """By name. A namespace's models share them."""
     router, worker = PARTS["router"], PARTS["worker"]
-    operator = [settings.operator_namespace] if settings.operator_namespace else []
+    operator = _operator(settings.operator_namespace)
     api_server = [{"ipBlock": {"cidr": cidr}} for cidr in settings.api_server_cidrs]
     # Written out empty, so that a rule that somebody adds by hand is a difference and goes away again.
     nothing: Object = {"podSelector": {"matchLabels": {LABEL_MANAGED_BY: MANAGED_BY}}, "policyTypes": ["Ingress", "Egress"]}
     return {
         "pagoda-default-deny": nothing | {"ingress": [], "egress": []},
         "pagoda-clients-to-router": _ingress(router, {"ports": _ports(HTTP_PORT)}),
-        "pagoda-operator-to-router": _ingress(router, _from(operator, INTERNAL_PORT)),
+        "pagoda-operator-to-router": _ingress(router, {"from": [operator], "ports": _ports(INTERNAL_PORT)}),
         "pagoda-router-egress-to-worker": _egress(router, {"to": [_pods(worker)], "ports": _ports(GRPC_PORT)}),
         "pagoda-router-egress-to-api-server": _egress(
             router, ({"to": api_server} if api_server else {}) | {"ports": _ports(*API_SERVER_PORTS)}
         ),
         "pagoda-router-egress-to-dns": _egress(router, DNS),
         "pagoda-router-to-worker": _ingress(worker, {"from": [_pods(router)], "ports": _ports(GRPC_PORT)}),
-        "pagoda-operator-to-worker": _ingress(worker, _from(operator, WORKER_HTTP_PORT)),
+        "pagoda-operator-to-worker": _ingress(worker, {"from": [operator], "ports": _ports(WORKER_HTTP_PORT)}),
         "pagoda-metrics-of-worker": _ingress(worker, _from(settings.metrics_namespaces, WORKER_HTTP_PORT)),
     }
 
@@ -73,6 +75,12 @@ def _ingress(pods: Mapping[str, str], *rules: Object) -> Object:
 
 def _egress(pods: Mapping[str, str], *rules: Object) -> Object:
     return {"podSelector": {"matchLabels": dict(pods)}, "policyTypes": ["Egress"], "egress": list(rules)}
+
+
+def _operator(namespace: str | None) -> Object:
+    """Its pods, not whatever else runs in its namespace. None: it runs outside of the cluster's pods, in a test."""
+    where: Object = {"matchLabels": {LABEL_NAMESPACE: namespace}} if namespace else {}
+    return {"namespaceSelector": where, "podSelector": {"matchLabels": OPERATOR_PODS}}
 
 
 def _from(namespaces: Iterable[str], port: int) -> Object:

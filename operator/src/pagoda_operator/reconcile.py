@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pagoda_operator.manifests import Settings, worker_name
 from pagoda_operator.observed import ObjectRef, Observed
-from pagoda_operator.plan import Plan, plan
+from pagoda_operator.plan import Plan, is_ours, plan
 from pagoda_operator.scaling import ScalingDecision, ScalingHistory
 from pagoda_operator.spec import InferenceModel, key_of
 from pagoda_operator.status import model_status
@@ -25,8 +25,8 @@ class Executor(Protocol):
         """Carries out the plan's applies and deletes. Returns when they are accepted, not when they have come true."""
         ...
 
-    async def scale(self, ref: ObjectRef, replicas: int) -> None:
-        """Writes one worker Deployment's spec.replicas."""
+    async def scale(self, ref: ObjectRef, replicas: int) -> bool:
+        """Writes one worker Deployment's spec.replicas. False: it was refused, or the Deployment is not ours."""
         ...
 
 
@@ -45,7 +45,6 @@ class Outcome:
     """What would be done next: empty, but for what was refused. Its conflicts are those found on the way too."""
     observed: Observed
     """The world after this round's changes, so that nobody reads "Ready" of what was just replaced."""
-    scaled: "tuple[Scaling, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +55,6 @@ class Scaling:
     variant: str
     before: int
     decision: ScalingDecision
-
-    @property
-    def direction(self) -> str:
-        return "up" if self.decision.replicas > self.before else "down"
 
 
 async def carry_out(planner: Callable[[Observed], Plan], executor: Executor) -> Outcome:
@@ -75,20 +70,30 @@ async def carry_out(planner: Callable[[Observed], Plan], executor: Executor) -> 
 def scalings(model: InferenceModel, observed: Observed, history: ScalingHistory, at_s: float) -> list[Scaling]:
     """What the scaler would change now. Also remembers the demand that was observed."""
     refs = {variant.name: ObjectRef("Deployment", model.namespace, worker_name(model.name, variant.name)) for variant in model.variants}
-    current = {name: int(observed.objects[ref]["spec"].get("replicas", 1)) for name, ref in refs.items() if ref in observed.objects}
+    live = {name: observed.objects[ref] for name, ref in refs.items() if ref in observed.objects and is_ours(observed.objects[ref])}
+    current = {name: int(deployment["spec"].get("replicas", 1)) for name, deployment in live.items()}
     decided = history.decide(model, current, observed, at_s)
     return [Scaling(refs[name], name, current[name], decision) for name, decision in decided.items() if decision.replicas != current[name]]
 
 
-async def scale(models: Iterable[InferenceModel], outcome: Outcome, executor: Executor, history: ScalingHistory, at_s: float) -> Outcome:
-    """Gives each worker Deployment the replicas that demand asks for. Returns the outcome with the world after it."""
-    done: list[Scaling] = []
+async def scale(
+    models: Iterable[InferenceModel],
+    outcome: Outcome,
+    executor: Executor,
+    history: ScalingHistory,
+    at_s: float,
+    done: Callable[[Scaling], None] = lambda step: None,
+) -> Outcome:
+    """Gives each worker Deployment the replicas that demand asks for. Returns the outcome with the world after it. `done` hears of each
+    step that was carried out; one that the API server refused is not remembered as a decision."""
+    changed = False
     for model in models:
         for step in scalings(model, outcome.observed, history, at_s):
-            await executor.scale(step.ref, step.decision.replicas)
-            history.record(model.key, step.variant, step.before, step.decision, outcome.observed.now)
-            done.append(step)
-    return replace(outcome, observed=await executor.observe(), scaled=tuple(done)) if done else outcome
+            changed = True
+            if await executor.scale(step.ref, step.decision.replicas):
+                history.record(model.key, step.variant, step.before, step.decision, outcome.observed.now)
+                done(step)
+    return replace(outcome, observed=await executor.observe()) if changed else outcome
 
 
 async def reconcile(

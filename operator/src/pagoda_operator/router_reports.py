@@ -7,11 +7,14 @@ from pagoda_operator.observed import ModelReport, RouterReport, WorkerReport
 
 
 def report_of(body: Mapping[str, Any]) -> RouterReport:
-    """Raises ValueError, TypeError or KeyError for what is not a fleet."""
-    return RouterReport(
-        workers={str(worker["name"]): _worker(worker) for worker in body.get("workers") or ()},
-        models={str(name): _model(model) for name, model in (body.get("models") or {}).items()},
-    )
+    """Raises ValueError for what is not a fleet."""
+    try:
+        return RouterReport(
+            workers={str(worker["name"]): _worker(worker) for worker in body.get("workers") or ()},
+            models={str(name): _model(model) for name, model in (body.get("models") or {}).items()},
+        )
+    except (AttributeError, KeyError, OverflowError, TypeError) as error:
+        raise ValueError(f"not a fleet: {error!r}") from error
 
 
 def _worker(worker: Mapping[str, Any]) -> WorkerReport:

@@ -238,7 +238,8 @@ class ScalingHistory:
     """Samples and decisions of all models, in memory only: after a restart nothing goes down until a window is full again."""
 
     def __init__(self) -> None:
-        self._memories: dict[tuple[str, str], _Memory] = {}
+        self._memories: dict[str, dict[str, _Memory]] = {}
+        """By model and variant."""
         self._decisions: dict[str, deque[dict[str, Any]]] = {}
 
     def decide(self, model: InferenceModel, current: Mapping[str, int], observed: Observed, at_s: float) -> dict[str, ScalingDecision]:
@@ -262,11 +263,10 @@ class ScalingHistory:
     def forget(self, key: str) -> None:
         """The model is gone."""
         self._decisions.pop(key, None)
-        for owner, variant in [each for each in self._memories if each[0] == key]:
-            del self._memories[owner, variant]
+        self._memories.pop(key, None)
 
     def _decide(self, model: InferenceModel, variant: Variant, current: int, observed: Observed, at_s: float) -> ScalingDecision:
-        memory = self._memories.setdefault((model.key, variant.name), _Memory())
+        memory = self._memories.setdefault(model.key, {}).setdefault(variant.name, _Memory())
         sample = sample_of(model, variant, observed, at_s)
         decision = decide(variant.scaling, current, [*memory.samples, *([sample] if sample else ())], at_s)
         if sample is not None:
@@ -277,9 +277,9 @@ class ScalingHistory:
         return decision
 
     def _forget_variants(self, model: InferenceModel) -> None:
-        names = {variant.name for variant in model.variants}
-        for key, variant in [each for each in self._memories if each[0] == model.key and each[1] not in names]:
-            del self._memories[key, variant]
+        memories = self._memories.get(model.key, {})
+        for name in memories.keys() - {variant.name for variant in model.variants}:
+            del memories[name]
 
 
 def _remember(samples: deque[Sample], sample: Sample, policy: Scaling) -> None:

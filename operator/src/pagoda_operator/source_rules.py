@@ -25,8 +25,8 @@ MODEL_FIELDS: Mapping[str, Field] = {
         (
             Rule(
                 matches(
-                    "builtin://[a-z0-9-]+|hf://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
-                    "|s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*/?"
+                    "builtin://[a-z0-9-]+|hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
+                    "|s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)+/?"
                     f"|pvc://{_CLAIM}(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?|file://.+"
                 ),
                 _SCHEMES,

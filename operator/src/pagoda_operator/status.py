@@ -15,6 +15,7 @@ from pagoda_operator.observed import (
     LABEL_COMPONENT,
     LABEL_MANAGED_BY,
     LABEL_MODEL,
+    LABEL_TEMPLATE,
     LABEL_VARIANT,
     MANAGED_BY,
     ObjectRef,
@@ -26,6 +27,8 @@ from pagoda_operator.spec import InferenceModel, key_of
 from pagoda_operator.troubles import progress_text
 
 DECISIONS = 5
+FINISHED = frozenset({"Failed", "Succeeded"})
+"""Phases of pods that nothing starts again."""
 MILESTONES = ("created", "scheduled", "image", "weights", "engine", "routed")
 
 
@@ -79,22 +82,46 @@ def _view(name: str, key: str, model: InferenceModel | None, plan: Plan, observe
     pods = [pod for pod in observed.pods if pod.namespace == namespace]
     workers = [pod for pod in pods if _is_worker(pod, name) and not pod.terminating]
     routers = [pod for pod in pods if pod.labels.get(LABEL_COMPONENT) == "router" and not pod.terminating]
+    deployments = _deployments(name, namespace, observed)
     return ModelView(
         key=key,
         model=model,
-        workers=workers,
+        workers=_without_remains(workers, deployments),
         routers=routers,
         endpoint=observed.endpoint,
         served_names=plan.served_names.get(key, ()),
         conflict=plan.conflicts.get(key),
         invalid=plan.invalid.get(key),
-        deployments=_deployments(name, namespace, observed),
+        deployments=deployments,
         blocked={ref: told for ref, told in observed.blocked.items() if ref.namespace == namespace and _concerns(ref, observed, name)},
     )
 
 
 def _is_worker(pod: PodView, model: str) -> bool:
     return pod.labels.get(LABEL_COMPONENT) == "worker" and pod.labels.get(LABEL_MODEL) == model
+
+
+def _without_remains(workers: Sequence[PodView], deployments: Mapping[str, Mapping[str, Any]]) -> list[PodView]:
+    """Without evicted and rejected pods that were replaced: Kubernetes keeps thousands of them, and they say nothing of the model now."""
+
+    def is_remains(pod: PodView) -> bool:
+        live = deployments.get(pod.labels.get(LABEL_VARIANT, "default"))
+        if not _has_ended(pod) or live is None:
+            return _has_ended(pod)
+        if (live["spec"]["template"]["metadata"].get("labels") or {}).get(LABEL_TEMPLATE) != pod.labels.get(LABEL_TEMPLATE):
+            return True
+        others = [each for each in workers if not _has_ended(each) and _same_kind(each, pod)]
+        return len(others) >= int(live["spec"].get("replicas", 1))
+
+    return [pod for pod in workers if not is_remains(pod)]
+
+
+def _has_ended(pod: PodView) -> bool:
+    return pod.phase in FINISHED and not pod.serving
+
+
+def _same_kind(one: PodView, other: PodView) -> bool:
+    return all(one.labels.get(label) == other.labels.get(label) for label in (LABEL_VARIANT, LABEL_TEMPLATE))
 
 
 def _deployments(model: str, namespace: str, observed: Observed) -> dict[str, Mapping[str, Any]]:

@@ -67,11 +67,12 @@ class Server:
         for ref in wanted.delete:
             del self.applied[ref]
 
-    async def scale(self, ref: ObjectRef, replicas: int) -> None:
+    async def scale(self, ref: ObjectRef, replicas: int) -> bool:
         managers = self.applied[ref]
         managers["scaler"] = {"spec": {"replicas": replicas}}
         document = managers["operator"]
         managers["operator"] = {**document, "spec": {key: value for key, value in document["spec"].items() if key != "replicas"}}
+        return True
 
     def _merged(self, managers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         document = dict(managers["operator"])

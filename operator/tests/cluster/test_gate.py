@@ -38,7 +38,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, RouterReport | None], float, bo
     ("all routers count it", pod(), {"a": YES, "b": YES}, 0, True),
     ("one router does not count it yet", pod(), {"a": YES, "b": NO}, 0, None),
     ("one router does not know it yet", pod(), {"a": YES, "b": report()}, 0, None),
-    ("a new router has not answered yet", pod(), {"a": YES, "b": SILENT}, 0, True),
+    ("a new router has not answered yet", pod(), {"a": YES, "b": SILENT}, 0, None),
     ("no router answers", pod(), {"a": SILENT}, LONG, None),
     ("there is no router", pod(), {}, LONG, None),
     ("it is routed and counted", pod(True), {"a": YES}, LONG, None),

@@ -106,6 +106,28 @@ async def test_an_edit_that_would_make_our_apply_invalid_is_undone(cluster: Clus
         await eventually(repaired)
 
 
+async def test_a_copy_that_carries_our_labels_is_left_alone(cluster: Cluster, namespace: str) -> None:
+    """As `kubectl expose deployment pagoda-router --name=public` makes one, and a copy of a model's Service."""
+    await cluster.apply(model(namespace))
+    async with operator(cluster, namespace) as running:
+        await running.told(cluster, namespace, "chat")
+        for original, copy in ((ROUTER, "public"), ("chat-default", "mine")):
+            service = await cluster.get("Service", namespace, original)
+            metadata = {"name": copy, "namespace": namespace, "labels": service["metadata"]["labels"]}
+            spec = {"ports": [{"port": 80}], "selector": service["spec"]["selector"]}
+            await cluster.create({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
+        await cluster.apply(model(namespace, engine={"maxRunning": 7}))
+        await running.told(cluster, namespace, "chat")
+        await cluster.delete("InferenceModel", namespace, "chat")
+
+        async def gone() -> bool:
+            return await cluster.find("Service", namespace, ROUTER) is None
+
+        await eventually(gone)
+        for copy in ("public", "mine"):
+            assert await cluster.find("Service", namespace, copy) is not None
+
+
 async def test_a_foreign_object_is_not_touched_and_the_condition_says_so(cluster: Cluster, namespace: str) -> None:
     foreign = {
         "apiVersion": "v1",

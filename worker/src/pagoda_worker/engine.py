@@ -14,7 +14,7 @@ import torch
 from pagoda_worker.blocks import BlockPool
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import RequestRefused
-from pagoda_worker.loading import News, load, out_of_memory_says
+from pagoda_worker.loading import News, gpu_uuids, load, out_of_memory_says
 from pagoda_worker.plan import Sampled, StepPlan
 from pagoda_worker.request import (
     EngineState,
@@ -101,6 +101,7 @@ class Engine:
             max_model_len_fitting=loaded.max_model_len_fitting,
             prefill_tokens_per_s=measured.prefill_tokens_per_s,
             decode_tokens_per_s=measured.decode_tokens_per_s,
+            gpu_uuids=gpu_uuids(loaded.device),
             load_s=time.monotonic() - began,
         )
 
@@ -133,7 +134,8 @@ class Engine:
         sampled = self.runner.run(plan) if not plan.empty else Sampled([])  # one forward pass, one token per sampling row
         ended = self._clock()
         updates = self.scheduler.settle(plan, sampled, ended)  # append, finish, free
-        return StepOutput(updates, self._measure(plan, began, ended))
+        state = self._measure(plan, began, ended)
+        return StepOutput(updates, state, plan.sequences, plan.tokens, int((ended - began) * 1e6))
 
     def _measure_speed(self) -> Measured:
         """On a scheduler of its own, so that the real one starts with every block, row and count untouched. What it learns of this device

@@ -111,6 +111,14 @@ def _check(config: EngineConfig) -> None:
         raise ConfigError(f"maxModelLen is {config.max_model_len}; a prompt and one output token need at least 2")
 
 
+def gpu_uuids(device: torch.device) -> list[str]:
+    """By which NVML finds the device whatever CUDA_VISIBLE_DEVICES made of its number."""
+    if device.type != "cuda":
+        return []
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return [uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"]
+
+
 def resolve_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("PAGODA_DEVICE is cuda, but torch sees no CUDA device: check the driver, or use auto or cpu")

@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 
 from pagoda_worker.request import Finish, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
 
+MAX_BATCH_RUNS = 256
+"""Runs of equal batch sizes told of one sequence; 2 KB on the wire."""
+
 
 class Sequence:
     """One continuation of one request. Written by the scheduler only; the runner reads it when its row is opened."""
 
     __slots__ = (
+        "accepted",
         "announced",
         "arrival",
-        "batch_sizes",
+        "batches",
         "blocks",
         "cached_tokens",
         "computed",
@@ -28,7 +32,6 @@ class Sequence:
         "order",
         "output_start",
         "preemptions",
-        "received",
         "registered",
         "request",
         "row",
@@ -39,18 +42,18 @@ class Sequence:
         "tokens",
     )
 
-    def __init__(self, request: Request, index: int, *, arrival: int, received: float, limit: int, seed: int, root: bytes) -> None:
+    def __init__(self, request: Request, index: int, *, arrival: int, accepted: float, limit: int, seed: int, root: bytes) -> None:
         self.request = request
         self.index = index
         self.arrival = arrival
-        self.received = received
+        self.accepted = accepted
         self.seed = seed
         self.tokens: list[int] = [*request.prompt_ids, *request.resume_ids]
         self.output_start = len(request.prompt_ids)
         self.limit = limit
         """Length at which it ends: prompt + max_tokens, at most max_model_len."""
         self.order = (-request.priority, arrival, index)
-        self.deadline = None if request.deadline_s is None else received + request.deadline_s
+        self.deadline = None if request.deadline_s is None else accepted + request.deadline_s
         self.computed = 0
         """Tokens whose keys and values are in its blocks (after the step that is being planned)."""
         self.blocks: list[int] = []
@@ -71,7 +74,8 @@ class Sequence:
         self.first_scheduled = 0.0
         self.first_token = 0.0
         self.last_token = 0.0
-        self.batch_sizes: list[int] = []
+        self.batches: list[list[int]] = []
+        """Runs of [sequences in the step, steps]."""
 
     @property
     def remaining(self) -> int:
@@ -91,21 +95,30 @@ class Sequence:
         if self.announced:
             return SequenceUpdate(self.request.request_id, self.index, token_ids, logprobs, finish)
         self.announced = True
-        queue_us = int((self.first_scheduled - self.received) * 1e6)
-        return SequenceUpdate(self.request.request_id, self.index, token_ids, logprobs, finish, True, self.cached_tokens, queue_us)
+        first_us = int(self.first_scheduled * 1e6)
+        return SequenceUpdate(self.request.request_id, self.index, token_ids, logprobs, finish, True, self.cached_tokens, first_us)
+
+    def note_batch(self, size: int) -> None:
+        """One more step, of `size` sequences. Bounded, however long the output and restless the batch: past MAX_BATCH_RUNS one run of
+        size 0 counts the steps that are left."""
+        runs = self.batches
+        if runs and (runs[-1][0] == size or len(runs) > MAX_BATCH_RUNS):
+            runs[-1][1] += 1
+        else:
+            runs.append([size if len(runs) < MAX_BATCH_RUNS else 0, 1])
 
     def usage(self) -> Usage:
         return Usage(len(self.request.prompt_ids), self.cached_tokens, len(self.request.resume_ids) + self.sampled)
 
     def timings(self) -> Timings:
         return Timings(
-            received_mono_us=int(self.received * 1e6),
+            accepted_mono_us=int(self.accepted * 1e6),
             first_scheduled_mono_us=int(self.first_scheduled * 1e6),
             first_token_mono_us=int(self.first_token * 1e6),
             last_token_mono_us=int(self.last_token * 1e6),
             preemptions=self.preemptions,
             steps=self.steps,
-            batch_sizes=self.batch_sizes,
+            batches=[(size, steps) for size, steps in self.batches],
         )
 
 
@@ -145,6 +158,11 @@ class StepPlan:
     @property
     def tokens(self) -> int:
         return len(self.decodes) + self.prefill_tokens
+
+    @property
+    def sequences(self) -> int:
+        """That take part, each once."""
+        return len(self.decodes) + sum(len(chunk.sequences) or 1 for chunk in self.chunks)
 
     def sampling(self) -> list[Sequence]:
         """In the order of the runner's answer."""

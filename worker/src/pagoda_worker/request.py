@@ -84,15 +84,19 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """CLOCK_MONOTONIC microseconds, one host."""
+    """The engine's own stamps of one sequence, CLOCK_MONOTONIC microseconds of its host; 0: it did not come to that."""
 
-    received_mono_us: int
+    accepted_mono_us: int
+    """The scheduler has it."""
     first_scheduled_mono_us: int
     first_token_mono_us: int
     last_token_mono_us: int
     preemptions: int
     steps: int
-    batch_sizes: list[int]
+    """That this sequence took part in, chunks of its prompt included."""
+    batches: list[tuple[int, int]]
+    """With want_timings: (sequences in the step, steps in a row that had so many). The steps add up to `steps`; what comes after
+    MAX_BATCH_RUNS such runs is one run of size 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +119,9 @@ class SequenceUpdate:
     logprobs: list[TokenLogprobs] | None = None
     finish: Finish | None = None
     started: bool = False
-    """This step ran the sequence's first chunk; cached_tokens and queue_us are then set."""
+    """This step ran the sequence's first chunk; the next two are then set."""
     cached_tokens: int = 0
-    queue_us: int = 0
+    first_scheduled_mono_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,12 @@ class EngineState:
 class StepOutput:
     updates: list[SequenceUpdate]
     state: EngineState
+    sequences: int = 0
+    """That took part; 0: nothing was computed, only endings are told."""
+    tokens: int = 0
+    """Computed, of prompts and outputs together."""
+    duration_us: int = 0
+    """From the start of planning until the sampled tokens were on the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,5 +184,7 @@ class ModelFacts:
     """Of the self-test after loading, as the next one; 0: it was off."""
     decode_tokens_per_s: float = 0.0
     """Of a small batch, all its sequences together."""
+    gpu_uuids: list[str] = field(default_factory=list)
+    """Of the devices that the engine owns, as NVML knows them; none on a CPU."""
     load_s: float = 0.0
     """To read the model and allocate the cache, self-test included."""

@@ -70,7 +70,7 @@ class Scheduler:
         self._check(request, length, limit)
         root = root_hash(request.cache_salt)
         family = [
-            Sequence(request, index, arrival=self._arrivals, received=now, limit=limit, seed=seed + index, root=root)
+            Sequence(request, index, arrival=self._arrivals, accepted=now, limit=limit, seed=seed + index, root=root)
             for index in range(request.n)
         ]
         self._arrivals += 1
@@ -260,11 +260,11 @@ class Scheduler:
         updates, self._outbox = self._outbox, []
         samplers = plan.sampling()
         assert len(samplers) == len(sampled.token_ids)
-        width = len(samplers)
+        batch = plan.sequences
         for position, (sequence, token) in enumerate(zip(samplers, sampled.token_ids, strict=True)):
             sequence.steps += 1
             if sequence.request.want_timings:
-                sequence.batch_sizes.append(width)
+                sequence.note_batch(batch)
             if position in sampled.broken:
                 finish = self._end_broken(sequence)
                 updates.append(sequence.update([], None, finish))
@@ -273,6 +273,8 @@ class Scheduler:
         for chunk in plan.chunks:
             if not chunk.sequences:
                 chunk.sequence.steps += 1
+                if chunk.sequence.request.want_timings:
+                    chunk.sequence.note_batch(batch)
                 if not chunk.sequence.announced:
                     updates.append(chunk.sequence.update([], None, None))
         return updates

@@ -15,7 +15,8 @@ from pagoda_operator.cluster.client import APPLY_PATCH, MERGE_PATCH, STRATEGIC_P
 from pagoda_operator.cluster.errors import ApiError, Conflict, NotFound, Refused, Unavailable
 from pagoda_operator.cluster.resources import MODELS, PODS, SECRETS, path_of
 from pagoda_operator.cluster.store import Store
-from pagoda_operator.observed import LABEL_MANAGED_BY, MANAGED_BY, ObjectRef, ref_of
+from pagoda_operator.observed import ObjectRef, ref_of
+from pagoda_operator.plan import was_made
 from pagoda_operator.pod_views import ROUTED_CONDITION
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Writer:
 
     async def delete(self, ref: ObjectRef) -> str | None:
         live = self._children.get(ref)
-        if live is None or (live["metadata"].get("labels") or {}).get(LABEL_MANAGED_BY) != MANAGED_BY:
+        if live is None or not was_made(live):
             return None
         options = {"propagationPolicy": "Background", "preconditions": {"uid": live["metadata"]["uid"]}}
         try:
@@ -90,7 +91,7 @@ class Writer:
             "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
             "status": dict(status),
         }
-        # status is ours alone: whatever somebody wrote into it is replaced
+        # status is ours alone: what somebody wrote over it is put back. Fields of theirs that we leave out stay; nobody reads them.
         path, query = MODELS.path(metadata["namespace"], metadata["name"], "status"), {"fieldManager": OPERATOR, "force": "true"}
         try:
             return await self._api.call("PATCH", path, query=query, body=body, content_type=APPLY_PATCH)

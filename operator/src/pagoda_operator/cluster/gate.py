@@ -13,13 +13,14 @@ TAKEN_BACK_AFTER_S = 10.0
 
 
 def gate_of(pod: Mapping[str, Any], routers: Collection[str], reports: Mapping[str, RouterReport], since: float) -> bool | None:
-    """`routers`: names of the ready ones; `reports`: of those that answer; `since`: seconds for which the pod was not counted by all of
-    them. None: leave the gate as it is."""
+    """`routers`: names of the ready ones whose word is needed; `reports`: of those that answered lately; `since`: seconds for which the pod
+    was not counted by all of them. None: leave the gate as it is."""
     answering = [reports[router] for router in routers if router in reports]
     if not answering or not has_gate(pod):
         return None
     if counted_by_all(pod, answering):
-        return None if is_routed(pod) else True
+        # a router that has just come, or that a new operator has not asked yet, may not know the pod: its answer is waited for
+        return None if is_routed(pod) or len(answering) < len(routers) else True
     return False if is_routed(pod) and since >= TAKEN_BACK_AFTER_S else None
 
 

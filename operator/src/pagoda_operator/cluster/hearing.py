@@ -117,7 +117,7 @@ class Hearing:
         return {ref for ref, pod in self._world.pods.everything() if ref.namespace == namespace and has_gate(pod)}
 
     def _review(self, namespace: str, refs: Collection[ObjectRef]) -> None:
-        routers = self._routers.ready(namespace)
+        routers = self._routers.counted(namespace)
         reports = {name: report for (_, name), report in self._routers.reports(namespace).items() if name in routers}
         for ref in list(refs):
             pod = self._world.pods.get(ref)

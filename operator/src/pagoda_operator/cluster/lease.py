@@ -9,6 +9,7 @@ before Helm gets to the Lease would make the installation fail, and one that end
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -155,7 +156,7 @@ class Lease:
             "metadata": record["metadata"],
             "spec": {
                 "holderIdentity": self._identity,
-                "leaseDurationSeconds": max(1, round(self._duration_s)),
+                "leaseDurationSeconds": max(1, math.ceil(self._duration_s)),  # never less than we hold it for
                 "acquireTime": spec.get("acquireTime") if mine else now,
                 "renewTime": now,
                 "leaseTransitions": int(spec.get("leaseTransitions") or 0) + (0 if mine or not spec else 1),

@@ -24,7 +24,7 @@ from pagoda_operator.cluster.world import World
 from pagoda_operator.manifests import ROUTER_NAME, Settings
 from pagoda_operator.observed import ObjectRef, Observed
 from pagoda_operator.plan import Plan, plan_model, plan_namespace
-from pagoda_operator.reconcile import Outcome, carry_out, scale, scalings
+from pagoda_operator.reconcile import Outcome, Scaling, carry_out, scale, scalings
 from pagoda_operator.scaling import ScalingHistory
 from pagoda_operator.status import model_status
 
@@ -127,7 +127,7 @@ class Loop:
         if not wanted and await self._still_has_models(namespace):
             self.queue.add_later(key, LOOK_AGAIN_S)
             return "unchanged"
-        unit = self._unit(key)
+        unit = self._begin(key)
         claims = self._models.claims(namespace)
 
         def planner(observed: Observed) -> Plan:
@@ -185,7 +185,7 @@ class Loop:
         if key.namespace not in self._settled:
             self.mark(key.namespace, None)
             return "unchanged"
-        unit = self._unit(key)
+        unit = self._begin(key)
         claims = self._models.claims(key.namespace)
 
         def planner(observed: Observed) -> Plan:
@@ -193,9 +193,7 @@ class Loop:
 
         outcome = await carry_out(planner, unit)
         self._log(key, outcome)
-        outcome = await scale(outcome.present.models, outcome, unit, self._history, time.monotonic())
-        for step in outcome.scaled:
-            self._metrics.scalings.labels(step.direction).inc()
+        outcome = await scale(outcome.present.models, outcome, unit, self._history, time.monotonic(), self._count)
         status = model_status(document, outcome.present, outcome.observed, self._history.decisions(str(key)))
         await self._write_status(key, unit, document, status)
         unit.finish()
@@ -213,7 +211,14 @@ class Loop:
 
     # ------------------------------------------------------------ helpers
 
+    def _begin(self, key: Key) -> Unit:
+        """A reconcile of this key begins."""
+        unit = self._unit(key)
+        unit.start()
+        return unit
+
     def _unit(self, key: Key) -> Unit:
+        """NOTE: the namespace's own may be in the middle of a reconcile while one of its models' is made."""
         unit = self._units.get(key)
         if unit is None:
             shared = self._unit(Key(key.namespace, "")) if key.model else None
@@ -221,8 +226,10 @@ class Loop:
             if not key.model:
                 unit.accounts_applied = lambda: self._make_secrets(unit)
             self._units[key] = unit
-        unit.start()
         return unit
+
+    def _count(self, step: Scaling) -> None:
+        self._metrics.scalings.labels("up" if step.decision.replicas > step.before else "down").inc()
 
     def _log(self, key: Key, outcome: Outcome) -> None:
         for reason in outcome.done.reasons:

@@ -25,6 +25,8 @@ AT_ONCE = 32
 LONGEST_PAUSE_S = 10.0
 FORGET_AFTER_S = 5.0
 """A report this old says nothing any more: its router counts as silent."""
+PATIENCE_POLLS, LEAST_PATIENCE_S = 10, 2.0
+"""So many pauses between polls a router that clients are led to is waited for, from its first sight or its last answer on."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -34,6 +36,17 @@ class Router:
     namespace: str
     name: str
     ip: str
+
+
+@dataclass(slots=True)
+class _Poll:
+    """What is known of one router."""
+
+    heard_s: float
+    """When it answered last; before that, since when it is asked."""
+    report: RouterReport | None = None
+    """Its last."""
+    task: asyncio.Task[None] | None = None
 
 
 class RouterPolls:
@@ -52,10 +65,10 @@ class RouterPolls:
         self._answered = answered
         self._poll_s = poll_s
         self._port = port
-        self._tasks: dict[Router, asyncio.Task[None]] = {}
-        self._ready: dict[str, list[str]] = {}
+        self._polls: dict[str, dict[Router, _Poll]] = {}
+        """By namespace: what is asked of one costs the same however many there are."""
+        self._ready: dict[str, set[str]] = {}
         """By namespace: names of those that clients are led to."""
-        self._reports: dict[Router, tuple[RouterReport, float]] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
         # trust_env=False: a proxy variable must not carry the cluster's inner traffic away
         self._client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, limits=httpx.Limits(max_keepalive_connections=256))
@@ -64,40 +77,51 @@ class RouterPolls:
         """The routers of this namespace are these from now on. Those that end are asked too: requests may wait in them for a worker."""
         clients = set(ready)
         wanted = clients | set(ending)
-        self._ready[namespace] = [router.name for router in clients]
+        polls = self._polls.setdefault(namespace, {})
+        self._ready[namespace] = {router.name for router in clients}
+        for router in polls.keys() - wanted:
+            if (task := polls.pop(router).task) is not None:
+                task.cancel()
+        for router in wanted - polls.keys():
+            polls[router] = poll = _Poll(time.monotonic())
+            poll.task = asyncio.create_task(self._ask_for_ever(router, poll), name=f"poll {router.namespace}/{router.name}")
         if not wanted:
-            del self._ready[namespace]
-        for router in [each for each in self._tasks if each.namespace == namespace and each not in wanted]:
-            self._tasks.pop(router).cancel()
-            self._reports.pop(router, None)
-        for router in wanted - self._tasks.keys():
-            self._tasks[router] = asyncio.create_task(self._ask_for_ever(router), name=f"poll {router.namespace}/{router.name}")
+            del self._ready[namespace], self._polls[namespace]
 
     def reports(self, namespace: str) -> dict[tuple[str, str], RouterReport]:
         """By (namespace, router pod): of those that answered lately."""
-        now = time.monotonic()
+        since_s = time.monotonic() - FORGET_AFTER_S - self._poll_s
+        polls = self._polls.get(namespace, {})
         return {
-            (router.namespace, router.name): report
-            for router, (report, at) in self._reports.items()
-            if router.namespace == namespace and now - at < FORGET_AFTER_S + self._poll_s
+            (namespace, router.name): poll.report for router, poll in polls.items() if poll.report is not None and poll.heard_s > since_s
         }
 
-    def ready(self, namespace: str) -> list[str]:
-        return self._ready.get(namespace, [])
+    def counted(self, namespace: str) -> list[str]:
+        """Names of those that clients are led to and whose word is needed. One that never answers is at last left out: it must not hold
+        up every rollout of its namespace."""
+        since_s = time.monotonic() - max(LEAST_PATIENCE_S, PATIENCE_POLLS * self._poll_s)
+        ready = self._ready.get(namespace, ())
+        return [router.name for router, poll in self._polls.get(namespace, {}).items() if router.name in ready and poll.heard_s > since_s]
 
     async def close(self) -> None:
-        for task in self._tasks.values():
+        tasks = [poll.task for polls in self._polls.values() for poll in polls.values() if poll.task is not None]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
 
-    async def _ask_for_ever(self, router: Router) -> None:
+    async def _ask_for_ever(self, router: Router, poll: _Poll) -> None:
         failures = 0
         while True:
-            before = self._reports.get(router, (None, 0.0))[0]
-            report = await self._ask(router)
+            before = poll.report
+            try:
+                report = await self._ask(router)
+            except Exception:
+                # the outermost line of this poll: a router whose answer nobody foresaw counts as silent, and is asked again
+                log.exception("router %s/%s could not be asked", router.namespace, router.name)
+                report = None
             if report is not None:
-                self._reports[router] = (report, time.monotonic())
+                poll.heard_s, poll.report = time.monotonic(), report
                 failures = 0
             else:
                 failures += 1
@@ -121,8 +145,8 @@ class RouterPolls:
             log.debug("router %s/%s answered %s", router.namespace, router.name, response.status_code)
         except httpx.HTTPError as error:
             log.debug("router %s/%s does not answer: %s", router.namespace, router.name, error)
-        except (ValueError, TypeError, KeyError) as error:
-            log.warning("router %s/%s answered what is no fleet: %r", router.namespace, router.name, error)
+        except ValueError as error:
+            log.warning("router %s/%s answered what is no fleet: %s", router.namespace, router.name, error)
         finally:
             self._metrics.router_polls.labels(outcome).inc()
         return None

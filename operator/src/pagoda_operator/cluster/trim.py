@@ -6,6 +6,8 @@ A pod as the API gives it takes some 40 KB as Python objects; trimmed it takes 4
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pagoda_operator.observed import MADE
+
 Object = dict[str, Any]
 Trim = Callable[[Mapping[str, Any]], Object]
 
@@ -24,8 +26,10 @@ def child(item: Mapping[str, Any]) -> Object:
     kept["metadata"] = metadata
     if conditions := (item.get("status") or {}).get("conditions"):
         kept["status"] = {"conditions": [_condition(each) for each in conditions]}
+    managers = item["metadata"].get("managedFields") or ()
+    kept[MADE] = any((entry.get("manager"), entry.get("operation")) == ("pagoda-operator", "Apply") for entry in managers)
     if item["kind"] == "Deployment":
-        kept[SCALED] = any(_owns_replicas(entry) for entry in item["metadata"].get("managedFields") or ())
+        kept[SCALED] = any(_owns_replicas(entry) for entry in managers)
     return kept
 
 

@@ -62,10 +62,12 @@ class Unit:
             if told := await self.writer.delete(ref):
                 self.refused[ref] = told
 
-    async def scale(self, ref: ObjectRef, replicas: int) -> None:
+    async def scale(self, ref: ObjectRef, replicas: int) -> bool:
         self.writes += 1
-        if told := await self.writer.scale(ref, replicas):
+        told = await self.writer.scale(ref, replicas)
+        if told is not None:
             self.refused[ref] = told
+        return told is None
 
     @property
     def looked_up_foreign(self) -> bool:

@@ -80,11 +80,12 @@ class LocalExecutor:
                 self._templates.pop(ref.name, None)
         self.settle()
 
-    async def scale(self, ref: ObjectRef, replicas: int) -> None:
+    async def scale(self, ref: ObjectRef, replicas: int) -> bool:
         live = self._objects[ref]
         self._objects[ref] = {**live, "spec": {**live["spec"], "replicas": replicas}}
         self._templates[ref.name] = replace(self._templates[ref.name], replicas=replicas)
         self.settle()
+        return True
 
     def settle(self) -> None:
         """Takes every step towards the wanted pods that is possible now; called again after each change of a pod."""

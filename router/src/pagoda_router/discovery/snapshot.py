@@ -24,12 +24,13 @@ MAX_WAITING = 256
 WAKE_TIMEOUT_S = 300.0
 HOPELESS = frozenset(
     {
-        *("SpecInvalid", "NameTaken", "ForeignObject", "HostPathForbidden"),
+        *("SpecInvalid", "HostPathForbidden"),
         *("ModelNotFound", "Unauthorized", "DiskFull", "OutOfMemory", "ContainerConfig"),
     }
 )
 """Reasons of a false Accepted, ModelAvailable or WorkersReady that no waiting heals: somebody has to change something. Others
-(Unschedulable, ImagePull, QuotaExceeded, EngineCrash, …) may pass by themselves, and requests wait for that."""
+(Unschedulable, ImagePull, QuotaExceeded, EngineCrash, …) may pass by themselves, and requests wait for that. NameTaken and ForeignObject are
+not here: a model that lost one of its names, or whose disruption budget is somebody else's, serves all the same."""
 HOPELESS_TYPES = frozenset({"Accepted", "ModelAvailable", "WorkersReady"})
 
 
@@ -188,7 +189,7 @@ def _model(item: Any) -> ModelObject:
         wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
         variants=_variants(spec.get("variants")),
         not_ready_reason=_first_false_condition(conditions),
-        hopeless=_hopeless(conditions, metadata.get("generation")),
+        hopeless=_hopeless(conditions, metadata.get("generation"), has_served="routed" in (status.get("timeline") or {})),
         wake_s=_wake_s(status.get("timeline")),
     )
 
@@ -255,9 +256,12 @@ def _wake_s(timeline: Any) -> float | None:
     return float(took_s) if took_s > 0 else None
 
 
-def _hopeless(conditions: list[Any], generation: Any) -> str:
-    """A verdict on an older spec does not count: the change may be the cure."""
+def _hopeless(conditions: list[Any], generation: Any, *, has_served: bool) -> str:
+    """A verdict on an older spec does not count: the change may be the cure. Nor does running out of memory in a pod that has served: it
+    starts again, and what it could hold once it can hold again."""
     for condition in conditions:
+        if has_served and condition.get("reason") == "OutOfMemory":
+            continue
         judged = condition.get("observedGeneration")
         is_old = isinstance(judged, int) and isinstance(generation, int) and judged < generation
         false = condition.get("status") == "False" and condition.get("type") in HOPELESS_TYPES

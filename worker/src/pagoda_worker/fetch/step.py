@@ -109,7 +109,6 @@ class Step:
             return self._ensure(folder, origin, listing, revision)
         except OSError as error:
             if error.errno in NO_SPACE:
-                shutil.rmtree(folder.staging(listing.commit), ignore_errors=True)
                 raise DiskFull(f"{self._settings.cache} is full: {error}") from error
             raise FetchError(f"{self._settings.cache} cannot be used: {error}") from error
 
@@ -135,8 +134,9 @@ class Step:
             with self._lock(folder, listing):
                 found = folder.read_marker(listing.commit)
                 if found is None:
-                    self._download(folder, origin, listing)
-                    self._publish(folder, listing, revision)
+                    with _removing_when_full(folder.staging(listing.commit)):
+                        self._download(folder, origin, listing)
+                        self._publish(folder, listing, revision)
                     found = folder.read_marker(listing.commit)
                 folder.write_ref(revision, listing.commit)
         if found is None:
@@ -228,6 +228,17 @@ class Step:
 def _tell_complete(remote: RemoteSource, found: Fetched) -> Fetched:
     log.info("%s is complete: commit %s, %s in %s", remote, found.commit[:12], gigabytes(found.bytes_total), found.folder)
     return found
+
+
+@contextlib.contextmanager
+def _removing_when_full(staging: Path) -> Iterator[None]:
+    """While the lock is held: without it, what is removed may be another replica's next try."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
 
 
 def _ref_is_right(folder: SourceFolder, revision: str, commit: str) -> bool:

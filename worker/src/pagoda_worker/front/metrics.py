@@ -1,90 +1,37 @@
 """The worker's Prometheus metrics, under vLLM's names where it has one, so that boards and pickers made for it work.
 
-The switchboard counts here once per step; everything else is read from the last engine state when a scrape comes. Knows no gRPC.
+The switchboard counts here once per step; everything else is read from the last engine state when a scrape comes. Knows no gRPC and no GPU.
+Every series is there from the first scrape on, and requests never add one: labels come from closed sets. docs/metrics.md lists them.
 """
 
-from bisect import bisect_left
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from pagoda_worker.request import EngineState, Finish, FinishReason, ModelFacts
-
-Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
-
-ITL_BUCKETS_S = (
-    0.0005,
-    0.001,
-    0.002,
-    0.003,
-    0.005,
-    0.0075,
-    0.01,
-    0.015,
-    0.02,
-    0.03,
-    0.04,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.5,
-    1.0,
-    2.5,
-    10.0,
+from pagoda_worker.front.calls import Call
+from pagoda_worker.front.histograms import (
+    FIRST_TOKEN_BOUNDS_S,
+    N_BOUNDS,
+    REQUEST_LATENCY_BOUNDS_S,
+    REQUEST_TOKENS_BOUNDS,
+    STEP_DURATION_BOUNDS_S,
+    STEP_SEQUENCES_BOUNDS,
+    STEP_TOKENS_BOUNDS,
+    TOKEN_LATENCY_BOUNDS_S,
+    Histogram,
+    Layout,
 )
-TTFT_BUCKETS_S = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1.0,
-    2.5,
-    5.0,
-    7.5,
-    10.0,
-    20.0,
-    40.0,
-    80.0,
-    160.0,
-)
-E2E_BUCKETS_S = (
-    0.01,
-    0.05,
-    0.1,
-    0.3,
-    0.5,
-    0.8,
-    1.0,
-    1.5,
-    2.0,
-    2.5,
-    5.0,
-    10.0,
-    15.0,
-    20.0,
-    30.0,
-    40.0,
-    50.0,
-    60.0,
-    120.0,
-    240.0,
-    480.0,
-    960.0,
-)
+from pagoda_worker.request import EngineState, Finish, FinishReason, ModelFacts, StepOutput
+from pagoda_worker.wire import worker_pb2 as pb
 
+Family = CounterMetricFamily | GaugeMetricFamily
+
+ENGINE = "0"
+"""vLLM numbers the engines of a server; a worker has one."""
 VLLM_REASONS = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
@@ -93,6 +40,7 @@ VLLM_REASONS = {
     FinishReason.ENGINE_ERROR: "error",
     FinishReason.SHUTDOWN: "abort",
 }
+REFUSAL_CODES = [name.lower() for name in pb.Refused.Code.keys() if name != "CODE_UNSPECIFIED"]  # noqa: SIM118  # an enum, not a dict
 ENGINE_TOTALS = (
     ("vllm:num_preemptions", "preemptions_total", "Sequences preempted; each is computed again."),
     ("vllm:prefix_cache_queries", "prefix_queries_total", "Prompt tokens looked up in the prefix cache."),
@@ -100,47 +48,58 @@ ENGINE_TOTALS = (
     ("vllm:generation_tokens", "generation_tokens_total", "Output tokens sampled."),
     ("pagoda_prefill_tokens_computed", "prompt_tokens_total", "Prompt tokens computed, those from the prefix cache not included."),
 )
-
-
-class StepHistogram:
-    """A histogram that takes one value many times at once: rows of a step mostly share their gap."""
-
-    def __init__(self, buckets_s: Sequence[float]) -> None:
-        self._bounds_s = buckets_s
-        self._counts = [0] * (len(buckets_s) + 1)
-        self._sum_s = 0.0
-
-    def observe(self, seconds: float, times: int = 1) -> None:
-        self._counts[bisect_left(self._bounds_s, seconds)] += times
-        self._sum_s += seconds * times
-
-    def family(self, name: str, help_text: str, model: str) -> HistogramMetricFamily:
-        cumulative, buckets = 0, []
-        for bound, count in zip([*map(str, self._bounds_s), "+Inf"], self._counts, strict=True):
-            cumulative += count
-            buckets.append((bound, cumulative))
-        family = HistogramMetricFamily(name, help_text, labels=["model_name"])
-        family.add_metric([model], buckets=buckets, sum_value=self._sum_s)
-        return family
+SPECULATION_TOTALS = (
+    ("vllm:spec_decode_num_drafts", "Drafts verified; 0 while there is no speculation."),
+    ("vllm:spec_decode_num_draft_tokens", "Draft tokens verified; 0 while there is no speculation."),
+    ("vllm:spec_decode_num_accepted_tokens", "Draft tokens accepted; 0 while there is no speculation."),
+)
+LAYOUTS = {
+    "ttft": Layout("vllm:time_to_first_token_seconds", "From receipt to the first output token.", FIRST_TOKEN_BOUNDS_S),
+    "itl": Layout("vllm:inter_token_latency_seconds", "Between two output tokens of one sequence.", TOKEN_LATENCY_BOUNDS_S),
+    "tpot": Layout(
+        "vllm:request_time_per_output_token_seconds",
+        "Decode time of a sequence by its tokens after the first; sequences of one token have none.",
+        TOKEN_LATENCY_BOUNDS_S,
+    ),
+    "e2e": Layout("vllm:e2e_request_latency_seconds", "From receipt to the last output token.", REQUEST_LATENCY_BOUNDS_S),
+    "queue": Layout("vllm:request_queue_time_seconds", "From receipt to the first scheduled chunk.", REQUEST_LATENCY_BOUNDS_S),
+    "prefill": Layout("vllm:request_prefill_time_seconds", "From the first scheduled chunk to the first token.", REQUEST_LATENCY_BOUNDS_S),
+    "decode": Layout("vllm:request_decode_time_seconds", "From the first to the last output token.", REQUEST_LATENCY_BOUNDS_S),
+    "inference": Layout(
+        "vllm:request_inference_time_seconds", "From the first scheduled chunk to the last token.", REQUEST_LATENCY_BOUNDS_S
+    ),
+    "prompt_tokens": Layout("vllm:request_prompt_tokens", "Prompt tokens of a finished sequence.", REQUEST_TOKENS_BOUNDS),
+    "generation_tokens": Layout("vllm:request_generation_tokens", "Output tokens of a finished sequence.", REQUEST_TOKENS_BOUNDS),
+    "max_generation": Layout(
+        "vllm:request_max_num_generation_tokens", "Output tokens of the longest sequence of a request.", REQUEST_TOKENS_BOUNDS
+    ),
+    "n": Layout("vllm:request_params_n", "Sequences that a request asked for.", N_BOUNDS),
+    "max_tokens": Layout("vllm:request_params_max_tokens", "max_tokens of a request.", REQUEST_TOKENS_BOUNDS),
+    "step_tokens": Layout("vllm:iteration_tokens_total", "Tokens computed in a step, prompts and outputs.", STEP_TOKENS_BOUNDS),
+    "step_duration": Layout(
+        "pagoda_step_duration_seconds", "From planning a step until its tokens were on the host.", STEP_DURATION_BOUNDS_S
+    ),
+    "step_sequences": Layout("pagoda_step_sequences", "Sequences that a step computed.", STEP_SEQUENCES_BOUNDS),
+}
 
 
 class WorkerMetrics(Collector):
     """Registered on the registry it is given. Totals of engine states go on over restarts of the engine."""
 
-    def __init__(self, model: str, registry: CollectorRegistry) -> None:
-        self._model = model
+    def __init__(self, model: str, registry: CollectorRegistry, *, wall_clock: Callable[[], float] = time.time) -> None:
+        self._pagoda = {"model_name": model}
+        self._vllm = {"model_name": model, "engine": ENGINE}
         self._facts: ModelFacts | None = None
         self._state: EngineState | None = None
         self._totals_before: Counter[str] = Counter()
-        self._ttft = StepHistogram(TTFT_BUCKETS_S)
-        self._itl = StepHistogram(ITL_BUCKETS_S)
-        self._e2e = StepHistogram(E2E_BUCKETS_S)
-        self._queue = StepHistogram(TTFT_BUCKETS_S)
-        self._finished: Counter[str] = Counter()
-        self._refused: Counter[str] = Counter()
+        self._observed = {key: Histogram(layout, self._labels(layout.name)) for key, layout in LAYOUTS.items()}
+        self._finished = Counter(dict.fromkeys(VLLM_REASONS.values(), 0))
+        self._refused = Counter(dict.fromkeys(REFUSAL_CODES, 0))
         self._prompt_tokens = 0
+        self._adapters_changed_at = wall_clock()
         self.engine_restarts = 0
         self.sessions = 0
+        self._registry = registry
         registry.register(self)
 
     # ---- counted once per step or event
@@ -155,22 +114,48 @@ class WorkerMetrics(Collector):
                 self._totals_before[field] += getattr(self._state, field)
         self._state = None
 
-    def stepped(self, state: EngineState, gaps_us: dict[int, int]) -> None:
-        """`gaps_us`: time since a sequence's token before → how many output tokens of this step had it."""
+    def idle(self, state: EngineState) -> None:
         self._state = state
+
+    def stepped(self, output: StepOutput, gaps_us: Mapping[int, int]) -> None:
+        """`gaps_us`: time since a sequence's token before → how many output tokens of this step had it."""
+        self._state = output.state
+        if output.sequences:
+            self._observed["step_duration"].observe(output.duration_us / 1e6)
+            self._observed["step_sequences"].observe(output.sequences)
+            self._observed["step_tokens"].observe(output.tokens)
         for gap_us, times in gaps_us.items():
-            self._itl.observe(gap_us / 1e6, times)
+            self._observed["itl"].observe(gap_us / 1e6, times)
 
-    def started(self, prompt_tokens: int, queue_us: int) -> None:
+    def started(self, prompt_tokens: int) -> None:
         self._prompt_tokens += prompt_tokens
-        self._queue.observe(queue_us / 1e6)
 
-    def finished(self, finish: Finish, *, stopped_by_text: bool) -> None:
-        timings = finish.timings
-        if timings.first_token_mono_us:
-            self._ttft.observe((timings.first_token_mono_us - timings.received_mono_us) / 1e6)
-            self._e2e.observe((timings.last_token_mono_us - timings.received_mono_us) / 1e6)
-        self._finished["stop" if stopped_by_text else VLLM_REASONS[finish.reason]] += 1
+    def first_token(self, ttft_us: int) -> None:
+        self._observed["ttft"].observe(ttft_us / 1e6)
+
+    def finished(self, call: Call, sequence: int, finish: Finish) -> None:
+        """One sequence. Its phases share their boundaries: queue, prefill and decode add up to e2e."""
+        observed, timings = self._observed, finish.timings
+        began_us, first_us, last_us = timings.first_scheduled_mono_us, timings.first_token_mono_us, timings.last_token_mono_us
+        if began_us:
+            observed["queue"].observe((began_us - call.received_us) / 1e6)
+        if first_us:
+            observed["prefill"].observe((first_us - began_us) / 1e6)
+            observed["decode"].observe((last_us - first_us) / 1e6)
+            observed["inference"].observe((last_us - began_us) / 1e6)
+            observed["e2e"].observe((last_us - call.received_us) / 1e6)
+            later_tokens = finish.usage.completion_tokens - call.resumed_tokens - 1
+            if later_tokens > 0:
+                observed["tpot"].observe((last_us - first_us) / 1e6 / later_tokens)
+        observed["prompt_tokens"].observe(finish.usage.prompt_tokens)
+        observed["generation_tokens"].observe(finish.usage.completion_tokens)
+        self._finished["stop" if sequence in call.stopped_by_text else VLLM_REASONS[finish.reason]] += 1
+
+    def request_ended(self, call: Call) -> None:
+        """All of its sequences."""
+        self._observed["max_generation"].observe(max(call.completion_tokens))
+        self._observed["n"].observe(call.n)
+        self._observed["max_tokens"].observe(call.max_tokens)
 
     def ended_unsaid(self, reason: int, sequences: int) -> None:
         """Ended by the front, for an engine that cannot say it any more."""
@@ -185,24 +170,26 @@ class WorkerMetrics(Collector):
 
     # ---- read by a scrape
 
+    def expose(self) -> bytes:
+        """Everything of the registry, and the histograms."""
+        lines = [line for histogram in self._observed.values() for line in histogram.lines()]
+        return generate_latest(self._registry) + "\n".join(lines).encode() + b"\n"
+
     def collect(self) -> Iterator[Family]:
         yield from self._engine_gauges()
         for name, field, help_text in ENGINE_TOTALS:
             now = getattr(self._state, field) if self._state is not None else 0
             yield self._counter(name, help_text, self._totals_before[field] + now)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens of started requests.", self._prompt_tokens)
-        yield self._ttft.family("vllm:time_to_first_token_seconds", "From receipt to the first output token.", self._model)
-        yield self._itl.family("vllm:inter_token_latency_seconds", "Between two output tokens of one sequence.", self._model)
-        yield self._e2e.family("vllm:e2e_request_latency_seconds", "From receipt to the last output token.", self._model)
-        yield self._queue.family("vllm:request_queue_time_seconds", "From receipt to the first scheduled chunk.", self._model)
-        yield self._labelled("vllm:request_success", "Sequences by how they ended.", "finished_reason", self._finished)
-        yield self._labelled("pagoda_requests_refused", "Submits that never became a request.", "code", self._refused)
+        yield self._by_label("vllm:request_success", "Sequences by how they ended.", "finished_reason", self._finished)
+        yield from self._not_there_yet()
+        yield self._by_label("pagoda_requests_refused", "Submits that never became a request.", "code", self._refused)
         yield self._counter("pagoda_engine_restarts", "Engine processes that ended unasked.", self.engine_restarts)
         yield self._gauge("pagoda_engine_up", "1 while an engine is loaded.", 1 if self._state is not None else 0)
         yield self._gauge("pagoda_sessions", "Connected routers.", self.sessions)
 
     def _engine_gauges(self) -> Iterator[Family]:
-        state = self._state
+        state, facts = self._state, self._facts
         running, waiting, used, queued = (0, 0, 0.0, 0)
         if state is not None:
             running, waiting, queued = state.num_running, state.num_waiting, state.queued_prefill_tokens
@@ -211,32 +198,42 @@ class WorkerMetrics(Collector):
         yield self._gauge("vllm:num_requests_waiting", "Sequences waiting to be scheduled.", waiting)
         yield self._gauge("vllm:kv_cache_usage_perc", "KV cache in use, 1 is all of it.", used)
         yield self._gauge("pagoda_queued_prefill_tokens", "Prompt tokens not computed yet.", queued)
-        if self._facts is not None:
-            info = GaugeMetricFamily("vllm:cache_config_info", "KV cache layout.", labels=["model_name", "block_size", "num_gpu_blocks"])
-            blocks = self._facts.kv_capacity_tokens // self._facts.block_size
-            info.add_metric([self._model, str(self._facts.block_size), str(blocks)], 1)
-            yield info
-            yield self._gauge(
-                "pagoda_measured_prefill_tokens_per_second", "By the self-test after loading.", self._facts.prefill_tokens_per_s
-            )
-            yield self._gauge(
-                "pagoda_measured_decode_tokens_per_second",
-                "By the self-test after loading, a small batch together.",
-                self._facts.decode_tokens_per_s,
-            )
+        if facts is not None:
+            blocks = facts.kv_capacity_tokens // facts.block_size
+            layout = {"block_size": str(facts.block_size), "num_gpu_blocks": str(blocks)}
+            yield self._gauge("vllm:cache_config_info", "KV cache layout.", 1, layout)
+            prefill, decode = facts.prefill_tokens_per_s, facts.decode_tokens_per_s
+            yield self._gauge("pagoda_measured_prefill_tokens_per_second", "By the self-test after loading.", prefill)
+            yield self._gauge("pagoda_measured_decode_tokens_per_second", "By the self-test after loading, a small batch together.", decode)
 
-    def _gauge(self, name: str, help_text: str, value: float) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(name, help_text, labels=["model_name"])
-        family.add_metric([self._model], value)
+    def _not_there_yet(self) -> Iterator[Family]:
+        """Boards and pickers ask for these whatever a server can do."""
+        for name, help_text in SPECULATION_TOTALS:
+            yield self._counter(name, help_text, 0)
+        by_position = "Draft tokens accepted, by position; 0 while there is no speculation."
+        yield self._by_label("vllm:spec_decode_num_accepted_tokens_per_pos", by_position, "position", {"0": 0})
+        adapters = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
+        about = "Adapters by use, none while adapters cannot be loaded; the value is when that last changed, Unix seconds."
+        yield self._gauge("vllm:lora_requests_info", about, self._adapters_changed_at, adapters)
+
+    def _labels(self, name: str) -> dict[str, str]:
+        return self._vllm if name.startswith("vllm:") else self._pagoda
+
+    def _gauge(self, name: str, help_text: str, value: float, more_labels: Mapping[str, str] | None = None) -> GaugeMetricFamily:
+        labels = {**self._labels(name), **(more_labels or {})}
+        family = GaugeMetricFamily(name, help_text, labels=list(labels))
+        family.add_metric(list(labels.values()), value)
         return family
 
     def _counter(self, name: str, help_text: str, value: float) -> CounterMetricFamily:
-        family = CounterMetricFamily(name, help_text, labels=["model_name"])
-        family.add_metric([self._model], value)
+        labels = self._labels(name)
+        family = CounterMetricFamily(name, help_text, labels=list(labels))
+        family.add_metric(list(labels.values()), value)
         return family
 
-    def _labelled(self, name: str, help_text: str, label: str, values: "Counter[str]") -> CounterMetricFamily:
-        family = CounterMetricFamily(name, help_text, labels=["model_name", label])
+    def _by_label(self, name: str, help_text: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
+        labels = self._labels(name)
+        family = CounterMetricFamily(name, help_text, labels=[*labels, label])
         for value, count in sorted(values.items()):
-            family.add_metric([self._model, value], count)
+            family.add_metric([*labels.values(), value], count)
         return family

@@ -21,28 +21,39 @@ PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 class Probes:
     """`health` answers None or why tokens do not move; `ready` whether new requests are welcome; `metrics` the Prometheus text."""
 
-    def __init__(self, *, health: Callable[[], str | None], ready: Callable[[], Readiness], metrics: Callable[[], bytes]) -> None:
-        self._routes: dict[str, Callable[[], Answer]] = {
-            "/health": lambda: _health(health()),
-            "/ready": lambda: _ready(ready()),
-            "/metrics": lambda: (200, PROMETHEUS, metrics()),
+    def __init__(
+        self, *, health: Callable[[], str | None], ready: Callable[[], Readiness], metrics: Callable[[], Awaitable[bytes]]
+    ) -> None:
+        async def answer_health() -> Answer:
+            return _health(health())
+
+        async def answer_ready() -> Answer:
+            return _ready(ready())
+
+        async def answer_metrics() -> Answer:
+            return 200, PROMETHEUS, await metrics()
+
+        self._routes: dict[str, Callable[[], Awaitable[Answer]]] = {
+            "/health": answer_health,
+            "/ready": answer_ready,
+            "/metrics": answer_metrics,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        status, content_type, body = self._answer(scope["method"], scope["path"])
+        status, content_type, body = await self._answer(scope["method"], scope["path"])
         headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    def _answer(self, method: str, path: str) -> Answer:
+    async def _answer(self, method: str, path: str) -> Answer:
         route = self._routes.get(path)
         if route is None:
             return _json(404, {"error": f"there is no {path}; there are {', '.join(self._routes)}"})
         if method not in ("GET", "HEAD"):
             return _json(405, {"error": f"{path} answers GET only"})
-        return route()
+        return await route()
 
 
 def _health(trouble: str | None) -> Answer:

@@ -11,11 +11,12 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from pagoda_worker.errors import ConfigError, ModelError
 from pagoda_worker.front.artifacts import read_artifacts
 from pagoda_worker.front.engine_link import ENGINE_COMMAND
+from pagoda_worker.front.gpu import GpuMetrics, GpuReader
 from pagoda_worker.front.metrics import WorkerMetrics
 from pagoda_worker.front.probes import Probes
 from pagoda_worker.front.service import WorkerService, new_server
@@ -43,10 +44,13 @@ class QuietServer(uvicorn.Server):
 class Front:
     """`start`, then `run` until `stop` has been called and the drain is over. A second `stop` cuts the drain short."""
 
-    def __init__(self, settings: WorkerSettings, *, engine_command: Sequence[str] = ENGINE_COMMAND) -> None:
+    def __init__(
+        self, settings: WorkerSettings, *, engine_command: Sequence[str] = ENGINE_COMMAND, gpu_reader: GpuReader | None = None
+    ) -> None:
         self._settings = settings
-        self._registry = CollectorRegistry()
-        self._metrics = WorkerMetrics(settings.model_name, self._registry)
+        registry = CollectorRegistry()
+        self._metrics = WorkerMetrics(settings.model_name, registry)
+        self._gpu_metrics = GpuMetrics(settings.model_name, registry, gpu_reader or GpuReader())
         self.supervisor = EngineSupervisor(settings.engine, stall_s=settings.stall_s, command=engine_command)
         worker_id = f"{settings.pod_name or settings.model_name}-{uuid.uuid4().hex[:8]}"
         self.switchboard = Switchboard(settings.model_name, worker_id, self.supervisor, self._metrics)
@@ -67,7 +71,7 @@ class Front:
             raise ConfigError(str(error), reason=error.reason) from error
         http_socket = _bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT")
         self.http_port = http_socket.getsockname()[1]
-        probes = Probes(health=lambda: self.supervisor.trouble, ready=self.readiness, metrics=lambda: generate_latest(self._registry))
+        probes = Probes(health=lambda: self.supervisor.trouble, ready=self.readiness, metrics=self._scrape)
         http = QuietServer(uvicorn.Config(probes, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1))
         grpc_server = new_server()
         add_WorkerServicer_to_server(WorkerService(self.switchboard, artifacts, settings.session_token), grpc_server)
@@ -110,6 +114,11 @@ class Front:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.switchboard.empty.wait(), FLUSH_S)
         log.info("drained")
+
+    async def _scrape(self) -> bytes:
+        facts = self.switchboard.facts
+        await self._gpu_metrics.refresh(facts.gpu_uuids if facts is not None else [])
+        return self._metrics.expose()
 
     def readiness(self) -> Readiness:
         if self._stop_asked.is_set():

@@ -65,7 +65,7 @@ class WorkerService(WorkerServicer):
         session = await self._greet(request_iterator, context)
         tasks = [
             asyncio.create_task(self._read(session, request_iterator), name=f"session-{session.epoch}-read"),
-            asyncio.create_task(_write(session, context), name=f"session-{session.epoch}-write"),
+            asyncio.create_task(self._write(session, context), name=f"session-{session.epoch}-write"),
             asyncio.create_task(session.ended.wait(), name=f"session-{session.epoch}-end"),
         ]
         try:
@@ -124,6 +124,10 @@ class WorkerService(WorkerServicer):
                     grpc.StatusCode.INVALID_ARGUMENT, f"a session's message was {kind or 'empty'}: this worker does not know it there"
                 )
 
+    async def _write(self, session: RouterSession, context: Context) -> None:
+        while (outgoing := await session.outbox.get()) is not None:
+            await context.write(outgoing.leaves(self._switchboard.now_us()))
+
     # ---- reserved
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> pb.LoadAdapterResponse:
@@ -180,11 +184,6 @@ def describe_model(model: str, facts: ModelFacts, artifacts: TextArtifacts) -> p
 
 def _named(artifact: TextArtifact) -> pb.Artifact:
     return pb.Artifact(name=artifact.name, sha256=artifact.sha256, size_bytes=len(artifact.content))
-
-
-async def _write(session: RouterSession, context: Context) -> None:
-    while (message := await session.outbox.get()) is not None:
-        await context.write(message)
 
 
 async def _reserved(context: Context, sentence: str) -> NoReturn:

@@ -1,4 +1,5 @@
-"""One router's stream as the switchboard sees it: its calls, the frame under construction, what waits to be written. Knows no engine.
+"""One router's stream as the switchboard sees it: its calls, the frame under construction, what waits to be written and is stamped when it
+leaves. Knows no engine.
 
 The service moves its outbox onto the wire.
 """
@@ -8,7 +9,8 @@ from collections.abc import Sequence
 
 import grpc
 
-from pagoda_worker.request import EngineState, Finish, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
+from pagoda_worker.front.calls import Call
+from pagoda_worker.request import EngineState, SequenceUpdate, TokenLogprobs
 from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_UNREAD_FRAMES = 1024
@@ -16,67 +18,16 @@ STATE_INTERVAL_US = 100_000
 """A router without rows in a step hears of changed load this often; of readiness at once."""
 
 
-class Call:
-    """One accepted submit. Per-sequence facts are kept so that a finish can be written when the engine cannot say it any more."""
-
-    __slots__ = (
-        "cached_tokens",
-        "completion_tokens",
-        "engine_id",
-        "first_scheduled_us",
-        "first_token_us",
-        "last_token_us",
-        "open_sequences",
-        "prompt_tokens",
-        "received_us",
-        "request_id",
-        "reserved_tokens",
-        "session",
-        "started",
-        "stopped_by_text",
-    )
-
-    def __init__(self, session: "RouterSession", request_id: int, request: Request, reserved_tokens: int, now_us: int) -> None:
-        self.session = session
-        self.request_id = request_id
-        self.engine_id = request.request_id
-        self.prompt_tokens = len(request.prompt_ids)
-        self.reserved_tokens = reserved_tokens
-        self.open_sequences = set(range(request.n))
-        self.stopped_by_text: set[int] = set()
-        self.started = False
-        self.cached_tokens = 0
-        self.received_us = now_us
-        self.first_scheduled_us = 0
-        self.completion_tokens = [len(request.resume_ids)] * request.n
-        self.first_token_us = [0] * request.n
-        self.last_token_us = [0] * request.n
-
-    def finish_unsaid(self, sequence: int, reason: "pb.FinishReason.ValueType", detail: str) -> pb.Finish:
-        """The end of a sequence of which the engine says nothing any more."""
-        return pb.Finish(
-            request_id=self.request_id,
-            sequence=sequence,
-            reason=reason,
-            detail=detail,
-            usage=pb.Usage(
-                prompt_tokens=self.prompt_tokens, cached_tokens=self.cached_tokens, completion_tokens=self.completion_tokens[sequence]
-            ),
-            timings=pb.Timings(
-                received_mono_us=self.received_us,
-                first_scheduled_mono_us=self.first_scheduled_us,
-                first_token_mono_us=self.first_token_us[sequence],
-                last_token_mono_us=self.last_token_us[sequence],
-            ),
-        )
-
-
 class FrameDraft:
     """Rows of one step for one router, collected as plain lists and made a message once."""
 
-    __slots__ = ("finishes", "logprobs", "request_ids", "sequences", "started", "token_counts", "token_ids")
+    __slots__ = ("ended", "finishes", "first_tokens", "logprobs", "request_ids", "sequences", "started", "token_counts", "token_ids")
 
     def __init__(self) -> None:
+        self.first_tokens: list[tuple[Call, int]] = []
+        """Sequences whose first token this frame brings."""
+        self.ended: list[tuple[Call, int]] = []
+        """Whose the finishes are, in their order."""
         self.request_ids: list[int] = []
         self.sequences: list[int] = []
         self.token_counts: list[int] = []
@@ -92,6 +43,10 @@ class FrameDraft:
         self.sequences.append(update.sequence)
         self.token_counts.append(len(update.token_ids))
         self.token_ids += update.token_ids
+
+    def add_finish(self, call: Call, finish: pb.Finish) -> None:
+        self.finishes.append(finish)
+        self.ended.append((call, finish.sequence))
 
     def is_empty(self) -> bool:
         return not (self.request_ids or self.finishes or self.started)
@@ -110,6 +65,32 @@ class FrameDraft:
         )
 
 
+class Outgoing:
+    """A message that waits for the stream. Frames may wait behind others, so `sent` is stamped as the last thing before the write."""
+
+    __slots__ = ("_draft", "_message")
+
+    def __init__(self, message: pb.FromWorker, draft: FrameDraft | None = None) -> None:
+        self._message = message
+        self._draft = draft
+
+    def leaves(self, now_us: int) -> pb.FromWorker:
+        draft = self._draft
+        if draft is None:
+            if self._message.WhichOneof("message") == "pong":
+                self._message.pong.replied_mono_us = now_us
+            return self._message
+        for call, sequence in draft.first_tokens:
+            call.first_sent_us[sequence] = now_us
+        if draft.ended:
+            for (call, sequence), finish in zip(draft.ended, self._message.frame.finishes, strict=True):
+                timings = finish.timings
+                timings.last_sent_mono_us = now_us
+                if timings.first_token_mono_us:  # an eos as the first token has no row, so its finish is the first of it
+                    timings.first_sent_mono_us = call.first_sent_us[sequence] or now_us
+        return self._message
+
+
 class RouterSession:
     """Owned by the switchboard; the service reads `outbox` until `None`, and looks at `ended` for an end that cannot wait for it."""
 
@@ -118,7 +99,7 @@ class RouterSession:
         self.router_id = router_id
         self.calls: dict[int, Call] = {}
         self.draft = FrameDraft()
-        self.outbox: asyncio.Queue[pb.FromWorker | None] = asyncio.Queue()
+        self.outbox: asyncio.Queue[Outgoing | None] = asyncio.Queue()
         self.ended = asyncio.Event()
         self.end_code = grpc.StatusCode.OK
         self.end_details = ""
@@ -130,9 +111,10 @@ class RouterSession:
 
     # ---- up
 
-    def send(self, message: pb.FromWorker) -> None:
+    def send(self, message: pb.FromWorker, draft: FrameDraft | None = None) -> None:
+        """`draft`: what a frame was made of."""
         if not self.ended.is_set():
-            self.outbox.put_nowait(message)
+            self.outbox.put_nowait(Outgoing(message, draft))
 
     def welcome(self, worker_id: str, state: pb.WorkerState, grants: Sequence[pb.Grant], now_us: int) -> None:
         self._state_told, self._state_told_us = state, now_us
@@ -154,15 +136,15 @@ class RouterSession:
                 f"{MAX_UNREAD_FRAMES} frames are unacknowledged: read faster, and send FlowCredit as you read",
             )
             return
-        frame = self.draft.to_frame(step, now_us)
-        self.draft = FrameDraft()
+        draft, self.draft = self.draft, FrameDraft()
+        frame = draft.to_frame(step, now_us)
         if tell_state:
             frame.state.CopyFrom(state)
             self._state_told, self._state_told_us = state, now_us
         if grant is not None:
             frame.grants.append(grant)
         self._frames_sent += 1
-        self.send(pb.FromWorker(frame=frame))
+        self.send(pb.FromWorker(frame=frame), draft)
 
     def _state_is_news(self, state: pb.WorkerState, now_us: int, *, idle: bool) -> bool:
         told = self._state_told
@@ -208,34 +190,6 @@ def worker_state(state: EngineState | None, *, draining: bool, not_ready_reason:
         message.prefill_tokens_per_s = state.prefill_tokens_per_s
         message.decode_step_ms = state.decode_step_ms
     return message
-
-
-def finish_message(request_id: int, sequence: int, finish: Finish) -> pb.Finish:
-    return pb.Finish(
-        request_id=request_id,
-        sequence=sequence,
-        reason=pb.FinishReason.ValueType(finish.reason),
-        stop_token_id=finish.stop_token_id or 0,
-        detail=finish.detail,
-        usage=_usage(finish.usage),
-        timings=_timings(finish.timings),
-    )
-
-
-def _usage(usage: Usage) -> pb.Usage:
-    return pb.Usage(prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens, completion_tokens=usage.completion_tokens)
-
-
-def _timings(timings: Timings) -> pb.Timings:
-    return pb.Timings(
-        received_mono_us=timings.received_mono_us,
-        first_scheduled_mono_us=timings.first_scheduled_mono_us,
-        first_token_mono_us=timings.first_token_mono_us,
-        last_token_mono_us=timings.last_token_mono_us,
-        preemptions=timings.preemptions,
-        steps=timings.steps,
-        batch_sizes=timings.batch_sizes,
-    )
 
 
 def _row_logprobs(row: int, logprobs: Sequence[TokenLogprobs]) -> pb.RowLogprobs:

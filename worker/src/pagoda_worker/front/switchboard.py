@@ -14,23 +14,16 @@ from typing import Protocol
 import grpc
 
 from pagoda_worker.channel import Rejected
-from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused
+from pagoda_worker.front.calls import Call, log_failed
 from pagoda_worker.front.credits import CreditLedger
 from pagoda_worker.front.metrics import WorkerMetrics
-from pagoda_worker.front.session import Call, RouterSession, finish_message, worker_state
-from pagoda_worker.front.validation import to_request
-from pagoda_worker.request import EngineState, Finish, ModelFacts, Request, SequenceUpdate, StepOutput
+from pagoda_worker.front.refusals import Standing, judge, refused_by_error
+from pagoda_worker.front.session import RouterSession, worker_state
+from pagoda_worker.request import EngineState, Finish, FinishReason, ModelFacts, Request, SequenceUpdate, StepOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
-MAX_CALLS_PER_SESSION = 4096
 MAX_RESERVED_TOKENS = 1 << 40
 """Beyond this a reservation is not a mistake in size but nonsense, and its refund would not fit the wire."""
-LOADING = "the engine is loading"
-REFUSALS = {
-    RequestRefused.__name__: pb.Refused.INVALID,
-    ContextTooLong.__name__: pb.Refused.CONTEXT_TOO_LONG,
-    NotImplementedYet.__name__: pb.Refused.UNIMPLEMENTED,
-}
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +45,7 @@ class Switchboard:
         self.worker_id = worker_id
         self.facts: ModelFacts | None = None
         """Of the last engine that loaded; kept while it is restarted."""
-        self.not_ready_reason = LOADING
+        self.not_ready_reason = "the engine is loading"
         """Empty when new requests are welcome."""
         self.idle = asyncio.Event()
         """No call is open."""
@@ -107,27 +100,23 @@ class Switchboard:
         self._publish()
 
     def submit(self, session: RouterSession, submit: pb.Submit) -> None:
+        received_us = self.now_us()
         if submit.request_id in session.calls or submit.reserved_kv_tokens > MAX_RESERVED_TOKENS:
             session.end(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"Submit {submit.request_id} is already running in this epoch, or reserves more than {MAX_RESERVED_TOKENS} tokens",
             )
             return
-        refused = self._refuse_by_state(session, submit)
-        if refused is None:
-            assert self.facts is not None
-            try:
-                request = to_request(submit, f"{session.epoch}:{submit.request_id}", self.facts)
-            except RequestRefused as refusal:
-                refused = _refused(submit.request_id, type(refusal).__name__, str(refusal), refusal.param)
-        if refused is not None:
+        request = judge(submit, f"{session.epoch}:{submit.request_id}", self._standing(session, submit), self.facts)
+        if isinstance(request, pb.Refused):
             self._ledger.refund(session.epoch, submit.reserved_kv_tokens)
-            self._refuse(session, refused)
+            self._refuse(session, request)
             return
-        call = Call(session, submit.request_id, request, submit.reserved_kv_tokens, self.now_us())
+        call = Call(session, submit, request, received_us)
         session.calls[submit.request_id] = self._calls[request.request_id] = call
         self.idle.clear()
         self._ledger.spend(session.epoch, submit.reserved_kv_tokens)
+        call.handed_us = self.now_us()  # before the write: the engine may have it before the write returns
         self._engine.submit(request)
 
     def cancel(self, session: RouterSession, cancel: pb.Cancel) -> None:
@@ -160,7 +149,7 @@ class Switchboard:
             if call is None or update.sequence not in call.open_sequences:
                 continue  # its router has gone; the engine will see the cancel
             if update.started:
-                self._start(call, update, at_us)
+                self._start(call, update)
             if count := len(update.token_ids):
                 call.session.draft.add_row(call.request_id, update)
                 sequence = update.sequence
@@ -169,23 +158,23 @@ class Switchboard:
                     gap_us = (at_us - last_us) // count
                     gaps_us[gap_us] = gaps_us.get(gap_us, 0) + count
                 else:
-                    call.first_token_us[sequence] = at_us
+                    self._first_token(call, sequence, at_us)
                 call.last_token_us[sequence] = at_us
             if update.finish is not None:
                 self._finish(call, update.sequence, update.finish)
-        self._metrics.stepped(output.state, gaps_us)
+        self._metrics.stepped(output, gaps_us)
         self._publish(at_us=at_us)
 
     def engine_idle(self, state: EngineState) -> None:
         self._state = state
-        self._metrics.stepped(state, {})
+        self._metrics.idle(state)
         self._publish()
 
     def engine_rejected(self, rejected: Rejected) -> None:
         call = self._calls.get(rejected.request_id)
         if call is not None:
             self._forget(call)
-            self._refuse(call.session, _refused(call.request_id, rejected.error, rejected.message, rejected.param))
+            self._refuse(call.session, refused_by_error(call.request_id, rejected.error, rejected.message, rejected.param))
 
     def engine_stalled(self, reason: str) -> None:
         self.not_ready_reason = reason
@@ -235,57 +224,51 @@ class Switchboard:
 
     # ---- inside
 
-    def _refuse_by_state(self, session: RouterSession, submit: pb.Submit) -> pb.Refused | None:
-        def refused(code: "pb.Refused.Code.ValueType", message: str, param: str = "") -> pb.Refused:
-            return pb.Refused(request_id=submit.request_id, code=code, message=message, param=param)
-
-        if submit.model != self.model:
-            return refused(pb.Refused.MODEL_NOT_FOUND, f"this worker serves {self.model!r}, not {submit.model!r}", "model")
-        if self._draining:
-            return refused(pb.Refused.DRAINING, self.refusal_reason)
-        if self.not_ready_reason:
-            return refused(pb.Refused.NOT_READY, self.not_ready_reason)
-        if len(session.calls) >= MAX_CALLS_PER_SESSION:
-            return refused(
-                pb.Refused.OVERLOADED, f"this session has {len(session.calls)} requests open; the limit is {MAX_CALLS_PER_SESSION}"
-            )
-        if not self._ledger.fits(session.epoch, submit.reserved_kv_tokens):
-            return refused(
-                pb.Refused.OVERLOADED,
-                f"{submit.reserved_kv_tokens} more tokens do not fit this session's credits: wait for a grant",
-                "reserved_kv_tokens",
-            )
-        return None
+    def _standing(self, session: RouterSession, submit: pb.Submit) -> Standing:
+        fits = self._ledger.fits(session.epoch, submit.reserved_kv_tokens)
+        return Standing(self.model, self._draining, self.refusal_reason, len(session.calls), fits)
 
     def _refuse(self, session: RouterSession, refused: pb.Refused) -> None:
         self._metrics.refused(pb.Refused.Code.Name(refused.code).lower())
         session.send(pb.FromWorker(refused=refused))
         self._publish()
 
-    def _start(self, call: Call, update: SequenceUpdate, at_us: int) -> None:
+    def _start(self, call: Call, update: SequenceUpdate) -> None:
         if call.started:
             return  # later sequences of n share the first one's prefill
         call.started = True
         call.cached_tokens = update.cached_tokens
-        call.first_scheduled_us = at_us
-        self._metrics.started(call.prompt_tokens, update.queue_us)
-        call.session.draft.started.append(
-            pb.Started(request_id=call.request_id, cached_tokens=update.cached_tokens, queue_us=update.queue_us)
-        )
+        call.first_scheduled_us = update.first_scheduled_mono_us
+        self._metrics.started(call.prompt_tokens)
+        queue_us = update.first_scheduled_mono_us - call.received_us
+        call.session.draft.started.append(pb.Started(request_id=call.request_id, cached_tokens=update.cached_tokens, queue_us=queue_us))
+
+    def _first_token(self, call: Call, sequence: int, at_us: int) -> None:
+        call.first_token_us[sequence] = at_us
+        call.session.draft.first_tokens.append((call, sequence))
+        self._metrics.first_token(at_us - call.received_us)
 
     def _finish(self, call: Call, sequence: int, finish: Finish) -> None:
-        self._metrics.finished(finish, stopped_by_text=sequence in call.stopped_by_text)
-        call.session.draft.finishes.append(finish_message(call.request_id, sequence, finish))
+        if finish.timings.first_token_mono_us and not call.first_token_us[sequence]:  # an eos at once has no row
+            self._metrics.first_token(finish.timings.first_token_mono_us - call.received_us)
+        self._metrics.finished(call, sequence, finish)
+        if finish.reason is FinishReason.ENGINE_ERROR:
+            log_failed([call], finish.detail)
+        call.session.draft.add_finish(call, call.finish_said(sequence, finish))
+        call.completion_tokens[sequence] = finish.usage.completion_tokens
         call.open_sequences.discard(sequence)
         if not call.open_sequences:
+            self._metrics.request_ended(call)
             self._forget(call)
 
     def _end_calls(self, calls: Sequence[Call], reason: "pb.FinishReason.ValueType", detail: str) -> None:
         for call in calls:
             for sequence in sorted(call.open_sequences):
-                call.session.draft.finishes.append(call.finish_unsaid(sequence, reason, detail))
+                call.session.draft.add_finish(call, call.finish_unsaid(sequence, reason, detail))
             self._metrics.ended_unsaid(reason, len(call.open_sequences))
+            self._metrics.request_ended(call)
             self._forget(call)
+        log_failed(calls, detail)
         self._publish()
 
     def _forget(self, call: Call) -> None:
@@ -315,7 +298,3 @@ class Switchboard:
 
     def now_us(self) -> int:
         return int(self._clock() * 1e6)
-
-
-def _refused(request_id: int, error: str, message: str, param: str) -> pb.Refused:
-    return pb.Refused(request_id=request_id, code=REFUSALS.get(error, pb.Refused.INVALID), message=message, param=param)

@@ -4,6 +4,7 @@ Whatever a network can send is judged here, before the engine: a field that is w
 does not have yet NotImplementedYet. Nothing is silently ignored or repaired.
 """
 
+import re
 from collections.abc import Iterable
 
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -20,6 +21,8 @@ MAX_PENALTY = 2.0
 MAX_FACTOR = 100.0
 """Of temperature and repetition penalty: beyond it the choice is uniform."""
 MICROSECONDS = 1e-6
+TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+"""W3C Trace Context, version 00; all zeros name nothing."""
 
 
 def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
@@ -55,6 +58,12 @@ def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
         resume_ids=list(submit.resume_ids),
         want_timings=submit.trace.want_timings,
     )
+
+
+def trace_id(trace: pb.TraceContext) -> str:
+    """32 hex digits, or nothing when there is no trace or its parent is not of W3C's form."""
+    match = TRACEPARENT.fullmatch(trace.traceparent)
+    return match[1] if match else ""
 
 
 def _refuse_reserved(submit: pb.Submit) -> None:

@@ -9,8 +9,9 @@ this router's sequences, worker state, KV credits and cache events, in one order
 What a worker does not do yet it answers with UNIMPLEMENTED and a sentence: as the call's status for unary calls and the verify
 stream, as Refused{code: UNIMPLEMENTED} for a field of Submit. A field is never silently ignored.
 
-Times: durations are microseconds (…_us); *_mono_us are CLOCK_MONOTONIC readings of the worker's host, comparable with the router's own
-clock on one host only; elsewhere the router corrects them by Ping/Pong.
+Times: durations are microseconds (…_us); *_mono_us are CLOCK_MONOTONIC readings of the worker's host, the same clock in both of its
+processes, comparable with the router's own clock on one host only; elsewhere the router corrects them by Ping/Pong. Each stamp is taken by
+the process that does the thing, right when it does it, so that phases share their boundaries and none is a remainder.
 """
 
 from collections import abc as _abc
@@ -713,16 +714,20 @@ Global___FeatureToggles: _TypeAlias = FeatureToggles  # noqa: Y015
 
 @_typing.final
 class TraceContext(_message.Message):
+    """The router makes all spans, from Timings. The worker opens none and calls nobody, so it passes tracestate on to nobody either; it names the
+    trace in its log lines about the request. A traceparent that is not of W3C's form is no trace, as W3C asks.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     TRACESTATE_FIELD_NUMBER: _builtins.int
     WANT_TIMINGS_FIELD_NUMBER: _builtins.int
     traceparent: _builtins.str
-    """W3C"""
+    """W3C, version 00"""
     tracestate: _builtins.str
     want_timings: _builtins.bool
-    """per-step batch sizes in Finish"""
+    """batch sizes in Finish; stamps come always"""
     def __init__(
         self,
         *,
@@ -899,7 +904,7 @@ class Frame(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     at_mono_us: _builtins.int
-    """when the step's tokens were on the host"""
+    """engine: when the step's tokens were on the host"""
     @_builtins.property
     def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -1088,6 +1093,12 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Timings(_message.Message):
+    """One sequence's way through the worker, in this order: received ≤ handed ≤ accepted ≤ first_scheduled ≤ first_token ≤ last_token ≤ last_sent,
+    and first_token ≤ first_sent ≤ last_sent. Boundaries are shared: waiting is received to first_scheduled, prefill from there to first_token,
+    decode from there to last_token, the way out from there to last_sent; they add up to last_sent − received. 0: it did not come to that, or
+    the engine that knew has died. Sequences of one request share the first four; the others' prefill is the first one's.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RECEIVED_MONO_US_FIELD_NUMBER: _builtins.int
@@ -1097,16 +1108,38 @@ class Timings(_message.Message):
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     BATCH_SIZES_FIELD_NUMBER: _builtins.int
+    HANDED_MONO_US_FIELD_NUMBER: _builtins.int
+    ACCEPTED_MONO_US_FIELD_NUMBER: _builtins.int
+    FIRST_SENT_MONO_US_FIELD_NUMBER: _builtins.int
+    LAST_SENT_MONO_US_FIELD_NUMBER: _builtins.int
+    BATCH_STEPS_FIELD_NUMBER: _builtins.int
     received_mono_us: _builtins.int
+    """front: Submit was read"""
     first_scheduled_mono_us: _builtins.int
+    """engine: began to plan the step that ran the first chunk of the prompt"""
     first_token_mono_us: _builtins.int
+    """engine: the first sampled token was on the host"""
     last_token_mono_us: _builtins.int
+    """engine: the last one was, eos included"""
     preemptions: _builtins.int
     steps: _builtins.int
+    """that the sequence took part in"""
+    handed_mono_us: _builtins.int
+    """front: the request was valid and went to the engine process"""
+    accepted_mono_us: _builtins.int
+    """engine: it was taken, between two steps, and queued"""
+    first_sent_mono_us: _builtins.int
+    """front: the frame with the first token (the finish, when that was eos) went to the stream"""
+    last_sent_mono_us: _builtins.int
+    """front: the frame with this finish did"""
     @_builtins.property
     def batch_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """with want_timings"""
+        """With want_timings, run-length encoded: batch_sizes[i] sequences in each of batch_steps[i] steps in a row. batch_steps adds up to steps. At
+        most 256 runs; the steps after them are one more run, of size 0.
+        """
 
+    @_builtins.property
+    def batch_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -1117,10 +1150,15 @@ class Timings(_message.Message):
         preemptions: _builtins.int = ...,
         steps: _builtins.int = ...,
         batch_sizes: _abc.Iterable[_builtins.int] | None = ...,
+        handed_mono_us: _builtins.int = ...,
+        accepted_mono_us: _builtins.int = ...,
+        first_sent_mono_us: _builtins.int = ...,
+        last_sent_mono_us: _builtins.int = ...,
+        batch_steps: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_sizes", b"batch_sizes", "first_scheduled_mono_us", b"first_scheduled_mono_us", "first_token_mono_us", b"first_token_mono_us", "last_token_mono_us", b"last_token_mono_us", "preemptions", b"preemptions", "received_mono_us", b"received_mono_us", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_mono_us", b"accepted_mono_us", "batch_sizes", b"batch_sizes", "batch_steps", b"batch_steps", "first_scheduled_mono_us", b"first_scheduled_mono_us", "first_sent_mono_us", b"first_sent_mono_us", "first_token_mono_us", b"first_token_mono_us", "handed_mono_us", b"handed_mono_us", "last_sent_mono_us", b"last_sent_mono_us", "last_token_mono_us", b"last_token_mono_us", "preemptions", b"preemptions", "received_mono_us", b"received_mono_us", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1337,22 +1375,31 @@ Global___Refused: _TypeAlias = Refused  # noqa: Y015
 
 @_typing.final
 class Pong(_message.Message):
+    """Four stamps as in NTP. With `got` the router's clock when it reads this: worker's clock − router's clock ≈
+    ((worker − sent) + (replied − got)) / 2, wrong by at most half of (got − sent) − (replied − worker).
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SENT_MONO_US_FIELD_NUMBER: _builtins.int
     WORKER_MONO_US_FIELD_NUMBER: _builtins.int
+    REPLIED_MONO_US_FIELD_NUMBER: _builtins.int
     sent_mono_us: _builtins.int
-    """echoed"""
+    """echoed: the router's clock"""
     worker_mono_us: _builtins.int
+    """front: Ping was read"""
+    replied_mono_us: _builtins.int
+    """front: this went to the stream, after the frames that waited before it"""
     def __init__(
         self,
         *,
         sent_mono_us: _builtins.int = ...,
         worker_mono_us: _builtins.int = ...,
+        replied_mono_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sent_mono_us", b"sent_mono_us", "worker_mono_us", b"worker_mono_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replied_mono_us", b"replied_mono_us", "sent_mono_us", b"sent_mono_us", "worker_mono_us", b"worker_mono_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,8 +9,9 @@ this router's sequences, worker state, KV credits and cache events, in one order
 What a worker does not do yet it answers with UNIMPLEMENTED and a sentence: as the call's status for unary calls and the verify
 stream, as Refused{code: UNIMPLEMENTED} for a field of Submit. A field is never silently ignored.
 
-Times: durations are microseconds (…_us); *_mono_us are CLOCK_MONOTONIC readings of the worker's host, comparable with the router's own
-clock on one host only; elsewhere the router corrects them by Ping/Pong.
+Times: durations are microseconds (…_us); *_mono_us are CLOCK_MONOTONIC readings of the worker's host, the same clock in both of its
+processes, comparable with the router's own clock on one host only; elsewhere the router corrects them by Ping/Pong. Each stamp is taken by
+the process that does the thing, right when it does it, so that phases share their boundaries and none is a remainder.
 """
 
 from collections import abc as _abc
