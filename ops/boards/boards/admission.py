@@ -76,7 +76,7 @@ RESERVED = Row(
     (
         Panel(
             title="KV tokens reserved, settled, refunded",
-            description="Reserved when a request is placed, settled when it ends; refunded is the part that was not needed.",
+            description="Reserved when a request is placed. When it ends: what it used is settled, what it did not need is refunded.",
             unit="suffix: tok/s",
             queries=[
                 Query(rate("pagoda_router_reserved_kv_tokens_total", ROUTER), "reserved"),
@@ -145,23 +145,20 @@ WORKERS = Row(
         ),
         Panel(
             title="Upstream errors",
-            description="Calls to workers that failed, by reason. Empty until there is one.",
+            description="Calls to workers that failed, by reason.",
             unit="suffix: /s",
-            rare=True,
             queries=[Query(rate("pagoda_router_upstream_errors_total", ROUTER, "model, reason"), "{{model}} {{reason}}")],
         ),
         Panel(
             title="Retries",
-            description="Placed again before the first token: invisible to the client, but for the time. Empty until there is one.",
+            description="Placed again before the first token: invisible to the client, but for the time.",
             unit="suffix: /s",
-            rare=True,
             queries=[Query(rate("pagoda_router_retries_total", ROUTER, "model, reason"), "{{model}} {{reason}}")],
         ),
         Panel(
             title="Replays",
-            description="Streams that were continued on another worker after their first token. Empty until there is one.",
+            description="Streams that were continued on another worker after their first token.",
             unit="suffix: /s",
-            rare=True,
             queries=[Query(rate("pagoda_router_replays_total", ROUTER, "model"), "{{model}}")],
         ),
         Panel(

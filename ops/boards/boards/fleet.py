@@ -19,7 +19,7 @@ NOW = Row(
         ),
         Panel(
             title="Workers by state",
-            description="As routers see them. Anything but ready for long: a worker that loads, drains or cannot be reached.",
+            description="As routers see them. unready: it loads, or cannot be reached. draining: it ends.",
             unit="short",
             kind="stat",
             queries=[Query(f"sum by (state) ({per_model('pagoda_router_workers', more='variant, state')})", "{{state}}")],
