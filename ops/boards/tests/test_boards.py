@@ -111,3 +111,15 @@ def test_series_are_found_in_queries(expr: str, names: list[str]) -> None:
 
 def test_divisors_are_found_in_queries() -> None:
     assert divisors('a{x="/"} / (b(c) > 0) / on () group_left () (1 - d > 0) / 1000') == ["b(c) > 0", "1 - d > 0", "1000"]
+
+
+@pytest.mark.parametrize("path", sorted((OPS / "expositions").glob("*.prom")), ids=lambda path: path.stem)
+def test_an_exposition_says_where_it_comes_from(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert re.match(r"# (Recorded from|Written, not recorded: )", first)
+
+
+def test_the_workers_figures_of_gpus_are_those_that_it_documents() -> None:
+    written = set(re.findall(r"^# TYPE (\S+)", (OPS / "expositions/worker-gpu.prom").read_text(), re.MULTILINE))
+    documented = set(re.findall(r"^\| `(pagoda_gpu_\w+)`", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE))
+    assert written == documented
