@@ -64,6 +64,7 @@ lint: $(READY) ## ruff, strict mypy, import contracts, generated files up to dat
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python ops/boards --check
 	@diff -r crds charts/pagoda-crds/files || { echo "lint: charts/pagoda-crds differs from crds/: run make crds"; exit 1; }
 
 .PHONY: format
@@ -76,6 +77,14 @@ crds: ## Copy crds/ into the Helm chart pagoda-crds
 	@mkdir -p charts/pagoda-crds/files
 	@rm -f charts/pagoda-crds/files/*.yaml
 	@cp crds/*.yaml charts/pagoda-crds/files/
+
+.PHONY: boards
+boards: $(READY) ## Generate Grafana boards and example rules, and copy them into the chart
+	@$(BIN)/python ops/boards
+
+.PHONY: test-rules
+test-rules: $(READY) ## Evaluate every query of boards and rules with a real Prometheus over the running stack (Debian's prometheus)
+	@cd ops/boards && ../../$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 .PHONY: train-tiny
 train-tiny: $(READY) ## Train the shipped tiny models anew (resumable, up to two hours; see docs/decisions/tiny-models.md)

@@ -19,7 +19,7 @@ ROUTE = {"namespace": "models", "host": "models.example.org"}
 EVERYTHING: Object = {
     "image": {"registry": "registry.example:5000/team", "pullSecrets": ["pull"]},
     "operator": {"priorityClassName": "system-cluster-critical", "nodeSelector": {"pool": "system"}},
-    "metrics": {"serviceMonitor": True},
+    "metrics": {"serviceMonitor": True, "rules": True, "dashboards": True},
     "ingress": {"className": "nginx", "routes": [{**ROUTE, "tlsSecret": "models-tls"}]},
     "httpRoutes": [{**ROUTE, "gateway": "public", "gatewayNamespace": "gateways", "listener": "https"}],
 }
@@ -137,6 +137,7 @@ def test_the_operator_understands_every_variable_that_the_chart_sets() -> None:
         "tracing": {"otlpEndpoint": "http://collector.monitoring:4318"},
         "hostPaths": True,
         "networkPolicy": {"apiServerCidrs": ["10.0.0.1/32"], "metricsNamespaces": ["monitoring"]},
+        "metrics": {"runbooks": "https://wiki.example/pagoda"},
     }
     found = parsed(values)
     expected = {
@@ -157,6 +158,7 @@ def test_the_operator_understands_every_variable_that_the_chart_sets() -> None:
         "host_paths": True,
         "api_server_cidrs": ["10.0.0.1/32"],
         "metrics_namespaces": ["monitoring"],
+        "runbooks": "https://wiki.example/pagoda",
         "canary": [NAMESPACE, "pagoda-canary"],
         "health_port": 8080,
         "metrics_port": 8081,
@@ -227,14 +229,15 @@ def expected(*without: str) -> dict[tuple[str, str], set[str]]:
 
 
 def test_cluster_wide_the_rights_are_exactly_those_that_the_operator_is_tested_with() -> None:
-    objects = render({"metrics": {"serviceMonitor": True}})
+    objects = render({"metrics": {"serviceMonitor": True, "rules": True}})
     assert table_of(one(objects, "ClusterRole")) == expected()
     assert table_of(one(objects, "Role", "pagoda-operator-lease")) == {key: set(verbs) for key, verbs in rights_table()[1].items()}
     assert [each["metadata"]["name"] for each in objects if each["kind"] == "Role"] == ["pagoda-operator-lease"]
 
 
-def test_service_monitors_are_touched_only_when_wanted() -> None:
-    assert table_of(one(render(), "ClusterRole")) == expected("servicemonitors")
+def test_monitors_and_rules_are_touched_only_when_wanted() -> None:
+    assert table_of(one(render(), "ClusterRole")) == expected("servicemonitors", "prometheusrules")
+    assert table_of(one(render({"metrics": {"rules": True}}), "ClusterRole")) == expected("servicemonitors")
 
 
 def test_secrets_are_only_ever_created() -> None:
@@ -253,12 +256,16 @@ def test_with_named_namespaces_nothing_is_cluster_wide() -> None:
         if each["metadata"]["name"] == "pagoda-operator" and each["kind"] == "Role"
     }
     canary_only = {("pagoda.dev", "inferencemodels"): {"get", "list", "watch"}, ("pagoda.dev", "inferencemodels/status"): {"patch"}}
-    assert roles == {"a": expected("nodes", "servicemonitors"), "b": expected("nodes", "servicemonitors"), NAMESPACE: canary_only}
+    assert roles == {
+        "a": expected("nodes", "servicemonitors", "prometheusrules"),
+        "b": expected("nodes", "servicemonitors", "prometheusrules"),
+        NAMESPACE: canary_only,
+    }
 
 
 def test_the_operators_own_namespace_may_have_models_too() -> None:
     objects = render({"watchNamespaces": [NAMESPACE]})
-    assert table_of(one(objects, "Role", "pagoda-operator")) == expected("nodes", "servicemonitors")
+    assert table_of(one(objects, "Role", "pagoda-operator")) == expected("nodes", "servicemonitors", "prometheusrules")
 
 
 @pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["a", "b"]}], ids=["cluster", "namespaces"])
@@ -404,6 +411,9 @@ OTHER: Object = {
     "ingress.routes": [],
     "httpRoutes": [],
     "metrics.serviceMonitor": False,
+    "metrics.rules": False,
+    "metrics.dashboards": False,
+    "metrics.runbooks": "https://wiki.example/pagoda",
     "masterKey.existingSecret": "mine",
 }
 """Another value than the default's, where adding one, turning round or another word would not be a value."""
@@ -480,7 +490,29 @@ def test_every_object_is_labelled_as_the_releases_and_there_are_no_hooks(values:
 
 def test_parts_that_are_not_asked_for_are_not_there() -> None:
     kinds = {each["kind"] for each in render({"networkPolicy": {"enabled": False}})}
-    assert not kinds & {"Ingress", "HTTPRoute", "ServiceMonitor", "NetworkPolicy"}
+    assert not kinds & {"Ingress", "HTTPRoute", "ServiceMonitor", "PrometheusRule", "ConfigMap", "NetworkPolicy"}
+
+
+# Boards and alerts.
+
+
+def test_alerts_are_shipped_as_they_are_written() -> None:
+    shipped = one(render({"metrics": {"rules": True}}), "PrometheusRule")["spec"]
+    assert shipped == yaml.safe_load((ROOT / "ops/rules/alerts.yaml").read_text())
+
+
+def test_alerts_lead_to_pages_where_the_installation_has_them() -> None:
+    shipped = one(render({"metrics": {"rules": True, "runbooks": "https://wiki.example/pagoda/"}}), "PrometheusRule")["spec"]
+    links = {rule["annotations"]["runbook_url"] for group in shipped["groups"] for rule in group["rules"]}
+    assert links == {f"https://wiki.example/pagoda/{link.rpartition('/')[2]}" for link in links}
+
+
+def test_every_board_is_shipped_where_grafanas_sidecar_looks() -> None:
+    maps = [each for each in render({"metrics": {"dashboards": True}}) if each["kind"] == "ConfigMap"]
+    assert {each["metadata"]["labels"]["grafana_dashboard"] for each in maps} == {"1"}
+    shipped = {name: json.loads(text) for each in maps for name, text in each["data"].items()}
+    written = {f"pagoda-{path.name}": json.loads(path.read_text()) for path in (ROOT / "ops/dashboards").glob("*.json")}
+    assert shipped == written
 
 
 # The definitions.

@@ -21,7 +21,7 @@ from pagoda_operator.manifests import model_objects, namespace_objects
 from pagoda_operator.settings import parse_settings
 from pagoda_operator.spec import parse
 asked = json.load(sys.stdin)
-settings = parse_settings(asked["environment"]).for_manifests(service_monitors=False)
+settings = parse_settings(asked["environment"]).for_manifests()
 objects = namespace_objects("models", settings)
 for document in asked["documents"]:
     objects += model_objects(parse(document), settings)

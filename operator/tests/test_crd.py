@@ -20,7 +20,7 @@ CRD = yaml.safe_load((REPOSITORY / "crds/inferencemodels.yaml").read_text())
 VERSION = CRD["spec"]["versions"][0]
 ROOT: Schema = VERSION["schema"]["openAPIV3Schema"]
 COLUMNS = VERSION["additionalPrinterColumns"]
-TYPES = {"object": "object", "array": "list", "string": "string", "integer": "integer", "boolean": "boolean"}
+TYPES = {"object": "object", "array": "list", "string": "string", "integer": "integer", "number": "number", "boolean": "boolean"}
 
 
 def fields_of(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:
@@ -46,7 +46,7 @@ def shape_problems(schema: Schema, value: Any, path: str) -> Iterator[str]:
             yield f"{path}: not an integer or a string"
         return
     expected = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}[schema["type"]]
-    if not isinstance(value, expected) or (schema["type"] == "integer" and isinstance(value, bool)):
+    if not isinstance(value, expected) or (schema["type"] in ("integer", "number") and isinstance(value, bool)):
         yield f"{path}: not of type {schema['type']}"
         return
     if schema["type"] == "object" and "properties" in schema:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from cases import REPOSITORY, inference_model
 
+from pagoda_operator.promises import Slo
 from pagoda_operator.quantities import parse_duration
 from pagoda_operator.rules import FIELDS, OVERRIDABLE, VARIANT
 from pagoda_operator.spec import Cache, SecretKey, Spec, parse
@@ -32,6 +33,7 @@ DEFAULTS: dict[str, Callable[[Spec], object]] = {
     "spec.scaling.target.queuedTokens": lambda spec: spec.scaling.target.queued_tokens,
     "spec.scaling.target.kvUsePercent": lambda spec: spec.scaling.target.kv_use_percent,
     "spec.rollout.strategy": lambda spec: spec.rollout.strategy,
+    "spec.slo.objective": lambda _: f"{Slo().objective * 100}%",
     "spec.variants[].weight": lambda spec: spec.variants[0].weight,
 }
 

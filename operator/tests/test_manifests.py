@@ -8,6 +8,7 @@ from cases import SETTINGS, TINY, inference_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pagoda_operator.kinds import MONITORING
 from pagoda_operator.manifests import Settings, model_objects, namespace_objects
 from pagoda_operator.observed import LABEL_MANAGED_BY, LABEL_MODEL, LABEL_TEMPLATE, LABEL_VARIANT, MANAGED_BY
 from pagoda_operator.spec import parse
@@ -385,8 +386,8 @@ def leaves(node: Any) -> Iterator[Any]:
 
 
 def test_objects_are_plain_data_in_the_api_servers_types() -> None:
-    spec = {"model": SOURCES[1], "resources": {"gpus": 1, "cpu": 2, "memory": "4Gi"}}
-    for one in objects(spec, replace(SETTINGS, service_monitors=True, image_pull_secrets=("pull",))):
+    spec = {"model": SOURCES[1], "resources": {"gpus": 1, "cpu": 2, "memory": "4Gi"}, "slo": {"ttft": "1s"}}
+    for one in objects(spec, replace(SETTINGS, monitoring=frozenset(MONITORING), image_pull_secrets=("pull",))):
         assert json.loads(json.dumps(one)) == one
         assert all(isinstance(leaf, str | int | bool) for leaf in leaves(one))
     assert all(isinstance(entry.get("value", ""), str) for entry in container("chat-default")["env"])
@@ -445,7 +446,7 @@ def test_each_variant_has_workers_of_its_own_with_its_overrides_in_them() -> Non
 
 def test_prometheus_is_told_of_routers_and_workers_where_it_can_be() -> None:
     assert not any(one["kind"] == "ServiceMonitor" for one in objects())
-    settings = replace(SETTINGS, service_monitors=True)
+    settings = replace(SETTINGS, monitoring=frozenset(MONITORING))
     router, worker = (of_kind("ServiceMonitor", f"pagoda-{part}", settings=settings)["spec"] for part in ("router", "worker"))
     assert router["endpoints"][0]["authorization"]["credentials"] == {"name": "pagoda-api-key", "key": "key"}
     assert "authorization" not in worker["endpoints"][0]
@@ -453,3 +454,25 @@ def test_prometheus_is_told_of_routers_and_workers_where_it_can_be() -> None:
         found = of_kind("Service", service)
         assert monitor["selector"]["matchLabels"].items() <= found["metadata"]["labels"].items()
         assert monitor["endpoints"][0]["port"] in {port["name"] for port in found["spec"]["ports"]}
+
+
+PROMISING = {"model": {"source": TINY}, "slo": {"ttft": "500ms", "objective": "99.9%"}}
+
+
+def test_a_promise_becomes_rules_of_the_model_that_go_with_it() -> None:
+    settings = replace(SETTINGS, monitoring=frozenset(MONITORING), runbooks="https://wiki.example/pagoda")
+    rule = of_kind("PrometheusRule", "chat-slo", PROMISING, settings)
+    assert rule["metadata"]["labels"][LABEL_MODEL] == "chat"
+    assert rule["metadata"]["ownerReferences"][0]["name"] == "chat"
+    alerts = [one for group in rule["spec"]["groups"] for one in group["rules"] if "alert" in one]
+    assert {one["alert"] for one in alerts} == {"PagodaAvailabilityBurn", "PagodaTtftBurn"}
+    assert {one["annotations"]["runbook_url"].rpartition("/")[0] for one in alerts} == {"https://wiki.example/pagoda"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "monitoring"),
+    [(None, MONITORING), (PROMISING, ()), (PROMISING, ("ServiceMonitor",))],
+    ids=["nothing promised", "no Prometheus operator", "rules unknown"],
+)
+def test_without_a_promise_or_the_kind_there_are_no_rules(spec: dict[str, Any] | None, monitoring: tuple[str, ...]) -> None:
+    assert not any(one["kind"] == "PrometheusRule" for one in objects(spec, replace(SETTINGS, monitoring=frozenset(monitoring))))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_operator.errors import InvalidManifest, InvalidQuantity, Problem
+from pagoda_operator.promises import Cost, Slo
 from pagoda_operator.quantities import format_bytes, format_cores, parse_duration, parse_quantity
 from pagoda_operator.rules import FIELDS, NOT_YET
 from pagoda_operator.spec import (
@@ -274,6 +275,36 @@ def test_any_document_is_parsed_or_refused_with_problems(document: dict[str, Any
 @given(st.dictionaries(st.sampled_from(FIELD_NAMES), json_values | st.dictionaries(st.sampled_from(FIELD_NAMES), json_values, max_size=3)))
 def test_any_spec_is_parsed_or_refused_with_problems_below_spec(spec: dict[str, Any]) -> None:
     assert all(problem.field.startswith("spec") for problem in problems(inference_model(spec=spec)))
+
+
+@pytest.mark.parametrize(
+    ("written", "parsed", "indicators"),
+    [
+        ({}, Slo(), ("availability",)),
+        ({"ttft": "500ms"}, Slo(ttft_s=0.5), ("availability", "ttft")),
+        (
+            {"ttft": "2s", "tpot": "50ms", "objective": "99.9%"},
+            Slo(ttft_s=2, tpot_s=0.05, objective=Fraction(999, 1000)),
+            ("availability", "ttft", "tpot"),
+        ),
+    ],
+    ids=str,
+)
+def test_a_promise_is_read_exactly(written: dict[str, Any], parsed: Slo, indicators: tuple[str, ...]) -> None:
+    found = parse(inference_model(spec={"model": {"source": TINY}, "slo": written})).spec.slo
+    assert found == parsed
+    assert found is not None
+    assert found.indicators == indicators
+
+
+def test_prices_are_read_whole_or_with_decimals() -> None:
+    model = parse(inference_model(spec={"model": {"source": TINY}, "cost": {"gpuHourUsd": 3, "workerHourUsd": 0.4}}))
+    assert model.spec.cost == Cost(gpu_hour_usd=3.0, worker_hour_usd=0.4)
+
+
+def test_without_a_word_nothing_is_promised_and_nothing_costs() -> None:
+    spec = parse(inference_model()).spec
+    assert (spec.slo, spec.cost) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def run_shell(command: str) -> str:
 
 def test_the_readme_s_curl_line_answers(stack: LocalStack) -> None:
     readme = (QUICKSTART.parents[2] / "README.md").read_text()
-    [curl] = [block for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL) if block.startswith("curl ")]
+    curl, *_ = [block for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL) if block.startswith("curl ")]
     assert "73" in run_shell(curl.replace("127.0.0.1:8000", f"127.0.0.1:{stack.port}"))
 
 

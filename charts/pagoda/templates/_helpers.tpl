@@ -64,6 +64,11 @@ pagoda-{{ replace "*" "any" .host }}
   resources: [servicemonitors]
   verbs: [get, list, watch, create, patch, delete]
 {{- end }}
+{{- if .Values.metrics.rules }}
+- apiGroups: [monitoring.coreos.com]
+  resources: [prometheusrules]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 # Tokens between the parts are derived, not read: secrets are only ever created.
 - apiGroups: [""]
   resources: [secrets]

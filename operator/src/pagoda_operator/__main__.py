@@ -21,7 +21,7 @@ from pagoda_operator.cluster.feed import run_kopf
 from pagoda_operator.cluster.health import Health, Servers
 from pagoda_operator.cluster.lease import Lease
 from pagoda_operator.cluster.metrics import Metrics
-from pagoda_operator.cluster.operator import Operator, may_make_service_monitors
+from pagoda_operator.cluster.operator import Operator, known_monitoring
 from pagoda_operator.settings import OperatorSettings, SettingsError, parse_settings
 
 log = logging.getLogger("pagoda_operator")
@@ -107,7 +107,7 @@ async def _lead(
         await asyncio.Event().wait()
 
     async def work() -> None:
-        operator = Operator(api, settings, metrics, service_monitors=await may_make_service_monitors(api, settings.namespaces))
+        operator = Operator(api, settings, metrics, monitoring=await known_monitoring(api, settings.namespaces))
         operator.add_to(health)
         await operator.run(feed)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from pagoda_operator.slo_rules import RUNBOOKS
 from pagoda_operator.tokens import Purpose, plain_name, secret_name, token
 
 
@@ -29,8 +30,10 @@ class Settings:
     """Allow file:// sources, and mount them from the node. Off: such a model is refused with HostPathForbidden."""
     master_key: bytes | None = field(default=None, repr=False)
     """The session and internal tokens of each namespace derive from it. None: plain names, and somebody else fills them."""
-    service_monitors: bool = False
-    """Make ServiceMonitors: the cluster knows the kind."""
+    monitoring: frozenset[str] = frozenset()
+    """Of `kinds.MONITORING` those that the cluster knows and this installation may make."""
+    runbooks: str = RUNBOOKS
+    """Address below which each alert's page is."""
     operator_namespace: str | None = None
     """The only namespace from which routers' internal port is reached. None: any."""
     metrics_namespaces: tuple[str, ...] = ()

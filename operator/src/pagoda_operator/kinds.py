@@ -24,8 +24,12 @@ KINDS: Mapping[str, ApiKind] = {
     "PersistentVolumeClaim": ApiKind("v1", "persistentvolumeclaims"),
     "PodDisruptionBudget": ApiKind("policy/v1", "poddisruptionbudgets"),
     "ServiceMonitor": ApiKind("monitoring.coreos.com/v1", "servicemonitors"),
+    "PrometheusRule": ApiKind("monitoring.coreos.com/v1", "prometheusrules"),
     "Deployment": ApiKind("apps/v1", "deployments"),
 }
 """In the order to apply them: what a pod needs comes before the pods. Deletes go the other way round."""
 
 APPLY_ORDER = tuple(KINDS)
+
+MONITORING = tuple(kind for kind, place in KINDS.items() if place.api_version.startswith("monitoring.coreos.com/"))
+"""The Prometheus operator's: not every cluster knows them."""

@@ -25,6 +25,7 @@ from pagoda_operator.pods import (
 )
 from pagoda_operator.policies import fetch_policy, namespace_policies
 from pagoda_operator.quantities import format_bytes
+from pagoda_operator.slo_rules import slo_groups
 from pagoda_operator.spec import Cache, InferenceModel, Variant
 from pagoda_operator.validate import API_VERSION, KIND
 from pagoda_operator.weights import cache_name
@@ -60,14 +61,14 @@ def namespace_objects(namespace: str, settings: Settings) -> list[Object]:
         ),
         _object("Service", namespace, ROUTER_NAME, labels, spec=service),
         _disruption_budget(namespace, ROUTER_NAME, labels, PARTS["router"]),
-        *(_service_monitors(namespace, settings) if settings.service_monitors else ()),
+        *(_service_monitors(namespace, settings) if "ServiceMonitor" in settings.monitoring else ()),
         _object("Deployment", namespace, ROUTER_NAME, labels, spec=deployment),
     ]
 
 
 def model_objects(model: InferenceModel, settings: Settings) -> list[Object]:
     """What one model owns: a worker Deployment, headless Service and PodDisruptionBudget per variant, and what fetching its weights
-    takes. Deployments are as they are made first, with replicas."""
+    takes, and alerts on what it promises. Deployments are as they are made first, with replicas."""
     documents = [document for variant in model.variants for document in _variant_objects(model, variant, settings)]
     labels = common_labels(model.name, "worker", settings.version) | {LABEL_MODEL: model.name}
     source = model.spec.model
@@ -76,6 +77,9 @@ def model_objects(model: InferenceModel, settings: Settings) -> list[Object]:
         documents.append(_object("NetworkPolicy", model.namespace, f"{model.name}-fetch-egress", labels, spec=policy))
     if source.cache is not None and source.cache.size_bytes is not None:
         documents.append(_object("PersistentVolumeClaim", model.namespace, cache_name(model.name), labels, spec=_claim(source.cache)))
+    if model.spec.slo is not None and "PrometheusRule" in settings.monitoring:
+        groups = slo_groups(model.namespace, model.name, model.spec.slo, settings.runbooks)
+        documents.append(_object("PrometheusRule", model.namespace, f"{model.name}-slo", labels, spec={"groups": groups}))
     owner = _owner(model)
     return [document | {"metadata": document["metadata"] | owner} for document in documents]
 

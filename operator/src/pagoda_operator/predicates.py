@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pagoda_operator.errors import InvalidQuantity
-from pagoda_operator.quantities import parse_duration, parse_quantity
+from pagoda_operator.quantities import parse_duration, parse_percentage, parse_quantity
 
-Kind = Literal["object", "string", "integer", "boolean", "quantity", "list"]
+Kind = Literal["object", "string", "integer", "number", "boolean", "quantity", "list"]
 
 KIND_MESSAGES: Mapping[Kind, str] = {
     "object": "write an object: its fields indented below it",
     "string": "write a string; quote it when it looks like a number",
     "integer": "write a whole number, without quotes",
+    "number": "write a number, without quotes",
     "boolean": "write true or false, without quotes",
     "quantity": "write a whole number or a quoted quantity",
     "list": "write a list",
@@ -69,6 +70,19 @@ def lasts(shortest: str, longest: str) -> Callable[[Any], bool]:
     def holds(given: Any) -> bool:
         try:
             return low <= parse_duration(given) <= high
+        except InvalidQuantity:
+            return False
+
+    return holds
+
+
+def share_between(low: str, high: str) -> Callable[[Any], bool]:
+    """Both ends excluded."""
+    least, most = parse_percentage(low), parse_percentage(high)
+
+    def holds(given: Any) -> bool:
+        try:
+            return least < parse_percentage(given) < most
         except InvalidQuantity:
             return False
 

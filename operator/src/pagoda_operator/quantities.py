@@ -1,5 +1,5 @@
 """Kubernetes quantities ("8", "500m", "48Gi"): parsed exactly, written in the form the API server itself would store.
-Times ("500ms", "2s", "5m", "1h"): one number and one unit."""
+Times ("500ms", "2s", "5m", "1h"): one number and one unit. Shares ("99%", "99.95%"): up to three decimals."""
 
 import re
 from fractions import Fraction
@@ -12,6 +12,7 @@ _QUANTITY = re.compile(
     r"(?P<number>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:(?P<suffix>[KMGTPE]i|[numkMGTPE])|[eE](?P<exponent>[+-]?[0-9]{1,2}))?"
 )
 _DURATION = re.compile(r"(?P<number>[0-9]{1,6})(?P<unit>ms|s|m|h)", re.ASCII)
+_PERCENTAGE = re.compile(r"(?P<number>[1-9]?[0-9]([.][0-9]{1,3})?|100)%", re.ASCII)
 _SECONDS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)}
 
 
@@ -32,6 +33,14 @@ def parse_duration(text: str) -> Fraction:
     if match is None:
         raise InvalidQuantity(f"{text!r} is not a time: write a whole number with a unit such as 500ms, 2s, 5m, 1h")
     return int(match["number"]) * _SECONDS[match["unit"]]
+
+
+def parse_percentage(text: str) -> Fraction:
+    """As a share of 1."""
+    match = _PERCENTAGE.fullmatch(text)
+    if match is None:
+        raise InvalidQuantity(f"{text!r} is not a percentage: write a number and a percent sign such as 99% or 99.9%")
+    return Fraction(match["number"]) / 100
 
 
 def format_bytes(count: int) -> str:

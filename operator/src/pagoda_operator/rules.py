@@ -8,7 +8,7 @@ row in docs/manifest.md.
 from collections.abc import Mapping
 from typing import Any
 
-from pagoda_operator.predicates import Field, Rule, at_least, between, lasts, matches, merged, one_of, unique
+from pagoda_operator.predicates import Field, Rule, at_least, between, lasts, matches, merged, one_of, share_between, unique
 from pagoda_operator.source_rules import MODEL_FIELDS
 
 NAME = Rule(
@@ -147,6 +147,34 @@ _VARIANTS: Mapping[str, Field] = {
 }
 """No dashes in a variant's name: MODEL-VARIANT then names one Deployment, whatever dashes the model's own name has."""
 
+_PRICE = Field("number", (Rule(between(0, 100_000), "write 0 to 100000 US dollars for an hour, such as 2.5"),))
+_PROMISES: Mapping[str, Field] = {
+    "spec.slo": Field("object"),
+    "spec.slo.ttft": Field("string", (Rule(lasts("1ms", "1h"), "write a time of 1ms to 1h, such as 500ms or 2s"),), max_size=16),
+    "spec.slo.tpot": Field("string", (Rule(lasts("1ms", "1m"), "write a time of 1ms to 1m, such as 50ms"),), max_size=16),
+    "spec.slo.objective": Field(
+        "string",
+        (
+            Rule(
+                share_between("50%", "100%"),
+                'write a percentage above 50% and below 100% with a percent sign, such as "99%" or "99.9%"',
+            ),
+        ),
+        max_size=16,
+    ),
+    "spec.cost": Field(
+        "object",
+        (
+            Rule(
+                lambda given: "gpuHourUsd" in given or "workerHourUsd" in given,
+                "write gpuHourUsd or workerHourUsd, or leave cost out",
+            ),
+        ),
+    ),
+    "spec.cost.gpuHourUsd": _PRICE,
+    "spec.cost.workerHourUsd": _PRICE,
+}
+
 
 def _overrides() -> dict[str, Field]:
     """A section's fields again, below a variant. Rules over the whole section are asked of the merged one, by `spec` itself."""
@@ -202,12 +230,12 @@ FIELDS: Mapping[str, Field] = {
     "spec.routing.maxQueueTokens": Field("integer", (Rule(between(0, 1_000_000_000), "write 0 to 1000000000 tokens"),)),
     "spec.routing.maxWaiting": Field("integer", (Rule(between(0, 100_000), "write 0 to 100000 requests"),)),
     "spec.routing.wakeTimeout": Field("string", (Rule(lasts("1s", "1h"), "write a time of 1s to 1h, such as 120s or 5m"),), max_size=16),
+    **_PROMISES,
 }
 """By path; [] stands for each item of a list. An object's rules are tried only when its own fields have the right types."""
 
 _NOT_YET = {
     "spec.adapters",
-    "spec.cost",
     "spec.engine.backend",
     "spec.engine.kvCache.dtype",
     "spec.engine.kvCache.hostTier",
@@ -217,7 +245,6 @@ _NOT_YET = {
     "spec.engine.tensorParallel",
     "spec.fallback",
     "spec.routing.classes",
-    "spec.slo",
 }
 NOT_YET = frozenset(_NOT_YET | {f"{VARIANT}{path.removeprefix(SPEC)}" for path in _NOT_YET if path.startswith("spec.engine.")})
 """Fields that the format foresees and nothing carries out yet: refused rather than ignored, and absent from the CRD."""

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pagoda_operator.errors import OperatorError
 from pagoda_operator.installation import Settings
+from pagoda_operator.slo_rules import RUNBOOKS
 
 TOLERATED = frozenset({"PAGODA_HOME", "PAGODA_RUN_ID", "PAGODA_REQUIRE_ALL", "PAGODA_KUBE_BIN"})
 """Set by supervisors and CI for every process."""
@@ -57,6 +58,8 @@ class OperatorSettings:
     """From where workers' metrics are scraped. Empty: from anywhere."""
     api_server_cidrs: tuple[str, ...] = ()
     """Where the API server is, for the routers' network policy. Empty: any address, on its ports."""
+    runbooks: str = RUNBOOKS
+    """Address below which the pages of alerts are."""
     health_port: int = 8080
     metrics_port: int = 8081
     """0: any free port, named in the log."""
@@ -76,8 +79,8 @@ class OperatorSettings:
     def retry_s(self) -> float:
         return self.lease_duration_s * RETRY_SHARE
 
-    def for_manifests(self, *, service_monitors: bool) -> Settings:
-        """`service_monitors`: the cluster knows the kind."""
+    def for_manifests(self, monitoring: frozenset[str] = frozenset()) -> Settings:
+        """`monitoring`: the Prometheus operator's kinds that the cluster knows."""
         return Settings(
             version=self.version,
             image_registry=self.image_registry,
@@ -91,7 +94,8 @@ class OperatorSettings:
             otlp_endpoint=self.otlp_endpoint,
             host_paths=self.host_paths,
             master_key=self.master_key,
-            service_monitors=service_monitors,
+            monitoring=monitoring,
+            runbooks=self.runbooks,
             operator_namespace=self.pod_namespace,
             metrics_namespaces=self.metrics_namespaces,
             api_server_cidrs=self.api_server_cidrs,
@@ -120,6 +124,7 @@ def parse_settings(environment: Mapping[str, str]) -> OperatorSettings:
         host_paths=_boolean(values, "host_paths"),
         metrics_namespaces=_names(values, "metrics_namespaces"),
         api_server_cidrs=_names(values, "api_server_cidrs"),
+        runbooks=values.get("runbooks", "").rstrip("/") or RUNBOOKS,
         health_port=_whole(values, "health_port", 8080, least=0, most=65535),
         metrics_port=_whole(values, "metrics_port", 8081, least=0, most=65535),
         canary=_canary(values),

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pagoda_operator.errors import InvalidManifest, Problem
+from pagoda_operator.promises import Cost, Slo, cost, slo
 from pagoda_operator.quantities import parse_duration, parse_quantity
 from pagoda_operator.rules import with_overrides
 from pagoda_operator.validate import in_path, problems_of
@@ -175,6 +176,10 @@ class Spec:
     routing: Routing
     variants: tuple[Variant, ...]
     """Never empty: `default` with weight 100 when the manifest gives none."""
+    slo: Slo | None = None
+    """None: nothing is promised, and nothing alerts."""
+    cost: Cost | None = None
+    """None: nobody knows what a worker costs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,6 +246,8 @@ def _spec(name: str, spec: Mapping[str, Any]) -> Spec:
         rollout=Rollout(**_given(spec.get("rollout", {}), strategy="strategy")),
         routing=_routing(spec.get("routing", {})),
         variants=tuple(_variant(spec, written) for written in spec.get("variants") or [{"name": "default"}]),
+        slo=slo(spec["slo"]) if "slo" in spec else None,
+        cost=cost(spec["cost"]) if "cost" in spec else None,
     )
 
 

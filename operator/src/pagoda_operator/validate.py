@@ -110,6 +110,8 @@ def is_kind(kind: Kind, value: Any) -> bool:
             return isinstance(value, bool)
         case "integer":
             return isinstance(value, int) and not isinstance(value, bool)
+        case "number":
+            return isinstance(value, int | float) and not isinstance(value, bool)
         case "quantity":
             return isinstance(value, str | int) and not isinstance(value, bool)
 

@@ -48,6 +48,7 @@ API_VERSIONS = {
     "PodDisruptionBudget": "policy/v1",
     "Deployment": "apps/v1",
     "InferenceModel": "pagoda.dev/v1alpha1",
+    "CustomResourceDefinition": "apiextensions.k8s.io/v1",
     "Event": "events.k8s.io/v1",
     "Lease": "coordination.k8s.io/v1",
 }
@@ -186,12 +187,12 @@ async def prepare(cluster: Cluster, *documents: Mapping[str, Any]) -> None:
     for file in sorted((REPOSITORY / "crds").glob("*.yaml")):
         for document in yaml.safe_load_all(file.read_text()):
             await cluster.apply(document)
-            await eventually(lambda name=document["metadata"]["name"]: _established(cluster, name))
+            await eventually(lambda name=document["metadata"]["name"]: established(cluster, name))
     await cluster.apply(*documents)
     await cluster.make_account_token()
 
 
-async def _established(cluster: Cluster, name: str) -> bool:
+async def established(cluster: Cluster, name: str) -> bool:
     definition = await cluster.api.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
     conditions = (definition.get("status") or {}).get("conditions") or ()
     return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)

@@ -19,6 +19,7 @@ TABLE: dict[tuple[str, str], tuple[str, ...]] = {
     ("policy", "poddisruptionbudgets"): CHILDREN,
     ("apps", "deployments"): CHILDREN,
     ("monitoring.coreos.com", "servicemonitors"): CHILDREN,
+    ("monitoring.coreos.com", "prometheusrules"): CHILDREN,
     # written once, never read
     ("", "secrets"): ("create",),
     ("events.k8s.io", "events"): ("create",),

@@ -113,9 +113,9 @@ async def operator(
                     yield event
 
         api.watch = leaky  # type: ignore[method-assign]
-    relist_s = changes.pop("relist_s", 600.0)
+    relist_s, monitoring = changes.pop("relist_s", 600.0), changes.pop("monitoring", frozenset())
     own = settings(**({"namespaces": (namespace,)} if namespace else {}), **changes)
-    made = Operator(api, own, metrics, service_monitors=False, relist_s=relist_s)
+    made = Operator(api, own, metrics, monitoring=monitoring, relist_s=relist_s)
     task = asyncio.create_task(made.run(lambda hear: watch_models(api, namespace, hear)))
     try:
         yield Running(made, api, metrics, task)

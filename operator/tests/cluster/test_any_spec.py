@@ -11,14 +11,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pagoda_operator.installation import Settings
-from pagoda_operator.kinds import APPLY_ORDER
+from pagoda_operator.kinds import APPLY_ORDER, MONITORING
 from pagoda_operator.observed import ObjectRef, Observed, ref_of
 from pagoda_operator.plan import Plan
 from pagoda_operator.reconcile import reconcile
 from pagoda_operator.scaling import ScalingHistory
 from pagoda_operator.spec import parse
 
-INSTALLATION = Settings(version="1.2.3", master_key=b"0123456789abcdef", router_replicas=2, host_paths=True)
+INSTALLATION = Settings(
+    version="1.2.3", master_key=b"0123456789abcdef", router_replicas=2, host_paths=True, monitoring=frozenset(MONITORING)
+)
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
 SOURCES = st.sampled_from(
@@ -42,6 +44,9 @@ SPECS = st.fixed_dictionaries(
         "variants": VARIANTS,
         "servedNames": st.lists(st.sampled_from(["x", "y"]), unique=True, min_size=1),
         "rollout": st.fixed_dictionaries({"strategy": st.sampled_from(["surge", "replace"])}),
+        "slo": st.fixed_dictionaries(
+            {}, optional={"ttft": st.sampled_from(["500ms", "1s"]), "objective": st.sampled_from(["99%", "99.5%"])}
+        ),
         "resources": st.fixed_dictionaries({}, optional={"gpus": st.integers(0, 1), "cpu": st.sampled_from(["1", "500m"])}),
     },
 )

@@ -54,10 +54,10 @@ def test_settings_are_read_once_with_their_defaults() -> None:
     assert settings.namespaces == ("a", "b")
     assert settings.canary == ("x", "y")
     assert settings.host_paths
-    assert settings.for_manifests(service_monitors=True).otlp_endpoint == "http://c:4318"
+    assert settings.for_manifests().otlp_endpoint == "http://c:4318"
     assert settings.renew_deadline_s < settings.lease_duration_s
     assert settings.lease_duration_s + settings.retry_s < 15, "the next one looks that often, and is at work within 15 s"
-    assert settings.for_manifests(service_monitors=True).worker_image_reference == "pagoda/worker:1.2.3"
+    assert settings.for_manifests().worker_image_reference == "pagoda/worker:1.2.3"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_wrong_setting_is_one_sentence_that_names_it(name: str, value: str, wo
 
 
 def test_the_master_key_is_in_no_text() -> None:
-    assert "0123456789abcdef" not in repr(parse_settings(REQUIRED).for_manifests(service_monitors=False))
+    assert "0123456789abcdef" not in repr(parse_settings(REQUIRED).for_manifests())
 
 
 # ---------------------------------------------------------------- queue

@@ -7,6 +7,8 @@ from running import operator
 from test_gate import make_pod, router_at
 from test_objects import model
 
+WAYS = ("up", "down")
+
 
 def demand(**changes: Any) -> dict[str, Any]:
     return {"routable": {}, "inFlight": 0, "queuedTokens": 0, "waiting": 0, "idleS": 0.0, "ttftS": None, "arrivals": 0} | changes
@@ -28,6 +30,9 @@ async def test_a_waiting_request_wakes_a_model_from_zero(cluster: Cluster, names
         assert await replicas(cluster, namespace) == 0
         router.models = {"chat": demand(waiting=1)}
         await eventually(lambda: has(cluster, namespace, 1))
+        await running.settled()
+        counted = {way: running.metrics.registry.get_sample_value("pagoda_operator_scalings_total", {"direction": way}) for way in WAYS}
+        assert counted == {"up": 1, "down": 0}
         scaled = (await cluster.get("Deployment", namespace, "chat-default"))["metadata"]["managedFields"]
         owners = [entry["manager"] for entry in scaled if "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})]
         assert owners == ["pagoda-scaler"]

@@ -43,3 +43,8 @@ class Metrics:
             "pagoda_operator_router_polls", "Questions to routers, by outcome (answered, silent, refused).", ("outcome",), registry=registry
         )
         self.scalings = Counter("pagoda_operator_scalings", "Changes of replicas by the autoscaler.", ("direction",), registry=registry)
+        # There from the start, as 0: a rate over what was never counted is nothing, and looks like a scrape that failed.
+        for outcome in ("answered", "silent", "refused"):
+            self.router_polls.labels(outcome)
+        for direction in ("up", "down"):
+            self.scalings.labels(direction)

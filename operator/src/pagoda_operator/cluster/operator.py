@@ -18,10 +18,11 @@ from pagoda_operator.cluster.metrics import Metrics
 from pagoda_operator.cluster.models import Models
 from pagoda_operator.cluster.observe import Observer
 from pagoda_operator.cluster.progress import WorkerPolls
-from pagoda_operator.cluster.resources import SERVICE_MONITORS
+from pagoda_operator.cluster.resources import BY_KIND, Resource
 from pagoda_operator.cluster.routers import Router, RouterPolls
 from pagoda_operator.cluster.store import Change
 from pagoda_operator.cluster.world import World
+from pagoda_operator.kinds import MONITORING
 from pagoda_operator.observed import ObjectRef, RouterReport
 from pagoda_operator.settings import OperatorSettings
 from pagoda_operator.tokens import token
@@ -32,12 +33,18 @@ Feed = Callable[[Callable[[str | None, Mapping[str, Any]], None]], Awaitable[Non
 """Runs for ever and tells each event of an InferenceModel: its type and the object."""
 
 
-async def may_make_service_monitors(api: Api, namespaces: Sequence[str]) -> bool:
-    """Whether the cluster knows the kind, and this operator may use it. Asks for the group first: that is allowed to all, and where the
-    group is missing nothing is left in audit logs that looks like a breach."""
+async def known_monitoring(api: Api, namespaces: Sequence[str]) -> frozenset[str]:
+    """The Prometheus operator's kinds that the cluster knows, and that this operator may use."""
+    found = [kind for kind in MONITORING if await _may_make(api, BY_KIND[kind], namespaces)]
+    return frozenset(found)
+
+
+async def _may_make(api: Api, resource: Resource, namespaces: Sequence[str]) -> bool:
+    """Asks for the group first: that is allowed to all, and where the group is missing nothing is left in audit logs that looks like a
+    breach."""
     try:
-        await api.get(f"/apis/{SERVICE_MONITORS.api_version}")
-        await api.get(SERVICE_MONITORS.path(namespaces[0] if namespaces else None), {"limit": "1"})
+        await api.get(f"/apis/{resource.api_version}")
+        await api.get(resource.path(namespaces[0] if namespaces else None), {"limit": "1"})
     except (NotFound, Refused):
         return False
     return True
@@ -45,7 +52,7 @@ async def may_make_service_monitors(api: Api, namespaces: Sequence[str]) -> bool
 
 class Operator:
     def __init__(
-        self, api: Api, settings: OperatorSettings, metrics: Metrics, *, service_monitors: bool, relist_s: float = RELIST_S
+        self, api: Api, settings: OperatorSettings, metrics: Metrics, *, monitoring: frozenset[str], relist_s: float = RELIST_S
     ) -> None:
         self.synced = asyncio.Event()
         """Everything was listed once; reconciling has begun."""
@@ -59,7 +66,7 @@ class Operator:
             heard_child=self._heard_child,
             heard_pod=self._heard_pod,
             heard_node=self._heard_node,
-            service_monitors=service_monitors,
+            monitoring=monitoring,
             relist_s=relist_s,
         )
         master_key = settings.master_key
@@ -75,7 +82,7 @@ class Operator:
             observer=Observer(self.world, self._routers, self._workers),
             writer=self._writer,
             teller=self._teller,
-            settings=settings.for_manifests(service_monitors=service_monitors),
+            settings=settings.for_manifests(monitoring),
             metrics=metrics,
             lost=self._lose,
             sample_s=0.9 * settings.poll_s,

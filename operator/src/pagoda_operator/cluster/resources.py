@@ -25,10 +25,9 @@ NODES = Resource("Node", "v1", "nodes")
 SECRETS = Resource("Secret", "v1", "secrets")
 LEASES = Resource("Lease", "coordination.k8s.io/v1", "leases")
 EVENTS = Resource("Event", "events.k8s.io/v1", "events")
-SERVICE_MONITORS = Resource("ServiceMonitor", "monitoring.coreos.com/v1", "servicemonitors")
 
 CHILDREN = tuple(Resource(kind, place.api_version, place.plural) for kind, place in KINDS.items())
-"""What plans are made of, ServiceMonitors included, which not every cluster knows."""
+"""What plans are made of, those included that not every cluster knows."""
 
 BY_KIND = {resource.kind: resource for resource in (*CHILDREN, MODELS, PODS, NODES, SECRETS)}
 

@@ -15,8 +15,9 @@ from pagoda_operator.cluster.client import Api
 from pagoda_operator.cluster.errors import ClusterError
 from pagoda_operator.cluster.informer import PAGE, RELIST_S, Informer
 from pagoda_operator.cluster.models import Models
-from pagoda_operator.cluster.resources import CHILDREN, MODELS, NODES, PODS, SERVICE_MONITORS
+from pagoda_operator.cluster.resources import CHILDREN, MODELS, NODES, PODS
 from pagoda_operator.cluster.store import Change, Store
+from pagoda_operator.kinds import MONITORING
 from pagoda_operator.observed import LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY, ObjectRef
 from pagoda_operator.plan import LABEL_CANARY
 
@@ -39,7 +40,7 @@ class World:
         heard_child: Hear,
         heard_pod: Hear,
         heard_node: Hear,
-        service_monitors: bool = False,
+        monitoring: frozenset[str] = frozenset(),
         relist_s: float = RELIST_S,
     ) -> None:
         self.api = api
@@ -49,7 +50,7 @@ class World:
         self.nodes = Store()
         self._relist_s = relist_s
         self._scopes = scopes = _scopes(namespaces)
-        kinds = [kind for kind in CHILDREN if kind != SERVICE_MONITORS or service_monitors]
+        kinds = [kind for kind in CHILDREN if kind.kind not in MONITORING or kind.kind in monitoring]
         self.informers = [
             Informer(api, kind, scope, OURS, trim.child, self.children, heard_child, relist_s=relist_s)
             for kind in kinds

@@ -57,6 +57,11 @@ class Home:
         return self.path / "secrets"
 
     @property
+    def prometheus(self) -> Path:
+        """A configuration for Prometheus: targets, and rules of the models."""
+        return self.path / "prometheus"
+
+    @property
     def cache(self) -> Path:
         """The router's tokenizers and chat templates."""
         return self.path / "cache"
@@ -85,7 +90,7 @@ class Home:
         return run_id.startswith(f"{self.digest}-")
 
     def create(self) -> None:
-        for folder in (self.path, self.logs, self.secrets, self.cache, self.models):
+        for folder in (self.path, self.logs, self.secrets, self.prometheus, self.cache, self.models):
             folder.mkdir(parents=True, exist_ok=True)
         for private in (self.path, self.secrets):
             private.chmod(0o700)

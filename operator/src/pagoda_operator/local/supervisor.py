@@ -21,6 +21,7 @@ from pagoda_operator.local.home import Home
 from pagoda_operator.local.journal import Journal
 from pagoda_operator.local.machine import Machine, check_choices, inherited_environment
 from pagoda_operator.local.pod import Pod
+from pagoda_operator.local.scrape import ScrapeFiles
 from pagoda_operator.local.secret_files import api_key_file, read_api_key
 from pagoda_operator.local.sources import SourceMissing, check_here
 from pagoda_operator.local.store import ObjectStore
@@ -48,6 +49,7 @@ class Supervisor:
         self.store = ObjectStore(home.state_file)
         self.store.load()
         self.journal = Journal()
+        self._scrape_files = ScrapeFiles(home)
         self._settings = Settings(
             version=distribution_version(), host_paths=True, otlp_endpoint=environment.get("PAGODA_OTLP_ENDPOINT") or None
         )
@@ -106,6 +108,7 @@ class Supervisor:
         if changed:
             self.store.save()
         self.executor.publish(list(self.store.objects.values()))
+        self._scrape_files.publish(done.plan.models, self.executor.pods)
 
     def _tell_decisions(self) -> None:
         for name in self.store.objects:
