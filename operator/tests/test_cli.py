@@ -191,7 +191,7 @@ USAGE = {
     "delete while nothing runs": (["delete", "m"], 1, "nothing runs here"),
     "logs of nothing": (["logs"], 1, "there are no logs"),
     "odd output": (["get", "-o", "xml"], 2, "table, json or yaml"),
-    "a command of another distribution": (["bench", "--quick"], 1, "pip install pagoda-bench"),
+    "a command of another distribution": (["quantize", "--quick"], 1, "pip install pagoda-worker"),
 }
 
 
