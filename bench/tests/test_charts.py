@@ -511,7 +511,7 @@ def test_every_board_is_shipped_where_grafanas_sidecar_looks() -> None:
     maps = [each for each in render({"metrics": {"dashboards": True}}) if each["kind"] == "ConfigMap"]
     assert {each["metadata"]["labels"]["grafana_dashboard"] for each in maps} == {"1"}
     shipped = {name: json.loads(text) for each in maps for name, text in each["data"].items()}
-    written = {f"pagoda-{path.name}": json.loads(path.read_text()) for path in (ROOT / "ops/dashboards").glob("*.json")}
+    written = {f"pagoda-{path.name}": json.loads(path.read_text()) for path in (ROOT / "charts/pagoda/files/dashboards").glob("*.json")}
     assert shipped == written
 
 

@@ -1,7 +1,7 @@
 """Grafana boards and example rules from code: `python ops/boards [--check]`, with Pagoda's own environment (make setup).
 
-Without a word it writes ops/dashboards, ops/rules/slo-example.yaml and the chart's copies of boards and alerts. With --check it writes
-nothing and fails when any of them is not what it would write.
+Without a word it writes charts/pagoda/files (boards, and a copy of ops/rules/alerts.yaml) and ops/rules/slo-example.yaml. With --check it
+writes nothing and fails when any of them is not what it would write.
 """
 
 import sys

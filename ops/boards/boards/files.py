@@ -1,4 +1,4 @@
-"""What is generated under ops/ and where the chart has its copies: texts by path, written or compared. Called by __main__ and a test."""
+"""What is generated, and where it lies: boards and alerts within the chart, as Helm reads only there. Called by __main__ and a test."""
 
 import json
 from fractions import Fraction
@@ -27,7 +27,6 @@ def generated() -> dict[Path, str]:
     texts = {f"{board.uid.removeprefix('pagoda-')}.json": json.dumps(board.json(), indent=1, ensure_ascii=False) + "\n" for board in BOARDS}
     example = EXAMPLE_HEAD + yaml.dump({"groups": slo_groups("models", "chat", EXAMPLE)}, Dumper=Literal, sort_keys=False, width=1000)
     return {
-        **{OPS / "dashboards" / name: text for name, text in texts.items()},
         **{CHART / "dashboards" / name: text for name, text in texts.items()},
         OPS / "rules/slo-example.yaml": example,
         CHART / "alerts.yaml": (OPS / "rules/alerts.yaml").read_text(),
@@ -38,7 +37,7 @@ def outdated() -> list[Path]:
     """Generated files that are missing, differ, or that nothing generates any more."""
     wanted = generated()
     differing = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
-    there = [path for folder in (OPS / "dashboards", CHART / "dashboards") for path in folder.glob("*.json")]
+    there = (CHART / "dashboards").glob("*.json")
     return sorted({*differing, *(path for path in there if path not in wanted)})
 
 

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from promql import divisors, is_counter, selected
 
-from boards.files import BOARDS, OPS, ROOT, outdated
+from boards.files import BOARDS, CHART, OPS, ROOT, outdated
 from boards.grafana import Board
 
 SCHEMA = json.loads((Path(__file__).parent / "board_schema.json").read_text())
@@ -26,7 +26,7 @@ RATES = {"rate", "increase", "irate"}
 
 
 def loaded(board: Board) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((OPS / f"dashboards/{board.uid.removeprefix('pagoda-')}.json").read_text())
+    found: dict[str, Any] = json.loads((CHART / f"dashboards/{board.uid.removeprefix('pagoda-')}.json").read_text())
     return found
 
 
