@@ -28,6 +28,9 @@ class Row:
     low: float | None = None
     """Lower end of what was seen or of the interval, as the benchmark's notes say; None: measured once."""
     high: float | None = None
+    aim: str | None = None
+    """What it should be, such as `< 2`, where somebody promised that; None: nobody did."""
+    met: bool | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -60,9 +63,13 @@ def write(result: Result, path: Path) -> None:
     """One row a line, so that a changed figure is one changed line. A result without notes has no key of that name."""
     head = {key: value for key, value in asdict(result).items() if key != "rows" and (key != "notes" or value)}
     lines = json.dumps(head, indent=1)[:-2]
-    rows = ",\n".join("  " + json.dumps(asdict(row)) for row in result.rows)
+    rows = ",\n".join("  " + json.dumps(_shown(row)) for row in result.rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{lines},\n "rows": [\n{rows}\n ]\n}}\n')
+
+
+def _shown(row: Row) -> dict[str, Any]:
+    return {key: value for key, value in asdict(row).items() if value is not None or key not in ("aim", "met")}
 
 
 def read(path: Path) -> Result:
@@ -90,7 +97,7 @@ def _result(content: dict[str, Any]) -> Result:
 def _row(number: int, content: Any) -> Row:
     if not isinstance(content, dict):
         raise ValueError(f"row {number} is not an object")
-    _check_keys(f"row {number}", content, Row, optional={"low", "high"})
+    _check_keys(f"row {number}", content, Row, optional={"low", "high", "aim", "met"})
     if not isinstance(content["value"], int | float):
         raise ValueError(f"row {number} has the value {content['value']!r}, which is no number")
     return Row(**content)

@@ -17,14 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pagoda_bench.hardware import read_hardware
 from pagoda_bench.operator_scale import measure, report
 from pagoda_bench.operator_scale.measure import Model, create, wait
 from pagoda_bench.operator_scale.plane import Api, add_nodes, apply_crds, control_plane, run_inside_own_network
 from pagoda_bench.operator_scale.process import NAMESPACE, OperatorProcess
 
 RESULTS = Path(__file__).resolve().parents[3] / "results"
-PACKAGES = ("pagoda-operator", "kopf", "kubernetes", "aiohttp")
 
 
 def main() -> None:
@@ -39,8 +37,7 @@ def main() -> None:
             print(f"logs: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    hardware = read_hardware(PACKAGES)
-    report.write(parsed.output, result | {"hardware": hardware.as_dict()}, hardware)
+    report.write(parsed.output, result)
 
 
 def _parser() -> argparse.ArgumentParser:

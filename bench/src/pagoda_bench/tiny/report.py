@@ -1,11 +1,11 @@
 """Owns the result files of an evaluation: what was scored, on which machine, by which command, and whether the bars are met."""
 
-import json
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from pagoda_bench.results import Row, result_here, write
 from pagoda_bench.tiny.evaluation import Scores, table
 
 EXACT_MATCH_BAR = 95.0
@@ -63,11 +63,28 @@ Bars: {bars}: {"met" if self.met else "NOT met"}. Weights: {sizes}.
 took {self.seconds:.0f} s on {machine}.
 """
 
+    def rows(self) -> Iterator[Row]:
+        for dtype, scores in self.target.items():
+            for task, score in scores.items():
+                yield _row(task, f"tiny-{dtype}", "exact_match_percent", score, aim=EXACT_MATCH_BAR)
+                yield _row(task, f"tiny-{dtype}", "lead_over_lookup_points", score - self.lookup[task], aim=LEAD_BAR)
+        for task, score in self.lookup.items():
+            yield _row(task, "look-up", "exact_match_percent", score)
+        for task, score in self.draft.items():
+            yield _row(task, "tiny-draft", "exact_match_percent", score)
+            yield _row(task, "tiny-draft", "proposes_targets_token_percent", self.agreement[task])
+
     def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        content = asdict(self) | {"met": self.met, "bars": {"exact_match": EXACT_MATCH_BAR, "lead": LEAD_BAR}}
-        (folder / "tiny-evaluation.json").write_text(json.dumps(content, indent=2) + "\n")
+        sizes = ", ".join(f"{name} {size} bytes" for name, size in self.weight_bytes.items())
+        notes = (f"{self.items_per_task} held-out items a task; the look-up searches {self.known_per_task}", f"weights: {sizes}")
+        result = result_here("tiny-evaluation", self.rows(), command=self.command, packages=("torch",), notes=notes)
+        write(result, folder / "tiny-evaluation.json")
         (folder / "tiny-evaluation.md").write_text(self.markdown())
+
+
+def _row(task: str, system: str, metric: str, value: float, *, aim: float | None = None) -> Row:
+    aimed = {} if aim is None else {"aim": f">= {aim:g}", "met": value >= aim}
+    return Row(case=task, system=system, metric=metric, value=round(value, 2), unit=metric.rpartition("_")[2], **aimed)  # type: ignore[arg-type]
 
 
 def hardware(threads: int, torch_version: str) -> dict[str, object]:
