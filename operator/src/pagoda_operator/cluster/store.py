@@ -49,7 +49,7 @@ class Store:
         if old is not None and version(new) <= version(old):
             return None
         if old is not None and model_of(old) != model_of(new):
-            self._by_owner[ref.namespace, model_of(old)].discard(ref)
+            self._disown(ref, old)
         self._objects[ref] = new
         self._by_owner[ref.namespace, model_of(new)].add(ref)
         return None if old is not None and _same(old, new) else Change(ref, old, new)
@@ -60,8 +60,15 @@ class Store:
         if old is None or version(old) > at_version:
             return None
         del self._objects[ref]
-        self._by_owner[ref.namespace, model_of(old)].discard(ref)
+        self._disown(ref, old)
         return Change(ref, old, None)
+
+    def _disown(self, ref: ObjectRef, old: Object) -> None:
+        """Nothing is left of an owner without objects: models come and go for years."""
+        owner = ref.namespace, model_of(old)
+        self._by_owner[owner].discard(ref)
+        if not self._by_owner[owner]:
+            del self._by_owner[owner]
 
     def keep_only(self, kind: str, namespace: str | None, present: Collection[ObjectRef], at_version: int) -> Iterable[Change]:
         """After a list: what it did not show is gone."""
