@@ -11,7 +11,8 @@ BAD: dict[str, tuple[Object, str]] = {
     "a source without a scheme": ({"model": {"source": "Qwen/Qwen3-8B"}}, "hf://ORG/NAME"),
     "a maximum below the minimum": ({"scaling": {"min": 3, "max": 1}}, "max"),
     "memory without a unit": ({"resources": {"memory": "4"}}, "16Gi"),
-    "a field that nothing carries out": ({"slo": {"ttft": "500ms"}}, "slo"),
+    "a field that nothing carries out": ({"fallback": "other"}, "fallback"),
+    "a promise without a unit": ({"slo": {"ttft": "500"}}, "500ms"),
     "replicas where Pagoda scales": ({"scaling": {"replicas": 2}}, "external"),
 }
 
