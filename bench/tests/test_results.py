@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_bench.errors import ResultFormatError
-from pagoda_bench.results import Result, Row, read, result_here, write
+from pagoda_bench.results import FOLDER, Result, Row, read, result_here, write
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 rows = st.builds(
@@ -76,3 +76,8 @@ def test_a_file_of_another_format_is_refused_with_the_reason(tmp_path: Path, con
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ResultFormatError, match="cannot be read"):
         read(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.stem)
+def test_every_committed_result_has_this_format_and_its_own_name(file: Path) -> None:
+    assert read(file).benchmark == file.stem
