@@ -107,7 +107,7 @@ e2e: $(READY) ## Prove it on a real Kubernetes: cluster, images, charts, faults,
 	@bench/tests/e2e/run $(PYTHON) $(BIN)/python
 
 .PHONY: bench
-bench: $(READY) ## Load the product on this machine (3 minutes): a table, bench/results/load.{json,md,csv} and plots
+bench: $(READY) ## Load the product on this machine (2 minutes): a table, bench/results/load.{json,md,csv} and plots
 	@$(BIN)/python -m pagoda_bench.load.quick
 
 .PHONY: profile
