@@ -2,45 +2,14 @@
 
 import pytest
 import torch
+from attention_cases import attention_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from pagoda_worker.layers.attention import AttentionBatch, DecodeGroup, PrefillSpan, attend_eager, attend_sdpa
+from pagoda_worker.layers.attention import AttentionShape, attend_eager, attend_sdpa, length_groups
 from pagoda_worker.layers.linear import Linear, packs
 from pagoda_worker.layers.norm import rms_norm
 from pagoda_worker.layers.rotary import rotary_table, rotate
-from pagoda_worker.runner import length_groups
-
-
-def attention_case(
-    decodes: list[int], chunks: list[tuple[int, int]], *, heads: int, kv_heads: int, dim: int, block: int, seed: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, AttentionBatch]:
-    """decodes: context lengths; chunks: (prefix, count). Blocks are scattered over the cache, which is full of other numbers."""
-    torch.manual_seed(seed)
-    contexts = sorted(decodes, reverse=True)
-    lengths = [*contexts, *(prefix + count for prefix, count in chunks)]
-    needed = [-(-length // block) for length in lengths]
-    order = torch.randperm(sum(needed) + 3).tolist()
-    tables = [[order.pop() for _ in range(n)] for n in needed]
-    slots: list[int] = []
-    for length, table, count in zip(lengths, tables, [1] * len(contexts) + [c for _, c in chunks], strict=True):
-        slots += [table[p // block] * block + p % block for p in range(length - count, length)]
-    groups = []
-    for a, b in length_groups(torch.tensor(contexts, dtype=torch.int64).numpy()):
-        width = needed[a]
-        blocks = [block_id for table in tables[a:b] for block_id in [*table, *[0] * (width - len(table))]]
-        past = torch.arange(width * block) >= torch.tensor(contexts[a:b])[:, None]
-        bias = torch.zeros(past.shape, dtype=dtype).masked_fill(past, float("-inf")).repeat(kv_heads, 1)[:, None]
-        groups.append(DecodeGroup(a, b, torch.tensor(blocks), bias))
-    spans, at = [], len(contexts)
-    for (prefix, count), table in zip(chunks, tables[len(contexts) :], strict=True):
-        spans.append(PrefillSpan(at, at + count, prefix, torch.tensor(table)))
-        at += count
-    query = torch.randn(at, heads, dim).to(dtype)
-    key_value = torch.randn(at, 2 * kv_heads, dim).to(dtype)
-    cache = torch.randn(2, kv_heads, (sum(needed) + 3) * block, dim).to(dtype)
-    return query, key_value, cache, AttentionBatch(torch.tensor(slots), block, groups, spans)
 
 
 @given(
@@ -62,8 +31,8 @@ def test_sdpa_equals_the_readable_reference(
         decodes, chunks, heads=group * kv_heads, kv_heads=kv_heads, dim=dim, block=block, seed=seed, dtype=torch.float32
     )
     other = cache.clone()
-    fast = attend_sdpa(query, key_value, cache, batch, dim**-0.5)
-    slow = attend_eager(query, key_value, other, batch, dim**-0.5)
+    fast = attend_sdpa(query, key_value, cache, batch, AttentionShape(dim**-0.5))
+    slow = attend_eager(query, key_value, other, batch, AttentionShape(dim**-0.5))
     torch.testing.assert_close(fast, slow, atol=2e-5, rtol=1e-4)
     assert torch.equal(cache, other), "both wrote the same cache"
 
@@ -73,14 +42,14 @@ def test_sdpa_in_bf16_is_near_the_reference():
     query, key_value, cache, batch = attention_case(
         [1, 30, 64], [(0, 20), (17, 5)], heads=4, kv_heads=2, dim=64, block=16, seed=0, dtype=torch.bfloat16
     )
-    slow = attend_eager(query, key_value, cache.clone(), batch, 0.125)
-    torch.testing.assert_close(attend_sdpa(query, key_value, cache, batch, 0.125), slow, atol=2e-2, rtol=2e-2)
+    slow = attend_eager(query, key_value, cache.clone(), batch, AttentionShape(0.125))
+    torch.testing.assert_close(attend_sdpa(query, key_value, cache, batch, AttentionShape(0.125)), slow, atol=2e-2, rtol=2e-2)
 
 
 @given(st.lists(st.integers(1, 5000), max_size=40))
 def test_length_groups_cover_all_rows_and_at_most_double_the_work(lengths: list[int]):
     ordered = sorted(lengths, reverse=True)
-    groups = length_groups(torch.tensor(ordered, dtype=torch.int64).numpy())
+    groups = length_groups(ordered)
     assert [i for a, b in groups for i in range(a, b)] == list(range(len(ordered)))
     assert all(2 * ordered[b - 1] >= ordered[a] for a, b in groups)
 

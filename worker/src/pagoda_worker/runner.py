@@ -8,13 +8,12 @@ copy.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pagoda_worker.layers.attention import AttentionBatch, DecodeGroup, PrefillSpan
+from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.models.base import Model
 from pagoda_worker.plan import Sampled, Sequence, StepPlan
 from pagoda_worker.request import TokenLogprobs
@@ -131,43 +130,33 @@ class _Inputs:
         self.lengths = positions[sampled_at] + 1
         self.plan_positions = np.concatenate([order, np.arange(decodes, len(sampled_at))])
 
-        groups = length_groups(at + 1)
-        tables = [runner._tables[rows[a:b], : -(-int(at[a] + 1) // size)].ravel() for a, b in groups]
-        spans = [runner._tables[chunk.sequence.row, : -(-(chunk.start + chunk.count) // size)] for chunk in plan.chunks]
-        parts = [ids.astype(np.int64), positions, slots, sampled_at, at + 1, *tables, *spans]
-        there = torch.from_numpy(np.concatenate(parts)).to(runner.device, non_blocking=True)
-        self.ids, self.positions, slots_there, self.sampled_at, lengths_there, *tables_there = torch.split(
-            there, [len(part) for part in parts]
-        )
-        starts = (ends + 1).tolist()
+        counts = [chunk.count for chunk in plan.chunks]
+        contexts = np.concatenate([at + 1, np.array([chunk.start + chunk.count for chunk in plan.chunks], np.int64)])
+        sequence_rows = np.concatenate([rows, np.array([chunk.sequence.row for chunk in plan.chunks], np.int64)])
+        pages = -(-int(contexts.max()) // size)
+        table = runner._tables[sequence_rows, :pages]
+        query_starts = np.concatenate([np.arange(decodes + 1), ends + 1])
+        parts = [ids.astype(np.int64), positions, slots, sampled_at]
+        narrow = [query_starts, contexts, table.ravel()]
+        self.ids, self.positions, slots_there, self.sampled_at = _send(parts, np.int64, runner.device)
+        starts_there, contexts_there, table_there = _send(narrow, np.int32, runner.device)
         self.batch = AttentionBatch(
-            slots_there,
-            size,
-            [
-                DecodeGroup(a, b, table, _bias(lengths_there[a:b], len(table) // (b - a) * size, runner))
-                for (a, b), table in zip(groups, tables_there[: len(groups)], strict=True)
-            ],
-            [
-                PrefillSpan(stop - chunk.count, stop, chunk.start, table)
-                for chunk, stop, table in zip(plan.chunks, starts, tables_there[len(groups) :], strict=True)
-            ],
+            slots=slots_there,
+            query_starts=starts_there,
+            context_lens=contexts_there,
+            block_table=table_there.view(-1, pages),
+            block_size=size,
+            kv_heads=runner.model.cache_shape.kv_heads,
+            dtype=runner.dtype,
+            decode_lens=contexts[:decodes].tolist(),
+            chunks=[(count, chunk.start) for count, chunk in zip(counts, plan.chunks, strict=True)],
         )
 
 
-def _bias(lengths: Tensor, width: int, runner: Runner) -> Tensor:
-    """[H_kv * B, 1, width]: 0 below each row's length, -inf from there on."""
-    past = torch.arange(width, device=runner.device) >= lengths[:, None]
-    bias = torch.zeros(past.shape, dtype=runner.dtype, device=runner.device).masked_fill_(past, float("-inf"))
-    return bias.repeat(runner.model.cache_shape.kv_heads, 1)[:, None]
-
-
-def length_groups(lengths: IntArray) -> list[tuple[int, int]]:
-    """Splits rows (longest first) so that padding to a group's longest at most doubles its work: a new group where the length halves."""
-    cuts = [0]
-    for i, length in enumerate(lengths.tolist()):
-        if 2 * length < lengths[cuts[-1]]:
-            cuts.append(i)
-    return list(pairwise([*cuts, len(lengths)])) if len(lengths) else []
+def _send(parts: list[IntArray], dtype: type[np.int64 | np.int32], device: torch.device) -> tuple[Tensor, ...]:
+    """One copy for all."""
+    there = torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False)).to(device, non_blocking=True)
+    return torch.split(there, [len(part) for part in parts])
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -9,10 +9,21 @@ query heads of a group as its rows. Every token's key and value is written befor
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What one layer's attention is, beside the sizes of its tensors."""
+
+    scale: float
+    window: int | None = None
+    """A query sees itself and the window - 1 tokens before it. None: all before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +49,87 @@ class PrefillSpan:
     """[M] int64: the row's block table up to the end of the chunk."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AttentionBatch:
-    """Where the step's tokens go and what they may see. Built once a step, used by every layer."""
+    """Where the step's tokens go and what they may see. Built once a step, used by every layer.
+
+    The S sequences stand in the order of their tokens: first those that decode, longest first, then chunks of prompts."""
 
     slots: Tensor
-    """[T] int64."""
+    """[T] int64: where each token's key and value go."""
+    query_starts: Tensor
+    """[S + 1] int32: sequence i has tokens query_starts[i] … query_starts[i + 1]."""
+    context_lens: Tensor
+    """[S] int32: tokens of the sequence in the cache once this step's are written; its last query stands at context_lens - 1."""
+    block_table: Tensor
+    """[S, M] int32: the sequence's blocks, then any."""
     block_size: int
-    decodes: list[DecodeGroup] = field(default_factory=list)
-    prefills: list[PrefillSpan] = field(default_factory=list)
+    kv_heads: int
+    dtype: torch.dtype
+    """Of the cache."""
+    decode_lens: list[int]
+    """Context lengths of the sequences that decode, on the host."""
+    chunks: list[tuple[int, int]] = field(default_factory=list)
+    """(count, prefix) of each chunk: its tokens in this step, and those before it."""
+
+    @property
+    def max_query(self) -> int:
+        return max((count for count, _ in self.chunks), default=1)
+
+    @property
+    def max_context(self) -> int:
+        return max([*self.decode_lens[:1], *(count + prefix for count, prefix in self.chunks)])
+
+    @cached_property
+    def groups(self) -> list[DecodeGroup]:
+        """Those that decode, for backends that gather pages."""
+        return [self._group(start, stop) for start, stop in length_groups(self.decode_lens)]
+
+    def _group(self, start: int, stop: int) -> DecodeGroup:
+        pages = -(-self.decode_lens[start] // self.block_size)
+        lengths = self.context_lens[start:stop, None]
+        past = torch.arange(pages * self.block_size, device=lengths.device) >= lengths
+        bias = torch.zeros(past.shape, dtype=self.dtype, device=lengths.device).masked_fill_(past, float("-inf"))
+        blocks = self.block_table[start:stop, :pages].flatten().long()
+        return DecodeGroup(start, stop, blocks, bias.repeat(self.kv_heads, 1)[:, None])
+
+    @cached_property
+    def spans(self) -> list[PrefillSpan]:
+        """The chunks, for backends that take one after the other."""
+        spans, start = [], len(self.decode_lens)
+        for i, (count, prefix) in enumerate(self.chunks, start=len(self.decode_lens)):
+            pages = -(-(prefix + count) // self.block_size)
+            spans.append(PrefillSpan(start, start + count, prefix, self.block_table[i, :pages].long()))
+            start += count
+        return spans
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, AttentionBatch, float], Tensor]
-"""(query [T, H, D], new keys and values [T, 2 * H_kv, D], cache, batch, scale) → [T, H * D]. Writes the cache."""
+def length_groups(lengths: list[int]) -> list[tuple[int, int]]:
+    """Splits rows (longest first) so that padding to a group's longest at most doubles its work: a new group where the length halves."""
+    cuts = [0]
+    for i, length in enumerate(lengths):
+        if 2 * length < lengths[cuts[-1]]:
+            cuts.append(i)
+    return list(pairwise([*cuts, len(lengths)])) if lengths else []
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionBatch, AttentionShape], Tensor]
+"""(query [T, H, D], new keys and values [T, 2 * H_kv, D], cache, batch, shape) → [T, H * D]. Writes the cache."""
 
 
 def write_cache(key_value: Tensor, cache: Tensor, batch: AttentionBatch) -> None:
     cache.flatten(0, 1).index_copy_(1, batch.slots, key_value.transpose(0, 1))
 
 
-def attend_sdpa(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, scale: float) -> Tensor:
+def attend_sdpa(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
     write_cache(key_value, cache, batch)
     out = torch.empty_like(query)
-    for group in batch.decodes:
-        out[group.start : group.stop] = _decode(query[group.start : group.stop], cache, group, batch.block_size, scale)
-    for span in batch.prefills:
-        out[span.start : span.stop] = _prefill(query[span.start : span.stop], key_value[span.start : span.stop], cache, span, batch, scale)
+    for group in batch.groups:
+        out[group.start : group.stop] = _decode(query[group.start : group.stop], cache, group, batch.block_size, shape.scale)
+    for span in batch.spans:
+        out[span.start : span.stop] = _prefill(
+            query[span.start : span.stop], key_value[span.start : span.stop], cache, span, batch, shape.scale
+        )
     return out.flatten(1)
 
 
@@ -98,18 +164,18 @@ def _prefill(query: Tensor, key_value: Tensor, cache: Tensor, span: PrefillSpan,
     return mixed[0].transpose(0, 1)
 
 
-def attend_eager(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, scale: float) -> Tensor:
+def attend_eager(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
     """The readable reference: one sequence at a time, float32 throughout."""
     write_cache(key_value, cache, batch)
     out = torch.empty_like(query)
-    for group in batch.decodes:
+    for group in batch.groups:
         for i, blocks in enumerate(group.blocks.view(group.stop - group.start, -1)):
-            length = int((group.bias[i, 0] == 0).sum())
             at = group.start + i
-            out[at] = _eager(query[at : at + 1], cache, blocks, batch.block_size, length, scale)[0]
-    for span in batch.prefills:
+            length = batch.decode_lens[at]
+            out[at] = _eager(query[at : at + 1], cache, blocks, batch.block_size, length, shape.scale)[0]
+    for span in batch.spans:
         length = span.prefix + span.stop - span.start
-        out[span.start : span.stop] = _eager(query[span.start : span.stop], cache, span.blocks, batch.block_size, length, scale)
+        out[span.start : span.stop] = _eager(query[span.start : span.stop], cache, span.blocks, batch.block_size, length, shape.scale)
     return out.flatten(1)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pagoda_worker.errors import ModelError, UnsupportedModel
-from pagoda_worker.layers.attention import Attend, AttentionBatch
+from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.norm import rms_norm
 from pagoda_worker.layers.rotary import rotary_table, rotate
@@ -175,7 +175,7 @@ class Llama:
 
     def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
         c = self.config
-        scale = c.head_dim**-0.5
+        shape = AttentionShape(c.head_dim**-0.5)
         rotated = c.heads + c.kv_heads
         cos, sin = self.rotary.at(positions)
         residual = F.embedding(ids, self.embedding)
@@ -183,7 +183,7 @@ class Llama:
             x = rms_norm(residual, layer.attention_norm, c.eps)
             heads = layer.qkv(x).view(len(ids), -1, c.head_dim)
             heads[:, :rotated] = rotate(heads[:, :rotated], cos, sin)
-            x = self._attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, scale)
+            x = self._attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, shape)
             residual = residual + layer.out(x)
             x = rms_norm(residual, layer.mlp_norm, c.eps)
             gate, up = torch.split(layer.gate_up(x), c.intermediate, dim=-1)
