@@ -39,6 +39,8 @@ class Sequence:
         "seed",
         "siblings",
         "steps",
+        "swapped",
+        "swapped_tokens",
         "tokens",
     )
 
@@ -63,6 +65,9 @@ class Sequence:
         """Full blocks offered to the prefix cache."""
         self.row = -1
         """Of the runner's state while running, else -1."""
+        self.swapped: list[int] = []
+        """Host slots that keep its blocks while it waits, preempted; empty: it will be computed again."""
+        self.swapped_tokens = 0
         self.siblings: list[Sequence] = []
         """Sequences of the same request that begin with this one's prompt as soon as it is computed."""
         self.announced = False
@@ -147,9 +152,19 @@ class StepPlan:
     scrubs: list[int] = field(default_factory=list)
     """Blocks to zero before the step: they may hold non-finite numbers, and 0 x NaN would reach their next owner through padding."""
 
+    swap_out: list[tuple[int, int]] = field(default_factory=list)
+    """(block, host slot) to copy to the host, after the scrubs and before the copies: what follows may write the block."""
+    swap_in: list[tuple[int, int]] = field(default_factory=list)
+    """(block, host slot) to copy to the device, after the copies and before the step reads anything."""
+
     @property
     def empty(self) -> bool:
+        """Nothing to compute. Copies to the host may still be in it: the runner must see every plan."""
         return not self.decodes and not self.chunks
+
+    @property
+    def copies_only(self) -> bool:
+        return self.empty and bool(self.swap_out)
 
     @property
     def prefill_tokens(self) -> int:

@@ -1,11 +1,14 @@
 """Decides what each step computes: one token budget over all sequences, no phases.
 
-Owns sequences, their order and their blocks; called by the engine, which gives it the time. Knows neither tensors nor clocks.
+Owns sequences and their order; called by the engine, which gives it the time. Knows neither tensors nor clocks; where keys and values lie is
+residency's, the choices are policy's.
 
-A step spends `max_batch_tokens`: first one token for every running sequence that decodes, then what is left for prompts in progress, then
-for waiting sequences in order of priority and arrival. A sequence is admitted with all blocks of its present length, so only decoding can
-run out of blocks; then the last in order gives all of its blocks back and waits at the front (its computed prefix mostly survives in the
-cache). The first in order is never preempted, and alone it fits (checked at submission): there is always progress.
+A step spends `max_batch_tokens`: first one token for every running sequence that decodes, then what is left for prompts, by class and within
+a class as policy.share_prefill says; while something decodes prompts get at most `long_prefill_tokens`. A sequence is admitted with all
+blocks of its present length, so only decoding can run out of blocks; then the last in order gives all of its blocks back and waits at the
+front. A waiting sequence of a higher class takes the place of running ones of lower classes; those of its own class are never disturbed for
+it, so nobody is pushed back and forth. The first in order is never preempted, and alone it fits (checked at submission): there is always
+progress. Under lasting load of a higher class a lower one waits: deadlines end that.
 """
 
 import bisect
@@ -14,8 +17,12 @@ from dataclasses import dataclass
 from pagoda_worker.blocks import BlockPool, root_hash
 from pagoda_worker.errors import ContextTooLong, RequestRefused
 from pagoda_worker.plan import Chunk, Sampled, Sequence, StepPlan
-from pagoda_worker.prefix import cached_prefix, register_prefix
+from pagoda_worker.policy import prefill_budget, share_prefill, victims_needed
 from pagoda_worker.request import Finish, FinishReason, Request, SequenceUpdate, TokenLogprobs
+from pagoda_worker.residency import HostRoom, KvUse, Residency
+
+MAX_NEWCOMERS = 8
+"""Waiting sequences that one step weighs against prompts in progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +30,9 @@ class SchedulerLimits:
     max_running: int
     max_batch_tokens: int
     max_model_len: int
+    long_prefill_tokens: int | None = None
+    """Prompt tokens of a step in which something decodes. None: no cap of its own."""
+    host: HostRoom = HostRoom()
     prefix_caching: bool = True
     eos_token_ids: tuple[int, ...] = ()
 
@@ -32,8 +42,13 @@ class Totals:
     """Since the start; read by the engine for its state."""
 
     preemptions: int = 0
+    swaps: int = 0
+    """Of the preemptions, those that kept their blocks on the host."""
     prefix_queries: int = 0
     prefix_hits: int = 0
+    host_queries: int = 0
+    """Prompt tokens that the device did not have, looked up in the host tier."""
+    host_hits: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
 
@@ -42,6 +57,7 @@ class Scheduler:
     def __init__(self, blocks: BlockPool, limits: SchedulerLimits) -> None:
         self.blocks = blocks
         self.limits = limits
+        self.residency = Residency(blocks, limits.host, prefix_caching=limits.prefix_caching)
         self.totals = Totals()
         self.running: list[Sequence] = []
         """In order; who comes last is preempted first."""
@@ -53,7 +69,6 @@ class Scheduler:
         self._free_rows = list(range(limits.max_running - 1, -1, -1))
         self._timed: set[Sequence] = set()
         """Sequences with a deadline."""
-        self._scrubs: list[int] = []
         self._arrivals = 0
         self._eos = frozenset(limits.eos_token_ids)
 
@@ -95,7 +110,7 @@ class Scheduler:
                 param="resume_ids",
             )
         # The last sampled token is never written to the cache.
-        needed, capacity = self._blocks_for(limit - 1), self.blocks.count
+        needed, capacity = self.residency.blocks_for(limit - 1), self.blocks.count
         if needed > capacity:
             size = self.blocks.block_size
             raise ContextTooLong(
@@ -115,11 +130,11 @@ class Scheduler:
         for family in list(self._requests.values()):
             for member in list(family.values()):
                 self._end_early(member, FinishReason.ENGINE_ERROR, detail)
-        self.blocks.drop_cache()
+        self.residency.forget_prefixes()
 
     def inherit_scrubs(self, other: "Scheduler") -> None:
         """Of a scheduler that used the same blocks before: what it would have zeroed."""
-        self._scrubs += other._scrubs
+        self.residency.inherit_scrubs(other.residency)
 
     def expire(self, now: float) -> None:
         if self._timed:
@@ -130,16 +145,38 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepPlan:
         self.expire(now)
-        plan = StepPlan(scrubs=self._scrubs)
-        self._scrubs = []
-        preempted = self._plan_decodes(plan)
-        budget = self.limits.max_batch_tokens - len(plan.decodes)
-        for sequence in list(self.running):
-            if budget > 0 and sequence.remaining > 0 and not sequence.decoding:
-                budget -= self._plan_chunk(plan, sequence, budget)
+        plan = self.residency.begin_step()
+        preempted = self._make_way(plan, now)
+        preempted = self._plan_decodes(plan) or preempted
+        budget = prefill_budget(self.limits.max_batch_tokens, len(plan.decodes), self.limits.long_prefill_tokens)
+        budget -= self._plan_prompts(plan, budget, admitting=not preempted)
         while budget > 0 and not preempted and (admitted := self._admit(plan, now)):
             budget -= self._plan_chunk(plan, admitted, budget)
         return plan
+
+    def _make_way(self, plan: StepPlan, now: float) -> bool:
+        """Before anything else is planned: who makes way must not be part of the step. Says whether someone was preempted."""
+        preempted = False
+        while self.waiting and self.running and _priority(self.running[-1]) < _priority(self.waiting[0]):
+            first = self.waiting[0]
+            found = self.residency.find(first)
+            shared = set(found.shared)
+            victims = [s for s in reversed(self.running) if _priority(s) < _priority(first)]
+            count = victims_needed(
+                self.residency.need(found),
+                free=self.blocks.free_blocks,
+                free_rows=len(self._free_rows),
+                running=len(self.running),
+                freed=[sum(1 for b in s.blocks if self.blocks.references(b) == 1 and b not in shared) for s in victims],
+            )
+            if count is None or (count == 0 and not preempted):
+                break
+            for victim in victims[:count]:
+                self._preempt(plan, victim)
+            preempted = True
+            if self._admit(plan, now) is None:
+                break
+        return preempted
 
     def _plan_decodes(self, plan: StepPlan) -> bool:
         """Everyone in order gets the block its next token needs, if need be from the last in order. Says whether someone was preempted."""
@@ -147,44 +184,55 @@ class Scheduler:
         for sequence in list(self.running):
             if len(plan.decodes) == self.limits.max_batch_tokens:
                 break
-            if sequence.row < 0 or not sequence.decoding:
+            if sequence.row < 0 or not sequence.decoding or sequence in plan.opened:
                 continue
-            while self._lacks_block(sequence) and self.blocks.free_blocks == 0:
+            while self.residency.lacks_block(sequence) and self.blocks.free_blocks == 0:
                 preempted = True
-                self._preempt(self.running[-1])
+                self._preempt(plan, self.running[-1])
                 if sequence.row < 0:
                     break
             else:
-                self._give_block(plan, sequence)
+                self.residency.give_block(plan, sequence)
                 sequence.computed += 1
-                self._register(sequence)
+                self.residency.register(sequence)
                 plan.decodes.append(sequence)
         return preempted
 
-    def _lacks_block(self, sequence: Sequence) -> bool:
-        """The position to be written lies past the last block, or in one that several sequences hold."""
-        at = sequence.computed // self.blocks.block_size
-        return at == len(sequence.blocks) or self.blocks.references(sequence.blocks[at]) > 1
+    def _plan_prompts(self, plan: StepPlan, budget: int, *, admitting: bool) -> int:
+        """Chunks of prompts in progress. Waiting ones that are about to be admitted count in the sharing, so their part is left for them.
+        Returns the tokens spent."""
+        prompts = [s for s in self.running if s.remaining > 0 and (not s.decoding or s in plan.opened)]
+        if not prompts or budget <= 0:
+            return 0
+        wishes: list[tuple[Sequence, int]] = [(sequence, sequence.remaining) for sequence in prompts]
+        if admitting:
+            wishes += self._newcomers()
+        wishes.sort(key=lambda wish: wish[0].order)
+        counts = share_prefill([(_priority(sequence), tokens) for sequence, tokens in wishes], budget)
+        spent = 0
+        for (sequence, _), count in zip(wishes, counts, strict=True):
+            if sequence.row >= 0 and count:
+                spent += self._plan_chunk(plan, sequence, count)
+        return spent
 
-    def _give_block(self, plan: StepPlan, sequence: Sequence) -> None:
-        if not self._lacks_block(sequence):
-            return
-        at = sequence.computed // self.blocks.block_size
-        (block,) = self.blocks.take(1)
-        if at == len(sequence.blocks):
-            sequence.blocks.append(block)
-        else:
-            shared = sequence.blocks[at]
-            plan.copies.append((shared, block))
-            self.blocks.release([shared])
-            sequence.blocks[at] = block
-        plan.added_blocks.append((sequence.row, at, block))
+    def _newcomers(self) -> list[tuple[Sequence, int]]:
+        """Waiting sequences, in order, that rows and blocks would let in now, with the tokens they have to compute."""
+        found_room: list[tuple[Sequence, int]] = []
+        free, running = self.blocks.free_blocks, len(self.running)
+        for sequence in self.waiting[: min(len(self._free_rows), MAX_NEWCOMERS)]:
+            found = self.residency.find(sequence)
+            free -= self.residency.need(found)
+            if free < running:
+                break
+            running += 1
+            found_room.append((sequence, len(sequence.tokens) - found.computed))
+        return found_room
 
     def _plan_chunk(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
         count = min(budget, sequence.remaining)
         start = sequence.computed
         sequence.computed += count
-        self._register(sequence)
+        self.residency.register(sequence)
         complete = sequence.remaining == 0
         plan.chunks.append(Chunk(sequence, start, count, [sequence, *self._part(plan, sequence)] if complete else []))
         self.totals.prompt_tokens += count
@@ -195,10 +243,7 @@ class Scheduler:
         siblings, leader.siblings = leader.siblings, []
         parted = siblings[: len(self._free_rows)]
         for sibling in parted:
-            self.blocks.share(leader.blocks)
-            sibling.blocks = list(leader.blocks)
-            sibling.hashes = list(leader.hashes)
-            sibling.computed, sibling.registered = leader.computed, leader.registered
+            self.residency.join(sibling, leader)
             sibling.cached_tokens, sibling.first_scheduled = leader.cached_tokens, leader.first_scheduled
             self._open(plan, sibling)
         for sibling in siblings[len(parted) :]:
@@ -211,48 +256,47 @@ class Scheduler:
         if not self.waiting or not self._free_rows:
             return None
         sequence = self.waiting[0]
-        hits = cached_prefix(self.blocks, sequence) if self._shares_prefix(sequence) else []
-        fresh = self._blocks_for(len(sequence.tokens)) - len(hits)
-        if fresh + len(self.running) + self.blocks.evictable_among(hits) > self.blocks.free_blocks and self.running:
+        found = self.residency.find(sequence)
+        if self.residency.need(found) + len(self.running) > self.blocks.free_blocks and self.running:
             return None
         self.waiting.pop(0)
-        self.blocks.share(hits)
-        sequence.blocks = [*hits, *self.blocks.take(fresh)]
-        sequence.registered = len(hits)
-        sequence.computed = len(hits) * self.blocks.block_size
+        self.residency.enter(plan, sequence, found)
         if not sequence.first_scheduled:
-            sequence.first_scheduled = now
-            sequence.cached_tokens = min(sequence.computed, sequence.output_start)
-            self.totals.prefix_queries += sequence.output_start
-            self.totals.prefix_hits += sequence.cached_tokens
+            self._count_first(sequence, len(found.shared) * self.blocks.block_size, now)
         self._open(plan, sequence)
         return sequence
+
+    def _count_first(self, sequence: Sequence, on_device: int, now: float) -> None:
+        sequence.first_scheduled = now
+        sequence.cached_tokens = min(sequence.computed, sequence.output_start)
+        hits = min(on_device, sequence.output_start)
+        self.totals.prefix_queries += sequence.output_start
+        self.totals.prefix_hits += hits
+        if self.residency.tier.count:
+            self.totals.host_queries += sequence.output_start - hits
+            self.totals.host_hits += sequence.cached_tokens - hits
 
     def _open(self, plan: StepPlan, sequence: Sequence) -> None:
         sequence.row = self._free_rows.pop()
         bisect.insort(self.running, sequence, key=_order)
         plan.opened.append(sequence)
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self._leave_running(sequence)
+    def _preempt(self, plan: StepPlan, sequence: Sequence) -> None:
+        self._give_row_back(sequence)
+        self.residency.preempt(plan, sequence)
         sequence.preemptions += 1
         self.totals.preemptions += 1
+        self.totals.swaps += bool(sequence.swapped)
         bisect.insort(self.waiting, sequence, key=_order)
 
     def _leave_running(self, sequence: Sequence) -> None:
+        self._give_row_back(sequence)
+        self.residency.leave(sequence)
+
+    def _give_row_back(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free_rows.append(sequence.row)
-        self.blocks.release(sequence.blocks)
-        sequence.row, sequence.computed, sequence.registered, sequence.blocks = -1, 0, 0, []
-
-    def _register(self, sequence: Sequence) -> None:
-        """At planning, not after the step: keys and values of a layer are all written before any are read, so that a burst of requests
-        with one prompt computes it once."""
-        if self._shares_prefix(sequence):
-            register_prefix(self.blocks, sequence)
-
-    def _shares_prefix(self, sequence: Sequence) -> bool:
-        return self.limits.prefix_caching and sequence.request.use_prefix_cache
+        sequence.row = -1
 
     # ------------------------------------------------------------ after the step
 
@@ -300,6 +344,7 @@ class Scheduler:
             self._leave_running(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+            self.residency.drop_swapped(sequence)
         request_id = sequence.request.request_id
         family = self._requests[request_id]
         del family[sequence.index]
@@ -321,8 +366,7 @@ class Scheduler:
 
     def _end_broken(self, sequence: Sequence) -> Finish:
         """Non-finite logits: nobody may share what this sequence computed, and what nobody holds any more is zeroed."""
-        self.blocks.discredit(sequence.blocks)
-        self._scrubs += [block for block in sequence.blocks if self.blocks.references(block) == 1]
+        self.residency.distrust(sequence)
         detail = "the model produced numbers that are not finite for this request; a lower temperature or another dtype may help"
         return self._end(sequence, FinishReason.ENGINE_ERROR, detail=detail)
 
@@ -336,22 +380,25 @@ class Scheduler:
     def queued_prefill_tokens(self) -> int:
         return sum(s.remaining for s in self.waiting) + sum(s.remaining for s in self.running if s.remaining > 1)
 
-    def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self.blocks.block_size)
+    def kv_use(self) -> KvUse:
+        return self.residency.use(self.running)
 
     def check(self) -> None:
         """Asserts that sequences, rows and blocks agree."""
-        self.blocks.check([sequence.blocks for sequence in self.running])
+        self.residency.check(self.running, self.waiting)
         rows = [sequence.row for sequence in self.running]
         assert sorted(rows + self._free_rows) == list(range(self.limits.max_running)), "a row is lost or owned twice"
         assert self.running == sorted(self.running, key=_order)
         assert self.waiting == sorted(self.waiting, key=_order)
-        assert all(not sequence.blocks and sequence.row < 0 for sequence in self.waiting)
         if not self._requests:
             assert not self.running, "running without a request"
             assert not self.waiting, "waiting without a request"
             assert not self._timed, "a deadline without a request"
             assert self.blocks.free_blocks == self.blocks.count, "blocks are held while nothing runs"
+
+
+def _priority(sequence: Sequence) -> int:
+    return sequence.request.priority
 
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:
