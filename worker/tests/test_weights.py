@@ -88,7 +88,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "unknown architecture": (
         lambda f: change_config(f, architectures=["MambaForCausalLM"]),
         UnsupportedModel,
-        "architecture 'MambaForCausalLM' is not supported; LlamaForCausalLM is",
+        r"architecture 'MambaForCausalLM' is not supported; GPT2LMHeadModel, LlamaForCausalLM, .* are",
     ),
     "no architecture": (lambda f: change_config(f, architectures=None), ModelError, "architectures must name one class"),
     "quantized": (

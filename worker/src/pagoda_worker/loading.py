@@ -16,7 +16,7 @@ from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.layers.attention import BACKENDS
 from pagoda_worker.limits import Limits
 from pagoda_worker.memory import MemoryNeeds, check_fits, fitting_length
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 
@@ -60,10 +60,11 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     architecture = architecture_of(raw)
     device = resolve_device(config.device)
     dtype_name = _resolve_dtype(config, raw, device)
-    longest = _longest(config, raw)
+    size = footprint_of(raw)
+    longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = limits or Limits()
-    memory = _memory(config, raw, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
+    memory = _memory(config, size, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
     if config.kv_cache_bytes is None:
         check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
     if device.type == "cpu":
@@ -127,11 +128,10 @@ def resolve_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def _longest(config: EngineConfig, raw: dict[str, Any]) -> int:
-    longest = raw.get("max_position_embeddings")
-    if not isinstance(longest, int) or longest < 2:
-        path = config.model_dir / "config.json"
-        raise ModelError(f"{path}: max_position_embeddings must be an integer of at least 2, it is {longest!r}")
+def _longest(config: EngineConfig, size: Footprint) -> int:
+    longest = size.max_position
+    if longest < 2:
+        raise ModelError(f"{config.model_dir / 'config.json'}: the model has {longest} position; a prompt and one output token need 2")
     if config.max_model_len is not None and config.max_model_len > longest:
         raise ConfigError(
             f"maxModelLen is {config.max_model_len}; {config.model_dir} was trained for {longest} positions: lower it to at most {longest}"
@@ -163,11 +163,8 @@ class _Memory:
     """For KV blocks, once everything else has what it needs."""
 
 
-def _memory(
-    config: EngineConfig, raw: dict[str, Any], itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits
-) -> _Memory:
+def _memory(config: EngineConfig, size: Footprint, itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits) -> _Memory:
     """Before anything is allocated. On CUDA a tenth stays for the steps themselves; on CPU they are estimated."""
-    size = footprint_of(raw)
     weights, per_token = size.parameters * itemsize, size.cache.bytes_per_token(itemsize)
     if device.type == "cuda":
         there = torch.cuda.mem_get_info(device)[0]

@@ -41,6 +41,7 @@ def load_weights(
     destinations: Mapping[str, Tensor],
     *,
     ignored_suffixes: Iterable[str] = (),
+    optional_prefix: str = "",
     copied: Copied = lambda done, total: None,
 ) -> None:
     """Fills every destination. Raises ModelError naming file and tensor when one is missing, unexpected, cut short or of another shape."""
@@ -53,11 +54,12 @@ def load_weights(
                 for name in shard.keys():  # noqa: SIM118  (not a dict)
                     if name.endswith(ignored):
                         continue
-                    if name not in destinations:
+                    place = name.removeprefix(optional_prefix)
+                    if place not in destinations:
                         raise ModelError(f"{path}: tensor {name!r} has no place in this architecture")
-                    done += _copy(path, name, shard, destinations[name])
+                    done += _copy(path, name, shard, destinations[place])
                     copied(done, total)
-                    missing.discard(name)
+                    missing.discard(place)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read: {_diagnose(path) or error}") from error
     if missing:
