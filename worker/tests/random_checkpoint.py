@@ -31,6 +31,14 @@ SMALL: dict[str, Any] = {
 """A wide initial range keeps the two most likely tokens far apart, so that greedy ids do not hang on rounding."""
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 SMALL_GPT2: dict[str, Any] = {
     "vocab_size": VOCAB,
     "n_embd": 64,
