@@ -4,6 +4,7 @@ Resolves every "auto" and None of EngineConfig, once. Called by the engine; know
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,10 @@ class Loaded:
     max_model_len_fitting: int
     max_batch_tokens: int
     block_count: int
+    checkpoint_bytes: int
+    """Of the files that were read; 0: random weights."""
+    weights_s: float
+    """To allocate, read and pack them."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,10 +72,12 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     memory = _memory(config, size, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
     if config.kv_cache_bytes is None:
         check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
+    file_bytes = 0 if config.random_weights else checkpoint_bytes(folder)
     if device.type == "cpu":
-        weight_bytes = memory.needs.weights if config.random_weights else checkpoint_bytes(folder)
+        weight_bytes = file_bytes or memory.needs.weights
         torch.set_num_threads(thread_count(config.threads or limits.cpus() or torch.get_num_threads(), weight_bytes))
     model_len = config.max_model_len or longest
+    began = time.monotonic()
     with out_of_memory_says(f"the device has no room for {gibibytes(memory.needs.weights)} of weights: something else uses it"):
         model = load_model(
             folder,
@@ -82,6 +89,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
             random_weights=config.random_weights,
             copied=lambda done, total: news("loading weights", done, total),
         )
+    weights_s = time.monotonic() - began
     block_count = _block_count(config, memory, model_len, device)
     if config.max_model_len is None:
         model_len = min(model_len, block_count * config.block_size)
@@ -102,6 +110,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_model_len_fitting=max(model_len, fitting_length(memory.needs, memory.room, block_size=config.block_size, longest=longest)),
         max_batch_tokens=max_batch_tokens,
         block_count=block_count,
+        checkpoint_bytes=file_bytes,
+        weights_s=weights_s,
     )
 
 
