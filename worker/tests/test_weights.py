@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -143,6 +144,22 @@ def test_tensors_of_many_pages_arrive_whole(tmp_path: Path, dtype: torch.dtype):
     destinations = {name: torch.empty_like(tensor) for name, tensor in stored.items()}
     load_weights(tmp_path, destinations)
     assert all(torch.equal(destinations[name], stored[name]) for name in stored)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
+def test_what_was_copied_does_not_stay_in_memory_as_part_of_the_file(tmp_path: Path):
+    """64 MB in 8 tensors: without giving pages back all of the file would be resident at the end."""
+    stored = {str(i): torch.full((1000, 2000), float(i)) for i in range(8)}
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    before, seen = resident_file_bytes(), []
+    load_weights(tmp_path, stored, copied=lambda done, total: seen.append(resident_file_bytes() - before))
+    assert len(seen) == 8
+    assert max(seen) < 8e6, "one tensor's bytes"
+
+
+def resident_file_bytes() -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
+    return int(line.split()[1]) << 10
 
 
 @pytest.mark.parametrize("name", BREAKS)
