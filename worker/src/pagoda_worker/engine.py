@@ -16,6 +16,7 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import RequestRefused
 from pagoda_worker.loading import News, gpu_uuids, load, out_of_memory_says
 from pagoda_worker.plan import Sampled, StepPlan
+from pagoda_worker.policy import Speeds
 from pagoda_worker.request import (
     EngineState,
     Finish,
@@ -27,7 +28,8 @@ from pagoda_worker.request import (
     TokenLogprobs,
 )
 from pagoda_worker.runner import Runner, RunnerShape
-from pagoda_worker.scheduler import Scheduler, SchedulerLimits
+from pagoda_worker.scheduler import Scheduler
+from pagoda_worker.scheduler_limits import SchedulerLimits
 from pagoda_worker.self_test import Measured, measure
 
 MAX_SEQUENCES_PER_REQUEST = 128
@@ -65,6 +67,8 @@ class Engine:
             max_running=config.max_running,
             max_batch_tokens=loaded.max_batch_tokens,
             max_model_len=loaded.max_model_len,
+            long_prefill_tokens=loaded.long_prefill_tokens,
+            host=loaded.host,
             prefix_caching=config.prefix_caching,
             eos_token_ids=loaded.eos_token_ids,
         )
@@ -74,11 +78,13 @@ class Engine:
             max_model_len=loaded.max_model_len,
             block_size=config.block_size,
             block_count=loaded.block_count,
+            host_slots=loaded.host.swap_slots + loaded.host.tier_slots,
             eos_token_ids=loaded.eos_token_ids,
         )
         kv_tokens = loaded.block_count * config.block_size
         with out_of_memory_says(f"no room for a KV cache of {kv_tokens} tokens: something else uses the device"):
             self.runner = Runner(loaded.model, shape, dtype=loaded.dtype, device=loaded.device)
+        self._copy_bytes_per_s = self.runner.host.measure() if self.runner.host else 0.0
         self._steps = 0
         self._prefill_tokens_per_s = 0.0
         self._decode_step_ms = 0.0
@@ -159,10 +165,11 @@ class Engine:
     def _measure(self, plan: StepPlan, began: float, ended: float) -> EngineState:
         self._steps += not plan.empty
         elapsed = max(ended - began, 1e-9)
-        if plan.chunks:
+        if plan.prefill_tokens > len(plan.decodes):  # else the step's time tells of decoding
             self._prefill_tokens_per_s = _smooth(self._prefill_tokens_per_s, plan.prefill_tokens / elapsed)
-        elif plan.decodes:
+        elif plan.decodes and not plan.chunks:
             self._decode_step_ms = _smooth(self._decode_step_ms, elapsed * 1e3)
+        self.scheduler.residency.speeds = Speeds(prefill_tokens_per_s=self._prefill_tokens_per_s, copy_bytes_per_s=self._copy_bytes_per_s)
         return self._state(ended)
 
     def _state(self, now: float) -> EngineState:
@@ -183,6 +190,9 @@ class Engine:
             generation_tokens_total=totals.generation_tokens,
             prefill_tokens_per_s=self._prefill_tokens_per_s,
             decode_step_ms=self._decode_step_ms,
+            host_prefix_queries_total=totals.host_queries,
+            host_prefix_hits_total=totals.host_hits,
+            swaps_total=totals.swaps,
         )
 
     def check_integrity(self) -> None:

@@ -16,13 +16,15 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.layers.attention import BACKENDS
 from pagoda_worker.limits import Limits
-from pagoda_worker.memory import MemoryNeeds, check_fits, fitting_length
+from pagoda_worker.memory import MemoryNeeds, check_fits, check_host_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
+from pagoda_worker.residency import HostRoom
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
+DEFAULT_LONG_PREFILL_TOKENS = {"cuda": 2048, "cpu": 256}
 KV_SHARE_OF_DEVICE = 0.9
 LOGIT_BYTES = 12
 """Per vocabulary entry of a sampling row: logits, their float32 copy and the noise or the probabilities."""
@@ -43,6 +45,8 @@ class Loaded:
     max_model_len_fitting: int
     max_batch_tokens: int
     block_count: int
+    long_prefill_tokens: int | None
+    host: HostRoom
     checkpoint_bytes: int
     """Of the files that were read; 0: random weights."""
     weights_s: float
@@ -110,6 +114,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_model_len_fitting=max(model_len, fitting_length(memory.needs, memory.room, block_size=config.block_size, longest=longest)),
         max_batch_tokens=max_batch_tokens,
         block_count=block_count,
+        long_prefill_tokens=long_prefill_tokens(config, device),
+        host=host_room(config, memory.needs.per_token * config.block_size),
         checkpoint_bytes=file_bytes,
         weights_s=weights_s,
     )
@@ -176,7 +182,9 @@ class _Memory:
 def _memory(config: EngineConfig, size: Footprint, itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits) -> _Memory:
     """Before anything is allocated. On CUDA a tenth stays for the steps themselves; on CPU they are estimated."""
     weights, per_token = size.parameters * itemsize, size.cache.bytes_per_token(itemsize)
+    host = config.swap_bytes + config.host_tier_bytes
     if device.type == "cuda":
+        check_host_fits(host, _host_bytes(config, limits))
         there = torch.cuda.mem_get_info(device)[0]
         return _Memory(
             needs=MemoryNeeds(weights=weights, per_token=per_token, besides=0),
@@ -192,7 +200,7 @@ def _memory(config: EngineConfig, size: Footprint, itemsize: int, device: torch.
     else:
         assert config.memory_bytes is not None
         there, held = config.memory_bytes, PROCESSES_BYTES
-    needs = MemoryNeeds(weights=weights, per_token=per_token, besides=step + held)
+    needs = MemoryNeeds(weights=weights, per_token=per_token, besides=step + held + host)
     return _Memory(needs=needs, there=there, room=needs.kv_room(there))
 
 
@@ -210,6 +218,28 @@ def _block_count(config: EngineConfig, memory: _Memory, model_len: int, device: 
     if count < 1:
         raise ConfigError(f"no memory for the KV cache: one block of {config.block_size} tokens needs {per_block} bytes")
     return count
+
+
+def _host_bytes(config: EngineConfig, limits: Limits) -> int:
+    """What is left of the host's memory for copies of blocks, when the device has a memory of its own."""
+    limit = limits.memory_bytes()
+    bounds = [limits.memory_available_bytes()]
+    bounds += [] if limit is None else [limit - limits.memory_used_bytes()]
+    bounds += [] if config.memory_bytes is None else [config.memory_bytes - PROCESSES_BYTES]
+    return max(min(bounds), 0)
+
+
+def long_prefill_tokens(config: EngineConfig, device: torch.device) -> int | None:
+    wanted = DEFAULT_LONG_PREFILL_TOKENS[device.type] if config.long_prefill_tokens is None else config.long_prefill_tokens
+    return wanted or None
+
+
+def host_room(config: EngineConfig, block_bytes: int) -> HostRoom:
+    """Raises ConfigError for a size that holds no block."""
+    for name, given in (("swap", config.swap_bytes), ("hostTier", config.host_tier_bytes)):
+        if 0 < given < block_bytes:
+            raise ConfigError(f"kvCache.{name} is {given} bytes; one block needs {block_bytes}: give it more, or 0 for none")
+    return HostRoom(swap_slots=config.swap_bytes // block_bytes, tier_slots=config.host_tier_bytes // block_bytes, block_bytes=block_bytes)
 
 
 @contextlib.contextmanager

@@ -159,12 +159,8 @@ class StepPlan:
 
     @property
     def empty(self) -> bool:
-        """Nothing to compute. Copies to the host may still be in it: the runner must see every plan."""
+        """Nothing to compute. Copies then neither: blocks move only for somebody who computes in the same step."""
         return not self.decodes and not self.chunks
-
-    @property
-    def copies_only(self) -> bool:
-        return self.empty and bool(self.swap_out)
 
     @property
     def prefill_tokens(self) -> int:

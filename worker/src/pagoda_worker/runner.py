@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pagoda_worker.host_memory import HostMemory
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.models.base import Model
 from pagoda_worker.plan import Sampled, Sequence, StepPlan
@@ -26,6 +27,8 @@ class RunnerShape:
     max_model_len: int
     block_size: int
     block_count: int
+    host_slots: int = 0
+    """Blocks that host memory holds beside them."""
     eos_token_ids: tuple[int, ...]
 
 
@@ -39,6 +42,7 @@ class Runner:
         slots = shape.block_count * shape.block_size
         self.caches = [zeros((2, cache.kv_heads, slots, cache.head_dim), dtype, device) for _ in range(cache.layers)]
         """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
+        self.host = HostMemory(self._pages(), shape.host_slots) if shape.host_slots else None
         self._tokens = np.zeros((shape.max_running, shape.max_model_len), np.int32)
         self._tables = np.zeros((shape.max_running, -(-shape.max_model_len // shape.block_size)), np.int64)
         self._output_start = np.zeros(shape.max_running, np.int64)
@@ -60,17 +64,25 @@ class Runner:
     def _apply_changes(self, plan: StepPlan) -> None:
         if plan.scrubs:
             self._pages_of_all(lambda pages: pages.index_fill_(1, self._index(plan.scrubs), 0))
+        if plan.swap_out and self.host:
+            self.host.copy_out(plan.swap_out)
         if plan.copies:
             source, target = (self._index(list(blocks)) for blocks in zip(*plan.copies, strict=True))
             self._pages_of_all(lambda pages: pages.index_copy_(1, target, pages.index_select(1, source)))
+        if plan.swap_in and self.host:
+            self.host.copy_in(plan.swap_in)
         for row, at, block in plan.added_blocks:
             self._tables[row, at] = block
         for sequence in plan.opened:
             self._open_row(sequence)
 
     def _pages_of_all(self, change: Callable[[Tensor], object]) -> None:
-        for cache in self.caches:
-            change(cache.view(2 * cache.shape[1], self.shape.block_count, -1))
+        for pages in self._pages():
+            change(pages)
+
+    def _pages(self) -> list[Tensor]:
+        """Of each layer [2 x kv heads, blocks, block size x head dim]."""
+        return [cache.view(2 * cache.shape[1], self.shape.block_count, -1) for cache in self.caches]
 
     def _index(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

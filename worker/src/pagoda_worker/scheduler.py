@@ -1,56 +1,28 @@
 """Decides what each step computes: one token budget over all sequences, no phases.
 
-Owns sequences and their order; called by the engine, which gives it the time. Knows neither tensors nor clocks; where keys and values lie is
-residency's, the choices are policy's.
+Owns sequences and their order; called by the engine, which gives it the time. Knows neither tensors nor clocks; where keys and values
+lie is residency's, the choices are policy's.
 
-A step spends `max_batch_tokens`: first one token for every running sequence that decodes, then what is left for prompts, by class and within
-a class as policy.share_prefill says; while something decodes prompts get at most `long_prefill_tokens`. A sequence is admitted with all
-blocks of its present length, so only decoding can run out of blocks; then the last in order gives all of its blocks back and waits at the
-front. A waiting sequence of a higher class takes the place of running ones of lower classes; those of its own class are never disturbed for
-it, so nobody is pushed back and forth. The first in order is never preempted, and alone it fits (checked at submission): there is always
-progress. Under lasting load of a higher class a lower one waits: deadlines end that.
+A step spends `max_batch_tokens`: first one token for every running sequence that decodes, then what is left for prompts, by class and
+within a class as policy.share_prefill says; while something decodes prompts get at most `long_prefill_tokens`. A sequence is admitted with
+all blocks of its present length, so only decoding can run out of blocks; then the last in order gives all of its blocks back and waits at
+the front. A waiting sequence of a higher class takes the place of running ones of lower classes, never of its own, so nobody is pushed back
+and forth. The first in order is never preempted, and alone it fits (checked at submission): there is always progress. Under lasting load of
+a higher class a lower one waits: deadlines end that.
 """
 
 import bisect
-from dataclasses import dataclass
 
 from pagoda_worker.blocks import BlockPool, root_hash
-from pagoda_worker.errors import ContextTooLong, RequestRefused
+from pagoda_worker.errors import RequestRefused
 from pagoda_worker.plan import Chunk, Sampled, Sequence, StepPlan
 from pagoda_worker.policy import prefill_budget, share_prefill, victims_needed
 from pagoda_worker.request import Finish, FinishReason, Request, SequenceUpdate, TokenLogprobs
-from pagoda_worker.residency import HostRoom, KvUse, Residency
+from pagoda_worker.residency import KvUse, Residency
+from pagoda_worker.scheduler_limits import SchedulerLimits, Totals, check_room
 
 MAX_NEWCOMERS = 8
 """Waiting sequences that one step weighs against prompts in progress."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerLimits:
-    max_running: int
-    max_batch_tokens: int
-    max_model_len: int
-    long_prefill_tokens: int | None = None
-    """Prompt tokens of a step in which something decodes. None: no cap of its own."""
-    host: HostRoom = HostRoom()
-    prefix_caching: bool = True
-    eos_token_ids: tuple[int, ...] = ()
-
-
-@dataclass(slots=True)
-class Totals:
-    """Since the start; read by the engine for its state."""
-
-    preemptions: int = 0
-    swaps: int = 0
-    """Of the preemptions, those that kept their blocks on the host."""
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    host_queries: int = 0
-    """Prompt tokens that the device did not have, looked up in the host tier."""
-    host_hits: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
 
 
 class Scheduler:
@@ -80,9 +52,10 @@ class Scheduler:
 
     def submit(self, request: Request, *, now: float, seed: int) -> None:
         """`seed` is that of sequence 0; the next ones count up. Raises RequestRefused, ContextTooLong."""
-        length = len(request.prompt_ids) + len(request.resume_ids)
         limit = min(len(request.prompt_ids) + request.max_tokens, self.limits.max_model_len)
-        self._check(request, length, limit)
+        if request.request_id in self._requests:
+            raise RequestRefused(f"request id {request.request_id!r} is already in use", param="request_id")
+        check_room(request, limit, self.limits, self.blocks)
         root = root_hash(request.cache_salt)
         family = [
             Sequence(request, index, arrival=self._arrivals, accepted=now, limit=limit, seed=seed + index, root=root)
@@ -94,30 +67,6 @@ class Scheduler:
             self._timed.update(family)
         leader, *leader.siblings = family
         bisect.insort(self.waiting, leader, key=_order)
-
-    def _check(self, request: Request, length: int, limit: int) -> None:
-        if request.request_id in self._requests:
-            raise RequestRefused(f"request id {request.request_id!r} is already in use", param="request_id")
-        if length >= self.limits.max_model_len:
-            raise ContextTooLong(
-                f"the prompt has {length} tokens; this model takes {self.limits.max_model_len} in all, prompt and output together: "
-                f"shorten the prompt to at most {self.limits.max_model_len - 1}",
-                param="prompt_ids",
-            )
-        if len(request.resume_ids) >= request.max_tokens:
-            raise RequestRefused(
-                f"resume_ids holds {len(request.resume_ids)} tokens and max_tokens is {request.max_tokens}: nothing is left to generate",
-                param="resume_ids",
-            )
-        # The last sampled token is never written to the cache.
-        needed, capacity = self.residency.blocks_for(limit - 1), self.blocks.count
-        if needed > capacity:
-            size = self.blocks.block_size
-            raise ContextTooLong(
-                f"prompt and max_tokens need {needed * size} tokens of KV cache; the whole cache holds {capacity * size}: "
-                f"shorten the prompt or lower max_tokens",
-                param="max_tokens",
-            )
 
     def cancel(self, request_id: str, sequence: int | None = None) -> None:
         """Frees at once; the ending leaves with the next settle. Unknown ids are ignored: the request may just have ended."""
