@@ -35,9 +35,8 @@ def test_prompts_share_a_step(prompts: list[tuple[int, int]], budget: int, count
     assert share_prefill(prompts, budget) == counts
 
 
-prompts_in_order = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 50)), max_size=8).map(
-    lambda each: sorted(each, key=lambda p: -p[0])
-)
+classes_and_lengths = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 50)), max_size=8)
+prompts_in_order = classes_and_lengths.map(lambda prompts: sorted(prompts, key=lambda prompt: -prompt[0]))
 
 
 @given(prompts_in_order, st.integers(0, 80))

@@ -1,7 +1,8 @@
 """`python -m pagoda_worker.offline < job.json`: one batch without any server, timed. The benchmark runs it as a process next to its peers.
 
 A job: {"model_dir", "prompts": [[ids]] or "random": {"count", "prompt_tokens", "vocab", "seed"?}, "max_tokens", "ignore_eos"?, "warmup"?
-(prompts of their own), "device"?, "dtype"?, "attention"?, "threads"?, "max_batch_tokens"?, "max_model_len"?}. One JSON object goes to
+(prompts of their own), "device"?, "dtype"?, "attention"?, "threads"?, "max_batch_tokens"?, "max_model_len"?,
+and any other of _ENGINE_FIELDS}. One JSON object goes to
 stdout.
 """
 
@@ -19,8 +20,22 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import WorkerError
 from pagoda_worker.request import EngineState, SequenceUpdate
+from pagoda_worker.residency import KvUse
 
-_ENGINE_FIELDS = ("device", "dtype", "attention", "threads", "max_batch_tokens", "max_model_len", "block_size", "prefix_caching")
+_ENGINE_FIELDS = (
+    "device",
+    "dtype",
+    "attention",
+    "threads",
+    "max_batch_tokens",
+    "max_model_len",
+    "block_size",
+    "prefix_caching",
+    "kv_cache_bytes",
+    "max_running",
+    "swap_bytes",
+    "host_tier_bytes",
+)
 _JOB_FIELDS = {"model_dir", "prompts", "random", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}
 
 
@@ -52,6 +67,7 @@ def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos:
     """Seconds, output tokens/s, times to the first token, KV cache in use (of its capacity, by steps), memory, greedy ids."""
     first: dict[str, float] = {}
     in_use: list[float] = []
+    uses: list[tuple[KvUse, bool]] = []
     began = time.monotonic()
 
     def note(update: SequenceUpdate) -> None:
@@ -60,6 +76,7 @@ def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos:
 
     def weigh(state: EngineState) -> None:
         in_use.append(1 - state.kv_free_tokens / state.kv_capacity_tokens)
+        uses.append((engine.scheduler.kv_use(), state.num_waiting > 0))
 
     completions = engine.generate(prompts, max_tokens=max_tokens, ignore_eos=ignore_eos, on_update=note, on_step=weigh)
     seconds = time.monotonic() - began
@@ -78,10 +95,23 @@ def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos:
         "steps": len(in_use),
         "kv_in_use_peak_ratio": max(in_use, default=0.0),
         "kv_in_use_mean_ratio": sum(in_use) / len(in_use) if in_use else 0.0,
+        **kv_ratios(uses),
         "kv_capacity_tokens": engine.facts.kv_capacity_tokens,
         "kv_bytes_per_token": sum(cache.nbytes for cache in engine.runner.caches) / engine.facts.kv_capacity_tokens,
         **memory(),
         "token_ids": [completion.token_ids for completion in completions],
+    }
+
+
+def kv_ratios(uses: list[tuple[KvUse, bool]]) -> dict[str, float | None]:
+    """Of (use after a step, something waits). Written over held, in the steps that held at least 80 % of the most that one held: what
+    allocation wastes shows there. Held over capacity, in the steps after which something waited: None when nothing ever did."""
+    most = max((use.held for use, _ in uses), default=0)
+    loaded = [use for use, _ in uses if use.held and use.held >= 0.8 * most]
+    saturated = [use for use, waits in uses if waits]
+    return {
+        "kv_written_of_held_at_load_ratio": sum(use.written for use in loaded) / sum(use.held for use in loaded) if loaded else None,
+        "kv_held_of_capacity_saturated_ratio": sum(use.held / use.capacity for use in saturated) / len(saturated) if saturated else None,
     }
 
 
