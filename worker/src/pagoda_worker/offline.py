@@ -1,9 +1,8 @@
 """`python -m pagoda_worker.offline < job.json`: one batch without any server, timed. The benchmark runs it as a process next to its peers.
 
 A job: {"model_dir", "prompts": [[ids]] or "random": {"count", "prompt_tokens", "vocab", "seed"?}, "max_tokens", "ignore_eos"?, "warmup"?
-(prompts of their own), "device"?, "dtype"?, "attention"?, "threads"?, "max_batch_tokens"?, "max_model_len"?,
-and any other of _ENGINE_FIELDS}. One JSON object goes to
-stdout.
+(prompts of their own), "device"?, "dtype"?, "attention"?, "threads"?, "max_batch_tokens"?, "max_model_len"?, and any
+other of _ENGINE_FIELDS}. One JSON object goes to stdout.
 """
 
 import json
