@@ -17,6 +17,7 @@ from random_checkpoint import VOCAB, kv_bytes, small_engine
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ModelError, UnsupportedModel
 from pagoda_worker.layers.attention import attend_sdpa
+from pagoda_worker.layers.operators import Operators
 from pagoda_worker.models.llama import Llama, LlamaConfig
 from pagoda_worker.request import Sampling
 
@@ -221,7 +222,7 @@ def test_a_broken_config_is_refused_naming_the_field(differences: dict[str, Any]
 
 
 def _build(differences: dict[str, Any]) -> None:
-    Llama({**BASE, **differences}, max_model_len=64, dtype=torch.float32, device=torch.device("cpu"), attend=attend_sdpa)
+    Llama({**BASE, **differences}, max_model_len=64, dtype=torch.float32, device=torch.device("cpu"), operators=Operators(attend_sdpa))
 
 
 def test_rope_of_old_and_new_transformers_reads_the_same():

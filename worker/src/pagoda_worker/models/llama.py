@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pagoda_worker.errors import ModelError, UnsupportedModel
-from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape
+from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.linear import Linear
-from pagoda_worker.layers.norm import rms_norm
-from pagoda_worker.layers.rotary import rotary_table, rotate
+from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.rotary import rotary_table
 from pagoda_worker.models.base import CacheShape, Footprint
 
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
@@ -99,14 +99,14 @@ class LlamaLayer:
     __slots__ = ("attention_norm", "down", "gate_up", "mlp_norm", "out", "qkv")
 
     def __init__(self, c: LlamaConfig, *, dtype: torch.dtype, device: torch.device) -> None:
-        def linear(rows: int, columns: int, *, bias: bool) -> Linear:
+        def linear(rows: int, columns: int, *, bias: bool, gated: bool = False) -> Linear:
             weight = torch.empty(rows, columns, dtype=dtype, device=device)
-            return Linear(weight, torch.empty(rows, dtype=dtype, device=device) if bias else None)
+            return Linear(weight, torch.empty(rows, dtype=dtype, device=device) if bias else None, gated=gated)
 
         self.attention_norm, self.mlp_norm = torch.empty(2, c.hidden, dtype=dtype, device=device)
         self.qkv = linear((c.heads + 2 * c.kv_heads) * c.head_dim, c.hidden, bias=c.attention_bias)
         self.out = linear(c.hidden, c.heads * c.head_dim, bias=c.attention_bias)
-        self.gate_up = linear(2 * c.intermediate, c.hidden, bias=c.mlp_bias)
+        self.gate_up = linear(2 * c.intermediate, c.hidden, bias=c.mlp_bias, gated=True)
         self.down = linear(c.hidden, c.intermediate, bias=c.mlp_bias)
 
     def destinations(self, c: LlamaConfig) -> dict[str, Tensor]:
@@ -123,18 +123,20 @@ class LlamaLayer:
                 named |= {f"mlp.gate_proj.{kind}": gate, f"mlp.up_proj.{kind}": up, f"mlp.down_proj.{kind}": down}
         return named
 
-    def pack(self) -> None:
+    def pack(self, operators: Operators) -> None:
         for linear in (self.qkv, self.out, self.gate_up, self.down):
-            linear.pack()
+            linear.pack(operators)
 
 
 class Llama:
-    def __init__(self, raw: Mapping[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, attend: Attend) -> None:
+    def __init__(
+        self, raw: Mapping[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, operators: Operators
+    ) -> None:
         c = self.config = LlamaConfig.parse(raw)
         self.cache_shape = CacheShape(layers=c.layers, kv_heads=c.kv_heads, head_dim=c.head_dim)
         self.vocab_size = c.vocab
         self.max_position = c.max_position
-        self._attend = attend
+        self.operators = operators
         self.embedding = torch.empty(c.vocab, c.hidden, dtype=dtype, device=device)
         self.head = Linear(self.embedding if c.tied else torch.empty_like(self.embedding))
         self.norm = torch.empty(c.hidden, dtype=dtype, device=device)
@@ -169,26 +171,24 @@ class Llama:
         return (*IGNORED_SUFFIXES, "lm_head.weight") if self.config.tied else IGNORED_SUFFIXES
 
     def pack(self) -> None:
-        self.head.pack()
+        self.head.pack(self.operators)
         for layer in self.layers:
-            layer.pack()
+            layer.pack(self.operators)
 
     def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
-        c = self.config
+        c, ops = self.config, self.operators
         shape = AttentionShape(c.head_dim**-0.5)
-        rotated = c.heads + c.kv_heads
-        cos, sin = self.rotary.at(positions)
+        rotation = self.rotary.at(positions)
         residual = F.embedding(ids, self.embedding)
         for layer, cache in zip(self.layers, caches, strict=True):
-            x = rms_norm(residual, layer.attention_norm, c.eps)
+            x = ops.rms_norm(residual, layer.attention_norm, c.eps)
             heads = layer.qkv(x).view(len(ids), -1, c.head_dim)
-            heads[:, :rotated] = rotate(heads[:, :rotated], cos, sin)
-            x = self._attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, shape)
-            residual = residual + layer.out(x)
-            x = rms_norm(residual, layer.mlp_norm, c.eps)
-            gate, up = torch.split(layer.gate_up(x), c.intermediate, dim=-1)
-            residual = residual + layer.down(F.silu(gate) * up)
-        return rms_norm(residual, self.norm, c.eps)
+            ops.rotate_and_store(heads, rotation, cache, batch)
+            x = ops.attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, shape)
+            residual = layer.out.add(x, residual)
+            x = ops.rms_norm(residual, layer.mlp_norm, c.eps)
+            residual = layer.down.add(layer.gate_up.silu_mul(x), residual)
+        return ops.rms_norm(residual, self.norm, c.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
