@@ -64,8 +64,8 @@ class NativeProduct:
 
 def _interleaved(both: Tensor) -> Tensor:
     """Halves along the first axis → 16 of the first, 16 of the second, and so on: both are then in one panel."""
-    first, second = both.chunk(2)
-    return torch.stack((first.unflatten(0, (-1, 16)), second.unflatten(0, (-1, 16))), dim=1).flatten(0, 2)
+    halves = both.view(2, -1, 16, *both.shape[1:])
+    return halves.transpose(0, 1).reshape(both.shape)
 
 
 def _panels(weight: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def load_library(isa: str | None = None) -> Library | None:
 
 
 def _tiles_allowed() -> bool:
-    return ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA) == 0
+    return bool(ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA) == 0)
 
 
 def _gomp_parallel() -> Any:
