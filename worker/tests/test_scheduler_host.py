@@ -1,8 +1,11 @@
 """Long prompts beside decodes, classes, swapping and the host tier, over the simulated device that notices every wrong block."""
 
+from hypothesis import given
+from hypothesis import strategies as st
 from simulated_device import expected_output
 from test_scheduler import COMPUTES, COPIES, Bench, prompt
 
+from pagoda_worker.host_slots import HostTier, SwapSpace
 from pagoda_worker.request import FinishReason
 from pagoda_worker.residency import HostRoom
 
@@ -84,7 +87,7 @@ def test_nobody_makes_way_for_an_equal():
 
 def preempted(bench: Bench) -> Bench:
     bench.submit("first", prompt(8), max_tokens=20)
-    bench.submit("second", prompt(8, 9), max_tokens=20)
+    bench.submit("second", prompt(10, 9), max_tokens=20)  # not in step with the first: its last block is half full
     while not bench.scheduler.totals.preemptions:
         bench.step()
     return bench
@@ -98,7 +101,7 @@ def test_a_swapped_sequence_computes_nothing_twice_and_has_the_same_tokens():
     assert bench.output == preempted_and_computed().output
     totals = bench.scheduler.totals
     assert totals.swaps == totals.preemptions
-    assert totals.prompt_tokens == 16 + totals.swaps, "of what comes back, only the token not yet computed"
+    assert totals.prompt_tokens == 18 + totals.swaps, "of what comes back, only the token not yet computed"
     assert bench.scheduler.residency.swap.take(16), "all slots are free again after a step"
 
 
@@ -120,8 +123,9 @@ def test_what_the_device_still_has_is_not_copied_back():
     bench.scheduler.cancel("first")
     plan = bench.step()
     assert [s.request.request_id for s in plan.opened] == ["second"]
-    assert len(plan.swap_in) <= 1, "only the block that was not full"
+    assert len(plan.swap_in) == 1, "only the block that was not full"
     bench.run()
+    assert bench.output["second", 0] == preempted_and_computed().output["second", 0]
 
 
 def test_a_swapped_sequence_that_is_cancelled_frees_its_slots():
@@ -129,6 +133,47 @@ def test_a_swapped_sequence_that_is_cancelled_frees_its_slots():
     bench.scheduler.cancel("second")
     bench.scheduler.check()
     assert len(bench.scheduler.residency.swap.take(16)) == 16
+
+
+def test_a_slot_that_is_being_read_is_not_given_out_in_the_same_step():
+    swap = SwapSpace(2)
+    swap.release(swap.take(2), read=True)
+    assert swap.take(1) == []
+    swap.begin_step()
+    assert len(swap.take(2)) == 2
+
+
+def test_a_tier_slot_that_is_being_read_is_not_overwritten_in_the_same_step():
+    tier = HostTier(0, 1)
+    tier.put(b"a")
+    tier.read([b"a"])
+    assert tier.put(b"b") is None
+    tier.begin_step()
+    assert tier.put(b"b") == 0
+    assert tier.match([b"a"]) == 0
+
+
+requests = st.tuples(st.integers(1, 18), st.integers(0, 1), st.integers(2, 14), st.integers(0, 2), st.integers(1, 2), st.integers(0, 3))
+
+
+@given(st.lists(requests, min_size=2, max_size=9), st.booleans(), st.integers(0, 20), st.integers(0, 12), st.integers(6, 12))
+def test_whatever_is_swapped_and_whoever_makes_way_the_tokens_are_those_of_one_alone(
+    asked: list[tuple[int, ...]], prefix_caching: bool, swap_slots: int, tier_slots: int, blocks: int
+):
+    host = HostRoom(swap_slots=swap_slots, tier_slots=tier_slots, block_bytes=1)
+    bench = Bench(COPIES, blocks=blocks, block_size=4, host=host, prefix_caching=prefix_caching, max_batch_tokens=20, long_prefill_tokens=9)
+    sent = {}
+    for number, (length, family, max_tokens, priority, n, pause) in enumerate(asked):
+        if length + max_tokens <= 4 * blocks:
+            sent[f"r{number}"] = bench.submit(f"r{number}", prompt(length, family), max_tokens=max_tokens, priority=priority, n=n)
+        for _ in range(pause):
+            bench.step()
+    bench.run()
+    for name, request in sent.items():
+        for index in range(request.n):
+            assert bench.output[name, index] == expected_output(request, index)
+    bench.scheduler.residency.begin_step()
+    assert len(bench.scheduler.residency.swap.take(swap_slots)) == swap_slots
 
 
 # ---------------------------------------------------------------- host tier

@@ -14,11 +14,15 @@ import torch
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
+from pagoda_worker.host_room import host_bytes_there, host_room
 from pagoda_worker.layers.attention import BACKENDS
+from pagoda_worker.layers.native import NativeOperators
+from pagoda_worker.layers.operators import Operators
 from pagoda_worker.limits import Limits
 from pagoda_worker.memory import MemoryNeeds, check_fits, check_host_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
+from pagoda_worker.native.library import load_library
 from pagoda_worker.residency import HostRoom
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 
@@ -89,7 +93,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
             max_model_len=model_len,
             dtype=DTYPES[dtype_name],
             device=device,
-            attend=BACKENDS[_attention(config)],
+            operators=_operators(config, device),
             random_weights=config.random_weights,
             copied=lambda done, total: news("loading weights", done, total),
         )
@@ -155,8 +159,19 @@ def _longest(config: EngineConfig, size: Footprint) -> int:
     return longest
 
 
-def _attention(config: EngineConfig) -> str:
-    return "sdpa" if config.attention == "auto" else config.attention
+def _operators(config: EngineConfig, device: torch.device) -> Operators:
+    """After the number of threads is set: the CPU's kernels use as many."""
+    library = load_library() if device.type == "cpu" else None
+    if config.attention == "native" and library is None:
+        raise ConfigError(
+            "attention native is the CPU's own kernel, and it is not here: it needs device cpu, at least AVX2, and a C++ compiler when the "
+            "worker is installed; leave attention at auto"
+        )
+    attend = None if config.attention in ("auto", "native") else BACKENDS[config.attention]
+    if library is None:
+        return Operators(attend or BACKENDS["sdpa"])
+    library.use_threads(torch.get_num_threads())
+    return NativeOperators(library, attend)
 
 
 def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.device) -> str:
@@ -184,7 +199,7 @@ def _memory(config: EngineConfig, size: Footprint, itemsize: int, device: torch.
     weights, per_token = size.parameters * itemsize, size.cache.bytes_per_token(itemsize)
     host = config.swap_bytes + config.host_tier_bytes
     if device.type == "cuda":
-        check_host_fits(host, _host_bytes(config, limits))
+        check_host_fits(host, host_bytes_there(config, limits, held=PROCESSES_BYTES))
         there = torch.cuda.mem_get_info(device)[0]
         return _Memory(
             needs=MemoryNeeds(weights=weights, per_token=per_token, besides=0),
@@ -220,26 +235,9 @@ def _block_count(config: EngineConfig, memory: _Memory, model_len: int, device: 
     return count
 
 
-def _host_bytes(config: EngineConfig, limits: Limits) -> int:
-    """What is left of the host's memory for copies of blocks, when the device has a memory of its own."""
-    limit = limits.memory_bytes()
-    bounds = [limits.memory_available_bytes()]
-    bounds += [] if limit is None else [limit - limits.memory_used_bytes()]
-    bounds += [] if config.memory_bytes is None else [config.memory_bytes - PROCESSES_BYTES]
-    return max(min(bounds), 0)
-
-
 def long_prefill_tokens(config: EngineConfig, device: torch.device) -> int | None:
     wanted = DEFAULT_LONG_PREFILL_TOKENS[device.type] if config.long_prefill_tokens is None else config.long_prefill_tokens
     return wanted or None
-
-
-def host_room(config: EngineConfig, block_bytes: int) -> HostRoom:
-    """Raises ConfigError for a size that holds no block."""
-    for name, given in (("swap", config.swap_bytes), ("hostTier", config.host_tier_bytes)):
-        if 0 < given < block_bytes:
-            raise ConfigError(f"kvCache.{name} is {given} bytes; one block needs {block_bytes}: give it more, or 0 for none")
-    return HostRoom(swap_slots=config.swap_bytes // block_bytes, tier_slots=config.host_tier_bytes // block_bytes, block_bytes=block_bytes)
 
 
 @contextlib.contextmanager
