@@ -4,6 +4,7 @@ Resolves every "auto" and None of EngineConfig, once. Called by the engine; know
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     file_bytes = 0 if config.random_weights else checkpoint_bytes(folder)
     if device.type == "cpu":
         weight_bytes = file_bytes or memory.needs.weights
-        torch.set_num_threads(thread_count(config.threads or limits.cpus() or torch.get_num_threads(), weight_bytes))
+        cores = _take_cores(limits)
+        torch.set_num_threads(thread_count(min(config.threads or limits.cpus() or cores, cores), weight_bytes))
     model_len = config.max_model_len or longest
     began = time.monotonic()
     with out_of_memory_says(f"the device has no room for {gibibytes(memory.needs.weights)} of weights: something else uses it"):
@@ -237,6 +239,16 @@ def out_of_memory_says(sentence: str) -> Iterator[None]:
         if "not enough memory" in str(error) or "can't allocate memory" in str(error):
             raise OutOfMemory(sentence) from error
         raise
+
+
+def _take_cores(limits: Limits) -> int:
+    """How many physical cores there are for threads. Where the CPUs are this container's own, the process keeps to one thread of each;
+    where they are shared with others, pinning would make workers of one machine queue on the same cores."""
+    allowed = os.sched_getaffinity(0)
+    cores = limits.cores(allowed)
+    if limits.owned_cpus(allowed):
+        os.sched_setaffinity(0, cores)
+    return len(cores)
 
 
 def thread_count(bound: int, weight_bytes: int) -> int:
