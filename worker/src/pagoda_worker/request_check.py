@@ -53,11 +53,13 @@ def check_request(request: Request, facts: ModelFacts) -> None:
     for name, value, ok, rule in limits:
         if not ok:
             refuse(name, value, f"it must be {rule}")
+    if any(not word for word in sampling.bad_words):
+        refuse("bad_words", "holding an empty word", "each word needs at least one token")
     if request.structured is not None and not facts.structured_output:
         raise NotImplementedYet(
             "structured output needs a tokenizer.json that can be compiled against; this model has none", param="structured"
         )
-    if request.embedding and not (request.n == request.max_tokens == 1) or request.embedding and request.resume_ids:
+    if (request.embedding and not (request.n == request.max_tokens == 1)) or (request.embedding and request.resume_ids):
         raise RequestRefused("an embedding has no output: n and max_tokens are 1, nothing is resumed", param="embedding")
     if request.resume_ids and request.n != 1:
         refuse("resume_ids", f"given with n {request.n}", "only one sequence can resume")

@@ -178,7 +178,6 @@ class _Inputs:
             chunks=[(count, chunk.start) for count, chunk in zip(counts, plan.chunks, strict=True)],
         )
 
-
     def in_batch(self, masks: RowMasks) -> BatchMasks:
         """The batch has decode rows longest first, the plan does not."""
         batch_of_plan = np.empty_like(self.plan_positions)

@@ -21,8 +21,9 @@ CACHED_GRAMMARS = 256
 THREADS = 2
 MAX_SENTENCE = 400
 """Characters of the compiler's own words in a refusal."""
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
-"""Between the parts of a JSON text. Bounded, or a model that likes blanks would fill max_tokens with them."""
+WHITESPACE = r"\x20|\x0D?\x0A[\x20\x09]{0,24}"
+"""Between the parts of a JSON text: a space, or a new line with its indent. With more, models that like blanks fill max_tokens with them
+(docs/log.md)."""
 FIELDS = {"json_object": "json_object", "json_schema": "json_schema", "regex": "regex", "grammar": "grammar", "choice": "choices"}
 """In the proto's spelling."""
 
