@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -12,6 +14,7 @@ from tokenizers import Tokenizer
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
+from pagoda_worker.errors import NotImplementedYet
 from pagoda_worker.request import Request, Sampling, StructuredOutput
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))
@@ -104,7 +107,7 @@ WRONG: list[tuple[StructuredOutput, str, str]] = [
     (StructuredOutput(kind="json_schema", text='{"not": {"type": "null"}}'), "structured.json_schema", 'Unimplemented keys: ["not"]'),
     (StructuredOutput(kind="json_schema", text="[1]"), "structured.json_schema", "a JSON schema is an object"),
     (
-        StructuredOutput(kind="json_schema", text='{"properties": {"a": false}, "required": ["a"]}'),
+        StructuredOutput(kind="json_schema", text='{"type":"object","properties":{"a":false},"required":["a"]}'),
         "structured.json_schema",
         "",
     ),
@@ -226,3 +229,17 @@ def test_a_grammar_and_ids_that_exclude_each_other_end_with_a_sentence(engine: E
     assert finish.reason.name == "ENGINE_ERROR"
     assert "leave no token" in finish.detail
     assert outcomes["plain", 0].reason == "LENGTH"
+
+
+def test_a_tokenizer_that_cannot_be_compiled_against_costs_the_feature_only(tmp_path: Path):
+    """llguidance's trie has no room for tokens of several hundred bytes; it panics, in a thread of ours."""
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    lengths = [1 << power for power in range(11)]
+    merges = [["a" * length, "a" * length] for length in lengths[:-1]]
+    model = {"type": "BPE", "vocab": {"a" * length: i for i, length in enumerate(lengths)}, "merges": merges}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    engine = Engine(EngineConfig(model_dir=folder, device="cpu", threads=1, max_running=2))
+    assert not engine.facts.structured_output
+    with pytest.raises(NotImplementedYet):
+        engine.submit(ask("a"))
+    assert run_all(engine, ask("plain", None, max_tokens=3, ignore_eos=True))["plain", 0].reason == "LENGTH"

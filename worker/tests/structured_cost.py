@@ -1,0 +1,334 @@
+"""What grammars cost with llguidance and, where it is installed, with xgrammar: docs/decisions/structured-output.md has the table.
+
+`python tests/structured_cost.py` in `worker/`: the tokenizer of the tiny model and two byte-level ones trained here on Python sources (32k
+and 128k entries, a few minutes; kept in --cache). Times are of one thread of this machine; medians and worst over the tokens of valid
+documents.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import statistics
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pagoda_worker.request import StructuredOutput
+from pagoda_worker.sources import BUILTIN_DIR
+from pagoda_worker.structured import compile_grammar, read_tokenizer
+
+CORPUS_BYTES = 80 << 20
+ORDER = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{6}$"},
+        "placed": {"type": "string", "format": "date-time"},
+        "customer": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "minLength": 1, "maxLength": 80},
+                "email": {"type": "string", "format": "email"},
+                "address": {"$ref": "#/$defs/address"},
+            },
+            "required": ["name", "address"],
+            "additionalProperties": False,
+        },
+        "lines": {"type": "array", "minItems": 1, "maxItems": 40, "items": {"$ref": "#/$defs/line"}},
+        "status": {"enum": ["new", "paid", "packed", "sent", "returned"]},
+        "note": {"type": ["string", "null"]},
+    },
+    "required": ["id", "placed", "customer", "lines", "status"],
+    "additionalProperties": False,
+    "$defs": {
+        "address": {
+            "type": "object",
+            "properties": {
+                "street": {"type": "string"},
+                "city": {"type": "string"},
+                "country": {"type": "string", "pattern": "^[A-Z]{2}$"},
+            },
+            "required": ["street", "city", "country"],
+            "additionalProperties": False,
+        },
+        "line": {
+            "type": "object",
+            "properties": {
+                "sku": {"type": "string", "maxLength": 24},
+                "quantity": {"type": "integer", "minimum": 1, "maximum": 999},
+                "price": {"type": "number", "minimum": 0},
+                "discount": {"anyOf": [{"type": "null"}, {"type": "number", "minimum": 0, "maximum": 1}]},
+            },
+            "required": ["sku", "quantity", "price"],
+            "additionalProperties": False,
+        },
+    },
+}
+ORDER_DOCUMENT = {
+    "id": "ABC-004211",
+    "placed": "2026-03-01T12:30:00Z",
+    "customer": {"name": "Zoë Müller", "email": "zoe@example.org", "address": {"street": "Am Markt 3", "city": "Ulm", "country": "DE"}},
+    "lines": [
+        {"sku": "lamp-17", "quantity": 2, "price": 19.9, "discount": None},
+        {"sku": "bulb", "quantity": 12, "price": 3, "discount": 0.25},
+    ],
+    "status": "packed",
+    "note": 'leave it with the neighbours, "third floor"\nand ring twice',
+}
+TREE = {"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "properties": {"left": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}, "value": {"type": "integer"}}, "required": ["value"], "additionalProperties": False}}}  # fmt: skip
+HARD: list[tuple[str, dict[str, Any], list[Any], list[Any]]] = [
+    ("recursion", TREE, [{"value": 1}, {"left": {"left": None, "value": 2}, "value": 1}], [{"left": {"value": "x"}, "value": 1}, {}]),
+    ("integer bounds", {"type": "integer", "minimum": -5, "exclusiveMaximum": 1000}, [-5, 0, 999], [-6, 1000, 10000]),
+    ("number bounds", {"type": "number", "exclusiveMinimum": 0.5, "maximum": 2.75}, [0.51, 2, 2.75], [0.5, 0.25, 2.76, 3]),
+    ("multipleOf", {"type": "integer", "multipleOf": 7}, [0, 7, 700], [1, 8, 699]),
+    ("pattern and length", {"type": "string", "pattern": "^[a-z]+é?$", "maxLength": 4}, ["abc", "abcé"], ["abcde", "aé1", ""]),
+    ("date-time", {"type": "string", "format": "date-time"}, ["2026-02-28T23:59:59Z"], ["2026-13-01T00:00:00Z", "today"]),
+    ("uuid", {"type": "string", "format": "uuid"}, ["123e4567-e89b-12d3-a456-426614174000"], ["123e4567"]),
+    (
+        "prefixItems",
+        {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "items": False},
+        [["a", 1]],
+        [["a", 1, 2], [1]],
+    ),
+    ("items count", {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3}, [[True, False]], [[True], [True] * 4]),
+    ("allOf", {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 6}]}, [3, 6], [2, 7]),
+    (
+        "anyOf, siblings",
+        {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}},
+            "anyOf": [{"required": ["a"]}, {"properties": {"b": {"const": 1}}, "required": ["b"]}],
+        },
+        [{"a": 1}],
+        [{"a": "x"}],
+    ),  # fmt: skip
+    ("oneOf that overlaps", {"oneOf": [{"type": "integer", "maximum": 5}, {"type": "integer", "minimum": 3}]}, [1, 9], [4]),
+    (
+        "patternProperties",
+        {"type": "object", "patternProperties": {"^x_": {"type": "integer"}}, "additionalProperties": False},
+        [{"x_a": 1}],
+        [{"y": 1}, {"x_a": "s"}],
+    ),  # fmt: skip
+    ("additionalProperties", {"type": "object", "additionalProperties": {"type": "integer"}}, [{"a": 1, "b": 2}], [{"a": "s"}]),
+    (
+        "property count",
+        {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1, "maxProperties": 2},
+        [{"a": 1}],
+        [{}, {"a": 1, "b": 2, "c": 3}],
+    ),  # fmt: skip
+    ("uniqueItems", {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, [[1, 2]], [[1, 1]]),
+    ("not", {"not": {"type": "string"}}, [1], ["a"]),
+    (
+        "if then else",
+        {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "if": {"required": ["a"]},
+            "then": {"required": ["b"]},
+        },
+        [{"a": 1, "b": 2}],
+        [{"a": 1}],
+    ),  # fmt: skip
+    ("unicode const", {"const": {"ключ": "значение 🙂"}}, [{"ключ": "значение 🙂"}], [{"ключ": "значение"}]),
+]
+"""(name, schema, documents it holds true for, documents it does not)."""
+
+
+class Matcher(Protocol):
+    """One library's, at the start of a grammar."""
+
+    def fill(self) -> None: ...
+    def allows(self, token: int) -> bool: ...
+    def take(self, token: int) -> bool: ...
+    def may_end(self) -> bool: ...
+
+
+class Library(Protocol):
+    def compile(self, schema: dict[str, Any]) -> Callable[[], Matcher]:
+        """Raises ValueError when the library refuses the schema."""
+        ...
+
+
+class GuidanceMatcher:
+    def __init__(self, matcher: Any, vocab: int) -> None:
+        self._matcher, self._bits = matcher, np.zeros(-(-vocab // 32), np.int32)
+
+    def fill(self) -> None:
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+
+    def allows(self, token: int) -> bool:
+        return bool(self._bits.view(np.uint32)[token // 32] >> np.uint32(token % 32) & 1)
+
+    def take(self, token: int) -> bool:
+        return bool(self._matcher.consume_token(token))
+
+    def may_end(self) -> bool:
+        return bool(self._matcher.is_accepting())
+
+
+class Guidance:
+    def __init__(self, folder: Path, vocab: int, eos: int) -> None:
+        self._vocab, self._tokenizer = vocab, read_tokenizer(folder, vocab_size=vocab, eos_token_ids=[eos])
+
+    def compile(self, schema: dict[str, Any]) -> Callable[[], Matcher]:
+        try:
+            matcher = compile_grammar(self._tokenizer, StructuredOutput(kind="json_schema", text=json.dumps(schema)))
+        except Exception as error:
+            raise ValueError(str(error)) from error
+        return lambda: GuidanceMatcher(matcher.deep_copy(), self._vocab)
+
+
+class XgrammarMatcher:
+    def __init__(self, matcher: Any, bits: Any, eos: int) -> None:
+        self._matcher, self._bits, self._eos = matcher, bits, eos
+
+    def fill(self) -> None:
+        self._matcher.fill_next_token_bitmask(self._bits, 0)
+
+    def allows(self, token: int) -> bool:
+        return bool(self._bits[0].numpy().view(np.uint32)[token // 32] >> np.uint32(token % 32) & 1)
+
+    def take(self, token: int) -> bool:
+        return bool(self._matcher.accept_token(token))
+
+    def may_end(self) -> bool:
+        self.fill()
+        return self.allows(self._eos)
+
+
+class Xgrammar:
+    def __init__(self, folder: Path, vocab: int, eos: int) -> None:
+        import xgrammar
+
+        self._xgrammar, self._vocab, self._eos = xgrammar, vocab, eos
+        known = {token: text for text, token in Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab().items()}
+        words = [known.get(token, "") for token in range(vocab)]
+        kind = xgrammar.VocabType.BYTE_LEVEL
+        self._tokens = xgrammar.TokenizerInfo(words, vocab_type=kind, vocab_size=vocab, stop_token_ids=[eos])
+
+    def compile(self, schema: dict[str, Any]) -> Callable[[], Matcher]:
+        try:
+            compiler = self._xgrammar.GrammarCompiler(self._tokens, max_threads=1, cache_enabled=False)
+            compiled = compiler.compile_json_schema(json.dumps(schema), strict_mode=False)
+        except Exception as error:
+            raise ValueError(str(error)) from error
+
+        def begin() -> Matcher:
+            bits = self._xgrammar.allocate_token_bitmask(1, self._vocab)
+            return XgrammarMatcher(self._xgrammar.GrammarMatcher(compiled), bits, self._eos)
+
+        return begin
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+def corpus() -> Iterator[str]:
+    """Python sources of this environment: the same on every machine with the same pins, and no download."""
+    left = CORPUS_BYTES
+    for path in sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py")):
+        text = path.read_text("utf-8", errors="ignore")
+        left -= len(text)
+        if left < 0:
+            return
+        yield text
+
+
+def trained(cache: Path, entries: int) -> Path:
+    folder = cache / f"byte-level-{entries}"
+    if not (folder / "tokenizer.json").exists():
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=entries, special_tokens=["<|end|>"], initial_alphabet=alphabet, max_token_length=64, show_progress=False
+        )
+        tokenizer.train_from_iterator(corpus(), trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+# ---------------------------------------------------------------- measures
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    prepare_s: float
+    compile_ms: float
+    first_mask_ms: float
+    mask_us_median: float
+    mask_us_worst: float
+
+
+def cost(build: Callable[[Path, int, int], Library], folder: Path, eos: int) -> Cost:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    began = time.perf_counter()
+    library = build(folder, tokenizer.get_vocab_size(), eos)
+    prepared = time.perf_counter()
+    compiles, masks, firsts = [], [], []
+    for _ in range(5):
+        began_compile = time.perf_counter()
+        matcher = library.compile(ORDER)()
+        compiles.append(time.perf_counter() - began_compile)
+        for at, token in enumerate(tokenizer.encode(json.dumps(ORDER_DOCUMENT, ensure_ascii=False)).ids):
+            began_mask = time.perf_counter()
+            matcher.fill()
+            (masks if at else firsts).append(time.perf_counter() - began_mask)
+            assert matcher.allows(token), f"token {at} of a valid document is not allowed"
+            assert matcher.take(token)
+        assert matcher.may_end()
+    return Cost(prepared - began, statistics.median(compiles) * 1e3, firsts[0] * 1e3, statistics.median(masks) * 1e6, max(masks) * 1e6)
+
+
+def verdicts(library: Library, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """Whether each hard schema is enforced: right, refused (which is honest), or what it gets wrong."""
+    for name, schema, good, bad in HARD:
+        try:
+            begin = library.compile(schema)
+        except ValueError:
+            yield name, "refused"
+            continue
+        wrong = [f"forbids {each}" for each in good if not accepts(begin(), tokenizer, each)]
+        wrong += [f"allows {each}" for each in bad if accepts(begin(), tokenizer, each)]
+        yield name, "; ".join(wrong) or "right"
+
+
+def accepts(matcher: Matcher, tokenizer: Tokenizer, document: Any) -> bool:
+    for token in tokenizer.encode(json.dumps(document, ensure_ascii=False)).ids:
+        matcher.fill()
+        if not matcher.allows(token) or not matcher.take(token):
+            return False
+    return matcher.may_end()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="What grammars cost and which schemas they hold.")
+    parser.add_argument("--cache", type=Path, default=Path("structured-cost"), help="folder for the trained tokenizers")
+    parser.add_argument("--entries", type=int, nargs="*", default=[32_000, 128_000])
+    arguments = parser.parse_args()
+    tiny = BUILTIN_DIR / "tiny"
+    tokenizers = [("tiny, 1k", tiny, 1), *((f"{n // 1000}k", trained(arguments.cache, n), 0) for n in arguments.entries)]
+    libraries: dict[str, Callable[[Path, int, int], Library]] = {"llguidance": Guidance}
+    if importlib.util.find_spec("xgrammar"):
+        libraries["xgrammar"] = Xgrammar
+    for name, build in libraries.items():
+        print(f"\n{name} {importlib.metadata.version(name)}")
+        for label, folder, eos in tokenizers:
+            print(f"  {label}: {cost(build, folder, eos)}")
+        library = build(tiny, 1024, 1)
+        for schema, verdict in verdicts(library, Tokenizer.from_file(str(tiny / "tokenizer.json"))):
+            print(f"  {schema}: {verdict}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
