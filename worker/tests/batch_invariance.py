@@ -1,7 +1,7 @@
 """How often a sequence's logits and greedy tokens depend on what runs beside it: docs/batch-invariance.md has the table.
 
-`python tests/batch_invariance.py [--model DIR] [--dtype bf16] …` in `worker/`. Each prompt runs alone, whole, with a cold cache; then in crowds
-of strangers, its prompt cut into chunks as the crowd leaves room. A position counts until the first token that differs.
+`python tests/batch_invariance.py [--model DIR] [--dtype bf16] …` in `worker/`. Each prompt runs alone, whole, with a cold cache; then
+in crowds of strangers, its prompt cut into chunks as the crowd leaves room. A position counts until the first token that differs.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--vocab", type=int, default=1000, help="prompts draw from the first so many ids")
     parser.add_argument("--setting", nargs="*", default=[], help="name=true of EngineConfig")
     arguments = parser.parse_args()
-    extra = {name: True for name in arguments.setting}
+    extra = dict.fromkeys(arguments.setting, True)
     for dtype in arguments.dtype:
         for attention in arguments.attention:
             config = {"dtype": dtype, "attention": attention, **extra}

@@ -26,119 +26,8 @@ from pagoda_worker.sources import BUILTIN_DIR
 from pagoda_worker.structured import compile_grammar, read_tokenizer
 
 CORPUS_BYTES = 80 << 20
-ORDER = {
-    "type": "object",
-    "properties": {
-        "id": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{6}$"},
-        "placed": {"type": "string", "format": "date-time"},
-        "customer": {
-            "type": "object",
-            "properties": {
-                "name": {"type": "string", "minLength": 1, "maxLength": 80},
-                "email": {"type": "string", "format": "email"},
-                "address": {"$ref": "#/$defs/address"},
-            },
-            "required": ["name", "address"],
-            "additionalProperties": False,
-        },
-        "lines": {"type": "array", "minItems": 1, "maxItems": 40, "items": {"$ref": "#/$defs/line"}},
-        "status": {"enum": ["new", "paid", "packed", "sent", "returned"]},
-        "note": {"type": ["string", "null"]},
-    },
-    "required": ["id", "placed", "customer", "lines", "status"],
-    "additionalProperties": False,
-    "$defs": {
-        "address": {
-            "type": "object",
-            "properties": {
-                "street": {"type": "string"},
-                "city": {"type": "string"},
-                "country": {"type": "string", "pattern": "^[A-Z]{2}$"},
-            },
-            "required": ["street", "city", "country"],
-            "additionalProperties": False,
-        },
-        "line": {
-            "type": "object",
-            "properties": {
-                "sku": {"type": "string", "maxLength": 24},
-                "quantity": {"type": "integer", "minimum": 1, "maximum": 999},
-                "price": {"type": "number", "minimum": 0},
-                "discount": {"anyOf": [{"type": "null"}, {"type": "number", "minimum": 0, "maximum": 1}]},
-            },
-            "required": ["sku", "quantity", "price"],
-            "additionalProperties": False,
-        },
-    },
-}
-ORDER_DOCUMENT = {
-    "id": "ABC-004211",
-    "placed": "2026-03-01T12:30:00Z",
-    "customer": {"name": "Zoë Müller", "email": "zoe@example.org", "address": {"street": "Am Markt 3", "city": "Ulm", "country": "DE"}},
-    "lines": [
-        {"sku": "lamp-17", "quantity": 2, "price": 19.9, "discount": None},
-        {"sku": "bulb", "quantity": 12, "price": 3, "discount": 0.25},
-    ],
-    "status": "packed",
-    "note": 'leave it with the neighbours, "third floor"\nand ring twice',
-}
-TREE = {"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "properties": {"left": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}, "value": {"type": "integer"}}, "required": ["value"], "additionalProperties": False}}}  # fmt: skip
-HARD: list[tuple[str, dict[str, Any], list[Any], list[Any]]] = [
-    ("recursion", TREE, [{"value": 1}, {"left": {"left": None, "value": 2}, "value": 1}], [{"left": {"value": "x"}, "value": 1}, {}]),
-    ("integer bounds", {"type": "integer", "minimum": -5, "exclusiveMaximum": 1000}, [-5, 0, 999], [-6, 1000, 10000]),
-    ("number bounds", {"type": "number", "exclusiveMinimum": 0.5, "maximum": 2.75}, [0.51, 2, 2.75], [0.5, 0.25, 2.76, 3]),
-    ("multipleOf", {"type": "integer", "multipleOf": 7}, [0, 7, 700], [1, 8, 699]),
-    ("pattern and length", {"type": "string", "pattern": "^[a-z]+é?$", "maxLength": 4}, ["abc", "abcé"], ["abcde", "aé1", ""]),
-    ("date-time", {"type": "string", "format": "date-time"}, ["2026-02-28T23:59:59Z"], ["2026-13-01T00:00:00Z", "today"]),
-    ("uuid", {"type": "string", "format": "uuid"}, ["123e4567-e89b-12d3-a456-426614174000"], ["123e4567"]),
-    (
-        "prefixItems",
-        {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "items": False},
-        [["a", 1]],
-        [["a", 1, 2], [1]],
-    ),
-    ("items count", {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3}, [[True, False]], [[True], [True] * 4]),
-    ("allOf", {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 6}]}, [3, 6], [2, 7]),
-    (
-        "anyOf, siblings",
-        {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}},
-            "anyOf": [{"required": ["a"]}, {"properties": {"b": {"const": 1}}, "required": ["b"]}],
-        },
-        [{"a": 1}],
-        [{"a": "x"}],
-    ),  # fmt: skip
-    ("oneOf that overlaps", {"oneOf": [{"type": "integer", "maximum": 5}, {"type": "integer", "minimum": 3}]}, [1, 9], [4]),
-    (
-        "patternProperties",
-        {"type": "object", "patternProperties": {"^x_": {"type": "integer"}}, "additionalProperties": False},
-        [{"x_a": 1}],
-        [{"y": 1}, {"x_a": "s"}],
-    ),  # fmt: skip
-    ("additionalProperties", {"type": "object", "additionalProperties": {"type": "integer"}}, [{"a": 1, "b": 2}], [{"a": "s"}]),
-    (
-        "property count",
-        {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1, "maxProperties": 2},
-        [{"a": 1}],
-        [{}, {"a": 1, "b": 2, "c": 3}],
-    ),  # fmt: skip
-    ("uniqueItems", {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, [[1, 2]], [[1, 1]]),
-    ("not", {"not": {"type": "string"}}, [1], ["a"]),
-    (
-        "if then else",
-        {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-            "if": {"required": ["a"]},
-            "then": {"required": ["b"]},
-        },
-        [{"a": 1, "b": 2}],
-        [{"a": 1}],
-    ),  # fmt: skip
-    ("unicode const", {"const": {"ключ": "значение 🙂"}}, [{"ключ": "значение 🙂"}], [{"ключ": "значение"}]),
-]
-"""(name, schema, documents it holds true for, documents it does not)."""
+CASES: dict[str, Any] = json.loads(Path(__file__).with_name("structured_cases.json").read_text("utf-8"))
+"""A schema as people write them and a document that it holds true for; and hard ones, with documents that they hold true for and not."""
 
 
 class Matcher(Protocol):
@@ -277,9 +166,9 @@ def cost(build: Callable[[Path, int, int], Library], folder: Path, eos: int) -> 
     compiles, masks, firsts = [], [], []
     for _ in range(5):
         began_compile = time.perf_counter()
-        matcher = library.compile(ORDER)()
+        matcher = library.compile(CASES["schema"])()
         compiles.append(time.perf_counter() - began_compile)
-        for at, token in enumerate(tokenizer.encode(json.dumps(ORDER_DOCUMENT, ensure_ascii=False)).ids):
+        for at, token in enumerate(tokenizer.encode(json.dumps(CASES["document"], ensure_ascii=False)).ids):
             began_mask = time.perf_counter()
             matcher.fill()
             (masks if at else firsts).append(time.perf_counter() - began_mask)
@@ -291,15 +180,15 @@ def cost(build: Callable[[Path, int, int], Library], folder: Path, eos: int) -> 
 
 def verdicts(library: Library, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     """Whether each hard schema is enforced: right, refused (which is honest), or what it gets wrong."""
-    for name, schema, good, bad in HARD:
+    for case in CASES["hard"]:
         try:
-            begin = library.compile(schema)
+            begin = library.compile(case["schema"])
         except ValueError:
-            yield name, "refused"
+            yield case["name"], "refused"
             continue
-        wrong = [f"forbids {each}" for each in good if not accepts(begin(), tokenizer, each)]
-        wrong += [f"allows {each}" for each in bad if accepts(begin(), tokenizer, each)]
-        yield name, "; ".join(wrong) or "right"
+        wrong = [f"forbids {each}" for each in case["good"] if not accepts(begin(), tokenizer, each)]
+        wrong += [f"allows {each}" for each in case["bad"] if accepts(begin(), tokenizer, each)]
+        yield case["name"], "; ".join(wrong) or "right"
 
 
 def accepts(matcher: Matcher, tokenizer: Tokenizer, document: Any) -> bool:

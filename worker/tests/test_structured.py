@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import structured_cost
 from engine_runs import Outcome, run_all, run_with_rejections
 from front_support import TINY
 from tokenizers import Tokenizer
@@ -243,3 +244,15 @@ def test_a_tokenizer_that_cannot_be_compiled_against_costs_the_feature_only(tmp_
     with pytest.raises(NotImplementedYet):
         engine.submit(ask("a"))
     assert run_all(engine, ask("plain", None, max_tokens=3, ignore_eos=True))["plain", 0].reason == "LENGTH"
+
+
+def test_hard_schemas_are_enforced_or_refused_and_never_enforced_wrongly():
+    library = structured_cost.Guidance(TINY, 1024, EOS)
+    verdicts = dict(structured_cost.verdicts(library, TOKENIZER))
+    assert set(verdicts.values()) == {"right", "refused"}
+    assert sorted(name for name, verdict in verdicts.items() if verdict == "refused") == [
+        "if then else",
+        "not",
+        "oneOf that overlaps",
+        "uniqueItems",
+    ]
