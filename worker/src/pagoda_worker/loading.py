@@ -14,6 +14,7 @@ import torch
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.layers.attention import BACKENDS
+from pagoda_worker.layers.invariant import attend_invariant, fix_rows
 from pagoda_worker.limits import Limits
 from pagoda_worker.memory import MemoryNeeds, check_fits, fitting_length
 from pagoda_worker.models.base import Model
@@ -59,6 +60,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     raw = read_json(folder, "config.json")
     architecture = architecture_of(raw)
     device = resolve_device(config.device)
+    if config.batch_invariant and device.type != "cpu":
+        raise ConfigError("batchInvariant is shown to hold on CPUs only; this device is CUDA: leave it out")
     dtype_name = _resolve_dtype(config, raw, device)
     longest = _longest(config, raw)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
@@ -77,10 +80,12 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
             max_model_len=model_len,
             dtype=DTYPES[dtype_name],
             device=device,
-            attend=BACKENDS[_attention(config)],
+            attend=attend_invariant if config.batch_invariant else BACKENDS[_attention(config)],
             random_weights=config.random_weights,
             copied=lambda done, total: news("loading weights", done, total),
         )
+    if config.batch_invariant:
+        fix_rows(model)
     block_count = _block_count(config, memory, model_len, device)
     if config.max_model_len is None:
         model_len = min(model_len, block_count * config.block_size)

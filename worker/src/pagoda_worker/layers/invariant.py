@@ -1,0 +1,103 @@
+"""Layers whose result for a token is the same bits whatever else is in the step: docs/batch-invariance.md says what that takes and costs.
+
+Products are made of one shape only, whatever the number of rows; attention adds keys up in blocks of one size, from the first key on.
+Called by the loader in place of the usual layers; knows no models.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, write_cache
+from pagoda_worker.layers.linear import Linear
+
+ROWS = 32
+"""Of every product with a weight. oneDNN and MKL choose another order of addition for few rows than for many."""
+QUERIES = 4
+"""Of every product of queries and keys; more would waste more on decode rows, which have one."""
+KEYS = 64
+"""Keys added up at once."""
+LOWEST = -1e30
+"""Instead of -inf for the largest score so far: a first block that is masked whole must not make NaN of it."""
+
+
+class FixedRows:
+    """A Linear that multiplies ROWS rows at a time, the last ones with zeros below them."""
+
+    __slots__ = ("_linear",)
+
+    def __init__(self, linear: Linear) -> None:
+        self._linear = linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in] → [T, out]."""
+        rows = len(x)
+        padded = F.pad(x, (0, 0, 0, -rows % ROWS))
+        parts = [self._linear(block) for block in padded.split(ROWS)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
+
+
+def fix_rows(model: Any) -> None:
+    """Every Linear of a loaded model and of its layers."""
+    for holder in (model, *model.layers):
+        for name in getattr(type(holder), "__slots__", None) or vars(holder):
+            if isinstance(linear := getattr(holder, name), Linear):
+                setattr(holder, name, FixedRows(linear))
+
+
+def attend_invariant(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
+    """An `Attend`; float32 within."""
+    write_cache(key_value, cache, batch)
+    out = torch.empty_like(query)
+    for group in batch.groups:
+        at = batch.context_lens[group.start : group.stop].long()[:, None] - 1
+        pages = group.blocks.view(group.stop - group.start, -1)
+        out[group.start : group.stop] = _attend(query[group.start : group.stop, None], at, cache, pages, batch.block_size, shape)[:, 0]
+    for span in batch.spans:
+        count = span.stop - span.start
+        blocks = -(-count // QUERIES)
+        at = span.prefix + torch.arange(blocks * QUERIES, device=query.device).clamp(max=count - 1).view(blocks, QUERIES)
+        padded = F.pad(query[span.start : span.stop], (0, 0, 0, 0, 0, -count % QUERIES)).view(blocks, QUERIES, *query.shape[1:])
+        mixed = _attend(padded, at, cache, span.blocks[None], batch.block_size, shape)
+        out[span.start : span.stop] = mixed.flatten(0, 1)[:count]
+    return out.flatten(1)
+
+
+def _attend(query: Tensor, at: Tensor, cache: Tensor, pages: Tensor, block_size: int, shape: AttentionShape) -> Tensor:
+    """query [N, Q, H, D] at positions `at` [N, Q]; pages [N or 1, M] of their keys. Returns [N, Q, H, D]. Running softmax over key
+    blocks: one that a query does not see adds exactly nothing, so later keys of a longer neighbour change no bit."""
+    n, queries, heads, dim = query.shape
+    kv_heads = cache.shape[1]
+    per_head = heads // kv_heads
+    grouped = F.pad(query, (0, 0, 0, 0, 0, QUERIES - queries)).view(n, QUERIES, kv_heads, per_head, dim)
+    rows = grouped.permute(0, 2, 1, 3, 4).reshape(n * kv_heads, QUERIES * per_head, dim).float() * shape.scale
+    positions = F.pad(at, (0, QUERIES - queries))[:, None, :, None].expand(-1, kv_heads, -1, per_head).reshape(n * kv_heads, -1, 1)
+    best = torch.full((*rows.shape[:2], 1), LOWEST, device=query.device)
+    total, mixed = torch.zeros_like(best), torch.zeros_like(rows)
+    for start in range(0, pages.shape[1] * block_size, KEYS):
+        keys, values = _block(cache, pages, block_size, start, n)
+        column = torch.arange(start, start + KEYS, device=query.device)
+        seen = column <= positions
+        if shape.window is not None:
+            seen &= column > positions - shape.window
+        scores = torch.bmm(rows, keys.transpose(1, 2)).masked_fill_(~seen, float("-inf"))
+        higher = torch.maximum(best, scores.amax(dim=-1, keepdim=True))
+        weights, kept = (scores - higher).exp_(), (best - higher).exp_()
+        total = total * kept + weights.sum(dim=-1, keepdim=True)
+        mixed = mixed * kept + torch.bmm(weights, values)
+        best = higher
+    mixed = (mixed / total).view(n, kv_heads, QUERIES, per_head, dim).permute(0, 2, 1, 3, 4)
+    return mixed.reshape(n, QUERIES, heads, dim)[:, :queries].to(query.dtype)
+
+
+def _block(cache: Tensor, pages: Tensor, block_size: int, start: int, n: int) -> tuple[Tensor, Tensor]:
+    """Keys and values start … start + KEYS, each [N * H_kv, KEYS, D] float32; zeros past the last page."""
+    kv_heads, dim = cache.shape[1], cache.shape[3]
+    slots = torch.arange(start, min(start + KEYS, pages.shape[1] * block_size), device=cache.device)
+    index = pages[:, slots // block_size] * block_size + slots % block_size
+    found = cache.index_select(2, index.flatten()).view(2, kv_heads, len(pages), len(slots), dim).transpose(1, 2).float()
+    padded = F.pad(found, (0, 0, 0, KEYS - len(slots)))
+    keys, values = padded.expand(-1, n, -1, -1, -1).reshape(2, n * kv_heads, KEYS, dim)
+    return keys, values
