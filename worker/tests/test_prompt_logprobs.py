@@ -76,6 +76,13 @@ def test_they_are_told_once_to_n_sequences_and_when_eos_comes_first(checkpoint: 
     assert (len(own.own), own.top, own.top_ids) == (32, [], [])
 
 
+def test_a_sibling_that_found_no_row_does_not_tell_them_again(checkpoint: Checkpoint, truth: Any):
+    engine = small_engine(checkpoint(), max_running=2)
+    outcomes = run_all(engine, ask("busy", PROMPTS[4]), ask("n", PROMPTS[0], n=3, prompt_logprobs=K, max_tokens=1))
+    (told,) = [each for i in range(3) for each in outcomes["n", i].prompt_logprobs]
+    check_logprobs(truth, PROMPTS[0], told)
+
+
 def test_a_preempted_prompt_is_told_once_and_right(checkpoint: Checkpoint, truth: Any):
     engine = small_engine(checkpoint(), kv_cache_bytes=kv_bytes(7), max_model_len=112, max_batch_tokens=24)
     asked = [ask(f"{i}", PROMPTS[i], prompt_logprobs=K, max_tokens=40) for i in (0, 3, 4)]

@@ -35,6 +35,7 @@ class Sequence:
         "order",
         "output_start",
         "preemptions",
+        "prompt_told",
         "registered",
         "request",
         "row",
@@ -72,6 +73,8 @@ class Sequence:
         """Waits for its grammar; those behind it go first."""
         self.constrained = request.constrained
         """The engine's Constraints know what its output may be."""
+        self.prompt_told = request.prompt_logprobs is None
+        """Nobody waits for its prompt's logprobs: they left with its first token, or with that of a sibling."""
         self.announced = False
         """The start of its first chunk was reported."""
         self.cached_tokens = 0

@@ -42,7 +42,7 @@ class PromptLogprobsCollector:
         """hidden [T, E] of the step: decode rows first, then the chunks. A chunk computed again after a preemption overwrites itself."""
         at = len(plan.decodes)
         for chunk in plan.chunks:
-            if chunk.sequence.request.prompt_logprobs is not None and not chunk.sequence.first_token:
+            if not chunk.sequence.prompt_told:
                 self._collect_chunk(chunk, hidden[at : at + chunk.count], logits)
             at += chunk.count
 

@@ -213,6 +213,8 @@ class Scheduler:
     def _part(self, plan: StepPlan, leader: Sequence) -> list[Sequence]:
         """The prompt is computed: siblings take a reference to all of its blocks. Those that find no row wait like anyone else."""
         siblings, leader.siblings = leader.siblings, []
+        for sibling in siblings:
+            sibling.prompt_told = True
         parted = siblings[: len(self._free_rows)]
         for sibling in parted:
             self.blocks.share(leader.blocks)
@@ -273,7 +275,7 @@ class Scheduler:
 
     def _reads_prefix(self, sequence: Sequence) -> bool:
         """Logprobs of a prompt need its hidden states, which no cache has; once they are told, blocks will do."""
-        return self._shares_prefix(sequence) and (sequence.request.prompt_logprobs is None or sequence.first_token > 0)
+        return self._shares_prefix(sequence) and sequence.prompt_told
 
     def _shares_prefix(self, sequence: Sequence) -> bool:
         return self.limits.prefix_caching and sequence.request.use_prefix_cache
@@ -326,7 +328,7 @@ class Scheduler:
         sequence.sampled += 1
         self.totals.generation_tokens += 1
         if not sequence.first_token:
-            sequence.first_token = now
+            sequence.first_token, sequence.prompt_told = now, True
         sequence.last_token = now
         request = sequence.request
         if token in request.stop_token_ids or (token in self._eos and not request.ignore_eos):

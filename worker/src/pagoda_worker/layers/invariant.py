@@ -35,7 +35,7 @@ class FixedRows:
         """[T, in] → [T, out]."""
         rows = len(x)
         padded = F.pad(x, (0, 0, 0, -rows % ROWS))
-        parts = [self._linear(block) for block in padded.split(ROWS)]
+        parts = [self._linear(block) for block in torch.split(padded, ROWS)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
 
 
