@@ -24,6 +24,7 @@ from pagoda_worker.plan import Sampled, Sequence
 from pagoda_worker.request import Rejection, Request, StructuredOutput
 from pagoda_worker.structured import COMPILE_S, GrammarCompiler, refusal
 
+MAX_THREADS = 8
 log = logging.getLogger(__name__)
 Bits = npt.NDArray[np.int32]
 
@@ -65,7 +66,7 @@ class Constraints:
         *,
         vocab_size: int,
         eos_token_ids: tuple[int, ...],
-        threads: int | None = None,
+        threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`threads`: that fill masks of several rows together."""
@@ -73,7 +74,7 @@ class Constraints:
         self._eos = eos_token_ids
         self._any = no_bits(vocab_size)
         set_bits(self._any, np.arange(vocab_size))
-        self._executor = LLExecutor(threads)
+        self._executor = LLExecutor(min(threads, MAX_THREADS))
         self._clock = clock
         self._compiling: dict[str, _Compiling] = {}
         self._live: WeakKeyDictionary[Sequence, Constraint] = WeakKeyDictionary()

@@ -17,7 +17,9 @@ from pagoda_worker.request import StructuredOutput
 
 COMPILE_S = 10.0
 """From submission on, the wait for a free thread included. What llguidance may spend is bounded by its limits as well."""
-CACHED_GRAMMARS = 256
+CACHED_GRAMMARS = 64
+MAX_LEXER_STATES = 50_000
+"""Of one grammar, 1 to 2 KB each; copies share them, so that a grammar asked for again is warm, and grows as it is used."""
 THREADS = 2
 MAX_SENTENCE = 400
 """Characters of the compiler's own words in a refusal."""
@@ -66,7 +68,7 @@ def read_tokenizer(folder: Path, *, vocab_size: int, eos_token_ids: Sequence[int
 def compile_grammar(tokenizer: LLTokenizer, wanted: StructuredOutput) -> LLMatcher:
     """Raises RequestRefused."""
     try:
-        matcher = LLMatcher(tokenizer, _source(wanted), log_level=0, limits=LLParserLimits(verbose_errors=False))
+        matcher = LLMatcher(tokenizer, _source(wanted), log_level=0, limits=LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False))
     except ValueError as error:
         raise refusal(wanted, str(error)) from error
     except RecursionError as error:
