@@ -68,7 +68,8 @@ def read_tokenizer(folder: Path, *, vocab_size: int, eos_token_ids: Sequence[int
 def compile_grammar(tokenizer: LLTokenizer, wanted: StructuredOutput) -> LLMatcher:
     """Raises RequestRefused."""
     try:
-        matcher = LLMatcher(tokenizer, _source(wanted), log_level=0, limits=LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False))
+        limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+        matcher = LLMatcher(tokenizer, _source(wanted), log_level=0, limits=limits)
     except ValueError as error:
         raise refusal(wanted, str(error)) from error
     except RecursionError as error:
