@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, write_cache
+from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, length_groups, write_cache
 from pagoda_worker.layers.linear import Linear
 
 ROWS = 32
@@ -51,17 +51,19 @@ def attend_invariant(query: Tensor, key_value: Tensor, cache: Tensor, batch: Att
     """An `Attend`; float32 within."""
     write_cache(key_value, cache, batch)
     out = torch.empty_like(query)
-    for group in batch.groups:
-        at = batch.context_lens[group.start : group.stop].long()[:, None] - 1
-        pages = group.blocks.view(group.stop - group.start, -1)
-        out[group.start : group.stop] = _attend(query[group.start : group.stop, None], at, cache, pages, batch.block_size, shape)[:, 0]
-    for span in batch.spans:
-        count = span.stop - span.start
+    size, decodes = batch.block_size, len(batch.decode_lens)
+    for start, stop in length_groups(batch.decode_lens):
+        pages = batch.block_table[start:stop, : -(-batch.decode_lens[start] // size)].long()
+        at = batch.context_lens[start:stop].long()[:, None] - 1
+        out[start:stop] = _attend(query[start:stop, None], at, cache, pages, size, shape)[:, 0]
+    start = decodes
+    for row, (count, prefix) in enumerate(batch.chunks, start=decodes):
+        pages = batch.block_table[row : row + 1, : -(-(prefix + count) // size)].long()
         blocks = -(-count // QUERIES)
-        at = span.prefix + torch.arange(blocks * QUERIES, device=query.device).clamp(max=count - 1).view(blocks, QUERIES)
-        padded = F.pad(query[span.start : span.stop], (0, 0, 0, 0, 0, -count % QUERIES)).view(blocks, QUERIES, *query.shape[1:])
-        mixed = _attend(padded, at, cache, span.blocks[None], batch.block_size, shape)
-        out[span.start : span.stop] = mixed.flatten(0, 1)[:count]
+        at = prefix + torch.arange(blocks * QUERIES, device=query.device).clamp(max=count - 1).view(blocks, QUERIES)
+        padded = F.pad(query[start : start + count], (0, 0, 0, 0, 0, -count % QUERIES)).view(blocks, QUERIES, *query.shape[1:])
+        out[start : start + count] = _attend(padded, at, cache, pages, size, shape).flatten(0, 1)[:count]
+        start += count
     return out.flatten(1)
 
 
