@@ -84,7 +84,7 @@ class Engine:
         kv_tokens = loaded.block_count * config.block_size
         vocab, eos = loaded.model.vocab_size, loaded.eos_token_ids
         compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
-        self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=loaded.threads)
+        self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=config.threads or torch.get_num_threads())
         with out_of_memory_says(f"no room for a KV cache of {kv_tokens} tokens: something else uses the device"):
             self.runner = Runner(loaded.model, shape, dtype=loaded.dtype, device=loaded.device, masks=self.constraints.masks)
         self._steps = 0

@@ -43,8 +43,6 @@ class Loaded:
     max_model_len_fitting: int
     max_batch_tokens: int
     block_count: int
-    threads: int
-    """CPU threads that the process may use."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,10 +69,9 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     memory = _memory(config, raw, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
     if config.kv_cache_bytes is None:
         check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
-    threads = config.threads or limits.cpus() or torch.get_num_threads()
     if device.type == "cpu":
         weight_bytes = memory.needs.weights if config.random_weights else checkpoint_bytes(folder)
-        torch.set_num_threads(thread_count(threads, weight_bytes))
+        torch.set_num_threads(thread_count(config.threads or limits.cpus() or torch.get_num_threads(), weight_bytes))
     model_len = config.max_model_len or longest
     with out_of_memory_says(f"the device has no room for {gibibytes(memory.needs.weights)} of weights: something else uses it"):
         model = load_model(
@@ -109,7 +106,6 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_model_len_fitting=max(model_len, fitting_length(memory.needs, memory.room, block_size=config.block_size, longest=longest)),
         max_batch_tokens=max_batch_tokens,
         block_count=block_count,
-        threads=threads,
     )
 
 
