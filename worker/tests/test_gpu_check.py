@@ -21,7 +21,19 @@ from pagoda_worker.gpu_check.speed import SMALL, NotMeasured, TimedModel
 from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit
 from pagoda_worker.request import Finish, FinishReason, Timings, TokenLogprobs, Usage
 
-ABSENT = ("grpc", "google", "msgspec", "prometheus_client", "uvicorn", "httpx2", "huggingface_hub", "obstore", "transformers", "pytest")
+ABSENT = (
+    "grpc",
+    "google",
+    "msgspec",
+    "prometheus_client",
+    "uvicorn",
+    "httpx2",
+    "huggingface_hub",
+    "obstore",
+    "transformers",
+    "pytest",
+    "llguidance",
+)
 """Of a bare GPU machine."""
 SPEED = DeviceSpeed(bytes_per_s=4.3e12, flops_per_s=790e12)
 """An H200."""

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLExecutor, LLMatcher
 
 from pagoda_worker.errors import RequestRefused
 from pagoda_worker.plan import Sampled, Sequence
@@ -25,6 +25,9 @@ from pagoda_worker.request import Rejection, Request, StructuredOutput
 from pagoda_worker.structured import COMPILE_S, GrammarCompiler, refusal
 
 MAX_THREADS = 8
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher
+
 log = logging.getLogger(__name__)
 Bits = npt.NDArray[np.int32]
 
@@ -55,7 +58,7 @@ class Compiled:
 @dataclass(frozen=True, slots=True)
 class _Compiling:
     family: list[Sequence]
-    matcher: Future[LLMatcher]
+    matcher: "Future[LLMatcher]"
     until: float
 
 
@@ -74,7 +77,9 @@ class Constraints:
         self._eos = eos_token_ids
         self._any = no_bits(vocab_size)
         set_bits(self._any, np.arange(vocab_size))
-        self._executor = LLExecutor(min(threads, MAX_THREADS))
+        self._threads = min(threads, MAX_THREADS)
+        self._executor: LLExecutor | None = None
+        """Threads from the first step on that has two grammars."""
         self._clock = clock
         self._compiling: dict[str, _Compiling] = {}
         self._live: WeakKeyDictionary[Sequence, Constraint] = WeakKeyDictionary()
@@ -114,7 +119,7 @@ class Constraints:
         """Until some grammar is compiled."""
         wait([entry.matcher for entry in self._compiling.values()], timeout_s, return_when="FIRST_COMPLETED")
 
-    def _attach(self, family: list[Sequence], matcher: LLMatcher | None) -> bool:
+    def _attach(self, family: list[Sequence], matcher: "LLMatcher | None") -> bool:
         """Says whether the resumed output completes the grammar. Raises RequestRefused when it breaks it."""
         complete = False
         for sequence in family:
@@ -145,11 +150,15 @@ class Constraints:
                 row[:] = self._any
         return RowMasks([position for position, _ in rows], bits, stuck)
 
-    def _fill_from_grammars(self, matchers: list[tuple[LLMatcher, int]], bits: Bits) -> None:
+    def _fill_from_grammars(self, matchers: "list[tuple[LLMatcher, int]]", bits: Bits) -> None:
         if len(matchers) == 1:
             (matcher, row), width = matchers[0], bits.shape[1] * bits.itemsize
             matcher.unsafe_compute_mask_ptr(bits.ctypes.data + row * width, width)
         elif matchers:
+            if self._executor is None:
+                from llguidance import LLExecutor
+
+                self._executor = LLExecutor(self._threads)
             self._executor.unsafe_compute_mask_ptr(matchers, bits.ctypes.data, bits.shape[1] * bits.itemsize, len(bits))
 
     def advance(self, samplers: list[Sequence], sampled: Sampled) -> None:
@@ -168,7 +177,7 @@ class Constraint:
 
     __slots__ = ("_allowed", "_enders", "_ends_if_complete", "_ignored", "_min_tokens", "_output", "_words", "failure", "matcher")
 
-    def __init__(self, request: Request, matcher: LLMatcher | None, any_token: Bits, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, request: Request, matcher: "LLMatcher | None", any_token: Bits, eos_token_ids: tuple[int, ...]) -> None:
         self.matcher = matcher
         self.failure = ""
         """Why no token is possible any more."""
@@ -226,7 +235,7 @@ class Constraint:
         return ""
 
 
-def _result(matcher: Future[LLMatcher], wanted: StructuredOutput) -> LLMatcher:
+def _result(matcher: "Future[LLMatcher]", wanted: StructuredOutput) -> "LLMatcher":
     """Raises RequestRefused."""
     if not matcher.done():
         raise refusal(wanted, f"it was not compiled within {COMPILE_S:g} s: make it simpler")

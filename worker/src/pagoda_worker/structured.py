@@ -1,7 +1,8 @@
 """Grammars: what an output must be → a matcher that says which tokens may come next.
 
 Owns the tokenizer as llguidance reads it, the threads that compile, and the grammars compiled lately. Knows neither rows nor steps;
-called by constraints.py (docs/decisions/structured-output.md).
+called by constraints.py (docs/decisions/structured-output.md). llguidance is imported when a tokenizer is read, in that thread: without it
+the engine runs, and says that there is no structured output.
 """
 
 import json
@@ -9,11 +10,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
+from typing import TYPE_CHECKING
 
 from pagoda_worker.errors import ModelError, RequestRefused
 from pagoda_worker.request import StructuredOutput
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 COMPILE_S = 10.0
 """From submission on, the wait for a free thread included. What llguidance may spend is bounded by its limits as well."""
@@ -42,7 +45,7 @@ class GrammarCompiler:
         error = self._tokenizer.exception()
         return "" if error is None else str(error)
 
-    def compile(self, wanted: StructuredOutput) -> Future[LLMatcher]:
+    def compile(self, wanted: StructuredOutput) -> "Future[LLMatcher]":
         """A matcher at its start, for everyone to copy, or RequestRefused that names the field."""
         known = self._compiled.get(wanted)
         if known is None:
@@ -52,21 +55,25 @@ class GrammarCompiler:
         self._compiled.move_to_end(wanted)
         return known
 
-    def _compile(self, wanted: StructuredOutput) -> LLMatcher:
+    def _compile(self, wanted: StructuredOutput) -> "LLMatcher":
         return compile_grammar(self._tokenizer.result(), wanted)
 
 
-def read_tokenizer(folder: Path, *, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
+def read_tokenizer(folder: Path, *, vocab_size: int, eos_token_ids: Sequence[int]) -> "LLTokenizer":
     """`vocab_size` is the width of the logits: checkpoints pad it. Raises ModelError."""
     path = folder / "tokenizer.json"
     try:
+        from llguidance import LLTokenizer
+
         return LLTokenizer(path.read_text("utf-8"), n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read for structured output: {error}") from error
 
 
-def compile_grammar(tokenizer: LLTokenizer, wanted: StructuredOutput) -> LLMatcher:
+def compile_grammar(tokenizer: "LLTokenizer", wanted: StructuredOutput) -> "LLMatcher":
     """Raises RequestRefused."""
+    from llguidance import LLMatcher, LLParserLimits
+
     try:
         limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
         matcher = LLMatcher(tokenizer, _source(wanted), log_level=0, limits=limits)
@@ -88,6 +95,8 @@ def refusal(wanted: StructuredOutput, reason: str) -> RequestRefused:
 
 def _source(wanted: StructuredOutput) -> str:
     """In llguidance's own form. Raises ValueError."""
+    from llguidance import LLMatcher, grammar_from
+
     if wanted.kind == "choice":
         return grammar_from("choice", json.dumps(wanted.choices))
     if wanted.kind in ("regex", "grammar"):
