@@ -49,11 +49,7 @@ def possible(request: Request, output: list[int], vocab_size: int) -> set[int]:
         if len(word) == 1 or (len(output) >= len(word) - 1 and output[len(output) - len(word) + 1 :] == word[:-1]):
             left.discard(word[-1])
     ends = set(request.stop_token_ids) | (set() if request.ignore_eos else {EOS})
-    if len(output) < request.min_tokens:
-        left -= ends
-    elif request.ignore_eos:
-        left -= {EOS}
-    return left
+    return left - ends if len(output) < request.min_tokens else left
 
 
 @given(

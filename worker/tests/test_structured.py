@@ -191,7 +191,9 @@ def test_a_finished_grammar_ends_the_sequence_without_another_step(engine: Engin
     assert (outcome.reason, outcome.finish.usage.completion_tokens) == ("STOP", len(outcome.tokens))
 
 
-@pytest.mark.parametrize("fields", [{"min_tokens": 6}, {"ignore_eos": True, "max_tokens": 6}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"min_tokens": 6}, {"ignore_eos": True, "max_tokens": 6}, {"ignore_eos": True, "min_tokens": 6, "max_tokens": 6}], ids=str
+)
 def test_an_end_is_held_back_while_something_else_is_possible(engine: Engine, fields: dict[str, Any]):
     structured = StructuredOutput(kind="regex", text="(a|b)+")
     sampling = Sampling(logit_bias={EOS: 100.0, TOKENIZER.token_to_id("a"): 50.0})

@@ -173,7 +173,7 @@ class Constraints:
 
 
 class Constraint:
-    """Of one sequence. `_matcher` None: no grammar."""
+    """Of one sequence. `matcher` None: no grammar."""
 
     __slots__ = ("_allowed", "_enders", "_ends_if_complete", "_ignored", "_min_tokens", "_output", "_words", "failure", "matcher")
 
@@ -194,7 +194,8 @@ class Constraint:
         enders = [*request.stop_token_ids, *(() if request.ignore_eos else eos_token_ids)]
         self._enders = np.array(enders, np.int64)
         self._ends_if_complete = np.array(request.stop_token_ids, np.int64)
-        self._ignored = np.array(eos_token_ids if request.ignore_eos else (), np.int64)
+        # Without a grammar an ignored eos is a token like any other; to a grammar it is the end.
+        self._ignored = np.array(eos_token_ids if request.ignore_eos and matcher is not None else (), np.int64)
         self._min_tokens = request.min_tokens
         self._output: list[int] = []
 
@@ -224,14 +225,14 @@ class Constraint:
         if not bits.any():
             return "structured, allowed_token_ids and bad_words together leave no token to go on with: loosen one of them"
         # An end is held back only while something else is possible: a complete text cannot be made longer by waiting.
-        early = self._enders if len(self._output) < self._min_tokens else self._ignored
+        early = np.concatenate([self._enders, self._ignored]) if len(self._output) < self._min_tokens else self._ignored
         if len(early):
             kept = bits.copy()
             clear_bits(kept, early)
             if kept.any():
                 bits[:] = kept
             elif self.matcher is None:
-                return "allowed_token_ids and bad_words leave only tokens that min_tokens or ignore_eos exclude: loosen one of them"
+                return "allowed_token_ids and bad_words leave only tokens that min_tokens excludes: loosen one of them"
         return ""
 
 
