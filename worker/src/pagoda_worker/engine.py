@@ -112,6 +112,8 @@ class Engine:
             gpu_uuids=gpu_uuids(loaded.device),
             structured_output=not compiler.why_unusable(),
             load_s=time.monotonic() - began,
+            checkpoint_bytes=loaded.checkpoint_bytes,
+            weights_s=loaded.weights_s,
         )
 
     # ------------------------------------------------------------ requests

@@ -242,3 +242,7 @@ class ModelFacts:
     """The model folder has a tokenizer that grammars can be compiled against."""
     load_s: float = 0.0
     """To read the model and allocate the cache, self-test included."""
+    checkpoint_bytes: int = 0
+    """Of the weight files; 0: random weights."""
+    weights_s: float = 0.0
+    """The part of load_s in which they were read and packed."""
