@@ -9,7 +9,7 @@ import pytest
 import torch
 from engine_runs import Outcome, run_all
 from random_checkpoint import VOCAB, kv_bytes, small_engine
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from pagoda_worker.errors import RequestRefused
 from pagoda_worker.prompt_logprobs import PromptLogprobsCollector
@@ -23,7 +23,7 @@ TOLERANCE = 5e-5
 
 @pytest.fixture(scope="module")
 def truth(checkpoint: Checkpoint) -> Any:
-    return LlamaForCausalLM.from_pretrained(checkpoint(), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(checkpoint(), dtype=torch.float32).eval()
 
 
 def ask(request_id: str, prompt: list[int], **fields: Any) -> Request:
@@ -105,7 +105,7 @@ def test_a_prompt_too_long_for_one_message_is_refused_with_the_length_that_fits(
 
 @torch.inference_mode()
 def cosine(truth: Any, prompt: list[int], outcome: Outcome) -> float:
-    state = truth.model(torch.tensor([prompt])).last_hidden_state[0, -1].double()
+    state = truth.base_model(torch.tensor([prompt])).last_hidden_state[0, -1].double()
     given = torch.tensor(outcome.embedding, dtype=torch.float64)
     assert abs(given.norm().item() - 1) < 1e-6
     return float(torch.nn.functional.cosine_similarity(given, state, dim=0))
@@ -133,6 +133,16 @@ def test_a_last_chunk_of_one_token_is_no_decode_of_an_embedding(checkpoint: Chec
     engine = small_engine(checkpoint(), max_batch_tokens=16)
     outcome = run_all(engine, ask("a", PROMPTS[3], embedding=True, max_tokens=1))["a", 0]
     assert cosine(truth, PROMPTS[3], outcome) > 1 - 1e-6
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "mistral", "qwen3"])
+def test_other_families_have_both(checkpoint: Checkpoint, model_type: str):
+    folder = checkpoint(f"outputs of {model_type}", model_type=model_type)
+    its_truth = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    asked = [ask("logprobs", PROMPTS[0], prompt_logprobs=K), ask("embedding", PROMPTS[0], embedding=True, max_tokens=1)]
+    outcomes = run_all(small_engine(folder, max_batch_tokens=20), *asked)
+    check_logprobs(its_truth, PROMPTS[0], outcomes["logprobs", 0].prompt_logprobs[0])
+    assert cosine(its_truth, PROMPTS[0], outcomes["embedding", 0]) > 1 - 1e-6
 
 
 def test_an_embedding_in_bf16_points_the_same_way(checkpoint: Checkpoint, truth: Any):
