@@ -14,7 +14,7 @@ from random_checkpoint import VOCAB, small_engine
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
-from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, attend_eager
+from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, write_cache
 from pagoda_worker.layers.invariant import KEYS, attend_invariant
 from pagoda_worker.request import Request, Sampling
 
@@ -84,13 +84,12 @@ def test_invariant_attention_is_the_reference_up_to_rounding(window: int | None)
         chunks=chunks,
     )
     query, key_value = torch.randn(20, heads, dim), torch.randn(20, 2 * kv_heads, dim)
-    mine = attend_invariant(query, key_value, cache.clone(), batch, AttentionShape(dim**-0.5, window))
-    filled = cache.clone()
-    attend_eager(query, key_value, filled, batch, AttentionShape(dim**-0.5))
+    write_cache(key_value, cache, batch)
+    mine = attend_invariant(query, key_value, cache, batch, AttentionShape(dim**-0.5, window))
     for line, (row, at) in enumerate(positions):
         first = 0 if window is None else max(0, at - window + 1)
         seen = torch.tensor([int(table[row, j // block]) * block + j % block for j in range(first, at + 1)])
-        keys, values = filled[:, :, seen].repeat_interleave(heads // kv_heads, dim=1)
+        keys, values = cache[:, :, seen].repeat_interleave(heads // kv_heads, dim=1)
         weights = torch.einsum("hd,hkd->hk", query[line], keys).mul(dim**-0.5).softmax(-1)
         torch.testing.assert_close(mine[line].view(heads, dim), torch.einsum("hk,hkd->hd", weights, values), atol=2e-6, rtol=1e-5)
 

@@ -1,17 +1,21 @@
 """Layers whose result for a token is the same bits whatever else is in the step: docs/batch-invariance.md says what that takes and costs.
 
 Products are made of one shape only, whatever the number of rows; attention adds keys up in blocks of one size, from the first key on.
-Called by the loader in place of the usual layers; knows no models.
+Chosen by the loader in place of the usual operators; knows no models.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, length_groups, write_cache
-from pagoda_worker.layers.linear import Linear
+from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, length_groups
+from pagoda_worker.layers.linear import Product, gate
+from pagoda_worker.layers.native import NativeOperators, NativeProduct
+from pagoda_worker.layers.operators import Operators
+from pagoda_worker.native.library import Library
 
 ROWS = 32
 """Of every product with a weight. oneDNN and MKL choose another order of addition for few rows than for many."""
@@ -24,32 +28,58 @@ LOWEST = -1e30
 
 
 class FixedRows:
-    """A Linear that multiplies ROWS rows at a time, the last ones with zeros below them."""
+    """A `Product` that multiplies ROWS rows at a time, the last ones with zeros below them."""
 
-    __slots__ = ("_linear",)
+    __slots__ = ("_product",)
 
-    def __init__(self, linear: Linear) -> None:
-        self._linear = linear
+    def __init__(self, product: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+        self._product = product
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, in] → [T, out]."""
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         rows = len(x)
         padded = F.pad(x, (0, 0, 0, -rows % ROWS))
-        parts = [self._linear(block) for block in torch.split(padded, ROWS)]
+        parts = [self._product(block, bias) for block in torch.split(padded, ROWS)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
 
+    def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+        return residual + self(x, bias)
 
-def fix_rows(model: Any) -> None:
-    """Every Linear of a loaded model and of its layers."""
-    for holder in (model, *model.layers):
-        for name in getattr(type(holder), "__slots__", None) or vars(holder):
-            if isinstance(linear := getattr(holder, name), Linear):
-                setattr(holder, name, FixedRows(linear))
+    def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return gate(self(x, bias))
+
+
+def fixed(weight: Tensor, product: Product | None) -> Product:
+    """`product` None: the weight serves as it is. Our own kernels add up each row alone, in one order; they stay."""
+    if isinstance(product, NativeProduct):
+        return product
+    return FixedRows(product or partial(_plain, weight))
+
+
+def _plain(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+class InvariantOperators(Operators):
+    name = "torch, batch-invariant"
+
+    def __init__(self) -> None:
+        super().__init__(attend_invariant)
+
+    def pack(self, weight: Tensor, *, gated: bool) -> Product:
+        return fixed(weight, super().pack(weight, gated=gated))
+
+
+class InvariantNativeOperators(NativeOperators):
+    def __init__(self, library: Library) -> None:
+        super().__init__(library, attend_invariant)
+        self.name = f"{self.name}, batch-invariant"
+
+    def pack(self, weight: Tensor, *, gated: bool) -> Product:
+        return fixed(weight, super().pack(weight, gated=gated))
 
 
 def attend_invariant(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
     """An `Attend`; float32 within."""
-    write_cache(key_value, cache, batch)
     out = torch.empty_like(query)
     size, decodes = batch.block_size, len(batch.decode_lens)
     for start, stop in length_groups(batch.decode_lens):
