@@ -16,6 +16,7 @@ from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, write_cache
 from pagoda_worker.layers.invariant import KEYS, attend_invariant
+from pagoda_worker.native.library import load_library
 from pagoda_worker.request import Request, Sampling
 
 Checkpoint = Callable[..., Path]
@@ -47,6 +48,13 @@ def test_without_them_only_tokens_near_a_tie_change(checkpoint: Checkpoint, dtyp
     folder, vocab = (TINY, 1000) if model == "tiny" else (checkpoint(), VOCAB)
     tally = compare({"dtype": dtype, "threads": 1}, folder, prompts=random_prompts(4, vocab), tokens=12, crowds=CROWDS)
     assert all(gap < CLOSE[dtype] for gap in tally.flips)
+
+
+@pytest.mark.skipif(load_library() is None, reason="no CPU kernels: Debian's g++ was missing at installation")
+def test_our_own_kernels_keep_the_bits_of_prompts_that_are_not_cut():
+    crowds = ((3, 4096), (9, 4096))
+    tally = compare({"dtype": "bf16", "threads": 1}, TINY, prompts=random_prompts(3, 1000), tokens=12, crowds=crowds)
+    assert (tally.positions, tally.unequal) == (3 * 2 * 12, 0)
 
 
 def test_the_prefix_cache_changes_no_bit_of_an_invariant_answer(checkpoint: Checkpoint):
