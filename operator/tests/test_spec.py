@@ -89,6 +89,7 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "maxBatchTokens": 200,
                     "maxRunning": 3,
                     "prefixCaching": False,
+                    "batchInvariant": True,
                     "longPrefillTokens": 64,
                     "kvCache": {"blockSize": 8, "swap": "4Gi", "hostTier": "1.5Gi"},
                 },
@@ -123,6 +124,7 @@ def test_every_written_field_reaches_the_spec() -> None:
         max_batch_tokens=200,
         max_running=3,
         prefix_caching=False,
+        batch_invariant=True,
         long_prefill_tokens=64,
         kv_cache=KvCache(block_size=8, swap_bytes=4 * 2**30, host_tier_bytes=3 * 2**29),
     )

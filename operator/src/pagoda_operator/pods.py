@@ -162,6 +162,8 @@ def engine_settings(engine: Engine) -> Object:
         settings["kvCache"]["swap"] = engine.kv_cache.swap_bytes
     if engine.kv_cache.host_tier_bytes:
         settings["kvCache"]["hostTier"] = engine.kv_cache.host_tier_bytes
+    if engine.batch_invariant:
+        settings["batchInvariant"] = True
     return settings
 
 

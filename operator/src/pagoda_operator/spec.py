@@ -42,6 +42,7 @@ class Engine:
     """Prompt tokens of a step in which something decodes. None: what suits the device (the worker knows)."""
     max_running: int = 256
     prefix_caching: bool = True
+    batch_invariant: bool = False
     kv_cache: KvCache = field(default_factory=KvCache)
 
 
@@ -301,6 +302,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             long_prefill_tokens="longPrefillTokens",
             max_running="maxRunning",
             prefix_caching="prefixCaching",
+            batch_invariant="batchInvariant",
         ),
         kv_cache=_kv_cache(engine.get("kvCache", {})),
     )

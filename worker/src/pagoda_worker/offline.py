@@ -34,6 +34,7 @@ _ENGINE_FIELDS = (
     "max_running",
     "swap_bytes",
     "host_tier_bytes",
+    "batch_invariant",
 )
 _JOB_FIELDS = {"model_dir", "prompts", "random", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}
 

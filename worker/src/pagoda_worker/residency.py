@@ -73,13 +73,13 @@ class Residency:
 
     def find(self, sequence: Sequence) -> Found:
         size = self.blocks.block_size
-        shared = cached_prefix(self.blocks, sequence) if self.shares_prefix(sequence) else []
+        shared = cached_prefix(self.blocks, sequence) if self.reads_prefix(sequence) else []
         total = self.blocks_for(len(sequence.tokens))
         computed = len(shared) * size
         hashes: list[bytes] = []
         if sequence.swapped:
             computed = max(computed, sequence.swapped_tokens)
-        elif self.tier.count and self.shares_prefix(sequence):
+        elif self.tier.count and self.reads_prefix(sequence):
             full = (len(sequence.tokens) - 1) // size
             wanted = sequence.hashes[1 + len(shared) : full + 1]
             hashes = wanted[: self.tier.match(wanted)]
@@ -154,6 +154,10 @@ class Residency:
         if self.shares_prefix(sequence):
             register_prefix(self.blocks, sequence)
 
+    def reads_prefix(self, sequence: Sequence) -> bool:
+        """Logprobs of a prompt need its hidden states, which no cache has; once they are told, blocks will do."""
+        return self.shares_prefix(sequence) and sequence.prompt_told
+
     def shares_prefix(self, sequence: Sequence) -> bool:
         return self._prefix_caching and sequence.request.use_prefix_cache
 
@@ -171,7 +175,9 @@ class Residency:
             copied_bytes=2 * (used - kept) * self._block_bytes,
             speeds=self.speeds,
         )
-        if restore.way == "copy" and (slots := self.swap.take(used)):
+        # Prompt logprobs and embeddings need hidden states of the whole prompt, which no block has.
+        whole = sequence.prompt_told and not sequence.request.embedding
+        if whole and restore.way == "copy" and (slots := self.swap.take(used)):
             plan.swap_out += zip(sequence.blocks, slots, strict=False)
             sequence.swapped, sequence.swapped_tokens = slots, sequence.computed
         self.leave(sequence)

@@ -12,6 +12,8 @@ a higher class a lower one waits: deadlines end that.
 """
 
 import bisect
+import itertools
+from dataclasses import replace
 
 from pagoda_worker.blocks import BlockPool, root_hash
 from pagoda_worker.errors import RequestRefused
@@ -50,8 +52,9 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._requests or self._outbox)
 
-    def submit(self, request: Request, *, now: float, seed: int) -> None:
-        """`seed` is that of sequence 0; the next ones count up. Raises RequestRefused, ContextTooLong."""
+    def submit(self, request: Request, *, now: float, seed: int) -> list[Sequence]:
+        """`seed` is that of sequence 0; the next ones count up. Structured ones are held until `release`. Raises RequestRefused,
+        ContextTooLong."""
         limit = min(len(request.prompt_ids) + request.max_tokens, self.limits.max_model_len)
         if request.request_id in self._requests:
             raise RequestRefused(f"request id {request.request_id!r} is already in use", param="request_id")
@@ -67,6 +70,24 @@ class Scheduler:
             self._timed.update(family)
         leader, *leader.siblings = family
         bisect.insort(self.waiting, leader, key=_order)
+        return family
+
+    def release(self, request_id: str) -> None:
+        """What held it back is there. Unknown ids are ignored, here and below: the request may have been cancelled."""
+        for sequence in self._requests.get(request_id, {}).values():
+            sequence.held = False
+
+    def drop(self, request_id: str) -> bool:
+        """A held request that turned out to be impossible; it leaves without an ending. Says whether it was still there."""
+        family = list(self._requests.get(request_id, {}).values())
+        for sequence in family:
+            self._end(sequence, FinishReason.CANCELLED)
+        return bool(family)
+
+    def complete(self, request_id: str) -> None:
+        """A held request whose resumed output is all there is to say."""
+        for sequence in list(self._requests.get(request_id, {}).values()):
+            self._end_early(sequence, FinishReason.STOP)
 
     def cancel(self, request_id: str, sequence: int | None = None) -> None:
         """Frees at once; the ending leaves with the next settle. Unknown ids are ignored: the request may just have ended."""
@@ -106,8 +127,7 @@ class Scheduler:
     def _make_way(self, plan: StepPlan, now: float) -> bool:
         """Before anything else is planned: who makes way must not be part of the step. Says whether someone was preempted."""
         preempted = False
-        while self.waiting and self.running and _priority(self.running[-1]) < _priority(self.waiting[0]):
-            first = self.waiting[0]
+        while (first := self._first_waiting()) and self.running and _priority(self.running[-1]) < _priority(first):
             found = self.residency.find(first)
             shared = set(found.shared)
             victims = [s for s in reversed(self.running) if _priority(s) < _priority(first)]
@@ -168,7 +188,8 @@ class Scheduler:
         """Waiting sequences, in order, that rows and blocks would let in now, with the tokens they have to compute."""
         found_room: list[tuple[Sequence, int]] = []
         free, running = self.blocks.free_blocks, len(self.running)
-        for sequence in self.waiting[: min(len(self._free_rows), MAX_NEWCOMERS)]:
+        ready = (sequence for sequence in self.waiting if not sequence.held)
+        for sequence in itertools.islice(ready, min(len(self._free_rows), MAX_NEWCOMERS)):
             found = self.residency.find(sequence)
             free -= self.residency.need(found)
             if free < running:
@@ -183,13 +204,16 @@ class Scheduler:
         sequence.computed += count
         self.residency.register(sequence)
         complete = sequence.remaining == 0
-        plan.chunks.append(Chunk(sequence, start, count, [sequence, *self._part(plan, sequence)] if complete else []))
+        samples = complete and not sequence.request.embedding
+        plan.chunks.append(Chunk(sequence, start, count, [sequence, *self._part(plan, sequence)] if samples else []))
         self.totals.prompt_tokens += count
         return count
 
     def _part(self, plan: StepPlan, leader: Sequence) -> list[Sequence]:
         """The prompt is computed: siblings take a reference to all of its blocks. Those that find no row wait like anyone else."""
         siblings, leader.siblings = leader.siblings, []
+        for sibling in siblings:
+            sibling.prompt_told = True
         parted = siblings[: len(self._free_rows)]
         for sibling in parted:
             self.residency.join(sibling, leader)
@@ -199,16 +223,19 @@ class Scheduler:
             bisect.insort(self.waiting, sibling, key=_order)
         return parted
 
+    def _first_waiting(self) -> Sequence | None:
+        return next((each for each in self.waiting if not each.held), None)
+
     def _admit(self, plan: StepPlan, now: float) -> Sequence | None:
         """The first in waiting, with all blocks of its present length; nobody overtakes it. One spare block for each running sequence
         keeps the newcomer from being preempted at once."""
-        if not self.waiting or not self._free_rows:
+        sequence = self._first_waiting()
+        if sequence is None or not self._free_rows:
             return None
-        sequence = self.waiting[0]
         found = self.residency.find(sequence)
         if self.residency.need(found) + len(self.running) > self.blocks.free_blocks and self.running:
             return None
-        self.waiting.pop(0)
+        self.waiting.remove(sequence)
         self.residency.enter(plan, sequence, found)
         if not sequence.first_scheduled:
             self._count_first(sequence, len(found.shared) * self.blocks.block_size, now)
@@ -262,27 +289,49 @@ class Scheduler:
                 finish = self._end_broken(sequence)
                 updates.append(sequence.update([], None, finish))
                 continue
-            updates.append(self._append(sequence, token, sampled.logprobs.get(position), now))
-        for chunk in plan.chunks:
+            if position in sampled.stuck:
+                updates.append(sequence.update([], None, self._end(sequence, FinishReason.ENGINE_ERROR, detail=sampled.stuck[position])))
+                continue
+            update = self._append(sequence, token, sampled.logprobs.get(position), now, complete=position in sampled.complete)
+            if position in sampled.prompt_logprobs:
+                update = replace(update, prompt_logprobs=sampled.prompt_logprobs[position])
+            updates.append(update)
+        for index, chunk in enumerate(plan.chunks):
             if not chunk.sequences:
                 chunk.sequence.steps += 1
                 if chunk.sequence.request.want_timings:
                     chunk.sequence.note_batch(batch)
-                if not chunk.sequence.announced:
+                if index in sampled.embeddings:
+                    updates.append(self._embedded(chunk.sequence, sampled.embeddings[index], now))
+                elif not chunk.sequence.announced:
                     updates.append(chunk.sequence.update([], None, None))
         return updates
 
-    def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> SequenceUpdate:
+    def _embedded(self, sequence: Sequence, embedding: list[float], now: float) -> SequenceUpdate:
+        """`embedding` empty: not finite."""
+        if not embedding:
+            return sequence.update([], None, self._end_broken(sequence))
+        sequence.first_token = sequence.last_token = now
+        return replace(sequence.update([], None, self._end(sequence, FinishReason.STOP)), embedding=embedding)
+
+    def _append(
+        self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float, *, complete: bool = False
+    ) -> SequenceUpdate:
+        """`complete`: its grammar takes nothing more; the token counts, and the end reads as if eos had come."""
         sequence.tokens.append(token)
         sequence.sampled += 1
         self.totals.generation_tokens += 1
         if not sequence.first_token:
-            sequence.first_token = now
+            sequence.first_token, sequence.prompt_told = now, True
         sequence.last_token = now
         request = sequence.request
         if token in request.stop_token_ids or (token in self._eos and not request.ignore_eos):
             return sequence.update([], None, self._end(sequence, FinishReason.STOP, stop_token_id=token))
-        finish = self._end(sequence, FinishReason.LENGTH) if len(sequence.tokens) >= sequence.limit else None
+        finish = None
+        if complete:
+            finish = self._end(sequence, FinishReason.STOP, stop_token_id=next(iter(self.limits.eos_token_ids), None))
+        elif len(sequence.tokens) >= sequence.limit:
+            finish = self._end(sequence, FinishReason.LENGTH)
         return sequence.update([token], None if logprobs is None else [logprobs], finish)
 
     # ------------------------------------------------------------ endings
