@@ -6,6 +6,7 @@ Resolves every "auto" and None of EngineConfig, once. Called by the engine; know
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pagoda_worker.limits import Limits
 from pagoda_worker.memory import MemoryNeeds, check_fits, fitting_length
 from pagoda_worker.models.base import Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
+from pagoda_worker.request import ModelFacts
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -32,7 +34,11 @@ _NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "BF16": "bf1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    model: Model
+    model: Model | None
+    """None with load: lazy."""
+    read_model: Callable[[], Model]
+    """Reads the weights (again). Raises ModelError, OutOfMemory."""
+    vocab_size: int
     architecture: str
     device: torch.device
     dtype_name: str
@@ -46,6 +52,26 @@ class Loaded:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.dtype_name]
+
+    def facts(self, config: EngineConfig) -> ModelFacts:
+        """Nothing measured, no limits of the engine's own."""
+        return ModelFacts(
+            architecture=self.architecture,
+            dtype=self.dtype_name,
+            device="cpu" if self.device.type == "cpu" else f"cuda:{torch.cuda.get_device_name(self.device)}",
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+            eos_token_ids=list(self.eos_token_ids),
+            bos_token_id=self.bos_token_id,
+            max_batch_tokens=self.max_batch_tokens,
+            block_size=config.block_size,
+            kv_capacity_tokens=self.block_count * config.block_size,
+            max_running=config.max_running,
+            max_sequences_per_request=1,
+            max_top_logprobs=0,
+            max_model_len_fitting=self.max_model_len_fitting,
+            gpu_uuids=gpu_uuids(self.device),
+        )
 
 
 News = Callable[[str, int, int], None]
@@ -70,18 +96,9 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         weight_bytes = memory.needs.weights if config.random_weights else checkpoint_bytes(folder)
         torch.set_num_threads(thread_count(config.threads or limits.cpus() or torch.get_num_threads(), weight_bytes))
     model_len = config.max_model_len or longest
-    with out_of_memory_says(f"the device has no room for {gibibytes(memory.needs.weights)} of weights: something else uses it"):
-        model = load_model(
-            folder,
-            raw,
-            max_model_len=model_len,
-            dtype=DTYPES[dtype_name],
-            device=device,
-            attend=BACKENDS[_attention(config)],
-            random_weights=config.random_weights,
-            copied=lambda done, total: news("loading weights", done, total),
-        )
-    block_count = _block_count(config, memory, model_len, device)
+    read_model = partial(_read_model, config, raw, model_len, DTYPES[dtype_name], device, memory.needs.weights, news)
+    model = None if config.load == "lazy" else read_model()
+    block_count = _block_count(config, memory, model_len, device, unread_bytes=memory.needs.weights if model is None else 0)
     if config.max_model_len is None:
         model_len = min(model_len, block_count * config.block_size)
     elif block_count * config.block_size < model_len:
@@ -92,6 +109,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     eos, bos = _special_ids(folder, raw)
     return Loaded(
         model=model,
+        read_model=read_model,
+        vocab_size=footprint_of(raw).vocab,
         architecture=architecture,
         device=device,
         dtype_name=dtype_name,
@@ -102,6 +121,22 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_batch_tokens=max_batch_tokens,
         block_count=block_count,
     )
+
+
+def _read_model(
+    config: EngineConfig, raw: dict[str, Any], model_len: int, dtype: torch.dtype, device: torch.device, weight_bytes: int, news: News
+) -> Model:
+    with out_of_memory_says(f"the device has no room for {gibibytes(weight_bytes)} of weights: something else uses it"):
+        return load_model(
+            config.model_dir,
+            raw,
+            max_model_len=model_len,
+            dtype=dtype,
+            device=device,
+            attend=BACKENDS[_attention(config)],
+            random_weights=config.random_weights,
+            copied=lambda done, total: news("loading weights", done, total),
+        )
 
 
 def _check(config: EngineConfig) -> None:
@@ -189,14 +224,14 @@ def _memory(
     return _Memory(needs=needs, there=there, room=needs.kv_room(there))
 
 
-def _block_count(config: EngineConfig, memory: _Memory, model_len: int, device: torch.device) -> int:
+def _block_count(config: EngineConfig, memory: _Memory, model_len: int, device: torch.device, *, unread_bytes: int) -> int:
     per_block = memory.needs.per_token * config.block_size
     per_sequence = -(-model_len // config.block_size)
     enough = config.max_running * per_sequence
     if config.kv_cache_bytes is not None:
         count = min(enough, config.kv_cache_bytes // per_block)
     elif device.type == "cuda":
-        count = min(enough, int(KV_SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]) // per_block)
+        count = min(enough, int(KV_SHARE_OF_DEVICE * (torch.cuda.mem_get_info(device)[0] - unread_bytes)) // per_block)
     else:
         asked = per_sequence if config.max_model_len is not None else 0
         count = min(enough, max(memory.there // 4 // per_block, asked), memory.room // per_block)

@@ -147,6 +147,8 @@ class EngineState:
     prefill_tokens_per_s: float
     """Moving average of measured steps; 0: not yet."""
     decode_step_ms: float
+    sleep_level: int = 0
+    """0: awake. 1: weights in host memory. 2: weights in their folder only. Asleep there is no KV cache; a request wakes the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,4 +189,6 @@ class ModelFacts:
     gpu_uuids: list[str] = field(default_factory=list)
     """Of the devices that the engine owns, as NVML knows them; none on a CPU."""
     load_s: float = 0.0
-    """To read the model and allocate the cache, self-test included."""
+    """To read the model and allocate the cache, self-test and warming included; 0: not read yet."""
+    warm_s: float = 0.0
+    """Of that, to run each size of step once; 0: not asked for."""

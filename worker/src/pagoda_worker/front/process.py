@@ -71,10 +71,15 @@ class Front:
             raise ConfigError(str(error), reason=error.reason) from error
         http_socket = _bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT")
         self.http_port = http_socket.getsockname()[1]
-        probes = Probes(health=lambda: self.supervisor.trouble, ready=self.readiness, metrics=self._scrape)
+        probes = Probes(
+            health=lambda: self.supervisor.trouble,
+            ready=self.readiness,
+            metrics=self._scrape,
+            asleep=lambda: self.supervisor.sleep_level > 0,
+        )
         http = QuietServer(uvicorn.Config(probes, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1))
         grpc_server = new_server()
-        add_WorkerServicer_to_server(WorkerService(self.switchboard, artifacts, settings.session_token), grpc_server)
+        add_WorkerServicer_to_server(WorkerService(self.switchboard, self.supervisor, artifacts, settings.session_token), grpc_server)
         try:
             self.grpc_port = grpc_server.add_insecure_port(_address(settings.bind_host, settings.grpc_port))
         except RuntimeError as error:
@@ -128,7 +133,7 @@ class Front:
             return waiting
         facts = self.switchboard.facts
         assert facts is not None, "an engine that serves has said what it is"
-        return Readiness(ready=True, capacity=capacity(facts))
+        return Readiness(ready=True, capacity=capacity(facts), sleep_level=self.supervisor.sleep_level)
 
     def _draining(self) -> str:
         open_calls = self.switchboard.open_calls
@@ -144,6 +149,7 @@ def capacity(facts: ModelFacts) -> dict[str, float | int | str]:
         "prefillTokensPerS": round(facts.prefill_tokens_per_s, 1),
         "decodeTokensPerS": round(facts.decode_tokens_per_s, 1),
         "loadS": round(facts.load_s, 2),
+        "warmS": round(facts.warm_s, 2),
         "device": facts.device,
     }
 
