@@ -88,6 +88,7 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "maxModelLen": 100,
                     "maxBatchTokens": 200,
                     "maxRunning": 3,
+                    "load": "warm",
                     "prefixCaching": False,
                     "kvCache": {"blockSize": 8},
                 },
@@ -121,6 +122,7 @@ def test_every_written_field_reaches_the_spec() -> None:
         max_model_len=100,
         max_batch_tokens=200,
         max_running=3,
+        load="warm",
         prefix_caching=False,
         kv_cache=KvCache(block_size=8),
     )

@@ -237,7 +237,7 @@ async def test_what_describe_names_can_be_fetched_by_hash():
         described = await bench.stub.Describe(pb.DescribeRequest())
         (model,) = described.models
         assert (described.protocol, model.model, model.max_model_len, model.eos_token_ids) == (1, MODEL, 256, [1])
-        assert list(model.features) == [pb.FEATURE_PREFIX_CACHE_TOGGLE]
+        assert list(model.features) == [pb.FEATURE_PREFIX_CACHE_TOGGLE, pb.FEATURE_SLEEP]
         for artifact in (model.tokenizer, model.chat_template):
             chunks = [chunk.data async for chunk in bench.stub.FetchArtifact(pb.FetchArtifactRequest(sha256=artifact.sha256))]
             assert sum(map(len, chunks)) == artifact.size_bytes
@@ -252,8 +252,6 @@ async def test_reserved_calls_answer_with_a_sentence():
         unary = [
             bench.stub.LoadAdapter(pb.LoadAdapterRequest()),
             bench.stub.UnloadAdapter(pb.UnloadAdapterRequest()),
-            bench.stub.Sleep(pb.SleepRequest()),
-            bench.stub.Wake(pb.WakeRequest()),
             bench.stub.ImportKv(iter([pb.KvChunk()])),
         ]
         for answer in await asyncio.gather(*unary, return_exceptions=True):

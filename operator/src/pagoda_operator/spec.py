@@ -35,6 +35,8 @@ class Engine:
     max_batch_tokens: int | None = None
     """Tokens of one step. None: what suits the device (the worker knows)."""
     max_running: int = 256
+    load: str = "eager"
+    """When weights are read; lazy: with the first request."""
     prefix_caching: bool = True
     kv_cache: KvCache = field(default_factory=KvCache)
 
@@ -293,6 +295,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             max_model_len="maxModelLen",
             max_batch_tokens="maxBatchTokens",
             max_running="maxRunning",
+            load="load",
             prefix_caching="prefixCaching",
         ),
         kv_cache=KvCache(**_given(engine.get("kvCache", {}), block_size="blockSize")),
