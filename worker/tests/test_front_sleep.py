@@ -144,6 +144,9 @@ async def test_weights_that_do_not_come_back_cost_the_request_not_the_worker():
         assert (failed.value.code(), failed.value.details()) == (grpc.StatusCode.FAILED_PRECONDITION, "the scripted weights are gone")
         assert bench.front.supervisor.engine_pid == pid
         assert router.state.sleep_level == 1
+        await router.until(lambda: router.state.ready)
+        told = [frame.state for frame in router.frames if frame.HasField("state")]
+        assert any(not state.ready and "cannot be woken" in state.not_ready_reason for state in told)
 
 
 async def test_an_engine_that_dies_meanwhile_answers_who_waited():

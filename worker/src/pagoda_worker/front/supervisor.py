@@ -181,8 +181,7 @@ class EngineSupervisor:
             self._slept.fail(CannotSleep(message.problem)) if message.problem else self._slept.give(message)
         elif isinstance(message, Woke):
             self._heard_state(message.state, listener)
-            listener.engine_ready(message.facts, message.state)
-            self._woke.fail(CannotSleep(message.problem)) if message.problem else self._woke.give(message)
+            self._hear_woke(message, listener)
         elif isinstance(message, Loading) and self._progress:
             self._progress.moves_weights(self._clock())
         elif isinstance(message, Loading):
@@ -194,6 +193,16 @@ class EngineSupervisor:
         elif isinstance(message, Unusable):
             self._unusable = message
 
+    def _hear_woke(self, message: Woke, listener: EngineListener) -> None:
+        if not message.problem:
+            listener.engine_ready(message.facts, message.state)
+            self._woke.give(message)
+            return
+        # Until its next heartbeat: routers look elsewhere meanwhile, and then try again.
+        self.trouble = f"the model sleeps and cannot be woken: {message.problem}"
+        listener.engine_stalled(self.trouble)
+        self._woke.fail(CannotSleep(message.problem))
+
     def _heard_state(self, state: EngineState, listener: EngineListener) -> None:
         if self._progress is None:
             return
@@ -201,7 +210,7 @@ class EngineSupervisor:
         self._progress.heard(state, self._clock())
         if self.trouble is not None and self._progress.stalled_reason(self._clock()) is None:
             self.trouble = None
-            log.warning("tokens move again")
+            log.warning("tokens move again, or the engine answers")
             listener.engine_moving()
 
     async def _watch(self, link: EngineLink, listener: EngineListener) -> None:
