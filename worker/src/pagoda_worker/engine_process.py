@@ -138,8 +138,8 @@ class EngineLoop:
                 gc.freeze()
             except WorkerError as error:
                 problem = str(error)
+            log.info("woken from level %d in %.2f s%s", asleep, time.monotonic() - began, f": {problem}" if problem else "")
         load_us = int((time.monotonic() - began) * 1e6) if asleep else 0
-        log.info("woken from level %d in %.2f s%s", asleep, load_us / 1e6, f": {problem}" if problem else "")
         self._send(Woke(self._engine.facts, self._engine.idle_state(), load_us, problem))
         return problem
 
