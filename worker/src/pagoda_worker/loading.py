@@ -48,6 +48,8 @@ class Loaded:
     max_model_len_fitting: int
     max_batch_tokens: int
     block_count: int
+    awake_bytes: int
+    """Weights and a full KV cache."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,6 +73,7 @@ class Loaded:
             max_top_logprobs=0,
             max_model_len_fitting=self.max_model_len_fitting,
             gpu_uuids=gpu_uuids(self.device),
+            awake_bytes=self.awake_bytes,
         )
 
 
@@ -120,6 +123,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_model_len_fitting=max(model_len, fitting_length(memory.needs, memory.room, block_size=config.block_size, longest=longest)),
         max_batch_tokens=max_batch_tokens,
         block_count=block_count,
+        awake_bytes=memory.needs.weights + block_count * config.block_size * memory.needs.per_token,
     )
 
 

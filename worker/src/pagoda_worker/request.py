@@ -188,6 +188,8 @@ class ModelFacts:
     """Of a small batch, all its sequences together."""
     gpu_uuids: list[str] = field(default_factory=list)
     """Of the devices that the engine owns, as NVML knows them; none on a CPU."""
+    awake_bytes: int = 0
+    """Of the device, or of the host's memory on a CPU: weights and a full KV cache."""
     load_s: float = 0.0
     """To read the model and allocate the cache, self-test and warming included; 0: not read yet."""
     warm_s: float = 0.0
