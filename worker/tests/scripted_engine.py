@@ -54,6 +54,7 @@ FACTS = ModelFacts(
     prefill_tokens_per_s=10_000.0,
     decode_tokens_per_s=500.0,
     load_s=0.25,
+    awake_bytes=8 << 20,
 )
 
 

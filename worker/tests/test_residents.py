@@ -1,4 +1,4 @@
-"""Two models on one device by turns: the real engine, a real session for each, and what a process is told about it."""
+"""Two models on one device by turns: the real engine, a real session for each, and what a process is told about them."""
 
 import asyncio
 import contextlib
@@ -23,6 +23,7 @@ from pagoda_worker.settings import WorkerSettings, parse_shared_device
 from pagoda_worker.wire import worker_pb2 as pb
 from pagoda_worker.wire.worker_pb2_grpc import WorkerStub
 
+SCRIPTED = EngineConfig(model_dir=TINY, device="cpu", load="lazy")
 SMALL = EngineConfig(model_dir=TINY, device="cpu", dtype="fp32", max_running=2, max_model_len=256, threads=1, load="lazy")
 
 
@@ -47,7 +48,7 @@ class Turns:
 
 
 @contextlib.asynccontextmanager
-async def by_turns(names: str, room_for: float, command: Any = ENGINE_COMMAND, config: EngineConfig = SMALL) -> AsyncIterator[Turns]:
+async def by_turns(names: str, room_for: float, command: Any = SCRIPTED_COMMAND, config: EngineConfig = SCRIPTED) -> AsyncIterator[Turns]:
     """`room_for`: models awake at once."""
     residents = Residents(1 << 60)
     turns = Turns(names, residents)
@@ -78,8 +79,8 @@ async def by_turns(names: str, room_for: float, command: Any = ENGINE_COMMAND, c
             await asyncio.gather(*tasks)
 
 
-async def test_two_models_answer_by_turns_on_a_device_with_room_for_one():
-    async with by_turns("ab", 1.5) as turns:
+async def test_two_real_models_answer_by_turns_on_a_device_with_room_for_one():
+    async with by_turns("ab", 1.5, ENGINE_COMMAND, SMALL) as turns:
         assert turns.awake() == [], "nothing is loaded before somebody asks"
         for request_id, model in enumerate("abba"):
             await turns.ask(model, request_id, [7, 8, 9], max_tokens=6)
@@ -132,7 +133,7 @@ async def test_wake_waits_for_its_turn_and_makes_room():
 
 async def test_a_model_that_cannot_wake_refuses_and_lets_the_others_go_on():
     broken = EngineConfig(model_dir=TINY, device="cpu", seed=16, load="lazy")
-    async with by_turns("ab", 1.5, SCRIPTED_COMMAND, broken) as turns:
+    async with by_turns("ab", 1.5, config=broken) as turns:
         for model in "ab":
             await turns.ask(model, 1, [7])
             refused = await turns.routers[model].refusal(1)
@@ -175,10 +176,7 @@ WRONG = [
     (models({**MODEL, "name": "a", "port": 1}, MODEL), r"PAGODA_MODELS\[0\].port is not a field; there are name, source"),
     (models({**MODEL, "name": "a", "engine": {"dtype": "int4"}}, MODEL), r"PAGODA_MODELS\[0\]: PAGODA_ENGINE.dtype is \"int4\""),
     ({**models({**MODEL, "name": "a"}, {**MODEL, "name": "b"}), "PAGODA_MODEL_NAME": "c"}, "PAGODA_MODEL_NAME is set beside PAGODA_MODELS"),
-    (
-        {k: v for k, v in models({**MODEL, "name": "a"}, {**MODEL, "name": "b"}).items() if k != "PAGODA_AWAKE_BYTES"},
-        "AWAKE_BYTES is not set",
-    ),
+    ({"PAGODA_MODELS": models({**MODEL, "name": "a"}, {**MODEL, "name": "b"})["PAGODA_MODELS"]}, "PAGODA_AWAKE_BYTES is not set"),
 ]
 
 
