@@ -94,9 +94,9 @@ class Engine:
         self._decode_step_ms = 0.0
         self.facts = replace(loaded.facts(config), max_sequences_per_request=MAX_SEQUENCES_PER_REQUEST, max_top_logprobs=MAX_TOP_LOGPROBS)
         if loaded.model is not None:
-            self._begin_running(loaded.model, began)
+            self._begin_running(loaded.model, began, loaded.weights_s)
 
-    def _begin_running(self, model: Model, began: float) -> None:
+    def _begin_running(self, model: Model, began: float, weights_s: float) -> None:
         """Of weights that were just read: allocates the cache, and tells how fast that was and how fast the engine is."""
         self.runner = self._new_runner(model)
         measured, warmed = Measured(), None
@@ -113,6 +113,7 @@ class Engine:
             prefill_tokens_per_s=measured.prefill_tokens_per_s,
             decode_tokens_per_s=measured.decode_tokens_per_s,
             load_s=time.monotonic() - began,
+            weights_s=weights_s,
             warm_s=warmed.seconds if warmed else 0.0,
         )
 
@@ -176,14 +177,18 @@ class Engine:
         """Back to where `sleep` began, or for the first time with load: lazy; the same tokens as ever. Raises OutOfMemory or ModelError
         when device or folder no longer have what it takes: then it sleeps at level 2, and another try may succeed."""
         began = time.monotonic()
-        self._weights.wake(lambda model: self._run_again(model) if self.facts.load_s else self._begin_running(model, began))
+
+        def take_up(model: Model) -> None:
+            if self.facts.load_s:
+                self.runner = self._new_runner(model)
+            else:
+                self._begin_running(model, began, time.monotonic() - began)
+
+        self._weights.wake(take_up)
 
     def _forget_cache(self) -> None:
         del self.runner
         self.scheduler.blocks.drop_cache()
-
-    def _run_again(self, model: Model) -> None:
-        self.runner = self._new_runner(model)
 
     # ------------------------------------------------------------ what is told
 

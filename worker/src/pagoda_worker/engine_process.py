@@ -42,7 +42,7 @@ from pagoda_worker.channel import (
     pack,
 )
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import CannotSleep, RequestRefused, WakeFailed, WorkerError
+from pagoda_worker.errors import CannotSleep, RequestRefused, WakeFailed, WorkerError, gigabytes
 from pagoda_worker.logs import log_to_stderr
 from pagoda_worker.request import EngineState, ModelFacts, Request, StepOutput
 
@@ -226,11 +226,18 @@ def serve(connection: socket.socket, build: Build) -> int:
         return EXIT_UNUSABLE
     gc.collect()
     gc.freeze()
-    verb = "sized up, to be loaded with the first request," if engine.sleep_level else "loaded"
-    log.info("%s %s in %.1f s on %s", verb, start.config.model_dir, time.monotonic() - began, engine.facts.device)
+    log.info(loaded_line(start.config, engine.facts, time.monotonic() - began))
     send(Ready(engine.facts, engine.idle_state()))
     EngineLoop(engine, inbox, send).run()
     return 0
+
+
+def loaded_line(config: EngineConfig, facts: ModelFacts, took_s: float) -> str:
+    if not facts.load_s:
+        return f"{facts.architecture} from {config.model_dir} is sized up on {facts.device}; its weights are read with the first request"
+    weights = gigabytes(facts.checkpoint_bytes)
+    speed = f", {weights} of weights at {facts.checkpoint_bytes / facts.weights_s / 1e9:.2f} GB/s" if facts.weights_s else ""
+    return f"loaded {facts.architecture} from {config.model_dir} in {took_s:.1f} s on {facts.device}{speed}"
 
 
 def run_process(build: Build) -> None:

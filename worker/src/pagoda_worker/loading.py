@@ -4,6 +4,7 @@ Resolves every "auto" and None of EngineConfig, once. Called by the engine; know
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +16,13 @@ import torch
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.layers.attention import BACKENDS
+from pagoda_worker.layers.native import NativeOperators
+from pagoda_worker.layers.operators import Operators
 from pagoda_worker.limits import Limits
 from pagoda_worker.memory import MemoryNeeds, check_fits, fitting_length
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
+from pagoda_worker.native.library import load_library
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 
@@ -50,6 +54,10 @@ class Loaded:
     block_count: int
     awake_bytes: int
     """Weights and a full KV cache."""
+    checkpoint_bytes: int
+    """Of the files that were read; 0: random weights."""
+    weights_s: float
+    """To allocate, read and pack them."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,6 +82,7 @@ class Loaded:
             max_model_len_fitting=self.max_model_len_fitting,
             gpu_uuids=gpu_uuids(self.device),
             awake_bytes=self.awake_bytes,
+            checkpoint_bytes=self.checkpoint_bytes,
         )
 
 
@@ -89,18 +98,33 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     architecture = architecture_of(raw)
     device = resolve_device(config.device)
     dtype_name = _resolve_dtype(config, raw, device)
-    longest = _longest(config, raw)
+    size = footprint_of(raw)
+    longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = limits or Limits()
-    memory = _memory(config, raw, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
+    memory = _memory(config, size, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
     if config.kv_cache_bytes is None:
         check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
+    file_bytes = 0 if config.random_weights else checkpoint_bytes(folder)
     if device.type == "cpu":
-        weight_bytes = memory.needs.weights if config.random_weights else checkpoint_bytes(folder)
+        weight_bytes = file_bytes or memory.needs.weights
         torch.set_num_threads(thread_count(config.threads or limits.cpus() or torch.get_num_threads(), weight_bytes))
     model_len = config.max_model_len or longest
-    read_model = partial(_read_model, config, raw, model_len, DTYPES[dtype_name], device, memory.needs.weights, news)
+    began = time.monotonic()
+    build = partial(
+        load_model,
+        folder,
+        raw,
+        max_model_len=model_len,
+        dtype=DTYPES[dtype_name],
+        device=device,
+        operators=_operators(config, device),
+        random_weights=config.random_weights,
+        copied=lambda done, total: news("loading weights", done, total),
+    )
+    read_model = partial(_read_model, build, memory.needs.weights)
     model = None if config.load == "lazy" else read_model()
+    weights_s = time.monotonic() - began
     block_count = _block_count(config, memory, model_len, device, unread_bytes=memory.needs.weights if model is None else 0)
     if config.max_model_len is None:
         model_len = min(model_len, block_count * config.block_size)
@@ -113,7 +137,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     return Loaded(
         model=model,
         read_model=read_model,
-        vocab_size=footprint_of(raw).vocab,
+        vocab_size=size.vocab,
         architecture=architecture,
         device=device,
         dtype_name=dtype_name,
@@ -124,23 +148,14 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_batch_tokens=max_batch_tokens,
         block_count=block_count,
         awake_bytes=memory.needs.weights + block_count * config.block_size * memory.needs.per_token,
+        checkpoint_bytes=file_bytes,
+        weights_s=weights_s,
     )
 
 
-def _read_model(
-    config: EngineConfig, raw: dict[str, Any], model_len: int, dtype: torch.dtype, device: torch.device, weight_bytes: int, news: News
-) -> Model:
+def _read_model(build: Callable[[], Model], weight_bytes: int) -> Model:
     with out_of_memory_says(f"the device has no room for {gibibytes(weight_bytes)} of weights: something else uses it"):
-        return load_model(
-            config.model_dir,
-            raw,
-            max_model_len=model_len,
-            dtype=dtype,
-            device=device,
-            attend=BACKENDS[_attention(config)],
-            random_weights=config.random_weights,
-            copied=lambda done, total: news("loading weights", done, total),
-        )
+        return build()
 
 
 def _check(config: EngineConfig) -> None:
@@ -166,11 +181,10 @@ def resolve_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def _longest(config: EngineConfig, raw: dict[str, Any]) -> int:
-    longest = raw.get("max_position_embeddings")
-    if not isinstance(longest, int) or longest < 2:
-        path = config.model_dir / "config.json"
-        raise ModelError(f"{path}: max_position_embeddings must be an integer of at least 2, it is {longest!r}")
+def _longest(config: EngineConfig, size: Footprint) -> int:
+    longest = size.max_position
+    if longest < 2:
+        raise ModelError(f"{config.model_dir / 'config.json'}: the model has {longest} position; a prompt and one output token need 2")
     if config.max_model_len is not None and config.max_model_len > longest:
         raise ConfigError(
             f"maxModelLen is {config.max_model_len}; {config.model_dir} was trained for {longest} positions: lower it to at most {longest}"
@@ -178,8 +192,19 @@ def _longest(config: EngineConfig, raw: dict[str, Any]) -> int:
     return longest
 
 
-def _attention(config: EngineConfig) -> str:
-    return "sdpa" if config.attention == "auto" else config.attention
+def _operators(config: EngineConfig, device: torch.device) -> Operators:
+    """After the number of threads is set: the CPU's kernels use as many."""
+    library = load_library() if device.type == "cpu" else None
+    if config.attention == "native" and library is None:
+        raise ConfigError(
+            "attention native is the CPU's own kernel, and it is not here: it needs device cpu, at least AVX2, and a C++ compiler when the "
+            "worker is installed; leave attention at auto"
+        )
+    attend = None if config.attention in ("auto", "native") else BACKENDS[config.attention]
+    if library is None:
+        return Operators(attend or BACKENDS["sdpa"])
+    library.use_threads(torch.get_num_threads())
+    return NativeOperators(library, attend)
 
 
 def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.device) -> str:
@@ -202,11 +227,8 @@ class _Memory:
     """For KV blocks, once everything else has what it needs."""
 
 
-def _memory(
-    config: EngineConfig, raw: dict[str, Any], itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits
-) -> _Memory:
+def _memory(config: EngineConfig, size: Footprint, itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits) -> _Memory:
     """Before anything is allocated. On CUDA a tenth stays for the steps themselves; on CPU they are estimated."""
-    size = footprint_of(raw)
     weights, per_token = size.parameters * itemsize, size.cache.bytes_per_token(itemsize)
     if device.type == "cuda":
         there = torch.cuda.mem_get_info(device)[0]

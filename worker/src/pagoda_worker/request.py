@@ -194,3 +194,7 @@ class ModelFacts:
     """To read the model and allocate the cache, self-test and warming included; 0: not read yet."""
     warm_s: float = 0.0
     """Of that, to run each size of step once; 0: not asked for."""
+    checkpoint_bytes: int = 0
+    """Of the weight files; 0: random weights."""
+    weights_s: float = 0.0
+    """The part of load_s in which they were read and packed."""
