@@ -138,8 +138,9 @@ def test_every_weight_of_a_model_is_found_wherever_it_is_kept(checkpoint: Checkp
         assert tensor.untyped_storage().data_ptr() in found, name
 
 
-def test_a_model_is_itself_after_its_storages_were_emptied_and_filled(checkpoint: Checkpoint):
-    engine = small_engine(checkpoint())
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_a_model_is_itself_after_its_storages_were_emptied_and_filled(checkpoint: Checkpoint, family: str):
+    engine = small_engine(checkpoint(family, model_type=family), attention="sdpa")
     expected = answers(engine)
     weights = engine.runner.model.destinations().values()
     copy = HostCopy(tensors_of(engine.runner.model), pin=False)
@@ -152,7 +153,7 @@ def test_a_model_is_itself_after_its_storages_were_emptied_and_filled(checkpoint
 
 
 def without_measures(facts: ModelFacts) -> ModelFacts:
-    return replace(facts, load_s=0, warm_s=0, prefill_tokens_per_s=0, decode_tokens_per_s=0)
+    return replace(facts, load_s=0, warm_s=0, weights_s=0, prefill_tokens_per_s=0, decode_tokens_per_s=0)
 
 
 def test_a_lazy_engine_knows_its_facts_and_reads_its_weights_with_the_first_request(checkpoint: Checkpoint):
