@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 from front_support import SCRIPTED_COMMAND, TINY, Router
 from grpc import aio
+from scripted_engine import FACTS
 
+from pagoda_worker.channel import Rejected
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import ConfigError
+from pagoda_worker.errors import CannotSleep, ConfigError
 from pagoda_worker.front.engine_link import ENGINE_COMMAND
 from pagoda_worker.front.process import Front
 from pagoda_worker.front.residents import Residents
+from pagoda_worker.request import Request
 from pagoda_worker.settings import WorkerSettings, parse_shared_device
 from pagoda_worker.wire import worker_pb2 as pb
 from pagoda_worker.wire.worker_pb2_grpc import WorkerStub
@@ -147,6 +150,64 @@ async def test_a_model_larger_than_all_the_room_ends_the_worker_with_a_sentence(
         residents._budget_bytes = 1 << 20
         with pytest.raises(ConfigError, match=r"model a needs .* awake and PAGODA_AWAKE_BYTES is 1 MiB"):
             await residents.run()
+
+
+class SlowToSleep:
+    """An engine and its calls; asked to sleep it waits for the test."""
+
+    def __init__(self, problem: str = "") -> None:
+        self.sleep_level = 0
+        self.facts = FACTS
+        self.open_calls = 0
+        self.submitted: list[str] = []
+        self.asked, self.goes_on = asyncio.Event(), asyncio.Event()
+        self._problem = problem
+
+    def submit(self, request: Request) -> None:
+        assert not self.sleep_level, "a sleeping engine would wake by itself, whatever the room"
+        self.submitted.append(request.request_id)
+
+    def cancel(self, request_id: str, sequence: int | None = None) -> None: ...
+
+    async def wake(self) -> int:
+        self.sleep_level = 0
+        return 1
+
+    async def sleep(self, level: int) -> int:
+        self.asked.set()
+        await self.goes_on.wait()
+        if self._problem:
+            raise CannotSleep(self._problem)
+        self.sleep_level = level
+        return 1
+
+    def is_open(self, engine_id: str) -> bool:
+        return True
+
+    def engine_rejected(self, rejected: Rejected) -> None: ...
+
+
+@pytest.mark.parametrize("problem", ["", "the host has no memory"])
+async def test_what_comes_while_a_model_falls_asleep_waits_and_is_not_forgotten(problem: str):
+    engine = SlowToSleep(problem)
+    resident = Residents(1 << 30).join("a", engine)
+    resident.attach(engine)
+    falling = asyncio.create_task(resident.sleep(1))
+    await engine.asked.wait()
+    engine.open_calls = 1
+    resident.submit(Request(request_id="late", prompt_ids=[7]))
+    assert engine.submitted == []
+    assert resident.view().waits_since_s is not None
+    engine.goes_on.set()
+    if problem:
+        with pytest.raises(CannotSleep):
+            await falling
+    else:
+        await falling
+        assert engine.submitted == []
+        await resident.take_room()
+    assert engine.submitted == ["late"]
+    assert resident.view().waits_since_s is None
 
 
 # ---- as a process
