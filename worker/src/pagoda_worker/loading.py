@@ -16,6 +16,7 @@ import torch
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.layers.attention import BACKENDS
+from pagoda_worker.layers.invariant import InvariantNativeOperators, InvariantOperators
 from pagoda_worker.layers.native import NativeOperators
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.limits import Limits
@@ -68,6 +69,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     raw = read_json(folder, "config.json")
     architecture = architecture_of(raw)
     device = resolve_device(config.device)
+    if config.batch_invariant and device.type != "cpu":
+        raise ConfigError("batchInvariant is shown to hold on CPUs only; this device is CUDA: leave it out")
     dtype_name = _resolve_dtype(config, raw, device)
     size = footprint_of(raw)
     longest = _longest(config, size)
@@ -164,9 +167,9 @@ def _operators(config: EngineConfig, device: torch.device) -> Operators:
         )
     attend = None if config.attention in ("auto", "native") else BACKENDS[config.attention]
     if library is None:
-        return Operators(attend or BACKENDS["sdpa"])
+        return InvariantOperators() if config.batch_invariant else Operators(attend or BACKENDS["sdpa"])
     library.use_threads(torch.get_num_threads())
-    return NativeOperators(library, attend)
+    return InvariantNativeOperators(library) if config.batch_invariant else NativeOperators(library, attend)
 
 
 def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.device) -> str:
