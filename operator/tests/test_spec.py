@@ -90,6 +90,7 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "maxRunning": 3,
                     "load": "warm",
                     "prefixCaching": False,
+                    "batchInvariant": True,
                     "kvCache": {"blockSize": 8},
                 },
                 "resources": {"gpus": 1, "gpuResource": "amd.com/gpu", "cpu": "500m", "memory": "64Mi"},
@@ -124,6 +125,7 @@ def test_every_written_field_reaches_the_spec() -> None:
         max_running=3,
         load="warm",
         prefix_caching=False,
+        batch_invariant=True,
         kv_cache=KvCache(block_size=8),
     )
     assert spec.resources == Resources(gpus=1, gpu_resource="amd.com/gpu", cpu_cores=0.5, memory_bytes=64 * 2**20)

@@ -55,6 +55,7 @@ FACTS = ModelFacts(
     decode_tokens_per_s=500.0,
     load_s=0.25,
     awake_bytes=8 << 20,
+    structured_output=True,
 )
 
 

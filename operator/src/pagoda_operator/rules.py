@@ -54,6 +54,7 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine.maxRunning": Field("integer", (Rule(between(1, 4096), "write 1 to 4096 sequences"),)),
     "spec.engine.load": Field("string", (Rule(one_of("eager", "lazy", "warm"), "write eager, lazy or warm"),), max_size=32),
     "spec.engine.prefixCaching": Field("boolean"),
+    "spec.engine.batchInvariant": Field("boolean"),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
 }

@@ -38,6 +38,7 @@ class Engine:
     load: str = "eager"
     """When weights are read; lazy: with the first request."""
     prefix_caching: bool = True
+    batch_invariant: bool = False
     kv_cache: KvCache = field(default_factory=KvCache)
 
 
@@ -297,6 +298,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             max_running="maxRunning",
             load="load",
             prefix_caching="prefixCaching",
+            batch_invariant="batchInvariant",
         ),
         kv_cache=KvCache(**_given(engine.get("kvCache", {}), block_size="blockSize")),
     )

@@ -100,6 +100,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     "prefixCaching": _truth("prefix_caching"),
     "load": _choice("load", ("eager", "lazy", "warm")),
     "attention": _choice("attention", ("auto", "sdpa", "eager")),
+    "batchInvariant": _truth("batch_invariant"),
     "kvCache": _nested(
         {
             "blockSize": _whole("block_size", 1, 1024),
