@@ -226,6 +226,7 @@ def assets_of(tokenizer: Tokenizer, folder: Path, template: str | None = TEMPLAT
         max_model_len=512,
         max_sequences_per_request=8,
         max_top_logprobs=5,
+        features=frozenset(),
     )
 
 

@@ -35,7 +35,7 @@ class SurfaceSettings:
     """A rendered chat may be this many times max_body_bytes, in characters."""
 
 
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions", "embeddings"]
 
 
 @dataclass(slots=True, kw_only=True)

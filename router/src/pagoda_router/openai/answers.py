@@ -10,7 +10,7 @@ from typing import Any
 from pagoda_router.asgi import JSON_TYPE, Exchange, Headers
 from pagoda_router.errors import RouterError
 from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
-from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, WholeChoice
+from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, ReplyFormat, WholeChoice
 from pagoda_router.openai.keepalive import KeepAlive
 from pagoda_router.openai.prepare import Job, Preparer
 from pagoda_router.openai.run import Progress, run
@@ -39,12 +39,14 @@ class Call:
 class Completions:
     """Both generation endpoints."""
 
-    def __init__(self, dispatcher: Dispatcher, catalog: Catalog, settings: SurfaceSettings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, catalog: Catalog, preparer: Preparer, settings: SurfaceSettings, clock: Callable[[], float]
+    ) -> None:
         self._dispatcher = dispatcher
         self._catalog = catalog
         self._settings = settings
         self._clock = clock
-        self._preparer = Preparer(catalog, dispatcher, settings, clock)
+        self._preparer = preparer
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
         is_chat = call.outcome.endpoint == "chat"
@@ -64,7 +66,7 @@ class Completions:
         output_format: Format
         if isinstance(request, ChatRequest):
             job = await self._preparer.chat(request, entry, call.trace, call.variant)
-            output_format = ChatFormat(job)
+            output_format = ChatFormat(job) if job.reply is None and not job.shows_token_ids else ReplyFormat(job)
         else:
             job = await self._preparer.completion(request, entry, call.trace, call.variant)
             output_format = CompletionFormat(job)
@@ -182,12 +184,9 @@ class _WholeWriter(_Writer):
 
     async def _write(self, deltas: list[Delta], *, last: bool) -> None:
         for delta in deltas:
-            choice = self._choices[delta.index]
-            choice.texts.append(delta.text)
-            choice.entries.extend(delta.entries)
-            choice.finish_reason = delta.finish_reason
+            self._choices[delta.index].add(delta)
         if last:
-            body = self._format.whole(self._choices, self._progress.usage, self._trace_document())
+            body = self._format.whole(self._choices, self._progress, self._trace_document())
             self._outcome.status = 200
             length = (b"content-length", str(len(body)).encode())
             await self._exchange.start(200, [JSON_TYPE, length, *self._headers])
