@@ -183,7 +183,7 @@ class ChatFormat(_Common):
 
 
 class ReplyFormat(ChatFormat):
-    """Of chats whose text is read for thinking and tool calls, or whose token ids are shown. Apart, so that the others' chunks stay what they cost."""
+    """Of chats whose text is read for thinking and tool calls, or whose token ids are shown. Apart: other chunks cost what they did."""
 
     def chunk(self, delta: Delta, usage: Usage | None) -> bytes:
         shown: dict[str, Any] = {}

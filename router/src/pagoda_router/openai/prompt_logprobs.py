@@ -1,4 +1,4 @@
-"""Logprobs of a prompt's tokens in the two shapes that clients know: vLLM's prompt_logprobs, and the beginning of an echoed completion's logprobs.
+"""Logprobs of a prompt's tokens in the two shapes that clients know: vLLM's prompt_logprobs, and the beginning of an echo's logprobs.
 
 Pure. run.py keeps what the worker sent; the formats and choices ask here for its shape.
 """

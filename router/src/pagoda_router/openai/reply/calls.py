@@ -1,7 +1,7 @@
 """A model's text → content and tool calls, in any of forms.py's ways to write them. Pure; reader.py feeds it.
 
-What is no call after all comes out as content, marker and all; white space next to calls belongs to their form and is dropped. The result does
-not depend on how the text is cut.
+What is no call after all comes out as content, marker and all; white space next to calls belongs to their form and is dropped. The result
+does not depend on how the text is cut.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class CallReader:
         self._only_one = only_one
         self._mode = _Mode.START if form.starts_bare else _Mode.TEXT if form.marker else _Mode.BRACKET
         self._held = ""
-        """In TEXT: what may begin a marker, and the white space before it. Elsewhere: what became of the form since, given back when it breaks."""
+        """In TEXT: what may begin a marker, and the white space before it. Elsewhere: the form since then, given back when it breaks."""
         self._scanner = CallScanner()
         self._is_behind_call = False
         """In TEXT: nothing but white space since a call."""

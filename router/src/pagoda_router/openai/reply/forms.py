@@ -1,4 +1,7 @@
-"""How a model writes its tool calls: one form per family, chosen by what its chat template says. Pure tables; toolset.py chooses, calls.py reads."""
+"""How a model writes its tool calls: one form per family, chosen by what its chat template says. Pure tables.
+
+toolset.py chooses, calls.py reads.
+"""
 
 from dataclasses import dataclass
 
