@@ -26,6 +26,7 @@ from scripted import (
 from tokenizers import AddedToken, Tokenizer
 
 from pagoda_router.app import create_app
+from pagoda_router.errors import BadRequest
 from pagoda_router.generation import EndReason, Feature, Generation, Structured
 from pagoda_router.surface import SurfaceSettings
 
@@ -341,6 +342,13 @@ async def test_every_spelling_of_a_form_becomes_one(
     body = chat(**fields) if "chat" in path else {"model": "tiny", "prompt": "x", **fields}
     await call("POST", path, body)
     assert dispatcher.generations[0].structured == expected
+
+
+async def test_a_form_that_the_worker_cannot_enforce_is_named_as_it_was_sent(call: Caller, dispatcher: ScriptedDispatcher) -> None:
+    refusal = BadRequest("structured.regex cannot be enforced: unclosed (", param="structured.regex")
+    dispatcher.script = Script(refusal=refusal)
+    await call("POST", "/v1/completions", {"model": "tiny", "prompt": "x", "guided_regex": "("})
+    assert (call.error["param"], call.error["message"]) == ("guided_regex", "guided_regex cannot be enforced: unclosed (")
 
 
 async def asked(call: Caller, dispatcher: ScriptedDispatcher, **fields: object) -> Generation:

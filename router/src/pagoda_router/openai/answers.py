@@ -3,12 +3,13 @@
 app.py calls `Completions.answer` inside an Exchange; a RouterError raised here becomes a status or, once the headers have left, an event.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pagoda_router.asgi import JSON_TYPE, Exchange, Headers
-from pagoda_router.errors import RouterError
+from pagoda_router.errors import BadRequest, RouterError
 from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
 from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, ReplyFormat, WholeChoice
 from pagoda_router.openai.keepalive import KeepAlive
@@ -77,7 +78,8 @@ class Completions:
         else:
             writer = _WholeWriter(job, output_format, progress, exchange, call, self._clock)
         try:
-            await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight)
+            with _in_the_requests_words(job):
+                await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight)
         finally:
             _bill(call.outcome, progress)
 
@@ -93,6 +95,19 @@ class Completions:
             return "" if self._catalog.can_answer(model, call.variant) else request.model
 
         return KeepAlive(exchange, self._settings, headers=call.headers, started=started, waits_for=waits_for)
+
+
+@contextmanager
+def _in_the_requests_words(job: Job) -> Iterator[None]:
+    """A worker that cannot enforce a form calls it by the wire's name."""
+    try:
+        yield
+    except BadRequest as error:
+        wire_name = error.param or ""
+        if not job.constraint_field or not wire_name.startswith("structured."):
+            raise
+        message = error.message.replace(wire_name, job.constraint_field)
+        raise BadRequest(message, param=job.constraint_field, code=error.code) from error
 
 
 def _bill(outcome: RequestOutcome, progress: Progress) -> None:

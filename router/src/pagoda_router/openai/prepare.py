@@ -41,6 +41,8 @@ class Job:
     """Per prompt, the text that each of its choices begins with."""
     reply: ReplyPlan | None
     """None: the text is content and nothing else."""
+    constraint_field: str
+    """Of the request, that asks for a form of the answer. Empty: none does."""
     shows_prompt_logprobs: bool
     shows_token_ids: bool
     stream: bool
@@ -78,18 +80,18 @@ class Preparer:
         target = await self._target(request, entry, trace, variant, guess)
         check_messages(request.messages, self._settings)
         toolset = toolset_of(request, template_of(request.model, target.assets))
-        constraint = _constraint(request, target)
+        constraint, field = _constraint(request, target)
         if toolset is not None and toolset.forced is not None:
             if constraint is not None:
                 raise BadRequest("tool_choice asks for a call, and another field for a form of the answer: send one", param="tool_choice")
             target.require(Feature.STRUCTURED_OUTPUT, "tool_choice", "cannot be made to call a tool: use auto or none")
-            constraint = toolset.forced
+            constraint, field = toolset.forced, "tools"
         prompt = render(self._templates, request, target.assets, toolset)
         # The template has written the special tokens; a second BOS would be one too many.
         most = checks.most_prompt_tokens(request, target.assets)
         ids = await target.encode(prompt, special=request.add_special_tokens is True, param="messages", most=most)
         plan = reply_plan(request, target.assets, toolset, prompt, is_constrained=constraint is not None)
-        return await self._job(request, "chatcmpl-", target, [ids], trace, structured=constraint, reply=plan)
+        return await self._job(request, "chatcmpl-", target, [ids], trace, constraint=(constraint, field), reply=plan)
 
     async def completion(self, request: CompletionRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None) -> Job:
         def guess() -> int:
@@ -112,7 +114,7 @@ class Preparer:
         if request.echo:
             shown = [prompt if isinstance(prompt, str) and most is None else ids for prompt, ids in zip(prompts, encoded, strict=True)]
             echoes = [echo if isinstance(echo, str) else self._decoded(request, target, echo) for echo in shown]
-        return await self._job(request, "cmpl-", target, encoded, trace, structured=_constraint(request, target), echoes=echoes)
+        return await self._job(request, "cmpl-", target, encoded, trace, constraint=_constraint(request, target), echoes=echoes)
 
     def _decoded(self, request: CompletionRequest, target: Target, ids: list[int]) -> str:
         return target.text.decode(ids, skip_special_tokens=request.skip_special_tokens is not False)
@@ -131,11 +133,11 @@ class Preparer:
         prompts: list[list[int]],
         trace: RequestTrace,
         *,
-        structured: Structured | None,
+        constraint: tuple[Structured | None, str],
         echoes: list[str] | None = None,
         reply: ReplyPlan | None = None,
     ) -> Job:
-        assets = target.assets
+        assets, (structured, constraint_field) = target.assets, constraint
         is_chat = isinstance(request, ChatRequest)
         n = checks.choices_of(request, len(prompts), assets, self._settings)
         bad_words = await checks.bad_word_ids(request, target.text)
@@ -190,6 +192,7 @@ class Preparer:
             rules=rules,
             echoes=echoes,
             reply=reply,
+            constraint_field=constraint_field,
             shows_prompt_logprobs=request.prompt_logprobs is not None,
             shows_token_ids=bool(request.return_token_ids),
             stream=bool(request.stream),
@@ -198,10 +201,11 @@ class Preparer:
         )
 
 
-def _constraint(request: CommonRequest, target: Target) -> Structured | None:
+def _constraint(request: CommonRequest, target: Target) -> tuple[Structured | None, str]:
+    """The form, and the field that asks for it."""
     asked = structured_of(request)
     if asked is None:
-        return None
+        return None, ""
     form, field = asked
     target.require(Feature.STRUCTURED_OUTPUT, field, "cannot be held to a form of the answer: leave it out and describe it in the prompt")
-    return form
+    return form, field

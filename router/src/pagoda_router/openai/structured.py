@@ -37,7 +37,7 @@ def schema_text(schema: Any, field: str) -> str:
             schema = msgspec.json.decode(schema)
         except (msgspec.DecodeError, RecursionError):
             raise BadRequest(f"{field} is text, but not JSON: send a schema", param=field) from None
-    if not isinstance(schema, (dict, bool)):
+    if not isinstance(schema, dict):
         raise BadRequest(f"{field} is not a JSON schema: send an object", param=field)
     return msgspec.json.encode(schema).decode()
 
