@@ -10,7 +10,10 @@ from typing import Any
 
 import httpx
 import openai
+import pydantic
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionMessage
 from scripted import (
     Caller,
@@ -23,11 +26,12 @@ from scripted import (
     sentencepiece_tokenizer,
     served,
 )
+from test_reply import texts
 from tokenizers import AddedToken, Tokenizer
 
 from pagoda_router.app import create_app
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import EndReason, Feature, Generation, Structured
+from pagoda_router.generation import EndReason, Feature, Generation, Structured, TextAssets
 from pagoda_router.surface import SurfaceSettings
 
 TEMPLATE = (
@@ -243,6 +247,29 @@ async def test_a_marker_that_is_a_special_token_is_read_all_the_same(
     assert len(message["tool_calls"][0]["id"]) == 9, "what Mistral's templates take back"
 
 
+@given(text=texts, fields=st.sampled_from([{"tools": [WEATHER, NOW]}, {"tools": [NOW], "parallel_tool_calls": False}, {}]), data=st.data())
+async def test_whatever_a_model_writes_streams_as_it_would_be_answered_whole(
+    assets: TextAssets, tokenizer: Tokenizer, text: str, fields: dict[str, object], data: st.DataObject
+) -> None:
+    catalog = ScriptedCatalog(dataclasses.replace(assets, chat_template=TEMPLATE, features=frozenset(Feature)))
+    ids = tokenizer.encode(text).ids
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=6)))
+    batches = [ids[i:j] for i, j in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
+    call = Caller(create_app(dispatcher=ScriptedDispatcher(Script(batches=batches)), catalog=catalog, settings=SurfaceSettings()))
+    await call("POST", "/v1/chat/completions", chat(**fields))
+    (whole,) = call.json["choices"]
+    call.sent.clear()
+    await call("POST", "/v1/chat/completions", chat(**fields, stream=True))
+    deltas = [event["choices"][0]["delta"] for event in call.events[:-1]]
+    message, parts = whole["message"], [part for delta in deltas for part in delta.get("tool_calls", [])]
+    assert "".join(delta.get("content", "") for delta in deltas) == (message["content"] or "")
+    assert "".join(delta.get("reasoning", "") for delta in deltas) == (message["reasoning"] or "")
+    for index, made in enumerate(message.get("tool_calls", [])):
+        own = [part["function"] for part in parts if part["index"] == index]
+        assert (own[0]["name"], "".join(part["arguments"] for part in own)) == tuple(made["function"].values())
+    assert call.events[-2]["choices"][0]["finish_reason"] == whole["finish_reason"]
+
+
 # ---------------------------------------------------------------- thinking
 
 
@@ -332,6 +359,22 @@ FORMS = [
     ({"guided_grammar": "start: A"}, Structured(grammar="start: A")),
     ({"guided_grammar": "", "structured_outputs": {}}, None),
 ]
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    age: int
+
+
+def test_the_clients_own_models_become_a_schema_and_come_back(
+    client: openai.OpenAI, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer
+) -> None:
+    dispatcher.script = says(tokenizer, '{"name": "Ada", "age": 36}')
+    answer = client.chat.completions.parse(model="tiny", messages=HI, response_format=Person)
+    assert answer.choices[0].message.parsed == Person(name="Ada", age=36)
+    form = dispatcher.generations[0].structured
+    assert form is not None
+    assert json.loads(form.json_schema or "")["required"] == ["name", "age"]
 
 
 @pytest.mark.parametrize(("fields", "expected"), FORMS, ids=lambda value: str(value)[:50])
@@ -457,6 +500,13 @@ def test_embeddings_of_every_form_of_input(
     assert sorted(map(list, (generation.prompt_ids for generation in dispatcher.generations))) == sorted(ids)
     assert all(generation.embedding for generation in dispatcher.generations)
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, ids))
+
+
+def test_an_embeddings_trace_comes_when_it_is_asked_for(client: openai.OpenAI, dispatcher: ScriptedDispatcher) -> None:
+    dispatcher.script = Script(embedding=VECTOR)
+    answer = client.embeddings.create(model="tiny", input="hello", extra_headers={"x-pagoda-trace": "1"})
+    told = (answer.model_extra or {})["pagoda_trace"]
+    assert (told["endpoint"], told["status"], told["tokens"]["prompt"]) == ("embeddings", 200, 1)
 
 
 async def test_embeddings_as_numbers_and_as_base64(url: str, dispatcher: ScriptedDispatcher) -> None:

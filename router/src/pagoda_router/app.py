@@ -82,7 +82,7 @@ class _Surface:
             timeout_s=settings.template_timeout_s, max_chars=settings.template_output_factor * settings.max_body_bytes
         )
         self._completions = Completions(dispatcher, catalog, Preparer(targets, templates, settings), settings, tracer.clock)
-        self._embeddings = Embeddings(dispatcher, catalog, targets, settings)
+        self._embeddings = Embeddings(dispatcher, catalog, targets, settings, tracer.clock)
         tokenizing = Tokenizing(catalog, targets, templates, settings)
         self._conversions = {"/tokenize": tokenizing.tokenize, "/detokenize": tokenizing.detokenize}
         self._console = Console()

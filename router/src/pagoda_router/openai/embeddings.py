@@ -7,7 +7,8 @@ import asyncio
 import base64
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -20,16 +21,21 @@ from pagoda_router.openai.run import raise_failure
 from pagoda_router.openai.schemas import EmbeddingRequest, parse_request
 from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_or_ids
 from pagoda_router.surface import SurfaceSettings
+from pagoda_router.tracing.document import document
 
 ENCODINGS = ("float", "base64")
 
 
 class Embeddings:
-    def __init__(self, dispatcher: Dispatcher, catalog: Catalog, targets: Targets, settings: SurfaceSettings) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, catalog: Catalog, targets: Targets, settings: SurfaceSettings, clock: Callable[[], float]
+    ) -> None:
+        """`clock`: the trace's."""
         self._dispatcher = dispatcher
         self._catalog = catalog
         self._targets = targets
         self._settings = settings
+        self._clock = clock
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
         request = parse_request(call.body, EmbeddingRequest)
@@ -56,8 +62,9 @@ class Embeddings:
             )
         outcome.prompt_tokens = sum(len(generation.prompt_ids) for generation in generations)
         outcome.finish_reasons = ("stop",) * len(vectors)
-        body = _body(request, vectors, outcome.prompt_tokens)
         outcome.status = 200
+        trace = document(call.trace, self._clock()) if call.wants_trace else None
+        body = _body(request, vectors, outcome.prompt_tokens, trace)
         await exchange.start(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.headers])
         await exchange.write(body, last=True)
 
@@ -125,14 +132,15 @@ class Embeddings:
         return values
 
 
-def _body(request: EmbeddingRequest, vectors: Sequence[Sequence[float]], prompt_tokens: int) -> bytes:
+def _body(request: EmbeddingRequest, vectors: Sequence[Sequence[float]], prompt_tokens: int, trace: dict[str, Any] | None) -> bytes:
     as_base64 = request.encoding_format == "base64"
     data = [
         {"object": "embedding", "index": index, "embedding": _base64(vector) if as_base64 else vector}
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens}
-    return msgspec.json.encode({"object": "list", "data": data, "model": request.model, "usage": usage})
+    answer = {"object": "list", "data": data, "model": request.model, "usage": usage}
+    return msgspec.json.encode(answer if trace is None else {**answer, "pagoda_trace": trace})
 
 
 def _base64(vector: Sequence[float]) -> str:
