@@ -215,6 +215,7 @@ TEMPLATES = [
     ("{% if tools %}<tool_call>\n{\"name\"", HERMES),
     ("{% if tools %}<tool_call>\n<function=example>", None),
     ("[AVAILABLE_TOOLS]{{ tools }}[TOOL_CALLS]", MISTRAL),
+    ("[AVAILABLE_TOOLS]{{ tools }}[TOOL_CALLS]name[ARGS]", None),
     ("<|start_header_id|>{{ tools }}{\"name\": function name, \"parameters\": dictionary", LLAMA),
     ("{{ tools }}", None),
 ]  # fmt: skip

@@ -110,9 +110,11 @@ def _logprobs(of_tokens: Iterable[float], message: Any) -> list[TokenLogprobs]:
 
 
 def refusal(refused: Any) -> RefusedByWorker:
+    """Of a sampling field clients know the last part of the wire's name."""
     fault = _CLIENTS_FAULT.get(refused.code)
+    message, param = (text.replace("sampling.", "", 1) for text in (refused.message, refused.param))
     return RefusedByWorker(
-        refused.message,
-        None if fault is None else fault(refused.message, param=refused.param or None),
+        message,
+        None if fault is None else fault(message, param=param or None),
         overloaded=refused.code == wire.Refused.OVERLOADED,
     )

@@ -31,13 +31,13 @@ LLAMA = CallForm(name="llama", marker="<|python_tag|>", separator=";", starts_ba
 FORCED = CallForm(name="forced", bracket="[", separator=",", closing="]")
 """What a constraint makes a model write that must call a tool, whatever its own form is."""
 
-_XML_CALLS = "<function="
-"""Qwen3-Coder and others put the name and each argument into tags: not read yet."""
+UNREAD = ("<function=", "[ARGS]")
+"""Forms with another inside: Qwen3-Coder and others tag the name and each argument; later Mistral models write the name before its arguments."""
 
 
 def form_of(template: str) -> CallForm | None:
     """None: the template shows the model no tools, or in a form that is not read here."""
-    if "tools" not in template or _XML_CALLS in template:
+    if "tools" not in template or any(mark in template for mark in UNREAD):
         return None
     if HERMES.marker in template:
         return HERMES
