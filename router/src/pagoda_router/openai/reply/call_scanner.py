@@ -16,6 +16,8 @@ LONGEST_HEAD_CHARS = 65536
 _SPACE = " \t\r\n"
 _PUNCTUATION = frozenset("{}[]:,+-." + _SPACE)
 """Besides letters and digits all that JSON has outside of strings."""
+_PLAIN = re.compile(r'[^"\\]*')
+"""Of a string, what can neither end it nor change what follows: most of most arguments, taken at once."""
 _NAME = re.compile(r"[\w.:/-]{1,128}")
 
 
@@ -59,8 +61,15 @@ class CallScanner:
         """The last character fits no call; it is in `held`."""
         return self._at is _At.BROKEN
 
-    def feed(self, char: str) -> str:
-        """One character; the arguments that it lets out."""
+    def take(self, text: str, position: int) -> tuple[str, int]:
+        """Reads on from there: the arguments that leave, and the position behind what was read."""
+        if self._streams and self._in_string and not self._is_escaped:
+            plain = _PLAIN.match(text, position)
+            if plain is not None and plain.end() > position:
+                return plain.group(), plain.end()
+        return self._feed(text[position]), position + 1
+
+    def _feed(self, char: str) -> str:
         if not self._streams:
             self.held.append(char)
             if len(self.held) > LONGEST_HEAD_CHARS:

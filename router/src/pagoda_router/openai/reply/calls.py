@@ -116,9 +116,10 @@ class CallReader:
 
     def _object(self, text: str, pieces: Pieces) -> str:
         scanner = self._scanner
-        for position, char in enumerate(text):
+        position = 0
+        while position < len(text):
             was_open = scanner.is_open
-            arguments = scanner.feed(char)
+            arguments, position = scanner.take(text, position)
             if scanner.is_open and not was_open:
                 pieces.calls.append(CallDelta(self.calls, arguments, self._new_id(), scanner.name))
                 self.calls += 1
@@ -128,9 +129,9 @@ class CallReader:
             if scanner.is_closed:
                 self._mode, self._held = _Mode.BEHIND, ""
                 self.is_full = self._only_one
-                return text[position + 1 :]
+                return text[position:]
             if scanner.is_broken:
-                return self._broken(pieces, self._held, "".join(scanner.held)) + text[position + 1 :]
+                return self._broken(pieces, self._held, "".join(scanner.held)) + text[position:]
         return ""
 
     def _broken(self, pieces: Pieces, form: str, again: str = "") -> str:

@@ -32,7 +32,7 @@ FORCED = CallForm(name="forced", bracket="[", separator=",", closing="]")
 """What a constraint makes a model write that must call a tool, whatever its own form is."""
 
 UNREAD = ("<function=", "[ARGS]")
-"""Forms with another inside: Qwen3-Coder and others tag the name and each argument; later Mistral models write the name before its arguments."""
+"""Qwen3-Coder and others tag the name and each argument; later Mistral models write the name before its arguments."""
 
 
 def form_of(template: str) -> CallForm | None:
