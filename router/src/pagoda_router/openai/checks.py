@@ -90,17 +90,22 @@ def _allowed_token_ids(request: CommonRequest, assets: TextAssets) -> tuple[int,
     return tuple(dict.fromkeys(request.allowed_token_ids))
 
 
-async def bad_word_ids(request: CommonRequest, text: TokenText) -> tuple[tuple[int, ...], ...]:
-    """Each as it is written inside a word's line and behind a space: what a tokenizer makes of a word depends on that."""
+def check_bad_words(request: CommonRequest) -> list[str]:
     words = request.bad_words or []
     if len(words) > MAX_BAD_WORDS:
         raise BadRequest(f"bad_words has {len(words)} entries: send at most {MAX_BAD_WORDS}", param="bad_words")
-    found: dict[tuple[int, ...], None] = {}
     for word in words:
         if not word.strip():
             raise BadRequest("bad_words holds an empty word: leave it out", param="bad_words")
         if len(word) > MAX_BAD_WORD_CHARS:
             raise BadRequest(f"a bad word has {len(word)} characters: use at most {MAX_BAD_WORD_CHARS}", param="bad_words")
+    return words
+
+
+async def bad_word_ids(request: CommonRequest, text: TokenText) -> tuple[tuple[int, ...], ...]:
+    """Each as it begins a text and as it follows a space: what a tokenizer makes of a word depends on that."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in check_bad_words(request):
         for written in (word.lstrip(), " " + word.lstrip()):
             found[tuple(await text.encode(written, add_special_tokens=False))] = None
     return tuple(ids for ids in found if ids)
@@ -163,6 +168,7 @@ def check_before_waiting(request: ChatRequest | CompletionRequest, prompts: int,
     stop_token_ids_of(request, UNDESCRIBED, settings)
     top_logprobs_of(request, UNDESCRIBED)
     prompt_logprobs_of(request, UNDESCRIBED)
+    check_bad_words(request)
     priority_of(request.priority)
     structured_of(request)
     max_tokens_of(request, 1, UNDESCRIBED, default=None)

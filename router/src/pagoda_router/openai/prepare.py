@@ -17,7 +17,7 @@ from pagoda_router.openai.reply.reader import ReplyPlan
 from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionRequest
 from pagoda_router.openai.structured import structured_of
 from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_or_ids
-from pagoda_router.openai.toolset import toolset_of
+from pagoda_router.openai.toolset import check_tools, toolset_of
 from pagoda_router.surface import SurfaceSettings
 from pagoda_router.tokens import TokenText
 from pagoda_router.tracing.record import RequestTrace
@@ -74,6 +74,7 @@ class Preparer:
     async def chat(self, request: ChatRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None) -> Job:
         def guess() -> int:
             check_messages(request.messages, self._settings)
+            check_tools(request)
             checks.check_before_waiting(request, 1, self._settings)
             return sum(guessed_tokens(content_text(i, message)) for i, message in enumerate(request.messages))
 

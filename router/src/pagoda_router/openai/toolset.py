@@ -36,13 +36,8 @@ class Toolset:
 
 def toolset_of(request: ChatRequest, template: str) -> Toolset | None:
     """None: no tools, or none to be called. Raises BadRequest for what this model cannot do, too."""
-    choice = _choice_of(request)
-    if not request.tools:
-        if choice not in ("none", "auto"):
-            raise BadRequest("tool_choice asks for a call, but there are no tools: send tools", param="tool_choice")
-        return None
-    names = _names(request.tools)
-    if choice == "none":
+    choice, names = check_tools(request)
+    if not request.tools or choice == "none":
         return None
     form = form_of(template)
     if form is None:
@@ -58,13 +53,20 @@ def toolset_of(request: ChatRequest, template: str) -> Toolset | None:
         forced = Structured(json_schema=_array_of_calls(request.tools, only_one=only_one))
         return Toolset(shown=shown, names=names, form=FORCED, forced=forced, only_one_call=only_one)
     name = choice.removeprefix("=")
-    if name not in names:
-        raise BadRequest(
-            f"tool_choice names {name[:60]!r}, which is not among tools: {', '.join(sorted(names))[:200]}", param="tool_choice"
-        )
     parameters = next(tool.function.parameters for tool in request.tools if tool.function.name == name)
     schema = msgspec.json.encode(_ANY_OBJECT if parameters is None else parameters).decode()
     return Toolset(shown=shown, names=names, form=form, forced=Structured(json_schema=schema), forced_name=name)
+
+
+def check_tools(request: ChatRequest) -> tuple[str, frozenset[str]]:
+    """What can be said of them without knowing the model. Returns the choice, as _choice_of does, and the tools' names."""
+    choice, names = _choice_of(request), _names(request.tools or [])
+    if not names and choice not in ("none", "auto"):
+        raise BadRequest("tool_choice asks for a call, but there are no tools: send tools", param="tool_choice")
+    if choice.startswith("=") and choice[1:] not in names:
+        known = ", ".join(sorted(names))[:200]
+        raise BadRequest(f"tool_choice names {choice[1:61]!r}, which is not among tools: {known}", param="tool_choice")
+    return choice, names
 
 
 def _choice_of(request: ChatRequest) -> str:
