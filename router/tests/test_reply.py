@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pagoda_router.openai.reply.call_scanner import LONGEST_HEAD_CHARS
 from pagoda_router.openai.reply.forms import FORCED, HERMES, LLAMA, MISTRAL, CallForm, form_of
 from pagoda_router.openai.reply.pieces import Pieces
 from pagoda_router.openai.reply.reader import ReplyPlan, ReplyReader
@@ -224,3 +225,9 @@ TEMPLATES = [
 @pytest.mark.parametrize(("template", "form"), TEMPLATES)
 def test_the_chat_template_says_which_form_a_model_writes(template: str, form: CallForm | None) -> None:
     assert form_of(template) is form
+
+
+def test_a_head_without_end_becomes_text_and_is_not_held_for_ever() -> None:
+    text = '<tool_call>{"note": "' + "x" * LONGEST_HEAD_CHARS
+    reader = ReplyReader(plan(HERMES))
+    assert reader.feed(text).content == text

@@ -11,7 +11,7 @@ from enum import Enum
 NAME = "name"
 ARGUMENTS = frozenset({"arguments", "parameters"})
 """Qwen and Mistral say the first, Llama the second."""
-LONGEST_HEAD_CHARS = 65536
+LONGEST_HEAD_CHARS = 16384
 """Before the call is opened: a longer text is no call. Bounds what is held back, and read again as text."""
 _SPACE = " \t\r\n"
 _PUNCTUATION = frozenset("{}[]:,+-." + _SPACE)
