@@ -19,7 +19,7 @@ HARMLESS = frozenset(
     {
         *("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
         *("prediction", "verbosity", "parallel_tool_calls", "spaces_between_special_tokens", "request_id", "session_id"),
-        *("include_reasoning", "stream_interval"),
+        *("include_reasoning", "stream_interval", "guided_decoding_backend"),
     }
 )
 
@@ -28,6 +28,7 @@ _OLD_TOOLS = "use tools and tool_choice"
 _TEXT_ONLY = "only text goes in and comes out: leave it out"
 _BEAM = "beam search is not supported: use temperature, top_p and n"
 _IDS = "use return_token_ids or logprobs"
+_NOT_RETURNED = "that is not returned: leave it out"
 _TEMPLATE = "the model's own template is used: leave it out"
 
 NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
@@ -58,6 +59,17 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "return_tokens_as_token_ids": (_IDS, NOTHING),
     "logprob_token_ids": (_IDS, NOTHING),
     "thinking_token_budget": ("use max_tokens", (None,)),
+    "guided_whitespace_pattern": ("white space in JSON is the worker's to bound: leave it out", (None,)),
+    "watermarking": ("outputs carry no watermark: leave it out", NOTHING),
+    "return_prompt_text": (_NOT_RETURNED, NOTHING),
+    "return_token_offsets": (_NOT_RETURNED, NOTHING),
+    "return_weight_versions": (_NOT_RETURNED, NOTHING),
+    "return_mm_kwargs": (_NOT_RETURNED, NOTHING),
+    "routed_experts_prompt_start": (_NOT_RETURNED, (None,)),
+    "mm_payload": (_TEXT_ONLY, NOTHING),
+    "media_io_kwargs": (_TEXT_ONLY, NOTHING),
+    "mm_processor_kwargs": (_TEXT_ONLY, NOTHING),
+    "ec_transfer_params": (_TEXT_ONLY, NOTHING),
     "repetition_detection": ("use repetition_penalty", NOTHING),
 }
 
