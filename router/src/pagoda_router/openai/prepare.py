@@ -138,47 +138,11 @@ class Preparer:
         echoes: list[str] | None = None,
         reply: ReplyPlan | None = None,
     ) -> Job:
-        assets, (structured, constraint_field) = target.assets, constraint
-        is_chat = isinstance(request, ChatRequest)
-        n = checks.choices_of(request, len(prompts), assets, self._settings)
-        bad_words = await checks.bad_word_ids(request, target.text)
-        sampling = checks.sampling_of(request, assets, bad_words)
+        n = checks.choices_of(request, len(prompts), target.assets, self._settings)
         rules = checks.text_rules_of(request, self._settings, () if reply is None else reply.markers)
-        stop_token_ids = checks.stop_token_ids_of(request, assets, self._settings)
-        top_logprobs = checks.top_logprobs_of(request, assets)
-        prompt_logprobs = checks.prompt_logprobs_of(request, assets)
-        if prompt_logprobs is not None:
-            field = "prompt_logprobs" if request.prompt_logprobs is not None else "echo"
-            target.require(Feature.PROMPT_LOGPROBS, field, "give no logprobs of the prompt: leave it out")
         answer_id = id_prefix + os.urandom(12).hex()
-        generations: list[Generation] = []
-        for position, ids in enumerate(prompts):
-            if not ids:
-                param = "messages" if is_chat else "prompt"
-                raise BadRequest("the prompt is empty: send at least one token", param=param)
-            max_tokens, explicit = checks.max_tokens_of(request, len(ids), assets, default=None if is_chat else COMPLETION_MAX_TOKENS)
-            generations.append(
-                Generation(
-                    request_id=answer_id if len(prompts) == 1 else f"{answer_id}-{position}",
-                    model=target.model,
-                    prompt_ids=ids,
-                    max_tokens=max_tokens,
-                    explicit_max_tokens=explicit,
-                    n=n,
-                    sampling=sampling,
-                    min_tokens=rules.min_tokens,
-                    stop_token_ids=stop_token_ids,
-                    ignore_eos=bool(request.ignore_eos),
-                    top_logprobs=top_logprobs,
-                    prompt_logprobs=prompt_logprobs,
-                    structured=structured,
-                    priority=checks.priority_of(request.priority),
-                    traceparent=trace.context.traceparent,
-                    tracestate=trace.context.tracestate,
-                    variant=target.variant,
-                    arrival=target.arrival,
-                )
-            )
+        structured, constraint_field = constraint
+        generations = await self._generations(request, target, prompts, trace, answer_id=answer_id, n=n, structured=structured)
         trace.answer_id, trace.choices = answer_id, n * len(prompts)
         trace.max_tokens = generations[0].max_tokens if generations[0].explicit_max_tokens else None
         trace.generations = [generation.trace for generation in generations]
@@ -200,6 +164,55 @@ class Preparer:
             include_usage=options is not None and bool(options.include_usage),
             continuous_usage=options is not None and bool(options.include_usage) and bool(options.continuous_usage_stats),
         )
+
+    async def _generations(
+        self,
+        request: ChatRequest | CompletionRequest,
+        target: Target,
+        prompts: list[list[int]],
+        trace: RequestTrace,
+        *,
+        answer_id: str,
+        n: int,
+        structured: Structured | None,
+    ) -> list[Generation]:
+        assets = target.assets
+        is_chat = isinstance(request, ChatRequest)
+        sampling = checks.sampling_of(request, assets, await checks.bad_word_ids(request, target.text))
+        stop_token_ids = checks.stop_token_ids_of(request, assets, self._settings)
+        top_logprobs = checks.top_logprobs_of(request, assets)
+        prompt_logprobs = checks.prompt_logprobs_of(request, assets)
+        if prompt_logprobs is not None:
+            field = "prompt_logprobs" if request.prompt_logprobs is not None else "echo"
+            target.require(Feature.PROMPT_LOGPROBS, field, "give no logprobs of the prompt: leave it out")
+        generations: list[Generation] = []
+        for position, ids in enumerate(prompts):
+            if not ids:
+                raise BadRequest("the prompt is empty: send at least one token", param="messages" if is_chat else "prompt")
+            max_tokens, explicit = checks.max_tokens_of(request, len(ids), assets, default=None if is_chat else COMPLETION_MAX_TOKENS)
+            generations.append(
+                Generation(
+                    request_id=answer_id if len(prompts) == 1 else f"{answer_id}-{position}",
+                    model=target.model,
+                    prompt_ids=ids,
+                    max_tokens=max_tokens,
+                    explicit_max_tokens=explicit,
+                    n=n,
+                    sampling=sampling,
+                    min_tokens=request.min_tokens or 0,
+                    stop_token_ids=stop_token_ids,
+                    ignore_eos=bool(request.ignore_eos),
+                    top_logprobs=top_logprobs,
+                    prompt_logprobs=prompt_logprobs,
+                    structured=structured,
+                    priority=checks.priority_of(request.priority),
+                    traceparent=trace.context.traceparent,
+                    tracestate=trace.context.tracestate,
+                    variant=target.variant,
+                    arrival=target.arrival,
+                )
+            )
+        return generations
 
 
 def _constraint(request: CommonRequest, target: Target) -> tuple[Structured | None, str]:
