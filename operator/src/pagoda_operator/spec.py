@@ -41,6 +41,8 @@ class Engine:
     long_prefill_tokens: int | None = None
     """Prompt tokens of a step in which something decodes. None: what suits the device (the worker knows)."""
     max_running: int = 256
+    load: str = "eager"
+    """When weights are read; lazy: with the first request."""
     prefix_caching: bool = True
     batch_invariant: bool = False
     kv_cache: KvCache = field(default_factory=KvCache)
@@ -301,6 +303,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             max_batch_tokens="maxBatchTokens",
             long_prefill_tokens="longPrefillTokens",
             max_running="maxRunning",
+            load="load",
             prefix_caching="prefixCaching",
             batch_invariant="batchInvariant",
         ),

@@ -115,6 +115,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     "longPrefillTokens": _whole("long_prefill_tokens", 0, 1 << 20),
     "maxRunning": _whole("max_running", 1, 1 << 16),
     "prefixCaching": _truth("prefix_caching"),
+    "load": _choice("load", ("eager", "lazy", "warm")),
     "attention": _choice("attention", ("auto", "sdpa", "eager")),
     "batchInvariant": _truth("batch_invariant"),
     "kvCache": _nested(

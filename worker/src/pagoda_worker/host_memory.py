@@ -34,6 +34,7 @@ class HostMemory:
             count = int(np.prod(shape)) * pages[0].dtype.itemsize
             self._slots = torch.from_numpy(np.zeros(count, np.uint8)).view(pages[0].dtype).view(shape)
         self.slot_bytes = self._slots[0].nbytes
+        self.copy_bytes_per_s = self._measure()
 
     def copy_out(self, pairs: Pairs) -> None:
         for group in _groups(pairs):
@@ -53,7 +54,7 @@ class HostMemory:
             for number, layer in enumerate(self._pages):
                 layer.index_copy_(1, blocks, moved[:, number].transpose(0, 1))
 
-    def measure(self) -> float:
+    def _measure(self) -> float:
         """Bytes per second of a round trip. The blocks keep what they hold."""
         pairs = [(each, each) for each in range(min(MEASURED_BLOCKS, self._blocks, len(self._slots)))]
         seconds = float("inf")
