@@ -136,8 +136,13 @@ def tour(
     requests: Annotated[int, typer.Option(help="A multiple of 8.", min=16)] = 48,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; else what is there.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The result file; of this checkout's tour if not said.")] = None,
-    pages: Annotated[bool, typer.Option(help="Write tables and pictures into docs/tour, too.")] = True,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The result file. Without it and with the builtin model: that of docs/tour/ with its tables and pictures.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """From the minimal loop to the full engine: what each idea wins, on one workload (docs/tour/)."""
     with _told_in_one_line():
@@ -145,14 +150,14 @@ def tour(
         from pagoda_bench.tour.pages import PAGES
         from pagoda_bench.tour.run import run as run_tour
 
-        own = output is None
+        own = output is None and model == "builtin://tiny"
         run_tour(
             model,
             count=requests,
             rounds=rounds,
             device=device,
-            output=output or FOLDER / "tour.json",
-            pages=PAGES if own and pages else None,
+            output=FOLDER / "tour.json" if own else output or Path("bench-tour.json"),
+            pages=PAGES if own else None,
             command=_typed(),
         )
 
