@@ -211,9 +211,14 @@ class Scheduler:
         return parted
 
     def _open_places(self, now: float) -> int:
-        counts = {"size": self.limits.max_running, "left": self._places, "running": len(self.running), "waiting": len(self.waiting)}
-        waited_s = now - self.waiting[0].accepted if self.waiting else 0.0
-        return open_places(self.limits.policy, **counts, waited_s=waited_s)
+        return open_places(
+            self.limits.policy,
+            size=self.limits.max_running,
+            left=self._places,
+            running=len(self.running),
+            waiting=len(self.waiting),
+            waited_s=now - self.waiting[0].accepted if self.waiting else 0.0,
+        )
 
     def _admit(self, plan: StepPlan, now: float, budget: int) -> Sequence | None:
         """The first in waiting, with all blocks of its present length, or without pages of any length it may reach; nobody overtakes it.

@@ -65,5 +65,5 @@ def _ratio(stage: Stage, metric: str, ours: Sequence[float], theirs: Sequence[fl
     """A stage measured in fewer rounds than the other is compared in those rounds, which are the first ones."""
     rounds = min(len(ours), len(theirs))
     seen = speedup(ours[:rounds], theirs[:rounds])
-    aim = {} if least is None else {"aim": f"≥ {least}", "met": seen.median >= least}
-    return Row(case=stage.slug, system=OURS, metric=metric, value=seen.median, unit="ratio", low=seen.low, high=seen.high, **aim)  # type: ignore[arg-type]
+    aim, met = (None, None) if least is None else (f"≥ {least}", seen.median >= least)
+    return Row(case=stage.slug, system=OURS, metric=metric, value=seen.median, unit="ratio", low=seen.low, high=seen.high, aim=aim, met=met)

@@ -38,6 +38,8 @@ def run(source: str, *, count: int, rounds: int, device: str | None, output: Pat
     """`pages`: docs/tour, or None. Raises BenchError."""
     if count < ARRIVING or count % BATCH:
         raise SettingsError(f"--requests {count}: a multiple of {BATCH}, at least {ARRIVING}")
+    if pages is not None and not pages.is_dir():
+        raise SettingsError(f"there is no {pages} to write tables into: run this in a checkout, or say --output FILE")
     console, load = Console(), os.getloadavg()[0]
     with model_folder(source) as folder, tempfile.TemporaryDirectory(prefix="pagoda-tour-") as scratch:
         name = model_name(source)
