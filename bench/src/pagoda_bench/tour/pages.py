@@ -18,7 +18,9 @@ BEGIN, END = "<!-- measured: written by `pagoda bench tour`, not by hand -->", "
 AIMS = {
     "speedup_over_one_at_a_time": "static batching over one request at a time",
     "speedup_over_transformers": "static batching over transformers' `generate` with the same batches",
+    "arrivals_e2e_gain_over_static": "dynamic over static batching, time to last token with arrivals",
     "speedup_over_static": "continuous over static batching",
+    "kv_filled_ratio": "KV cache written, of what is held, with pages",
 }
 
 
@@ -62,7 +64,7 @@ class _Figures:
         return "" if row is None else shown(row, spread=spread)
 
     def with_aims(self) -> Iterator[Row]:
-        return (row for row in self._rows.values() if row.metric in AIMS)
+        return (row for row in self._rows.values() if row.metric in AIMS and row.aim)
 
     def same_tokens(self) -> bool:
         return all(row.met for row in self._rows.values() if row.metric == "same_tokens_ratio")

@@ -88,6 +88,6 @@ def table(found: Sequence[Row]) -> Table:
 def _check(result: Result, console: Console) -> None:
     for row in result.rows:
         if row.met is False:
-            console.print(f"not met: {row.case} {row.metric} is {row.value:.2f}, aimed at {row.aim}")
+            console.print(f"not met: {row.case} {row.metric} is {row.value:.2f}, aimed at {row.aim}", soft_wrap=True)
     if different := [row.case for row in result.rows if row.metric == "same_tokens_ratio" and not row.met]:
         raise TokensDiffer(f"the tokens of {', '.join(different)} differ from those of the first stage")

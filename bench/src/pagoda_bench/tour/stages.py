@@ -104,7 +104,7 @@ STAGES = (
         shows=("arrivals_itl_p99_s", "ttft_p50_s", "output_tokens_per_s"),
     ),
 )
-FIRST, ONE_AT_A_TIME, STATIC, CONTINUOUS = STAGES[0], STAGES[1], STAGES[2], STAGES[4]
+FIRST, ONE_AT_A_TIME, STATIC, DYNAMIC, CONTINUOUS, PAGED = STAGES[:6]
 
 
 @dataclass(frozen=True, slots=True)
