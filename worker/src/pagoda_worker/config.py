@@ -6,7 +6,7 @@ from typing import Literal
 
 DType = Literal["auto", "bf16", "fp16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
-Attention = Literal["auto", "sdpa", "eager"]
+Attention = Literal["auto", "native", "sdpa", "eager"]
 Batching = Literal["static", "dynamic", "continuous"]
 
 
@@ -54,7 +54,7 @@ class EngineConfig:
     kv_cache: bool = True
     """Keep keys and values between steps. False: every step computes every running sequence anew from its first token."""
     attention: Attention = "auto"
-    """auto: sdpa. eager is the readable reference."""
+    """auto: native on a CPU that has it, else sdpa. eager is the readable reference."""
     threads: int | None = None
     """At most so many CPU threads; None: the container's CPU quota, rounded up, else torch's own choice.
     Weights below 64 MB run on one: their products are too short to share, and
