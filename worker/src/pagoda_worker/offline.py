@@ -24,7 +24,7 @@ from pagoda_worker.request import EngineState, SequenceUpdate
 
 _ENGINE_FIELDS = (
     *("device", "dtype", "attention", "threads", "max_batch_tokens", "max_model_len", "max_running", "block_size", "kv_cache_bytes"),
-    *("prefix_caching", "chunked_prefill", "batching", "batch_window_s", "paged_kv", "kv_cache"),
+    *("batch_invariant", "prefix_caching", "chunked_prefill", "batching", "batch_window_s", "paged_kv", "kv_cache"),
 )
 _JOB_FIELDS = {"model_dir", "prompts", "random", "requests", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}
 
