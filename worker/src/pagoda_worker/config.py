@@ -7,6 +7,7 @@ from typing import Literal
 DType = Literal["auto", "bf16", "fp16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["auto", "native", "sdpa", "eager"]
+Load = Literal["eager", "lazy", "warm"]
 Batching = Literal["static", "dynamic", "continuous"]
 
 
@@ -39,6 +40,9 @@ class EngineConfig:
     """What the worker may use of the host's memory; counts on CPU. None: the container's limit, else what is available."""
     self_test: bool = False
     """Measure prefill and decode for about a second at most after loading. The worker's settings turn it on."""
+    load: Load = "eager"
+    """When weights are read. eager: at start. lazy: with the first request, which waits for it. warm: at start, and then steps of the sizes
+    that will come are run once, so that no request pays for what the first of its size costs."""
     prefix_caching: bool = True
     """Share full blocks between requests with the same prefix (and the same salt and adapter)."""
     chunked_prefill: bool = True
