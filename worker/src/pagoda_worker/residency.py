@@ -71,10 +71,11 @@ class Residency:
 
     # ------------------------------------------------------------ coming
 
-    def find(self, sequence: Sequence) -> Found:
+    def find(self, sequence: Sequence, reserve: int) -> Found:
+        """`reserve`: tokens to have blocks for, at least its present length."""
         size = self.blocks.block_size
         shared = cached_prefix(self.blocks, sequence) if self.reads_prefix(sequence) else []
-        total = self.blocks_for(len(sequence.tokens))
+        total = self.blocks_for(reserve)
         computed = len(shared) * size
         hashes: list[bytes] = []
         if sequence.swapped:

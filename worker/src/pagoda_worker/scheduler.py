@@ -15,12 +15,13 @@ import bisect
 import itertools
 from dataclasses import replace
 
+from pagoda_worker.batching import FULL_ENGINE, open_places, reserved_tokens
 from pagoda_worker.blocks import BlockPool, root_hash
 from pagoda_worker.errors import RequestRefused
 from pagoda_worker.plan import Chunk, Sampled, Sequence, StepPlan
 from pagoda_worker.policy import prefill_budget, share_prefill, victims_needed
 from pagoda_worker.request import Finish, FinishReason, Request, SequenceUpdate, TokenLogprobs
-from pagoda_worker.residency import KvUse, Residency
+from pagoda_worker.residency import Found, KvUse, Residency
 from pagoda_worker.scheduler_limits import SchedulerLimits, Totals, check_room
 
 MAX_NEWCOMERS = 8
@@ -41,6 +42,8 @@ class Scheduler:
         self._outbox: list[SequenceUpdate] = []
         """Endings that no step caused; leave with the next settle."""
         self._free_rows = list(range(limits.max_running - 1, -1, -1))
+        self._places = 0
+        """How many of those waiting may still join the batch that runs."""
         self._timed: set[Sequence] = set()
         """Sequences with a deadline."""
         self._arrivals = 0
@@ -116,11 +119,14 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan:
         self.expire(now)
         plan = self.residency.begin_step()
-        preempted = self._make_way(plan, now)
+        full = self.limits.policy == FULL_ENGINE
+        preempted = self._make_way(plan, now) if full else False
         preempted = self._plan_decodes(plan) or preempted
-        budget = prefill_budget(self.limits.max_batch_tokens, len(plan.decodes), self.limits.long_prefill_tokens)
-        budget -= self._plan_prompts(plan, budget, admitting=not preempted)
-        while budget > 0 and not preempted and (admitted := self._admit(plan, now)):
+        cap = self.limits.long_prefill_tokens if full else None
+        budget = prefill_budget(self.limits.max_batch_tokens, len(plan.decodes), cap)
+        budget -= self._plan_prompts(plan, budget, admitting=full and not preempted)
+        self._places = self._open_places(now)
+        while budget > 0 and not preempted and (admitted := self._admit(plan, now, budget)):
             budget -= self._plan_chunk(plan, admitted, budget)
         return plan
 
@@ -128,7 +134,7 @@ class Scheduler:
         """Before anything else is planned: who makes way must not be part of the step. Says whether someone was preempted."""
         preempted = False
         while (first := self._first_waiting()) and self.running and _priority(self.running[-1]) < _priority(first):
-            found = self.residency.find(first)
+            found = self._find(first)
             shared = set(found.shared)
             victims = [s for s in reversed(self.running) if _priority(s) < _priority(first)]
             count = victims_needed(
@@ -143,7 +149,8 @@ class Scheduler:
             for victim in victims[:count]:
                 self._preempt(plan, victim)
             preempted = True
-            if self._admit(plan, now) is None:
+            self._places = self.limits.max_running
+            if self._admit(plan, now, self.limits.max_batch_tokens) is None:
                 break
         return preempted
 
@@ -190,7 +197,7 @@ class Scheduler:
         free, running = self.blocks.free_blocks, len(self.running)
         ready = (sequence for sequence in self.waiting if not sequence.held)
         for sequence in itertools.islice(ready, min(len(self._free_rows), MAX_NEWCOMERS)):
-            found = self.residency.find(sequence)
+            found = self._find(sequence)
             free -= self.residency.need(found)
             if free < running:
                 break
@@ -226,16 +233,34 @@ class Scheduler:
     def _first_waiting(self) -> Sequence | None:
         return next((each for each in self.waiting if not each.held), None)
 
-    def _admit(self, plan: StepPlan, now: float) -> Sequence | None:
-        """The first in waiting, with all blocks of its present length; nobody overtakes it. One spare block for each running sequence
-        keeps the newcomer from being preempted at once."""
+    def _find(self, sequence: Sequence) -> Found:
+        length, longest = len(sequence.tokens), self.limits.max_model_len
+        return self.residency.find(sequence, reserved_tokens(self.limits.policy, length=length, max_model_len=longest))
+
+    def _open_places(self, now: float) -> int:
+        return open_places(
+            self.limits.policy,
+            size=self.limits.max_running,
+            left=self._places,
+            running=len(self.running),
+            waiting=len(self.waiting),
+            waited_s=now - self.waiting[0].accepted if self.waiting else 0.0,
+        )
+
+    def _admit(self, plan: StepPlan, now: float, budget: int) -> Sequence | None:
+        """The first in waiting, with all blocks of its present length, or without pages of any length it may reach; nobody overtakes it.
+        One spare block for each running sequence keeps the newcomer from being preempted at once."""
         sequence = self._first_waiting()
-        if sequence is None or not self._free_rows:
+        if sequence is None or not self._free_rows or not self._places:
             return None
-        found = self.residency.find(sequence)
-        if self.residency.need(found) + len(self.running) > self.blocks.free_blocks and self.running:
+        found, policy = self._find(sequence), self.limits.policy
+        if policy.whole_prompts and len(sequence.tokens) - found.computed > budget:
+            return None
+        spare = len(self.running) if policy.paged_kv else 0
+        if self.residency.need(found) + spare > self.blocks.free_blocks and self.running:
             return None
         self.waiting.remove(sequence)
+        self._places -= 1
         self.residency.enter(plan, sequence, found)
         if not sequence.first_scheduled:
             self._count_first(sequence, len(found.shared) * self.blocks.block_size, now)
@@ -305,7 +330,15 @@ class Scheduler:
                     updates.append(self._embedded(chunk.sequence, sampled.embeddings[index], now))
                 elif not chunk.sequence.announced:
                     updates.append(chunk.sequence.update([], None, None))
+        if not self.limits.policy.kv_cache:
+            self._forget_all()
         return updates
+
+    def _forget_all(self) -> None:
+        """Without a KV cache everyone begins again in the next step, with its tokens and nothing else."""
+        for sequence in list(self.running):
+            self._leave_running(sequence)
+            bisect.insort(self.waiting, sequence, key=_order)
 
     def _embedded(self, sequence: Sequence, embedding: list[float], now: float) -> SequenceUpdate:
         """`embedding` empty: not finite."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from pagoda_worker.batching import FULL_ENGINE, AdmissionPolicy
 from pagoda_worker.blocks import BlockPool
 from pagoda_worker.errors import ContextTooLong, RequestRefused
 from pagoda_worker.request import Request
@@ -18,6 +19,7 @@ class SchedulerLimits:
     host: HostRoom = field(default_factory=HostRoom)
     prefix_caching: bool = True
     eos_token_ids: tuple[int, ...] = ()
+    policy: AdmissionPolicy = FULL_ENGINE
 
 
 @dataclass(slots=True)
