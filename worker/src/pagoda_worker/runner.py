@@ -13,10 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pagoda_worker.constraints import RowMasks
+from pagoda_worker.embeddings import embed
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.models.base import Model
 from pagoda_worker.plan import Sampled, Sequence, StepPlan
+from pagoda_worker.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.request import TokenLogprobs
+from pagoda_worker.row_masks import BatchMasks
 from pagoda_worker.sampler import BROKEN, History, IntArray, Logprobs, Sampler
 
 
@@ -30,7 +34,16 @@ class RunnerShape:
 
 
 class Runner:
-    def __init__(self, model: Model, shape: RunnerShape, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Model,
+        shape: RunnerShape,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        masks: Callable[[list[Sequence]], RowMasks | None] = lambda samplers: None,
+    ) -> None:
+        """`masks`: what the sampling sequences, in the plan's order, may sample; asked while the device computes."""
         self.model = model
         self.shape = shape
         self.device = device
@@ -43,6 +56,8 @@ class Runner:
         self._tables = np.zeros((shape.max_running, -(-shape.max_model_len // shape.block_size)), np.int64)
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self._tokens, self._output_start)
+        self._masks = masks
+        self._prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device)
 
     @torch.inference_mode()
@@ -51,11 +66,22 @@ class Runner:
         self._apply_changes(plan)
         inputs = _Inputs(plan, self)
         hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, inputs.batch)
-        if not len(inputs.sampled_rows):
-            return Sampled([])
+        self._prompt_logprobs.collect(plan, hidden, self.model.logits)
+        sampled = self._sample(plan, hidden, inputs) if len(inputs.sampled_rows) else Sampled([])
+        embed(plan, hidden, sampled)
+        return sampled
+
+    def _sample(self, plan: StepPlan, hidden: Tensor, inputs: "_Inputs") -> Sampled:
         logits = self.model.logits(hidden.index_select(0, inputs.sampled_at))
-        ids, logprobs = self.sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history)
-        return self._to_host(ids, logprobs, inputs)
+        samplers = plan.sampling()
+        masks = self._masks(samplers)
+        batch_masks = None if masks is None else inputs.in_batch(masks)
+        ids, logprobs = self.sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history, batch_masks)
+        sampled = self._to_host(ids, logprobs, inputs)
+        if masks is not None:
+            sampled.stuck = masks.stuck
+        self._prompt_logprobs.deliver(samplers, sampled)
+        return sampled
 
     def _apply_changes(self, plan: StepPlan) -> None:
         if plan.scrubs:
@@ -151,6 +177,12 @@ class _Inputs:
             decode_lens=contexts[:decodes].tolist(),
             chunks=[(count, chunk.start) for count, chunk in zip(counts, plan.chunks, strict=True)],
         )
+
+    def in_batch(self, masks: RowMasks) -> BatchMasks:
+        """The batch has decode rows longest first, the plan does not."""
+        batch_of_plan = np.empty_like(self.plan_positions)
+        batch_of_plan[self.plan_positions] = np.arange(len(batch_of_plan))
+        return BatchMasks(batch_of_plan[masks.positions], torch.from_numpy(masks.bits))
 
 
 def _send(parts: list[IntArray], dtype: type[np.int64 | np.int32], device: torch.device) -> tuple[Tensor, ...]:
