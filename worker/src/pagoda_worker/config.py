@@ -6,7 +6,7 @@ from typing import Literal
 
 DType = Literal["auto", "bf16", "fp16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
-Attention = Literal["auto", "native", "sdpa", "eager"]
+Attention = Literal["auto", "native", "triton", "sdpa", "eager"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class EngineConfig:
     prefix_caching: bool = True
     """Share full blocks between requests with the same prefix (and the same salt and adapter)."""
     attention: Attention = "auto"
-    """auto: native on a CPU that has it, else sdpa. eager is the readable reference."""
+    """auto: triton on CUDA, native on a CPU that has it, else sdpa. eager is the readable reference."""
     batch_invariant: bool = False
     """On a CPU: a request's tokens are the same bits alone and in any company, at a cost (docs/batch-invariance.md)."""
     threads: int | None = None

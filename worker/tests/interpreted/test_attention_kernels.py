@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pagoda_worker.kernels.decode_attention import paged_decode, paged_decode_reference
 from pagoda_worker.kernels.prefill_attention import paged_prefill, paged_prefill_reference
-from pagoda_worker.layers.attention import BACKENDS, AttentionShape, attend_eager
+from pagoda_worker.layers.attention import AttentionShape, attend_eager, write_cache
+from pagoda_worker.layers.cuda import TritonOperators, attend_triton
 
 TOLERANCE = {
     torch.float32: {"atol": 2e-5, "rtol": 1e-4},
@@ -88,6 +89,7 @@ def test_the_references_are_plain_attention():
     """Eager's, which is compared with transformers."""
     decodes, chunks = [50, 17, 16, 1], [(0, 9), (16, 20)]
     query, key_value, cache, batch = attention_case(decodes, chunks, heads=6, kv_heads=2, dim=64, block=16, seed=3, dtype=torch.float32)
+    write_cache(key_value, cache, batch)
     plain = attend_eager(query, key_value, cache, batch, AttentionShape(0.125)).view_as(query)
     out = paged_decode_reference(query[:4], cache, batch.block_table, batch.context_lens[:4], block_size=16, scale=0.125)
     torch.testing.assert_close(out, plain[:4], atol=1e-6, rtol=1e-5)
@@ -100,6 +102,8 @@ def test_the_references_are_plain_attention():
 def test_the_backend_equals_the_readable_one_and_writes_the_same_cache(decodes: list[int], chunks: list[tuple[int, int]]):
     query, key_value, cache, batch = attention_case(decodes, chunks, heads=4, kv_heads=2, dim=64, block=16, seed=1, dtype=torch.float32)
     other = cache.clone()
-    ours = BACKENDS["triton"](query, key_value, cache, batch, AttentionShape(0.125))
+    TritonOperators().store(key_value, cache, batch)
+    write_cache(key_value, other, batch)
+    ours = attend_triton(query, key_value, cache, batch, AttentionShape(0.125))
     torch.testing.assert_close(ours, attend_eager(query, key_value, other, batch, AttentionShape(0.125)), **TOLERANCE[torch.float32])
     assert torch.equal(cache, other)
