@@ -1,4 +1,4 @@
-"""Paged attention in the interpreter against the references: head sizes, groups, page sizes, windows, splits, ragged lengths with 0 and 1."""
+"""Paged attention in the interpreter against the references: head sizes, groups, pages, windows, splits, ragged lengths with 0 and 1."""
 
 from typing import Any
 
@@ -94,7 +94,8 @@ def test_the_references_are_plain_attention():
     out = paged_decode_reference(query[:4], cache, batch.block_table, batch.context_lens[:4], block_size=16, scale=0.125)
     torch.testing.assert_close(out, plain[:4], atol=1e-6, rtol=1e-5)
     rest = torch.empty_like(query)
-    paged_prefill_reference(query, cache, batch.block_table[4:], batch.query_starts[4:], batch.context_lens[4:], rest, block_size=16, scale=0.125)
+    chunk = batch.block_table[4:], batch.query_starts[4:], batch.context_lens[4:]
+    paged_prefill_reference(query, cache, *chunk, rest, block_size=16, scale=0.125)
     torch.testing.assert_close(rest[4:], plain[4:], atol=1e-6, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The sort-free sampler in the interpreter: the token that sampler.py chooses, whatever the filters, and whatever is equal at a threshold."""
+"""The sort-free sampler in the interpreter: the token that sampler.py chooses, whatever the filters and whatever is equal there."""
 
 import numpy as np
 import pytest

@@ -2,8 +2,8 @@
 docs/kernels.md.
 
 Owns the list of configurations that the engine uses for Llama-3.1-8B (8 key/value heads, groups of 4) and Qwen3-0.6B (groups of 2) in bf16,
-and for the small float32 model of `make gpu-check`. Called by that command and a test. Registers and spills are what ptxas -v prints; shared
-memory is Triton's.
+and for the small float32 model of `make gpu-check`. Called by that command and a test. Registers and spills are what ptxas -v prints;
+shared memory is Triton's.
 """
 
 import contextlib
@@ -61,7 +61,8 @@ def attention_builds(label: str, *, dim: int, kv_heads: int, group: int, dtype: 
 
     def build(name: str, kernel: Any, tile: Any, **more: int) -> Build:
         blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d}
-        return Build(name=f"{name} {label}", kernel=kernel, types=types, constants=shape | blocks | more, warps=tile.warps, stages=tile.stages)
+        constants = shape | blocks | more
+        return Build(name=f"{name} {label}", kernel=kernel, types=types, constants=constants, warps=tile.warps, stages=tile.stages)
 
     join = {"HEAD_DIM": dim, "SPLITS": 8, "BLOCK_D": decode.block_d}
     return [
@@ -128,7 +129,8 @@ def compile_for(build: Build, capability: int) -> Compiled:
 
 
 def table(results: list[Compiled]) -> str:
-    lines = ["| kernel | GPU | shared memory, bytes | registers a thread | spilled, bytes | matrix instruction |", "| --- | --- | ---: | ---: | ---: | --- |"]
+    lines = ["| kernel | GPU | shared memory, bytes | registers a thread | spilled, bytes | matrix instruction |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | --- |")
     lines += [f"| {r.name} | sm_{r.capability} | {r.shared_bytes} | {r.registers} | {r.spilled_bytes} | {r.matrix} |" for r in results]
     return "\n".join(lines) + "\n"
 

@@ -23,7 +23,7 @@ def copy_kernel(source, target, sources, targets, source_stride, target_stride, 
 
 
 def copy_blocks(source: Tensor, target: Tensor, sources: Tensor, targets: Tensor, *, block_size: int) -> None:
-    """source [2, H_kv, S, D] and target [2, H_kv, S', D] of one dtype, which may be the same tensor; sources, targets [C] int on the device.
+    """source [2, H_kv, S, D] and target [2, H_kv, S', D] of one dtype, maybe the same tensor; sources, targets [C] int on the device.
 
     Block sources[i] of `source` becomes block targets[i] of `target`. No block may be written twice, or both read and written."""
     size = block_size * source.shape[3]

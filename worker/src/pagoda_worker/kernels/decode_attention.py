@@ -33,7 +33,7 @@ class DecodeTile:
 
 
 def decode_tile(head_dim: int, group: int, itemsize: int) -> DecodeTile:
-    """Key and value tiles of 16 KiB each, three under way: enough bytes in flight per processor, and several programs fit beside each other."""
+    """Key and value tiles of 16 KiB each, three under way: several programs fit beside each other on a processor."""
     block_d = power_of_two(head_dim)
     block_n = max(16, min(128, (16 << 10) // (block_d * itemsize)))
     return DecodeTile(max(LEAST_ROWS, power_of_two(group)), block_n, block_d, warps=4, stages=3)

@@ -1,7 +1,7 @@
 """Causal attention of chunks of prompts over pages that already hold their keys and values.
 
 Called by layers/attention.py's backend `triton`. FlashAttention-2's loop (Dao, 2023) over a paged cache. A program takes a few queries with
-all query heads of one key/value head as the rows of its products, and finds its chunk by bisection of query_starts, so that the host need not
+all query heads of one key/value head as the rows of its products, and finds its chunk by bisection of query_starts: the host need not
 know where chunks begin (the scheme of vLLM's unified attention).
 """
 
@@ -75,7 +75,8 @@ def prefill_kernel(
     token = asked + lines // GROUP
     head = kv_head * GROUP + lines % GROUP
     inside = ((lines < BLOCK_Q * GROUP) & (token < count))[:, None] & (dims < HEAD_DIM)[None, :]
-    q = tl.load(query + (begin + token).to(tl.int64)[:, None] * query_stride + head[:, None] * HEAD_DIM + dims[None, :], mask=inside, other=0.0)
+    line = query + (begin + token).to(tl.int64)[:, None] * query_stride
+    q = tl.load(line + head[:, None] * HEAD_DIM + dims[None, :], mask=inside, other=0.0)
     q = q.to(tl.float32) if UPCAST else q
     key_base = cache + kv_head.to(tl.int64) * head_stride
     value_base = cache + (KV_HEADS + kv_head).to(tl.int64) * head_stride

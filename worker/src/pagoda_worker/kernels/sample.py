@@ -3,7 +3,7 @@
 Means exactly what sampler.py means: equal logits at a threshold all stay, and the noise of a token is the same hash of (row key, token id).
 Called by whoever samples on CUDA; the row's key is sampler.py's.
 
-A threshold is found by bisection over the bits of a float32, eight parts at a time (11 passes over the row, most from the L2 cache): the k-th
+A threshold is found by bisection over the bits of a float32, eight parts at a time (11 passes over the row, most from the L2): the k-th
 largest logit is the largest t with k logits ≥ t; top-p's is the largest t at which what is ≥ t still has the mass p.
 """
 
@@ -42,7 +42,10 @@ def _scaled(logits, row, at, stride, temperature, VOCAB: tl.constexpr):
 
 
 @triton.jit
-def _bisect(logits, row, stride, temperature, low, high, floor, peak, goal, VOCAB: tl.constexpr, BLOCK: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+def _bisect(
+    logits, row, stride, temperature, low, high, floor, peak, goal,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     """The largest t in [low, high) where the logits of order ≥ t, of those ≥ floor, number (COUNTED) or weigh at least `goal`. It holds at
     low."""
     steps = tl.arange(0, PARTS)
@@ -117,8 +120,8 @@ def sample_kernel(
 
 
 def choose(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
-    """logits [S, V] of any float type; float32 temperature (0: the most likely), top_p (1: off), min_p (0: off), int top_k (0: off), int32 keys,
-    each [S]. Returns ids [S] int64, BROKEN where a logit is NaN or none is finite."""
+    """logits [S, V] of any float type; float32 temperature (0: the most likely), top_p (1: off), min_p (0: off), int top_k (0: off),
+    int32 keys, each [S]. Returns ids [S] int64, BROKEN where a logit is NaN or none is finite."""
     rows, vocab = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if rows:

@@ -13,18 +13,21 @@ from pagoda_worker.layers.operators import Operators
 def attend_triton(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
     """Decode rows by one kernel, chunks by the other; both read the cache, so key_value is not looked at."""
     decodes = len(batch.decode_lens)
-    sizes = {"block_size": batch.block_size, "scale": shape.scale}
+    size, scale, window = batch.block_size, shape.scale, shape.window
     lengths, table = batch.context_lens, batch.block_table
     mixed = None
     if decodes:
-        mixed = decode_attention.paged_decode(query[:decodes], cache, table[:decodes], lengths[:decodes], **sizes, window=shape.window)
+        mixed = decode_attention.paged_decode(
+            query[:decodes], cache, table[:decodes], lengths[:decodes], block_size=size, scale=scale, window=window
+        )
         if not batch.chunks:
             return mixed.flatten(1)
     out = query.new_empty(query.shape)
     if mixed is not None:
         out[:decodes] = mixed
     starts = batch.query_starts[decodes:]
-    prefill_attention.paged_prefill(query, cache, table[decodes:], starts, lengths[decodes:], out, **sizes, window=shape.window)
+    inputs = query, cache, table[decodes:], starts, lengths[decodes:]
+    prefill_attention.paged_prefill(*inputs, out, block_size=size, scale=scale, window=window)
     return out.flatten(1)
 
 
