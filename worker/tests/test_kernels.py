@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.engine import Engine
+from pagoda_worker.errors import ConfigError
+from pagoda_worker.gpu_check.shapes import TINY
 from pagoda_worker.kernels.ahead import MARKS, SHARED_LIMITS, Build, builds, compile_for
 from pagoda_worker.kernels.decode_attention import decode_splits
 
@@ -56,3 +61,11 @@ def test_the_table_of_the_document_has_every_kernel_within_its_limits():
 )
 def test_few_rows_are_split_and_many_are_not(rows: int, kv_heads: int, context: int, splits: int):
     assert decode_splits(rows, kv_heads, context, processor_count=132) == splits
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_triton_is_refused_on_a_cpu_with_what_to_do(tmp_path: Path):
+    TINY.write_config(tmp_path / "model")
+    config = EngineConfig(model_dir=tmp_path / "model", random_weights=True, attention="triton", max_model_len=64, max_running=2)
+    with pytest.raises(ConfigError, match="attention triton needs a CUDA device.*leave attention at auto"):
+        Engine(config)
