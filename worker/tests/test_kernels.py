@@ -67,5 +67,5 @@ def test_few_rows_are_split_and_many_are_not(rows: int, kv_heads: int, context: 
 def test_triton_is_refused_on_a_cpu_with_what_to_do(tmp_path: Path):
     TINY.write_config(tmp_path / "model")
     config = EngineConfig(model_dir=tmp_path / "model", random_weights=True, attention="triton", max_model_len=64, max_running=2)
-    with pytest.raises(ConfigError, match="attention triton needs a CUDA device.*leave attention at auto"):
+    with pytest.raises(ConfigError, match=r"attention triton needs a CUDA device.*leave attention at auto"):
         Engine(config)
