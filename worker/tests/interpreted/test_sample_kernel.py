@@ -44,7 +44,7 @@ def by_kernel(logits: Tensor, seed: int, position: int) -> tuple[Tensor, Tensor]
     return choose(*inputs), choose_reference(*inputs)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("vocab", "steps"), [(7, 0), (1000, 0), (4097, 0), (600, 8), (5000, 3)], ids=str)
 def test_the_token_is_the_samplers(vocab: int, steps: int, seed: int):
     """`steps`: logits of so few values that every threshold falls among equals."""
