@@ -23,6 +23,7 @@ class Sequence:
         "cached_tokens",
         "computed",
         "deadline",
+        "ended",
         "first_scheduled",
         "first_token",
         "hashes",
@@ -31,6 +32,7 @@ class Sequence:
         "limit",
         "order",
         "output_start",
+        "pending",
         "preemptions",
         "registered",
         "request",
@@ -40,6 +42,7 @@ class Sequence:
         "siblings",
         "steps",
         "tokens",
+        "waits_for_token",
     )
 
     def __init__(self, request: Request, index: int, *, arrival: int, accepted: float, limit: int, seed: int, root: bytes) -> None:
@@ -63,6 +66,12 @@ class Sequence:
         """Full blocks offered to the prefix cache."""
         self.row = -1
         """Of the runner's state while running, else -1."""
+        self.pending = 0
+        """Tokens that planned steps will sample and nobody on the host knows yet: they follow `tokens`."""
+        self.waits_for_token = False
+        """Its next step can only be planned when all of its tokens are known (a mask follows from them)."""
+        self.ended = False
+        """Its finish was told: what a step still in flight samples for it means nothing."""
         self.siblings: list[Sequence] = []
         """Sequences of the same request that begin with this one's prompt as soon as it is computed."""
         self.announced = False
@@ -78,13 +87,22 @@ class Sequence:
         """Runs of [sequences in the step, steps]."""
 
     @property
+    def length(self) -> int:
+        """With the tokens that are being sampled."""
+        return len(self.tokens) + self.pending
+
+    @property
     def remaining(self) -> int:
-        """Tokens to compute before the next one can be sampled."""
-        return len(self.tokens) - self.computed
+        """Tokens to compute before the next one can be sampled. None while its last token is being sampled: the length is known before
+        the token is, so that max_tokens costs no extra step."""
+        length = len(self.tokens) + self.pending
+        if self.pending and (length >= self.limit or self.waits_for_token):
+            return 0
+        return length - self.computed
 
     @property
     def decoding(self) -> bool:
-        return len(self.tokens) - self.computed == 1 and not self.siblings
+        return self.remaining == 1 and not self.siblings
 
     @property
     def key(self) -> tuple[str, int]:
@@ -167,6 +185,17 @@ class StepPlan:
     def sampling(self) -> list[Sequence]:
         """In the order of the runner's answer."""
         return [*self.decodes, *(sequence for chunk in self.chunks for sequence in chunk.sequences)]
+
+    def halves(self) -> "tuple[StepPlan, StepPlan]":
+        """The same step in two, in the same order: a chunk may read what an earlier one writes. Changes go with the first half; doing
+        them again is harmless. One of the two is empty when there is nothing to split."""
+        parts: list[Sequence | Chunk] = [*self.decodes, *self.chunks]
+        cut = (len(parts) + 1) // 2
+        first, second = StepPlan(opened=self.opened, added_blocks=self.added_blocks, copies=self.copies, scrubs=self.scrubs), StepPlan()
+        for half, members in ((first, parts[:cut]), (second, parts[cut:])):
+            half.decodes = [part for part in members if isinstance(part, Sequence)]
+            half.chunks = [part for part in members if isinstance(part, Chunk)]
+        return first, second
 
 
 @dataclass(slots=True)

@@ -129,9 +129,11 @@ class Scheduler:
     # ------------------------------------------------------------ one step
 
     def schedule(self, now: float) -> StepPlan:
+        """The step before may still be in flight: each of its samplers counts one more token, which nobody knows yet. Blocks that ended or
+        preempted sequences gave back may be handed out while that step still writes to them: the device runs steps in order, so that the
+        new owner's writes come after, and nobody reads a slot before its owner wrote it."""
         self.expire(now)
-        plan = StepPlan(scrubs=self._scrubs)
-        self._scrubs = []
+        plan = StepPlan()
         preempted = self._plan_decodes(plan)
         budget = self.limits.max_batch_tokens - len(plan.decodes)
         for sequence in list(self.running):
@@ -139,6 +141,8 @@ class Scheduler:
                 budget -= self._plan_chunk(plan, sequence, budget)
         while budget > 0 and not preempted and (admitted := self._admit(plan, now)):
             budget -= self._plan_chunk(plan, admitted, budget)
+        if not plan.empty:  # else nobody would zero them
+            plan.scrubs, self._scrubs = self._scrubs, []
         return plan
 
     def _plan_decodes(self, plan: StepPlan) -> bool:
@@ -157,6 +161,7 @@ class Scheduler:
             else:
                 self._give_block(plan, sequence)
                 sequence.computed += 1
+                sequence.pending += 1
                 self._register(sequence)
                 plan.decodes.append(sequence)
         return preempted
@@ -186,7 +191,10 @@ class Scheduler:
         sequence.computed += count
         self._register(sequence)
         complete = sequence.remaining == 0
-        plan.chunks.append(Chunk(sequence, start, count, [sequence, *self._part(plan, sequence)] if complete else []))
+        samplers = [sequence, *self._part(plan, sequence)] if complete else []
+        for sampler in samplers:
+            sampler.pending += 1
+        plan.chunks.append(Chunk(sequence, start, count, samplers))
         self.totals.prompt_tokens += count
         return count
 
@@ -208,7 +216,7 @@ class Scheduler:
     def _admit(self, plan: StepPlan, now: float) -> Sequence | None:
         """The first in waiting, with all blocks of its present length; nobody overtakes it. One spare block for each running sequence
         keeps the newcomer from being preempted at once."""
-        if not self.waiting or not self._free_rows:
+        if not self.waiting or not self._free_rows or self.waiting[0].pending:
             return None
         sequence = self.waiting[0]
         hits = cached_prefix(self.blocks, sequence) if self._shares_prefix(sequence) else []
@@ -242,12 +250,15 @@ class Scheduler:
     def _leave_running(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free_rows.append(sequence.row)
+        if sequence.pending:
+            # What the step in flight writes there may turn out not to be finite after someone else has the block.
+            self._scrubs += [block for block in sequence.blocks[sequence.registered :] if self.blocks.references(block) == 1]
         self.blocks.release(sequence.blocks)
         sequence.row, sequence.computed, sequence.registered, sequence.blocks = -1, 0, 0, []
 
     def _register(self, sequence: Sequence) -> None:
         """At planning, not after the step: keys and values of a layer are all written before any are read, so that a burst of requests
-        with one prompt computes it once."""
+        with one prompt computes it once. A block with a token that is still being sampled waits until that is known."""
         if self._shares_prefix(sequence):
             register_prefix(self.blocks, sequence)
 
@@ -257,27 +268,34 @@ class Scheduler:
     # ------------------------------------------------------------ after the step
 
     def settle(self, plan: StepPlan, sampled: Sampled, now: float) -> list[SequenceUpdate]:
+        """Of the oldest step in flight. Sequences that ended since it was planned are passed over."""
         updates, self._outbox = self._outbox, []
         samplers = plan.sampling()
         assert len(samplers) == len(sampled.token_ids)
         batch = plan.sequences
         for position, (sequence, token) in enumerate(zip(samplers, sampled.token_ids, strict=True)):
-            sequence.steps += 1
-            if sequence.request.want_timings:
-                sequence.note_batch(batch)
-            if position in sampled.broken:
-                finish = self._end_broken(sequence)
-                updates.append(sequence.update([], None, finish))
+            sequence.pending -= 1
+            broken = position in sampled.broken
+            if sequence.ended:
+                if broken:
+                    self._distrust(sequence)
                 continue
-            updates.append(self._append(sequence, token, sampled.logprobs.get(position), now))
+            self._note_step(sequence, batch)
+            if broken:
+                updates.append(sequence.update([], None, self._end_broken(sequence)))
+            else:
+                updates.append(self._append(sequence, token, sampled.logprobs.get(position), now))
         for chunk in plan.chunks:
-            if not chunk.sequences:
-                chunk.sequence.steps += 1
-                if chunk.sequence.request.want_timings:
-                    chunk.sequence.note_batch(batch)
+            if not chunk.sequences and not chunk.sequence.ended:
+                self._note_step(chunk.sequence, batch)
                 if not chunk.sequence.announced:
                     updates.append(chunk.sequence.update([], None, None))
         return updates
+
+    def _note_step(self, sequence: Sequence, batch: int) -> None:
+        sequence.steps += 1
+        if sequence.request.want_timings:
+            sequence.note_batch(batch)
 
     def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> SequenceUpdate:
         sequence.tokens.append(token)
@@ -289,13 +307,17 @@ class Scheduler:
         request = sequence.request
         if token in request.stop_token_ids or (token in self._eos and not request.ignore_eos):
             return sequence.update([], None, self._end(sequence, FinishReason.STOP, stop_token_id=token))
-        finish = self._end(sequence, FinishReason.LENGTH) if len(sequence.tokens) >= sequence.limit else None
-        return sequence.update([token], None if logprobs is None else [logprobs], finish)
+        if len(sequence.tokens) >= sequence.limit:
+            return sequence.update([token], None if logprobs is None else [logprobs], self._end(sequence, FinishReason.LENGTH))
+        if sequence.row >= 0:
+            self._register(sequence)
+        return sequence.update([token], None if logprobs is None else [logprobs], None)
 
     # ------------------------------------------------------------ endings
 
     def _end(self, sequence: Sequence, reason: FinishReason, *, stop_token_id: int | None = None, detail: str = "") -> Finish:
         """The one place where a sequence leaves. Its siblings, if it led them, go on with the next one in front."""
+        sequence.ended = True
         if sequence.row >= 0:
             self._leave_running(sequence)
         elif sequence in self.waiting:
@@ -323,8 +345,17 @@ class Scheduler:
         """Non-finite logits: nobody may share what this sequence computed, and what nobody holds any more is zeroed."""
         self.blocks.discredit(sequence.blocks)
         self._scrubs += [block for block in sequence.blocks if self.blocks.references(block) == 1]
+        self._distrust(sequence)
         detail = "the model produced numbers that are not finite for this request; a lower temperature or another dtype may help"
         return self._end(sequence, FinishReason.ENGINE_ERROR, detail=detail)
+
+    def _distrust(self, sequence: Sequence) -> None:
+        """What the prefix cache still has of a sequence that left before its step said that its numbers are not finite."""
+        found = self.blocks.match(sequence.hashes[1:])
+        self.blocks.share(found)
+        self.blocks.discredit(found)
+        self._scrubs += [block for block in found if self.blocks.references(block) == 1]
+        self.blocks.release(found)
 
     # ------------------------------------------------------------ what is told
 
