@@ -14,15 +14,15 @@ settings.load_profile("worker")
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """checkpoint(name, **differences from the small Llama) → a Hugging Face folder. Same name, same folder."""
-    from random_checkpoint import write_llama
+    """checkpoint(name, **differences from the small Llama, or model_type and its) → a Hugging Face folder. Same name, same folder."""
+    from random_checkpoint import write_checkpoint
 
     root = tmp_path_factory.mktemp("checkpoints")
 
     def build(name: str = "small", **differences: Any) -> Path:
         folder = root / name
         if not folder.exists():
-            write_llama(folder, **differences)
+            write_checkpoint(folder, **differences)
         return folder
 
     return build

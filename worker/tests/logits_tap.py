@@ -31,7 +31,7 @@ def logits_of(engine: Engine) -> Iterator[list[tuple[list[int], Tensor]]]:
 
 
 class Truth:
-    """transformers' own Llama from the same folder, in float32."""
+    """transformers' own model from the same folder, in float32."""
 
     def __init__(self, folder: Path) -> None:
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

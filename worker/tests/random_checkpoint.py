@@ -1,4 +1,4 @@
-"""Random small Llamas and the engine around them."""
+"""Random small models of every architecture and the engine around them."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from pagoda_worker.config import EngineConfig
@@ -31,12 +31,34 @@ SMALL: dict[str, Any] = {
 """A wide initial range keeps the two most likely tokens far apart, so that greedy ids do not hang on rounding."""
 
 
-def write_llama(folder: Path, *, seed: int = 0, shard_size: str = "1GB", **differences: Any) -> None:
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SMALL_GPT2: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 256,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "initializer_range": 0.15,
+}
+
+
+def write_checkpoint(folder: Path, *, model_type: str = "llama", seed: int = 0, shard_size: str = "1GB", **differences: Any) -> None:
+    """As transformers saves one: config.json, safetensors, generation_config.json."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{**SMALL, **differences})).eval()
+    small = SMALL_GPT2 if model_type == "gpt2" else SMALL
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**small, **differences})).eval()
     for name, parameter in model.named_parameters():
-        if name.endswith("bias") or "norm" in name:
-            torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.2)
+        if name.endswith("bias") or "norm" in name or ".ln_" in name:
+            torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.2)
     model.save_pretrained(folder, max_shard_size=shard_size)
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +32,7 @@ from pagoda_worker.channel import (
     pack,
 )
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.engine_process import loaded_line
 from pagoda_worker.request import FinishReason, Request
 
 CONFIG = EngineConfig(model_dir=TINY, device="cpu")
@@ -80,6 +82,16 @@ def test_it_loads_serves_and_says_that_it_is_idle(child: Child):
     steps = [message.output.updates[0].token_ids for message in heard if isinstance(message, Stepped)]
     assert steps == [[6], [7]]
     assert isinstance(child.receive(), Idle)
+
+
+@pytest.mark.parametrize(
+    ("facts", "speed"),
+    [({}, "cpu"), ({"checkpoint_bytes": 3_000_000_000, "weights_s": 2.0}, "cpu, 3.0 GB of weights at 1.50 GB/s")],
+    ids=str,
+)
+def test_the_log_says_how_fast_weights_were_read(facts: dict[str, float], speed: str):
+    line = loaded_line(EngineConfig(model_dir=Path("/models/chat")), replace(FACTS, **facts), 2.34)  # type: ignore[arg-type]
+    assert line == f"loaded ScriptedForCausalLM from /models/chat in 2.3 s on {speed}"
 
 
 def test_it_leaves_when_the_front_is_gone(child: Child):

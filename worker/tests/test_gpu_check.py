@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pagoda_worker.gpu_check.run import Parts
 from pagoda_worker.gpu_check.shapes import LLAMA_8B, QWEN3_06B, TINY, Shape
 from pagoda_worker.gpu_check.speed import SMALL, NotMeasured, TimedModel
 from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit
+from pagoda_worker.models.registry import footprint_of
 from pagoda_worker.request import Finish, FinishReason, Timings, TokenLogprobs, Usage
 
 ABSENT = ("grpc", "google", "msgspec", "prometheus_client", "uvicorn", "httpx2", "huggingface_hub", "obstore", "transformers", "pytest")
@@ -160,6 +162,7 @@ def test_the_decode_roofline_is_the_one_reckoned_by_hand(shape: Shape, batch: in
 def test_shapes_have_the_parameters_of_the_models_they_are_named_after():
     assert LLAMA_8B.matmul_parameters == pytest.approx(7.5e9, rel=0.01)
     assert QWEN3_06B.matmul_parameters == pytest.approx(0.596e9, rel=0.01)
+    assert footprint_of(QWEN3_06B.config()).parameters == 596_049_920, "the published model's"
     assert (LLAMA_8B.kv_bytes_per_token, QWEN3_06B.kv_bytes_per_token) == (128 << 10, 112 << 10)
 
 
@@ -216,8 +219,9 @@ def test_bf16_is_close_when_each_choice_is_likely_to_the_other(ours: Completion,
 # ---------------------------------------------------------------- random weights
 
 
-def test_an_engine_with_random_weights_needs_no_tensors_and_repeats_itself(tmp_path: Path):
-    TINY.write_config(tmp_path / "model")
+@pytest.mark.parametrize("shape", [TINY, replace(TINY, qk_norm=True)], ids=["llama", "qwen3"])
+def test_an_engine_with_random_weights_needs_no_tensors_and_repeats_itself(shape: Shape, tmp_path: Path):
+    shape.write_config(tmp_path / "model")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
 
     def tokens() -> list[list[int]]:

@@ -6,7 +6,7 @@ from attention_cases import attention_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagoda_worker.layers.attention import AttentionShape, attend_eager, attend_sdpa, length_groups
+from pagoda_worker.layers.attention import Attend, AttentionShape, attend_eager, attend_sdpa, length_groups
 from pagoda_worker.layers.linear import Linear, packs
 from pagoda_worker.layers.norm import rms_norm
 from pagoda_worker.layers.rotary import rotary_table, rotate
@@ -19,20 +19,21 @@ from pagoda_worker.layers.rotary import rotary_table, rotate
     kv_heads=st.sampled_from([1, 2]),
     dim=st.sampled_from([8, 64]),
     block=st.sampled_from([1, 4, 16]),
+    window=st.sampled_from([None, None, 1, 2, 15, 16, 17, 40, 1000]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60)
+@settings(max_examples=120)
 def test_sdpa_equals_the_readable_reference(
-    decodes: list[int], chunks: list[tuple[int, int]], group: int, kv_heads: int, dim: int, block: int, seed: int
+    decodes: list[int], chunks: list[tuple[int, int]], group: int, kv_heads: int, dim: int, block: int, window: int | None, seed: int
 ):
     if not decodes and not chunks:
         return
     query, key_value, cache, batch = attention_case(
         decodes, chunks, heads=group * kv_heads, kv_heads=kv_heads, dim=dim, block=block, seed=seed, dtype=torch.float32
     )
-    other = cache.clone()
-    fast = attend_sdpa(query, key_value, cache, batch, AttentionShape(dim**-0.5))
-    slow = attend_eager(query, key_value, other, batch, AttentionShape(dim**-0.5))
+    other, shape = cache.clone(), AttentionShape(dim**-0.5, window)
+    fast = attend_sdpa(query, key_value, cache, batch, shape)
+    slow = attend_eager(query, key_value, other, batch, shape)
     torch.testing.assert_close(fast, slow, atol=2e-5, rtol=1e-4)
     assert torch.equal(cache, other), "both wrote the same cache"
 
@@ -44,6 +45,26 @@ def test_sdpa_in_bf16_is_near_the_reference():
     )
     slow = attend_eager(query, key_value, cache.clone(), batch, AttentionShape(0.125))
     torch.testing.assert_close(attend_sdpa(query, key_value, cache, batch, AttentionShape(0.125)), slow, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("attend", [attend_sdpa, attend_eager])
+@pytest.mark.parametrize("window", [1, 16, 20])
+def test_what_lies_before_the_window_has_no_influence(attend: Attend, window: int):
+    """The same tokens with only the last of them in the sequence at all: attention knows no positions but the order."""
+    query, key_value, cache, batch = attention_case([50], [(40, 1)], heads=4, kv_heads=2, dim=8, block=4, seed=0, dtype=torch.float32)
+    windowed = attend(query, key_value, cache, batch, AttentionShape(0.5, window))
+    for at, length in enumerate((50, 41)):
+        slots = [int(batch.block_table[at, p // 4]) * 4 + p % 4 for p in range(length - window, length)]
+        keys, values = cache[:, :, slots].repeat_interleave(2, dim=1)
+        weights = (torch.einsum("hd,hkd->hk", query[at], keys) * 0.5).softmax(dim=-1)
+        torch.testing.assert_close(windowed[at], torch.einsum("hk,hkd->hd", weights, values).flatten())
+
+
+def test_decoding_with_a_window_reads_only_the_pages_that_it_reaches():
+    *_, batch = attention_case([500, 300, 30, 3], [], heads=2, kv_heads=1, dim=8, block=4, seed=0, dtype=torch.float32)
+    pages = [len(group.blocks) // (group.stop - group.start) for group in batch.groups(16)]
+    assert pages == [5, 2], "16 tokens lie in at most 5 blocks of 4"
+    assert batch.groups(16) is batch.groups(16), "made once a step, used by every layer"
 
 
 @given(st.lists(st.integers(1, 5000), max_size=40))

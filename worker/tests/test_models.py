@@ -10,25 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from logits_tap import Truth, logits_of
-from random_checkpoint import VOCAB, kv_bytes, small_engine
+from random_checkpoint import LLAMA3, VOCAB, kv_bytes, small_engine
 
 from pagoda_worker.engine import Engine
-from pagoda_worker.errors import ModelError, UnsupportedModel
-from pagoda_worker.layers.attention import attend_sdpa
-from pagoda_worker.models.llama import Llama, LlamaConfig
 from pagoda_worker.request import Sampling
 
 TOLERANCE = 5e-5
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "untied": {},
     "tied": {"tie_word_embeddings": True},
@@ -172,65 +160,6 @@ def test_bf16_logits_are_near_transformers_in_float32(checkpoint: Checkpoint):
     with logits_of(engine) as seen:
         engine.generate(prompts(4), max_tokens=4, ignore_eos=True)
     assert Truth(checkpoint()).worst_difference(seen) < 0.5
-
-
-# ---------------------------------------------------------------- configurations
-
-
-BASE = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "intermediate_size": 96,
-    "vocab_size": 160,
-    "max_position_embeddings": 256,
-}
-
-
-@pytest.mark.parametrize(
-    ("differences", "sentence"),
-    [
-        ({"hidden_act": "gelu"}, "LlamaForCausalLM with hidden_act 'gelu' is not supported"),
-        ({"pretraining_tp": 2}, "pretraining_tp 2 is not supported"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic' is not supported"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 is not supported"),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_what_would_be_computed_wrongly_is_refused_by_name(differences: dict[str, Any], sentence: str):
-    with pytest.raises(UnsupportedModel, match=sentence):
-        _build(differences)
-
-
-@pytest.mark.parametrize(
-    ("differences", "sentence"),
-    [
-        ({"hidden_size": None}, "hidden_size must be a positive integer, it is None"),
-        ({"vocab_size": "many"}, "vocab_size must be a positive integer"),
-        ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads 3"),
-        ({"head_dim": 15}, "head_dim 15 is odd"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.factor must be a number"),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_a_broken_config_is_refused_naming_the_field(differences: dict[str, Any], sentence: str):
-    with pytest.raises(ModelError, match=sentence):
-        _build(differences)
-
-
-def _build(differences: dict[str, Any]) -> None:
-    Llama({**BASE, **differences}, max_model_len=64, dtype=torch.float32, device=torch.device("cpu"), attend=attend_sdpa)
-
-
-def test_rope_of_old_and_new_transformers_reads_the_same():
-    old = LlamaConfig.parse({**BASE, "rope_theta": 500.0, "rope_scaling": {**LLAMA3, "type": "llama3"}})
-    new = LlamaConfig.parse({**BASE, "rope_parameters": LLAMA3})
-    for name in ("rope_theta", "rope_type", "factor", "low_freq_factor"):
-        assert old.rope[name] == new.rope[name]
-    plain = LlamaConfig.parse({**BASE, "rope_theta": 300.0, "rope_scaling": None})
-    assert (plain.rope["rope_theta"], plain.rope["rope_type"]) == (300.0, "default")
 
 
 def test_the_engine_serves_the_shipped_model():

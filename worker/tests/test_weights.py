@@ -1,6 +1,8 @@
 """Reading checkpoints: what is loaded, and how a folder that cannot be served says so."""
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -11,6 +13,7 @@ import torch
 from random_checkpoint import small_engine
 from safetensors.torch import load_file, save_file
 
+import pagoda_worker
 from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
 from pagoda_worker.weights import load_weights, stored_dtype
 
@@ -55,6 +58,11 @@ BREAKS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), ModelError, "config.json cannot be read"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), ModelError, "must hold a JSON object"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), ModelError, "holds neither model.safetensors nor"),
+    "a pickle": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        ModelError,
+        "holds pytorch_model.bin, a pickle that could run code of its own and is never read: save it as safetensors",
+    ),
     "weights cut short": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]),
         ModelError,
@@ -88,7 +96,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "unknown architecture": (
         lambda f: change_config(f, architectures=["MambaForCausalLM"]),
         UnsupportedModel,
-        "architecture 'MambaForCausalLM' is not supported; LlamaForCausalLM is",
+        r"architecture 'MambaForCausalLM' is not supported; GPT2LMHeadModel, LlamaForCausalLM, .* are",
     ),
     "no architecture": (lambda f: change_config(f, architectures=None), ModelError, "architectures must name one class"),
     "quantized": (
@@ -113,6 +121,45 @@ BREAKS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         "eos_token_id must be an integer or a list",
     ),
 }
+
+
+def test_nothing_in_the_worker_reads_pickles():
+    sources = [path.read_text() for path in Path(pagoda_worker.__file__).parent.rglob("*.py")]
+    assert len(sources) > 50
+    assert not [line for text in sources for line in text.splitlines() if re.search(r"torch\.load\b|import pickle|weights_only", line)]
+
+
+def test_the_facts_tell_how_much_was_read_and_in_what_time(checkpoint: Checkpoint):
+    facts = small_engine(checkpoint()).facts
+    assert facts.checkpoint_bytes == (checkpoint() / "model.safetensors").stat().st_size
+    assert 0 < facts.weights_s < facts.load_s
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_of_many_pages_arrive_whole(tmp_path: Path, dtype: torch.dtype):
+    """Pages are given back as soon as they were copied, between neighbours that share one."""
+    torch.manual_seed(0)
+    stored = {name: torch.randn(rows, 1000).to(dtype) for name, rows in (("a", 31), ("b", 1), ("c", 7), ("d", 120))}
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    destinations = {name: torch.empty_like(tensor) for name, tensor in stored.items()}
+    load_weights(tmp_path, destinations)
+    assert all(torch.equal(destinations[name], stored[name]) for name in stored)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
+def test_what_was_copied_does_not_stay_in_memory_as_part_of_the_file(tmp_path: Path):
+    """64 MB in 8 tensors: without giving pages back all of the file would be resident at the end."""
+    stored = {str(i): torch.full((1000, 2000), float(i)) for i in range(8)}
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    before, seen = resident_file_bytes(), []
+    load_weights(tmp_path, stored, copied=lambda done, total: seen.append(resident_file_bytes() - before))
+    assert len(seen) == 8
+    assert max(seen) < 8e6, "one tensor's bytes"
+
+
+def resident_file_bytes() -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
+    return int(line.split()[1]) << 10
 
 
 @pytest.mark.parametrize("name", BREAKS)

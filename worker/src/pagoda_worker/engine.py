@@ -103,6 +103,8 @@ class Engine:
             decode_tokens_per_s=measured.decode_tokens_per_s,
             gpu_uuids=gpu_uuids(loaded.device),
             load_s=time.monotonic() - began,
+            checkpoint_bytes=loaded.checkpoint_bytes,
+            weights_s=loaded.weights_s,
         )
 
     # ------------------------------------------------------------ requests

@@ -38,7 +38,7 @@ from pagoda_worker.channel import (
     pack,
 )
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import RequestRefused, WorkerError
+from pagoda_worker.errors import RequestRefused, WorkerError, gigabytes
 from pagoda_worker.logs import log_to_stderr
 from pagoda_worker.request import EngineState, ModelFacts, Request, StepOutput
 
@@ -180,10 +180,16 @@ def serve(connection: socket.socket, build: Build) -> int:
         return EXIT_UNUSABLE
     gc.collect()
     gc.freeze()
-    log.info("loaded %s in %.1f s on %s", start.config.model_dir, time.monotonic() - began, engine.facts.device)
+    log.info(loaded_line(start.config, engine.facts, time.monotonic() - began))
     send(Ready(engine.facts, engine.idle_state()))
     EngineLoop(engine, inbox, send).run()
     return 0
+
+
+def loaded_line(config: EngineConfig, facts: ModelFacts, took_s: float) -> str:
+    weights = gigabytes(facts.checkpoint_bytes)
+    speed = f", {weights} of weights at {facts.checkpoint_bytes / facts.weights_s / 1e9:.2f} GB/s" if facts.weights_s else ""
+    return f"loaded {facts.architecture} from {config.model_dir} in {took_s:.1f} s on {facts.device}{speed}"
 
 
 def run_process(build: Build) -> None:

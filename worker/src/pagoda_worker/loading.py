@@ -4,6 +4,7 @@ Resolves every "auto" and None of EngineConfig, once. Called by the engine; know
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.layers.attention import BACKENDS
 from pagoda_worker.limits import Limits
 from pagoda_worker.memory import MemoryNeeds, check_fits, fitting_length
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 
@@ -42,6 +43,10 @@ class Loaded:
     max_model_len_fitting: int
     max_batch_tokens: int
     block_count: int
+    checkpoint_bytes: int
+    """Of the files that were read; 0: random weights."""
+    weights_s: float
+    """To allocate, read and pack them."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -60,16 +65,19 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     architecture = architecture_of(raw)
     device = resolve_device(config.device)
     dtype_name = _resolve_dtype(config, raw, device)
-    longest = _longest(config, raw)
+    size = footprint_of(raw)
+    longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = limits or Limits()
-    memory = _memory(config, raw, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
+    memory = _memory(config, size, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
     if config.kv_cache_bytes is None:
         check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
+    file_bytes = 0 if config.random_weights else checkpoint_bytes(folder)
     if device.type == "cpu":
-        weight_bytes = memory.needs.weights if config.random_weights else checkpoint_bytes(folder)
+        weight_bytes = file_bytes or memory.needs.weights
         torch.set_num_threads(thread_count(config.threads or limits.cpus() or torch.get_num_threads(), weight_bytes))
     model_len = config.max_model_len or longest
+    began = time.monotonic()
     with out_of_memory_says(f"the device has no room for {gibibytes(memory.needs.weights)} of weights: something else uses it"):
         model = load_model(
             folder,
@@ -81,6 +89,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
             random_weights=config.random_weights,
             copied=lambda done, total: news("loading weights", done, total),
         )
+    weights_s = time.monotonic() - began
     block_count = _block_count(config, memory, model_len, device)
     if config.max_model_len is None:
         model_len = min(model_len, block_count * config.block_size)
@@ -101,6 +110,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_model_len_fitting=max(model_len, fitting_length(memory.needs, memory.room, block_size=config.block_size, longest=longest)),
         max_batch_tokens=max_batch_tokens,
         block_count=block_count,
+        checkpoint_bytes=file_bytes,
+        weights_s=weights_s,
     )
 
 
@@ -127,11 +138,10 @@ def resolve_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def _longest(config: EngineConfig, raw: dict[str, Any]) -> int:
-    longest = raw.get("max_position_embeddings")
-    if not isinstance(longest, int) or longest < 2:
-        path = config.model_dir / "config.json"
-        raise ModelError(f"{path}: max_position_embeddings must be an integer of at least 2, it is {longest!r}")
+def _longest(config: EngineConfig, size: Footprint) -> int:
+    longest = size.max_position
+    if longest < 2:
+        raise ModelError(f"{config.model_dir / 'config.json'}: the model has {longest} position; a prompt and one output token need 2")
     if config.max_model_len is not None and config.max_model_len > longest:
         raise ConfigError(
             f"maxModelLen is {config.max_model_len}; {config.model_dir} was trained for {longest} positions: lower it to at most {longest}"
@@ -163,11 +173,8 @@ class _Memory:
     """For KV blocks, once everything else has what it needs."""
 
 
-def _memory(
-    config: EngineConfig, raw: dict[str, Any], itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits
-) -> _Memory:
+def _memory(config: EngineConfig, size: Footprint, itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits) -> _Memory:
     """Before anything is allocated. On CUDA a tenth stays for the steps themselves; on CPU they are estimated."""
-    size = footprint_of(raw)
     weights, per_token = size.parameters * itemsize, size.cache.bytes_per_token(itemsize)
     if device.type == "cuda":
         there = torch.cuda.mem_get_info(device)[0]

@@ -188,3 +188,7 @@ class ModelFacts:
     """Of the devices that the engine owns, as NVML knows them; none on a CPU."""
     load_s: float = 0.0
     """To read the model and allocate the cache, self-test included."""
+    checkpoint_bytes: int = 0
+    """Of the weight files; 0: random weights."""
+    weights_s: float = 0.0
+    """The part of load_s in which they were read and packed."""

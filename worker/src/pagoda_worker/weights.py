@@ -1,11 +1,14 @@
 """Checkpoint files → tensors that are already where the model wants them.
 
 Owns reading of safetensors (one file or a sharded index). Knows no architecture: models hand over destinations by checkpoint name. One
-tensor at a time is read from the mapped file and copied, so that loading never holds a second copy of the model.
+tensor at a time is read from the mapped file and copied, so that loading never holds a second copy of the model. Pickles are never read.
 """
 
+import ctypes
 import json
+import mmap
 import struct
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ def load_weights(
     destinations: Mapping[str, Tensor],
     *,
     ignored_suffixes: Iterable[str] = (),
+    optional_prefix: str = "",
     copied: Copied = lambda done, total: None,
 ) -> None:
     """Fills every destination. Raises ModelError naming file and tensor when one is missing, unexpected, cut short or of another shape."""
@@ -53,11 +57,12 @@ def load_weights(
                 for name in shard.keys():  # noqa: SIM118  (not a dict)
                     if name.endswith(ignored):
                         continue
-                    if name not in destinations:
+                    place = name.removeprefix(optional_prefix)
+                    if place not in destinations:
                         raise ModelError(f"{path}: tensor {name!r} has no place in this architecture")
-                    done += _copy(path, name, shard, destinations[name])
+                    done += _copy(path, name, shard, destinations[place])
                     copied(done, total)
-                    missing.discard(name)
+                    missing.discard(place)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read: {_diagnose(path) or error}") from error
     if missing:
@@ -86,6 +91,8 @@ def _files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(set(shards.values()))]
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
+    if pickles := sorted(path.name for path in folder.glob("*.bin")):
+        raise ModelError(f"{folder} holds {pickles[0]}, a pickle that could run code of its own and is never read: save it as safetensors")
     raise ModelError(f"{folder} holds neither model.safetensors nor {INDEX}; other weight formats are not read")
 
 
@@ -112,7 +119,18 @@ def _copy(path: Path, name: str, shard: Any, destination: Tensor) -> int:
         raise ModelError(f"{path}: tensor {name!r} has shape {list(shape)}, config.json asks for {list(destination.shape)}")
     tensor: Tensor = shard.get_tensor(name)
     destination.copy_(tensor)
+    _unmap(tensor)
     return tensor.nbytes
+
+
+def _unmap(tensor: Tensor) -> None:
+    """What was copied out of the mapped file leaves this process's resident memory at once (it stays in the page cache); else that would
+    grow to twice the model. Whole pages within the tensor only: its neighbours are still to be read."""
+    if sys.platform == "linux":
+        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = tensor.data_ptr() + tensor.nbytes - first
+        if length >= mmap.PAGESIZE:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length // mmap.PAGESIZE * mmap.PAGESIZE), mmap.MADV_DONTNEED)
 
 
 def stored_dtype(folder: Path) -> str:

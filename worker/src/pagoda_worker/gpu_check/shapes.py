@@ -16,7 +16,7 @@ BF16_BYTES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A Llama: grouped-query attention and a gated feed-forward."""
+    """A Llama or, with norms of queries and keys, a Qwen3: grouped-query attention and a gated feed-forward."""
 
     name: str
     hidden: int
@@ -27,6 +27,7 @@ class Shape:
     intermediate: int
     vocab: int
     tied: bool = False
+    qk_norm: bool = False
     rope_theta: float = 10_000.0
     positions: int = 16_384
     dtype: str = "bfloat16"
@@ -49,7 +50,7 @@ class Shape:
     def config(self) -> dict[str, Any]:
         """Of a Hugging Face folder. No eos: nothing ends early."""
         return {
-            "architectures": ["LlamaForCausalLM"],
+            "architectures": ["Qwen3ForCausalLM" if self.qk_norm else "LlamaForCausalLM"],
             "hidden_size": self.hidden,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
@@ -81,7 +82,7 @@ LLAMA_8B = Shape(
     rope_theta=500_000.0,
 )
 QWEN3_06B = Shape(
-    name="qwen3-0.6b-without-qk-norm",
+    name="qwen3-0.6b",
     hidden=1024,
     layers=28,
     heads=16,
@@ -90,9 +91,9 @@ QWEN3_06B = Shape(
     intermediate=3072,
     vocab=151_936,
     tied=True,
+    qk_norm=True,
     rope_theta=1_000_000.0,
 )
-"""The engine has no q/k norm yet: two small elementwise operations per layer are missing from its time, and no matrix product."""
 TINY = Shape(name="tiny", hidden=128, layers=2, heads=2, kv_heads=2, head_dim=64, intermediate=256, vocab=1000)
 """For dry runs on a CPU."""
 
@@ -122,7 +123,8 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
             "mlp.down_proj": (shape.hidden, shape.intermediate),
         }
         tensors |= {f"model.layers.{i}.{name}.weight": weight(*size) for name, size in sizes.items()}
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{i}.{norm}.weight"] = torch.ones(shape.hidden, dtype=dtype)
+        norms = {"input_layernorm": shape.hidden, "post_attention_layernorm": shape.hidden}
+        norms |= {"self_attn.q_norm": shape.head_dim, "self_attn.k_norm": shape.head_dim} if shape.qk_norm else {}
+        tensors |= {f"model.layers.{i}.{name}.weight": torch.ones(size, dtype=dtype) for name, size in norms.items()}
     shape.write_config(folder)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})

@@ -33,9 +33,9 @@ class DecodeGroup:
     start: int
     stop: int
     blocks: Tensor
-    """[B * M] int64: each row's block table, padded with any block."""
+    """[B * M] int64: the M blocks that hold all that each row sees; where it sees less, any."""
     bias: Tensor
-    """[H_kv * B, 1, M * P] in the cache's dtype: 0 within the row's context, -inf past its end."""
+    """[H_kv * B, 1, M * P] in the cache's dtype: 0 for what the row sees, -inf for what lies before its window or past its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +80,30 @@ class AttentionBatch:
     def max_context(self) -> int:
         return max([*self.decode_lens[:1], *(count + prefix for count, prefix in self.chunks)])
 
-    @cached_property
-    def groups(self) -> list[DecodeGroup]:
-        """Those that decode, for backends that gather pages."""
-        return [self._group(start, stop) for start, stop in length_groups(self.decode_lens)]
+    def groups(self, window: int | None = None) -> list[DecodeGroup]:
+        """Those that decode, for backends that gather pages: with a window, only those pages that it reaches."""
+        if window not in self._groups:
+            seen = [min(length, window or length) for length in self.decode_lens]
+            self._groups[window] = [self._group(start, stop, seen[start], window) for start, stop in length_groups(seen)]
+        return self._groups[window]
 
-    def _group(self, start: int, stop: int) -> DecodeGroup:
-        pages = -(-self.decode_lens[start] // self.block_size)
-        lengths = self.context_lens[start:stop, None]
-        past = torch.arange(pages * self.block_size, device=lengths.device) >= lengths
-        bias = torch.zeros(past.shape, dtype=self.dtype, device=lengths.device).masked_fill_(past, float("-inf"))
-        blocks = self.block_table[start:stop, :pages].flatten().long()
+    @cached_property
+    def _groups(self) -> dict[int | None, list[DecodeGroup]]:
+        """By window: layers of one kind share theirs."""
+        return {}
+
+    def _group(self, start: int, stop: int, seen: int, window: int | None) -> DecodeGroup:
+        """`seen`: tokens, at most, that a row of the group sees."""
+        size, table = self.block_size, self.block_table[start:stop]
+        ends = self.context_lens[start:stop, None].long()
+        begins = torch.zeros_like(ends) if window is None else (ends - window).clamp(min=0)
+        # A window may begin within a block, and then reaches into one more.
+        pages = min(-(-seen // size) + (window is not None), table.shape[1])
+        columns = begins // size + torch.arange(pages, device=ends.device)
+        positions = (columns[:, :, None] * size + torch.arange(size, device=ends.device)).flatten(1)
+        unseen = (positions < begins) | (positions >= ends)
+        bias = torch.zeros(unseen.shape, dtype=self.dtype, device=ends.device).masked_fill_(unseen, float("-inf"))
+        blocks = table.gather(1, columns.clamp(max=table.shape[1] - 1)).flatten().long()
         return DecodeGroup(start, stop, blocks, bias.repeat(self.kv_heads, 1)[:, None])
 
     @cached_property
@@ -124,12 +137,10 @@ def write_cache(key_value: Tensor, cache: Tensor, batch: AttentionBatch) -> None
 def attend_sdpa(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
     write_cache(key_value, cache, batch)
     out = torch.empty_like(query)
-    for group in batch.groups:
+    for group in batch.groups(shape.window):
         out[group.start : group.stop] = _decode(query[group.start : group.stop], cache, group, batch.block_size, shape.scale)
     for span in batch.spans:
-        out[span.start : span.stop] = _prefill(
-            query[span.start : span.stop], key_value[span.start : span.stop], cache, span, batch, shape.scale
-        )
+        out[span.start : span.stop] = _prefill(query[span.start : span.stop], key_value[span.start : span.stop], cache, span, batch, shape)
     return out.flatten(1)
 
 
@@ -150,40 +161,47 @@ def _decode(query: Tensor, cache: Tensor, group: DecodeGroup, block_size: int, s
     return mixed.view(kv_heads, rows, -1, dim).transpose(0, 1).reshape(rows, heads, dim)
 
 
-def _prefill(query: Tensor, key_value: Tensor, cache: Tensor, span: PrefillSpan, batch: AttentionBatch, scale: float) -> Tensor:
-    kv_heads = cache.shape[1]
+def _prefill(query: Tensor, key_value: Tensor, cache: Tensor, span: PrefillSpan, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
+    kv_heads, count = cache.shape[1], span.stop - span.start
     heads_first = query.transpose(0, 1).unsqueeze(0)
-    if span.prefix == 0:
+    if span.prefix == 0 and (shape.window is None or count <= shape.window):
         keys, values = torch.split(key_value.transpose(0, 1).unsqueeze(0), kv_heads, dim=1)
-        mixed = F.scaled_dot_product_attention(heads_first, keys, values, is_causal=True, scale=scale, enable_gqa=True)
+        mixed = F.scaled_dot_product_attention(heads_first, keys, values, is_causal=True, scale=shape.scale, enable_gqa=True)
     else:
-        length = span.prefix + span.stop - span.start
-        keys, values = _gather(cache, span.blocks, batch.block_size)[:, :, :length].unsqueeze(1)
-        seen = torch.ones(span.stop - span.start, length, dtype=torch.bool, device=query.device).tril(span.prefix)
-        mixed = F.scaled_dot_product_attention(heads_first, keys, values, attn_mask=seen, scale=scale, enable_gqa=True)
+        first = 0 if shape.window is None else max(span.prefix - shape.window + 1, 0) // batch.block_size
+        before = span.prefix - first * batch.block_size
+        keys, values = _gather(cache, span.blocks[first:], batch.block_size)[:, :, : before + count].unsqueeze(1)
+        seen = _seen(count, before, shape.window, query.device)
+        mixed = F.scaled_dot_product_attention(heads_first, keys, values, attn_mask=seen, scale=shape.scale, enable_gqa=True)
     return mixed[0].transpose(0, 1)
+
+
+def _seen(count: int, before: int, window: int | None, device: torch.device) -> Tensor:
+    """[count, before + count] bool: query i is the key before + i, and sees itself, those before it, and none before its window."""
+    seen = torch.ones(count, before + count, dtype=torch.bool, device=device).tril(before)
+    return seen if window is None else seen.triu(before - window + 1)
 
 
 def attend_eager(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
     """The readable reference: one sequence at a time, float32 throughout."""
     write_cache(key_value, cache, batch)
     out = torch.empty_like(query)
-    for group in batch.groups:
+    for group in batch.groups():
         for i, blocks in enumerate(group.blocks.view(group.stop - group.start, -1)):
             at = group.start + i
             length = batch.decode_lens[at]
-            out[at] = _eager(query[at : at + 1], cache, blocks, batch.block_size, length, shape.scale)[0]
+            out[at] = _eager(query[at : at + 1], cache, blocks, batch.block_size, length, shape)[0]
     for span in batch.spans:
         length = span.prefix + span.stop - span.start
-        out[span.start : span.stop] = _eager(query[span.start : span.stop], cache, span.blocks, batch.block_size, length, shape.scale)
+        out[span.start : span.stop] = _eager(query[span.start : span.stop], cache, span.blocks, batch.block_size, length, shape)
     return out.flatten(1)
 
 
-def _eager(query: Tensor, cache: Tensor, blocks: Tensor, block_size: int, length: int, scale: float) -> Tensor:
+def _eager(query: Tensor, cache: Tensor, blocks: Tensor, block_size: int, length: int, shape: AttentionShape) -> Tensor:
     """The last query stands at position length - 1."""
     keys, values = _gather(cache, blocks, block_size)[:, :, :length].float().repeat_interleave(query.shape[1] // cache.shape[1], dim=1)
-    scores = torch.einsum("qhd,hkd->hqk", query.float(), keys) * scale
-    seen = torch.ones(query.shape[0], length, dtype=torch.bool, device=query.device).tril(length - query.shape[0])
+    scores = torch.einsum("qhd,hkd->hqk", query.float(), keys) * shape.scale
+    seen = _seen(query.shape[0], length - query.shape[0], shape.window, query.device)
     weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
     return torch.einsum("hqk,hkd->qhd", weights, values).to(query.dtype)
 

@@ -29,6 +29,8 @@ class Footprint:
     per_step_token: int
     """Values held at once for each token of a step, at the widest place of the forward pass."""
     vocab: int
+    max_position: int
+    """Tokens of the longest sequence that the model was made for."""
 
 
 class Model(Protocol):
@@ -37,6 +39,11 @@ class Model(Protocol):
 
     def destinations(self) -> dict[str, Tensor]:
         """Checkpoint tensor name → where it goes (a view into a parameter)."""
+        ...
+
+    @property
+    def optional_prefix(self) -> str:
+        """What a checkpoint may or may not put before the names; destinations are named without it."""
         ...
 
     @property

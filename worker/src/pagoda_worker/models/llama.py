@@ -1,111 +1,42 @@
-"""Llama: pre-norm blocks of grouped-query attention and a gated SiLU feed-forward.
+"""Llama and its relatives (Mistral, Qwen2, Qwen3): pre-norm blocks of grouped-query attention and a gated SiLU feed-forward.
 
-Owns the parameters and the order of operations of one architecture. The projections of q, k, v and of gate, up are stored as one matrix
-each: fewer, larger products. Checkpoint tensors are copied into views of those.
+Owns the parameters and the order of operations; what the relatives differ in are fields of LlamaConfig. The projections of q, k, v and of
+gate, up are stored as one matrix each: fewer, larger products. Checkpoint tensors are copied into views of those.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagoda_worker.errors import ModelError, UnsupportedModel
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.norm import rms_norm
 from pagoda_worker.layers.rotary import rotary_table, rotate
 from pagoda_worker.models.base import CacheShape, Footprint
+from pagoda_worker.models.llama_config import LlamaConfig
 
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaConfig:
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-    eps: float
-    max_position: int
-    tied: bool
-    attention_bias: bool
-    mlp_bias: bool
-    rope: dict[str, Any]
-
-    @classmethod
-    def parse(cls, raw: Mapping[str, Any]) -> "LlamaConfig":
-        """Raises ModelError for what is missing, UnsupportedModel for what the engine would compute wrongly."""
-        _refuse(raw, "hidden_act", "silu")
-        _refuse(raw, "pretraining_tp", 1)
-        hidden, heads = _integer(raw, "hidden_size"), _integer(raw, "num_attention_heads")
-        config = cls(
-            hidden=hidden,
-            layers=_integer(raw, "num_hidden_layers"),
-            heads=heads,
-            kv_heads=_integer(raw, "num_key_value_heads", heads),
-            head_dim=_integer(raw, "head_dim", hidden // heads),
-            intermediate=_integer(raw, "intermediate_size"),
-            vocab=_integer(raw, "vocab_size"),
-            eps=float(raw.get("rms_norm_eps", 1e-6)),
-            max_position=_integer(raw, "max_position_embeddings"),
-            tied=bool(raw.get("tie_word_embeddings", False)),
-            attention_bias=bool(raw.get("attention_bias", False)),
-            mlp_bias=bool(raw.get("mlp_bias", False)),
-            rope=_rope(raw),
-        )
-        if config.heads % config.kv_heads:
-            raise ModelError(f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {config.kv_heads}")
-        if config.head_dim % 2:
-            raise ModelError(f"config.json: head_dim {config.head_dim} is odd; rotary embedding needs pairs")
-        return config
-
-
-def _integer(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = raw.get(name)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"config.json: {name} must be a positive integer, it is {value!r}")
-    return value
-
-
-def _refuse(raw: Mapping[str, Any], name: str, only: object) -> None:
-    value = raw.get(name)
-    if value is not None and value != only:
-        raise UnsupportedModel(f"LlamaForCausalLM with {name} {value!r} is not supported; only {only!r} is")
-
-
-def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers 5 writes rope_parameters; before, rope_theta and rope_scaling (whose key was once `type`)."""
-    parameters = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    parameters.setdefault("rope_type", parameters.pop("type", "default"))
-    if parameters.get("rope_theta") is None:
-        parameters["rope_theta"] = raw.get("rope_theta") or 10_000.0
-    partial = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
-        raise UnsupportedModel(f"LlamaForCausalLM with partial_rotary_factor {partial!r} is not supported; only 1.0 is")
-    return parameters
 
 
 class LlamaLayer:
     """Parameters of one block."""
 
-    __slots__ = ("attention_norm", "down", "gate_up", "mlp_norm", "out", "qkv")
+    __slots__ = ("attention", "attention_norm", "down", "gate_up", "k_norm", "mlp_norm", "out", "q_norm", "qkv")
 
-    def __init__(self, c: LlamaConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, c: LlamaConfig, window: int | None, *, dtype: torch.dtype, device: torch.device) -> None:
         def linear(rows: int, columns: int, *, bias: bool) -> Linear:
             weight = torch.empty(rows, columns, dtype=dtype, device=device)
             return Linear(weight, torch.empty(rows, dtype=dtype, device=device) if bias else None)
 
+        self.attention = AttentionShape(c.head_dim**-0.5, window)
         self.attention_norm, self.mlp_norm = torch.empty(2, c.hidden, dtype=dtype, device=device)
-        self.qkv = linear((c.heads + 2 * c.kv_heads) * c.head_dim, c.hidden, bias=c.attention_bias)
-        self.out = linear(c.hidden, c.heads * c.head_dim, bias=c.attention_bias)
+        self.q_norm: Tensor | None = torch.empty(c.head_dim, dtype=dtype, device=device) if c.qk_norm else None
+        self.k_norm: Tensor | None = torch.empty(c.head_dim, dtype=dtype, device=device) if c.qk_norm else None
+        self.qkv = linear((c.heads + 2 * c.kv_heads) * c.head_dim, c.hidden, bias=c.qkv_bias)
+        self.out = linear(c.hidden, c.heads * c.head_dim, bias=c.out_bias)
         self.gate_up = linear(2 * c.intermediate, c.hidden, bias=c.mlp_bias)
         self.down = linear(c.hidden, c.intermediate, bias=c.mlp_bias)
 
@@ -116,11 +47,14 @@ class LlamaLayer:
         for kind in ("weight", "bias"):
             qkv, out, gate_up, down = (getattr(linear, kind) for linear in (self.qkv, self.out, self.gate_up, self.down))
             if qkv is not None:
-                q, k, v = torch.split(qkv, split_qkv)
-                named |= {f"self_attn.{name}_proj.{kind}": part for name, part in zip("qkvo", (q, k, v, out), strict=True)}
+                named |= {f"self_attn.{name}_proj.{kind}": part for name, part in zip("qkv", torch.split(qkv, split_qkv), strict=True)}
+            if out is not None:
+                named[f"self_attn.o_proj.{kind}"] = out
             if gate_up is not None:
                 gate, up = torch.split(gate_up, c.intermediate)
                 named |= {f"mlp.gate_proj.{kind}": gate, f"mlp.up_proj.{kind}": up, f"mlp.down_proj.{kind}": down}
+        if self.q_norm is not None and self.k_norm is not None:
+            named |= {"self_attn.q_norm.weight": self.q_norm, "self_attn.k_norm.weight": self.k_norm}
         return named
 
     def pack(self) -> None:
@@ -129,30 +63,23 @@ class LlamaLayer:
 
 
 class Llama:
+    optional_prefix = ""
+
     def __init__(self, raw: Mapping[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, attend: Attend) -> None:
         c = self.config = LlamaConfig.parse(raw)
         self.cache_shape = CacheShape(layers=c.layers, kv_heads=c.kv_heads, head_dim=c.head_dim)
         self.vocab_size = c.vocab
-        self.max_position = c.max_position
         self._attend = attend
+        # first: a scaling that it refuses must not cost the allocation of the weights
+        self.rotary = rotary_table(c.head_dim, max_model_len, c.rope, max_position=c.max_position, dtype=dtype, device=device)
         self.embedding = torch.empty(c.vocab, c.hidden, dtype=dtype, device=device)
         self.head = Linear(self.embedding if c.tied else torch.empty_like(self.embedding))
         self.norm = torch.empty(c.hidden, dtype=dtype, device=device)
-        self.layers = [LlamaLayer(c, dtype=dtype, device=device) for _ in range(c.layers)]
-        self.rotary = rotary_table(c.head_dim, max_model_len, c.rope, max_position=c.max_position, dtype=dtype, device=device)
+        self.layers = [LlamaLayer(c, window, dtype=dtype, device=device) for window in c.windows]
 
     @staticmethod
     def footprint(raw: Mapping[str, Any]) -> Footprint:
-        c = LlamaConfig.parse(raw)
-        attention = (2 * c.heads + 2 * c.kv_heads) * c.head_dim
-        biases = c.attention_bias * (attention - c.heads * c.head_dim + c.hidden) + c.mlp_bias * (2 * c.intermediate + c.hidden)
-        layer = c.hidden * (attention + 3 * c.intermediate + 2) + biases
-        return Footprint(
-            cache=CacheShape(layers=c.layers, kv_heads=c.kv_heads, head_dim=c.head_dim),
-            parameters=c.layers * layer + c.hidden * (1 + c.vocab * (1 if c.tied else 2)),
-            per_step_token=4 * c.hidden + attention + 3 * c.intermediate,
-            vocab=c.vocab,
-        )
+        return LlamaConfig.parse(raw).footprint()
 
     def destinations(self) -> dict[str, Tensor]:
         named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
@@ -175,15 +102,17 @@ class Llama:
 
     def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
         c = self.config
-        shape = AttentionShape(c.head_dim**-0.5)
         rotated = c.heads + c.kv_heads
         cos, sin = self.rotary.at(positions)
         residual = F.embedding(ids, self.embedding)
         for layer, cache in zip(self.layers, caches, strict=True):
             x = rms_norm(residual, layer.attention_norm, c.eps)
             heads = layer.qkv(x).view(len(ids), -1, c.head_dim)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                heads[:, : c.heads] = rms_norm(heads[:, : c.heads], layer.q_norm, c.eps)
+                heads[:, c.heads : rotated] = rms_norm(heads[:, c.heads : rotated], layer.k_norm, c.eps)
             heads[:, :rotated] = rotate(heads[:, :rotated], cos, sin)
-            x = self._attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, shape)
+            x = self._attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, layer.attention)
             residual = residual + layer.out(x)
             x = rms_norm(residual, layer.mlp_norm, c.eps)
             gate, up = torch.split(layer.gate_up(x), c.intermediate, dim=-1)

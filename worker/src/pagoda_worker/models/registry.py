@@ -1,4 +1,5 @@
-"""Architecture name in config.json → the class that computes it. A further architecture is one file and one line here."""
+"""Architecture name in config.json → the class that computes it. A further architecture is one file and one line here; a relative of Llama
+is one parser in llama_config.py."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import torch
 from pagoda_worker.errors import ModelError, UnsupportedModel
 from pagoda_worker.layers.attention import Attend
 from pagoda_worker.models.base import Footprint, Model
+from pagoda_worker.models.gpt2 import GPT2
 from pagoda_worker.models.llama import Llama
+from pagoda_worker.models.llama_config import PARSERS
 from pagoda_worker.weights import Copied, fill_randomly, load_weights
 
-ARCHITECTURES = {"LlamaForCausalLM": Llama}
+ARCHITECTURES: dict[str, type[GPT2] | type[Llama]] = {"GPT2LMHeadModel": GPT2, **dict.fromkeys(PARSERS, Llama)}
 
 
 def architecture_of(raw: dict[str, Any]) -> str:
@@ -20,7 +23,7 @@ def architecture_of(raw: dict[str, Any]) -> str:
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise ModelError(f"config.json: architectures must name one class, it is {names!r}")
     if names[0] not in ARCHITECTURES:
-        raise UnsupportedModel(f"architecture {names[0]!r} is not supported; {', '.join(sorted(ARCHITECTURES))} is")
+        raise UnsupportedModel(f"architecture {names[0]!r} is not supported; {', '.join(sorted(ARCHITECTURES))} are")
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
         raise UnsupportedModel(
@@ -48,6 +51,12 @@ def load_model(
     if random_weights:
         fill_randomly(model.destinations())
     else:
-        load_weights(folder, model.destinations(), ignored_suffixes=model.ignored_suffixes, copied=copied)
+        load_weights(
+            folder,
+            model.destinations(),
+            ignored_suffixes=model.ignored_suffixes,
+            optional_prefix=model.optional_prefix,
+            copied=copied,
+        )
     model.pack()
     return model
