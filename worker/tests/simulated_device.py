@@ -45,8 +45,10 @@ class SimulatedDevice:
         ids: list[int] = []
         for sequence in plan.sampling():
             row = sequence.row
-            assert self.tokens[row] == sequence.tokens, "the row's tokens differ from the sequence's"
-            self._read(sequence, len(sequence.tokens))
+            known = len(sequence.tokens)
+            assert self.tokens[row][:known] == sequence.tokens, "the row's tokens differ from the sequence's"
+            assert len(self.tokens[row]) == sequence.length - 1, "the row has more or fewer tokens than the plan counts"
+            self._read(sequence, len(self.tokens[row]))
             ids.append(next_token(self.tokens[row], self.seeds[row]))
             self.tokens[row].append(ids[-1])
         return Sampled(ids)

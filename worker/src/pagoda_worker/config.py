@@ -38,6 +38,9 @@ class EngineConfig:
     """What the worker may use of the host's memory; counts on CPU. None: the container's limit, else what is available."""
     self_test: bool = False
     """Measure prefill and decode for about a second at most after loading. The worker's settings turn it on."""
+    async_scheduling: bool | None = None
+    """Plan and launch the next step while the device runs the last one; an eos then costs one token more, which is dropped. None: on for
+    CUDA, off for CPU, where launching is computing and every token would only be told one step later."""
     prefix_caching: bool = True
     """Share full blocks between requests with the same prefix (and the same salt and adapter)."""
     attention: Attention = "auto"

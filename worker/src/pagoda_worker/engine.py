@@ -14,8 +14,9 @@ import torch
 from pagoda_worker.blocks import BlockPool
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import RequestRefused
+from pagoda_worker.launching import Flight, launch
 from pagoda_worker.loading import News, gpu_uuids, load, out_of_memory_says
-from pagoda_worker.plan import Sampled, StepPlan
+from pagoda_worker.plan import StepPlan
 from pagoda_worker.request import (
     EngineState,
     Finish,
@@ -79,11 +80,17 @@ class Engine:
         kv_tokens = loaded.block_count * config.block_size
         with out_of_memory_says(f"no room for a KV cache of {kv_tokens} tokens: something else uses the device"):
             self.runner = Runner(loaded.model, shape, dtype=loaded.dtype, device=loaded.device)
+        self._flight: Flight | None = None
+        """Launched and not settled; the scheduler's sequences count its tokens as pending."""
+        self._async = False
+        self._ended = 0.0
+        """Of the last step settled: when two overlap, the second one's time begins where the first one's ended."""
         self._steps = 0
         self._prefill_tokens_per_s = 0.0
         self._decode_step_ms = 0.0
         news("measuring", 0, 0)
         measured = self._measure_speed() if config.self_test else Measured()
+        self._async = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self.facts = ModelFacts(
             architecture=loaded.architecture,
             dtype=loaded.dtype_name,
@@ -121,23 +128,32 @@ class Engine:
 
     def abandon(self, detail: str) -> None:
         """After a step that raised: every request ends with ENGINE_ERROR (reported by the next step), nothing computed is trusted again."""
+        self._flight = None
         self.scheduler.abandon(detail)
 
     @property
     def has_work(self) -> bool:
         """Something to compute, or an ending to report."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._flight is not None
 
     # ------------------------------------------------------------ the heart
 
     def step(self) -> StepOutput:
+        """Settles one step. With asynchronous scheduling the next one is on the device by then, planned as if every sequence went on."""
+        flight = self._flight or self._launch()
+        following = self._launch() if self._async else None
+        self._flight = following if following and following.parts else None
+        results = flight.results()  # the host waits here and nowhere else
+        ended = self._clock()
+        updates = [update for plan, sampled in results for update in self.scheduler.settle(plan, sampled, ended)]
+        began, self._ended = max(flight.began, self._ended), ended
+        state = self._measure(flight.plan, began, ended)
+        return StepOutput(updates, state, flight.plan.sequences, flight.plan.tokens, int((ended - began) * 1e6))
+
+    def _launch(self) -> Flight:
         began = self._clock()
         plan = self.scheduler.schedule(began)  # which sequences, how many tokens each
-        sampled = self.runner.run(plan) if not plan.empty else Sampled([])  # one forward pass, one token per sampling row
-        ended = self._clock()
-        updates = self.scheduler.settle(plan, sampled, ended)  # append, finish, free
-        state = self._measure(plan, began, ended)
-        return StepOutput(updates, state, plan.sequences, plan.tokens, int((ended - began) * 1e6))
+        return launch(self.runner.launch, self.scheduler.withdraw, plan, began)  # one forward pass, one token per sampling row
 
     def _measure_speed(self) -> Measured:
         """On a scheduler of its own, so that the real one starts with every block, row and count untouched. What it learns of this device

@@ -217,12 +217,15 @@ def out_of_memory_says(sentence: str) -> Iterator[None]:
     """What allocators raise becomes OutOfMemory: numpy's, CUDA's, and the CPU's, which is a plain RuntimeError."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory(sentence) from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+    except Exception as error:
+        if is_out_of_memory(error):
             raise OutOfMemory(sentence) from error
         raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    words = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in words or "can't allocate memory" in words
 
 
 def thread_count(bound: int, weight_bytes: int) -> int:

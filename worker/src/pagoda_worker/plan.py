@@ -186,9 +186,13 @@ class StepPlan:
         """In the order of the runner's answer."""
         return [*self.decodes, *(sequence for chunk in self.chunks for sequence in chunk.sequences)]
 
+    @property
+    def splits(self) -> bool:
+        return len(self.decodes) + len(self.chunks) > 1
+
     def halves(self) -> "tuple[StepPlan, StepPlan]":
         """The same step in two, in the same order: a chunk may read what an earlier one writes. Changes go with the first half; doing
-        them again is harmless. One of the two is empty when there is nothing to split."""
+        them again is harmless as long as nothing of the step was computed."""
         parts: list[Sequence | Chunk] = [*self.decodes, *self.chunks]
         cut = (len(parts) + 1) // 2
         first, second = StepPlan(opened=self.opened, added_blocks=self.added_blocks, copies=self.copies, scrubs=self.scrubs), StepPlan()

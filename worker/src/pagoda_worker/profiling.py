@@ -106,7 +106,7 @@ def points_of(engine: Engine) -> list[Point]:
         Point(model, "_attend", "attention"),
         Point(type(model), "logits", "output head"),
         Point(Sampler, "sample", "sampling"),
-        Point(runner.Runner, "_to_host", "copy to host"),
+        Point(runner.InFlight, "result", "copy to host"),
         Point(Scheduler, "settle", "settle"),
     ]
 

@@ -1,8 +1,10 @@
 """Runs one planned step on the device: rows, cache, one forward pass, one token per sampling row.
 
 Owns the model, the KV cache and the state of running rows (token ids, block tables, sampling settings). Knows nothing of queues,
-priorities or endings; called by the engine. Inputs are laid out with numpy in one buffer and copied once; sampled ids come back in one
-copy.
+priorities or endings; called by the engine. `launch` hands a step to the device and returns; `InFlight.result` waits for its tokens.
+
+The host knows how long each row is, never what its newest token is: ids are read from the rows' table on the device, where the sampler's
+answer is written without a detour. So a step can be launched while the one before still runs. Steps run in the order of their launches.
 """
 
 import math
@@ -17,7 +19,7 @@ from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.models.base import Model
 from pagoda_worker.plan import Sampled, Sequence, StepPlan
 from pagoda_worker.request import TokenLogprobs
-from pagoda_worker.sampler import BROKEN, History, IntArray, Logprobs, Sampler
+from pagoda_worker.sampler import BROKEN, History, IntArray, Logprobs, Sampler, to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,23 +41,30 @@ class Runner:
         slots = shape.block_count * shape.block_size
         self.caches = [zeros((2, cache.kv_heads, slots, cache.head_dim), dtype, device) for _ in range(cache.layers)]
         """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
-        self._tokens = np.zeros((shape.max_running, shape.max_model_len), np.int32)
-        self._tables = np.zeros((shape.max_running, -(-shape.max_model_len // shape.block_size)), np.int64)
+        rows, columns = shape.max_running, shape.max_model_len
+        self.tokens = zeros((rows, columns + 1), torch.int32, device)
+        """One column more than a sequence can have: the token that ends one at max_model_len has a place too."""
+        self.tables = zeros((rows, -(-columns // shape.block_size)), torch.int32, device)
         self._output_start = np.zeros(shape.max_running, np.int64)
-        self._history = History(self._tokens, self._output_start)
+        self._history = History(self.tokens, self._output_start)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device)
 
+        self._copies_back = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> Sampled:
-        """The whole step. The plan must not be empty."""
+    def launch(self, plan: StepPlan) -> "InFlight":
+        """The whole step. The plan must not be empty. Launched again after it raised, the same plan does the same: what it changes first
+        does not depend on what was computed."""
         self._apply_changes(plan)
         inputs = _Inputs(plan, self)
         hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, inputs.batch)
         if not len(inputs.sampled_rows):
-            return Sampled([])
+            return InFlight(self, inputs, None, None)
         logits = self.model.logits(hidden.index_select(0, inputs.sampled_at))
         ids, logprobs = self.sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history)
-        return self._to_host(ids, logprobs, inputs)
+        # A broken row stays a valid input: a step that is planned already may read it before its end is known.
+        self.tokens[inputs.sampled_rows_there, inputs.lengths_there] = ids.clamp(min=0).int()
+        return InFlight(self, inputs, ids, logprobs)
 
     def _apply_changes(self, plan: StepPlan) -> None:
         if plan.scrubs:
@@ -63,8 +72,9 @@ class Runner:
         if plan.copies:
             source, target = (self._index(list(blocks)) for blocks in zip(*plan.copies, strict=True))
             self._pages_of_all(lambda pages: pages.index_copy_(1, target, pages.index_select(1, source)))
-        for row, at, block in plan.added_blocks:
-            self._tables[row, at] = block
+        if plan.added_blocks:
+            rows, at, blocks = to_device(np.array(plan.added_blocks, np.int64).T.copy(), self.device)
+            self.tables[rows, at] = blocks.int()
         for sequence in plan.opened:
             self._open_row(sequence)
 
@@ -73,38 +83,57 @@ class Runner:
             change(cache.view(2 * cache.shape[1], self.shape.block_count, -1))
 
     def _index(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
+        return to_device(np.array(values, np.int64), self.device)
 
     def _open_row(self, sequence: Sequence) -> None:
         row = sequence.row
-        self._tokens[row, : len(sequence.tokens)] = sequence.tokens
-        self._tables[row, : len(sequence.blocks)] = sequence.blocks
+        known = to_device(np.array([*sequence.tokens, *sequence.blocks], np.int32), self.device)
+        tokens, blocks = torch.split(known, [len(sequence.tokens), len(sequence.blocks)])
+        self.tokens[row, : len(tokens)] = tokens
+        self.tables[row, : len(blocks)] = blocks
         self._output_start[row] = sequence.output_start
         self.sampler.open_row(row, sequence.request, sequence.seed, self.shape.eos_token_ids)
 
-    def _to_host(self, ids: Tensor, logprobs: Logprobs | None, inputs: "_Inputs") -> Sampled:
-        host = ids.cpu().numpy()
-        room = inputs.lengths < self.shape.max_model_len
-        self._tokens[inputs.sampled_rows[room], inputs.lengths[room]] = host[room]
+
+class InFlight:
+    """A step that was launched. On CUDA its answer comes back on a stream of its own, behind an event, so that the next step's kernels do
+    not wait for it."""
+
+    def __init__(self, runner: Runner, inputs: "_Inputs", ids: Tensor | None, logprobs: Logprobs | None) -> None:
+        self._inputs = inputs
+        self._top_logprobs = runner.sampler.top_logprobs[inputs.sampled_rows].copy()  # rows may have other owners when it is read
+        self._logprobs = logprobs
+        self._event: torch.cuda.Event | None = None
+        tensors = [] if ids is None else [ids] if logprobs is None else [ids, logprobs.sampled, logprobs.top_ids, logprobs.top]
+        self._answers = tensors
+        if tensors and runner._copies_back is not None:
+            self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            runner._copies_back.wait_stream(torch.cuda.current_stream(runner.device))
+            with torch.cuda.stream(runner._copies_back):
+                self._answers = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
+                self._event.record()
+            for tensor in tensors:
+                tensor.record_stream(runner._copies_back)
+
+    def result(self) -> Sampled:
+        """Waits for the device."""
+        if not self._answers:
+            return Sampled([])
+        if self._event is not None:
+            self._event.synchronize()
+        host = self._answers[0].numpy()
         # The runner computed decode rows by length; the answer goes out in the plan's order.
         answer = np.empty_like(host)
-        answer[inputs.plan_positions] = host
+        answer[self._inputs.plan_positions] = host
         sampled = Sampled(answer.tolist(), broken=set(np.flatnonzero(answer == BROKEN).tolist()))
-        if logprobs is not None:
-            self._add_logprobs(sampled, logprobs, inputs)
+        if self._logprobs is not None:
+            self._add_logprobs(sampled, self._logprobs.positions, *(each.tolist() for each in self._answers[1:]))
         return sampled
 
-    def _add_logprobs(self, sampled: Sampled, logprobs: Logprobs, inputs: "_Inputs") -> None:
-        columns = zip(
-            inputs.plan_positions[logprobs.positions].tolist(),
-            self.sampler.top_logprobs[inputs.sampled_rows[logprobs.positions]].tolist(),
-            logprobs.sampled.tolist(),
-            logprobs.top_ids.tolist(),
-            logprobs.top.tolist(),
-            strict=True,
-        )
-        for position, k, own, top_ids, top in columns:
-            sampled.logprobs[position] = TokenLogprobs(own, list(zip(top_ids[:k], top[:k], strict=True)))
+    def _add_logprobs(self, sampled: Sampled, at: IntArray, own: list[float], top_ids: list[list[int]], top: list[list[float]]) -> None:
+        positions, asked = self._inputs.plan_positions[at].tolist(), self._top_logprobs[at].tolist()
+        for position, k, each, ids, values in zip(positions, asked, own, top_ids, top, strict=True):
+            sampled.logprobs[position] = TokenLogprobs(each, list(zip(ids[:k], values[:k], strict=True)))
 
 
 class _Inputs:
@@ -120,8 +149,6 @@ class _Inputs:
 
         flat_rows = np.concatenate([rows, *(np.full(chunk.count, chunk.sequence.row) for chunk in plan.chunks)])
         positions = np.concatenate([at, *(np.arange(chunk.start, chunk.start + chunk.count) for chunk in plan.chunks)])
-        ids = runner._tokens[flat_rows, positions]
-        slots = runner._tables[flat_rows, positions // size] * size + positions % size
 
         ends = decodes - 1 + np.cumsum([chunk.count for chunk in plan.chunks], dtype=np.int64)
         owners = [(end, sequence.row) for end, chunk in zip(ends.tolist(), plan.chunks, strict=True) for sequence in chunk.sequences]
@@ -134,17 +161,19 @@ class _Inputs:
         contexts = np.concatenate([at + 1, np.array([chunk.start + chunk.count for chunk in plan.chunks], np.int64)])
         sequence_rows = np.concatenate([rows, np.array([chunk.sequence.row for chunk in plan.chunks], np.int64)])
         pages = -(-int(contexts.max()) // size)
-        table = runner._tables[sequence_rows, :pages]
         query_starts = np.concatenate([np.arange(decodes + 1), ends + 1])
-        parts = [ids.astype(np.int64), positions, slots, sampled_at]
-        narrow = [query_starts, contexts, table.ravel()]
-        self.ids, self.positions, slots_there, self.sampled_at = _send(parts, np.int64, runner.device)
-        starts_there, contexts_there, table_there = _send(narrow, np.int32, runner.device)
+        parts = [positions, flat_rows, sampled_at, sequence_rows, self.sampled_rows, self.lengths]
+        self.positions, rows_there, self.sampled_at, owners_there, self.sampled_rows_there, self.lengths_there = _send(
+            parts, np.int64, runner.device
+        )
+        starts_there, contexts_there = _send([query_starts, contexts], np.int32, runner.device)
+        self.ids = runner.tokens[rows_there, self.positions].long()
+        slots_there = runner.tables[rows_there, self.positions // size].long() * size + self.positions % size
         self.batch = AttentionBatch(
             slots=slots_there,
             query_starts=starts_there,
             context_lens=contexts_there,
-            block_table=table_there.view(-1, pages),
+            block_table=runner.tables[:, :pages].index_select(0, owners_there),
             block_size=size,
             kv_heads=runner.model.cache_shape.kv_heads,
             dtype=runner.dtype,
@@ -155,7 +184,7 @@ class _Inputs:
 
 def _send(parts: list[IntArray], dtype: type[np.int64 | np.int32], device: torch.device) -> tuple[Tensor, ...]:
     """One copy for all."""
-    there = torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False)).to(device, non_blocking=True)
+    there = to_device(np.concatenate(parts).astype(dtype, copy=False), device)
     return torch.split(there, [len(part) for part in parts])
 
 

@@ -345,9 +345,33 @@ class Scheduler:
         """Non-finite logits: nobody may share what this sequence computed, and what nobody holds any more is zeroed."""
         self.blocks.discredit(sequence.blocks)
         self._scrubs += [block for block in sequence.blocks if self.blocks.references(block) == 1]
-        self._distrust(sequence)
+        if sequence.row < 0:
+            self._distrust(sequence)
         detail = "the model produced numbers that are not finite for this request; a lower temperature or another dtype may help"
         return self._end(sequence, FinishReason.ENGINE_ERROR, detail=detail)
+
+    def withdraw(self, failed: StepPlan, later: list[StepPlan], detail: str) -> None:
+        """`failed` cannot be computed: its sequences end. Blocks are registered at planning, so whoever in `later` was to share what it
+        would have written leaves those plans and computes it anew."""
+        size = self.blocks.block_size
+        spans = [(s, s.computed - 1, 1) for s in failed.decodes] + [(c.sequence, c.start, c.count) for c in failed.chunks]
+        lost = {block for s, start, count in spans for block in s.blocks[start // size : -(-(start + count) // size)]}
+        self.blocks.discredit(list(lost))
+        for sampler in failed.sampling():
+            sampler.pending -= 1
+        for member in {*failed.sampling(), *(chunk.sequence for chunk in failed.chunks)}:
+            self._end_early(member, FinishReason.ENGINE_ERROR, detail)
+        for plan in later:
+            decodes = [s for s in plan.decodes if lost.intersection(s.blocks)]
+            chunks = [c for c in plan.chunks if lost.intersection(c.sequence.blocks)]
+            plan.decodes = [s for s in plan.decodes if s not in decodes]
+            plan.chunks = [c for c in plan.chunks if c not in chunks]
+            dropped = StepPlan(decodes=decodes, chunks=chunks)
+            for sampler in dropped.sampling():
+                sampler.pending -= 1
+            for member in {*dropped.sampling(), *(chunk.sequence for chunk in chunks)}:
+                self.blocks.discredit([block for block in member.blocks if self.blocks.references(block) == 1])
+                self._preempt(member)
 
     def _distrust(self, sequence: Sequence) -> None:
         """What the prefix cache still has of a sequence that left before its step said that its numbers are not finite."""
