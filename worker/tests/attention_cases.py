@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from pagoda_worker.layers.attention import AttentionBatch
+from pagoda_worker.layers.attention import AttentionBatch, write_cache
 
 
 def attention_case(
     decodes: list[int], chunks: list[tuple[int, int]], *, heads: int, kv_heads: int, dim: int, block: int, seed: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, AttentionBatch]:
-    """decodes: context lengths; chunks: (prefix, count). Blocks are scattered over the cache, which is full of other numbers."""
+    """decodes: context lengths; chunks: (prefix, count). Blocks are scattered over the cache, which is full of other numbers
+    where the sequences' own are not."""
     torch.manual_seed(seed)
     contexts = sorted(decodes, reverse=True)
     lengths = [*contexts, *(prefix + count for prefix, count in chunks)]
@@ -35,4 +36,5 @@ def attention_case(
         decode_lens=contexts,
         chunks=[(count, prefix) for prefix, count in chunks],
     )
+    write_cache(key_value, cache, batch)
     return query, key_value, cache, batch

@@ -8,6 +8,7 @@ from random_checkpoint import LLAMA3
 
 from pagoda_worker.errors import ModelError, UnsupportedModel
 from pagoda_worker.layers.attention import attend_sdpa
+from pagoda_worker.layers.operators import Operators
 from pagoda_worker.models.gpt2 import GPT2Config
 from pagoda_worker.models.llama_config import LlamaConfig
 from pagoda_worker.models.registry import ARCHITECTURES, architecture_of, footprint_of
@@ -38,7 +39,7 @@ def build(raw: dict[str, Any]) -> None:
     """As the loader does: sizes first, then the model."""
     architecture = architecture_of(raw)
     footprint_of(raw)
-    ARCHITECTURES[architecture](raw, max_model_len=64, dtype=torch.float32, device=torch.device("cpu"), attend=attend_sdpa)
+    ARCHITECTURES[architecture](raw, max_model_len=64, dtype=torch.float32, device=torch.device("cpu"), operators=Operators(attend_sdpa))
 
 
 # ---------------------------------------------------------------- published ones

@@ -6,7 +6,7 @@ from typing import Literal
 
 DType = Literal["auto", "bf16", "fp16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
-Attention = Literal["auto", "sdpa", "eager"]
+Attention = Literal["auto", "native", "sdpa", "eager"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class EngineConfig:
     prefix_caching: bool = True
     """Share full blocks between requests with the same prefix (and the same salt and adapter)."""
     attention: Attention = "auto"
-    """auto: sdpa. eager is the readable reference."""
+    """auto: native on a CPU that has it, else sdpa. eager is the readable reference."""
     threads: int | None = None
     """At most so many CPU threads; None: the container's CPU quota, rounded up, else torch's own choice.
     Weights below 64 MB run on one: their products are too short to share, and

@@ -15,10 +15,13 @@ import torch
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.layers.attention import BACKENDS
+from pagoda_worker.layers.native import NativeOperators
+from pagoda_worker.layers.operators import Operators
 from pagoda_worker.limits import Limits
 from pagoda_worker.memory import MemoryNeeds, check_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
+from pagoda_worker.native.library import load_library
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -85,7 +88,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
             max_model_len=model_len,
             dtype=DTYPES[dtype_name],
             device=device,
-            attend=BACKENDS[_attention(config)],
+            operators=_operators(config, device),
             random_weights=config.random_weights,
             copied=lambda done, total: news("loading weights", done, total),
         )
@@ -149,8 +152,19 @@ def _longest(config: EngineConfig, size: Footprint) -> int:
     return longest
 
 
-def _attention(config: EngineConfig) -> str:
-    return "sdpa" if config.attention == "auto" else config.attention
+def _operators(config: EngineConfig, device: torch.device) -> Operators:
+    """After the number of threads is set: the CPU's kernels use as many."""
+    library = load_library() if device.type == "cpu" else None
+    if config.attention == "native" and library is None:
+        raise ConfigError(
+            "attention native is the CPU's own kernel, and it is not here: it needs device cpu, at least AVX2, and a C++ compiler when the "
+            "worker is installed; leave attention at auto"
+        )
+    attend = None if config.attention in ("auto", "native") else BACKENDS[config.attention]
+    if library is None:
+        return Operators(attend or BACKENDS["sdpa"])
+    library.use_threads(torch.get_num_threads())
+    return NativeOperators(library, attend)
 
 
 def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.device) -> str:

@@ -127,7 +127,8 @@ def length_groups(lengths: list[int]) -> list[tuple[int, int]]:
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionBatch, AttentionShape], Tensor]
-"""(query [T, H, D], new keys and values [T, 2 * H_kv, D], cache, batch, shape) → [T, H * D]. Writes the cache."""
+"""(query [T, H, D], new keys and values [T, 2 * H_kv, D], cache, batch, shape) → [T, H * D]. The new ones are in
+the cache already."""
 
 
 def write_cache(key_value: Tensor, cache: Tensor, batch: AttentionBatch) -> None:
@@ -135,13 +136,18 @@ def write_cache(key_value: Tensor, cache: Tensor, batch: AttentionBatch) -> None
 
 
 def attend_sdpa(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
-    write_cache(key_value, cache, batch)
     out = torch.empty_like(query)
     for group in batch.groups(shape.window):
         out[group.start : group.stop] = _decode(query[group.start : group.stop], cache, group, batch.block_size, shape.scale)
-    for span in batch.spans:
-        out[span.start : span.stop] = _prefill(query[span.start : span.stop], key_value[span.start : span.stop], cache, span, batch, shape)
+    attend_chunks(query, key_value, cache, batch, shape, out)
     return out.flatten(1)
+
+
+def attend_chunks(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape, out: Tensor) -> None:
+    """The chunks' rows of `out` [T, H, D]."""
+    for span in batch.spans:
+        rows = slice(span.start, span.stop)
+        out[rows] = _prefill(query[rows], key_value[rows], cache, span, batch, shape)
 
 
 def _gather(cache: Tensor, blocks: Tensor, block_size: int) -> Tensor:
@@ -184,7 +190,6 @@ def _seen(count: int, before: int, window: int | None, device: torch.device) -> 
 
 def attend_eager(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
     """The readable reference: one sequence at a time, float32 throughout."""
-    write_cache(key_value, cache, batch)
     out = torch.empty_like(query)
     for group in batch.groups():
         for i, blocks in enumerate(group.blocks.view(group.stop - group.start, -1)):

@@ -1,10 +1,10 @@
 """A matrix product with the weight in the layout the device multiplies fastest. Called by models.
 
-On CPU in bf16, oneDNN reads a weight in blocks of its own; packing once at load instead of at each call makes a product with few rows
-faster (docs/log.md). The plain copy is dropped, so packing costs no memory.
+`pack` is where the device gets its say: our own kernels' panels on a CPU that has them (native/), else oneDNN's blocks for bf16, else the
+plain weight. The plain copy is dropped layer by layer, so packing costs no memory.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,30 +14,93 @@ _ROWS_HINT = 32
 """oneDNN picks the blocks for about this many rows; measured good from 1 row on."""
 
 
-class Linear:
-    __slots__ = ("_packed", "bias", "weight")
+class Product(Protocol):
+    """A packed weight."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """weight [out, in], bias [out]: filled by the loader before `pack`."""
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """[T, in] → [T, out]."""
+        ...
+
+    def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+        """The product and residual [T, out] in one."""
+        ...
+
+    def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """[T, in] → [T, out / 2]: silu of the first half times the second; of a weight that was packed as gated only."""
+        ...
+
+
+class Packer(Protocol):
+    """What makes products of weights on this device."""
+
+    def pack(self, weight: Tensor, *, gated: bool) -> Product | None:
+        """weight [out, in]; gated: its halves are those of silu_mul. None: the plain weight serves better."""
+        ...
+
+
+class Linear:
+    __slots__ = ("_gated", "_product", "bias", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, gated: bool = False) -> None:
+        """weight [out, in], bias [out]: filled by the loader before `pack`. gated: two products side by side, for silu_mul."""
         self.weight: Tensor | None = weight
         self.bias = bias
-        self._packed: Any = None
+        self._gated = gated
+        self._product: Product | None = None
 
-    def pack(self) -> None:
+    def pack(self, packer: Packer) -> None:
         """After loading: the weight moves into the device's layout where there is one."""
-        if self.weight is not None and packs(self.weight):
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS_HINT)
+        if self.weight is not None and (product := packer.pack(self.weight, gated=self._gated)) is not None:
+            self._product = product
             self.weight = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] → [T, out]."""
-        if self.weight is not None:
-            return F.linear(x, self.weight, self.bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        if self._product is not None:
+            return self._product(x, self.bias)
+        assert self.weight is not None
+        return F.linear(x, self.weight, self.bias)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """[T, in] and [T, out] → [T, out]."""
+        if self._product is not None:
+            return self._product.add(x, self.bias, residual)
+        return residual + self(x)
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        """[T, in] → [T, out / 2]."""
+        assert self._gated
+        if self._product is not None:
+            return self._product.silu_mul(x, self.bias)
+        return gate(self(x))
+
+
+def gate(both: Tensor) -> Tensor:
+    """[T, 2 * I] → [T, I]."""
+    first, second = both.chunk(2, dim=-1)
+    return F.silu(first) * second
+
+
+class OneDnnProduct:
+    """bf16 in the blocks oneDNN chose: packing once at load instead of at each call makes a product with few rows faster (docs/log.md)."""
+
+    __slots__ = ("_packed",)
+
+    def __init__(self, weight: Tensor) -> None:
+        self._packed: Any = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
         return product
 
+    def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+        return residual + self(x, bias)
 
-def packs(weight: Tensor) -> bool:
+    def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return gate(self(x, bias))
+
+
+def onednn_packs(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16

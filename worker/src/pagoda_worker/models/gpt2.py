@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pagoda_worker.errors import ModelError
-from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape
+from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.norm import layer_norm
+from pagoda_worker.layers.operators import Operators
 from pagoda_worker.models.base import CacheShape, Footprint
 from pagoda_worker.models.config_fields import ConfigFields
 
@@ -104,21 +105,23 @@ class GPT2Layer:
             named |= {f"{name}.weight": linear.weight.T, f"{name}.bias": linear.bias}
         return named
 
-    def pack(self) -> None:
+    def pack(self, operators: Operators) -> None:
         for linear in (self.qkv, self.out, self.up, self.down):
-            linear.pack()
+            linear.pack(operators)
 
 
 class GPT2:
     optional_prefix = "transformer."
     """The first checkpoints were saved without the head, hence without the name of the part below it."""
 
-    def __init__(self, raw: Mapping[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, attend: Attend) -> None:
+    def __init__(
+        self, raw: Mapping[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, operators: Operators
+    ) -> None:
         c = self.config = GPT2Config.parse(raw)
         assert max_model_len <= c.max_position, "the loader has checked it: there is no vector for a later position"
         self.cache_shape = c.cache_shape
         self.vocab_size = c.vocab
-        self._attend = attend
+        self.operators = operators
         self._attention = AttentionShape(c.head_dim**-0.5)
         self.embedding = torch.empty(c.vocab, c.hidden, dtype=dtype, device=device)
         self.position_embedding = torch.empty(c.max_position, c.hidden, dtype=dtype, device=device)
@@ -145,9 +148,9 @@ class GPT2:
         return (*IGNORED_SUFFIXES, "lm_head.weight") if self.config.tied else IGNORED_SUFFIXES
 
     def pack(self) -> None:
-        self.head.pack()
+        self.head.pack(self.operators)
         for layer in self.layers:
-            layer.pack()
+            layer.pack(self.operators)
 
     def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
         c = self.config
@@ -155,10 +158,11 @@ class GPT2:
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer_norm(residual, layer.attention_norm, c.eps)
             heads = layer.qkv(x).view(len(ids), -1, c.head_dim)
-            x = self._attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, self._attention)
-            residual = residual + layer.out(x)
+            self.operators.store(heads[:, c.heads :], cache, batch)
+            x = self.operators.attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, self._attention)
+            residual = layer.out.add(x, residual)
             x = layer_norm(residual, layer.mlp_norm, c.eps)
-            residual = residual + layer.down(F.gelu(layer.up(x), approximate="tanh"))
+            residual = layer.down.add(F.gelu(layer.up(x), approximate="tanh"), residual)
         return layer_norm(residual, self.norm, c.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape
+from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.linear import Linear
-from pagoda_worker.layers.norm import rms_norm
-from pagoda_worker.layers.rotary import rotary_table, rotate
+from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.rotary import rotary_table
 from pagoda_worker.models.base import CacheShape, Footprint
 from pagoda_worker.models.llama_config import LlamaConfig
 
@@ -24,20 +24,22 @@ IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 class LlamaLayer:
     """Parameters of one block."""
 
-    __slots__ = ("attention", "attention_norm", "down", "gate_up", "k_norm", "mlp_norm", "out", "q_norm", "qkv")
+    __slots__ = ("attention", "attention_norm", "down", "gate_up", "head_norms", "mlp_norm", "out", "qkv")
 
     def __init__(self, c: LlamaConfig, window: int | None, *, dtype: torch.dtype, device: torch.device) -> None:
-        def linear(rows: int, columns: int, *, bias: bool) -> Linear:
+        def linear(rows: int, columns: int, *, bias: bool, gated: bool = False) -> Linear:
             weight = torch.empty(rows, columns, dtype=dtype, device=device)
-            return Linear(weight, torch.empty(rows, dtype=dtype, device=device) if bias else None)
+            return Linear(weight, torch.empty(rows, dtype=dtype, device=device) if bias else None, gated=gated)
 
         self.attention = AttentionShape(c.head_dim**-0.5, window)
         self.attention_norm, self.mlp_norm = torch.empty(2, c.hidden, dtype=dtype, device=device)
-        self.q_norm: Tensor | None = torch.empty(c.head_dim, dtype=dtype, device=device) if c.qk_norm else None
-        self.k_norm: Tensor | None = torch.empty(c.head_dim, dtype=dtype, device=device) if c.qk_norm else None
+        self.head_norms: tuple[Tensor, Tensor] | None = None
+        """Of queries and of keys."""
+        if c.qk_norm:
+            self.head_norms = (torch.empty(c.head_dim, dtype=dtype, device=device), torch.empty(c.head_dim, dtype=dtype, device=device))
         self.qkv = linear((c.heads + 2 * c.kv_heads) * c.head_dim, c.hidden, bias=c.qkv_bias)
         self.out = linear(c.hidden, c.heads * c.head_dim, bias=c.out_bias)
-        self.gate_up = linear(2 * c.intermediate, c.hidden, bias=c.mlp_bias)
+        self.gate_up = linear(2 * c.intermediate, c.hidden, bias=c.mlp_bias, gated=True)
         self.down = linear(c.hidden, c.intermediate, bias=c.mlp_bias)
 
     def destinations(self, c: LlamaConfig) -> dict[str, Tensor]:
@@ -53,23 +55,25 @@ class LlamaLayer:
             if gate_up is not None:
                 gate, up = torch.split(gate_up, c.intermediate)
                 named |= {f"mlp.gate_proj.{kind}": gate, f"mlp.up_proj.{kind}": up, f"mlp.down_proj.{kind}": down}
-        if self.q_norm is not None and self.k_norm is not None:
-            named |= {"self_attn.q_norm.weight": self.q_norm, "self_attn.k_norm.weight": self.k_norm}
+        if self.head_norms is not None:
+            named |= dict(zip(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), self.head_norms, strict=True))
         return named
 
-    def pack(self) -> None:
+    def pack(self, operators: Operators) -> None:
         for linear in (self.qkv, self.out, self.gate_up, self.down):
-            linear.pack()
+            linear.pack(operators)
 
 
 class Llama:
     optional_prefix = ""
 
-    def __init__(self, raw: Mapping[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, attend: Attend) -> None:
+    def __init__(
+        self, raw: Mapping[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, operators: Operators
+    ) -> None:
         c = self.config = LlamaConfig.parse(raw)
         self.cache_shape = CacheShape(layers=c.layers, kv_heads=c.kv_heads, head_dim=c.head_dim)
         self.vocab_size = c.vocab
-        self._attend = attend
+        self.operators = operators
         # first: a scaling that it refuses must not cost the allocation of the weights
         self.rotary = rotary_table(c.head_dim, max_model_len, c.rope, max_position=c.max_position, dtype=dtype, device=device)
         self.embedding = torch.empty(c.vocab, c.hidden, dtype=dtype, device=device)
@@ -96,28 +100,23 @@ class Llama:
         return (*IGNORED_SUFFIXES, "lm_head.weight") if self.config.tied else IGNORED_SUFFIXES
 
     def pack(self) -> None:
-        self.head.pack()
+        self.head.pack(self.operators)
         for layer in self.layers:
-            layer.pack()
+            layer.pack(self.operators)
 
     def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
-        c = self.config
-        rotated = c.heads + c.kv_heads
-        cos, sin = self.rotary.at(positions)
+        c, ops = self.config, self.operators
+        rotation = self.rotary.at(positions)
         residual = F.embedding(ids, self.embedding)
         for layer, cache in zip(self.layers, caches, strict=True):
-            x = rms_norm(residual, layer.attention_norm, c.eps)
+            x = ops.rms_norm(residual, layer.attention_norm, c.eps)
             heads = layer.qkv(x).view(len(ids), -1, c.head_dim)
-            if layer.q_norm is not None and layer.k_norm is not None:
-                heads[:, : c.heads] = rms_norm(heads[:, : c.heads], layer.q_norm, c.eps)
-                heads[:, c.heads : rotated] = rms_norm(heads[:, c.heads : rotated], layer.k_norm, c.eps)
-            heads[:, :rotated] = rotate(heads[:, :rotated], cos, sin)
-            x = self._attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, layer.attention)
-            residual = residual + layer.out(x)
-            x = rms_norm(residual, layer.mlp_norm, c.eps)
-            gate, up = torch.split(layer.gate_up(x), c.intermediate, dim=-1)
-            residual = residual + layer.down(F.silu(gate) * up)
-        return rms_norm(residual, self.norm, c.eps)
+            ops.rotate_and_store(heads, rotation, cache, batch, layer.head_norms, c.eps)
+            x = ops.attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, layer.attention)
+            residual = layer.out.add(x, residual)
+            x = ops.rms_norm(residual, layer.mlp_norm, c.eps)
+            residual = layer.down.add(layer.gate_up.silu_mul(x), residual)
+        return ops.rms_norm(residual, self.norm, c.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)

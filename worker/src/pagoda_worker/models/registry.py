@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pagoda_worker.errors import ModelError, UnsupportedModel
-from pagoda_worker.layers.attention import Attend
+from pagoda_worker.layers.operators import Operators
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.gpt2 import GPT2
 from pagoda_worker.models.llama import Llama
@@ -43,11 +43,11 @@ def load_model(
     max_model_len: int,
     dtype: torch.dtype,
     device: torch.device,
-    attend: Attend,
+    operators: Operators,
     random_weights: bool = False,
     copied: Copied = lambda done, total: None,
 ) -> Model:
-    model: Model = ARCHITECTURES[architecture_of(raw)](raw, max_model_len=max_model_len, dtype=dtype, device=device, attend=attend)
+    model: Model = ARCHITECTURES[architecture_of(raw)](raw, max_model_len=max_model_len, dtype=dtype, device=device, operators=operators)
     if random_weights:
         fill_randomly(model.destinations())
     else:

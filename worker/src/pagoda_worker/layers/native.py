@@ -1,0 +1,157 @@
+"""The CPU's own kernels (native/) where they apply, torch where not. Chosen by the loader; knows no requests.
+
+What applies is a matter of sizes alone and decided per call or per weight: heads and rows in whole vectors, weights in whole tiles.
+"""
+
+import torch
+from torch import Tensor
+
+from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_chunks, attend_sdpa
+from pagoda_worker.layers.linear import Product
+from pagoda_worker.layers.operators import Operators
+from pagoda_worker.native.library import Library
+
+_LANES = 16
+"""Values of the widest vector: rows and head sizes must be whole vectors of it."""
+_STEP, _PANEL = 32, 32
+_GROUPS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 16))
+"""Query heads of one kv head that attention.h has an instance for."""
+_MOST_DIM = 256
+_KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_PLAIN, _ADD, _SILU_MUL = 0, 1, 2
+
+
+class NativeProduct:
+    """A bf16 weight in panels, see native/linear.h."""
+
+    __slots__ = ("_linear", "_out", "_packed", "_size")
+
+    def __init__(self, library: Library, weight: Tensor, *, gated: bool) -> None:
+        self._linear = library["linear"]
+        self._out, self._size = weight.shape
+        self._packed = _panels(_interleaved(weight) if gated else weight)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self._run(x, bias, None, self._out, _PLAIN)
+
+    def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+        return self._run(x, bias, residual, self._out, _ADD)
+
+    def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self._run(x, None if bias is None else _interleaved(bias), None, self._out // 2, _SILU_MUL)
+
+    def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor:
+        rows = x.shape[0]
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        y = x.new_empty((rows, columns))
+        assert residual is None or residual.is_contiguous()
+        self._linear(
+            x.data_ptr(),
+            self._packed.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            None if residual is None else residual.data_ptr(),
+            y.data_ptr(),
+            rows,
+            self._out,
+            self._size,
+            x.stride(0),
+            columns,
+            epilogue,
+        )
+        return y
+
+
+def _interleaved(both: Tensor) -> Tensor:
+    """Halves along the first axis → 16 of the first, 16 of the second, and so on: both are then in one panel."""
+    halves = both.view(2, -1, 16, *both.shape[1:])
+    return halves.transpose(0, 1).reshape(both.shape)
+
+
+def _panels(weight: Tensor) -> Tensor:
+    """[out, in] → [out / 32, in / 32, 2, 16, 16, 2], rows of zeros added up to a whole panel."""
+    out, size = weight.shape
+    missing = -out % _PANEL
+    if missing:
+        weight = torch.cat((weight, weight.new_zeros((missing, size))))
+    return weight.view(-1, 2, 16, size // _STEP, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
+
+
+class NativeOperators(Operators):
+    def __init__(self, library: Library, attend: Attend | None = None) -> None:
+        """attend: instead of the kernel."""
+        super().__init__(attend or attend_sdpa)
+        self._library = library
+        self._own_attention = attend is None
+        self.name = f"native ({library.isa})"
+
+    def pack(self, weight: Tensor, *, gated: bool) -> Product | None:
+        out, size = weight.shape
+        if weight.dtype == torch.bfloat16 and size % _STEP == 0 and not (gated and out % _PANEL):
+            return NativeProduct(self._library, weight, gated=gated)
+        return super().pack(weight, gated=gated)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if (kind := _KINDS.get(x.dtype)) is None or x.shape[-1] % _LANES or x.ndim != 2 or x.stride(1) != 1:
+            return super().rms_norm(x, weight, eps)
+        out = x.new_empty(x.shape)
+        self._library[f"rms_norm_{kind}"](x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], x.stride(0), eps)
+        return out
+
+    def rotate_and_store(
+        self,
+        heads: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        cache: Tensor,
+        batch: AttentionBatch,
+        norms: tuple[Tensor, Tensor] | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        rows, all_heads, dim = heads.shape
+        if (kind := _KINDS.get(heads.dtype)) is None or dim % (2 * _LANES) or not heads.is_contiguous():
+            super().rotate_and_store(heads, rotation, cache, batch, norms, eps)
+            return
+        self._library[f"rotate_and_store_{kind}"](
+            heads.data_ptr(),
+            rotation[0].data_ptr(),
+            rotation[1].data_ptr(),
+            None if norms is None else norms[0].data_ptr(),
+            None if norms is None else norms[1].data_ptr(),
+            cache.data_ptr(),
+            batch.slots.data_ptr(),
+            rows,
+            all_heads - 2 * batch.kv_heads,
+            batch.kv_heads,
+            dim,
+            cache.shape[2],
+            eps,
+        )
+
+    def attend(self, query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
+        rows = len(batch.decode_lens)
+        _, heads, dim = query.shape
+        kind = _KINDS.get(query.dtype)
+        fits = dim % _LANES == 0 and dim <= _MOST_DIM and heads // batch.kv_heads in _GROUPS and query.stride(1) == dim
+        if not (self._own_attention and fits) or kind is None:
+            return super().attend(query, key_value, cache, batch, shape)
+        out = query.new_empty(query.shape)
+        if rows:
+            self._library[f"decode_attention_{kind}"](
+                query.data_ptr(),
+                cache.data_ptr(),
+                batch.block_table.data_ptr(),
+                batch.context_lens.data_ptr(),
+                out.data_ptr(),
+                rows,
+                heads,
+                batch.kv_heads,
+                dim,
+                cache.shape[2],
+                batch.block_table.shape[1],
+                batch.block_size,
+                query.stride(0),
+                shape.window or 0,
+                shape.scale,
+            )
+        attend_chunks(query, key_value, cache, batch, shape, out)
+        return out.flatten(1)

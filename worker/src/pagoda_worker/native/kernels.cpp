@@ -1,0 +1,47 @@
+// What Python calls (native/library.py). The file is compiled once for each instruction set (native/build.py). Sizes are in elements. One thread calls; work is shared inside.
+#include "attention.h"
+#include "elementwise.h"
+#include "linear.h"
+
+#define EXPORT(name) extern "C" __attribute__((visibility("default"))) void pagoda_##name
+
+namespace pagoda {
+Team team;
+}
+using namespace pagoda;
+
+EXPORT(team)(void* run, int64_t threads) {
+    team.run = reinterpret_cast<GompParallel>(run);
+    team.threads = unsigned(threads);
+}
+
+EXPORT(linear)
+(const void* x, const void* weight, const void* bias, const void* residual, void* y, int64_t M, int64_t N, int64_t K, int64_t ldx,
+ int64_t ldy, int64_t epilogue) {
+    linear({static_cast<const bf16*>(x), static_cast<const bf16*>(weight), static_cast<const bf16*>(bias),
+            static_cast<const bf16*>(residual), static_cast<bf16*>(y), M, N, K, ldx, ldy, int(epilogue)});
+}
+
+// The rest comes for float and for bf16.
+#define FOR_TYPE(suffix, T)                                                                                                            \
+    EXPORT(rms_norm_##suffix)                                                                                                          \
+    (const void* x, const void* weight, void* out, int64_t rows, int64_t size, int64_t ldx, float eps) {                               \
+        rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), rows, size, ldx, eps);                 \
+    }                                                                                                                                  \
+    EXPORT(rotate_and_store_##suffix)                                                                                                  \
+    (void* heads, const void* cos, const void* sin, const void* q_norm, const void* k_norm, void* cache, const void* slots,            \
+     int64_t rows, int64_t q_heads, int64_t kv_heads, int64_t D, int64_t total_slots, float eps) {                                     \
+        rotate_and_store(static_cast<T*>(heads), static_cast<const T*>(cos), static_cast<const T*>(sin), static_cast<const T*>(q_norm), \
+                         static_cast<const T*>(k_norm), eps, static_cast<T*>(cache), static_cast<const int64_t*>(slots), rows, q_heads, \
+                         kv_heads, D, total_slots);                                                                                    \
+    }                                                                                                                                  \
+    EXPORT(decode_attention_##suffix)                                                                                                  \
+    (const void* query, const void* cache, const void* table, const void* lengths, void* out, int64_t rows, int64_t heads,             \
+     int64_t kv_heads, int64_t D, int64_t total_slots, int64_t pages, int64_t page, int64_t ldq, int64_t window, float scale) {        \
+        decode_attention<T>({static_cast<const T*>(query), static_cast<const T*>(cache), static_cast<const int32_t*>(table),           \
+                             static_cast<const int32_t*>(lengths), static_cast<T*>(out), rows, heads, kv_heads, D, total_slots, pages, \
+                             page, ldq, scale, window});                                                                               \
+    }
+
+FOR_TYPE(f32, float)
+FOR_TYPE(bf16, bf16)
