@@ -41,6 +41,9 @@ class EngineConfig:
     async_scheduling: bool | None = None
     """Plan and launch the next step while the device runs the last one; an eos then costs one token more, which is dropped. None: on for
     CUDA, off for CPU, where launching is computing and every token would only be told one step later."""
+    cuda_graphs: bool | None = None
+    """Replay steps that only decode as captured graphs, one for each batch size of a ladder: the host then launches one thing a step.
+    None: wherever they can be captured, which is on CUDA with attention triton or flash."""
     prefix_caching: bool = True
     """Share full blocks between requests with the same prefix (and the same salt and adapter)."""
     attention: Attention = "auto"

@@ -13,6 +13,7 @@ import torch
 
 from pagoda_worker.blocks import BlockPool
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.decode_graphs import capture_graphs
 from pagoda_worker.errors import RequestRefused
 from pagoda_worker.launching import Flight, launch
 from pagoda_worker.loading import News, gpu_uuids, load, out_of_memory_says
@@ -80,6 +81,7 @@ class Engine:
         kv_tokens = loaded.block_count * config.block_size
         with out_of_memory_says(f"no room for a KV cache of {kv_tokens} tokens: something else uses the device"):
             self.runner = Runner(loaded.model, shape, dtype=loaded.dtype, device=loaded.device)
+        self.runner.graphs = capture_graphs(self.runner, config, news)
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._async = False

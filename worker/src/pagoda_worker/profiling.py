@@ -33,6 +33,9 @@ TRACED_STEPS = 4
 OPERATORS = 12
 """As many as are told, most expensive first."""
 REST = "rest of the step"
+OVERHEAD = (REST, "schedule", "rows and blocks", "inputs", "copy to host", "settle")
+"""What the loop itself costs a step: everything but the model and the sampler. On a GPU the timer waits for the device at every phase, so
+that none of it is waiting."""
 _ENGINE_FIELDS = ("device", "dtype", "threads", "random_weights")
 _JOB_FIELDS = {"model_dir", "sequences", "prompt_tokens", "steps", "repeats", "trace", *_ENGINE_FIELDS}
 
@@ -157,6 +160,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         "dtype": engine.facts.dtype,
         "threads": torch.get_num_threads(),
         "step_s": plain,
+        "overhead_s": [sum(repeat.get(phase, 0.0) for phase in OVERHEAD) for repeat in phases],
         "phases_s": {phase: [repeat.get(phase, 0.0) for repeat in phases] for phase in phases[0]},
         "operators": operators,
     }

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pagoda_worker.decode_graphs import DecodeGraphs
+from pagoda_worker.graph_ladder import padded_size
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.models.base import Model
 from pagoda_worker.plan import Sampled, Sequence, StepPlan
@@ -42,9 +44,12 @@ class Runner:
         self.caches = [zeros((2, cache.kv_heads, slots, cache.head_dim), dtype, device) for _ in range(cache.layers)]
         """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
         rows, columns = shape.max_running, shape.max_model_len
-        self.tokens = zeros((rows, columns + 1), torch.int32, device)
+        self.tokens = zeros((rows + 1, columns + 1), torch.int32, device)
         """One column more than a sequence can have: the token that ends one at max_model_len has a place too."""
-        self.tables = zeros((rows, -(-columns // shape.block_size)), torch.int32, device)
+        self.tables = zeros((rows + 1, -(-columns // shape.block_size)), torch.int32, device)
+        self.padding_row = rows
+        """Of tokens and tables; no sequence ever has it."""
+        self.graphs: DecodeGraphs | None = None
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self.tokens, self._output_start)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device)
@@ -56,15 +61,29 @@ class Runner:
         """The whole step. The plan must not be empty. Launched again after it raised, the same plan does the same: what it changes first
         does not depend on what was computed."""
         self._apply_changes(plan)
+        if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
+            return self._launch_graph(self.graphs, plan, size)
         inputs = _Inputs(plan, self)
         hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, inputs.batch)
         if not len(inputs.sampled_rows):
-            return InFlight(self, inputs, None, None)
+            return InFlight(self, inputs.sampled_rows, inputs.plan_positions, None, None)
         logits = self.model.logits(hidden.index_select(0, inputs.sampled_at))
         ids, logprobs = self.sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history)
         # A broken row stays a valid input: a step that is planned already may read it before its end is known.
         self.tokens[inputs.sampled_rows_there, inputs.lengths_there] = ids.clamp(min=0).int()
-        return InFlight(self, inputs, ids, logprobs)
+        return InFlight(self, inputs.sampled_rows, inputs.plan_positions, ids, logprobs)
+
+    def _launch_graph(self, graphs: DecodeGraphs, plan: StepPlan, size: int) -> "InFlight":
+        """Rows that are not greedy, or want logprobs, are sampled from the graph's logits as in any other step."""
+        logits, ids = graphs.run(plan, size)
+        rows = np.array([sequence.row for sequence in plan.decodes], np.int64)
+        logprobs = None
+        if not self.sampler.greedy_alone(rows):
+            lengths = np.array([sequence.computed for sequence in plan.decodes], np.int64)
+            ids, logprobs = self.sampler.sample(logits, rows, lengths, self._history)
+            rows_there, lengths_there = _send([rows, lengths], np.int64, self.device)
+            self.tokens[rows_there, lengths_there] = ids.clamp(min=0).int()
+        return InFlight(self, rows, np.arange(len(rows)), ids, logprobs)
 
     def _apply_changes(self, plan: StepPlan) -> None:
         if plan.scrubs:
@@ -99,9 +118,10 @@ class InFlight:
     """A step that was launched. On CUDA its answer comes back on a stream of its own, behind an event, so that the next step's kernels do
     not wait for it."""
 
-    def __init__(self, runner: Runner, inputs: "_Inputs", ids: Tensor | None, logprobs: Logprobs | None) -> None:
-        self._inputs = inputs
-        self._top_logprobs = runner.sampler.top_logprobs[inputs.sampled_rows].copy()  # rows may have other owners when it is read
+    def __init__(self, runner: Runner, rows: IntArray, plan_positions: IntArray, ids: Tensor | None, logprobs: Logprobs | None) -> None:
+        """`ids` of `rows`, which stand at `plan_positions` among those that the plan samples."""
+        self._plan_positions = plan_positions
+        self._top_logprobs = runner.sampler.top_logprobs[rows].copy()  # rows may have other owners when it is read
         self._logprobs = logprobs
         self._event: torch.cuda.Event | None = None
         tensors = [] if ids is None else [ids] if logprobs is None else [ids, logprobs.sampled, logprobs.top_ids, logprobs.top]
@@ -124,14 +144,14 @@ class InFlight:
         host = self._answers[0].numpy()
         # The runner computed decode rows by length; the answer goes out in the plan's order.
         answer = np.empty_like(host)
-        answer[self._inputs.plan_positions] = host
+        answer[self._plan_positions] = host
         sampled = Sampled(answer.tolist(), broken=set(np.flatnonzero(answer == BROKEN).tolist()))
         if self._logprobs is not None:
             self._add_logprobs(sampled, self._logprobs.positions, *(each.tolist() for each in self._answers[1:]))
         return sampled
 
     def _add_logprobs(self, sampled: Sampled, at: IntArray, own: list[float], top_ids: list[list[int]], top: list[list[float]]) -> None:
-        positions, asked = self._inputs.plan_positions[at].tolist(), self._top_logprobs[at].tolist()
+        positions, asked = self._plan_positions[at].tolist(), self._top_logprobs[at].tolist()
         for position, k, each, ids, values in zip(positions, asked, own, top_ids, top, strict=True):
             sampled.logprobs[position] = TokenLogprobs(each, list(zip(ids[:k], values[:k], strict=True)))
 

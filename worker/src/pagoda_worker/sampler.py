@@ -82,6 +82,10 @@ class Sampler:
             self._enders[row] = torch.tensor(enders, dtype=torch.int64, device=self._device)
         self._plain[row] = not (self._penalised[row] or self._bias.get(row) or self._enders.get(row) is not None)
 
+    def greedy_alone(self, rows: IntArray) -> bool:
+        """The most likely ids are all that these rows ask for."""
+        return bool(self._plain[rows].all()) and not (self._temperature[rows] > 0).any() and not (self.top_logprobs[rows] >= 0).any()
+
     def sample(self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History) -> tuple[Tensor, Logprobs | None]:
         """logits [S, V] of `rows`, whose sequences are `lengths` long. Returns ids [S] int64 (BROKEN where logits are not finite)."""
         ids: Tensor
