@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pagoda_worker import runner
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.decode_graphs import DecodeGraphs
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import WorkerError
 from pagoda_worker.layers.linear import Linear
@@ -104,6 +105,7 @@ def points_of(engine: Engine) -> list[Point]:
         Point(Scheduler, "schedule", "schedule"),
         Point(runner.Runner, "_apply_changes", "rows and blocks"),
         Point(runner._Inputs, "__init__", "inputs"),
+        Point(DecodeGraphs, "run", "decode graph"),
         Point(type(model), "forward", "norms, rotary, gate, residual", whole=False),
         *(Point(Linear, name, "matrix products") for name in ("__call__", "add", "silu_mul")),
         Point(type(model.operators), "attend", "attention"),
