@@ -89,6 +89,7 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "maxBatchTokens": 200,
                     "maxRunning": 3,
                     "prefixCaching": False,
+                    "batchInvariant": True,
                     "kvCache": {"blockSize": 8},
                 },
                 "resources": {"gpus": 1, "gpuResource": "amd.com/gpu", "cpu": "500m", "memory": "64Mi"},
@@ -122,6 +123,7 @@ def test_every_written_field_reaches_the_spec() -> None:
         max_batch_tokens=200,
         max_running=3,
         prefix_caching=False,
+        batch_invariant=True,
         kv_cache=KvCache(block_size=8),
     )
     assert spec.resources == Resources(gpus=1, gpu_resource="amd.com/gpu", cpu_cores=0.5, memory_bytes=64 * 2**20)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pagoda_worker.engine import Engine
+from pagoda_worker.row_masks import BatchMasks
 from pagoda_worker.sampler import History, IntArray, Logprobs
 
 
@@ -18,10 +19,12 @@ def logits_of(engine: Engine) -> Iterator[list[tuple[list[int], Tensor]]]:
     sampler = engine.runner.sampler
     original = sampler.sample
 
-    def sample(logits: Tensor, rows: IntArray, lengths: IntArray, history: History) -> tuple[Tensor, Logprobs | None]:
+    def sample(
+        logits: Tensor, rows: IntArray, lengths: IntArray, history: History, masks: BatchMasks | None = None
+    ) -> tuple[Tensor, Logprobs | None]:
         for row, length, line in zip(rows.tolist(), lengths.tolist(), logits.float(), strict=True):
             seen.append((history.tokens[row, :length].tolist(), line.clone()))
-        return original(logits, rows, lengths, history)
+        return original(logits, rows, lengths, history, masks)
 
     sampler.sample = sample  # type: ignore[method-assign]
     try:

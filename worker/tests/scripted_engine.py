@@ -53,6 +53,7 @@ FACTS = ModelFacts(
     prefill_tokens_per_s=10_000.0,
     decode_tokens_per_s=500.0,
     load_s=0.25,
+    structured_output=True,
 )
 
 

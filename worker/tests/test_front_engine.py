@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from front_support import TINY, Bench, running_front
+from tokenizers import Tokenizer
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
@@ -47,6 +48,32 @@ async def test_routers_get_the_ids_that_the_engine_alone_computes(bench: Bench, 
             assert (finish.reason, finish.usage.prompt_tokens, finish.usage.completion_tokens) == (pb.FINISH_LENGTH, len(prompt), 24)
             assert router.tokens[request_id, 0] == expected[request_id]
         await router.leave()
+
+
+async def test_outputs_beside_plain_tokens_come_in_the_frames_of_their_step(bench: Bench):
+    router = await bench.router(router_id="outputs")
+    capacity = router.granted
+    await router.submit(1, PROMPTS[1], max_tokens=4, prompt_logprobs=2, ignore_eos=True)
+    await router.submit(2, PROMPTS[2], max_tokens=0, embedding=True, reserved_kv_tokens=48)
+    await router.submit(3, PROMPTS[0], max_tokens=30, structured=pb.StructuredOutput(choices=pb.Choices(choices=["red", "blue"])))
+    await router.submit(4, PROMPTS[0], max_tokens=30, structured=pb.StructuredOutput(regex="[a"), reserved_kv_tokens=48)
+    refused = await router.refusal(4)
+    assert (refused.code, refused.param) == (pb.Refused.INVALID, "structured.regex")
+    assert "unclosed character class" in refused.message
+    assert (await router.finish(3)).reason == pb.FINISH_STOP
+    assert Tokenizer.from_file(str(TINY / "tokenizer.json")).decode(router.tokens[3, 0]) in ("red", "blue")
+    finish = await router.finish(2)
+    assert (finish.reason, finish.usage.prompt_tokens, finish.usage.completion_tokens) == (pb.FINISH_STOP, 40, 0)
+    await router.finish(1)
+    (with_embedding,) = [frame for frame in router.frames if frame.embeddings]
+    assert [each.request_id for each in with_embedding.finishes if each.request_id == 2] == [2]
+    (embedding,) = with_embedding.embeddings
+    assert (embedding.request_id, sum(value**2 for value in embedding.values)) == (2, pytest.approx(1.0, abs=1e-5))
+    (with_logprobs,) = [frame for frame in router.frames if frame.prompt_logprobs]
+    assert 1 in with_logprobs.request_ids, "beside the first token"
+    (told,) = with_logprobs.prompt_logprobs
+    assert (told.request_id, told.k, len(told.own), len(told.top_ids), len(told.top)) == (1, 2, 89, 178, 178)
+    await router.until(lambda: router.granted == capacity + 96)
 
 
 async def test_thirty_two_calls_at_once_share_steps_and_all_end(bench: Bench):

@@ -23,7 +23,19 @@ from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefi
 from pagoda_worker.models.registry import footprint_of
 from pagoda_worker.request import Finish, FinishReason, Timings, TokenLogprobs, Usage
 
-ABSENT = ("grpc", "google", "msgspec", "prometheus_client", "uvicorn", "httpx2", "huggingface_hub", "obstore", "transformers", "pytest")
+ABSENT = (
+    "grpc",
+    "google",
+    "msgspec",
+    "prometheus_client",
+    "uvicorn",
+    "httpx2",
+    "huggingface_hub",
+    "obstore",
+    "transformers",
+    "pytest",
+    "llguidance",
+)
 """Of a bare GPU machine."""
 SPEED = DeviceSpeed(bytes_per_s=4.3e12, flops_per_s=790e12)
 """An H200."""

@@ -93,3 +93,18 @@ def test_this_machine_can_be_asked():
     assert (limits.memory_bytes() or 1) > 0
     assert (limits.cpus() or 1) >= 1
     assert limits.memory_kills() >= 0
+
+
+SIBLINGS = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+
+def test_one_thread_of_each_core_is_chosen(world: World):
+    files = {SIBLINGS.format(cpu): f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in range(8)}
+    assert world(files).cores(range(8)) == [0, 1, 2, 3]
+    assert world(files).cores({1, 5, 6}) == [1, 6]
+    assert world({}).cores({2, 3}) == [2, 3], "a machine that does not tell has a core for each"
+
+
+@pytest.mark.parametrize(("online", "allowed", "owned"), [("0-7\n", {0, 1}, True), ("0-3,8\n", {0, 1, 2, 3, 8}, False), ("", {0}, False)])
+def test_cpus_are_owned_where_the_machine_has_more(world: World, online: str, allowed: set[int], owned: bool):
+    assert world({"sys/devices/system/cpu/online": online}).owned_cpus(allowed) is owned

@@ -124,7 +124,7 @@ REFUSALS = [
     ({"prompt_ids": [1], "model": "other"}, pb.Refused.MODEL_NOT_FOUND, "model", "this worker serves 'tiny', not 'other'"),
     ({"prompt_ids": [5000]}, pb.Refused.INVALID, "prompt_ids", "vocabulary has 1000"),
     ({"prompt_ids": [1] * 300}, pb.Refused.CONTEXT_TOO_LONG, "prompt_ids", "300 tokens; the model takes 256"),
-    ({"prompt_ids": [1], "embedding": True}, pb.Refused.UNIMPLEMENTED, "embedding", "not computed yet"),
+    ({"prompt_ids": [1], "adapter": "sql"}, pb.Refused.UNIMPLEMENTED, "adapter", "serves base models only"),
     ({"prompt_ids": [1], "reserved_kv_tokens": CAPACITY + 1}, pb.Refused.OVERLOADED, "reserved_kv_tokens", "do not fit"),
     ({"prompt_ids": [REFUSED]}, pb.Refused.INVALID, "prompt_ids", "the engine does not like this prompt"),
 ]
@@ -237,7 +237,12 @@ async def test_what_describe_names_can_be_fetched_by_hash():
         described = await bench.stub.Describe(pb.DescribeRequest())
         (model,) = described.models
         assert (described.protocol, model.model, model.max_model_len, model.eos_token_ids) == (1, MODEL, 256, [1])
-        assert list(model.features) == [pb.FEATURE_PREFIX_CACHE_TOGGLE]
+        assert list(model.features) == [
+            pb.FEATURE_PREFIX_CACHE_TOGGLE,
+            pb.FEATURE_PROMPT_LOGPROBS,
+            pb.FEATURE_EMBEDDINGS,
+            pb.FEATURE_STRUCTURED_OUTPUT,
+        ]
         for artifact in (model.tokenizer, model.chat_template):
             chunks = [chunk.data async for chunk in bench.stub.FetchArtifact(pb.FetchArtifactRequest(sha256=artifact.sha256))]
             assert sum(map(len, chunks)) == artifact.size_bytes

@@ -1,5 +1,6 @@
 """What a network can send, against what the engine gets: every wrong field is named, none reaches the engine."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from scripted_engine import FACTS
 
 from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused
 from pagoda_worker.front.validation import to_request
-from pagoda_worker.request import Request, Sampling
+from pagoda_worker.request import Request, Sampling, StructuredOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
 NAN, INF = float("nan"), float("inf")
@@ -25,6 +26,14 @@ def sampling(**fields: Any) -> dict[str, pb.Sampling]:
 
 def bias(token_id: int, value: float) -> list[pb.LogitBias]:
     return [pb.LogitBias(token_id=token_id, bias=value)]
+
+
+def words(*ids: list[int]) -> list[pb.TokenIds]:
+    return [pb.TokenIds(ids=each) for each in ids]
+
+
+def structured(**kind: Any) -> dict[str, pb.StructuredOutput]:
+    return {"structured": pb.StructuredOutput(**kind)}
 
 
 INVALID = [
@@ -55,12 +64,29 @@ INVALID = [
     (sampling(logit_bias=bias(1, NAN)), "sampling.logit_bias", "the bias of token 1 is nan"),
     (sampling(logit_bias=bias(1, 101.0)), "sampling.logit_bias", "from -100 to 100"),
     (sampling(logit_bias=bias(1, 1.0) * 1025), "sampling.logit_bias", "at most 1024"),
+    (sampling(allowed_token_ids=[5, 1000]), "sampling.allowed_token_ids", "holds token 1000"),
+    (sampling(allowed_token_ids=[5] * 1001), "sampling.allowed_token_ids", "more than there are"),
+    (sampling(bad_words=words([5], [1, 1000])), "sampling.bad_words", "holds token 1000"),
+    (sampling(bad_words=words([])), "sampling.bad_words", "no ids, or more than 64"),
+    (sampling(bad_words=words([1] * 65)), "sampling.bad_words", "no ids, or more than 64"),
+    (sampling(bad_words=words([1]) * 1025), "sampling.bad_words", "at most 1024"),
+    ({"prompt_logprobs": 6}, "prompt_logprobs", "6 logprobs were asked for in prompt_logprobs; the limit is 5"),
+    (structured(), "structured", "structured says nothing"),
+    (structured(json_object=False), "structured", "structured says nothing"),
+    (structured(regex=" "), "structured.regex", "is empty"),
+    (structured(json_schema='{"type": '), "structured.json_schema", "is not JSON"),
+    (structured(json_schema="true"), "structured.json_schema", "must be a JSON object"),
+    (structured(json_schema='{"a":' * 20_000), "structured.json_schema", "is not JSON"),
+    (structured(grammar="x" * (1 << 18) + "x"), "structured.grammar", "has 262145 bytes; at most 262144"),
+    (structured(choices=pb.Choices(choices=[])), "structured.choices", "holds 0 texts; it must hold 1 to 1024"),
+    (structured(choices=pb.Choices(choices=["a", ""])), "structured.choices", "none of them empty"),
+    ({"embedding": True, "n": 2}, "n", "an embedding has no output: leave n out"),
+    ({"embedding": True, "prompt_logprobs": 0}, "prompt_logprobs", "an embedding has no output"),
+    ({"embedding": True, "resume_ids": [1]}, "resume_ids", "an embedding has no output"),
+    ({"embedding": True, **structured(json_object=True)}, "structured", "an embedding has no output"),
 ]
 RESERVED = [
     ({"adapter": "sql"}, "adapter"),
-    ({"prompt_logprobs": 0}, "prompt_logprobs"),
-    ({"embedding": True}, "embedding"),
-    ({"structured": pb.StructuredOutput(json_object=True)}, "structured"),
     ({"speculation": pb.Speculation(max_draft_tokens=4)}, "speculation"),
     ({"toggles": pb.FeatureToggles(no_batching=True)}, "toggles.no_batching"),
 ]
@@ -140,6 +166,39 @@ def test_everything_said_arrives():
     assert (request.n, request.min_tokens, request.stop_token_ids, request.ignore_eos, request.top_logprobs) == (2, 5, [9], True, 0)
     assert (request.cache_salt, request.priority, request.deadline_s, request.use_prefix_cache) == (b"salt", -3, 1.5, False)
     assert request.want_timings
+
+
+STRUCTURES = [
+    (structured(json_object=True), StructuredOutput(kind="json_object")),
+    (structured(json_schema='{"type": "null"}'), StructuredOutput(kind="json_schema", text='{"type": "null"}')),
+    (structured(regex="a+"), StructuredOutput(kind="regex", text="a+")),
+    (structured(grammar='start: "a"'), StructuredOutput(kind="grammar", text='start: "a"')),
+    (structured(choices=pb.Choices(choices=["a", "b"])), StructuredOutput(kind="choice", choices=("a", "b"))),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), STRUCTURES, ids=[each.kind for _, each in STRUCTURES])
+def test_a_structure_arrives_as_its_kind(fields: dict[str, Any], expected: StructuredOutput):
+    assert to_request(submit(**fields), "1:1", FACTS).structured == expected
+
+
+def test_a_model_without_a_usable_tokenizer_refuses_structure_only():
+    facts = replace(FACTS, structured_output=False)
+    with pytest.raises(NotImplementedYet, match=r"leave structured out") as refusal:
+        to_request(submit(**structured(json_object=True)), "1:1", facts)
+    assert refusal.value.param == "structured"
+    assert to_request(submit(), "1:1", facts).structured is None
+
+
+def test_an_embedding_needs_no_word_of_its_output():
+    request = to_request(submit(embedding=True, max_tokens=0, min_tokens=3), "1:1", FACTS)
+    assert (request.embedding, request.max_tokens, request.min_tokens) == (True, 1, 0)
+
+
+def test_ids_that_are_wanted_or_unwanted_arrive():
+    asked = sampling(allowed_token_ids=[3, 4], bad_words=words([5], [6, 7]))
+    request = to_request(submit(prompt_logprobs=0, **asked), "1:1", FACTS)
+    assert (request.sampling.allowed_token_ids, request.sampling.bad_words, request.prompt_logprobs) == ([3, 4], [[5], [6, 7]], 0)
 
 
 floats = st.floats(width=32)

@@ -36,6 +36,7 @@ def test_the_manifests_engine_becomes_the_engines_config():
                 maxBatchTokens=512,
                 maxRunning=64,
                 prefixCaching=False,
+                batchInvariant=True,
                 speculative={"method": "none", "tokens": 4},
                 tensorParallel=1,
             ),
@@ -47,6 +48,7 @@ def test_the_manifests_engine_becomes_the_engines_config():
     assert (config.dtype, config.attention, config.device, config.threads) == ("fp32", "eager", "cpu", 2)
     assert (config.max_model_len, config.max_batch_tokens, config.max_running, config.block_size) == (2048, 512, 64, 32)
     assert config.prefix_caching is False
+    assert config.batch_invariant is True
 
 
 def test_the_self_test_runs_unless_it_is_turned_off():

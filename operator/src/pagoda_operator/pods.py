@@ -156,6 +156,8 @@ def engine_settings(engine: Engine) -> Object:
         settings["maxModelLen"] = engine.max_model_len
     if engine.max_batch_tokens is not None:
         settings["maxBatchTokens"] = engine.max_batch_tokens
+    if engine.batch_invariant:
+        settings["batchInvariant"] = True
     return settings
 
 

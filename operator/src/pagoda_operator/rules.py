@@ -53,6 +53,7 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine.maxBatchTokens": Field("integer", (Rule(between(1, 1_048_576), "write 1 to 1048576 tokens"),)),
     "spec.engine.maxRunning": Field("integer", (Rule(between(1, 4096), "write 1 to 4096 sequences"),)),
     "spec.engine.prefixCaching": Field("boolean"),
+    "spec.engine.batchInvariant": Field("boolean"),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
 }

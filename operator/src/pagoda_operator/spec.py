@@ -36,6 +36,7 @@ class Engine:
     """Tokens of one step. None: what suits the device (the worker knows)."""
     max_running: int = 256
     prefix_caching: bool = True
+    batch_invariant: bool = False
     kv_cache: KvCache = field(default_factory=KvCache)
 
 
@@ -294,6 +295,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             max_batch_tokens="maxBatchTokens",
             max_running="maxRunning",
             prefix_caching="prefixCaching",
+            batch_invariant="batchInvariant",
         ),
         kv_cache=KvCache(**_given(engine.get("kvCache", {}), block_size="blockSize")),
     )

@@ -48,6 +48,8 @@ class EngineConfig:
     """Share full blocks between requests with the same prefix (and the same salt and adapter)."""
     attention: Attention = "auto"
     """auto: native on a CPU that has it, else sdpa. eager is the readable reference."""
+    batch_invariant: bool = False
+    """On a CPU: a request's tokens are the same bits alone and in any company, at a cost (docs/batch-invariance.md)."""
     threads: int | None = None
     """At most so many CPU threads; None: the container's CPU quota, rounded up, else torch's own choice.
     Weights below 64 MB run on one: their products are too short to share, and

@@ -13,8 +13,8 @@ import torch
 
 from pagoda_worker.blocks import BlockPool
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.constraints import Constraints
 from pagoda_worker.decode_graphs import capture_graphs
-from pagoda_worker.errors import RequestRefused
 from pagoda_worker.launching import Flight, launch
 from pagoda_worker.loading import News, gpu_uuids, load, out_of_memory_says
 from pagoda_worker.plan import StepPlan
@@ -22,18 +22,23 @@ from pagoda_worker.request import (
     EngineState,
     Finish,
     ModelFacts,
+    Rejection,
     Request,
     Sampling,
     SequenceUpdate,
     StepOutput,
     TokenLogprobs,
 )
+from pagoda_worker.request_check import check_request
 from pagoda_worker.runner import Runner, RunnerShape
 from pagoda_worker.scheduler import Scheduler, SchedulerLimits
 from pagoda_worker.self_test import Measured, measure
+from pagoda_worker.structured import GrammarCompiler
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
+GRAMMAR_WAIT_S = 0.005
+"""Short: a request that arrives meanwhile waits as long."""
 _SMOOTHING = 0.1
 """Weight of the newest step in the learned speeds."""
 
@@ -79,11 +84,15 @@ class Engine:
             eos_token_ids=loaded.eos_token_ids,
         )
         kv_tokens = loaded.block_count * config.block_size
+        vocab, eos = loaded.model.vocab_size, loaded.eos_token_ids
+        compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
+        self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=config.threads or torch.get_num_threads())
         with out_of_memory_says(f"no room for a KV cache of {kv_tokens} tokens: something else uses the device"):
-            self.runner = Runner(loaded.model, shape, dtype=loaded.dtype, device=loaded.device)
+            self.runner = Runner(loaded.model, shape, dtype=loaded.dtype, device=loaded.device, masks=self.constraints.masks)
         self.runner.graphs = capture_graphs(self.runner, config, news)
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
+        self._rejections: list[Rejection] = []
         self._async = False
         self._ended = 0.0
         """Of the last step settled: when two overlap, the second one's time begins where the first one's ended."""
@@ -111,6 +120,7 @@ class Engine:
             prefill_tokens_per_s=measured.prefill_tokens_per_s,
             decode_tokens_per_s=measured.decode_tokens_per_s,
             gpu_uuids=gpu_uuids(loaded.device),
+            structured_output=not compiler.why_unusable(),
             load_s=time.monotonic() - began,
             checkpoint_bytes=loaded.checkpoint_bytes,
             weights_s=loaded.weights_s,
@@ -122,7 +132,9 @@ class Engine:
         """Queues; never blocks. Raises RequestRefused or ContextTooLong."""
         check_request(request, self.facts)
         seed = request.sampling.seed if request.sampling.seed is not None else self._seeds.getrandbits(63)
-        self.scheduler.submit(request, now=self._clock(), seed=seed)
+        family = self.scheduler.submit(request, now=self._clock(), seed=seed)
+        if request.constrained:
+            self.constraints.begin(family)
 
     def cancel(self, request_id: str, sequence: int | None = None) -> None:
         """Blocks are free at once; a CANCELLED finish leaves with the next step. Unknown ids are ignored."""
@@ -146,16 +158,33 @@ class Engine:
         following = self._launch() if self._async else None
         self._flight = following if following and following.parts else None
         results = flight.results()  # the host waits here and nowhere else
+        for plan, sampled in results:
+            self.constraints.advance(plan.sampling(), sampled)
         ended = self._clock()
         updates = [update for plan, sampled in results for update in self.scheduler.settle(plan, sampled, ended)]
         began, self._ended = max(flight.began, self._ended), ended
         state = self._measure(flight.plan, began, ended)
-        return StepOutput(updates, state, flight.plan.sequences, flight.plan.tokens, int((ended - began) * 1e6))
+        rejections, self._rejections = self._rejections, []
+        return StepOutput(updates, state, flight.plan.sequences, flight.plan.tokens, int((ended - began) * 1e6), rejections)
 
     def _launch(self) -> Flight:
         began = self._clock()
+        self._rejections += self._take_grammars()
         plan = self.scheduler.schedule(began)  # which sequences, how many tokens each
         return launch(self.runner.launch, self.scheduler.withdraw, plan, began)  # one forward pass, one token per sampling row
+
+    def _take_grammars(self) -> list[Rejection]:
+        """What was compiled meanwhile may run; with nothing else to do the step waits for it a moment."""
+        if not self.constraints.compiling:
+            return []
+        if all(sequence.held for sequence in self.scheduler.waiting) and not self.scheduler.running:
+            self.constraints.wait(GRAMMAR_WAIT_S)
+        compiled = self.constraints.poll()
+        for request_id in compiled.ready:
+            self.scheduler.release(request_id)
+        for request_id in compiled.complete:
+            self.scheduler.complete(request_id)
+        return [each for each in compiled.rejections if self.scheduler.drop(each.request_id)]
 
     def _measure_speed(self) -> Measured:
         """On a scheduler of its own, so that the real one starts with every block, row and count untouched. What it learns of this device
@@ -264,43 +293,6 @@ class Engine:
             )
             for key in sorted(finishes)
         ]
-
-
-def check_request(request: Request, facts: ModelFacts) -> None:
-    """What can be said without knowing the queue. Raises RequestRefused naming the field."""
-    sampling = request.sampling
-
-    def refuse(param: str, value: object, rule: str) -> None:
-        raise RequestRefused(f"{param} is {value}; {rule}", param=param)
-
-    if not request.prompt_ids:
-        refuse("prompt_ids", "empty", "a prompt needs at least one token")
-    for name, ids in (("prompt_ids", request.prompt_ids), ("resume_ids", request.resume_ids), ("logit_bias", list(sampling.logit_bias))):
-        if ids and not 0 <= min(ids) <= max(ids) < facts.vocab_size:
-            wrong = next(token for token in ids if not 0 <= token < facts.vocab_size)
-            refuse(name, f"holding token {wrong}", f"this model has ids 0 to {facts.vocab_size - 1}")
-    if any(not 0 <= token < facts.vocab_size for token in request.stop_token_ids):
-        refuse("stop_token_ids", request.stop_token_ids, f"this model has ids 0 to {facts.vocab_size - 1}")
-    limits: list[tuple[str, float, bool, str]] = [
-        ("n", request.n, 1 <= request.n <= facts.max_sequences_per_request, f"1 to {facts.max_sequences_per_request}"),
-        ("max_tokens", request.max_tokens, request.max_tokens >= 1, "at least 1"),
-        ("min_tokens", request.min_tokens, 0 <= request.min_tokens <= request.max_tokens, "0 to max_tokens"),
-        ("temperature", sampling.temperature, 0 <= sampling.temperature <= 100, "0 to 100"),
-        ("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "over 0, at most 1"),
-        ("top_k", sampling.top_k, sampling.top_k >= 0, "at least 0 (0: off)"),
-        ("min_p", sampling.min_p, 0 <= sampling.min_p <= 1, "0 to 1"),
-        ("frequency_penalty", sampling.frequency_penalty, -2 <= sampling.frequency_penalty <= 2, "-2 to 2"),
-        ("presence_penalty", sampling.presence_penalty, -2 <= sampling.presence_penalty <= 2, "-2 to 2"),
-        ("repetition_penalty", sampling.repetition_penalty, 0 < sampling.repetition_penalty <= 100, "over 0, at most 100"),
-    ]
-    if request.top_logprobs is not None:
-        top = request.top_logprobs
-        limits.append(("top_logprobs", top, 0 <= top <= facts.max_top_logprobs, f"0 to {facts.max_top_logprobs}"))
-    for name, value, ok, rule in limits:
-        if not ok:
-            refuse(name, value, f"it must be {rule}")
-    if request.resume_ids and request.n != 1:
-        refuse("resume_ids", f"given with n {request.n}", "only one sequence can resume")
 
 
 def _smooth(old: float, new: float) -> float:

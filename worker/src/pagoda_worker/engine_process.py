@@ -119,6 +119,8 @@ class EngineLoop:
             return
         if any(update.token_ids for update in output.updates):
             self._failed_steps = 0
+        for refused in output.rejections:
+            self._send(Rejected(refused.request_id, refused.error, refused.message, refused.param))
         self._send(Stepped(output))
 
 

@@ -99,6 +99,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     "maxRunning": _whole("max_running", 1, 1 << 16),
     "prefixCaching": _truth("prefix_caching"),
     "attention": _choice("attention", ("auto", "sdpa", "eager")),
+    "batchInvariant": _truth("batch_invariant"),
     "kvCache": _nested(
         {
             "blockSize": _whole("block_size", 1, 1024),

@@ -5,7 +5,7 @@ Versions 1 and 2 of control groups; the strictest of the group and those above i
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 _UNLIMITED = 1 << 60
@@ -45,6 +45,19 @@ class Limits:
         for folder, name in self._files("memory", "memory.events", "memory.oom_control"):
             return _words(folder / name).get("oom_kill", 0)
         return 0
+
+    def cores(self, allowed: Iterable[int]) -> list[int]:
+        """Of these logical CPUs the first of each physical core: two threads of one core share its multipliers and take them in turn."""
+        chosen: dict[str, int] = {}
+        for cpu in sorted(allowed):
+            siblings = _read(self._root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").strip()
+            chosen.setdefault(siblings or f"cpu{cpu}", cpu)
+        return list(chosen.values())
+
+    def owned_cpus(self, allowed: Set[int]) -> bool:
+        """These are fewer than the machine has, as when a cluster gives a container CPUs of its own."""
+        online = _read(self._root / "sys/devices/system/cpu/online").strip()
+        return bool(online) and len(allowed) < _count(online)
 
     def cpus(self) -> int | None:
         """The quota in whole CPUs, rounded up, at least 1; None without one."""
@@ -92,3 +105,9 @@ def _words(path: Path) -> dict[str, int]:
     """Lines of a name and a number."""
     pairs = (line.split() for line in _read(path).splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def _count(ranges: str) -> int:
+    """Of the numbers in `0-3,8`."""
+    ends = [part.split("-") for part in ranges.split(",")]
+    return sum(int(each[-1]) - int(each[0]) + 1 for each in ends)

@@ -4,6 +4,7 @@ Resolves every "auto" and None of EngineConfig, once. Called by the engine; know
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.layers.attention import BACKENDS
+from pagoda_worker.layers.invariant import InvariantNativeOperators, InvariantOperators
 from pagoda_worker.layers.native import NativeOperators
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.limits import Limits
@@ -67,6 +69,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     raw = read_json(folder, "config.json")
     architecture = architecture_of(raw)
     device = resolve_device(config.device)
+    if config.batch_invariant and device.type != "cpu":
+        raise ConfigError("batchInvariant is shown to hold on CPUs only; this device is CUDA: leave it out")
     dtype_name = _resolve_dtype(config, raw, device)
     size = footprint_of(raw)
     longest = _longest(config, size)
@@ -78,7 +82,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     file_bytes = 0 if config.random_weights else checkpoint_bytes(folder)
     if device.type == "cpu":
         weight_bytes = file_bytes or memory.needs.weights
-        torch.set_num_threads(thread_count(config.threads or limits.cpus() or torch.get_num_threads(), weight_bytes))
+        cores = _take_cores(limits)
+        torch.set_num_threads(thread_count(min(config.threads or limits.cpus() or cores, cores), weight_bytes))
     model_len = config.max_model_len or longest
     began = time.monotonic()
     with out_of_memory_says(f"the device has no room for {gibibytes(memory.needs.weights)} of weights: something else uses it"):
@@ -162,9 +167,9 @@ def _operators(config: EngineConfig, device: torch.device) -> Operators:
         )
     attend = None if config.attention in ("auto", "native") else BACKENDS[config.attention]
     if library is None:
-        return Operators(attend or BACKENDS["sdpa"])
+        return InvariantOperators() if config.batch_invariant else Operators(attend or BACKENDS["sdpa"])
     library.use_threads(torch.get_num_threads())
-    return NativeOperators(library, attend)
+    return InvariantNativeOperators(library) if config.batch_invariant else NativeOperators(library, attend)
 
 
 def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.device) -> str:
@@ -240,6 +245,16 @@ def out_of_memory_says(sentence: str) -> Iterator[None]:
 def is_out_of_memory(error: Exception) -> bool:
     words = str(error) if isinstance(error, RuntimeError) else ""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in words or "can't allocate memory" in words
+
+
+def _take_cores(limits: Limits) -> int:
+    """How many physical cores there are for threads. Where the CPUs are this container's own, the process keeps to one thread of each;
+    where they are shared with others, pinning would make workers of one machine queue on the same cores."""
+    allowed = os.sched_getaffinity(0)
+    cores = limits.cores(allowed)
+    if limits.owned_cpus(allowed):
+        os.sched_setaffinity(0, cores)
+    return len(cores)
 
 
 def thread_count(bound: int, weight_bytes: int) -> int:

@@ -20,7 +20,17 @@ from pagoda_worker.engine import Engine
 from pagoda_worker.errors import WorkerError
 from pagoda_worker.request import EngineState, SequenceUpdate
 
-_ENGINE_FIELDS = ("device", "dtype", "attention", "threads", "max_batch_tokens", "max_model_len", "block_size", "prefix_caching")
+_ENGINE_FIELDS = (
+    "device",
+    "dtype",
+    "attention",
+    "threads",
+    "max_batch_tokens",
+    "max_model_len",
+    "block_size",
+    "prefix_caching",
+    "batch_invariant",
+)
 _JOB_FIELDS = {"model_dir", "prompts", "random", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}
 
 

@@ -5,7 +5,7 @@ The runner keeps one row of state per running sequence. A plan carries only what
 
 from dataclasses import dataclass, field
 
-from pagoda_worker.request import Finish, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
+from pagoda_worker.request import Finish, PromptLogprobs, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
 
 MAX_BATCH_RUNS = 256
 """Runs of equal batch sizes told of one sequence; 2 KB on the wire."""
@@ -15,6 +15,7 @@ class Sequence:
     """One continuation of one request. Written by the scheduler only; the runner reads it when its row is opened."""
 
     __slots__ = (
+        "__weakref__",
         "accepted",
         "announced",
         "arrival",
@@ -22,11 +23,13 @@ class Sequence:
         "blocks",
         "cached_tokens",
         "computed",
+        "constrained",
         "deadline",
         "ended",
         "first_scheduled",
         "first_token",
         "hashes",
+        "held",
         "index",
         "last_token",
         "limit",
@@ -34,6 +37,7 @@ class Sequence:
         "output_start",
         "pending",
         "preemptions",
+        "prompt_told",
         "registered",
         "request",
         "row",
@@ -68,12 +72,18 @@ class Sequence:
         """Of the runner's state while running, else -1."""
         self.pending = 0
         """Tokens that planned steps will sample and nobody on the host knows yet: they follow `tokens`."""
-        self.waits_for_token = False
+        self.waits_for_token = request.constrained
         """Its next step can only be planned when all of its tokens are known (a mask follows from them)."""
         self.ended = False
         """Its finish was told: what a step still in flight samples for it means nothing."""
         self.siblings: list[Sequence] = []
         """Sequences of the same request that begin with this one's prompt as soon as it is computed."""
+        self.held = request.structured is not None
+        """Waits for its grammar; those behind it go first."""
+        self.constrained = request.constrained
+        """The engine's Constraints know what its output may be."""
+        self.prompt_told = request.prompt_logprobs is None
+        """Nobody waits for its prompt's logprobs: they left with its first token, or with that of a sibling."""
         self.announced = False
         """The start of its first chunk was reported."""
         self.cached_tokens = 0
@@ -102,7 +112,7 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        return self.remaining == 1 and not self.siblings
+        return self.remaining == 1 and not self.siblings and not self.request.embedding
 
     @property
     def key(self) -> tuple[str, int]:
@@ -149,6 +159,11 @@ class Chunk:
     start: int
     count: int
     sequences: list[Sequence]
+
+    @property
+    def embeds(self) -> bool:
+        """Its last position is the last of a prompt whose hidden state was asked for."""
+        return self.sequence.request.embedding and self.start + self.count == len(self.sequence.tokens)
 
 
 @dataclass(slots=True)
@@ -211,3 +226,11 @@ class Sampled:
     """By position in token_ids, for those that asked."""
     broken: set[int] = field(default_factory=set)
     """Positions whose logits were not finite: their token means nothing."""
+    complete: set[int] = field(default_factory=set)
+    """Positions whose grammar takes nothing after this token."""
+    stuck: dict[int, str] = field(default_factory=dict)
+    """Positions where no token was possible, with the sentence that says why."""
+    prompt_logprobs: dict[int, PromptLogprobs] = field(default_factory=dict)
+    """By position, beside the first token of a sequence that computed the prompt."""
+    embeddings: dict[int, list[float]] = field(default_factory=dict)
+    """By index in the plan's chunks, length 1; empty: not finite."""

@@ -3,6 +3,7 @@ these types. Plain dataclasses: msgspec carries them across the process line as 
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Literal
 
 
 class FinishReason(IntEnum):
@@ -34,6 +35,20 @@ class Sampling:
     """Sequence i of n uses seed + i; the same seed gives the same tokens whatever else runs in the batch. None: the engine draws one."""
     logit_bias: dict[int, float] = field(default_factory=dict)
     """Token id → added to its logit."""
+    allowed_token_ids: list[int] = field(default_factory=list)
+    """Nothing else is sampled, eos included. Empty: all."""
+    bad_words: list[list[int]] = field(default_factory=list)
+    """Sequences of ids that the output never holds: one of several ids is stopped at its last one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutput:
+    """What the text of the output must be. Hashable: equal ones are compiled once."""
+
+    kind: Literal["json_object", "json_schema", "regex", "grammar", "choice"]
+    text: str = ""
+    """The schema, regular expression or grammar (Lark, or GBNF); nothing for json_object and choice."""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +77,16 @@ class Request:
     resume_ids: list[int] = field(default_factory=list)
     """Output already emitted elsewhere: context for every sequence (n must be 1), counted as output, not reported again."""
     want_timings: bool = False
+    structured: StructuredOutput | None = None
+    prompt_logprobs: int | None = None
+    """Of the prompt's tokens after the first. None: none; 0: of the tokens themselves; k: also the k most likely at each place."""
+    embedding: bool = False
+    """The final hidden state of the prompt's last token instead of an output; then n and max_tokens are 1."""
+
+    @property
+    def constrained(self) -> bool:
+        """Some tokens are out of the question at each place of the output: the row has a bitmask (constraints.py)."""
+        return self.structured is not None or bool(self.sampling.allowed_token_ids or self.sampling.bad_words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +96,17 @@ class TokenLogprobs:
     sampled: float
     top: list[tuple[int, float]]
     """Most likely first; as many as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Of the prompt's tokens 1 … n-1, given those before each: natural logarithms of the raw distribution. Flat lists, `k` per place."""
+
+    k: int
+    own: list[float]
+    top_ids: list[int]
+    """Most likely first."""
+    top: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +158,21 @@ class SequenceUpdate:
     """This step ran the sequence's first chunk; the next two are then set."""
     cached_tokens: int = 0
     first_scheduled_mono_us: int = 0
+    prompt_logprobs: PromptLogprobs | None = None
+    """With the first sampled token of the request, when it asked."""
+    embedding: list[float] | None = None
+    """With the finish, when it asked: length 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A request that turned out to be impossible after it was queued; it ends with this and nothing else."""
+
+    request_id: str
+    error: str
+    """Name of the class in errors.py."""
+    message: str
+    param: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +210,7 @@ class StepOutput:
     """Computed, of prompts and outputs together."""
     duration_us: int = 0
     """From the start of planning until the sampled tokens were on the host."""
+    rejections: list[Rejection] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +238,8 @@ class ModelFacts:
     """Of a small batch, all its sequences together."""
     gpu_uuids: list[str] = field(default_factory=list)
     """Of the devices that the engine owns, as NVML knows them; none on a CPU."""
+    structured_output: bool = False
+    """The model folder has a tokenizer that grammars can be compiled against."""
     load_s: float = 0.0
     """To read the model and allocate the cache, self-test included."""
     checkpoint_bytes: int = 0

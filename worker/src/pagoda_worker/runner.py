@@ -9,18 +9,22 @@ answer is written without a detour. So a step can be launched while the one befo
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pagoda_worker.constraints import RowMasks
 from pagoda_worker.decode_graphs import DecodeGraphs
+from pagoda_worker.embeddings import embed
 from pagoda_worker.graph_ladder import padded_size
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.models.base import Model
 from pagoda_worker.plan import Sampled, Sequence, StepPlan
+from pagoda_worker.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.request import TokenLogprobs
+from pagoda_worker.row_masks import BatchMasks
 from pagoda_worker.sampler import BROKEN, History, IntArray, Logprobs, Sampler, to_device
 
 
@@ -34,7 +38,16 @@ class RunnerShape:
 
 
 class Runner:
-    def __init__(self, model: Model, shape: RunnerShape, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Model,
+        shape: RunnerShape,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        masks: Callable[[list[Sequence]], RowMasks | None] = lambda samplers: None,
+    ) -> None:
+        """`masks`: what the sampling sequences, in the plan's order, may sample; asked while the device computes."""
         self.model = model
         self.shape = shape
         self.device = device
@@ -52,6 +65,8 @@ class Runner:
         self.graphs: DecodeGraphs | None = None
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self.tokens, self._output_start)
+        self._masks = masks
+        self._prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device)
 
         self._copies_back = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -65,25 +80,40 @@ class Runner:
             return self._launch_graph(self.graphs, plan, size)
         inputs = _Inputs(plan, self)
         hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, inputs.batch)
+        self._prompt_logprobs.collect(plan, hidden, self.model.logits)
+        told = Sampled([])
+        embed(plan, hidden, told)
         if not len(inputs.sampled_rows):
-            return InFlight(self, inputs.sampled_rows, inputs.plan_positions, None, None)
+            return InFlight(self, inputs.sampled_rows, inputs.plan_positions, None, None, told)
         logits = self.model.logits(hidden.index_select(0, inputs.sampled_at))
-        ids, logprobs = self.sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history)
+        ids, logprobs = self._sample(plan, logits, inputs, told)
         # A broken row stays a valid input: a step that is planned already may read it before its end is known.
         self.tokens[inputs.sampled_rows_there, inputs.lengths_there] = ids.clamp(min=0).int()
-        return InFlight(self, inputs.sampled_rows, inputs.plan_positions, ids, logprobs)
+        return InFlight(self, inputs.sampled_rows, inputs.plan_positions, ids, logprobs, told)
+
+    def _sample(self, plan: StepPlan, logits: Tensor, inputs: "_Inputs", told: Sampled) -> tuple[Tensor, Logprobs | None]:
+        samplers = plan.sampling()
+        masks = self._masks(samplers)
+        batch_masks = None if masks is None else inputs.in_batch(masks)
+        if masks is not None:
+            told.stuck = masks.stuck
+        self._prompt_logprobs.deliver(samplers, told)
+        return self.sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history, batch_masks)
 
     def _launch_graph(self, graphs: DecodeGraphs, plan: StepPlan, size: int) -> "InFlight":
-        """Rows that are not greedy, or want logprobs, are sampled from the graph's logits as in any other step."""
+        """Rows that are not greedy, or want logprobs or a mask, are sampled from the graph's logits as in any other step."""
         logits, ids = graphs.run(plan, size)
         rows = np.array([sequence.row for sequence in plan.decodes], np.int64)
-        logprobs = None
-        if not self.sampler.greedy_alone(rows):
+        logprobs, told, masks = None, Sampled([]), self._masks(plan.decodes)
+        if masks is not None or not self.sampler.greedy_alone(rows):
             lengths = np.array([sequence.computed for sequence in plan.decodes], np.int64)
-            ids, logprobs = self.sampler.sample(logits, rows, lengths, self._history)
+            batch_masks = None if masks is None else BatchMasks(np.array(masks.positions), torch.from_numpy(masks.bits))
+            ids, logprobs = self.sampler.sample(logits, rows, lengths, self._history, batch_masks)
             rows_there, lengths_there = _send([rows, lengths], np.int64, self.device)
             self.tokens[rows_there, lengths_there] = ids.clamp(min=0).int()
-        return InFlight(self, rows, np.arange(len(rows)), ids, logprobs)
+        if masks is not None:
+            told.stuck = masks.stuck
+        return InFlight(self, rows, np.arange(len(rows)), ids, logprobs, told)
 
     def _apply_changes(self, plan: StepPlan) -> None:
         if plan.scrubs:
@@ -118,8 +148,18 @@ class InFlight:
     """A step that was launched. On CUDA its answer comes back on a stream of its own, behind an event, so that the next step's kernels do
     not wait for it."""
 
-    def __init__(self, runner: Runner, rows: IntArray, plan_positions: IntArray, ids: Tensor | None, logprobs: Logprobs | None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        rows: IntArray,
+        plan_positions: IntArray,
+        ids: Tensor | None,
+        logprobs: Logprobs | None,
+        told: Sampled,
+    ) -> None:
         """`ids` of `rows`, which stand at `plan_positions` among those that the plan samples."""
+        self._told = told
+        """What the host knew of the answer at the launch already."""
         self._plan_positions = plan_positions
         self._top_logprobs = runner.sampler.top_logprobs[rows].copy()  # rows may have other owners when it is read
         self._logprobs = logprobs
@@ -138,14 +178,14 @@ class InFlight:
     def result(self) -> Sampled:
         """Waits for the device."""
         if not self._answers:
-            return Sampled([])
+            return self._told
         if self._event is not None:
             self._event.synchronize()
         host = self._answers[0].numpy()
         # The runner computed decode rows by length; the answer goes out in the plan's order.
         answer = np.empty_like(host)
         answer[self._plan_positions] = host
-        sampled = Sampled(answer.tolist(), broken=set(np.flatnonzero(answer == BROKEN).tolist()))
+        sampled = replace(self._told, token_ids=answer.tolist(), broken=set(np.flatnonzero(answer == BROKEN).tolist()))
         if self._logprobs is not None:
             self._add_logprobs(sampled, self._logprobs.positions, *(each.tolist() for each in self._answers[1:]))
         return sampled
@@ -200,6 +240,12 @@ class _Inputs:
             decode_lens=contexts[:decodes].tolist(),
             chunks=[(count, chunk.start) for count, chunk in zip(counts, plan.chunks, strict=True)],
         )
+
+    def in_batch(self, masks: RowMasks) -> BatchMasks:
+        """The batch has decode rows longest first, the plan does not."""
+        batch_of_plan = np.empty_like(self.plan_positions)
+        batch_of_plan[self.plan_positions] = np.arange(len(batch_of_plan))
+        return BatchMasks(batch_of_plan[masks.positions], torch.from_numpy(masks.bits))
 
 
 def _send(parts: list[IntArray], dtype: type[np.int64 | np.int32], device: torch.device) -> tuple[Tensor, ...]:

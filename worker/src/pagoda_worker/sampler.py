@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.request import Request
+from pagoda_worker.row_masks import BatchMasks, allowed
 
 CANDIDATES = 1024
 """Most likely tokens looked at by top-p before it falls back to sorting the whole row."""
@@ -77,7 +78,7 @@ class Sampler:
             ids = torch.tensor(list(s.logit_bias), dtype=torch.int64, device=self._device)
             self._bias[row] = ids, torch.tensor(list(s.logit_bias.values()), dtype=torch.float32, device=self._device)
         enders = [*request.stop_token_ids, *(() if request.ignore_eos else eos_token_ids)]
-        if request.min_tokens > 0 and enders:
+        if request.min_tokens > 0 and enders and not request.constrained:  # its bitmask does that
             self._min_length[row] = len(request.prompt_ids) + request.min_tokens
             self._enders[row] = torch.tensor(enders, dtype=torch.int64, device=self._device)
         self._plain[row] = not (self._penalised[row] or self._bias.get(row) or self._enders.get(row) is not None)
@@ -86,14 +87,20 @@ class Sampler:
         """The most likely ids are all that these rows ask for."""
         return bool(self._plain[rows].all()) and not (self._temperature[rows] > 0).any() and not (self.top_logprobs[rows] >= 0).any()
 
-    def sample(self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History) -> tuple[Tensor, Logprobs | None]:
+    def sample(
+        self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History, masks: BatchMasks | None = None
+    ) -> tuple[Tensor, Logprobs | None]:
         """logits [S, V] of `rows`, whose sequences are `lengths` long. Returns ids [S] int64 (BROKEN where logits are not finite)."""
         ids: Tensor
         random = np.flatnonzero(self._temperature[rows] > 0)
-        if not len(random) and self._plain[rows].all():
+        if not len(random) and masks is None and self._plain[rows].all():
             best, ids = logits.max(dim=-1)
         else:
             adjusted = self._adjust(logits.float(), rows, lengths, history)
+            if masks is not None:
+                at = self._to_device(masks.positions)
+                out = ~allowed(masks.bits.to(self._device), self._vocab)
+                adjusted = adjusted.index_copy(0, at, adjusted[at].masked_fill(out, float("-inf")))
             best, ids = adjusted.max(dim=-1)
             if len(random):
                 chosen = self._choose(adjusted[self._to_device(random)], rows[random], lengths[random] - history.output_start[rows[random]])

@@ -9,7 +9,7 @@ cache). The first in order is never preempted, and alone it fits (checked at sub
 """
 
 import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pagoda_worker.blocks import BlockPool, root_hash
 from pagoda_worker.errors import ContextTooLong, RequestRefused
@@ -63,8 +63,9 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._requests or self._outbox)
 
-    def submit(self, request: Request, *, now: float, seed: int) -> None:
-        """`seed` is that of sequence 0; the next ones count up. Raises RequestRefused, ContextTooLong."""
+    def submit(self, request: Request, *, now: float, seed: int) -> list[Sequence]:
+        """`seed` is that of sequence 0; the next ones count up. Structured ones are held until `release`. Raises RequestRefused,
+        ContextTooLong."""
         length = len(request.prompt_ids) + len(request.resume_ids)
         limit = min(len(request.prompt_ids) + request.max_tokens, self.limits.max_model_len)
         self._check(request, length, limit)
@@ -79,6 +80,24 @@ class Scheduler:
             self._timed.update(family)
         leader, *leader.siblings = family
         bisect.insort(self.waiting, leader, key=_order)
+        return family
+
+    def release(self, request_id: str) -> None:
+        """What held it back is there. Unknown ids are ignored, here and below: the request may have been cancelled."""
+        for sequence in self._requests.get(request_id, {}).values():
+            sequence.held = False
+
+    def drop(self, request_id: str) -> bool:
+        """A held request that turned out to be impossible; it leaves without an ending. Says whether it was still there."""
+        family = list(self._requests.get(request_id, {}).values())
+        for sequence in family:
+            self._end(sequence, FinishReason.CANCELLED)
+        return bool(family)
+
+    def complete(self, request_id: str) -> None:
+        """A held request whose resumed output is all there is to say."""
+        for sequence in list(self._requests.get(request_id, {}).values()):
+            self._end_early(sequence, FinishReason.STOP)
 
     def _check(self, request: Request, length: int, limit: int) -> None:
         if request.request_id in self._requests:
@@ -191,7 +210,7 @@ class Scheduler:
         sequence.computed += count
         self._register(sequence)
         complete = sequence.remaining == 0
-        samplers = [sequence, *self._part(plan, sequence)] if complete else []
+        samplers = [sequence, *self._part(plan, sequence)] if complete and not sequence.request.embedding else []
         for sampler in samplers:
             sampler.pending += 1
         plan.chunks.append(Chunk(sequence, start, count, samplers))
@@ -201,6 +220,8 @@ class Scheduler:
     def _part(self, plan: StepPlan, leader: Sequence) -> list[Sequence]:
         """The prompt is computed: siblings take a reference to all of its blocks. Those that find no row wait like anyone else."""
         siblings, leader.siblings = leader.siblings, []
+        for sibling in siblings:
+            sibling.prompt_told = True
         parted = siblings[: len(self._free_rows)]
         for sibling in parted:
             self.blocks.share(leader.blocks)
@@ -216,14 +237,14 @@ class Scheduler:
     def _admit(self, plan: StepPlan, now: float) -> Sequence | None:
         """The first in waiting, with all blocks of its present length; nobody overtakes it. One spare block for each running sequence
         keeps the newcomer from being preempted at once."""
-        if not self.waiting or not self._free_rows or self.waiting[0].pending:
+        sequence = next((each for each in self.waiting if not each.held), None)
+        if sequence is None or not self._free_rows or sequence.pending:
             return None
-        sequence = self.waiting[0]
-        hits = cached_prefix(self.blocks, sequence) if self._shares_prefix(sequence) else []
+        hits = cached_prefix(self.blocks, sequence) if self._reads_prefix(sequence) else []
         fresh = self._blocks_for(len(sequence.tokens)) - len(hits)
         if fresh + len(self.running) + self.blocks.evictable_among(hits) > self.blocks.free_blocks and self.running:
             return None
-        self.waiting.pop(0)
+        self.waiting.remove(sequence)
         self.blocks.share(hits)
         sequence.blocks = [*hits, *self.blocks.take(fresh)]
         sequence.registered = len(hits)
@@ -262,6 +283,10 @@ class Scheduler:
         if self._shares_prefix(sequence):
             register_prefix(self.blocks, sequence)
 
+    def _reads_prefix(self, sequence: Sequence) -> bool:
+        """Logprobs of a prompt need its hidden states, which no cache has; once they are told, blocks will do."""
+        return self._shares_prefix(sequence) and sequence.prompt_told
+
     def _shares_prefix(self, sequence: Sequence) -> bool:
         return self.limits.prefix_caching and sequence.request.use_prefix_cache
 
@@ -283,12 +308,20 @@ class Scheduler:
             self._note_step(sequence, batch)
             if broken:
                 updates.append(sequence.update([], None, self._end_broken(sequence)))
-            else:
-                updates.append(self._append(sequence, token, sampled.logprobs.get(position), now))
-        for chunk in plan.chunks:
+                continue
+            if position in sampled.stuck:
+                updates.append(sequence.update([], None, self._end(sequence, FinishReason.ENGINE_ERROR, detail=sampled.stuck[position])))
+                continue
+            update = self._append(sequence, token, sampled.logprobs.get(position), now, complete=position in sampled.complete)
+            if position in sampled.prompt_logprobs:
+                update = replace(update, prompt_logprobs=sampled.prompt_logprobs[position])
+            updates.append(update)
+        for index, chunk in enumerate(plan.chunks):
             if not chunk.sequences and not chunk.sequence.ended:
                 self._note_step(chunk.sequence, batch)
-                if not chunk.sequence.announced:
+                if index in sampled.embeddings:
+                    updates.append(self._embedded(chunk.sequence, sampled.embeddings[index], now))
+                elif not chunk.sequence.announced:
                     updates.append(chunk.sequence.update([], None, None))
         return updates
 
@@ -297,21 +330,34 @@ class Scheduler:
         if sequence.request.want_timings:
             sequence.note_batch(batch)
 
-    def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> SequenceUpdate:
+    def _embedded(self, sequence: Sequence, embedding: list[float], now: float) -> SequenceUpdate:
+        """`embedding` empty: not finite."""
+        if not embedding:
+            return sequence.update([], None, self._end_broken(sequence))
+        sequence.first_token = sequence.last_token = now
+        return replace(sequence.update([], None, self._end(sequence, FinishReason.STOP)), embedding=embedding)
+
+    def _append(
+        self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float, *, complete: bool = False
+    ) -> SequenceUpdate:
+        """`complete`: its grammar takes nothing more; the token counts, and the end reads as if eos had come."""
         sequence.tokens.append(token)
         sequence.sampled += 1
         self.totals.generation_tokens += 1
         if not sequence.first_token:
-            sequence.first_token = now
+            sequence.first_token, sequence.prompt_told = now, True
         sequence.last_token = now
         request = sequence.request
         if token in request.stop_token_ids or (token in self._eos and not request.ignore_eos):
             return sequence.update([], None, self._end(sequence, FinishReason.STOP, stop_token_id=token))
-        if len(sequence.tokens) >= sequence.limit:
-            return sequence.update([token], None if logprobs is None else [logprobs], self._end(sequence, FinishReason.LENGTH))
-        if sequence.row >= 0:
+        finish = None
+        if complete:
+            finish = self._end(sequence, FinishReason.STOP, stop_token_id=next(iter(self.limits.eos_token_ids), None))
+        elif len(sequence.tokens) >= sequence.limit:
+            finish = self._end(sequence, FinishReason.LENGTH)
+        elif sequence.row >= 0:
             self._register(sequence)
-        return sequence.update([token], None if logprobs is None else [logprobs], None)
+        return sequence.update([token], None if logprobs is None else [logprobs], finish)
 
     # ------------------------------------------------------------ endings
 

@@ -457,9 +457,9 @@ class Submit(_message.Message):
     top_logprobs: _builtins.int
     """absent: none; 0: the sampled token's only; k: also the k most likely"""
     prompt_logprobs: _builtins.int
-    """reserved"""
+    """absent: none; 0: the prompt's own tokens; k: also the k most likely at each place"""
     embedding: _builtins.bool
-    """reserved: last hidden state instead of tokens"""
+    """last hidden state instead of tokens; max_tokens and min_tokens then say nothing"""
     cache_salt: _builtins.bytes
     """from the tenant's key, set by the router, never by the client"""
     priority: _builtins.int
@@ -476,7 +476,7 @@ class Submit(_message.Message):
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def structured(self) -> Global___StructuredOutput:
-        """reserved"""
+        """a wrong one is Refused once it was compiled, up to 10 s later, naming structured.<kind>"""
 
     @_builtins.property
     def speculation(self) -> Global___Speculation:
@@ -568,7 +568,7 @@ class Sampling(_message.Message):
     def logit_bias(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogitBias]: ...
     @_builtins.property
     def allowed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """empty: all"""
+        """empty: all; eos is not exempt"""
 
     @_builtins.property
     def bad_words(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]:
@@ -1149,7 +1149,7 @@ class Finish(_message.Message):
     sequence: _builtins.int
     reason: Global___FinishReason.ValueType
     stop_token_id: _builtins.int
-    """with FINISH_STOP; not among the row's token_ids when it is eos"""
+    """with FINISH_STOP; not among the row's token_ids when it is eos; eos also where a grammar was complete"""
     detail: _builtins.str
     """one sentence, for errors"""
     @_builtins.property

@@ -13,6 +13,7 @@ import grpc
 from grpc import aio
 
 from pagoda_worker.front.artifacts import TextArtifact, TextArtifacts
+from pagoda_worker.front.outputs import features_of
 from pagoda_worker.front.session import RouterSession
 from pagoda_worker.front.switchboard import Switchboard
 from pagoda_worker.request import ModelFacts
@@ -22,7 +23,6 @@ from pagoda_worker.wire.worker_pb2_grpc import WorkerServicer
 PROTOCOL = 1
 HASH_VERSION = 1
 HELLO_S = 10.0
-FEATURES = (pb.FEATURE_PREFIX_CACHE_TOGGLE,)
 
 Context = Any
 """aio.ServicerContext; the generated stubs name a class that exists for type checkers only."""
@@ -170,7 +170,7 @@ def describe_model(model: str, facts: ModelFacts, artifacts: TextArtifacts) -> p
         max_running=facts.max_running,
         max_sequences_per_request=facts.max_sequences_per_request,
         max_top_logprobs=facts.max_top_logprobs,
-        features=FEATURES,
+        features=features_of(facts),
         prefill_tokens_per_s=facts.prefill_tokens_per_s,
         decode_tokens_per_s=facts.decode_tokens_per_s,
         max_model_len_fitting=facts.max_model_len_fitting,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import grpc
 
 from pagoda_worker.front.calls import Call
+from pagoda_worker.front.outputs import prompt_logprobs_message
 from pagoda_worker.request import EngineState, SequenceUpdate, TokenLogprobs
 from pagoda_worker.wire import worker_pb2 as pb
 
@@ -21,7 +22,19 @@ STATE_INTERVAL_US = 100_000
 class FrameDraft:
     """Rows of one step for one router, collected as plain lists and made a message once."""
 
-    __slots__ = ("ended", "finishes", "first_tokens", "logprobs", "request_ids", "sequences", "started", "token_counts", "token_ids")
+    __slots__ = (
+        "embeddings",
+        "ended",
+        "finishes",
+        "first_tokens",
+        "logprobs",
+        "prompt_logprobs",
+        "request_ids",
+        "sequences",
+        "started",
+        "token_counts",
+        "token_ids",
+    )
 
     def __init__(self) -> None:
         self.first_tokens: list[tuple[Call, int]] = []
@@ -35,6 +48,8 @@ class FrameDraft:
         self.logprobs: list[pb.RowLogprobs] = []
         self.finishes: list[pb.Finish] = []
         self.started: list[pb.Started] = []
+        self.prompt_logprobs: list[pb.PromptLogprobs] = []
+        self.embeddings: list[pb.Embedding] = []
 
     def add_row(self, request_id: int, update: SequenceUpdate) -> None:
         if update.logprobs is not None:
@@ -43,6 +58,13 @@ class FrameDraft:
         self.sequences.append(update.sequence)
         self.token_counts.append(len(update.token_ids))
         self.token_ids += update.token_ids
+
+    def add_outputs(self, request_id: int, update: SequenceUpdate) -> None:
+        """What comes once per request, beside its first token or its finish."""
+        if update.prompt_logprobs is not None:
+            self.prompt_logprobs.append(prompt_logprobs_message(request_id, update.prompt_logprobs))
+        if update.embedding is not None:
+            self.embeddings.append(pb.Embedding(request_id=request_id, values=update.embedding))
 
     def add_finish(self, call: Call, finish: pb.Finish) -> None:
         self.finishes.append(finish)
@@ -62,6 +84,8 @@ class FrameDraft:
             logprobs=self.logprobs,
             finishes=self.finishes,
             started=self.started,
+            prompt_logprobs=self.prompt_logprobs,
+            embeddings=self.embeddings,
         )
 
 

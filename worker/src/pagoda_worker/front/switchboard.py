@@ -160,6 +160,7 @@ class Switchboard:
                 else:
                     self._first_token(call, sequence, at_us)
                 call.last_token_us[sequence] = at_us
+            call.session.draft.add_outputs(call.request_id, update)
             if update.finish is not None:
                 self._finish(call, update.sequence, update.finish)
         self._metrics.stepped(output, gaps_us)

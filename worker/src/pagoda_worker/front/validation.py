@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused
+from pagoda_worker.front.outputs import allowed_token_ids, bad_words, check_embedding, structured_output
 from pagoda_worker.request import ModelFacts, Request, Sampling
 from pagoda_worker.wire import worker_pb2 as pb
 
@@ -28,6 +29,7 @@ TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9
 def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
     """Raises RequestRefused, ContextTooLong or NotImplementedYet."""
     _refuse_reserved(submit)
+    check_embedding(submit)
     n = submit.n or 1
     _at_most(n, facts.max_sequences_per_request, "n", "sequences")
     _check_lengths(submit, n, facts)
@@ -39,6 +41,8 @@ def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
         _check_ids(ids, facts.vocab_size, param)
     if submit.HasField("top_logprobs"):
         _at_most(submit.top_logprobs, facts.max_top_logprobs, "top_logprobs", "logprobs")
+    if submit.HasField("prompt_logprobs"):
+        _at_most(submit.prompt_logprobs, facts.max_top_logprobs, "prompt_logprobs", "logprobs")
     if len(submit.cache_salt) > MAX_SALT_BYTES:
         raise RequestRefused(f"the salt has {len(submit.cache_salt)} bytes; at most {MAX_SALT_BYTES} are taken", param="cache_salt")
     return Request(
@@ -46,8 +50,8 @@ def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
         prompt_ids=list(submit.prompt_ids),
         sampling=_sampling(submit.sampling, facts.vocab_size) if submit.HasField("sampling") else Sampling(),
         n=n,
-        max_tokens=submit.max_tokens,
-        min_tokens=submit.min_tokens,
+        max_tokens=1 if submit.embedding else submit.max_tokens,
+        min_tokens=0 if submit.embedding else submit.min_tokens,
         stop_token_ids=list(submit.stop_token_ids),
         ignore_eos=submit.ignore_eos,
         top_logprobs=submit.top_logprobs if submit.HasField("top_logprobs") else None,
@@ -57,6 +61,9 @@ def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
         deadline_s=submit.deadline_us * MICROSECONDS if submit.HasField("deadline_us") else None,
         resume_ids=list(submit.resume_ids),
         want_timings=submit.trace.want_timings,
+        structured=structured_output(submit, facts),
+        prompt_logprobs=submit.prompt_logprobs if submit.HasField("prompt_logprobs") else None,
+        embedding=submit.embedding,
     )
 
 
@@ -71,12 +78,6 @@ def _refuse_reserved(submit: pb.Submit) -> None:
         raise NotImplementedYet(
             f"adapter {submit.adapter!r} was asked for; this worker serves base models only: leave adapter empty", param="adapter"
         )
-    if submit.HasField("prompt_logprobs"):
-        raise NotImplementedYet("logprobs of prompt tokens are not computed yet: leave prompt_logprobs out", param="prompt_logprobs")
-    if submit.embedding:
-        raise NotImplementedYet("embeddings are not computed yet: leave embedding out", param="embedding")
-    if submit.HasField("structured"):
-        raise NotImplementedYet("structured output is not enforced yet: leave structured out", param="structured")
     if submit.HasField("speculation") and not submit.speculation.off:
         raise NotImplementedYet("speculation does not exist yet: leave speculation out or switch it off", param="speculation")
     if submit.toggles.no_batching:
@@ -92,13 +93,13 @@ def _check_lengths(submit: pb.Submit, n: int, facts: ModelFacts) -> None:
     prompt, resumed = len(submit.prompt_ids), len(submit.resume_ids)
     if prompt == 0:
         raise RequestRefused("the prompt is empty: send at least one token", param="prompt_ids")
-    if submit.max_tokens < 1:
+    if submit.max_tokens < 1 and not submit.embedding:
         raise RequestRefused("max_tokens is 0: ask for at least one output token", param="max_tokens")
-    if submit.min_tokens > submit.max_tokens:
+    if submit.min_tokens > submit.max_tokens and not submit.embedding:
         raise RequestRefused(f"min_tokens is {submit.min_tokens} and max_tokens {submit.max_tokens}: lower min_tokens", param="min_tokens")
     if resumed and n > 1:
         raise RequestRefused(f"{n} sequences cannot resume one output: ask for n = 1", param="resume_ids")
-    if resumed >= submit.max_tokens:
+    if resumed >= submit.max_tokens and not submit.embedding:
         raise RequestRefused(
             f"{resumed} tokens are resumed and max_tokens is {submit.max_tokens}: nothing is left to compute", param="resume_ids"
         )
@@ -118,6 +119,9 @@ def _sampling(asked: pb.Sampling, vocab_size: int) -> Sampling:
     _within(asked.frequency_penalty, -MAX_PENALTY, MAX_PENALTY, "frequency_penalty")
     _within(asked.presence_penalty, -MAX_PENALTY, MAX_PENALTY, "presence_penalty")
     _within(asked.repetition_penalty, 0.0, MAX_FACTOR, "repetition_penalty")
+    words = bad_words(asked)
+    _check_ids(asked.allowed_token_ids, vocab_size, "sampling.allowed_token_ids")
+    _check_ids((token for word in words for token in word), vocab_size, "sampling.bad_words")
     return Sampling(
         temperature=asked.temperature,
         top_p=asked.top_p,
@@ -128,6 +132,8 @@ def _sampling(asked: pb.Sampling, vocab_size: int) -> Sampling:
         repetition_penalty=asked.repetition_penalty or 1.0,
         seed=asked.seed if asked.HasField("seed") else None,
         logit_bias=_logit_bias(asked, vocab_size),
+        allowed_token_ids=allowed_token_ids(asked, vocab_size),
+        bad_words=words,
     )
 
 

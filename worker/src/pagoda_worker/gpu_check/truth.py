@@ -22,6 +22,9 @@ SHAPE = Shape(
 PROMPT_LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100, 127, 128, 129, 168)
 """Around the edges of blocks of 16 and beyond."""
 TOP = 5
+LOGPROB_TOLERANCE = 1e-3
+COSINE_TOLERANCE = 1e-5
+"""In float32 without TF32."""
 RANDOM = [Sampling(temperature=0.8 + 0.1 * i, top_p=0.95, top_k=50, presence_penalty=0.2, seed=100 + i) for i in range(4)]
 
 
@@ -140,6 +143,38 @@ def sampling(trial: Trial) -> Check:
     )
 
 
+def outputs(trial: Trial) -> Check:
+    """Bitmasks, prompt logprobs and embeddings beside each other."""
+
+    def told(engine: Engine) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
+        lines: list[list[int]] = [[] for _ in trial.prompts]
+        own: list[list[float]] = [[] for _ in trial.prompts]
+        embeddings: list[list[float]] = [[] for _ in trial.prompts]
+        for i, prompt in enumerate(trial.prompts):
+            settings = Sampling(allowed_token_ids=list(range(i, SHAPE.vocab, 3)), bad_words=[[i + 3], [i + 6, i + 9]])
+            common: dict[str, Any] = {"prompt_ids": prompt, "ignore_eos": True}
+            engine.submit(Request(request_id=f"{i} l", max_tokens=trial.output_tokens, sampling=settings, prompt_logprobs=TOP, **common))
+            engine.submit(Request(request_id=f"{i} e", max_tokens=1, embedding=True, **common))
+        while engine.has_work:
+            for update in engine.step().updates:
+                i = int(update.request_id.split()[0])
+                lines[i] += update.token_ids
+                own[i] += update.prompt_logprobs.own if update.prompt_logprobs else []
+                embeddings[i] += update.embedding or []
+        return lines, own, embeddings
+
+    (lines, own, embeddings), (cpu_lines, cpu_own, cpu_embeddings) = told(trial.engine()), told(trial.engine(device="cpu"))
+    worst = max(abs(a - b) for ours, theirs in zip(own, cpu_own, strict=True) for a, b in zip(ours, theirs, strict=True))
+    pairs = zip(embeddings, cpu_embeddings, strict=True)
+    cosine = min(sum(a * b for a, b in zip(ours, theirs, strict=True)) for ours, theirs in pairs)
+    equal = sum(ours == theirs for ours, theirs in zip(lines, cpu_lines, strict=True))
+    return Check(
+        "masks, prompt logprobs and embeddings as on the CPU",
+        equal == len(lines) and worst < LOGPROB_TOLERANCE and cosine > 1 - COSINE_TOLERANCE,
+        f"{equal} of {len(lines)} sequences equal, logprobs within {worst:.1g}, cosine at least {cosine:.7f}",
+    )
+
+
 def bf16(trial: Trial) -> Check:
     """Rounding may choose another token; then each side's choice must be among the other's most likely, and the rest is not compared."""
     done = trial.engine(dtype="bf16").generate(trial.prompts, max_tokens=trial.output_tokens, ignore_eos=True, top_logprobs=TOP)
@@ -164,5 +199,6 @@ CHECKS: tuple[Callable[[Trial], Check], ...] = (
     preemption,
     sampling,
     reference_attention,
+    outputs,
     bf16,
 )
