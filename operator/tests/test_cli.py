@@ -191,6 +191,8 @@ USAGE = {
     "get while nothing runs": (["get"], 1, "nothing runs here"),
     "chat while nothing runs": (["chat"], 1, "nothing runs here"),
     "delete while nothing runs": (["delete", "m"], 1, "nothing runs here"),
+    "sleep while nothing runs": (["sleep", "m"], 1, "nothing runs here"),
+    "a sleep that is none": (["sleep", "m", "--level", "3"], 2, "--level"),
     "logs of nothing": (["logs"], 1, "there are no logs"),
     "odd output": (["get", "-o", "xml"], 2, "table, json or yaml"),
     "a command of another distribution": (["quantize", "--quick"], 1, "pip install pagoda-worker"),
@@ -292,6 +294,13 @@ def test_an_api_key_is_used_by_chat_and_shown_in_curl_only_by_name(stack: Stack,
     assert "the API key is wrong" in stack.pagoda("chat", "-m", "hi", expect=1, PAGODA_API_KEY="other").stderr
     stack.pagoda("down")
     assert "Bearer" not in stack.up(str(manifest(model))).stdout
+
+
+def test_sleep_and_wake_ask_the_router_and_tell_each_workers_answer(served: Stack) -> None:
+    assert served.pagoda("sleep", "m", "--level", "2").stdout == "w-level-2 sleeps, 8.2 MB are free; the next request wakes it\n"
+    assert served.pagoda("wake", "m").stdout == "w-0 is awake after 1.25 s\nw-1 is awake already\n"
+    assert served.pagoda("sleep", "broken", expect=1).stderr == "pagoda: w-1: the weights are gone\n"
+    assert "there is no model 'nobody'" in served.pagoda("wake", "nobody", expect=1).stderr
 
 
 def test_delete_removes_one_model_and_leaves_the_others(stack: Stack, model: Path) -> None:

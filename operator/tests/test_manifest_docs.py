@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Callable[[Spec], object]] = {
     "spec.engine.dtype": lambda spec: spec.engine.dtype,
     "spec.engine.attention": lambda spec: spec.engine.attention,
     "spec.engine.maxRunning": lambda spec: spec.engine.max_running,
+    "spec.engine.load": lambda spec: spec.engine.load,
     "spec.engine.prefixCaching": lambda spec: spec.engine.prefix_caching,
     "spec.engine.batchInvariant": lambda spec: spec.engine.batch_invariant,
     "spec.engine.kvCache.blockSize": lambda spec: spec.engine.kv_cache.block_size,

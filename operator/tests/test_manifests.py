@@ -252,6 +252,15 @@ def test_the_worker_is_told_its_model_engine_and_bounds() -> None:
     }
 
 
+def test_a_worker_is_told_how_to_load_only_when_that_is_not_the_usual_way() -> None:
+    """So that workers of a spec that says nothing are not replaced by a newer operator."""
+    for load in ("lazy", "warm"):
+        assert (
+            json.loads(environment("chat-default", {"model": {"source": TINY}, "engine": {"load": load}})["PAGODA_ENGINE"])["load"] == load
+        )
+    assert "load" not in json.loads(environment("chat-default", {"model": {"source": TINY}, "engine": {"load": "eager"}})["PAGODA_ENGINE"])
+
+
 def test_a_worker_without_bounds_is_told_none() -> None:
     values = environment("chat-default")
     assert {"PAGODA_CPUS", "PAGODA_MEMORY_BYTES"}.isdisjoint(values)

@@ -17,12 +17,14 @@ from pagoda_router.errors import ModelNotFound, RouterError
 from pagoda_router.generation import (
     Arrival,
     CatalogEntry,
+    Embedded,
     Ended,
     EndReason,
     Event,
     Generation,
     ModelName,
     ModelState,
+    PromptLogprobs,
     ServedName,
     Started,
     TextAssets,
@@ -92,6 +94,7 @@ class Script:
     pause_before: dict[int, asyncio.Event] = field(default_factory=dict)
     """Batch number → an event waited for before that batch."""
     stop_token_id: int | None = None
+    embedding: Sequence[float] = ()
     together: bool = False
     """Everything in one list of events."""
 
@@ -116,6 +119,10 @@ class ScriptedStream:
     async def _steps(self) -> AsyncIterator[list[Event]]:
         sequences = range(self.generation.n)
         yield [Started(i, self.script.cached_tokens, 10) for i in sequences]
+        if self.generation.prompt_logprobs is not None:
+            yield [PromptLogprobs(self._known_of_prompt(self.generation.prompt_logprobs))]
+        if self.generation.embedding and self.script.embedding:
+            yield [Embedded(self.script.embedding)]
         for number, ids in enumerate(self.script.batches):
             if number in self.script.pause_before:
                 await self.script.pause_before[number].wait()
@@ -130,6 +137,11 @@ class ScriptedStream:
                 for i in sequences
                 if i not in self.stopped
             ]
+
+    def _known_of_prompt(self, k: int) -> list[TokenLogprobs]:
+        """Each own token is the second most likely one, when so many are asked for."""
+        own = self.generation.prompt_ids[1:]
+        return [TokenLogprobs(-2.0, ((9, -0.25), (i, -2.0), (8, -3.0))[:k]) for i in own]
 
     def _logprobs(self, ids: Sequence[int]) -> list[TokenLogprobs] | None:
         k = self.generation.top_logprobs
@@ -226,6 +238,7 @@ def assets_of(tokenizer: Tokenizer, folder: Path, template: str | None = TEMPLAT
         max_model_len=512,
         max_sequences_per_request=8,
         max_top_logprobs=5,
+        features=frozenset(),
     )
 
 

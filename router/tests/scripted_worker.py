@@ -55,6 +55,7 @@ class ScriptedWorker(WorkerServicer):
         self.described_model = ""
         self.max_model_len = 2048
         self.described_decode_tokens_per_s = 0.0
+        self.features: list[int] = []
         self.answers_pings = True
         self.grants = True
         self.clock_ahead_us = 0
@@ -111,6 +112,7 @@ class ScriptedWorker(WorkerServicer):
             max_running=8,
             max_sequences_per_request=8,
             max_top_logprobs=5,
+            features=self.features,
             prefill_tokens_per_s=4000,
             decode_tokens_per_s=self.described_decode_tokens_per_s,
         )
@@ -219,6 +221,10 @@ class ScriptedWorker(WorkerServicer):
             request_id=request_id, sequence=sequence, reason=reason, stop_token_id=0, detail=detail, usage=usage, timings=timings
         )
         self._frame(finishes=[finish], grants=grants)
+
+    def embed(self, request_id: int, values: Sequence[float]) -> None:
+        self._frame(embeddings=[wire.Embedding(request_id=request_id, values=values)])
+        self.finish(request_id, tokens=0)
 
     def refuse(self, request_id: int, code: int, message: str, param: str = "") -> None:
         self._returned += self._reserved.pop(request_id)

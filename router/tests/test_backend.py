@@ -7,7 +7,7 @@ from fleet_rig import ends_of, generation, rig, tokens_of
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.backends.pagoda import ACKNOWLEDGE_EVERY_FRAMES, LinkTiming, first_to_end
-from pagoda_router.generation import ModelName
+from pagoda_router.generation import Embedded, Feature, ModelName, PromptLogprobs, Sampling, Structured, TokenLogprobs
 from pagoda_router.wire import worker_pb2 as wire
 
 TINY = ModelName("tiny")
@@ -175,3 +175,70 @@ async def test_the_first_part_to_end_ends_the_others():
     with pytest.raises(ValueError, match="broken"):
         await first_to_end(forever(), failing())
     assert ended == ["forever"]
+
+
+FORMS = [
+    (Structured(json_schema="{}"), wire.StructuredOutput(json_schema="{}")),
+    (Structured(regex="a+"), wire.StructuredOutput(regex="a+")),
+    (Structured(grammar="start: A"), wire.StructuredOutput(grammar="start: A")),
+    (Structured(json_object=True), wire.StructuredOutput(json_object=True)),
+    (Structured(choices=("a", "b")), wire.StructuredOutput(choices=wire.Choices(choices=["a", "b"]))),
+]
+
+
+@pytest.mark.parametrize(("form", "expected"), FORMS, ids=str)
+async def test_the_form_of_an_answer_reaches_the_worker(tmp_path, form, expected):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        task = asyncio.create_task(router.collect(generation(structured=form)))
+        submit = await worker.next_submit()
+        worker.finish(submit.request_id)
+        await task
+        assert submit.structured == expected
+
+
+async def test_what_sampling_must_and_must_not_say_reaches_the_worker(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        sampling = Sampling(allowed_token_ids=(3, 4), bad_words=((5, 6), (7,)))
+        task = asyncio.create_task(router.collect(generation(sampling=sampling)))
+        submit = await worker.next_submit()
+        worker.finish(submit.request_id)
+        await task
+        assert list(submit.sampling.allowed_token_ids) == [3, 4]
+        assert [list(word.ids) for word in submit.sampling.bad_words] == [[5, 6], [7]]
+        assert not submit.HasField("structured")
+        assert not submit.HasField("prompt_logprobs")
+
+
+async def test_logprobs_of_the_prompt_come_before_the_first_token(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        task = asyncio.create_task(router.collect(generation(prompt_tokens=3, prompt_logprobs=1)))
+        submit = await worker.next_submit()
+        assert submit.prompt_logprobs == 1
+        known = wire.PromptLogprobs(request_id=submit.request_id, k=1, own=[-1, -2], top_ids=[8, 9], top=[-0.5, -0.25])
+        worker.rows([(submit.request_id, 0, [5])], prompt_logprobs=[known])
+        worker.finish(submit.request_id)
+        events = await task
+        assert events[0] == PromptLogprobs([TokenLogprobs(-1, ((8, -0.5),)), TokenLogprobs(-2, ((9, -0.25),))])
+        assert tokens_of(events) == [5]
+
+
+async def test_an_embedding_comes_before_its_end_and_says_nothing_of_answers_lengths(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        task = asyncio.create_task(router.collect(generation(embedding=True, max_tokens=1)))
+        submit = await worker.next_submit()
+        assert submit.embedding
+        worker.embed(submit.request_id, [0.5, -1])
+        events = await task
+        assert events[0] == Embedded([0.5, -1])
+        assert ends_of(events) == {0: "stop"}
+        await router.until(lambda: router.outstanding_tokens == 0)
+
+
+async def test_what_workers_can_do_is_told_and_remembered(tmp_path):
+    async with ScriptedWorker() as worker:
+        worker.features = [wire.FEATURE_EMBEDDINGS, wire.FEATURE_SLEEP]
+        async with rig(tmp_path, worker) as router:
+            assert router.fleet.text(ModelName("tiny")).features == {Feature.EMBEDDINGS, "sleep"}
+    async with rig(tmp_path) as router:
+        router.know(worker)
+        assert router.fleet.text(ModelName("tiny")).features == {Feature.EMBEDDINGS, "sleep"}

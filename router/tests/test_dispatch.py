@@ -227,7 +227,7 @@ async def test_a_refusal_for_the_clients_fault_names_the_field(tmp_path, worker,
         worker.refuse((await worker.next_submit()).request_id, code, "no such thing", "sampling.top_p")
         with pytest.raises(error, match="no such thing") as raised:
             await task
-        assert raised.value.param == "sampling.top_p"
+        assert raised.value.param == "top_p"
         await router.until(lambda: router.outstanding_tokens == 0)
 
 

@@ -11,7 +11,7 @@ from scripted_worker import ScriptedWorker
 from pagoda_router.internal import Probes, fleet_report, internal_app, routes
 
 
-async def get(app: Any, path: str, *, token: str | None = None, method: str = "GET") -> tuple[int, Any]:
+async def get(app: Any, path: str, *, token: str | None = None, method: str = "GET", query: str = "") -> tuple[int, Any]:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -21,7 +21,7 @@ async def get(app: Any, path: str, *, token: str | None = None, method: str = "G
         return {"type": "http.request"}
 
     headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
-    await app({"type": "http", "method": method, "path": path, "headers": headers}, receive, send)
+    await app({"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": headers}, receive, send)
     body = sent[1]["body"]
     is_json = dict(sent[0]["headers"])[b"content-type"] == b"application/json"
     return sent[0]["status"], json.loads(body) if is_json else body.decode()

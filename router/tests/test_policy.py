@@ -35,6 +35,12 @@ CHOICES = [
     ("nobody waiting before somebody waiting", [view("waiting", running=8, waiting=9), view("full", running=8)], "full"),
     ("the one with room", [view("full", reservable_tokens=None), view("open", running=8)], "open"),
     ("one that takes requests", [view("draining", routable=False, reason="the worker is draining"), view("open", running=8)], "open"),
+    ("one that is awake, though busy", [view("asleep", sleeps=True), view("awake", running=8, queued_prefill_tokens=5000)], "awake"),
+    (
+        "one that sleeps, before a queue longer than waking",
+        [view("awake", queued_prefill_tokens=50_000), view("rested", sleeps=True)],
+        "rested",
+    ),
     ("one that is large enough", [view("small", capacity_tokens=96), view("large", running=8)], "large"),
 ]
 

@@ -266,6 +266,10 @@ async def test_what_is_wrong_for_any_model_is_said_at_once(tmp_path):
             ({"messages": []}, "messages"),
             ({"n": 0}, "n"),
             ({"max_tokens": 0}, "max_tokens"),
+            ({"tool_choice": "required"}, "tool_choice"),
+            ({"bad_words": [""]}, "bad_words"),
+            ({"response_format": {"type": "xml"}}, "response_format.type"),
+            ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice"),
         ]:
             call = await caller(router)("POST", CHAT, chat(stream=True, **wrong))
             assert (call.status, call.error["param"]) == (400, param)

@@ -11,7 +11,7 @@ import time
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine_process import EngineLike, LoadingNews, run_process
-from pagoda_worker.errors import ModelError, RequestRefused
+from pagoda_worker.errors import CannotSleep, ModelError, RequestRefused
 from pagoda_worker.request import (
     EngineState,
     Finish,
@@ -34,6 +34,7 @@ HANGS = 903  # the step never returns
 ENDLESS = 901  # tokens without end, whatever max_tokens says
 REFUSED = 904  # the engine's own check refuses it
 STEP_S = 0.002
+WAKE_S = 0.01
 
 FACTS = ModelFacts(
     max_batch_tokens=8192,
@@ -53,6 +54,7 @@ FACTS = ModelFacts(
     prefill_tokens_per_s=10_000.0,
     decode_tokens_per_s=500.0,
     load_s=0.25,
+    awake_bytes=8 << 20,
     structured_output=True,
 )
 
@@ -71,6 +73,8 @@ class ScriptedEngine:
         self._emitted: dict[tuple[str, int], int] = {}
         self._cancelled: list[tuple[str, int]] = []
         self._abandoned: list[tuple[tuple[str, int], str]] = []
+        self._cannot_wake = config.seed == 16
+        self.sleep_level = 2 if config.load == "lazy" else 0
         self._steps = 0
         self._generated = 0
         self._prompted = 0
@@ -111,6 +115,7 @@ class ScriptedEngine:
             for key, detail in self._abandoned
         ]
         self._abandoned.clear()
+        assert not self.sleep_level, "nothing is computed asleep"
         live = list(self._emitted)
         tokens = sum(1 if self._emitted[key] else len(self._requests[key[0]].prompt_ids) for key in live)
         updates += [self._advance(key) for key in live]
@@ -133,7 +138,20 @@ class ScriptedEngine:
             generation_tokens_total=self._generated,
             prefill_tokens_per_s=10_000.0,
             decode_step_ms=2.0,
+            sleep_level=self.sleep_level,
         )
+
+    def sleep(self, level: int) -> int:
+        if level > 2:
+            raise CannotSleep(f"the scripted engine has no sleep level {level}")
+        self.sleep_level = level
+        return 1000 * level
+
+    def wake(self) -> None:
+        if self._cannot_wake:
+            raise ModelError("the scripted weights are gone")
+        time.sleep(WAKE_S)
+        self.sleep_level = 0
 
     def _misbehave(self, command: int) -> None:
         if command == RAISES:

@@ -23,11 +23,15 @@ from pagoda_worker.channel import (
     Loading,
     Ready,
     Rejected,
+    Sleep,
+    Slept,
     Start,
     Stepped,
     Submitted,
     Unusable,
     Up,
+    Wake,
+    Woke,
     decode_up,
     pack,
 )
@@ -195,3 +199,41 @@ def test_tokens_between_failures_start_the_count_anew():
         turns.turn()
         turns.submit(1, max_tokens=1)
         turns.turn()
+
+
+def test_an_engine_sleeps_when_what_came_before_has_ended_and_wakes_for_a_request():
+    turns = Turns(ScriptedEngine(CONFIG))
+    turns.submit(1, max_tokens=2)
+    turns.inbox.put(Sleep(1))
+    turns.turn()
+    turns.turn()
+    assert not any(isinstance(message, Slept) for message in turns.sent)
+    slept = turns.turn()
+    assert isinstance(slept, Slept)
+    assert (slept.state.sleep_level, slept.freed_bytes, slept.problem) == (1, 1000, "")
+    assert isinstance(turns.turn(), Idle)
+    turns.submit(1, request_id="next", max_tokens=1)
+    turns.turn()
+    loading, woke, step = turns.sent[-3:]
+    assert isinstance(loading, Loading)
+    assert isinstance(woke, Woke)
+    assert (woke.state.sleep_level, woke.problem) == (0, "")
+    assert isinstance(step, Stepped)
+
+
+def test_a_wake_that_fails_refuses_each_request_with_the_reason():
+    turns = Turns(ScriptedEngine(EngineConfig(model_dir=TINY, device="cpu", seed=16, load="lazy")))
+    turns.submit(1, request_id="a")
+    turns.submit(1, request_id="b")
+    turns.turn()
+    rejected = [message for message in turns.sent if isinstance(message, Rejected)]
+    assert [(each.request_id, each.error) for each in rejected] == [("a", "WakeFailed"), ("b", "WakeFailed")]
+    assert all("the scripted weights are gone" in each.message for each in rejected)
+
+
+def test_an_engine_that_is_awake_says_so_when_it_is_woken():
+    turns = Turns(ScriptedEngine(CONFIG))
+    turns.inbox.put(Wake())
+    turns.turn()
+    assert isinstance(turns.sent[0], Woke)
+    assert turns.sent[0].load_us == 0

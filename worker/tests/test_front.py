@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
 
 import httpx
@@ -199,6 +200,7 @@ async def test_before_the_engine_is_loaded_the_probes_say_what_it_is_at():
             "prefillTokensPerS": 10000.0,
             "decodeTokensPerS": 500.0,
             "loadS": 0.25,
+            "warmS": 0.0,
             "device": "cpu",
         }
 
@@ -214,6 +216,55 @@ async def test_a_crash_is_told_with_its_signal_and_last_line_until_a_new_engine_
         assert answer["reason"] == "EngineCrash"
         assert "the engine process was ended by SIGKILL; its last line: about to die; now starting it again in 30.0 s" in answer["message"]
         assert (answer["progress"], answer["bytesDone"]) == (None, None)
+
+
+class Counted(Backoff):
+    """Remembers what it was told and said, and waits no longer than a test can."""
+
+    def __init__(self) -> None:
+        super().__init__(first_s=0.01)
+        self.waits_s: list[float] = []
+        self.served_s: list[float] = []
+
+    def after(self, served_s: float) -> float:
+        self.served_s.append(served_s)
+        self.waits_s.append(super().after(served_s))
+        return self.waits_s[-1]
+
+
+async def test_an_engine_that_dies_at_each_start_is_started_ever_later_and_the_front_says_why(tmp_path: Path):
+    """Each start looks whether the engine before it is still there: two would not fit into one device."""
+    program = tmp_path / "engine.py"
+    pid_file = tmp_path / "pid"
+    program.write_text(
+        "import os, pathlib, sys\n"
+        f"before = pathlib.Path({str(pid_file)!r})\n"
+        "if before.exists() and os.path.exists('/proc/' + before.read_text()): sys.exit('two at once')\n"
+        "before.write_text(str(os.getpid()))\n"
+        "sys.exit('the device is gone')\n"
+    )
+    backoff = Counted()
+    front = Front(
+        WorkerSettings(model_name=MODEL, engine=EngineConfig(model_dir=TINY, device="cpu"), grpc_port=0, http_port=0),
+        engine_command=(sys.executable, str(program)),
+    )
+    front.supervisor.backoff = backoff
+    running = asyncio.create_task(front.run())
+    while len(backoff.waits_s) < 4:
+        await asyncio.sleep(0)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{front.http_port}") as http:
+        health, ready, metrics = [await http.get(path) for path in ("/health", "/ready", "/metrics")]
+    front.stop()
+    front.stop()
+    await running
+    assert backoff.waits_s[:4] == [0.01, 0.02, 0.04, 0.08]
+    assert backoff.served_s[:4] == [0.0] * 4, "the time to load is no time of health"
+    for answer, words in ((health, health.json()["reason"]), (ready, ready.json()["message"])):
+        assert answer.status_code == 503
+        assert "the engine process ended with status 1" in words
+    assert "its last line: the device is gone" in ready.json()["message"]
+    assert ready.json()["reason"] == "EngineCrash"
+    assert f'pagoda_engine_up{{model_name="{MODEL}"}} 0.0' in metrics.text
 
 
 @pytest.mark.parametrize(("kills", "reason"), [(0, "EngineCrash"), (1, "OutOfMemory")])

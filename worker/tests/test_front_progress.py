@@ -74,6 +74,15 @@ def test_the_first_prefill_has_more_time(clock: ProgressClock):
     assert clock.stalled_reason(201.0) == "the engine has work and no token moved for 201 s"
 
 
+def test_an_engine_that_moves_its_weights_is_not_hung_until_it_takes_forever(clock: ProgressClock):
+    clock.heard(IDLE, 0.0)
+    clock.moves_weights(10.0)
+    assert clock.stalled_reason(609.0) is None
+    assert clock.stalled_reason(611.0) == "the engine falls asleep or wakes and has said nothing for 601 s"
+    clock.heard(IDLE, 611.0)
+    assert clock.stalled_reason(632.0) == "the idle engine has not answered for 21 s"
+
+
 def test_no_step_takes_forever(clock: ProgressClock):
     clock.heard(replace(IDLE, prefill_tokens_per_s=0.01), 0.0)
     clock.submitted(8000)

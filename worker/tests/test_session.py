@@ -182,7 +182,7 @@ async def test_a_router_that_stops_reading_costs_no_memory(monkeypatch: pytest.M
             await call.write(pb.ToWorker(submit=submit))
         await watcher.until(lambda: watcher.state.num_running == 16)
         await watcher.until(lambda: watcher.state.num_running == 0)
-        assert len(bench.front.switchboard.routers) == 1, "its session is gone"
+        assert await bench.metric("pagoda_sessions") == 1, "its session is gone"
         call.cancel()
 
 
@@ -239,6 +239,7 @@ async def test_what_describe_names_can_be_fetched_by_hash():
         assert (described.protocol, model.model, model.max_model_len, model.eos_token_ids) == (1, MODEL, 256, [1])
         assert list(model.features) == [
             pb.FEATURE_PREFIX_CACHE_TOGGLE,
+            pb.FEATURE_SLEEP,
             pb.FEATURE_PROMPT_LOGPROBS,
             pb.FEATURE_EMBEDDINGS,
             pb.FEATURE_STRUCTURED_OUTPUT,
@@ -257,8 +258,6 @@ async def test_reserved_calls_answer_with_a_sentence():
         unary = [
             bench.stub.LoadAdapter(pb.LoadAdapterRequest()),
             bench.stub.UnloadAdapter(pb.UnloadAdapterRequest()),
-            bench.stub.Sleep(pb.SleepRequest()),
-            bench.stub.Wake(pb.WakeRequest()),
             bench.stub.ImportKv(iter([pb.KvChunk()])),
         ]
         for answer in await asyncio.gather(*unary, return_exceptions=True):

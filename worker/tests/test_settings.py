@@ -51,6 +51,11 @@ def test_the_manifests_engine_becomes_the_engines_config():
     assert config.batch_invariant is True
 
 
+def test_weights_are_read_when_the_manifest_says():
+    assert parse_settings(MINIMAL).engine.load == "eager"
+    assert parse_settings({**MINIMAL, **engine(load="lazy")}).engine.load == "lazy"
+
+
 def test_the_self_test_runs_unless_it_is_turned_off():
     assert parse_settings(MINIMAL).engine.self_test is True
     assert parse_settings({**MINIMAL, "PAGODA_SELF_TEST": "off"}).engine.self_test is False
@@ -89,6 +94,7 @@ WRONG = [
     (engine(maxRunning=True), "PAGODA_ENGINE.maxRunning is true; it must be a whole number"),
     (engine(prefixCaching=1), "PAGODA_ENGINE.prefixCaching is 1; it must be true or false"),
     (engine(dtype="int4"), 'PAGODA_ENGINE.dtype is "int4"; this engine has auto, bf16, fp16, fp32'),
+    (engine(load="later"), 'PAGODA_ENGINE.load is "later"; this engine has eager, lazy, warm'),
     (engine(attention="flash"), 'PAGODA_ENGINE.attention is "flash"; this engine has auto, sdpa, eager'),
     (engine(quantization="int8"), 'PAGODA_ENGINE.quantization is "int8"; this engine has "none" so far'),
     (engine(speculative={"method": "ngram"}), 'PAGODA_ENGINE.speculative.method is "ngram"; this engine has "none" so far'),

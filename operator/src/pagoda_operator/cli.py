@@ -166,6 +166,27 @@ def chat(
 
 
 @app.command()
+def sleep(
+    name: Annotated[str, typer.Argument(metavar="MODEL")],
+    level: Annotated[
+        int, typer.Option(min=1, max=2, help="1: weights to host memory. 2: weights dropped, read from the folder again.")
+    ] = 1,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until running requests have ended.")] = 60,
+) -> None:
+    """Let a model give its memory back; the next request wakes it."""
+    _ask_router("sleep", name, timeout, level=level)
+
+
+@app.command()
+def wake(
+    name: Annotated[str, typer.Argument(metavar="MODEL")],
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it is loaded.")] = 300,
+) -> None:
+    """Load a model that sleeps before somebody asks it."""
+    _ask_router("wake", name, timeout)
+
+
+@app.command()
 def delete(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     """Remove one model; the others go on."""
     call(home_from(os.environ), "delete", name=name)
@@ -227,6 +248,15 @@ def _documents(files: list[str] | None, model: str | None, name: str | None) -> 
     check(document, "--model", os.environ)
     _plain(as_yaml(document))
     return [document]
+
+
+def _ask_router(action: str, model: str, timeout_s: float, **fields: Any) -> None:
+    router = call(home_from(os.environ), "router")  # first: it says in one line when nothing runs
+    # imported here, as in chat
+    from pagoda_operator.terminal.sleep import ask
+
+    for line in ask(router, action, model, timeout_s, **fields):
+        _plain(line)
 
 
 def _wishes(port: int | None, host: str | None) -> dict[str, Any]:

@@ -154,6 +154,8 @@ def engine_settings(engine: Engine) -> Object:
     }
     if engine.max_model_len is not None:
         settings["maxModelLen"] = engine.max_model_len
+    if engine.load != "eager":  # a worker knows that by itself, and running ones need not be replaced for it
+        settings["load"] = engine.load
     if engine.max_batch_tokens is not None:
         settings["maxBatchTokens"] = engine.max_batch_tokens
     if engine.batch_invariant:

@@ -52,6 +52,7 @@ _ENGINE: Mapping[str, Field] = {
     ),
     "spec.engine.maxBatchTokens": Field("integer", (Rule(between(1, 1_048_576), "write 1 to 1048576 tokens"),)),
     "spec.engine.maxRunning": Field("integer", (Rule(between(1, 4096), "write 1 to 4096 sequences"),)),
+    "spec.engine.load": Field("string", (Rule(one_of("eager", "lazy", "warm"), "write eager, lazy or warm"),), max_size=32),
     "spec.engine.prefixCaching": Field("boolean"),
     "spec.engine.batchInvariant": Field("boolean"),
     "spec.engine.kvCache": Field("object"),

@@ -35,6 +35,8 @@ class Engine:
     max_batch_tokens: int | None = None
     """Tokens of one step. None: what suits the device (the worker knows)."""
     max_running: int = 256
+    load: str = "eager"
+    """When weights are read; lazy: with the first request."""
     prefix_caching: bool = True
     batch_invariant: bool = False
     kv_cache: KvCache = field(default_factory=KvCache)
@@ -294,6 +296,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             max_model_len="maxModelLen",
             max_batch_tokens="maxBatchTokens",
             max_running="maxRunning",
+            load="load",
             prefix_caching="prefixCaching",
             batch_invariant="batchInvariant",
         ),

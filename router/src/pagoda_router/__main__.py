@@ -21,6 +21,7 @@ from pagoda_router.app import create_app
 from pagoda_router.artifacts import ArtifactCache
 from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.pagoda import PagodaLink
+from pagoda_router.backends.sleep import GrpcSleepCalls
 from pagoda_router.discovery.file import FileDiscovery
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot
 from pagoda_router.dispatch import FleetDispatcher
@@ -34,6 +35,7 @@ from pagoda_router.logs import log_to_stderr
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.objectives import Slo
 from pagoda_router.settings import RouterSettings, parse_settings
+from pagoda_router.sleep import TAKES, SleepAdmin
 from pagoda_router.surface import SurfaceSettings
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer
@@ -95,6 +97,8 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
         settings.internal_token,
         is_loopback=settings.is_loopback,
         admin=TraceAdmin(ring, time.monotonic),
+        action=SleepAdmin(fleet, GrpcSleepCalls(settings.session_token)),
+        actions=TAKES,
     )
     outer = closing_when(lambda: probes.draining, app)
     listeners = Listeners((public, outer), (internal, inner), drain_s=settings.drain_s, linger_s=settings.linger_s)

@@ -11,13 +11,18 @@ import time
 from collections.abc import Mapping
 
 from pagoda_router.asgi import JSON_TYPE, ASGIApp, ClientGone, Exchange, Headers, Message, Receive, Scope, Send, answer, header, read_body
+from pagoda_router.chat import ChatTemplates
 from pagoda_router.console.pages import Console
 from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError, Unauthorized
 from pagoda_router.generation import Catalog, Dispatcher
 from pagoda_router.openai.answers import Call, Completions
+from pagoda_router.openai.embeddings import Embeddings
 from pagoda_router.openai.errors import error_body, error_event, error_headers, retry_after_told_s
 from pagoda_router.openai.features import variant_of, wants_trace
 from pagoda_router.openai.models import model_body, model_list_body
+from pagoda_router.openai.prepare import Preparer
+from pagoda_router.openai.target import Targets
+from pagoda_router.openai.tokenize import Tokenizing
 from pagoda_router.surface import Endpoint, Observer, RequestOutcome, SilentObserver, SurfaceSettings
 from pagoda_router.tracing.phases import last_attempt, overhead_us
 from pagoda_router.tracing.record import RequestTrace
@@ -27,7 +32,11 @@ from pagoda_router.tracing.tracer import Tracer
 log = logging.getLogger(__name__)
 
 NO_ROUTES: Mapping[str, ASGIApp] = {}
-GENERATION_ENDPOINTS: Mapping[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+GENERATION_ENDPOINTS: Mapping[str, Endpoint] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+}
 MODELS = "/v1/models"
 CLIENT_GONE_STATUS = 499
 LONGEST_REQUEST_ID = 128
@@ -68,7 +77,14 @@ class _Surface:
         self._tracer = tracer
         self._open_routes = open_routes
         self._guarded_routes = guarded_routes
-        self._completions = Completions(dispatcher, catalog, settings, tracer.clock)
+        targets = Targets(catalog, dispatcher, tracer.clock)
+        templates = ChatTemplates(
+            timeout_s=settings.template_timeout_s, max_chars=settings.template_output_factor * settings.max_body_bytes
+        )
+        self._completions = Completions(dispatcher, catalog, Preparer(targets, templates, settings), settings, tracer.clock)
+        self._embeddings = Embeddings(dispatcher, catalog, targets, settings, tracer.clock)
+        tokenizing = Tokenizing(catalog, targets, templates, settings)
+        self._conversions = {"/tokenize": tokenizing.tokenize, "/detokenize": tokenizing.detokenize}
         self._console = Console()
         self._bearer = None if settings.api_key is None else b"Bearer " + settings.api_key.encode()
 
@@ -107,13 +123,19 @@ class _Surface:
             _check_method(scope, "GET")
             body = model_list_body(self._catalog) if path == MODELS else model_body(self._catalog, path.removeprefix(MODELS + "/"))
             await answer(send, 200, [JSON_TYPE, id_header], body)
+        elif (convert := self._conversions.get(path)) is not None:
+            self._check_key(scope)
+            _check_method(scope, "POST")
+            _check_json_type(scope)
+            given = await read_body(scope, receive, limit_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s)
+            await answer(send, 200, [JSON_TYPE, id_header], await convert(given))
         elif (page := self._console.page(path)) is not None:
             _check_method(scope, "GET", "HEAD")
             await page.answer(scope, send, id_header)
         else:
             if path.startswith("/v1/"):
                 self._check_key(scope)
-            raise NotFound(f"there is no {path[:200]}: see /v1/models, /v1/chat/completions and /v1/completions")
+            raise NotFound(f"there is no {path[:200]}: see /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings")
 
     async def _generation(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, id_header: tuple[bytes, bytes]) -> None:
         outcome = RequestOutcome(endpoint=endpoint, request_id=id_header[1].decode())
@@ -155,7 +177,8 @@ class _Surface:
         outcome = call.outcome
         async with Exchange(receive, send, stalled_reader_s=self._settings.stalled_reader_s) as exchange:
             try:
-                await self._completions.answer(call, exchange)
+                answering = self._embeddings if outcome.endpoint == "embeddings" else self._completions
+                await answering.answer(call, exchange)
             except RouterError as error:
                 if not exchange.started:
                     raise

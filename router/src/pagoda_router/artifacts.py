@@ -39,6 +39,7 @@ class StoredDescription(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     max_sequences_per_request: int
     max_top_logprobs: int
+    features: tuple[str, ...] | None = None
 
 
 class ArtifactCache:
@@ -108,6 +109,7 @@ class ArtifactCache:
             max_model_len=stored.max_model_len,
             max_sequences_per_request=stored.max_sequences_per_request,
             max_top_logprobs=stored.max_top_logprobs,
+            features=None if stored.features is None else frozenset(stored.features),
         )
 
     def _model_file(self, model: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from pagoda_router.artifacts import ArtifactCache, StoredDescription
 from pagoda_router.backends.base import LinkListener, WorkerLink
+from pagoda_router.backends.translate import features_of
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObject, names_to_models
 from pagoda_router.errors import ModelNotFound, Starting
 from pagoda_router.generation import CatalogEntry, ModelName, ModelState, ServedName, TextAssets
@@ -244,6 +245,7 @@ class Fleet:
             max_model_len=description.max_model_len,
             max_sequences_per_request=description.max_sequences_per_request,
             max_top_logprobs=description.max_top_logprobs,
+            features=features_of(description),
         )
         assets = await asyncio.to_thread(self._artifacts.assets, stored)
         for other in self.routable_variants(name) - {variant}:
@@ -270,6 +272,9 @@ def _common(described: Sequence[TextAssets]) -> TextAssets:
         max_model_len=min(assets.max_model_len for assets in described),
         max_sequences_per_request=min(assets.max_sequences_per_request for assets in described),
         max_top_logprobs=min(assets.max_top_logprobs for assets in described),
+        features=frozenset.intersection(*told)
+        if (told := [assets.features for assets in described if assets.features is not None])
+        else None,
     )
 
 

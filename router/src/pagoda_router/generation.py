@@ -38,6 +38,29 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     logit_bias: dict[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] = ()
+    """Empty: all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of ids that the output must not contain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structured:
+    """The form that the whole output must have; the fields are the wire's kinds, exactly one is set."""
+
+    json_schema: str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    json_object: bool = False
+    choices: tuple[str, ...] = ()
+
+
+class Feature(StrEnum):
+    """What a worker may or may not be able to do, by the wire's names."""
+
+    PROMPT_LOGPROBS = "prompt_logprobs"
+    EMBEDDINGS = "embeddings"
+    STRUCTURED_OUTPUT = "structured_output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +90,11 @@ class Generation:
     ignore_eos: bool = False
     top_logprobs: int | None = None
     """None: none. 0: of the sampled token. k: also of the k most likely."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens."""
+    structured: Structured | None = None
+    embedding: bool = False
+    """No output: the last hidden state of the prompt."""
     cache_salt: bytes = b""
     priority: int = 0
     deadline_s: float | None = None
@@ -115,10 +143,28 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Of the prompt's tokens from the second on, given those before each. Once per generation, before its first tokens."""
+
+    tokens: Sequence[TokenLogprobs]
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Once per generation that asked for an embedding, before its end."""
+
+    values: Sequence[float]
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    reasoning_tokens: int | None = None
+    """Of completion_tokens. None: the model is not one that thinks before it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +179,7 @@ class Ended:
     """For reasons that are errors: one sentence for the client."""
 
 
-Event = Started | Tokens | Ended
+Event = Started | Tokens | PromptLogprobs | Embedded | Ended
 
 
 class GenerationStream(Protocol):
@@ -173,6 +219,8 @@ class TextAssets:
     max_model_len: int
     max_sequences_per_request: int
     max_top_logprobs: int
+    features: frozenset[str] | None = None
+    """Feature values, and names that only newer routers know. None: not told, so the worker itself must refuse."""
 
 
 class ModelState(StrEnum):

@@ -1,11 +1,12 @@
-"""The probes and the internal listener: /internal/v1/fleet for the operator's autoscaler, /admin/traces, /health, /ready, /metrics.
+"""The probes and the internal listener: /internal/v1/fleet for the operator's autoscaler, /admin, /health, /ready, /metrics.
 
-Reads fleet and dispatcher, changes nothing. `__main__` mounts `routes()` on both listeners and serves `internal_app` on the internal port.
+Reads fleet and dispatcher, changes nothing itself. `__main__` mounts `routes()` on both listeners and serves `internal_app` on the internal
+port.
 """
 
 import hmac
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -111,6 +112,12 @@ def routes(probes: Probes, registry: CollectorRegistry) -> dict[str, ASGIApp]:
 
 Admin = Callable[[str, bytes], tuple[int, dict[str, Any]] | None]
 """Path and query string → status and document; None: no such path."""
+Action = Callable[[str, bytes], Awaitable[tuple[int, dict[str, Any]] | None]]
+"""The same for POST."""
+
+
+async def no_action(path: str, query: bytes) -> None:
+    return None
 
 
 def internal_app(
@@ -120,8 +127,10 @@ def internal_app(
     *,
     is_loopback: bool,
     admin: Admin = lambda path, query: None,
+    action: Action = no_action,
+    actions: Collection[str] = (),
 ) -> ASGIApp:
-    """Without a token the fleet report and /admin are open on loopback and closed beyond it."""
+    """`actions`: the paths of `action`. Without a token the fleet report and /admin are open on loopback and closed beyond it."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
@@ -130,12 +139,14 @@ def internal_app(
             await open_routes[path](scope, receive, send)
         elif path != "/internal/v1/fleet" and not path.startswith("/admin/"):
             await _answer(send, 404, not_found(path))
-        elif scope["method"] != "GET":
-            await _answer(send, 405, error_document(f"{path} takes GET", "method_not_allowed"))
+        elif scope["method"] != (method := "POST" if path in actions else "GET"):
+            await _answer(send, 405, error_document(f"{path} takes {method}", "method_not_allowed"))
         elif token is None and not is_loopback:
             await _answer(send, 403, error_document("the internal API is closed: set PAGODA_INTERNAL_TOKEN", "forbidden"))
         elif token is not None and not _bears(scope, token):
             await _answer(send, 401, error_document("send the internal token as a bearer token", "invalid_api_key"))
+        elif path in actions:
+            await _answer(send, *(await action(path, scope.get("query_string", b"")) or (404, not_found(path))))
         elif path.startswith("/admin/"):
             await _answer(send, *(admin(path, scope.get("query_string", b"")) or (404, not_found(path))))
         else:

@@ -20,6 +20,8 @@ from pagoda_router.generation import WorkerId
 
 UNMEASURED_PREFILL_TOKENS_PER_S = 2000.0
 UNMEASURED_DECODE_STEP_MS = 30.0
+WAKE_MS = 10_000.0
+"""Assumed of a worker that sleeps: one that is awake is taken until its queue is that long, so that nobody is woken for nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ class WorkerView:
     prefill_tokens_per_s: float = 0.0
     """0: not measured yet."""
     decode_step_ms: float = 0.0
+    sleeps: bool = False
+    """A request wakes it, and waits."""
     decode_tokens_per_s: float = 0.0
     """Of its self-test after loading; 0: it made none."""
 
@@ -146,7 +150,7 @@ def predicted_ms(cost: Price, view: WorkerView, prefill_default: float, decode_d
     prefill_ms = (view.queued_prefill_tokens + cost.prompt_tokens) / prefill_per_ms
     fullness = view.running / max(1, view.max_running)
     behind_waiting_ms = decode_ms * view.waiting * cost.output_tokens / max(1, view.max_running)
-    return prefill_ms + decode_ms * (1 + fullness) + behind_waiting_ms
+    return prefill_ms + decode_ms * (1 + fullness) + behind_waiting_ms + WAKE_MS * view.sleeps
 
 
 def _usual_rates(views: Sequence[WorkerView]) -> tuple[float, float]:

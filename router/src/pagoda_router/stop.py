@@ -24,7 +24,7 @@ class StopMatcher:
             self.matched = stop
             self._held = ""
             return text[: start + len(stop)] if self._include_stop else text[:start]
-        keep = max(_tail_that_begins(text, stop) for stop in self._stops)
+        keep = max(tail_that_begins(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -41,7 +41,7 @@ class StopMatcher:
         return start, stop
 
 
-def _tail_that_begins(text: str, stop: str) -> int:
+def tail_that_begins(text: str, stop: str) -> int:
     """Length of the longest proper prefix of `stop` that ends `text`."""
     start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while start >= 0:

@@ -35,7 +35,7 @@ class SurfaceSettings:
     """A rendered chat may be this many times max_body_bytes, in characters."""
 
 
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions", "embeddings"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class RequestOutcome:
     cached_tokens: int = 0
     completion_tokens: int = 0
     finish_reasons: tuple[str, ...] = ()
-    """Of the choices, in their order: "stop" or "length"."""
+    """Of the choices, in their order: "stop", "length" or "tool_calls"; "stop" for each embedding."""
     longest_completion_tokens: int = 0
     """Of its choices."""
     ttft_s: float | None = None

@@ -41,7 +41,8 @@ class TokenText:
     def __init__(self, tokenizer: Tokenizer, *, byte_level: bool) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
-        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._special = {token_id: token.content for token_id, token in added.items() if token.special}
+        self._special_ids = frozenset(self._special)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self._bytes: list[bytes] = [b""] * (max(vocabulary.values(), default=-1) + 1)
         to_bytes = _byte_level_bytes if byte_level else _fallback_bytes
@@ -69,11 +70,17 @@ class TokenText:
         """Of one token alone; for byte tokens possibly a part of a character."""
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
 
-    def detokenizer(self, prompt_ids: Sequence[int], *, skip_special_tokens: bool) -> Detokenizer:
+    def detokenizer(self, prompt_ids: Sequence[int], *, skip_special_tokens: bool, markers: Sequence[str] = ()) -> Detokenizer:
+        """`markers`: special tokens that are never skipped."""
         skipped = self._special_ids if skip_special_tokens else frozenset[int]()
+        shown = frozenset(i for i in skipped if self._special[i] in markers) if markers else frozenset[int]()
         if self._byte_level:
-            return ByteLevelDetokenizer(self._bytes, skipped)
-        return WindowDetokenizer(self._tokenizer, list(prompt_ids[-WINDOW_SEED_IDS:]), skip_special_tokens=skip_special_tokens)
+            return ByteLevelDetokenizer(self._bytes, skipped - shown if shown else skipped)
+        seed_ids = list(prompt_ids[-WINDOW_SEED_IDS:])
+        if shown:
+            # The library skips all special tokens or none.
+            return WindowDetokenizer(self._tokenizer, seed_ids, skip_special_tokens=False, skipped_ids=skipped - shown)
+        return WindowDetokenizer(self._tokenizer, seed_ids, skip_special_tokens=skip_special_tokens)
 
 
 class ByteLevelDetokenizer:
@@ -100,8 +107,11 @@ class WindowDetokenizer:
     A token's text may depend on its neighbour (the space before a word), so the prefix is decoded along; both move on with each emission.
     """
 
-    def __init__(self, tokenizer: Tokenizer, seed_ids: list[int], *, skip_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, seed_ids: list[int], *, skip_special_tokens: bool, skipped_ids: frozenset[int] = frozenset()
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skipped_ids = skipped_ids
         self._skip_special_tokens = skip_special_tokens
         self._window = seed_ids
         self._emitted = len(seed_ids)
@@ -110,7 +120,7 @@ class WindowDetokenizer:
 
     def feed(self, token_ids: Sequence[int]) -> str:
         # One id at a time: only then is an unreadable tail known to be this character's.
-        return "".join(map(self._feed_one, token_ids))
+        return "".join([self._feed_one(i) for i in token_ids if i not in self._skipped_ids])
 
     def _feed_one(self, token_id: int) -> str:
         self._window.append(token_id)

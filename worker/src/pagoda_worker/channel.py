@@ -34,12 +34,24 @@ class Cancelled(msgspec.Struct, tag=3, array_like=True):
     sequence: int | None
 
 
-Down = Start | Submitted | Cancelled
+class Sleep(msgspec.Struct, tag=4, array_like=True):
+    """When what came before is done; answered by Slept."""
+
+    level: int
+
+
+class Wake(msgspec.Struct, tag=5, array_like=True):
+    """Answered by Woke. A request that finds the engine asleep does the same."""
+
+
+Down = Start | Submitted | Cancelled | Sleep | Wake
 
 # ---- up
 
 
 class Loading(msgspec.Struct, tag=1, array_like=True):
+    """At start, and again when a sleeping engine wakes."""
+
     stage: str
     bytes_done: int = 0
     bytes_total: int = 0
@@ -79,7 +91,26 @@ class Unusable(msgspec.Struct, tag=6, array_like=True):
     """Of the error, see errors.py."""
 
 
-Up = Loading | Ready | Stepped | Idle | Rejected | Unusable
+class Slept(msgspec.Struct, tag=7, array_like=True):
+    state: EngineState
+    freed_bytes: int
+    problem: str = ""
+    """Why it could not, one sentence; the engine is as it was."""
+
+
+class Woke(msgspec.Struct, tag=8, array_like=True):
+    """The engine is awake, for whatever reason; Loading came before when there was something to load."""
+
+    facts: ModelFacts
+    """Those of a first load hold what it measured."""
+    state: EngineState
+    load_us: int
+    """0: it was awake."""
+    problem: str = ""
+    """Why it still sleeps, one sentence."""
+
+
+Up = Loading | Ready | Stepped | Idle | Rejected | Unusable | Slept | Woke
 
 
 def _encode_path(value: object) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 DType = Literal["auto", "bf16", "fp16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["auto", "native", "sdpa", "eager"]
+Load = Literal["eager", "lazy", "warm"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +45,9 @@ class EngineConfig:
     cuda_graphs: bool | None = None
     """Replay steps that only decode as captured graphs, one for each batch size of a ladder: the host then launches one thing a step.
     None: wherever they can be captured, which is on CUDA with attention triton or flash."""
+    load: Load = "eager"
+    """When weights are read. eager: at start. lazy: with the first request, which waits for it. warm: at start, and then steps of the sizes
+    that will come are run once, so that no request pays for what the first of its size costs."""
     prefix_caching: bool = True
     """Share full blocks between requests with the same prefix (and the same salt and adapter)."""
     attention: Attention = "auto"

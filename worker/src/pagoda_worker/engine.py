@@ -4,10 +4,13 @@ Owns scheduler and runner and the clock they are given; knows no network. Called
 One thread calls everything here.
 """
 
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -15,13 +18,14 @@ from pagoda_worker.blocks import BlockPool
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.constraints import Constraints
 from pagoda_worker.decode_graphs import capture_graphs
+from pagoda_worker.errors import CannotSleep
 from pagoda_worker.launching import Flight, launch
-from pagoda_worker.loading import News, gpu_uuids, load, out_of_memory_says
+from pagoda_worker.loading import News, load, out_of_memory_says
+from pagoda_worker.models.base import Model
 from pagoda_worker.plan import StepPlan
 from pagoda_worker.request import (
     EngineState,
     Finish,
-    ModelFacts,
     Rejection,
     Request,
     Sampling,
@@ -33,7 +37,9 @@ from pagoda_worker.request_check import check_request
 from pagoda_worker.runner import Runner, RunnerShape
 from pagoda_worker.scheduler import Scheduler, SchedulerLimits
 from pagoda_worker.self_test import Measured, measure
+from pagoda_worker.sleep import Weights
 from pagoda_worker.structured import GrammarCompiler
+from pagoda_worker.warm import warm
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
@@ -41,6 +47,9 @@ GRAMMAR_WAIT_S = 0.005
 """Short: a request that arrives meanwhile waits as long."""
 _SMOOTHING = 0.1
 """Weight of the newest step in the learned speeds."""
+Outcome = TypeVar("Outcome")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +75,10 @@ class Engine:
         """Loads the model and allocates the KV cache. Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
         began = time.monotonic()
         loaded = load(config, news=news)
+        self._config = config
+        self._news = news
         self._clock = clock
+        self._weights = Weights(loaded.model, loaded.read_model, loaded.device)
         self._seeds = random.Random(config.seed)
         self._limits = SchedulerLimits(
             max_running=config.max_running,
@@ -83,47 +95,48 @@ class Engine:
             block_count=loaded.block_count,
             eos_token_ids=loaded.eos_token_ids,
         )
-        kv_tokens = loaded.block_count * config.block_size
-        vocab, eos = loaded.model.vocab_size, loaded.eos_token_ids
+        vocab, eos = loaded.vocab_size, loaded.eos_token_ids
         compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
         self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=config.threads or torch.get_num_threads())
-        with out_of_memory_says(f"no room for a KV cache of {kv_tokens} tokens: something else uses the device"):
-            self.runner = Runner(loaded.model, shape, dtype=loaded.dtype, device=loaded.device, masks=self.constraints.masks)
-        self.runner.graphs = capture_graphs(self.runner, config, news)
+        self._new_runner = partial(new_runner, shape=shape, dtype=loaded.dtype, device=loaded.device, constraints=self.constraints)
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
-        self._async = False
+        self._async = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._ended = 0.0
         """Of the last step settled: when two overlap, the second one's time begins where the first one's ended."""
         self._steps = 0
         self._prefill_tokens_per_s = 0.0
         self._decode_step_ms = 0.0
-        news("measuring", 0, 0)
-        measured = self._measure_speed() if config.self_test else Measured()
-        self._async = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
-        self.facts = ModelFacts(
-            architecture=loaded.architecture,
-            dtype=loaded.dtype_name,
-            device="cpu" if loaded.device.type == "cpu" else f"cuda:{torch.cuda.get_device_name(loaded.device)}",
-            max_model_len=loaded.max_model_len,
-            vocab_size=loaded.model.vocab_size,
-            eos_token_ids=list(loaded.eos_token_ids),
-            bos_token_id=loaded.bos_token_id,
-            max_batch_tokens=loaded.max_batch_tokens,
-            block_size=config.block_size,
-            kv_capacity_tokens=kv_tokens,
-            max_running=config.max_running,
+        self.facts = replace(
+            loaded.facts(config),
             max_sequences_per_request=MAX_SEQUENCES_PER_REQUEST,
             max_top_logprobs=MAX_TOP_LOGPROBS,
-            max_model_len_fitting=loaded.max_model_len_fitting,
+            structured_output=not compiler.why_unusable(),
+        )
+        if loaded.model is not None:
+            self._begin_running(loaded.model, began, loaded.weights_s)
+
+    def _begin_running(self, model: Model, began: float, weights_s: float) -> None:
+        """Of weights that were just read: allocates the cache, and tells how fast that was and how fast the engine is."""
+        self.runner = self._new_runner(model)
+        self.runner.graphs = capture_graphs(self.runner, self._config, self._news)
+        measured, warmed = Measured(), None
+        if self._config.self_test:
+            self._news("measuring", 0, 0)
+            measured = self._on_trial(lambda trial: measure(trial, self.step, vocab_size=self.facts.vocab_size))
+        if self._config.load == "warm":
+            hear = partial(self._news, "warming: sizes of steps run")
+            warmed = self._on_trial(lambda trial: warm(trial, self.step, vocab_size=self.facts.vocab_size, news=hear))
+            log.info("warmed in %.1f s: %d sizes of steps, %d left out for time", warmed.seconds, warmed.sizes, warmed.left_out)
+        self._prefill_tokens_per_s, self._decode_step_ms = measured.prefill_tokens_per_s, measured.decode_step_ms
+        self.facts = replace(
+            self.facts,
             prefill_tokens_per_s=measured.prefill_tokens_per_s,
             decode_tokens_per_s=measured.decode_tokens_per_s,
-            gpu_uuids=gpu_uuids(loaded.device),
-            structured_output=not compiler.why_unusable(),
             load_s=time.monotonic() - began,
-            checkpoint_bytes=loaded.checkpoint_bytes,
-            weights_s=loaded.weights_s,
+            weights_s=weights_s,
+            warm_s=warmed.seconds if warmed else 0.0,
         )
 
     # ------------------------------------------------------------ requests
@@ -186,17 +199,48 @@ class Engine:
             self.scheduler.complete(request_id)
         return [each for each in compiled.rejections if self.scheduler.drop(each.request_id)]
 
-    def _measure_speed(self) -> Measured:
-        """On a scheduler of its own, so that the real one starts with every block, row and count untouched. What it learns of this device
-        is where the learned speeds begin."""
-        kept = self.scheduler
+    def _on_trial(self, run: Callable[[Scheduler], Outcome]) -> Outcome:
+        """With a scheduler of its own, so that the real one starts with every block, row and count untouched."""
+        kept, steps, ahead = self.scheduler, self._steps, self._async
+        self._async = False  # nothing of it may be in flight when the real one is back
         self.scheduler = Scheduler(BlockPool(kept.blocks.count, kept.blocks.block_size), self._limits)
-        measured = measure(self.scheduler, self.step, vocab_size=self.runner.model.vocab_size)
+        outcome = run(self.scheduler)
         kept.inherit_scrubs(self.scheduler)
-        self.scheduler = kept
-        self._steps = 0
-        self._prefill_tokens_per_s, self._decode_step_ms = measured.prefill_tokens_per_s, measured.decode_step_ms
-        return measured
+        self.scheduler, self._steps, self._async = kept, steps, ahead
+        return outcome
+
+    # ------------------------------------------------------------ sleep
+
+    @property
+    def sleep_level(self) -> int:
+        """0: awake. 1: weights in host memory. 2: in their folder only."""
+        return self._weights.level
+
+    def sleep(self, level: int) -> int:
+        """Gives back the KV cache, every known prefix, and the device's weights; the bytes that this freed. Until `wake` nothing may be
+        computed. An engine that sleeps that deep stays as it is. Raises CannotSleep while requests run, for a level that is none, for a
+        host without room."""
+        if self.has_work:
+            raise CannotSleep("requests are running: an engine sleeps only when it is idle")
+        return self._weights.sleep(level, self._forget_cache)
+
+    def wake(self) -> None:
+        """Back to where `sleep` began, or for the first time with load: lazy; the same tokens as ever. Raises OutOfMemory or ModelError
+        when device or folder no longer have what it takes: then it sleeps at level 2, and another try may succeed."""
+        began = time.monotonic()
+
+        def take_up(model: Model) -> None:
+            if self.facts.load_s:
+                self.runner = self._new_runner(model)
+                self.runner.graphs = capture_graphs(self.runner, self._config, self._news)
+            else:
+                self._begin_running(model, began, time.monotonic() - began)
+
+        self._weights.wake(take_up)
+
+    def _forget_cache(self) -> None:
+        del self.runner
+        self.scheduler.blocks.drop_cache()
 
     # ------------------------------------------------------------ what is told
 
@@ -230,6 +274,7 @@ class Engine:
             generation_tokens_total=totals.generation_tokens,
             prefill_tokens_per_s=self._prefill_tokens_per_s,
             decode_step_ms=self._decode_step_ms,
+            sleep_level=self.sleep_level,
         )
 
     def check_integrity(self) -> None:
@@ -254,6 +299,7 @@ class Engine:
     ) -> list[Completion]:
         """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence. `on_step` hears the
         state after each step, before its updates."""
+        self.wake()
         for i, prompt in enumerate(prompts):
             self.submit(
                 Request(
@@ -293,6 +339,13 @@ class Engine:
             )
             for key in sorted(finishes)
         ]
+
+
+def new_runner(model: Model, *, shape: RunnerShape, dtype: torch.dtype, device: torch.device, constraints: Constraints) -> Runner:
+    """Raises OutOfMemory."""
+    tokens = shape.block_count * shape.block_size
+    with out_of_memory_says(f"no room for a KV cache of {tokens} tokens: something else uses the device"):
+        return Runner(model, shape, dtype=dtype, device=device, masks=constraints.masks)
 
 
 def _smooth(old: float, new: float) -> float:

@@ -29,16 +29,20 @@ from pagoda_worker.channel import (
     Loading,
     Ready,
     Rejected,
+    Sleep,
+    Slept,
     Start,
     Stepped,
     Submitted,
     Unusable,
     Up,
+    Wake,
+    Woke,
     decode_down,
     pack,
 )
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import RequestRefused, WorkerError, gigabytes
+from pagoda_worker.errors import CannotSleep, RequestRefused, WakeFailed, WorkerError, gigabytes
 from pagoda_worker.logs import log_to_stderr
 from pagoda_worker.request import EngineState, ModelFacts, Request, StepOutput
 
@@ -62,6 +66,10 @@ class EngineLike(Protocol):
     def abandon(self, detail: str) -> None: ...
     def step(self) -> StepOutput: ...
     def idle_state(self) -> EngineState: ...
+    @property
+    def sleep_level(self) -> int: ...
+    def sleep(self, level: int) -> int: ...
+    def wake(self) -> None: ...
 
 
 class EngineLoop:
@@ -72,6 +80,8 @@ class EngineLoop:
         self._inbox = inbox
         self._send = send
         self._failed_steps = 0
+        self._asked_level = 0
+        """Of the sleep that was asked for and has not begun; 0: none."""
 
     def run(self) -> None:
         while True:
@@ -82,6 +92,8 @@ class EngineLoop:
         self._take_messages(wait_s=0.0 if self._engine.has_work else HEARTBEAT_S)
         if self._engine.has_work:
             self._step()
+        elif self._asked_level:
+            self._sleep()
         else:
             self._send(Idle(self._engine.idle_state()))
 
@@ -99,8 +111,42 @@ class EngineLoop:
                 self._submit(request)
         elif isinstance(message, Cancelled):
             self._engine.cancel(message.request_id, message.sequence)
+        elif isinstance(message, Sleep):
+            self._asked_level = message.level  # once nothing is left to do: endings may have to be told first
+        elif isinstance(message, Wake):
+            self._wake()
+
+    def _sleep(self) -> None:
+        level, self._asked_level = self._asked_level, 0
+        self._send(Loading("putting the engine to sleep"))
+        try:
+            freed, problem = self._engine.sleep(level), ""
+        except CannotSleep as error:
+            freed, problem = 0, str(error)
+        log.info("asleep at level %d, %d bytes freed%s", self._engine.sleep_level, freed, f": {problem}" if problem else "")
+        self._send(Slept(self._engine.idle_state(), freed, problem))
+
+    def _wake(self) -> str:
+        """Why it still sleeps; empty when it does not."""
+        began, asleep = time.monotonic(), self._engine.sleep_level
+        problem = ""
+        if asleep:
+            self._send(Loading("waking the engine"))
+            try:
+                self._engine.wake()
+                gc.collect()
+                gc.freeze()
+            except WorkerError as error:
+                problem = str(error)
+            log.info("woken from level %d in %.2f s%s", asleep, time.monotonic() - began, f": {problem}" if problem else "")
+        load_us = int((time.monotonic() - began) * 1e6) if asleep else 0
+        self._send(Woke(self._engine.facts, self._engine.idle_state(), load_us, problem))
+        return problem
 
     def _submit(self, request: Request) -> None:
+        if self._engine.sleep_level and (problem := self._wake()):
+            self._send(Rejected(request.request_id, WakeFailed.__name__, f"the model sleeps and cannot be woken: {problem}", ""))
+            return
         try:
             self._engine.submit(request)
         except RequestRefused as refusal:
@@ -189,6 +235,8 @@ def serve(connection: socket.socket, build: Build) -> int:
 
 
 def loaded_line(config: EngineConfig, facts: ModelFacts, took_s: float) -> str:
+    if not facts.load_s:
+        return f"{facts.architecture} from {config.model_dir} is sized up on {facts.device}; its weights are read with the first request"
     weights = gigabytes(facts.checkpoint_bytes)
     speed = f", {weights} of weights at {facts.checkpoint_bytes / facts.weights_s / 1e9:.2f} GB/s" if facts.weights_s else ""
     return f"loaded {facts.architecture} from {config.model_dir} in {took_s:.1f} s on {facts.device}{speed}"

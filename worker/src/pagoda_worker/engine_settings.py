@@ -98,6 +98,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     "maxBatchTokens": _whole("max_batch_tokens", 1, 1 << 20),
     "maxRunning": _whole("max_running", 1, 1 << 16),
     "prefixCaching": _truth("prefix_caching"),
+    "load": _choice("load", ("eager", "lazy", "warm")),
     "attention": _choice("attention", ("auto", "sdpa", "eager")),
     "batchInvariant": _truth("batch_invariant"),
     "kvCache": _nested(

@@ -12,7 +12,9 @@ WorkerError                each class has a `reason`: the word that /ready and t
 │   └── DiskFull           carries what is needed and what is free
 ├── RequestRefused         a request that can never run; the proto's Refused.INVALID, names the field
 │   ├── ContextTooLong     Refused.CONTEXT_TOO_LONG, carries both numbers
-│   └── NotImplementedYet  Refused.UNIMPLEMENTED
+│   ├── NotImplementedYet  Refused.UNIMPLEMENTED
+│   └── WakeFailed         Refused.NOT_READY: it is not the request's fault
+├── CannotSleep            Sleep or Wake cannot be done; the worker goes on as it was
 └── EngineDied             the engine process is gone; its requests end with ENGINE_ERROR
 """
 
@@ -101,6 +103,14 @@ class ContextTooLong(RequestRefused):
 
 
 class NotImplementedYet(RequestRefused):
+    pass
+
+
+class WakeFailed(RequestRefused):
+    """The engine slept and its weights cannot come back now; the next request tries again."""
+
+
+class CannotSleep(WorkerError):
     pass
 
 

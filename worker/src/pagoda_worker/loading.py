@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pagoda_worker.memory import MemoryNeeds, check_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
 from pagoda_worker.native.library import load_library
+from pagoda_worker.request import ModelFacts
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -38,7 +40,11 @@ _NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "BF16": "bf1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    model: Model
+    model: Model | None
+    """None with load: lazy."""
+    read_model: Callable[[], Model]
+    """Reads the weights (again). Raises ModelError, OutOfMemory."""
+    vocab_size: int
     architecture: str
     device: torch.device
     dtype_name: str
@@ -48,6 +54,8 @@ class Loaded:
     max_model_len_fitting: int
     max_batch_tokens: int
     block_count: int
+    awake_bytes: int
+    """Weights and a full KV cache."""
     checkpoint_bytes: int
     """Of the files that were read; 0: random weights."""
     weights_s: float
@@ -56,6 +64,28 @@ class Loaded:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.dtype_name]
+
+    def facts(self, config: EngineConfig) -> ModelFacts:
+        """Nothing measured, no limits of the engine's own."""
+        return ModelFacts(
+            architecture=self.architecture,
+            dtype=self.dtype_name,
+            device="cpu" if self.device.type == "cpu" else f"cuda:{torch.cuda.get_device_name(self.device)}",
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+            eos_token_ids=list(self.eos_token_ids),
+            bos_token_id=self.bos_token_id,
+            max_batch_tokens=self.max_batch_tokens,
+            block_size=config.block_size,
+            kv_capacity_tokens=self.block_count * config.block_size,
+            max_running=config.max_running,
+            max_sequences_per_request=1,
+            max_top_logprobs=0,
+            max_model_len_fitting=self.max_model_len_fitting,
+            gpu_uuids=gpu_uuids(self.device),
+            awake_bytes=self.awake_bytes,
+            checkpoint_bytes=self.checkpoint_bytes,
+        )
 
 
 News = Callable[[str, int, int], None]
@@ -86,19 +116,21 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         torch.set_num_threads(thread_count(min(config.threads or limits.cpus() or cores, cores), weight_bytes))
     model_len = config.max_model_len or longest
     began = time.monotonic()
-    with out_of_memory_says(f"the device has no room for {gibibytes(memory.needs.weights)} of weights: something else uses it"):
-        model = load_model(
-            folder,
-            raw,
-            max_model_len=model_len,
-            dtype=DTYPES[dtype_name],
-            device=device,
-            operators=_operators(config, device),
-            random_weights=config.random_weights,
-            copied=lambda done, total: news("loading weights", done, total),
-        )
+    build = partial(
+        load_model,
+        folder,
+        raw,
+        max_model_len=model_len,
+        dtype=DTYPES[dtype_name],
+        device=device,
+        operators=_operators(config, device),
+        random_weights=config.random_weights,
+        copied=lambda done, total: news("loading weights", done, total),
+    )
+    read_model = partial(_read_model, build, memory.needs.weights)
+    model = None if config.load == "lazy" else read_model()
     weights_s = time.monotonic() - began
-    block_count = _block_count(config, memory, model_len, device)
+    block_count = _block_count(config, memory, model_len, device, unread_bytes=memory.needs.weights if model is None else 0)
     if config.max_model_len is None:
         model_len = min(model_len, block_count * config.block_size)
     elif block_count * config.block_size < model_len:
@@ -109,6 +141,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     eos, bos = _special_ids(folder, raw)
     return Loaded(
         model=model,
+        read_model=read_model,
+        vocab_size=size.vocab,
         architecture=architecture,
         device=device,
         dtype_name=dtype_name,
@@ -118,9 +152,15 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_model_len_fitting=max(model_len, fitting_length(memory.needs, memory.room, block_size=config.block_size, longest=longest)),
         max_batch_tokens=max_batch_tokens,
         block_count=block_count,
+        awake_bytes=memory.needs.weights + block_count * config.block_size * memory.needs.per_token,
         checkpoint_bytes=file_bytes,
         weights_s=weights_s,
     )
+
+
+def _read_model(build: Callable[[], Model], weight_bytes: int) -> Model:
+    with out_of_memory_says(f"the device has no room for {gibibytes(weight_bytes)} of weights: something else uses it"):
+        return build()
 
 
 def _check(config: EngineConfig) -> None:
@@ -215,14 +255,14 @@ def _memory(config: EngineConfig, size: Footprint, itemsize: int, device: torch.
     return _Memory(needs=needs, there=there, room=needs.kv_room(there))
 
 
-def _block_count(config: EngineConfig, memory: _Memory, model_len: int, device: torch.device) -> int:
+def _block_count(config: EngineConfig, memory: _Memory, model_len: int, device: torch.device, *, unread_bytes: int) -> int:
     per_block = memory.needs.per_token * config.block_size
     per_sequence = -(-model_len // config.block_size)
     enough = config.max_running * per_sequence
     if config.kv_cache_bytes is not None:
         count = min(enough, config.kv_cache_bytes // per_block)
     elif device.type == "cuda":
-        count = min(enough, int(KV_SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]) // per_block)
+        count = min(enough, int(KV_SHARE_OF_DEVICE * (torch.cuda.mem_get_info(device)[0] - unread_bytes)) // per_block)
     else:
         asked = per_sequence if config.max_model_len is not None else 0
         count = min(enough, max(memory.there // 4 // per_block, asked), memory.room // per_block)

@@ -1,6 +1,6 @@
 """What /ready answers, the same for the worker and the fetch step before it. Plain data; operators read it: its words are a contract.
 
-200  {"ready": true, "capacity": {…}}
+200  {"ready": true, "capacity": {…}}, and "sleepLevel": 1 or 2 while the model sleeps: the next request wakes it
 503  {"ready": false, "reason": one word, "message": one line, "progress": 0..1 | null, "bytesDone": n | null, "bytesTotal": n | null}
 """
 
@@ -22,6 +22,7 @@ class Readiness:
     bytes_total: int | None = None
     """None: what goes on is not counted in bytes."""
     capacity: Mapping[str, Any] | None = None
+    sleep_level: int = 0
 
     @property
     def status(self) -> int:
@@ -29,7 +30,10 @@ class Readiness:
 
     def body(self) -> dict[str, Any]:
         if self.ready:
-            return {"ready": True} if self.capacity is None else {"ready": True, "capacity": dict(self.capacity)}
+            told: dict[str, Any] = {"ready": True}
+            if self.sleep_level:
+                told["sleepLevel"] = self.sleep_level
+            return told if self.capacity is None else {**told, "capacity": dict(self.capacity)}
         return {
             "ready": False,
             "reason": self.reason,

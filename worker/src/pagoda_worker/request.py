@@ -198,6 +198,8 @@ class EngineState:
     prefill_tokens_per_s: float
     """Moving average of measured steps; 0: not yet."""
     decode_step_ms: float
+    sleep_level: int = 0
+    """0: awake. 1: weights in host memory. 2: weights in their folder only. Asleep there is no KV cache; a request wakes the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +240,14 @@ class ModelFacts:
     """Of a small batch, all its sequences together."""
     gpu_uuids: list[str] = field(default_factory=list)
     """Of the devices that the engine owns, as NVML knows them; none on a CPU."""
+    awake_bytes: int = 0
+    """Of the device, or of the host's memory on a CPU: weights and a full KV cache."""
     structured_output: bool = False
     """The model folder has a tokenizer that grammars can be compiled against."""
     load_s: float = 0.0
-    """To read the model and allocate the cache, self-test included."""
+    """To read the model and allocate the cache, self-test and warming included; 0: not read yet."""
+    warm_s: float = 0.0
+    """Of that, to run each size of step once; 0: not asked for."""
     checkpoint_bytes: int = 0
     """Of the weight files; 0: random weights."""
     weights_s: float = 0.0

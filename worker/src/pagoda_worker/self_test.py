@@ -39,7 +39,7 @@ def measure(
     budget_s: float = BUDGET_S,
 ) -> Measured:
     """`step` schedules, runs and settles once. Cancels what it left; one more step empties the scheduler."""
-    trial = _Trial(scheduler, step, vocab_size, clock)
+    trial = Trial(scheduler, step, vocab_size, clock)
     deadline = clock() + budget_s
     longest = min(scheduler.limits.max_model_len, scheduler.blocks.count * scheduler.blocks.block_size) - DECODE_STEPS - 2
     if longest < 1:
@@ -61,7 +61,9 @@ def measure(
     return Measured(prefill, decode, alone_s * 1e3)
 
 
-class _Trial:
+class Trial:
+    """Requests of our own on a scheduler that is thrown away afterwards."""
+
     def __init__(self, scheduler: Scheduler, step: Callable[[], object], vocab_size: int, clock: Callable[[], float]) -> None:
         self._scheduler = scheduler
         self._step = step

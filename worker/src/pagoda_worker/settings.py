@@ -4,8 +4,10 @@ Called by __main__. Whatever is wrong is a ConfigError of one line that names th
 """
 
 import ipaddress
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pagoda_worker.config import Device, EngineConfig
 from pagoda_worker.engine_settings import parse_engine
@@ -17,6 +19,8 @@ from pagoda_worker.sources import resolve_source
 
 OWN_NAMES = frozenset(
     {
+        "PAGODA_MODELS",
+        "PAGODA_AWAKE_BYTES",
         "PAGODA_MODEL_NAME",
         "PAGODA_MODEL_SOURCE",
         "PAGODA_ENGINE",
@@ -34,6 +38,14 @@ OWN_NAMES = frozenset(
         "PAGODA_MODEL_CACHE",
     }
 )
+MODEL_FIELDS = {
+    "name": "PAGODA_MODEL_NAME",
+    "source": "PAGODA_MODEL_SOURCE",
+    "engine": "PAGODA_ENGINE",
+    "grpcPort": "PAGODA_GRPC_PORT",
+    "httpPort": "PAGODA_HTTP_PORT",
+}
+"""Of one entry of PAGODA_MODELS: the variable that says it for a worker of one model."""
 SWITCH = ("on", "off")
 DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
 
@@ -89,6 +101,54 @@ def parse_settings(env: Mapping[str, str]) -> WorkerSettings:
         pod_name=env.get("PAGODA_POD_NAME", ""),
         log_level=one_of(env, "PAGODA_LOG_LEVEL", "info", LEVELS),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SharedDevice:
+    """Several models of one worker; each has ports of its own, and is a worker to everybody else."""
+
+    models: list[WorkerSettings]
+    awake_bytes: int
+    """Weights and KV caches of the models that are awake, together."""
+
+
+def parse_shared_device(env: Mapping[str, str]) -> SharedDevice | None:
+    """PAGODA_MODELS: a JSON list of {"name", "source", "grpcPort", "httpPort"} and, if wanted, "engine". None: it is not set. All other
+    variables hold for every model, which reads its weights when it is asked. Raises ConfigError."""
+    text = env.get("PAGODA_MODELS")
+    if text is None:
+        return None
+    try:
+        listed = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"PAGODA_MODELS is not JSON: {error}") from error
+    if not isinstance(listed, list) or len(listed) < 2 or not all(isinstance(each, dict) for each in listed):
+        raise ConfigError("PAGODA_MODELS must be a JSON list of at least two objects")
+    for name in (*MODEL_FIELDS.values(), "PAGODA_MODEL_REVISION"):
+        if name in env:
+            raise ConfigError(f"{name} is set beside PAGODA_MODELS, which says it for each model: leave one of them out")
+    models = [_model_of(env, index, each) for index, each in enumerate(listed)]
+    if len({each.model_name for each in models}) < len(models):
+        raise ConfigError("PAGODA_MODELS names a model twice")
+    awake_bytes = optional_whole(env, "PAGODA_AWAKE_BYTES", lowest=1 << 20)
+    if awake_bytes is None:
+        raise ConfigError("PAGODA_AWAKE_BYTES is not set: with PAGODA_MODELS it bounds weights and KV caches of the models that are awake")
+    return SharedDevice(models, awake_bytes)
+
+
+def _model_of(env: Mapping[str, str], index: int, given: dict[str, Any]) -> WorkerSettings:
+    path = f"PAGODA_MODELS[{index}]"
+    if unknown := given.keys() - MODEL_FIELDS.keys():
+        raise ConfigError(f"{path}.{min(unknown)} is not a field; there are {', '.join(MODEL_FIELDS)}")
+    if missing := MODEL_FIELDS.keys() - given.keys() - {"engine"}:
+        raise ConfigError(f"{path}.{min(missing)} is missing")
+    own = {MODEL_FIELDS[name]: value if isinstance(value, str) and name != "engine" else json.dumps(value) for name, value in given.items()}
+    common = {name: value for name, value in env.items() if name not in ("PAGODA_MODELS", "PAGODA_AWAKE_BYTES")}
+    try:
+        settings = parse_settings({**common, **own})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}", reason=error.reason) from error
+    return replace(settings, engine=replace(settings.engine, load="lazy"))
 
 
 def is_loopback(host: str) -> bool:

@@ -25,6 +25,11 @@ class RouterAddress:
     port: int
     token: str
 
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -79,11 +84,8 @@ class Acknowledgement:
         return routable
 
     async def _fleet(self, router: RouterAddress) -> tuple[RouterReport, frozenset[Worker]] | None:
-        host = f"[{router.host}]" if ":" in router.host else router.host
         try:
-            response = await self._client.get(
-                f"http://{host}:{router.port}/internal/v1/fleet", headers={"Authorization": f"Bearer {router.token}"}
-            )
+            response = await self._client.get(f"{router.url}/internal/v1/fleet", headers={"Authorization": f"Bearer {router.token}"})
             body = response.json() if response.status_code == 200 else {"models": {}, "workers": []}
             workers = frozenset(Worker(each["name"], _port(each)) for each in body["workers"] if each["routable"])
             return report_of(body), workers

@@ -52,7 +52,7 @@ class LocalExecutor:
         self._secrets = SecretFiles(home.secrets)
         self._prober = Prober()
         self._endings: set[asyncio.Task[None]] = set()
-        self._acknowledgement = Acknowledgement(self._router, self._ready_workers, changed)
+        self._acknowledgement = Acknowledgement(self.router, self._ready_workers, changed)
 
     def start(self) -> None:
         self._acknowledgement.start()
@@ -140,7 +140,7 @@ class LocalExecutor:
         routers = (pod for pod in self.pods if pod.template.component == "router" and pod.now.ready)
         return {(pod.template.namespace, pod.name): report for pod in routers if report is not None}
 
-    def _router(self) -> RouterAddress | None:
+    def router(self) -> RouterAddress | None:
         for pod in self.pods:
             if pod.template.component == "router" and pod.now.ready and pod.now.launch is not None:
                 token = pod.now.launch.env.get("PAGODA_INTERNAL_TOKEN", "")

@@ -22,6 +22,7 @@ class Server:
             "apply": lambda ask: supervisor.apply(ask["objects"], ask.get("choices"), ask.get("apiKey")),
             "delete": lambda ask: supervisor.delete(ask["name"]),
             "get": lambda _: supervisor.get(),
+            "router": lambda _: supervisor.router(),
             "events": lambda ask: supervisor.events(ask.get("subjects")),
             "shutdown": lambda ask: supervisor.shutdown(forget=bool(ask.get("forget"))),
         }

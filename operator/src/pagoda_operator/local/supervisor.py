@@ -165,6 +165,13 @@ class Supervisor:
     def get(self) -> dict[str, Any]:
         return {"objects": list(self.store.objects.values()), "pods": [self._pod(pod) for pod in self.executor.pods]}
 
+    def router(self) -> dict[str, Any]:
+        """Its internal port, for commands that ask it something."""
+        router = self.executor.router()
+        if router is None:
+            raise Refused("the router is not ready: see `pagoda get`")
+        return {"url": router.url, "token": router.token}
+
     def events(self, subjects: list[str] | None) -> dict[str, Any]:
         return {"events": self.journal.about(subjects)}
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 API_KEY = os.environ.get("PAGODA_API_KEY", "")
 
@@ -43,6 +44,9 @@ class Api(BaseHTTPRequestHandler):
             self.answer(200, {"ready": True})
 
     def do_POST(self) -> None:
+        if self.path.startswith("/admin/"):
+            self.admin()
+            return
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if API_KEY and self.headers["authorization"] != f"Bearer {API_KEY}":
             self.answer(401, {"error": {"message": "the API key is wrong"}})
@@ -57,6 +61,20 @@ class Api(BaseHTTPRequestHandler):
             self.event({"error": {"message": "the worker was lost"}})
         self.event({"choices": [], "usage": {"completion_tokens": len(words)}})
         self.wfile.write(b"data: [DONE]\n\n")
+
+    def admin(self) -> None:
+        """Tells back what it was asked; the model `broken` cannot."""
+        assert self.headers["authorization"] == f"Bearer {os.environ['PAGODA_INTERNAL_TOKEN']}"
+        asked = urlsplit(self.path)
+        query = dict(parse_qsl(asked.query))
+        if query["model"] == "nobody":
+            self.answer(404, {"error": {"message": "there is no model 'nobody'"}})
+        elif query["model"] == "broken":
+            self.answer(409, {"workers": [{"worker": "w-0", "freedBytes": 1}, {"worker": "w-1", "error": "the weights are gone"}]})
+        elif asked.path == "/admin/sleep":
+            self.answer(200, {"workers": [{"worker": f"w-level-{query['level']}", "freedBytes": 8_200_000}]})
+        else:
+            self.answer(200, {"workers": [{"worker": "w-0", "loadMs": 1250.0}, {"worker": "w-1", "loadMs": 0.0}]})
 
     def event(self, body: dict) -> None:
         self.wfile.write(f"data: {json.dumps(body)}\n\n".encode())

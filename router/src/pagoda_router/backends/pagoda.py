@@ -143,6 +143,7 @@ class PagodaLink:
             max_running=max(1, self._description.max_running),
             prefill_tokens_per_s=state.prefill_tokens_per_s or self._description.prefill_tokens_per_s,
             decode_step_ms=state.decode_step_ms,
+            sleeps=state.sleep_level > 0,
             decode_tokens_per_s=self._description.decode_tokens_per_s,
         )
 

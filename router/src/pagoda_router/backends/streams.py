@@ -10,8 +10,20 @@ from typing import Any
 
 from pagoda_router.admission import CreditLedger, Price, used_kv_tokens
 from pagoda_router.backends.base import Failure, LinkListener, RefusedByWorker, Settlement
-from pagoda_router.backends.translate import END_REASONS, row_logprobs, usage_from_wire
-from pagoda_router.generation import Ended, EndReason, Event, Generation, ModelName, Started, Tokens, Usage, WorkerId
+from pagoda_router.backends.translate import END_REASONS, prompt_logprobs, row_logprobs, usage_from_wire
+from pagoda_router.generation import (
+    Embedded,
+    Ended,
+    EndReason,
+    Event,
+    Generation,
+    ModelName,
+    PromptLogprobs,
+    Started,
+    Tokens,
+    Usage,
+    WorkerId,
+)
 from pagoda_router.tracing.clock import WorkerClock
 from pagoda_router.tracing.record import WorkerTimes
 from pagoda_router.wire import worker_pb2 as wire
@@ -112,7 +124,7 @@ class RequestStream:
     def is_awaited(self) -> bool:
         return len(self.silent) < self.generation.n
 
-    def push(self, event: Started | Tokens) -> None:
+    def push(self, event: Started | Tokens | PromptLogprobs | Embedded) -> None:
         if event.sequence in self.silent:
             return
         self._pending.append(event)
@@ -188,6 +200,15 @@ class RunningRequests:
                 self._mark_begun(stream)
                 stream.times.cached_tokens = started.cached_tokens
                 stream.push(Started(0, started.cached_tokens, started.queue_us))
+        for logprobs_of_prompt in frame.prompt_logprobs:
+            stream = streams.get(logprobs_of_prompt.request_id)
+            if stream is not None:
+                stream.push(prompt_logprobs(logprobs_of_prompt))
+        for embedding in frame.embeddings:
+            stream = streams.get(embedding.request_id)
+            if stream is not None:
+                self._mark_begun(stream)
+                stream.push(Embedded(list(embedding.values)))
         if frame.request_ids:
             token_ids = list(frame.token_ids)
             logprobs = {row.row: row for row in frame.logprobs}
@@ -234,7 +255,7 @@ class RunningRequests:
         if sequence not in stream.silent:
             stream.hurt = stream.hurt or _FAILURES.get(reason)
         self.sequences -= 1
-        if reason in (EndReason.STOP, EndReason.LENGTH) or sequence in stream.stopped:
+        if (reason in (EndReason.STOP, EndReason.LENGTH) or sequence in stream.stopped) and not stream.generation.embedding:
             stream.output_tokens.append(usage.completion_tokens)
         stop_token_id = finish.stop_token_id if reason is EndReason.STOP else None
         stream.end(Ended(sequence, reason, usage, stop_token_id, finish.detail))

@@ -1,10 +1,11 @@
 """Generation → Submit, and the wire's finish reasons, usage, logprobs and refusals → ours. Pure; used by the pagoda backend only."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.errors import BadRequest, ContextTooLong, ModelNotFound, RouterError
-from pagoda_router.generation import EndReason, Generation, Sampling, TokenLogprobs, Usage
+from pagoda_router.generation import EndReason, Generation, PromptLogprobs, Sampling, Structured, TokenLogprobs, Usage
 from pagoda_router.wire import worker_pb2 as wire
 
 END_REASONS: dict[int, EndReason] = {
@@ -38,6 +39,9 @@ def submit_message(generation: Generation, request_id: int, reserved_tokens: int
         stop_token_ids=generation.stop_token_ids,
         ignore_eos=generation.ignore_eos,
         top_logprobs=generation.top_logprobs,
+        prompt_logprobs=generation.prompt_logprobs,
+        embedding=generation.embedding,
+        structured=None if generation.structured is None else _structured(generation.structured),
         cache_salt=generation.cache_salt,
         priority=generation.priority,
         deadline_us=None if generation.deadline_s is None else max(1, int(generation.deadline_s * 1e6)),
@@ -60,7 +64,27 @@ def _sampling(sampling: Sampling) -> Any:
         repetition_penalty=sampling.repetition_penalty,
         seed=sampling.seed,
         logit_bias=[wire.LogitBias(token_id=token, bias=bias) for token, bias in sampling.logit_bias.items()],
+        allowed_token_ids=sampling.allowed_token_ids,
+        bad_words=[wire.TokenIds(ids=ids) for ids in sampling.bad_words],
     )
+
+
+def _structured(form: Structured) -> Any:
+    if form.choices:
+        return wire.StructuredOutput(choices=wire.Choices(choices=form.choices))
+    if form.json_schema is not None:
+        return wire.StructuredOutput(json_schema=form.json_schema)
+    if form.regex is not None:
+        return wire.StructuredOutput(regex=form.regex)
+    if form.grammar is not None:
+        return wire.StructuredOutput(grammar=form.grammar)
+    return wire.StructuredOutput(json_object=form.json_object)
+
+
+def features_of(description: Any) -> tuple[str, ...]:
+    """Names as in the wire's enum, without its prefix; numbers of a newer wire are left out."""
+    known = wire.Feature.values()
+    return tuple(wire.Feature.Name(number).removeprefix("FEATURE_").lower() for number in description.features if number in known)
 
 
 def usage_from_wire(usage: Any) -> Usage:
@@ -68,18 +92,29 @@ def usage_from_wire(usage: Any) -> Usage:
 
 
 def row_logprobs(row: Any) -> list[TokenLogprobs]:
-    """Of one row, one per token; the k most likely of each lie one after another."""
-    k, ids, values = row.k, list(row.top_ids), list(row.top)
+    """Of one row, one per token."""
+    return _logprobs(row.sampled, row)
+
+
+def prompt_logprobs(message: Any) -> PromptLogprobs:
+    return PromptLogprobs(_logprobs(message.own, message))
+
+
+def _logprobs(of_tokens: Iterable[float], message: Any) -> list[TokenLogprobs]:
+    """The k most likely of each token lie one after another."""
+    k, ids, values = message.k, list(message.top_ids), list(message.top)
     return [
-        TokenLogprobs(sampled, tuple(zip(ids[place * k : place * k + k], values[place * k : place * k + k], strict=True)))
-        for place, sampled in enumerate(row.sampled)
+        TokenLogprobs(own, tuple(zip(ids[place * k : place * k + k], values[place * k : place * k + k], strict=True)))
+        for place, own in enumerate(of_tokens)
     ]
 
 
 def refusal(refused: Any) -> RefusedByWorker:
+    """Of a sampling field clients know the last part of the wire's name."""
     fault = _CLIENTS_FAULT.get(refused.code)
+    message, param = (text.replace("sampling.", "", 1) for text in (refused.message, refused.param))
     return RefusedByWorker(
-        refused.message,
-        None if fault is None else fault(refused.message, param=refused.param or None),
+        message,
+        None if fault is None else fault(message, param=param or None),
         overloaded=refused.code == wire.Refused.OVERLOADED,
     )

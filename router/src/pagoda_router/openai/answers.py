@@ -3,14 +3,15 @@
 app.py calls `Completions.answer` inside an Exchange; a RouterError raised here becomes a status or, once the headers have left, an event.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pagoda_router.asgi import JSON_TYPE, Exchange, Headers
-from pagoda_router.errors import RouterError
+from pagoda_router.errors import BadRequest, RouterError
 from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
-from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, WholeChoice
+from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, ReplyFormat, WholeChoice
 from pagoda_router.openai.keepalive import KeepAlive
 from pagoda_router.openai.prepare import Job, Preparer
 from pagoda_router.openai.run import Progress, run
@@ -39,12 +40,14 @@ class Call:
 class Completions:
     """Both generation endpoints."""
 
-    def __init__(self, dispatcher: Dispatcher, catalog: Catalog, settings: SurfaceSettings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, catalog: Catalog, preparer: Preparer, settings: SurfaceSettings, clock: Callable[[], float]
+    ) -> None:
         self._dispatcher = dispatcher
         self._catalog = catalog
         self._settings = settings
         self._clock = clock
-        self._preparer = Preparer(catalog, dispatcher, settings, clock)
+        self._preparer = preparer
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
         is_chat = call.outcome.endpoint == "chat"
@@ -64,7 +67,7 @@ class Completions:
         output_format: Format
         if isinstance(request, ChatRequest):
             job = await self._preparer.chat(request, entry, call.trace, call.variant)
-            output_format = ChatFormat(job)
+            output_format = ChatFormat(job) if job.reply is None and not job.shows_token_ids else ReplyFormat(job)
         else:
             job = await self._preparer.completion(request, entry, call.trace, call.variant)
             output_format = CompletionFormat(job)
@@ -75,7 +78,8 @@ class Completions:
         else:
             writer = _WholeWriter(job, output_format, progress, exchange, call, self._clock)
         try:
-            await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight)
+            with _in_the_requests_words(job):
+                await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight)
         finally:
             _bill(call.outcome, progress)
 
@@ -91,6 +95,19 @@ class Completions:
             return "" if self._catalog.can_answer(model, call.variant) else request.model
 
         return KeepAlive(exchange, self._settings, headers=call.headers, started=started, waits_for=waits_for)
+
+
+@contextmanager
+def _in_the_requests_words(job: Job) -> Iterator[None]:
+    """A worker that cannot enforce a form calls it by the wire's name."""
+    try:
+        yield
+    except BadRequest as error:
+        wire_name = error.param or ""
+        if not job.constraint_field or not wire_name.startswith("structured."):
+            raise
+        message = error.message.replace(wire_name, job.constraint_field)
+        raise BadRequest(message, param=job.constraint_field, code=error.code) from error
 
 
 def _bill(outcome: RequestOutcome, progress: Progress) -> None:
@@ -182,12 +199,9 @@ class _WholeWriter(_Writer):
 
     async def _write(self, deltas: list[Delta], *, last: bool) -> None:
         for delta in deltas:
-            choice = self._choices[delta.index]
-            choice.texts.append(delta.text)
-            choice.entries.extend(delta.entries)
-            choice.finish_reason = delta.finish_reason
+            self._choices[delta.index].add(delta)
         if last:
-            body = self._format.whole(self._choices, self._progress.usage, self._trace_document())
+            body = self._format.whole(self._choices, self._progress, self._trace_document())
             self._outcome.status = 200
             length = (b"content-length", str(len(body)).encode())
             await self._exchange.start(200, [JSON_TYPE, length, *self._headers])

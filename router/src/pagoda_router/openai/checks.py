@@ -1,4 +1,4 @@
-"""Ranges and combinations of request fields → what a Generation needs. Pure; every refusal names its field, the limit and the way out.
+"""Ranges and combinations of request fields → what a Generation needs. No I/O; every refusal names its field, the limit and the way out.
 
 prepare.py calls it with what the model allows.
 """
@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 from pagoda_router.errors import BadRequest, ContextTooLong
 from pagoda_router.generation import Sampling, TextAssets
-from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionRequest
+from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionRequest, EmbeddingRequest
+from pagoda_router.openai.structured import structured_of
 from pagoda_router.surface import SurfaceSettings
+from pagoda_router.tokens import TokenText
 
 TINY_TOP_P = 1e-6
 """OpenAI allows top_p 0; in float32 this keeps exactly the most likely token."""
 SEED_MASK = (1 << 62) - 1
 """Workers add the sequence number to a seed and keep it in 64 bits."""
+MAX_PRIORITY = 2**31 - 1
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_CHARS = 256
 
 
 _ANYTHING = 2**62
@@ -39,6 +44,8 @@ class TextRules:
     min_tokens: int
     skip_special_tokens: bool
     include_stop: bool
+    markers: tuple[str, ...] = ()
+    """Special tokens that are shown all the same: what reads the text looks for them."""
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
@@ -46,7 +53,7 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise BadRequest(f"{name} is {value:g}: use a value from {low:g} to {high:g}", param=name)
 
 
-def sampling_of(request: CommonRequest, assets: TextAssets) -> Sampling:
+def sampling_of(request: CommonRequest, assets: TextAssets, bad_words: tuple[tuple[int, ...], ...] = ()) -> Sampling:
     def given(name: str, default: float, low: float, high: float) -> float:
         value = getattr(request, name)
         if value is None:
@@ -68,7 +75,40 @@ def sampling_of(request: CommonRequest, assets: TextAssets) -> Sampling:
         repetition_penalty=given("repetition_penalty", 1.0, 0.01, 100.0),
         seed=None if request.seed is None else request.seed & SEED_MASK,
         logit_bias=_logit_bias(request, assets),
+        allowed_token_ids=_allowed_token_ids(request, assets),
+        bad_words=bad_words,
     )
+
+
+def _allowed_token_ids(request: CommonRequest, assets: TextAssets) -> tuple[int, ...]:
+    if request.allowed_token_ids is None:
+        return ()
+    if not request.allowed_token_ids:
+        raise BadRequest("allowed_token_ids is empty, which allows no answer: leave it out", param="allowed_token_ids")
+    for token_id in request.allowed_token_ids:
+        _check_token_id("allowed_token_ids", token_id, assets)
+    return tuple(dict.fromkeys(request.allowed_token_ids))
+
+
+def check_bad_words(request: CommonRequest) -> list[str]:
+    words = request.bad_words or []
+    if len(words) > MAX_BAD_WORDS:
+        raise BadRequest(f"bad_words has {len(words)} entries: send at most {MAX_BAD_WORDS}", param="bad_words")
+    for word in words:
+        if not word.strip():
+            raise BadRequest("bad_words holds an empty word: leave it out", param="bad_words")
+        if len(word) > MAX_BAD_WORD_CHARS:
+            raise BadRequest(f"a bad word has {len(word)} characters: use at most {MAX_BAD_WORD_CHARS}", param="bad_words")
+    return words
+
+
+async def bad_word_ids(request: CommonRequest, text: TokenText) -> tuple[tuple[int, ...], ...]:
+    """Each as it begins a text and as it follows a space: what a tokenizer makes of a word depends on that."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in check_bad_words(request):
+        for written in (word.lstrip(), " " + word.lstrip()):
+            found[tuple(await text.encode(written, add_special_tokens=False))] = None
+    return tuple(ids for ids in found if ids)
 
 
 def _logit_bias(request: CommonRequest, assets: TextAssets) -> dict[int, float]:
@@ -87,10 +127,10 @@ def _check_token_id(param: str, token_id: int | str, assets: TextAssets) -> None
         raise BadRequest(f"{param}: {shown} is not a token id of this model, which has {assets.vocab_size} tokens", param=param)
 
 
-def check_prompt_ids(ids: list[int], assets: TextAssets) -> None:
+def check_prompt_ids(ids: list[int], assets: TextAssets, *, param: str = "prompt") -> None:
     if ids and not (min(ids) >= 0 and max(ids) < assets.vocab_size):
         wrong = next(i for i in ids if not 0 <= i < assets.vocab_size)
-        _check_token_id("prompt", wrong, assets)
+        _check_token_id(param, wrong, assets)
 
 
 def stop_token_ids_of(request: CommonRequest, assets: TextAssets, settings: SurfaceSettings) -> tuple[int, ...]:
@@ -102,7 +142,7 @@ def stop_token_ids_of(request: CommonRequest, assets: TextAssets, settings: Surf
     return tuple(ids)
 
 
-def text_rules_of(request: CommonRequest, settings: SurfaceSettings) -> TextRules:
+def text_rules_of(request: CommonRequest, settings: SurfaceSettings, markers: tuple[str, ...] = ()) -> TextRules:
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if len(stops) > settings.max_stop_strings:
         raise BadRequest(f"stop has {len(stops)} strings: send at most {settings.max_stop_strings}", param="stop")
@@ -116,6 +156,7 @@ def text_rules_of(request: CommonRequest, settings: SurfaceSettings) -> TextRule
         min_tokens=request.min_tokens or 0,
         skip_special_tokens=request.skip_special_tokens is not False,
         include_stop=bool(request.include_stop_str_in_output),
+        markers=markers,
     )
 
 
@@ -126,6 +167,10 @@ def check_before_waiting(request: ChatRequest | CompletionRequest, prompts: int,
     text_rules_of(request, settings)
     stop_token_ids_of(request, UNDESCRIBED, settings)
     top_logprobs_of(request, UNDESCRIBED)
+    prompt_logprobs_of(request, UNDESCRIBED)
+    check_bad_words(request)
+    priority_of(request.priority)
+    structured_of(request)
     max_tokens_of(request, 1, UNDESCRIBED, default=None)
 
 
@@ -147,16 +192,41 @@ def top_logprobs_of(request: ChatRequest | CompletionRequest, assets: TextAssets
     if isinstance(request, CompletionRequest):
         if request.logprobs is not None:
             check_range("logprobs", request.logprobs, 0, most)
-            if request.echo:
-                raise BadRequest(
-                    "echo with logprobs needs logprobs of the prompt, which are not supported yet: leave one out", param="logprobs"
-                )
         return request.logprobs
     if request.top_logprobs is not None:
         if not request.logprobs:
             raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
         check_range("top_logprobs", request.top_logprobs, 0, most)
     return (request.top_logprobs or 0) if request.logprobs else None
+
+
+def prompt_logprobs_of(request: ChatRequest | CompletionRequest, assets: TextAssets) -> int | None:
+    """What was asked for by name, or by an echo with logprobs."""
+    asked = request.prompt_logprobs
+    if asked is not None:
+        check_range("prompt_logprobs", asked, 0, assets.max_top_logprobs)
+        if request.stream:
+            raise BadRequest("prompt_logprobs cannot be streamed: leave out stream or prompt_logprobs", param="prompt_logprobs")
+    echoed = request.logprobs if isinstance(request, CompletionRequest) and request.echo else None
+    return asked if echoed is None else max(asked or 0, echoed)
+
+
+def priority_of(asked: int | None) -> int:
+    """vLLM's smaller is sooner, ours is larger."""
+    check_range("priority", asked or 0, -MAX_PRIORITY, MAX_PRIORITY)
+    return -(asked or 0)
+
+
+def most_prompt_tokens(request: CommonRequest | EmbeddingRequest, assets: TextAssets) -> int | None:
+    """truncate_prompt_tokens; -1 is what leaves room for the output. None: a prompt is never cut."""
+    asked = request.truncate_prompt_tokens
+    if asked is None:
+        return None
+    if asked == -1:
+        output = request.max_tokens if isinstance(request, CommonRequest) else None
+        return max(1, assets.max_model_len - max(1, output or 1))
+    check_range("truncate_prompt_tokens", asked, 1, assets.max_model_len)
+    return asked
 
 
 def check_stream_options(request: CommonRequest) -> None:

@@ -19,15 +19,16 @@ HARMLESS = frozenset(
     {
         *("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
         *("prediction", "verbosity", "parallel_tool_calls", "spaces_between_special_tokens", "request_id", "session_id"),
-        *("include_reasoning", "stream_interval"),
+        *("include_reasoning", "stream_interval", "guided_decoding_backend"),
     }
 )
 
-_TOOLS = "tool calls are not supported yet: leave it out"
-_STRUCTURED = "structured output is not supported yet: leave it out and describe the form in the prompt"
+_TOOLS = "tools belong to /v1/chat/completions: leave it out"
+_OLD_TOOLS = "use tools and tool_choice"
 _TEXT_ONLY = "only text goes in and comes out: leave it out"
 _BEAM = "beam search is not supported: use temperature, top_p and n"
-_IDS = "token ids are not returned: leave it out, or ask for logprobs"
+_IDS = "use return_token_ids or logprobs"
+_NOT_RETURNED = "that is not returned: leave it out"
 _TEMPLATE = "the model's own template is used: leave it out"
 
 NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
@@ -37,14 +38,8 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     # field: (why and what to do, values that ask for nothing)
     "tools": (_TOOLS, NOTHING),
     "tool_choice": (_TOOLS, (None, "none", "auto")),
-    "functions": (_TOOLS, NOTHING),
-    "function_call": (_TOOLS, (None, "none", "auto")),
-    "response_format": (_STRUCTURED, (None, {"type": "text"})),
-    "structured_outputs": (_STRUCTURED, NOTHING),
-    "guided_json": (_STRUCTURED, NOTHING),
-    "guided_regex": (_STRUCTURED, NOTHING),
-    "guided_choice": (_STRUCTURED, NOTHING),
-    "guided_grammar": (_STRUCTURED, NOTHING),
+    "functions": (_OLD_TOOLS, NOTHING),
+    "function_call": (_OLD_TOOLS, (None, "none", "auto")),
     "audio": (_TEXT_ONLY, NOTHING),
     "modalities": (_TEXT_ONLY, (None, ["text"])),
     "web_search_options": ("there is no web search: leave it out", (None,)),
@@ -52,23 +47,29 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "best_of": ("it belongs to /v1/completions: use n", (None, 1)),
     "use_beam_search": (_BEAM, NOTHING),
     "length_penalty": (_BEAM, (None, 1, 1.0)),
-    "prompt_logprobs": ("logprobs of the prompt are not supported yet: leave it out", (None, False)),
     "echo": ("it belongs to /v1/completions: leave it out", (None, False)),
-    "allowed_token_ids": ("use logit_bias", NOTHING),
-    "bad_words": ("use logit_bias", NOTHING),
     "logits_processors": ("use logit_bias", NOTHING),
-    "truncate_prompt_tokens": ("prompts are never cut: shorten it before sending", (None,)),
+    "truncation_side": ("a prompt is cut at its beginning: leave it out", (None, "left")),
     "chat_template": (_TEMPLATE, (None,)),
     "documents": (_TEMPLATE, NOTHING),
     "prompt_embeds": (_TEXT_ONLY, NOTHING),
-    "priority": ("the router decides the order: leave it out", (None, 0)),
     "cache_salt": ("the router keeps the caches of different keys apart by itself: leave it out", (None, "")),
     "kv_transfer_params": ("the router decides where a prompt is computed: leave it out", NOTHING),
     "vllm_xargs": ("extra engine arguments are not supported: leave it out", NOTHING),
-    "return_token_ids": (_IDS, NOTHING),
     "return_tokens_as_token_ids": (_IDS, NOTHING),
     "logprob_token_ids": (_IDS, NOTHING),
     "thinking_token_budget": ("use max_tokens", (None,)),
+    "guided_whitespace_pattern": ("white space in JSON is the worker's to bound: leave it out", (None,)),
+    "watermarking": ("outputs carry no watermark: leave it out", NOTHING),
+    "return_prompt_text": (_NOT_RETURNED, NOTHING),
+    "return_token_offsets": (_NOT_RETURNED, NOTHING),
+    "return_weight_versions": (_NOT_RETURNED, NOTHING),
+    "return_mm_kwargs": (_NOT_RETURNED, NOTHING),
+    "routed_experts_prompt_start": (_NOT_RETURNED, (None,)),
+    "mm_payload": (_TEXT_ONLY, NOTHING),
+    "media_io_kwargs": (_TEXT_ONLY, NOTHING),
+    "mm_processor_kwargs": (_TEXT_ONLY, NOTHING),
+    "ec_transfer_params": (_TEXT_ONLY, NOTHING),
     "repetition_detection": ("use repetition_penalty", NOTHING),
 }
 

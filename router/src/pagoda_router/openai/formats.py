@@ -11,11 +11,12 @@ import msgspec
 
 from pagoda_router.generation import Usage
 from pagoda_router.openai.prepare import Job
+from pagoda_router.openai.prompt_logprobs import shown_logprob, vllm_prompt_logprobs
+from pagoda_router.openai.reply.pieces import CallDelta
+from pagoda_router.openai.run import Progress
 from pagoda_router.openai.sequence import Delta, TokenEntry
 
 DONE = b"data: [DONE]\n\n"
-LOWEST_LOGPROB = -9999.0
-"""What OpenAI shows for "impossible"; JSON has no infinity."""
 
 encode = msgspec.json.encode
 
@@ -27,6 +28,21 @@ class WholeChoice:
     texts: list[str] = field(default_factory=list)
     entries: list[TokenEntry] = field(default_factory=list)
     finish_reason: str | None = None
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[list[CallDelta]] = field(default_factory=list)
+    """Per call, its parts."""
+    token_ids: list[int] = field(default_factory=list)
+
+    def add(self, delta: Delta) -> None:
+        self.texts.append(delta.text)
+        self.entries.extend(delta.entries)
+        self.finish_reason = delta.finish_reason
+        self.reasoning.append(delta.reasoning)
+        self.token_ids.extend(delta.token_ids)
+        for call in delta.calls:
+            if call.index == len(self.calls):
+                self.calls.append([])
+            self.calls[call.index].append(call)
 
 
 class Format(Protocol):
@@ -44,20 +60,19 @@ class Format(Protocol):
         """A chunk without choices, as the usage chunk: clients that know nothing of traces pass it on."""
         ...
 
-    def whole(self, choices: Sequence[WholeChoice], usage: Usage, trace: dict[str, Any] | None) -> bytes: ...
+    def whole(self, choices: Sequence[WholeChoice], progress: Progress, trace: dict[str, Any] | None) -> bytes: ...
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
-    return {
+    shown: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
-
-
-def _logprob(value: float) -> float:
-    return max(value, LOWEST_LOGPROB)
+    if usage.reasoning_tokens is not None:
+        shown["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return shown
 
 
 class _Common:
@@ -81,7 +96,7 @@ class _Common:
     def trace_chunk(self, trace: dict[str, Any]) -> bytes:
         return self._head + (b'],"usage":null' if self._job.include_usage else b"]") + b',"pagoda_trace":' + encode(trace) + b"}\n\n"
 
-    def _whole(self, choices: list[dict[str, Any]], usage: Usage, trace: dict[str, Any] | None) -> bytes:
+    def _whole(self, choices: list[dict[str, Any]], usage: Usage, trace: dict[str, Any] | None, **more: Any) -> bytes:
         job = self._job
         answer = {
             "id": job.answer_id,
@@ -90,8 +105,23 @@ class _Common:
             "model": job.served_name,
             "choices": choices,
             "usage": usage_object(usage),
+            **more,
         }
         return encode(answer if trace is None else {**answer, "pagoda_trace": trace})
+
+    def _prompt(self, position: int, progress: Progress) -> dict[str, Any]:
+        """What was asked for about one prompt, in vLLM's fields."""
+        job, shown = self._job, dict[str, Any]()
+        ids = job.generations[position].prompt_ids
+        if job.shows_prompt_logprobs:
+            known = progress.prompt_logprobs.get(position)
+            shown["prompt_logprobs"] = None if known is None else vllm_prompt_logprobs(ids, known, self._text)
+        if job.shows_token_ids:
+            shown["prompt_token_ids"] = list(ids)
+        return shown
+
+    def _ids(self, token_ids: Sequence[int]) -> dict[str, Any]:
+        return {"token_ids": list(token_ids)} if self._job.shows_token_ids else {}
 
 
 class ChatFormat(_Common):
@@ -113,20 +143,25 @@ class ChatFormat(_Common):
             chunk += head + b'},"logprobs":null,"finish_reason":' + encode(delta.finish_reason) + b"}" + tail
         return chunk
 
-    def whole(self, choices: Sequence[WholeChoice], usage: Usage, trace: dict[str, Any] | None) -> bytes:
+    def whole(self, choices: Sequence[WholeChoice], progress: Progress, trace: dict[str, Any] | None) -> bytes:
         return self._whole(
             [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
+                    "message": self._message(choice),
                     "logprobs": self._logprobs(choice.entries) if self._job.wants_logprobs else None,
                     "finish_reason": choice.finish_reason,
+                    **self._ids(choice.token_ids),
                 }
                 for index, choice in enumerate(choices)
             ],
-            usage,
+            progress.usage,
             trace,
+            **self._prompt(0, progress),
         )
+
+    def _message(self, choice: WholeChoice) -> dict[str, Any]:
+        return {"role": "assistant", "content": "".join(choice.texts), "refusal": None}
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> dict[str, Any]:
         return {
@@ -136,6 +171,7 @@ class ChatFormat(_Common):
                     "top_logprobs": [self._token(token_id, logprob) for token_id, logprob in entry.logprobs.top],
                 }
                 for entry in entries
+                if entry.logprobs is not None
             ],
             "refusal": None,
         }
@@ -143,7 +179,56 @@ class ChatFormat(_Common):
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
         # A token may be part of a character: its bytes say what the text cannot.
         raw = self._text.token_bytes(token_id)
-        return {"token": raw.decode("utf-8", errors="backslashreplace"), "logprob": _logprob(logprob), "bytes": list(raw)}
+        return {"token": raw.decode("utf-8", errors="backslashreplace"), "logprob": shown_logprob(logprob), "bytes": list(raw)}
+
+
+class ReplyFormat(ChatFormat):
+    """Of chats whose text is read for thinking and tool calls, or whose token ids are shown. Apart: other chunks cost what they did."""
+
+    def chunk(self, delta: Delta, usage: Usage | None) -> bytes:
+        shown: dict[str, Any] = {}
+        if delta.reasoning:
+            # The second name is vLLM's newer one; clients read either.
+            shown["reasoning_content"] = shown["reasoning"] = delta.reasoning
+        if delta.text or (delta.entries and not delta.reasoning and not delta.calls):
+            shown["content"] = delta.text
+        if delta.calls:
+            shown["tool_calls"] = [_call_delta(call) for call in delta.calls]
+        head, tail = self._head, self._tail_with(usage)
+        chunk = b""
+        if shown or delta.token_ids:
+            logprobs = self._logprobs(delta.entries) if delta.entries else None
+            choice = {"index": delta.index, "delta": shown, "logprobs": logprobs, "finish_reason": None, **self._ids(delta.token_ids)}
+            chunk = head + encode(choice) + tail
+        if delta.finish_reason is not None:
+            chunk += head + encode({"index": delta.index, "delta": {}, "logprobs": None, "finish_reason": delta.finish_reason}) + tail
+        return chunk
+
+    def _message(self, choice: WholeChoice) -> dict[str, Any]:
+        message = super()._message(choice)
+        plan = self._job.reply
+        if plan is not None and plan.thinks and plan.shows_thinking:
+            message["reasoning_content"] = message["reasoning"] = "".join(choice.reasoning) or None
+        if choice.calls:
+            message["content"] = message["content"] or None
+            message["tool_calls"] = [_whole_call(parts) for parts in choice.calls]
+        return message
+
+
+def _call_delta(call: CallDelta) -> dict[str, Any]:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {
+        "index": call.index,
+        "id": call.call_id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+
+
+def _whole_call(parts: Sequence[CallDelta]) -> dict[str, Any]:
+    arguments = "".join(part.arguments for part in parts)
+    return {"id": parts[0].call_id, "type": "function", "function": {"name": parts[0].name, "arguments": arguments}}
 
 
 class CompletionFormat(_Common):
@@ -156,9 +241,11 @@ class CompletionFormat(_Common):
     def chunk(self, delta: Delta, usage: Usage | None) -> bytes:
         logprobs = encode(self._logprobs(delta.entries)) if delta.entries else b"null"
         choice = b'{"index":%d,"text":' % delta.index + encode(delta.text) + b',"logprobs":' + logprobs
+        if delta.token_ids:
+            choice += b',"token_ids":' + encode(delta.token_ids)
         return self._head + choice + b',"finish_reason":' + encode(delta.finish_reason) + b"}" + self._tail_with(usage)
 
-    def whole(self, choices: Sequence[WholeChoice], usage: Usage, trace: dict[str, Any] | None) -> bytes:
+    def whole(self, choices: Sequence[WholeChoice], progress: Progress, trace: dict[str, Any] | None) -> bytes:
         return self._whole(
             [
                 {
@@ -166,27 +253,29 @@ class CompletionFormat(_Common):
                     "text": "".join(choice.texts),
                     "logprobs": self._logprobs(choice.entries) if self._job.wants_logprobs else None,
                     "finish_reason": choice.finish_reason,
+                    **self._ids(choice.token_ids),
+                    **self._prompt(index // self._job.n, progress),
                 }
                 for index, choice in enumerate(choices)
             ],
-            usage,
+            progress.usage,
             trace,
         )
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> dict[str, Any]:
         return {
             "tokens": [self._shown(entry.token_id) for entry in entries],
-            "token_logprobs": [_logprob(entry.logprobs.sampled) for entry in entries],
-            # As OpenAI: the sampled token is there even when it is not among the most likely.
-            "top_logprobs": [
-                {
-                    self._shown(token_id): _logprob(logprob)
-                    for token_id, logprob in (*entry.logprobs.top, (entry.token_id, entry.logprobs.sampled))
-                }
-                for entry in entries
-            ],
+            "token_logprobs": [None if entry.logprobs is None else shown_logprob(entry.logprobs.sampled) for entry in entries],
+            "top_logprobs": [self._top(entry) for entry in entries],
             "text_offset": [entry.text_offset for entry in entries],
         }
+
+    def _top(self, entry: TokenEntry) -> dict[str, float] | None:
+        if entry.logprobs is None:
+            return None
+        # As OpenAI: the sampled token is there even when it is not among the most likely.
+        all_of_them = (*entry.logprobs.top, (entry.token_id, entry.logprobs.sampled))
+        return {self._shown(token_id): shown_logprob(logprob) for token_id, logprob in all_of_them}
 
     def _shown(self, token_id: int) -> str:
         raw = self._text.token_bytes(token_id)

@@ -1,25 +1,27 @@
 """A parsed request → a Job: prompts tokenized, limits checked, generations ready for the dispatcher.
 
-The step between schemas.py (what was sent) and run.py (what happens). Owns the tokenizer and template caches.
+The step between schemas.py (what was sent) and run.py (what happens). Owns the template cache.
 """
 
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from pagoda_router.chat import ChatTemplates
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import Arrival, Catalog, CatalogEntry, Dispatcher, Generation, ModelName, TextAssets
+from pagoda_router.generation import CatalogEntry, Feature, Generation, Structured
 from pagoda_router.openai import checks
-from pagoda_router.openai.schemas import ChatMessage, ChatRequest, CommonRequest, CompletionRequest
+from pagoda_router.openai.conversation import check_messages, content_text, render, reply_plan, template_of
+from pagoda_router.openai.reply.reader import ReplyPlan
+from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionRequest
+from pagoda_router.openai.structured import structured_of
+from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_or_ids
+from pagoda_router.openai.toolset import check_tools, toolset_of
 from pagoda_router.surface import SurfaceSettings
-from pagoda_router.tokens import TokenizerCache, TokenText
+from pagoda_router.tokens import TokenText
 from pagoda_router.tracing.record import RequestTrace
 
-BYTES_PER_TOKEN = 3
-"""Of text whose tokenizer is not known yet; most texts have 3 to 4."""
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; a chat may use what the context leaves."""
 
@@ -37,6 +39,12 @@ class Job:
     rules: checks.TextRules
     echoes: list[str] | None
     """Per prompt, the text that each of its choices begins with."""
+    reply: ReplyPlan | None
+    """None: the text is content and nothing else."""
+    constraint_field: str
+    """Of the request, that asks for a form of the answer. Empty: none does."""
+    shows_prompt_logprobs: bool
+    shows_token_ids: bool
     stream: bool
     include_usage: bool
     continuous_usage: bool
@@ -49,157 +57,92 @@ class Job:
     def prompt_tokens(self) -> int:
         return sum(len(generation.prompt_ids) for generation in self.generations)
 
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """The model that a request names, and how its text is handled."""
-
-    model: ModelName
-    assets: TextAssets
-    text: TokenText
-    variant: str | None
-    arrival: Arrival | None
-
-    async def encode(self, prompt: str, *, special: bool, param: str) -> list[int]:
-        checks.check_context(self.text.least_tokens(prompt), self.assets, param=param, at_least=True)
-        return await self.text.encode(prompt, add_special_tokens=special)
-
-    def shown(self, prompt: str | list[int], request: CompletionRequest) -> str:
-        return prompt if isinstance(prompt, str) else self.text.decode(prompt, skip_special_tokens=request.skip_special_tokens is not False)
+    @property
+    def echoes_logprobs(self) -> bool:
+        """Logprobs begin with the prompt's, as the text does."""
+        return self.echoes is not None and self.wants_logprobs
 
 
 class Preparer:
-    """Holds the tokenizer and template caches of one router."""
+    """Holds the template cache of one router."""
 
-    def __init__(self, catalog: Catalog, dispatcher: Dispatcher, settings: SurfaceSettings, clock: Callable[[], float]) -> None:
-        """`clock`: the trace's."""
-        self._catalog = catalog
-        self._dispatcher = dispatcher
+    def __init__(self, targets: Targets, templates: ChatTemplates, settings: SurfaceSettings) -> None:
+        self._targets = targets
+        self._templates = templates
         self._settings = settings
-        self._clock = clock
-        self._tokenizers = TokenizerCache()
-        self._templates = ChatTemplates(
-            timeout_s=settings.template_timeout_s, max_chars=settings.template_output_factor * settings.max_body_bytes
-        )
 
     async def chat(self, request: ChatRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None) -> Job:
         def guess() -> int:
-            self._check_messages(request)
+            check_messages(request.messages, self._settings)
+            check_tools(request)
             checks.check_before_waiting(request, 1, self._settings)
-            return sum(_guessed_tokens(_content_text(i, message)) for i, message in enumerate(request.messages))
+            return sum(guessed_tokens(content_text(i, message)) for i, message in enumerate(request.messages))
 
         target = await self._target(request, entry, trace, variant, guess)
-        prompt = self._render(request, target.assets)
+        check_messages(request.messages, self._settings)
+        toolset = toolset_of(request, template_of(request.model, target.assets))
+        constraint, field = _constraint(request, target)
+        if toolset is not None and toolset.forced is not None:
+            if constraint is not None:
+                raise BadRequest("tool_choice asks for a call, and another field for a form of the answer: send one", param="tool_choice")
+            target.require(Feature.STRUCTURED_OUTPUT, "tool_choice", "cannot be made to call a tool: use auto or none")
+            constraint, field = toolset.forced, "tools"
+        prompt = render(self._templates, request, target.assets, toolset)
         # The template has written the special tokens; a second BOS would be one too many.
-        ids = await target.encode(prompt, special=request.add_special_tokens is True, param="messages")
-        return self._job(request, "chatcmpl-", target, [ids], None, trace)
+        most = checks.most_prompt_tokens(request, target.assets)
+        ids = await target.encode(prompt, special=request.add_special_tokens is True, param="messages", most=most)
+        plan = reply_plan(request, target.assets, toolset, prompt, is_constrained=constraint is not None)
+        return await self._job(request, "chatcmpl-", target, [ids], trace, constraint=(constraint, field), reply=plan)
 
     async def completion(self, request: CompletionRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None) -> Job:
         def guess() -> int:
-            prompts = _prompts(request)
+            prompts = texts_or_ids(request.prompt, "prompt")
             checks.check_before_waiting(request, len(prompts), self._settings)
-            return sum(_guessed_tokens(prompt) if isinstance(prompt, str) else len(prompt) for prompt in prompts)
+            return sum(guessed_tokens(prompt) if isinstance(prompt, str) else len(prompt) for prompt in prompts)
 
         target = await self._target(request, entry, trace, variant, guess)
-        prompts = _prompts(request)
+        prompts = texts_or_ids(request.prompt, "prompt")
         checks.choices_of(request, len(prompts), target.assets, self._settings)
-        special = request.add_special_tokens is not False
+        special, most = request.add_special_tokens is not False, checks.most_prompt_tokens(request, target.assets)
         encoded: list[list[int]] = []
         for prompt in prompts:
             if isinstance(prompt, str):
-                encoded.append(await target.encode(prompt, special=special, param="prompt"))
+                encoded.append(await target.encode(prompt, special=special, param="prompt", most=most))
             else:
                 checks.check_prompt_ids(prompt, target.assets)
-                encoded.append(prompt)
-        echoes = [target.shown(prompt, request) for prompt in prompts] if request.echo else None
-        return self._job(request, "cmpl-", target, encoded, echoes, trace)
+                encoded.append(prompt if most is None else prompt[-most:])
+        echoes = None
+        if request.echo:
+            shown = [prompt if isinstance(prompt, str) and most is None else ids for prompt, ids in zip(prompts, encoded, strict=True)]
+            echoes = [echo if isinstance(echo, str) else self._decoded(request, target, echo) for echo in shown]
+        return await self._job(request, "cmpl-", target, encoded, trace, constraint=_constraint(request, target), echoes=echoes)
+
+    def _decoded(self, request: CompletionRequest, target: Target, ids: list[int]) -> str:
+        return target.text.decode(ids, skip_special_tokens=request.skip_special_tokens is not False)
 
     async def _target(
         self, request: CommonRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None, guess_tokens: Callable[[], int]
-    ) -> _Target:
-        """Waits while no worker has described the model, at the cost that is guessed for it; an older request is not overtaken for that."""
+    ) -> Target:
         checks.check_stream_options(request)
-        if variant is not None and variant not in entry.variants:
-            raise BadRequest(f"{request.model} has no variant {variant!r}; it has: {', '.join(entry.variants)}", param="X-Pagoda-Features")
-        arrival: Arrival | None = None
-        while (assets := self._catalog.text(entry.model, variant)) is None:
-            if trace.held_s is None:
-                trace.held_s = self._clock()
-            held = await self._dispatcher.hold(entry.model, variant, guess_tokens())
-            arrival = arrival or held
-        return _Target(entry.model, assets, await self._tokenizers.get(assets.tokenizer_file), variant, arrival)
+        return await self._targets.wait_for(entry, trace, variant, guess_tokens)
 
-    def _check_messages(self, request: ChatRequest) -> None:
-        if not request.messages:
-            raise BadRequest("messages is empty: send at least one", param="messages")
-        if len(request.messages) > self._settings.max_messages:
-            raise BadRequest(f"messages has {len(request.messages)} entries: send at most {self._settings.max_messages}", param="messages")
-
-    def _render(self, request: ChatRequest, assets: TextAssets) -> str:
-        self._check_messages(request)
-        template = assets.chat_template
-        if template is None:
-            raise BadRequest(f"{request.model} has no chat template: send plain text to /v1/completions", param="model")
-        continues = bool(request.continue_final_message)
-        if continues and request.add_generation_prompt:
-            raise BadRequest(
-                "continue_final_message and add_generation_prompt exclude each other: send one", param="continue_final_message"
-            )
-        variables = dict(request.chat_template_kwargs or {})
-        if request.reasoning_effort is not None:
-            variables["reasoning_effort"] = request.reasoning_effort
-        knows_developer = "developer" in template
-        return self._templates.render(
-            template,
-            [_template_message(i, message, knows_developer) for i, message in enumerate(request.messages)],
-            special_tokens=assets.special_tokens,
-            variables=variables,
-            add_generation_prompt=request.add_generation_prompt is not False and not continues,
-            continue_final_message=continues,
-        )
-
-    def _job(
+    async def _job(
         self,
         request: ChatRequest | CompletionRequest,
         id_prefix: str,
-        target: _Target,
+        target: Target,
         prompts: list[list[int]],
-        echoes: list[str] | None,
         trace: RequestTrace,
+        *,
+        constraint: tuple[Structured | None, str],
+        echoes: list[str] | None = None,
+        reply: ReplyPlan | None = None,
     ) -> Job:
-        assets = target.assets
-        is_chat = isinstance(request, ChatRequest)
-        n = checks.choices_of(request, len(prompts), assets, self._settings)
-        sampling = checks.sampling_of(request, assets)
-        rules = checks.text_rules_of(request, self._settings)
-        stop_token_ids = checks.stop_token_ids_of(request, assets, self._settings)
-        top_logprobs = checks.top_logprobs_of(request, assets)
+        n = checks.choices_of(request, len(prompts), target.assets, self._settings)
+        rules = checks.text_rules_of(request, self._settings, () if reply is None else reply.markers)
         answer_id = id_prefix + os.urandom(12).hex()
-        generations: list[Generation] = []
-        for position, ids in enumerate(prompts):
-            if not ids:
-                param = "messages" if is_chat else "prompt"
-                raise BadRequest("the prompt is empty: send at least one token", param=param)
-            max_tokens, explicit = checks.max_tokens_of(request, len(ids), assets, default=None if is_chat else COMPLETION_MAX_TOKENS)
-            generations.append(
-                Generation(
-                    request_id=answer_id if len(prompts) == 1 else f"{answer_id}-{position}",
-                    model=target.model,
-                    prompt_ids=ids,
-                    max_tokens=max_tokens,
-                    explicit_max_tokens=explicit,
-                    n=n,
-                    sampling=sampling,
-                    min_tokens=rules.min_tokens,
-                    stop_token_ids=stop_token_ids,
-                    ignore_eos=bool(request.ignore_eos),
-                    top_logprobs=top_logprobs,
-                    traceparent=trace.context.traceparent,
-                    tracestate=trace.context.tracestate,
-                    variant=target.variant,
-                    arrival=target.arrival,
-                )
-            )
+        structured, constraint_field = constraint
+        generations = await self._generations(request, target, prompts, trace, answer_id=answer_id, n=n, structured=structured)
         trace.answer_id, trace.choices = answer_id, n * len(prompts)
         trace.max_tokens = generations[0].max_tokens if generations[0].explicit_max_tokens else None
         trace.generations = [generation.trace for generation in generations]
@@ -213,59 +156,70 @@ class Preparer:
             text=target.text,
             rules=rules,
             echoes=echoes,
+            reply=reply,
+            constraint_field=constraint_field,
+            shows_prompt_logprobs=request.prompt_logprobs is not None,
+            shows_token_ids=bool(request.return_token_ids),
             stream=bool(request.stream),
             include_usage=options is not None and bool(options.include_usage),
             continuous_usage=options is not None and bool(options.include_usage) and bool(options.continuous_usage_stats),
         )
 
-
-def _template_message(position: int, message: ChatMessage, knows_developer: bool) -> dict[str, Any]:
-    """What templates read. Text parts are joined with newlines; developer is the newer name of system."""
-    shown: dict[str, Any] = {"role": message.role, "content": _content_text(position, message)}
-    if message.role == "developer" and not knows_developer:
-        shown["role"] = "system"
-    for name in ("name", "tool_calls", "tool_call_id"):
-        value = getattr(message, name)
-        if value is not None:
-            shown[name] = value
-    return shown
-
-
-def _content_text(position: int, message: ChatMessage) -> str:
-    content = message.content
-    if content is None:
-        if message.role == "assistant" and message.tool_calls:
-            return ""
-        raise BadRequest(
-            f"messages[{position}].content is missing: send a string or a list of text parts", param=f"messages[{position}].content"
-        )
-    if isinstance(content, str):
-        return content
-    texts: list[str] = []
-    for part in content:
-        if part.type != "text" or part.text is None:
-            raise BadRequest(
-                f"messages[{position}] holds a part of type {part.type[:40]!r}: this model takes text parts only", param="messages"
+    async def _generations(
+        self,
+        request: ChatRequest | CompletionRequest,
+        target: Target,
+        prompts: list[list[int]],
+        trace: RequestTrace,
+        *,
+        answer_id: str,
+        n: int,
+        structured: Structured | None,
+    ) -> list[Generation]:
+        assets = target.assets
+        is_chat = isinstance(request, ChatRequest)
+        sampling = checks.sampling_of(request, assets, await checks.bad_word_ids(request, target.text))
+        stop_token_ids = checks.stop_token_ids_of(request, assets, self._settings)
+        top_logprobs = checks.top_logprobs_of(request, assets)
+        prompt_logprobs = checks.prompt_logprobs_of(request, assets)
+        if prompt_logprobs is not None:
+            field = "prompt_logprobs" if request.prompt_logprobs is not None else "echo"
+            target.require(Feature.PROMPT_LOGPROBS, field, "give no logprobs of the prompt: leave it out")
+        generations: list[Generation] = []
+        for position, ids in enumerate(prompts):
+            if not ids:
+                raise BadRequest("the prompt is empty: send at least one token", param="messages" if is_chat else "prompt")
+            max_tokens, explicit = checks.max_tokens_of(request, len(ids), assets, default=None if is_chat else COMPLETION_MAX_TOKENS)
+            generations.append(
+                Generation(
+                    request_id=answer_id if len(prompts) == 1 else f"{answer_id}-{position}",
+                    model=target.model,
+                    prompt_ids=ids,
+                    max_tokens=max_tokens,
+                    explicit_max_tokens=explicit,
+                    n=n,
+                    sampling=sampling,
+                    min_tokens=request.min_tokens or 0,
+                    stop_token_ids=stop_token_ids,
+                    ignore_eos=bool(request.ignore_eos),
+                    top_logprobs=top_logprobs,
+                    prompt_logprobs=prompt_logprobs,
+                    structured=structured,
+                    priority=checks.priority_of(request.priority),
+                    traceparent=trace.context.traceparent,
+                    tracestate=trace.context.tracestate,
+                    variant=target.variant,
+                    arrival=target.arrival,
+                )
             )
-        texts.append(part.text)
-    return "\n".join(texts)
+        return generations
 
 
-def _guessed_tokens(text: str) -> int:
-    return len(text.encode(errors="surrogatepass")) // BYTES_PER_TOKEN + 1
-
-
-def _prompts(request: CompletionRequest) -> list[str | list[int]]:
-    """One string, several, one list of ids, or several: OpenAI's four forms."""
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise BadRequest("prompt is empty: send text or token ids", param="prompt")
-    ids = [item for item in prompt if isinstance(item, int)]
-    if len(ids) == len(prompt):
-        return [ids]
-    several = [item for item in prompt if not isinstance(item, int)]
-    if len(several) != len(prompt) or len({type(item) for item in several}) != 1:
-        raise BadRequest("prompt mixes texts and token ids: send a string, strings, token ids, or lists of token ids", param="prompt")
-    return several
+def _constraint(request: CommonRequest, target: Target) -> tuple[Structured | None, str]:
+    """The form, and the field that asks for it."""
+    asked = structured_of(request)
+    if asked is None:
+        return None, ""
+    form, field = asked
+    target.require(Feature.STRUCTURED_OUTPUT, field, "cannot be held to a form of the answer: leave it out and describe it in the prompt")
+    return form, field

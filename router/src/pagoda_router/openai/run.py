@@ -7,8 +7,21 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from pagoda_router.errors import DeadlineExceeded, NoWorker, UpstreamFailed
-from pagoda_router.generation import Dispatcher, Ended, EndReason, Event, GenerationStream, Started, Usage
+from pagoda_router.generation import (
+    Dispatcher,
+    Embedded,
+    Ended,
+    EndReason,
+    Event,
+    GenerationStream,
+    PromptLogprobs,
+    Started,
+    TokenLogprobs,
+    Tokens,
+    Usage,
+)
 from pagoda_router.openai.prepare import Job
+from pagoda_router.openai.prompt_logprobs import echoed_entries
 from pagoda_router.openai.sequence import Choice, Delta
 
 Deliver = Callable[[list[Delta]], Awaitable[None]]
@@ -26,6 +39,8 @@ class Progress:
                 job.rules,
                 wants_logprobs=job.wants_logprobs,
                 echo=job.echoes[position] if job.echoes is not None else "",
+                reply=job.reply,
+                shows_token_ids=job.shows_token_ids,
             )
             for position, generation in enumerate(job.generations)
             for sequence in range(job.n)
@@ -34,11 +49,20 @@ class Progress:
         self._cached_tokens = [0] * len(job.generations)
         self._prompt_tokens = job.prompt_tokens
         self._n = job.n
+        self._job = job
+        self.prompt_logprobs: dict[int, Sequence[TokenLogprobs]] = {}
+        """By position, as far as they were asked for and have come."""
 
     @property
     def usage(self) -> Usage:
         """A prompt counts once, however many choices continue it."""
-        return Usage(self._prompt_tokens, sum(self._cached_tokens), sum(choice.completion_tokens for choice in self.choices))
+        thinks = self._job.reply is not None and self._job.reply.thinks
+        return Usage(
+            self._prompt_tokens,
+            sum(self._cached_tokens),
+            sum(choice.completion_tokens for choice in self.choices),
+            sum(choice.reasoning_tokens for choice in self.choices) if thinks else None,
+        )
 
     def is_finished(self, position: int) -> bool:
         return self._unfinished[position] == 0
@@ -46,25 +70,41 @@ class Progress:
     def apply(self, stream: GenerationStream, position: int, events: Sequence[Event]) -> list[Delta]:
         deltas: list[Delta] = []
         for event in events:
-            if isinstance(event, Started):
-                self._saw_cached(position, event.sequence, event.cached_tokens)
+            if not isinstance(event, (Tokens, Ended)):
+                self._saw(position, event)
                 continue
             choice = self.choices[position * self._n + event.sequence]
             if choice.finish_reason is not None:
                 continue  # was under way when a stop string was found
             if isinstance(event, Ended):
                 self._saw_cached(position, event.sequence, event.usage.cached_tokens)
-                _raise_failure(event)
+                raise_failure(event)
                 delta = choice.end(event)
             else:
                 delta = choice.feed(event)
-                if choice.stopped_by_string:
+                if choice.is_cut:
                     stream.stop(event.sequence)
             if delta.finish_reason is not None:
                 self._unfinished[position] -= 1
-            if delta.text or delta.entries or delta.finish_reason is not None:
+            if delta.text or delta.entries or delta.finish_reason is not None or delta.reasoning or delta.calls or delta.token_ids:
                 deltas.append(delta)
         return deltas
+
+    def _saw(self, position: int, event: Started | PromptLogprobs | Embedded) -> None:
+        """What is about a prompt."""
+        if isinstance(event, Started):
+            self._saw_cached(position, event.sequence, event.cached_tokens)
+        elif isinstance(event, PromptLogprobs):
+            self._saw_logprobs(position, event.tokens)
+
+    def _saw_logprobs(self, position: int, known: Sequence[TokenLogprobs]) -> None:
+        job = self._job
+        self.prompt_logprobs[position] = known
+        if job.echoes_logprobs:
+            ids, skips = job.generations[position].prompt_ids, job.rules.skip_special_tokens
+            entries = echoed_entries(ids, known, job.text, skip_special_tokens=skips)
+            for sequence in range(self._n):
+                self.choices[position * self._n + sequence].echo_entries(entries)
 
     def _saw_cached(self, position: int, sequence: int, cached_tokens: int) -> None:
         # The sequences of a prompt share its blocks; what the first found is the prompt's, the others also find the first one's work.
@@ -72,7 +112,8 @@ class Progress:
             self._cached_tokens[position] = cached_tokens
 
 
-def _raise_failure(ended: Ended) -> None:
+def raise_failure(ended: Ended) -> None:
+    """Nothing for the ends that answer a request."""
     if ended.reason in (EndReason.STOP, EndReason.LENGTH):
         return
     if ended.reason is EndReason.DEADLINE:

@@ -42,6 +42,19 @@ class CommonRequest(msgspec.Struct, kw_only=True):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     add_special_tokens: bool | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    priority: int | None = None
+    return_token_ids: bool | None = None
+
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
@@ -49,12 +62,40 @@ class ContentPart(msgspec.Struct, kw_only=True):
     text: str | None = None
 
 
+class SaidFunction(msgspec.Struct, kw_only=True):
+    name: str
+    arguments: str | dict[str, Any] = ""
+    """Text, as OpenAI says, or the object itself, as some clients send."""
+
+
+class SaidCall(msgspec.Struct, kw_only=True):
+    """Of an earlier answer, sent back."""
+
+    function: SaidFunction
+    id: str | None = None
+    type: str = "function"
+
+
 class ChatMessage(msgspec.Struct, kw_only=True):
     role: str
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[SaidCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class Function(msgspec.Struct, kw_only=True, omit_defaults=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, kw_only=True):
+    type: str
+    function: Function
 
 
 class ChatRequest(CommonRequest, kw_only=True):
@@ -66,6 +107,10 @@ class ChatRequest(CommonRequest, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionRequest(CommonRequest, kw_only=True):
@@ -75,7 +120,36 @@ class CompletionRequest(CommonRequest, kw_only=True):
     logprobs: int | None = None
 
 
-Request = TypeVar("Request", ChatRequest, CompletionRequest)
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    model: str
+    input: str | list[str | int | list[int]]
+    encoding_format: str | None = None
+    dimensions: int | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    priority: int | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """A prompt, or a chat's messages with what shapes them."""
+
+    model: str
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    model: str
+    tokens: list[int]
+
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest)
 
 _WHERE = re.compile(r"(?:Object missing required field `(?P<missing>[^`]*)`)?(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 MAX_FIELDS = 256

@@ -8,8 +8,13 @@ from dataclasses import dataclass, field
 
 from pagoda_router.generation import Ended, EndReason, TokenLogprobs, Tokens
 from pagoda_router.openai.checks import TextRules
+from pagoda_router.openai.reply.pieces import CallDelta, Pieces
+from pagoda_router.openai.reply.reader import ReplyPlan, ReplyReader
 from pagoda_router.stop import StopMatcher
 from pagoda_router.tokens import TokenText
+
+TOOL_CALLS = "tool_calls"
+"""OpenAI's finish reason of an answer that ends with calls to be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +22,8 @@ class TokenEntry:
     """One output token with its logprobs, for the formats."""
 
     token_id: int
-    logprobs: TokenLogprobs
+    logprobs: TokenLogprobs | None
+    """None: of an echoed prompt's first token, which follows nothing."""
     text_offset: int
     """Characters of this choice's text (echo included) before the token."""
 
@@ -30,45 +36,79 @@ class Delta:
     text: str = ""
     entries: list[TokenEntry] = field(default_factory=list)
     finish_reason: str | None = None
+    reasoning: str = ""
+    calls: Sequence[CallDelta] = ()
+    token_ids: Sequence[int] = ()
+    """Only when they were asked for."""
 
 
 class Choice:
     """Text, logprobs and token count of one sequence. `finish_reason` is set once, by the worker's end or by a stop string."""
 
     def __init__(
-        self, index: int, text: TokenText, prompt_ids: Sequence[int], rules: TextRules, *, wants_logprobs: bool, echo: str
+        self,
+        index: int,
+        text: TokenText,
+        prompt_ids: Sequence[int],
+        rules: TextRules,
+        *,
+        wants_logprobs: bool,
+        echo: str,
+        reply: ReplyPlan | None = None,
+        shows_token_ids: bool = False,
     ) -> None:
         self.index = index
         self.completion_tokens = 0
+        self.reasoning_tokens = 0
+        """Up to the end of the thinking, its tags included."""
         self.finish_reason: str | None = None
         self._rules = rules
-        self._detokenizer = text.detokenizer(prompt_ids, skip_special_tokens=rules.skip_special_tokens)
+        self._detokenizer = text.detokenizer(prompt_ids, skip_special_tokens=rules.skip_special_tokens, markers=rules.markers)
         self._matcher = StopMatcher(rules.stops, include_stop=rules.include_stop) if rules.stops else None
         self._wants_logprobs = wants_logprobs
         self._echo = echo
         self._decoded_chars = len(echo)
         self._sent_chars = len(echo)
         self._entries: list[TokenEntry] = []
+        self._reply = None if reply is None else ReplyReader(reply)
+        self._hides_thinking = reply is not None and not reply.shows_thinking
+        self._token_ids: list[int] | None = [] if shows_token_ids else None
+        self._is_plain = self._matcher is None and not wants_logprobs and reply is None and not shows_token_ids
 
     @property
     def stopped_by_string(self) -> bool:
         return self._matcher is not None and self._matcher.matched is not None
 
+    @property
+    def is_cut(self) -> bool:
+        """It ended here, while the worker goes on."""
+        return self.stopped_by_string or (self._reply is not None and self._reply.is_full)
+
+    def echo_entries(self, entries: Sequence[TokenEntry]) -> None:
+        """Of the prompt; before any token."""
+        self._entries.extend(entries)
+
     def feed(self, tokens: Tokens) -> Delta:
-        if self._matcher is None and not self._wants_logprobs:
+        if self._is_plain:
             self.completion_tokens += len(tokens.token_ids)
             return self._delta(self._decode(tokens.token_ids))
         # Token by token: a stop string is billed to its last token, and each token's logprobs know where its text begins.
         pieces: list[str] = []
+        read = Pieces()
         for position, token_id in enumerate(tokens.token_ids):
             self.completion_tokens += 1
+            if self._token_ids is not None:
+                self._token_ids.append(token_id)
             if self._wants_logprobs and tokens.logprobs is not None:
                 self._entries.append(TokenEntry(token_id, tokens.logprobs[position], self._decoded_chars))
-            pieces.append(self._match(self._decode([token_id])))
-            if self.stopped_by_string:
-                self.finish_reason = EndReason.STOP.value
+            piece = self._match(self._decode([token_id]))
+            pieces.append(piece)
+            if self._reply is not None:
+                self._read(self._reply, piece, read)
+            if self.is_cut:
+                self._finish(EndReason.STOP.value)
                 break
-        return self._delta("".join(pieces))
+        return self._delta("".join(pieces), read)
 
     def end(self, ended: Ended) -> Delta:
         """For STOP and LENGTH; the other reasons are errors and never reach a choice."""
@@ -80,8 +120,23 @@ class Choice:
         if self._matcher is not None and not self.stopped_by_string:
             pieces.append(self._matcher.end())
         self.completion_tokens = max(self.completion_tokens, ended.usage.completion_tokens)
-        self.finish_reason = EndReason.STOP.value if self.stopped_by_string else ended.reason.value
-        return self._delta("".join(pieces))
+        piece, read = "".join(pieces), Pieces()
+        if self._reply is not None:
+            self._read(self._reply, piece, read)
+        self._finish(EndReason.STOP.value if self.stopped_by_string else ended.reason.value)
+        return self._delta(piece, read)
+
+    def _read(self, reply: ReplyReader, piece: str, read: Pieces) -> None:
+        was_thinking = reply.is_thinking
+        read.add(reply.feed(piece))
+        if (was_thinking or reply.is_thinking) and reply.has_thought:
+            self.reasoning_tokens = self.completion_tokens
+            if self._hides_thinking:
+                self._entries.clear()
+
+    def _finish(self, reason: str) -> None:
+        has_calls = self._reply is not None and self._reply.has_calls
+        self.finish_reason = TOOL_CALLS if has_calls and reason == EndReason.STOP.value else reason
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         text = self._detokenizer.feed(token_ids)
@@ -93,13 +148,26 @@ class Choice:
             return piece
         return self._matcher.feed(piece)
 
-    def _delta(self, piece: str) -> Delta:
+    def _delta(self, piece: str, read: Pieces | None = None) -> Delta:
         text, self._echo = self._echo + piece, ""
         self._sent_chars += len(piece)
+        delta = Delta(self.index, text, finish_reason=self.finish_reason)
+        if self._is_plain:
+            return delta
+        if self._reply is not None and read is not None:
+            if self.finish_reason is not None:
+                read.add(self._reply.end())
+            delta = Delta(self.index, read.content, [], self.finish_reason, read.reasoning, read.calls)
+        if self._token_ids is not None:
+            delta.token_ids, self._token_ids = self._token_ids, []
+        delta.entries = self._ready_entries(has_text=bool(delta.text or delta.reasoning or delta.calls))
+        return delta
+
+    def _ready_entries(self, *, has_text: bool) -> list[TokenEntry]:
         entries: list[TokenEntry] = []
         # Tokens whose text is held back wait with it; those behind a stop string's start were never said.
-        if self._entries and (text or self.finish_reason is not None):
+        if self._entries and (has_text or self.finish_reason is not None):
             entries, self._entries = self._entries, []
             if self.stopped_by_string:
                 entries = [entry for entry in entries if entry.text_offset < self._sent_chars]
-        return Delta(self.index, text, entries, self.finish_reason)
+        return entries

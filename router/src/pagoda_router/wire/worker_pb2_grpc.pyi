@@ -48,14 +48,18 @@ class WorkerStub:
     """The bytes of one artifact named in Describe (tokenizer.json, chat template), in chunks below gRPC's message limit."""
     Session: _grpc.StreamStreamMultiCallable[_worker_pb2.ToWorker, _worker_pb2.FromWorker]
     """The one stream per router and worker. The first message down is Hello, the first message up is Welcome."""
+    Sleep: _grpc.UnaryUnaryMultiCallable[_worker_pb2.SleepRequest, _worker_pb2.SleepResponse]
+    """A model gives its memory back and comes back as it was. Sleep returns when it sleeps, after the requests that run have ended (none is
+    refused or cancelled for it; those that come while it waits run too); the caller's deadline is how long it waits. The worker stays
+    connected and ready: the next Submit wakes it, and waits. FAILED_PRECONDITION with a sentence when it cannot; NOT_FOUND for a model
+    that is not served here; UNAUTHENTICATED without the session token.
+    """
+    Wake: _grpc.UnaryUnaryMultiCallable[_worker_pb2.WakeRequest, _worker_pb2.WakeResponse]
     LoadAdapter: _grpc.UnaryUnaryMultiCallable[_worker_pb2.LoadAdapterRequest, _worker_pb2.LoadAdapterResponse]
     """Reserved from the first day; UNIMPLEMENTED until they work."""
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_worker_pb2.UnloadAdapterRequest, _worker_pb2.UnloadAdapterResponse]
     Verify: _grpc.StreamStreamMultiCallable[_worker_pb2.VerifyRequest, _worker_pb2.VerifyResponse]
     """draft tokens from another worker, verified here"""
-    Sleep: _grpc.UnaryUnaryMultiCallable[_worker_pb2.SleepRequest, _worker_pb2.SleepResponse]
-    """weights to host memory, KV dropped"""
-    Wake: _grpc.UnaryUnaryMultiCallable[_worker_pb2.WakeRequest, _worker_pb2.WakeResponse]
     ExportKv: _grpc.UnaryStreamMultiCallable[_worker_pb2.ExportKvRequest, _worker_pb2.KvChunk]
     """prefill/decode split: KV of a prompt, by block hash"""
     ImportKv: _grpc.StreamUnaryMultiCallable[_worker_pb2.KvChunk, _worker_pb2.ImportKvResponse]
@@ -69,14 +73,18 @@ class WorkerAsyncStub(WorkerStub):
     """The bytes of one artifact named in Describe (tokenizer.json, chat template), in chunks below gRPC's message limit."""
     Session: _aio.StreamStreamMultiCallable[_worker_pb2.ToWorker, _worker_pb2.FromWorker]  # type: ignore[assignment]
     """The one stream per router and worker. The first message down is Hello, the first message up is Welcome."""
+    Sleep: _aio.UnaryUnaryMultiCallable[_worker_pb2.SleepRequest, _worker_pb2.SleepResponse]  # type: ignore[assignment]
+    """A model gives its memory back and comes back as it was. Sleep returns when it sleeps, after the requests that run have ended (none is
+    refused or cancelled for it; those that come while it waits run too); the caller's deadline is how long it waits. The worker stays
+    connected and ready: the next Submit wakes it, and waits. FAILED_PRECONDITION with a sentence when it cannot; NOT_FOUND for a model
+    that is not served here; UNAUTHENTICATED without the session token.
+    """
+    Wake: _aio.UnaryUnaryMultiCallable[_worker_pb2.WakeRequest, _worker_pb2.WakeResponse]  # type: ignore[assignment]
     LoadAdapter: _aio.UnaryUnaryMultiCallable[_worker_pb2.LoadAdapterRequest, _worker_pb2.LoadAdapterResponse]  # type: ignore[assignment]
     """Reserved from the first day; UNIMPLEMENTED until they work."""
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_worker_pb2.UnloadAdapterRequest, _worker_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     Verify: _aio.StreamStreamMultiCallable[_worker_pb2.VerifyRequest, _worker_pb2.VerifyResponse]  # type: ignore[assignment]
     """draft tokens from another worker, verified here"""
-    Sleep: _aio.UnaryUnaryMultiCallable[_worker_pb2.SleepRequest, _worker_pb2.SleepResponse]  # type: ignore[assignment]
-    """weights to host memory, KV dropped"""
-    Wake: _aio.UnaryUnaryMultiCallable[_worker_pb2.WakeRequest, _worker_pb2.WakeResponse]  # type: ignore[assignment]
     ExportKv: _aio.UnaryStreamMultiCallable[_worker_pb2.ExportKvRequest, _worker_pb2.KvChunk]  # type: ignore[assignment]
     """prefill/decode split: KV of a prompt, by block hash"""
     ImportKv: _aio.StreamUnaryMultiCallable[_worker_pb2.KvChunk, _worker_pb2.ImportKvResponse]  # type: ignore[assignment]
@@ -107,6 +115,25 @@ class WorkerServicer(metaclass=_abc_1.ABCMeta):
         """The one stream per router and worker. The first message down is Hello, the first message up is Welcome."""
 
     @_abc_1.abstractmethod
+    def Sleep(
+        self,
+        request: _worker_pb2.SleepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.SleepResponse, _abc.Awaitable[_worker_pb2.SleepResponse]]:
+        """A model gives its memory back and comes back as it was. Sleep returns when it sleeps, after the requests that run have ended (none is
+        refused or cancelled for it; those that come while it waits run too); the caller's deadline is how long it waits. The worker stays
+        connected and ready: the next Submit wakes it, and waits. FAILED_PRECONDITION with a sentence when it cannot; NOT_FOUND for a model
+        that is not served here; UNAUTHENTICATED without the session token.
+        """
+
+    @_abc_1.abstractmethod
+    def Wake(
+        self,
+        request: _worker_pb2.WakeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.WakeResponse, _abc.Awaitable[_worker_pb2.WakeResponse]]: ...
+
+    @_abc_1.abstractmethod
     def LoadAdapter(
         self,
         request: _worker_pb2.LoadAdapterRequest,
@@ -128,21 +155,6 @@ class WorkerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.VerifyResponse], _abc.AsyncIterator[_worker_pb2.VerifyResponse]]:
         """draft tokens from another worker, verified here"""
-
-    @_abc_1.abstractmethod
-    def Sleep(
-        self,
-        request: _worker_pb2.SleepRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_worker_pb2.SleepResponse, _abc.Awaitable[_worker_pb2.SleepResponse]]:
-        """weights to host memory, KV dropped"""
-
-    @_abc_1.abstractmethod
-    def Wake(
-        self,
-        request: _worker_pb2.WakeRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_worker_pb2.WakeResponse, _abc.Awaitable[_worker_pb2.WakeResponse]]: ...
 
     @_abc_1.abstractmethod
     def ExportKv(

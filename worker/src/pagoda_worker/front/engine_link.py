@@ -61,7 +61,7 @@ class EngineLink:
             theirs.close()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         link = cls(process, reader, writer)
-        link._send(Start(config))
+        link.send(Start(config))
         return link
 
     @property
@@ -69,10 +69,10 @@ class EngineLink:
         return self._process.pid
 
     def submit(self, request: Request) -> None:
-        self._send(Submitted([request]))
+        self.send(Submitted([request]))
 
     def cancel(self, request_id: str, sequence: int | None) -> None:
-        self._send(Cancelled(request_id, sequence))
+        self.send(Cancelled(request_id, sequence))
 
     async def messages(self) -> AsyncIterator[Up]:
         """Until the engine's end is closed, which is the engine's end."""
@@ -113,7 +113,7 @@ class EngineLink:
             await self.kill(with_stacks=False)
             return await self._process.wait()
 
-    def _send(self, message: Down) -> None:
+    def send(self, message: Down) -> None:
         """Never waits: what is under way is bounded by the calls that sessions may hold."""
         if not self._writer.is_closing():
             self._writer.write(pack(message))

@@ -6,7 +6,7 @@ Every series is there from the first scrape on, and requests never add one: labe
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -53,6 +53,8 @@ SPECULATION_TOTALS = (
     ("vllm:spec_decode_num_draft_tokens", "Draft tokens verified; 0 while there is no speculation."),
     ("vllm:spec_decode_num_accepted_tokens", "Draft tokens accepted; 0 while there is no speculation."),
 )
+SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
+"""By level, vLLM's words."""
 LAYOUTS = {
     "ttft": Layout("vllm:time_to_first_token_seconds", "From receipt to the first output token.", FIRST_TOKEN_BOUNDS_S),
     "itl": Layout("vllm:inter_token_latency_seconds", "Between two output tokens of one sequence.", TOKEN_LATENCY_BOUNDS_S),
@@ -198,6 +200,9 @@ class WorkerMetrics(Collector):
         yield self._gauge("vllm:num_requests_waiting", "Sequences waiting to be scheduled.", waiting)
         yield self._gauge("vllm:kv_cache_usage_perc", "KV cache in use, 1 is all of it.", used)
         yield self._gauge("pagoda_queued_prefill_tokens", "Prompt tokens not computed yet.", queued)
+        level = state.sleep_level if state is not None else None
+        about = "1 in the state that the engine is in: awake, asleep at level 1, asleep at level 2; none while there is no engine."
+        yield self._by_state("vllm:engine_sleep_state", about, "sleep_state", SLEEP_STATES, level)
         if facts is not None:
             blocks = facts.kv_capacity_tokens // facts.block_size
             layout = {"block_size": str(facts.block_size), "num_gpu_blocks": str(blocks)}
@@ -229,6 +234,13 @@ class WorkerMetrics(Collector):
         labels = self._labels(name)
         family = CounterMetricFamily(name, help_text, labels=list(labels))
         family.add_metric(list(labels.values()), value)
+        return family
+
+    def _by_state(self, name: str, help_text: str, label: str, states: Sequence[str], now: int | None) -> GaugeMetricFamily:
+        labels = self._labels(name)
+        family = GaugeMetricFamily(name, help_text, labels=[*labels, label])
+        for index, state in enumerate(states):
+            family.add_metric([*labels.values(), state], 1 if index == now else 0)
         return family
 
     def _by_label(self, name: str, help_text: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:

@@ -19,13 +19,19 @@ PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class Probes:
-    """`health` answers None or why tokens do not move; `ready` whether new requests are welcome; `metrics` the Prometheus text."""
+    """`health` answers None or why tokens do not move; `ready` whether new requests are welcome; `metrics` the Prometheus text. `asleep`
+    only changes the word of a healthy worker."""
 
     def __init__(
-        self, *, health: Callable[[], str | None], ready: Callable[[], Readiness], metrics: Callable[[], Awaitable[bytes]]
+        self,
+        *,
+        health: Callable[[], str | None],
+        ready: Callable[[], Readiness],
+        metrics: Callable[[], Awaitable[bytes]],
+        asleep: Callable[[], bool] = lambda: False,
     ) -> None:
         async def answer_health() -> Answer:
-            return _health(health())
+            return _health(health(), "sleeping" if asleep() else "ok")
 
         async def answer_ready() -> Answer:
             return _ready(ready())
@@ -56,8 +62,8 @@ class Probes:
         return await route()
 
 
-def _health(trouble: str | None) -> Answer:
-    return _json(200, {"status": "ok"}) if trouble is None else _json(503, {"status": "unhealthy", "reason": trouble})
+def _health(trouble: str | None, well: str) -> Answer:
+    return _json(200, {"status": well}) if trouble is None else _json(503, {"status": "unhealthy", "reason": trouble})
 
 
 def _ready(readiness: Readiness) -> Answer:

@@ -19,6 +19,7 @@ from pagoda_worker.front.engine_link import ENGINE_COMMAND
 from pagoda_worker.front.gpu import GpuMetrics, GpuReader
 from pagoda_worker.front.metrics import WorkerMetrics
 from pagoda_worker.front.probes import Probes
+from pagoda_worker.front.residents import Residents
 from pagoda_worker.front.service import WorkerService, new_server
 from pagoda_worker.front.supervisor import EngineSupervisor
 from pagoda_worker.front.switchboard import Switchboard
@@ -45,15 +46,25 @@ class Front:
     """`start`, then `run` until `stop` has been called and the drain is over. A second `stop` cuts the drain short."""
 
     def __init__(
-        self, settings: WorkerSettings, *, engine_command: Sequence[str] = ENGINE_COMMAND, gpu_reader: GpuReader | None = None
+        self,
+        settings: WorkerSettings,
+        *,
+        engine_command: Sequence[str] = ENGINE_COMMAND,
+        gpu_reader: GpuReader | None = None,
+        residents: Residents | None = None,
     ) -> None:
+        """`residents`: the models that share the device by turns, when this is one of several."""
         self._settings = settings
         registry = CollectorRegistry()
         self._metrics = WorkerMetrics(settings.model_name, registry)
         self._gpu_metrics = GpuMetrics(settings.model_name, registry, gpu_reader or GpuReader())
         self.supervisor = EngineSupervisor(settings.engine, stall_s=settings.stall_s, command=engine_command)
         worker_id = f"{settings.pod_name or settings.model_name}-{uuid.uuid4().hex[:8]}"
-        self.switchboard = Switchboard(settings.model_name, worker_id, self.supervisor, self._metrics)
+        resident = residents.join(settings.model_name, self.supervisor) if residents else None
+        self._engine = resident or self.supervisor
+        self.switchboard = Switchboard(settings.model_name, worker_id, self._engine, self._metrics)
+        if resident:
+            resident.attach(self.switchboard)
         self._stop_asked = asyncio.Event()
         self._stop_insisted = asyncio.Event()
         self.grpc_port = 0
@@ -71,10 +82,15 @@ class Front:
             raise ConfigError(str(error), reason=error.reason) from error
         http_socket = _bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT")
         self.http_port = http_socket.getsockname()[1]
-        probes = Probes(health=lambda: self.supervisor.trouble, ready=self.readiness, metrics=self._scrape)
+        probes = Probes(
+            health=lambda: self.supervisor.trouble,
+            ready=self.readiness,
+            metrics=self._scrape,
+            asleep=lambda: self.supervisor.sleep_level > 0,
+        )
         http = QuietServer(uvicorn.Config(probes, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1))
         grpc_server = new_server()
-        add_WorkerServicer_to_server(WorkerService(self.switchboard, artifacts, settings.session_token), grpc_server)
+        add_WorkerServicer_to_server(WorkerService(self.switchboard, self._engine, artifacts, settings.session_token), grpc_server)
         try:
             self.grpc_port = grpc_server.add_insecure_port(_address(settings.bind_host, settings.grpc_port))
         except RuntimeError as error:
@@ -128,7 +144,7 @@ class Front:
             return waiting
         facts = self.switchboard.facts
         assert facts is not None, "an engine that serves has said what it is"
-        return Readiness(ready=True, capacity=capacity(facts))
+        return Readiness(ready=True, capacity=capacity(facts), sleep_level=self.supervisor.sleep_level)
 
     def _draining(self) -> str:
         open_calls = self.switchboard.open_calls
@@ -144,6 +160,7 @@ def capacity(facts: ModelFacts) -> dict[str, float | int | str]:
         "prefillTokensPerS": round(facts.prefill_tokens_per_s, 1),
         "decodeTokensPerS": round(facts.decode_tokens_per_s, 1),
         "loadS": round(facts.load_s, 2),
+        "warmS": round(facts.warm_s, 2),
         "device": facts.device,
     }
 

@@ -23,12 +23,18 @@ class ProgressClock:
         self._pending_prefill_tokens = 0
         self._prefill_tokens_per_s = 0.0
         self._busy = False
+        self._moves_weights = False
 
     def submitted(self, prompt_tokens: int) -> None:
         self._pending_prefill_tokens += prompt_tokens
 
+    def moves_weights(self, now: float) -> None:
+        """It falls asleep or wakes, and will say so when it has; there are no steps meanwhile."""
+        self._moves_weights, self._moved_at = True, now
+
     def heard(self, state: EngineState, now: float) -> None:
         """A step or a heartbeat arrived."""
+        self._moves_weights = False
         tokens_total = state.prompt_tokens_total + state.generation_tokens_total
         self._busy = state.num_running + state.num_waiting > 0
         if tokens_total != self._tokens_total or not self._busy:
@@ -42,11 +48,15 @@ class ProgressClock:
         still_s = now - self._moved_at
         if still_s <= self._allowed_s() * times:
             return None
+        if self._moves_weights:
+            return f"the engine falls asleep or wakes and has said nothing for {still_s:.0f} s"
         if self._busy or self._pending_prefill_tokens:
             return f"the engine has work and no token moved for {still_s:.0f} s"
         return f"the idle engine has not answered for {still_s:.0f} s"
 
     def _allowed_s(self) -> float:
+        if self._moves_weights:
+            return LONGEST_STEP_S
         step_tokens = min(self._pending_prefill_tokens, self._max_batch_tokens)
         if step_tokens == 0:
             return self._stall_s

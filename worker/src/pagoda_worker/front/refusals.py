@@ -3,7 +3,7 @@ counted."""
 
 from dataclasses import dataclass
 
-from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused
+from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused, WakeFailed
 from pagoda_worker.front.validation import to_request
 from pagoda_worker.request import ModelFacts, Request
 from pagoda_worker.wire import worker_pb2 as pb
@@ -13,6 +13,7 @@ CODES = {
     RequestRefused.__name__: pb.Refused.INVALID,
     ContextTooLong.__name__: pb.Refused.CONTEXT_TOO_LONG,
     NotImplementedYet.__name__: pb.Refused.UNIMPLEMENTED,
+    WakeFailed.__name__: pb.Refused.NOT_READY,
 }
 
 

@@ -1,5 +1,5 @@
-"""The gRPC service: Describe, FetchArtifact and Session, and a sentence for each call that is reserved. Moves messages between streams and
-the switchboard; decides nothing about requests.
+"""The gRPC service: Describe, FetchArtifact, Session, Sleep and Wake, and a sentence for each call that is reserved. Moves messages between
+streams and the switchboard; decides nothing about requests.
 """
 
 import asyncio
@@ -7,11 +7,12 @@ import hmac
 import logging
 from collections.abc import AsyncIterator
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import grpc
 from grpc import aio
 
+from pagoda_worker.errors import CannotSleep
 from pagoda_worker.front.artifacts import TextArtifact, TextArtifacts
 from pagoda_worker.front.outputs import features_of
 from pagoda_worker.front.session import RouterSession
@@ -30,9 +31,17 @@ Context = Any
 log = logging.getLogger(__name__)
 
 
+class Rest(Protocol):
+    """What the calls Sleep and Wake ask of the supervisor."""
+
+    async def sleep(self, level: int) -> int: ...
+    async def wake(self) -> int: ...
+
+
 class WorkerService(WorkerServicer):
-    def __init__(self, switchboard: Switchboard, artifacts: TextArtifacts, session_token: str) -> None:
+    def __init__(self, switchboard: Switchboard, rest: Rest, artifacts: TextArtifacts, session_token: str) -> None:
         self._switchboard = switchboard
+        self._rest = rest
         self._artifacts = artifacts
         self._token = session_token.encode()
 
@@ -89,10 +98,7 @@ class WorkerService(WorkerServicer):
         if first.WhichOneof("message") != "hello":
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "the first message of a session must be Hello")
         hello = first.hello
-        if not hmac.compare_digest(hello.token.encode(), self._token):
-            await _abort(
-                context, grpc.StatusCode.UNAUTHENTICATED, "the session token is wrong: router and worker must share PAGODA_SESSION_TOKEN"
-            )
+        await self._check_token(hello.token, context)
         if hello.protocol != PROTOCOL:
             await _abort(
                 context,
@@ -128,6 +134,35 @@ class WorkerService(WorkerServicer):
         while (outgoing := await session.outbox.get()) is not None:
             await context.write(outgoing.leaves(self._switchboard.now_us()))
 
+    # ---- sleep
+
+    async def Sleep(self, request: pb.SleepRequest, context: Context) -> pb.SleepResponse:
+        await self._admit(request.model, request.token, context)
+        while not self._switchboard.idle.is_set():  # between the event and this task's turn a request may have come
+            await self._switchboard.idle.wait()
+        try:
+            return pb.SleepResponse(freed_bytes=await self._rest.sleep(request.level or 1))
+        except CannotSleep as error:
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+
+    async def Wake(self, request: pb.WakeRequest, context: Context) -> pb.WakeResponse:
+        await self._admit(request.model, request.token, context)
+        try:
+            return pb.WakeResponse(load_us=await self._rest.wake())
+        except CannotSleep as error:
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+
+    async def _admit(self, model: str, token: str, context: Context) -> None:
+        await self._check_token(token, context)
+        if model != self._switchboard.model:
+            await _abort(context, grpc.StatusCode.NOT_FOUND, f"this worker serves {self._switchboard.model!r}, not {model[:200]!r}")
+
+    async def _check_token(self, token: str, context: Context) -> None:
+        if not hmac.compare_digest(token.encode(), self._token):
+            await _abort(
+                context, grpc.StatusCode.UNAUTHENTICATED, "the session token is wrong: router and worker must share PAGODA_SESSION_TOKEN"
+            )
+
     # ---- reserved
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> pb.LoadAdapterResponse:
@@ -139,12 +174,6 @@ class WorkerService(WorkerServicer):
     async def Verify(self, request_iterator: AsyncIterator[pb.VerifyRequest], context: Context) -> AsyncIterator[pb.VerifyResponse]:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "draft tokens of another worker cannot be verified yet")
         yield pb.VerifyResponse()
-
-    async def Sleep(self, request: pb.SleepRequest, context: Context) -> pb.SleepResponse:
-        await _reserved(context, "a worker cannot sleep yet: scale it to zero")
-
-    async def Wake(self, request: pb.WakeRequest, context: Context) -> pb.WakeResponse:
-        await _reserved(context, "a worker cannot sleep yet, so there is nothing to wake")
 
     async def ExportKv(self, request: pb.ExportKvRequest, context: Context) -> AsyncIterator[pb.KvChunk]:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "KV blocks cannot be exported yet")

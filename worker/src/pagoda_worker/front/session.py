@@ -19,6 +19,9 @@ STATE_INTERVAL_US = 100_000
 """A router without rows in a step hears of changed load this often; of readiness at once."""
 
 
+TOLD_AT_ONCE = ("ready", "draining", "not_ready_reason", "sleep_level")
+
+
 class FrameDraft:
     """Rows of one step for one router, collected as plain lists and made a message once."""
 
@@ -174,7 +177,7 @@ class RouterSession:
         told = self._state_told
         if told is None or not idle or now_us - self._state_told_us >= STATE_INTERVAL_US:
             return told != state
-        return (told.ready, told.draining, told.not_ready_reason) != (state.ready, state.draining, state.not_ready_reason)
+        return any(getattr(told, field) != getattr(state, field) for field in TOLD_AT_ONCE)
 
     # ---- down
 
@@ -213,6 +216,7 @@ def worker_state(state: EngineState | None, *, draining: bool, not_ready_reason:
         message.kv_free_tokens = state.kv_free_tokens
         message.prefill_tokens_per_s = state.prefill_tokens_per_s
         message.decode_step_ms = state.decode_step_ms
+        message.sleep_level = state.sleep_level
     return message
 
 

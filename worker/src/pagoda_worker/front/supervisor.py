@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
-from pagoda_worker.channel import Idle, Loading, Ready, Rejected, Stepped, Unusable, Up
+from pagoda_worker.channel import Idle, Loading, Ready, Rejected, Sleep, Slept, Stepped, Unusable, Up, Wake, Woke
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import ConfigError, gibibytes, gigabytes
+from pagoda_worker.errors import CannotSleep, ConfigError, gibibytes, gigabytes
+from pagoda_worker.front.answers import Answers
 from pagoda_worker.front.engine_link import ENGINE_COMMAND, EngineLink, describe_exit
 from pagoda_worker.front.progress import Backoff, ProgressClock
 from pagoda_worker.limits import Limits
@@ -56,13 +57,19 @@ class EngineSupervisor:
         self.backoff = Backoff()
         self._clock = clock
         self._link: EngineLink | None = None
+        self._served_from: float | None = None
+        """When the engine was ready: the time that it took to load says nothing for its health."""
         self._progress: ProgressClock | None = None
+        self._slept: Answers[Slept] = Answers()
+        self._woke: Answers[Woke] = Answers()
         self._hung: str | None = None
         self._unusable: Unusable | None = None
         self._limits = limits or Limits()
         self._setback: tuple[Reason, str] | None = None
         """How the engine before this one ended; forgotten when one is ready."""
         self._bytes: tuple[int, int] | None = None
+        self.sleep_level = 0
+        """0: awake, or no engine."""
         self._stage = "starting the engine process"
         self.trouble: str | None = self._stage
         """Why tokens do not move, one sentence; None while they do or the engine is idle and answers."""
@@ -95,13 +102,28 @@ class EngineSupervisor:
         if self._link:
             self._link.cancel(request_id, sequence)
 
+    async def sleep(self, level: int) -> int:
+        """Asleep when it returns; the bytes freed. The caller has seen to it that nothing runs. Raises CannotSleep."""
+        self._link_that_serves().send(Sleep(level))
+        return (await self._slept.next()).freed_bytes
+
+    async def wake(self) -> int:
+        """Awake when it returns; the microseconds that it took. Raises CannotSleep."""
+        self._link_that_serves().send(Wake())
+        return (await self._woke.next()).load_us
+
+    def _link_that_serves(self) -> EngineLink:
+        if self._link is None or self._progress is None:
+            raise CannotSleep(f"there is no engine to ask: {self.trouble or self._stage}")
+        return self._link
+
     async def run(self, listener: EngineListener) -> None:
         while True:
-            began = self._clock()
+            self._served_from = None
             reason = await self._one_life(listener)
             if self._unusable is not None:
                 raise ConfigError(self._unusable.message, reason=self._unusable.reason)
-            wait_s = self.backoff.after(self._clock() - began)
+            wait_s = self.backoff.after(0.0 if self._served_from is None else self._clock() - self._served_from)
             self._enter_stage(f"starting it again in {wait_s:.1f} s")
             self.trouble = f"{reason}; {self._stage}"
             log.error("%s", self.trouble)
@@ -123,6 +145,10 @@ class EngineSupervisor:
         finally:
             watch.cancel()
             self._link = self._progress = None
+            self.sleep_level = 0
+            self.trouble = self.trouble or "the engine process is ending"
+            self._slept.fail(CannotSleep("the engine process ended meanwhile"))
+            self._woke.fail(CannotSleep("the engine process ended meanwhile"))
             status = await link.close()
         killed_for_memory = status == -signal.SIGKILL and self._limits.memory_kills() > kills
         self._setback = self._explain(status, link.last_line, killed_for_memory=killed_for_memory)
@@ -144,9 +170,20 @@ class EngineSupervisor:
             self._heard_state(message.state, listener)
             listener.engine_idle(message.state)
         elif isinstance(message, Ready):
+            self._served_from = self._clock()
             self._progress = ProgressClock(stall_s=self._stall_s, max_batch_tokens=message.facts.max_batch_tokens, now=self._clock())
             self.trouble = self._setback = self._bytes = None
+            self.sleep_level = message.state.sleep_level
             listener.engine_ready(message.facts, message.state)
+        elif isinstance(message, Slept):
+            self._heard_state(message.state, listener)
+            listener.engine_idle(message.state)
+            self._slept.fail(CannotSleep(message.problem)) if message.problem else self._slept.give(message)
+        elif isinstance(message, Woke):
+            self._heard_state(message.state, listener)
+            self._hear_woke(message, listener)
+        elif isinstance(message, Loading) and self._progress:
+            self._progress.moves_weights(self._clock())
         elif isinstance(message, Loading):
             if message.stage != self._stage:
                 self._enter_stage(message.stage)
@@ -156,13 +193,24 @@ class EngineSupervisor:
         elif isinstance(message, Unusable):
             self._unusable = message
 
+    def _hear_woke(self, message: Woke, listener: EngineListener) -> None:
+        if not message.problem:
+            listener.engine_ready(message.facts, message.state)
+            self._woke.give(message)
+            return
+        # Until its next heartbeat: routers look elsewhere meanwhile, and then try again.
+        self.trouble = f"the model sleeps and cannot be woken: {message.problem}"
+        listener.engine_stalled(self.trouble)
+        self._woke.fail(CannotSleep(message.problem))
+
     def _heard_state(self, state: EngineState, listener: EngineListener) -> None:
         if self._progress is None:
             return
+        self.sleep_level = state.sleep_level
         self._progress.heard(state, self._clock())
         if self.trouble is not None and self._progress.stalled_reason(self._clock()) is None:
             self.trouble = None
-            log.warning("tokens move again")
+            log.warning("tokens move again, or the engine answers")
             listener.engine_moving()
 
     async def _watch(self, link: EngineLink, listener: EngineListener) -> None:
@@ -186,4 +234,4 @@ class EngineSupervisor:
     def _enter_stage(self, stage: str) -> None:
         self._stage = stage
         self._bytes = None
-        self.trouble = stage
+        self.trouble = f"{self._setback[1]}; now {stage}" if self._setback else stage

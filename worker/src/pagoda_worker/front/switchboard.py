@@ -210,9 +210,8 @@ class Switchboard:
         for session in self._sessions.values():
             session.end_after_outbox()
 
-    @property
-    def routers(self) -> list[str]:
-        return [session.router_id for session in self._sessions.values()]
+    def is_open(self, engine_id: str) -> bool:
+        return engine_id in self._calls
 
     @property
     def open_calls(self) -> int:

@@ -49,6 +49,16 @@ class WorkerStub:
                 request_serializer=worker__pb2.ToWorker.SerializeToString,
                 response_deserializer=worker__pb2.FromWorker.FromString,
                 _registered_method=True)
+        self.Sleep = channel.unary_unary(
+                '/pagoda.worker.v1.Worker/Sleep',
+                request_serializer=worker__pb2.SleepRequest.SerializeToString,
+                response_deserializer=worker__pb2.SleepResponse.FromString,
+                _registered_method=True)
+        self.Wake = channel.unary_unary(
+                '/pagoda.worker.v1.Worker/Wake',
+                request_serializer=worker__pb2.WakeRequest.SerializeToString,
+                response_deserializer=worker__pb2.WakeResponse.FromString,
+                _registered_method=True)
         self.LoadAdapter = channel.unary_unary(
                 '/pagoda.worker.v1.Worker/LoadAdapter',
                 request_serializer=worker__pb2.LoadAdapterRequest.SerializeToString,
@@ -63,16 +73,6 @@ class WorkerStub:
                 '/pagoda.worker.v1.Worker/Verify',
                 request_serializer=worker__pb2.VerifyRequest.SerializeToString,
                 response_deserializer=worker__pb2.VerifyResponse.FromString,
-                _registered_method=True)
-        self.Sleep = channel.unary_unary(
-                '/pagoda.worker.v1.Worker/Sleep',
-                request_serializer=worker__pb2.SleepRequest.SerializeToString,
-                response_deserializer=worker__pb2.SleepResponse.FromString,
-                _registered_method=True)
-        self.Wake = channel.unary_unary(
-                '/pagoda.worker.v1.Worker/Wake',
-                request_serializer=worker__pb2.WakeRequest.SerializeToString,
-                response_deserializer=worker__pb2.WakeResponse.FromString,
                 _registered_method=True)
         self.ExportKv = channel.unary_stream(
                 '/pagoda.worker.v1.Worker/ExportKv',
@@ -110,6 +110,22 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Sleep(self, request, context):
+        """A model gives its memory back and comes back as it was. Sleep returns when it sleeps, after the requests that run have ended (none is
+        refused or cancelled for it; those that come while it waits run too); the caller's deadline is how long it waits. The worker stays
+        connected and ready: the next Submit wakes it, and waits. FAILED_PRECONDITION with a sentence when it cannot; NOT_FOUND for a model
+        that is not served here; UNAUTHENTICATED without the session token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Wake(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LoadAdapter(self, request, context):
         """Reserved from the first day; UNIMPLEMENTED until they work.
         """
@@ -126,19 +142,6 @@ class WorkerServicer:
     def Verify(self, request_iterator, context):
         """draft tokens from another worker, verified here
         """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Sleep(self, request, context):
-        """weights to host memory, KV dropped
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Wake(self, request, context):
-        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -174,6 +177,16 @@ def add_WorkerServicer_to_server(servicer, server):
                     request_deserializer=worker__pb2.ToWorker.FromString,
                     response_serializer=worker__pb2.FromWorker.SerializeToString,
             ),
+            'Sleep': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sleep,
+                    request_deserializer=worker__pb2.SleepRequest.FromString,
+                    response_serializer=worker__pb2.SleepResponse.SerializeToString,
+            ),
+            'Wake': grpc.unary_unary_rpc_method_handler(
+                    servicer.Wake,
+                    request_deserializer=worker__pb2.WakeRequest.FromString,
+                    response_serializer=worker__pb2.WakeResponse.SerializeToString,
+            ),
             'LoadAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadAdapter,
                     request_deserializer=worker__pb2.LoadAdapterRequest.FromString,
@@ -188,16 +201,6 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Verify,
                     request_deserializer=worker__pb2.VerifyRequest.FromString,
                     response_serializer=worker__pb2.VerifyResponse.SerializeToString,
-            ),
-            'Sleep': grpc.unary_unary_rpc_method_handler(
-                    servicer.Sleep,
-                    request_deserializer=worker__pb2.SleepRequest.FromString,
-                    response_serializer=worker__pb2.SleepResponse.SerializeToString,
-            ),
-            'Wake': grpc.unary_unary_rpc_method_handler(
-                    servicer.Wake,
-                    request_deserializer=worker__pb2.WakeRequest.FromString,
-                    response_serializer=worker__pb2.WakeResponse.SerializeToString,
             ),
             'ExportKv': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportKv,
@@ -302,6 +305,60 @@ class Worker:
             _registered_method=True)
 
     @staticmethod
+    def Sleep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pagoda.worker.v1.Worker/Sleep',
+            worker__pb2.SleepRequest.SerializeToString,
+            worker__pb2.SleepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Wake(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pagoda.worker.v1.Worker/Wake',
+            worker__pb2.WakeRequest.SerializeToString,
+            worker__pb2.WakeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def LoadAdapter(request,
             target,
             options=(),
@@ -372,60 +429,6 @@ class Worker:
             '/pagoda.worker.v1.Worker/Verify',
             worker__pb2.VerifyRequest.SerializeToString,
             worker__pb2.VerifyResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Sleep(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/pagoda.worker.v1.Worker/Sleep',
-            worker__pb2.SleepRequest.SerializeToString,
-            worker__pb2.SleepResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Wake(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/pagoda.worker.v1.Worker/Wake',
-            worker__pb2.WakeRequest.SerializeToString,
-            worker__pb2.WakeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,90 @@
+"""The model that a request names, ready for its text: described by a worker, its tokenizer loaded, its prompts made into tokens.
+
+Shared by every endpoint that takes text. Owns the tokenizer cache; waits, at the dispatcher's, for a model that nobody has described yet.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pagoda_router.errors import BadRequest
+from pagoda_router.generation import Arrival, Catalog, CatalogEntry, Dispatcher, Feature, ModelName, TextAssets
+from pagoda_router.openai import checks
+from pagoda_router.tokens import TokenizerCache, TokenText
+from pagoda_router.tracing.record import RequestTrace
+
+BYTES_PER_TOKEN = 3
+"""Of text whose tokenizer is not known yet; most texts have 3 to 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model and how its text is handled."""
+
+    served_name: str
+    model: ModelName
+    assets: TextAssets
+    text: TokenText
+    variant: str | None
+    arrival: Arrival | None
+
+    async def encode(self, prompt: str, *, special: bool, param: str, most: int | None = None) -> list[int]:
+        """`most`: only the last so many tokens are kept. Raises ContextTooLong when it can be seen before encoding."""
+        if most is None:
+            checks.check_context(self.text.least_tokens(prompt), self.assets, param=param, at_least=True)
+        ids = await self.text.encode(prompt, add_special_tokens=special)
+        return ids if most is None else ids[-most:]
+
+    def require(self, feature: Feature, field: str, what: str) -> None:
+        """Raises BadRequest when a worker that may get the request cannot do this; `what` says so, and the way out."""
+        features = self.assets.features
+        if features is not None and feature not in features:
+            raise BadRequest(f"{field}: the workers of {self.served_name} {what}", param=field)
+
+
+class Targets:
+    def __init__(self, catalog: Catalog, dispatcher: Dispatcher, clock: Callable[[], float]) -> None:
+        """`clock`: the trace's."""
+        self._catalog = catalog
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._tokenizers = TokenizerCache()
+
+    async def wait_for(self, entry: CatalogEntry, trace: RequestTrace, variant: str | None, guess_tokens: Callable[[], int]) -> Target:
+        """Waits while no worker has described the model, at the cost that is guessed for it; an older request is not overtaken for that."""
+        if variant is not None and variant not in entry.variants:
+            raise BadRequest(
+                f"{entry.served_name} has no variant {variant!r}; it has: {', '.join(entry.variants)}", param="X-Pagoda-Features"
+            )
+        arrival: Arrival | None = None
+        while (assets := self._catalog.text(entry.model, variant)) is None:
+            if trace.held_s is None:
+                trace.held_s = self._clock()
+            held = await self._dispatcher.hold(entry.model, variant, guess_tokens())
+            arrival = arrival or held
+        return Target(entry.served_name, entry.model, assets, await self._tokenizers.get(assets.tokenizer_file), variant, arrival)
+
+    async def known(self, entry: CatalogEntry) -> Target | None:
+        """Without waiting for a worker or waking one."""
+        assets = self._catalog.text(entry.model)
+        if assets is None:
+            return None
+        return Target(entry.served_name, entry.model, assets, await self._tokenizers.get(assets.tokenizer_file), None, None)
+
+
+def guessed_tokens(text: str) -> int:
+    return len(text.encode(errors="surrogatepass")) // BYTES_PER_TOKEN + 1
+
+
+def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> list[str | list[int]]:
+    """One string, several, one list of ids, or several: OpenAI's four forms."""
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise BadRequest(f"{param} is empty: send text or token ids", param=param)
+    ids = [item for item in given if isinstance(item, int)]
+    if len(ids) == len(given):
+        return [ids]
+    several = [item for item in given if not isinstance(item, int)]
+    if len(several) != len(given) or len({type(item) for item in several}) != 1:
+        raise BadRequest(f"{param} mixes texts and token ids: send a string, strings, token ids, or lists of token ids", param=param)
+    return several

@@ -1,0 +1,62 @@
+"""POST /tokenize and /detokenize in vLLM's shapes: what a prompt or a chat becomes before it reaches a worker, and back.
+
+No worker is asked, and none is woken: a model's tokenizer is known once a worker has described it. app.py calls it.
+"""
+
+import msgspec
+
+from pagoda_router.chat import ChatTemplates
+from pagoda_router.errors import BadRequest, NoWorker
+from pagoda_router.generation import Catalog, CatalogEntry
+from pagoda_router.openai import checks
+from pagoda_router.openai.conversation import check_messages, render, template_of
+from pagoda_router.openai.schemas import ChatRequest, DetokenizeRequest, TokenizeRequest, parse_request
+from pagoda_router.openai.target import Target, Targets
+from pagoda_router.openai.toolset import toolset_of
+from pagoda_router.surface import SurfaceSettings
+
+
+class Tokenizing:
+    def __init__(self, catalog: Catalog, targets: Targets, templates: ChatTemplates, settings: SurfaceSettings) -> None:
+        self._catalog = catalog
+        self._targets = targets
+        self._templates = templates
+        self._settings = settings
+
+    async def tokenize(self, body: bytes) -> bytes:
+        request = parse_request(body, TokenizeRequest)
+        target = await self._target(self._catalog.get(request.model))
+        if (request.prompt is None) == (request.messages is None):
+            raise BadRequest("tokenize takes either prompt or messages: send one", param="prompt")
+        # A chat template has written the special tokens.
+        special = request.prompt is not None if request.add_special_tokens is None else request.add_special_tokens
+        text = request.prompt if request.prompt is not None else self._chat(request, target)
+        ids = await target.text.encode(text, add_special_tokens=special)
+        strings = [target.text.token_bytes(token_id).decode(errors="replace") for token_id in ids] if request.return_token_strs else None
+        return msgspec.json.encode({"count": len(ids), "max_model_len": target.assets.max_model_len, "tokens": ids, "token_strs": strings})
+
+    async def detokenize(self, body: bytes) -> bytes:
+        request = parse_request(body, DetokenizeRequest)
+        target = await self._target(self._catalog.get(request.model))
+        checks.check_prompt_ids(request.tokens, target.assets, param="tokens")
+        return msgspec.json.encode({"prompt": target.text.decode(request.tokens, skip_special_tokens=False)})
+
+    def _chat(self, request: TokenizeRequest, target: Target) -> str:
+        chat = ChatRequest(
+            model=request.model,
+            messages=request.messages or [],
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            chat_template_kwargs=request.chat_template_kwargs,
+            tools=request.tools,
+        )
+        check_messages(chat.messages, self._settings)
+        return render(self._templates, chat, target.assets, toolset_of(chat, template_of(chat.model, target.assets)))
+
+    async def _target(self, entry: CatalogEntry) -> Target:
+        target = await self._targets.known(entry)
+        if target is None:
+            raise NoWorker(
+                f"no worker has described {entry.served_name} yet, so its tokenizer is not known: try again later", retry_after_s=1.0
+            )
+        return target
