@@ -130,6 +130,38 @@ def engine(
         print(f"wrote {output}")
 
 
+@app.command()
+def tour(
+    model: Annotated[str, typer.Option(help="A Hugging Face folder, builtin://tiny or random://0.45b.")] = "builtin://tiny",
+    requests: Annotated[int, typer.Option(help="A multiple of 8.", min=16)] = 48,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; else what is there.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The result file. Without it and with the builtin model: that of docs/tour/ with its tables and pictures.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """From the minimal loop to the full engine: what each idea wins, on one workload (docs/tour/)."""
+    with _told_in_one_line():
+        from pagoda_bench.results import FOLDER
+        from pagoda_bench.tour.pages import PAGES
+        from pagoda_bench.tour.run import run as run_tour
+
+        own = output is None and model == "builtin://tiny"
+        run_tour(
+            model,
+            count=requests,
+            rounds=rounds,
+            device=device,
+            output=FOLDER / "tour.json" if own else output or Path("bench-tour.json"),
+            pages=PAGES if own else None,
+            command=_typed(),
+        )
+
+
 def measure_and_write(
     settings: "RunSettings", output: Path, *, command: str, plots: bool = True, packages: tuple[str, ...] = (), notes: Sequence[str] = ()
 ) -> None:

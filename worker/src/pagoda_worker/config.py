@@ -8,6 +8,7 @@ DType = Literal["auto", "bf16", "fp16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["auto", "native", "sdpa", "eager"]
 Load = Literal["eager", "lazy", "warm"]
+Batching = Literal["static", "dynamic", "continuous"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,18 @@ class EngineConfig:
     that will come are run once, so that no request pays for what the first of its size costs."""
     prefix_caching: bool = True
     """Share full blocks between requests with the same prefix (and the same salt and adapter)."""
+    chunked_prefill: bool = True
+    """Cut prompts to what is left of a step's tokens. False: a prompt is computed whole in one step, beside the others' next tokens;
+    max_batch_tokens must then hold the longest prompt and one token of everyone else."""
+    batching: Batching = "continuous"
+    """continuous: whoever waits joins the next step. static: a batch starts when max_running wait and nobody joins before all of it has
+    ended. dynamic: so too, but it starts with whoever waits once the first in line has waited for batch_window_s. See docs/tour/."""
+    batch_window_s: float = 0.02
+    """Of dynamic batching. Longer makes larger batches and later first tokens."""
+    paged_kv: bool = True
+    """Give blocks as a sequence grows. False: each gets max_model_len tokens of KV cache when it begins, as contiguous caches must."""
+    kv_cache: bool = True
+    """Keep keys and values between steps. False: every step computes every running sequence anew from its first token."""
     attention: Attention = "auto"
     """auto: native on a CPU that has it, else sdpa. eager is the readable reference."""
     batch_invariant: bool = False

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from pagoda_worker.batching import policy_of
 from pagoda_worker.blocks import BlockPool
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.constraints import Constraints
@@ -86,6 +87,7 @@ class Engine:
             max_model_len=loaded.max_model_len,
             prefix_caching=config.prefix_caching,
             eos_token_ids=loaded.eos_token_ids,
+            policy=policy_of(config),
         )
         self.scheduler = Scheduler(BlockPool(loaded.block_count, config.block_size), self._limits)
         shape = RunnerShape(

@@ -1,8 +1,9 @@
 """`python -m pagoda_worker.offline < job.json`: one batch without any server, timed. The benchmark runs it as a process next to its peers.
 
 A job: {"model_dir", "prompts": [[ids]] or "random": {"count", "prompt_tokens", "vocab", "seed"?}, "max_tokens", "ignore_eos"?, "warmup"?
-(prompts of their own), "device"?, "dtype"?, "attention"?, "threads"?, "max_batch_tokens"?, "max_model_len"?}. One JSON object goes to
-stdout.
+(prompts of their own), and any of _ENGINE_FIELDS}; or, instead of prompts and max_tokens, "requests": [{"prompt_ids", "max_tokens",
+"at_s"?}] with lengths and arrivals of their own (`replay.py`). One JSON object goes to stdout. With `--lines`, stdin has a job a line until
+it ends, each on an engine of its own, and each answer is a line.
 """
 
 import json
@@ -18,26 +19,22 @@ import torch
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import WorkerError
+from pagoda_worker.replay import Arrival, replay
 from pagoda_worker.request import EngineState, SequenceUpdate
 
 _ENGINE_FIELDS = (
-    "device",
-    "dtype",
-    "attention",
-    "threads",
-    "max_batch_tokens",
-    "max_model_len",
-    "block_size",
-    "prefix_caching",
-    "batch_invariant",
+    *("device", "dtype", "attention", "threads", "max_batch_tokens", "max_model_len", "max_running", "block_size", "kv_cache_bytes"),
+    *("batch_invariant", "prefix_caching", "chunked_prefill", "batching", "batch_window_s", "paged_kv", "kv_cache"),
 )
-_JOB_FIELDS = {"model_dir", "prompts", "random", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}
+_JOB_FIELDS = {"model_dir", "prompts", "random", "requests", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}
 
 
 def main() -> int:
     try:
-        print(json.dumps(run_job(json.load(sys.stdin))))
-    except (WorkerError, ValueError, KeyError) as error:
+        jobs = map(json.loads, sys.stdin) if "--lines" in sys.argv[1:] else [json.load(sys.stdin)]
+        for job in jobs:
+            print(json.dumps(run_job(job)), flush=True)
+    except (WorkerError, ValueError, KeyError, TypeError) as error:
         print(f"offline: {error!s}", file=sys.stderr)
         return 2
     return 0
@@ -50,6 +47,11 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     config = {name: job[name] for name in _ENGINE_FIELDS if name in job}
     engine = Engine(EngineConfig(model_dir=Path(job["model_dir"]), **config))
     load_s = time.monotonic() - began
+    if "requests" in job:
+        arrivals = [Arrival(**request) for request in job["requests"]]
+        if job.get("warmup"):
+            engine.generate([[arrival.prompt_ids[-1]] * len(arrival.prompt_ids) for arrival in arrivals[:8]], max_tokens=4, ignore_eos=True)
+        return {"load_s": load_s, **replay(engine, arrivals)}
     prompts = job["prompts"] if "prompts" in job else random_prompts(**job["random"])
     max_tokens, ignore_eos = int(job["max_tokens"]), bool(job.get("ignore_eos", False))
     if job.get("warmup"):

@@ -11,6 +11,7 @@ cache). The first in order is never preempted, and alone it fits (checked at sub
 import bisect
 from dataclasses import dataclass, replace
 
+from pagoda_worker.batching import FULL_ENGINE, AdmissionPolicy, open_places, reserved_tokens
 from pagoda_worker.blocks import BlockPool, root_hash
 from pagoda_worker.errors import ContextTooLong, RequestRefused
 from pagoda_worker.plan import Chunk, Sampled, Sequence, StepPlan
@@ -25,6 +26,7 @@ class SchedulerLimits:
     max_model_len: int
     prefix_caching: bool = True
     eos_token_ids: tuple[int, ...] = ()
+    policy: AdmissionPolicy = FULL_ENGINE
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ class Scheduler:
         self._outbox: list[SequenceUpdate] = []
         """Endings that no step caused; leave with the next settle."""
         self._free_rows = list(range(limits.max_running - 1, -1, -1))
+        self._places = 0
+        """How many of those waiting may still join the batch that runs."""
         self._timed: set[Sequence] = set()
         """Sequences with a deadline."""
         self._scrubs: list[int] = []
@@ -158,7 +162,8 @@ class Scheduler:
         for sequence in list(self.running):
             if budget > 0 and sequence.remaining > 0 and not sequence.decoding:
                 budget -= self._plan_chunk(plan, sequence, budget)
-        while budget > 0 and not preempted and (admitted := self._admit(plan, now)):
+        self._places = self._open_places(now)
+        while budget > 0 and not preempted and (admitted := self._admit(plan, now, budget)):
             budget -= self._plan_chunk(plan, admitted, budget)
         if not plan.empty:  # else nobody would zero them
             plan.scrubs, self._scrubs = self._scrubs, []
@@ -234,17 +239,32 @@ class Scheduler:
             bisect.insort(self.waiting, sibling, key=_order)
         return parted
 
-    def _admit(self, plan: StepPlan, now: float) -> Sequence | None:
-        """The first in waiting, with all blocks of its present length; nobody overtakes it. One spare block for each running sequence
-        keeps the newcomer from being preempted at once."""
+    def _open_places(self, now: float) -> int:
+        return open_places(
+            self.limits.policy,
+            size=self.limits.max_running,
+            left=self._places,
+            running=len(self.running),
+            waiting=len(self.waiting),
+            waited_s=now - self.waiting[0].accepted if self.waiting else 0.0,
+        )
+
+    def _admit(self, plan: StepPlan, now: float, budget: int) -> Sequence | None:
+        """The first in waiting, with all blocks of its present length, or without pages of any length it may reach; nobody overtakes it.
+        One spare block for each running sequence keeps the newcomer from being preempted at once."""
         sequence = next((each for each in self.waiting if not each.held), None)
-        if sequence is None or not self._free_rows or sequence.pending:
+        if sequence is None or sequence.pending or not self._free_rows or not self._places:
             return None
+        policy, length = self.limits.policy, len(sequence.tokens)
         hits = cached_prefix(self.blocks, sequence) if self._reads_prefix(sequence) else []
-        fresh = self._blocks_for(len(sequence.tokens)) - len(hits)
-        if fresh + len(self.running) + self.blocks.evictable_among(hits) > self.blocks.free_blocks and self.running:
+        if policy.whole_prompts and length - len(hits) * self.blocks.block_size > budget:
+            return None
+        fresh = self._blocks_for(reserved_tokens(policy, length=length, max_model_len=self.limits.max_model_len)) - len(hits)
+        spare = len(self.running) if policy.paged_kv else 0
+        if fresh + spare + self.blocks.evictable_among(hits) > self.blocks.free_blocks and self.running:
             return None
         self.waiting.remove(sequence)
+        self._places -= 1
         self.blocks.share(hits)
         sequence.blocks = [*hits, *self.blocks.take(fresh)]
         sequence.registered = len(hits)
@@ -323,12 +343,20 @@ class Scheduler:
                     updates.append(self._embedded(chunk.sequence, sampled.embeddings[index], now))
                 elif not chunk.sequence.announced:
                     updates.append(chunk.sequence.update([], None, None))
+        if not self.limits.policy.kv_cache:
+            self._forget_all()
         return updates
 
     def _note_step(self, sequence: Sequence, batch: int) -> None:
         sequence.steps += 1
         if sequence.request.want_timings:
             sequence.note_batch(batch)
+
+    def _forget_all(self) -> None:
+        """Without a KV cache everyone begins again in the next step, with its tokens and nothing else."""
+        for sequence in list(self.running):
+            self._leave_running(sequence)
+            bisect.insort(self.waiting, sequence, key=_order)
 
     def _embedded(self, sequence: Sequence, embedding: list[float], now: float) -> SequenceUpdate:
         """`embedding` empty: not finite."""

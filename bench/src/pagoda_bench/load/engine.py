@@ -52,10 +52,10 @@ class EngineJob:
 
 def measure(job: EngineJob) -> Iterator[Row]:
     """Yields the rows of each batch size when it is done; value is the median round, low and high the extremes. Raises SettingsError."""
-    with _folder(job.model) as folder:
+    with model_folder(job.model) as folder:
         for size in job.batch_sizes:
             rounds = [_offline(job, folder, size, seed) for seed in range(job.rounds)]
-            yield from rows(f"{_name(job.model)} n={size}", rounds, job.prompt_tokens * size)
+            yield from rows(f"{model_name(job.model)} n={size}", rounds, job.prompt_tokens * size)
 
 
 def rows(case: str, rounds: Sequence[dict[str, Any]], prompt_tokens: int) -> Iterator[Row]:
@@ -84,7 +84,7 @@ def _offline(job: EngineJob, folder: Path, size: int, seed: int) -> dict[str, An
 
 
 @contextmanager
-def _folder(model: str) -> Iterator[Path]:
+def model_folder(model: str) -> Iterator[Path]:
     if model == "builtin://tiny":
         yield builtin_tiny()
     elif model == "random://0.45b":
@@ -107,7 +107,7 @@ def builtin_tiny() -> Path:
     return Path(spec.submodule_search_locations[0]) / "builtin" / "tiny"
 
 
-def _name(model: str) -> str:
+def model_name(model: str) -> str:
     return model.partition("://")[2] or Path(model).name
 
 

@@ -21,6 +21,8 @@ class Settings:
     """cpu or cuda."""
     work: Path | None
     """Where a converted model may be kept."""
+    dtype: str = "auto"
+    """As the checkpoint has it, or a torch name such as float32."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def serve(load: Callable[[Settings], Generate]) -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--dtype", default="auto")
     settings = Settings(**vars(parser.parse_args()))
     # Libraries print to stdout; the answers keep a stream of their own.
     answers = os.fdopen(os.dup(1), "w")
