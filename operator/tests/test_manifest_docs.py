@@ -26,6 +26,8 @@ DEFAULTS: dict[str, Callable[[Spec], object]] = {
     "spec.engine.prefixCaching": lambda spec: spec.engine.prefix_caching,
     "spec.engine.batchInvariant": lambda spec: spec.engine.batch_invariant,
     "spec.engine.kvCache.blockSize": lambda spec: spec.engine.kv_cache.block_size,
+    "spec.engine.kvCache.swap": lambda spec: spec.engine.kv_cache.swap_bytes,
+    "spec.engine.kvCache.hostTier": lambda spec: spec.engine.kv_cache.host_tier_bytes,
     "spec.resources.gpus": lambda spec: spec.resources.gpus,
     "spec.resources.gpuResource": lambda spec: spec.resources.gpu_resource,
     "spec.scaling.min": lambda spec: spec.scaling.min,

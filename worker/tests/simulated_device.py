@@ -7,10 +7,13 @@ whose cache was mixed up, computed twice or shared wrongly samples something els
 from pagoda_worker.blocks import BlockPool
 from pagoda_worker.plan import Sampled, Sequence, StepPlan
 from pagoda_worker.request import Request
-from pagoda_worker.scheduler import Scheduler, SchedulerLimits
+from pagoda_worker.scheduler import Scheduler
+from pagoda_worker.scheduler_limits import SchedulerLimits
 
 VOCAB = 50
 EOS = 1
+SCRUBBED = 0
+"""Content of a zeroed slot: the hash of no prefix."""
 
 
 def next_token(tokens: list[int], seed: int = 0) -> int:
@@ -23,12 +26,20 @@ class SimulatedDevice:
         self.scheduler = scheduler
         self.size = scheduler.blocks.block_size
         self.slots: dict[int, int] = {}
+        self.host: dict[int, list[int | None]] = {}
         self.tokens: dict[int, list[int]] = {}
         self.tables: dict[int, dict[int, int]] = {}
         self.seeds: dict[int, int] = {}
 
     def run(self, plan: StepPlan) -> Sampled:
+        assert not (plan.empty and (plan.swap_out or plan.swap_in or plan.scrubs)), "changes that an empty step would lose"
+        self.host |= {slot: self._content(block) for block, slot in plan.swap_out}
+        for block in plan.scrubs:
+            self._fill(block, [SCRUBBED] * self.size)
         self._copy(plan.copies)
+        for block, slot in plan.swap_in:
+            assert slot in self.host, "a host slot is read that nobody wrote"
+            self._fill(block, self.host[slot])
         for row, at, block in plan.added_blocks:
             self.tables[row][at] = block
         for sequence in plan.opened:
@@ -54,11 +65,17 @@ class SimulatedDevice:
         return Sampled(ids)
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
-        contents = [[self.slots.get(source * self.size + i) for i in range(self.size)] for source, _ in copies]
+        contents = [self._content(source) for source, _ in copies]
         for (_, target), content in zip(copies, contents, strict=True):
-            for i, value in enumerate(content):
-                if value is not None:
-                    self.slots[target * self.size + i] = value
+            self._fill(target, content)
+
+    def _content(self, block: int) -> list[int | None]:
+        return [self.slots.get(block * self.size + i) for i in range(self.size)]
+
+    def _fill(self, block: int, content: list[int | None]) -> None:
+        for i, value in enumerate(content):
+            if value is not None:
+                self.slots[block * self.size + i] = value
 
     def _slot(self, row: int, position: int) -> int:
         return self.tables[row][position // self.size] * self.size + position % self.size

@@ -17,7 +17,8 @@ from pagoda_worker.constraints import Constraint, Constraints, clear_bits, no_bi
 from pagoda_worker.plan import Sampled
 from pagoda_worker.request import Request, Sampling, StructuredOutput
 from pagoda_worker.row_masks import allowed
-from pagoda_worker.scheduler import Scheduler, SchedulerLimits
+from pagoda_worker.scheduler import Scheduler
+from pagoda_worker.scheduler_limits import SchedulerLimits
 from pagoda_worker.sources import BUILTIN_DIR
 from pagoda_worker.structured import COMPILE_S, compile_grammar, read_tokenizer
 

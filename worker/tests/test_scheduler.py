@@ -10,7 +10,12 @@ from simulated_device import VOCAB, expected_output, next_token, simulated
 
 from pagoda_worker.errors import ContextTooLong, RequestRefused
 from pagoda_worker.plan import Sampled, StepPlan
+from pagoda_worker.policy import Speeds
 from pagoda_worker.request import FinishReason, Request, SequenceUpdate
+from pagoda_worker.residency import HostRoom
+
+COPIES = Speeds(prefill_tokens_per_s=1.0, copy_bytes_per_s=1e9)
+COMPUTES = Speeds(prefill_tokens_per_s=1e9, copy_bytes_per_s=1.0)
 
 
 class Bench:
@@ -19,8 +24,9 @@ class Bench:
     ahead = False
     """Plan each step before the one before it is settled."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, speeds: Speeds = Speeds(), **limits: Any) -> None:  # noqa: B008  # frozen
         self.scheduler, self.device = simulated(**limits)
+        self.scheduler.residency.speeds = speeds
         self.now = 0.0
         self._flight: tuple[StepPlan, Sampled] | None = None
         self.output: dict[tuple[str, int], list[int]] = {}
@@ -472,9 +478,14 @@ class AnyOrder(RuleBasedStateMachine):
         max_batch_tokens=st.integers(1, 24),
         max_running=st.integers(1, 5),
         prefix_caching=st.booleans(),
+        long_prefill_tokens=st.one_of(st.none(), st.integers(1, 8)),
+        swap_slots=st.integers(0, 9),
+        tier_slots=st.integers(0, 9),
+        copying_pays=st.booleans(),
     )
-    def start(self, **limits: Any) -> None:
-        self.bench = Bench(block_size=4, **limits)
+    def start(self, swap_slots: int, tier_slots: int, copying_pays: bool, **limits: Any) -> None:
+        host = HostRoom(swap_slots=swap_slots, tier_slots=tier_slots, block_bytes=1)
+        self.bench = Bench(COPIES if copying_pays else COMPUTES, block_size=4, host=host, **limits)
 
     @rule(
         length=st.integers(1, 18),
@@ -520,6 +531,7 @@ class AnyOrder(RuleBasedStateMachine):
             return
         self.bench.run(2000)
         assert self.bench.scheduler.blocks.free_blocks == self.bench.scheduler.blocks.count
+        self.bench.scheduler.check()
         for name, (request, seed) in self.requests.items():
             for i in range(request.n):
                 expected = expected_output(request, seed + i)

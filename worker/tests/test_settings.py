@@ -51,6 +51,12 @@ def test_the_manifests_engine_becomes_the_engines_config():
     assert config.batch_invariant is True
 
 
+@pytest.mark.parametrize(("written", "size"), [("4Gi", 4 << 30), ("0Gi", 0), ("512", 512), (4096, 4096), ("64Mi", 64 << 20)], ids=str)
+def test_host_memory_for_blocks_is_bytes_or_a_quantity(written: str | int, size: int):
+    config = parse_settings({**MINIMAL, **engine(kvCache={"swap": written, "hostTier": written}, longPrefillTokens=128)}).engine
+    assert (config.swap_bytes, config.host_tier_bytes, config.long_prefill_tokens) == (size, size, 128)
+
+
 def test_weights_are_read_when_the_manifest_says():
     assert parse_settings(MINIMAL).engine.load == "eager"
     assert parse_settings({**MINIMAL, **engine(load="lazy")}).engine.load == "lazy"
@@ -99,7 +105,9 @@ WRONG = [
     (engine(quantization="int8"), 'PAGODA_ENGINE.quantization is "int8"; this engine has "none" so far'),
     (engine(speculative={"method": "ngram"}), 'PAGODA_ENGINE.speculative.method is "ngram"; this engine has "none" so far'),
     (engine(kvCache={"dtype": "fp8"}), 'PAGODA_ENGINE.kvCache.dtype is "fp8"; this engine has "auto" so far'),
-    (engine(kvCache={"swap": "4Gi"}), 'PAGODA_ENGINE.kvCache.swap is "4Gi"'),
+    (engine(kvCache={"swap": "4GB"}), 'PAGODA_ENGINE.kvCache.swap is "4GB"; it must be bytes, such as 0, 4294967296 or "4Gi"'),
+    (engine(kvCache={"hostTier": True}), "PAGODA_ENGINE.kvCache.hostTier is true"),
+    (engine(kvCache={"hostTier": -1}), "PAGODA_ENGINE.kvCache.hostTier is -1"),
     (engine(kvCache={"size": 1}), "PAGODA_ENGINE.kvCache.size is not a field"),
     (engine(tensorParallel=2), "PAGODA_ENGINE.tensorParallel is 2; this engine has 1 so far"),
     (engine(backend="vllm"), 'PAGODA_ENGINE.backend is "vllm"; this engine has "pagoda" so far'),

@@ -17,7 +17,8 @@ from pagoda_worker.blocks import BlockPool
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import CannotSleep, ModelError, OutOfMemory
 from pagoda_worker.request import FinishReason, ModelFacts, Request
-from pagoda_worker.scheduler import Scheduler, SchedulerLimits
+from pagoda_worker.scheduler import Scheduler
+from pagoda_worker.scheduler_limits import SchedulerLimits
 from pagoda_worker.sleep import HostCopy, tensors_of
 from pagoda_worker.warm import doubling, sizes_to_come, warm
 

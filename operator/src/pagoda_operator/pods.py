@@ -158,6 +158,12 @@ def engine_settings(engine: Engine) -> Object:
         settings["load"] = engine.load
     if engine.max_batch_tokens is not None:
         settings["maxBatchTokens"] = engine.max_batch_tokens
+    if engine.long_prefill_tokens is not None:
+        settings["longPrefillTokens"] = engine.long_prefill_tokens
+    if engine.kv_cache.swap_bytes:
+        settings["kvCache"]["swap"] = engine.kv_cache.swap_bytes
+    if engine.kv_cache.host_tier_bytes:
+        settings["kvCache"]["hostTier"] = engine.kv_cache.host_tier_bytes
     if engine.batch_invariant:
         settings["batchInvariant"] = True
     return settings

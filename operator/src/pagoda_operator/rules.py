@@ -43,6 +43,8 @@ _NAMES: Mapping[str, Field] = {
     ),
 }
 
+HOST_MEMORY = "write memory of the host, such as 8Gi, or 0 for none"
+
 _ENGINE: Mapping[str, Field] = {
     "spec.engine": Field("object"),
     "spec.engine.dtype": Field("string", (Rule(one_of("auto", "bf16", "fp16", "fp32"), "write auto, bf16, fp16 or fp32"),), max_size=32),
@@ -51,12 +53,15 @@ _ENGINE: Mapping[str, Field] = {
         "integer", (Rule(between(16, 4_194_304), "write 16 to 4194304 tokens, or leave it out to use what the checkpoint was made for"),)
     ),
     "spec.engine.maxBatchTokens": Field("integer", (Rule(between(1, 1_048_576), "write 1 to 1048576 tokens"),)),
+    "spec.engine.longPrefillTokens": Field("integer", (Rule(between(0, 1_048_576), "write 0 to 1048576 tokens; 0 is no cap"),)),
     "spec.engine.maxRunning": Field("integer", (Rule(between(1, 4096), "write 1 to 4096 sequences"),)),
     "spec.engine.load": Field("string", (Rule(one_of("eager", "lazy", "warm"), "write eager, lazy or warm"),), max_size=32),
     "spec.engine.prefixCaching": Field("boolean"),
     "spec.engine.batchInvariant": Field("boolean"),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
+    "spec.engine.kvCache.swap": Field("quantity", (Rule(at_least("0"), HOST_MEMORY),), max_size=32),
+    "spec.engine.kvCache.hostTier": Field("quantity", (Rule(at_least("0"), HOST_MEMORY),), max_size=32),
 }
 
 _RESOURCES: Mapping[str, Field] = {
@@ -240,8 +245,6 @@ _NOT_YET = {
     "spec.adapters",
     "spec.engine.backend",
     "spec.engine.kvCache.dtype",
-    "spec.engine.kvCache.hostTier",
-    "spec.engine.kvCache.swap",
     "spec.engine.quantization",
     "spec.engine.speculative",
     "spec.engine.tensorParallel",

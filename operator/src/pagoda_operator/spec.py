@@ -24,6 +24,10 @@ FETCHED = ("hf", "s3")
 class KvCache:
     block_size: int = 16
     """Tokens per block of the paged cache."""
+    swap_bytes: int = 0
+    """Host memory for preempted sequences."""
+    host_tier_bytes: int = 0
+    """Host memory for evicted prefixes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +38,8 @@ class Engine:
     """Prompt + output of one sequence, tokens. None: what the checkpoint was made for."""
     max_batch_tokens: int | None = None
     """Tokens of one step. None: what suits the device (the worker knows)."""
+    long_prefill_tokens: int | None = None
+    """Prompt tokens of a step in which something decodes. None: what suits the device (the worker knows)."""
     max_running: int = 256
     load: str = "eager"
     """When weights are read; lazy: with the first request."""
@@ -295,12 +301,21 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             attention="attention",
             max_model_len="maxModelLen",
             max_batch_tokens="maxBatchTokens",
+            long_prefill_tokens="longPrefillTokens",
             max_running="maxRunning",
             load="load",
             prefix_caching="prefixCaching",
             batch_invariant="batchInvariant",
         ),
-        kv_cache=KvCache(**_given(engine.get("kvCache", {}), block_size="blockSize")),
+        kv_cache=_kv_cache(engine.get("kvCache", {})),
+    )
+
+
+def _kv_cache(given: Mapping[str, Any]) -> KvCache:
+    return KvCache(
+        **_given(given, block_size="blockSize"),
+        swap_bytes=int(parse_quantity(given.get("swap", 0))),
+        host_tier_bytes=int(parse_quantity(given.get("hostTier", 0))),
     )
 
 

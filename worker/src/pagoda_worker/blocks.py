@@ -44,6 +44,9 @@ class BlockPool:
         """Cached blocks that nobody holds, least recently released first."""
         self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
+        self.keep_evicted = False
+        self.evicted: list[tuple[int, bytes]] = []
+        """With keep_evicted: (block, hash) of prefixes that `take` gave up, for the caller to save and clear."""
 
     @property
     def free_blocks(self) -> int:
@@ -63,6 +66,8 @@ class BlockPool:
             block = self._free.pop()
         else:
             block, _ = self._evictable.popitem(last=False)
+            if self.keep_evicted:
+                self.evicted.append((block, self._hash_of[block]))
             self._forget_hash(block)
         self._references[block] = 1
         return block

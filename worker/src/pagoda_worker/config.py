@@ -29,6 +29,10 @@ class EngineConfig:
     max_batch_tokens: int | None = None
     """Tokens one step may compute, prefill and decode together. Larger raises throughput and the decode latency of neighbours. None: 8192
     on CUDA; 1024 on CPU, where a prompt of 1024 tokens holds up a neighbour of a 0.5B model for about two seconds on two cores."""
+    long_prefill_tokens: int | None = None
+    """Prompt tokens of a step in which something decodes, so that a long prompt does not hold up its neighbours' next tokens. 0: no cap but
+    max_batch_tokens. None: 2048 on CUDA, some 80 ms for an 8B model on an H200 (arithmetic, not measured); 256 on CPU, a quarter of the
+    time that a whole step of 1024 takes. With nothing decoding there is no cap."""
     max_running: int = 256
     """Sequences decoded together; each has a row of device state from the start."""
     block_size: int = 16
@@ -36,6 +40,11 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     """Memory for KV blocks. None: on CUDA 90 % of what is free after loading; on CPU what max_running full-length sequences would need,
     at most a quarter of the memory, or what one sequence of max_model_len needs where that is more and fits."""
+    swap_bytes: int = 0
+    """Host memory (pinned next to a GPU) for preempted sequences, which then come back by a copy where that is predicted cheaper than
+    computing them again. 0: always computed again. On CPU the cache is host memory already: allowed, gains only what recomputing costs."""
+    host_tier_bytes: int = 0
+    """Host memory for prefix blocks that the cache evicted. 0: what is evicted is gone."""
     memory_bytes: int | None = None
     """What the worker may use of the host's memory; counts on CPU. None: the container's limit, else what is available."""
     self_test: bool = False

@@ -24,6 +24,7 @@ from pagoda_worker.launching import Flight, launch
 from pagoda_worker.loading import News, load, out_of_memory_says
 from pagoda_worker.models.base import Model
 from pagoda_worker.plan import StepPlan
+from pagoda_worker.policy import Speeds
 from pagoda_worker.request import (
     EngineState,
     Finish,
@@ -36,7 +37,8 @@ from pagoda_worker.request import (
 )
 from pagoda_worker.request_check import check_request
 from pagoda_worker.runner import Runner, RunnerShape
-from pagoda_worker.scheduler import Scheduler, SchedulerLimits
+from pagoda_worker.scheduler import Scheduler
+from pagoda_worker.scheduler_limits import SchedulerLimits
 from pagoda_worker.self_test import Measured, measure
 from pagoda_worker.sleep import Weights
 from pagoda_worker.structured import GrammarCompiler
@@ -85,6 +87,8 @@ class Engine:
             max_running=config.max_running,
             max_batch_tokens=loaded.max_batch_tokens,
             max_model_len=loaded.max_model_len,
+            long_prefill_tokens=loaded.long_prefill_tokens,
+            host=loaded.host,
             prefix_caching=config.prefix_caching,
             eos_token_ids=loaded.eos_token_ids,
             policy=policy_of(config),
@@ -95,6 +99,7 @@ class Engine:
             max_model_len=loaded.max_model_len,
             block_size=config.block_size,
             block_count=loaded.block_count,
+            host_slots=loaded.host.swap_slots + loaded.host.tier_slots,
             eos_token_ids=loaded.eos_token_ids,
         )
         vocab, eos = loaded.vocab_size, loaded.eos_token_ids
@@ -242,7 +247,7 @@ class Engine:
 
     def _forget_cache(self) -> None:
         del self.runner
-        self.scheduler.blocks.drop_cache()
+        self.scheduler.residency.forget_prefixes()
 
     # ------------------------------------------------------------ what is told
 
@@ -252,10 +257,13 @@ class Engine:
     def _measure(self, plan: StepPlan, began: float, ended: float) -> EngineState:
         self._steps += not plan.empty
         elapsed = max(ended - began, 1e-9)
-        if plan.chunks:
+        if plan.prefill_tokens > len(plan.decodes):  # else the step's time tells of decoding
             self._prefill_tokens_per_s = _smooth(self._prefill_tokens_per_s, plan.prefill_tokens / elapsed)
-        elif plan.decodes:
+        elif plan.decodes and not plan.chunks:
             self._decode_step_ms = _smooth(self._decode_step_ms, elapsed * 1e3)
+        if not plan.empty:
+            copied = self.runner.host.copy_bytes_per_s if self.runner.host else 0.0
+            self.scheduler.residency.speeds = Speeds(prefill_tokens_per_s=self._prefill_tokens_per_s, copy_bytes_per_s=copied)
         return self._state(ended)
 
     def _state(self, now: float) -> EngineState:
@@ -276,6 +284,9 @@ class Engine:
             generation_tokens_total=totals.generation_tokens,
             prefill_tokens_per_s=self._prefill_tokens_per_s,
             decode_step_ms=self._decode_step_ms,
+            host_prefix_queries_total=totals.host_queries,
+            host_prefix_hits_total=totals.host_hits,
+            swaps_total=totals.swaps,
             sleep_level=self.sleep_level,
         )
 

@@ -4,12 +4,16 @@ Called by settings. A value the engine does not have yet is refused with what it
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pagoda_worker.config import Device, EngineConfig
 from pagoda_worker.errors import ConfigError
+
+_QUANTITY = re.compile("([0-9]{1,18})(Ki|Mi|Gi|Ti|)")
+_SHIFTS = {"": 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
 
 Reader = Callable[[str, Any], dict[str, Any]]
 """(path of the field, its value) → arguments of EngineConfig."""
@@ -72,6 +76,18 @@ def _choice(argument: str, possible: tuple[str, ...]) -> Reader:
     return read
 
 
+def _bytes(argument: str) -> Reader:
+    """A quantity as the manifest has it: bytes, or a whole number with Ki, Mi, Gi or Ti."""
+
+    def read(path: str, value: Any) -> dict[str, Any]:
+        match = _QUANTITY.fullmatch(str(value)) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+        if match is None:
+            raise ConfigError(f'{path} is {json.dumps(value)}; it must be bytes, such as 0, 4294967296 or "4Gi"')
+        return {argument: int(match[1]) << _SHIFTS[match[2]]}
+
+    return read
+
+
 def _only(*possible: Any) -> Reader:
     """A field of the manifest whose other values do not work yet."""
 
@@ -96,6 +112,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     "dtype": _choice("dtype", ("auto", "bf16", "fp16", "fp32")),
     "maxModelLen": _whole("max_model_len", 1, 1 << 24),
     "maxBatchTokens": _whole("max_batch_tokens", 1, 1 << 20),
+    "longPrefillTokens": _whole("long_prefill_tokens", 0, 1 << 20),
     "maxRunning": _whole("max_running", 1, 1 << 16),
     "prefixCaching": _truth("prefix_caching"),
     "load": _choice("load", ("eager", "lazy", "warm")),
@@ -105,8 +122,8 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
         {
             "blockSize": _whole("block_size", 1, 1024),
             "dtype": _only("auto"),
-            "swap": _only("0", "0Gi", 0),
-            "hostTier": _only("0", "0Gi", 0),
+            "swap": _bytes("swap_bytes"),
+            "hostTier": _bytes("host_tier_bytes"),
         }
     ),
     "quantization": _only("none"),

@@ -36,7 +36,7 @@ def launch(
     run: Callable[[StepPlan], InFlight], withdraw: Callable[[StepPlan, list[StepPlan], str], None], plan: StepPlan, began: float
 ) -> Flight:
     """`withdraw(part, later parts, sentence)` hears of a part that cannot be computed before any later one runs. Raises what `run` raised
-    when nothing could be computed for another reason than memory, or after too many tries.
+    when nothing could be computed for another reason than memory, when blocks cannot be copied to the host, or after too many tries.
 
     Out of memory shows here, where tensors are allocated. A fault that a CUDA kernel reports afterwards shows in `results`; the device is
     not usable after it, so there is nothing to try again."""
@@ -50,6 +50,8 @@ def launch(
         except Exception as error:  # whatever a model raises: others in the step must not pay for it
             memory = is_out_of_memory(error)
             if launches >= MAX_LAUNCHES or not (memory or flight.parts or todo or part.splits):
+                raise
+            if part.swap_out and not part.splits:  # not copied, and others count on it
                 raise
             log.warning("a step of %d sequences and %d tokens failed: %s", part.sequences, part.tokens, error)
             if part.splits:
@@ -67,9 +69,7 @@ def _without_the_empty(todo: list[StepPlan], failed: StepPlan) -> list[StepPlan]
     """The rows and blocks that the failed part was to change are needed by those that come after it."""
     todo = [part for part in todo if not part.empty]
     if todo:
-        following = todo[-1]
-        following.opened, following.added_blocks = failed.opened + following.opened, failed.added_blocks + following.added_blocks
-        following.copies, following.scrubs = failed.copies + following.copies, failed.scrubs + following.scrubs
+        todo[-1].with_changes_of(failed)
     return todo
 
 

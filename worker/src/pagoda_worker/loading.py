@@ -16,20 +16,23 @@ import torch
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
+from pagoda_worker.host_room import host_bytes_there, host_room
 from pagoda_worker.layers.attention import BACKENDS
 from pagoda_worker.layers.invariant import InvariantNativeOperators, InvariantOperators
 from pagoda_worker.layers.native import NativeOperators
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.limits import Limits
-from pagoda_worker.memory import MemoryNeeds, check_fits, fitting_length
+from pagoda_worker.memory import MemoryNeeds, check_fits, check_host_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
 from pagoda_worker.native.library import load_library
 from pagoda_worker.request import ModelFacts
+from pagoda_worker.residency import HostRoom
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
+DEFAULT_LONG_PREFILL_TOKENS = {"cuda": 2048, "cpu": 256}
 KV_SHARE_OF_DEVICE = 0.9
 LOGIT_BYTES = 12
 """Per vocabulary entry of a sampling row: logits, their float32 copy and the noise or the probabilities."""
@@ -54,6 +57,8 @@ class Loaded:
     max_model_len_fitting: int
     max_batch_tokens: int
     block_count: int
+    long_prefill_tokens: int | None
+    host: HostRoom
     awake_bytes: int
     """Weights and a full KV cache."""
     checkpoint_bytes: int
@@ -153,7 +158,11 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_model_len_fitting=max(model_len, fitting_length(memory.needs, memory.room, block_size=config.block_size, longest=longest)),
         max_batch_tokens=max_batch_tokens,
         block_count=block_count,
-        awake_bytes=memory.needs.weights + block_count * config.block_size * memory.needs.per_token,
+        long_prefill_tokens=long_prefill_tokens(config, device),
+        host=host_room(config, memory.needs.per_token * config.block_size),
+        awake_bytes=memory.needs.weights
+        + block_count * config.block_size * memory.needs.per_token
+        + (config.swap_bytes + config.host_tier_bytes if device.type == "cpu" else 0),
         checkpoint_bytes=file_bytes,
         weights_s=weights_s,
     )
@@ -175,6 +184,8 @@ def _check(config: EngineConfig) -> None:
         raise ConfigError(f"batch_window_s is {config.batch_window_s}; it must be at least 0")
     if config.prefix_caching and not (config.paged_kv and config.kv_cache):
         raise ConfigError("prefix_caching shares pages of the KV cache: turn it off too, or paged_kv and kv_cache on")
+    if not config.kv_cache and config.async_scheduling:
+        raise ConfigError("async_scheduling needs a KV cache: without one every step begins with all tokens known")
     if not config.kv_cache and config.batching != "continuous":
         raise ConfigError(f"batching {config.batching} needs a KV cache: without one every step is a batch of its own")
 
@@ -251,7 +262,9 @@ class _Memory:
 def _memory(config: EngineConfig, size: Footprint, itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits) -> _Memory:
     """Before anything is allocated. On CUDA a tenth stays for the steps themselves; on CPU they are estimated."""
     weights, per_token = size.parameters * itemsize, size.cache.bytes_per_token(itemsize)
+    host = config.swap_bytes + config.host_tier_bytes
     if device.type == "cuda":
+        check_host_fits(host, host_bytes_there(config, limits, held=PROCESSES_BYTES))
         there = torch.cuda.mem_get_info(device)[0]
         return _Memory(
             needs=MemoryNeeds(weights=weights, per_token=per_token, besides=0),
@@ -267,7 +280,7 @@ def _memory(config: EngineConfig, size: Footprint, itemsize: int, device: torch.
     else:
         assert config.memory_bytes is not None
         there, held = config.memory_bytes, PROCESSES_BYTES
-    needs = MemoryNeeds(weights=weights, per_token=per_token, besides=step + held)
+    needs = MemoryNeeds(weights=weights, per_token=per_token, besides=step + held + host)
     return _Memory(needs=needs, there=there, room=needs.kv_room(there))
 
 
@@ -285,6 +298,11 @@ def _block_count(config: EngineConfig, memory: _Memory, model_len: int, device: 
     if count < 1:
         raise ConfigError(f"no memory for the KV cache: one block of {config.block_size} tokens needs {per_block} bytes")
     return count
+
+
+def long_prefill_tokens(config: EngineConfig, device: torch.device) -> int | None:
+    wanted = DEFAULT_LONG_PREFILL_TOKENS[device.type] if config.long_prefill_tokens is None else config.long_prefill_tokens
+    return wanted or None
 
 
 @contextlib.contextmanager

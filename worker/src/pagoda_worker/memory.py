@@ -47,3 +47,12 @@ def check_fits(needs: MemoryNeeds, room: int, there: int, *, wanted: int | None,
         f"the model needs {gibibytes(needs.weights)} for weights and {gibibytes(kv)} for KV of {wanted} tokens{besides}; "
         f"{gibibytes(there)} are there: maxModelLen {fits} fits"
     )
+
+
+def check_host_fits(wanted: int, there: int) -> None:
+    """Host memory for KV blocks beside a device with memory of its own. Raises OutOfMemory."""
+    if wanted > there:
+        raise OutOfMemory(
+            f"kvCache.swap and kvCache.hostTier ask for {gibibytes(wanted)} of host memory; {gibibytes(there)} are there: "
+            f"lower them or raise the worker's memory"
+        )

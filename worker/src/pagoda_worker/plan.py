@@ -45,6 +45,8 @@ class Sequence:
         "seed",
         "siblings",
         "steps",
+        "swapped",
+        "swapped_tokens",
         "tokens",
         "waits_for_token",
     )
@@ -76,6 +78,9 @@ class Sequence:
         """Its next step can only be planned when all of its tokens are known (a mask follows from them)."""
         self.ended = False
         """Its finish was told: what a step still in flight samples for it means nothing."""
+        self.swapped: list[int] = []
+        """Host slots that keep its blocks while it waits, preempted; empty: it will be computed again."""
+        self.swapped_tokens = 0
         self.siblings: list[Sequence] = []
         """Sequences of the same request that begin with this one's prompt as soon as it is computed."""
         self.held = request.structured is not None
@@ -178,10 +183,16 @@ class StepPlan:
     copies: list[tuple[int, int]] = field(default_factory=list)
     """(from block, to block), before anything else of the step: copy on write."""
     scrubs: list[int] = field(default_factory=list)
-    """Blocks to zero before the step: they may hold non-finite numbers, and 0 x NaN would reach their next owner through padding."""
+    """Blocks to zero before the copies: they may hold non-finite numbers, and 0 x NaN would reach their next owner through padding."""
+    swap_out: list[tuple[int, int]] = field(default_factory=list)
+    """(block, host slot) to copy to the host, before anything else of the step: what follows may zero or write the block. Once only: the
+    runner takes them out of the plan, so that a step that is tried again does not copy what the first try wrote."""
+    swap_in: list[tuple[int, int]] = field(default_factory=list)
+    """(block, host slot) to copy to the device, after the copies and before the step reads anything."""
 
     @property
     def empty(self) -> bool:
+        """Nothing to compute. Copies then neither: blocks move only for somebody who computes in the same step."""
         return not self.decodes and not self.chunks
 
     @property
@@ -201,6 +212,16 @@ class StepPlan:
         """In the order of the runner's answer."""
         return [*self.decodes, *(sequence for chunk in self.chunks for sequence in chunk.sequences)]
 
+    def with_changes_of(self, earlier: "StepPlan") -> "StepPlan":
+        """Itself, with what `earlier` was to change before its own."""
+        self.opened = earlier.opened + self.opened
+        self.added_blocks = earlier.added_blocks + self.added_blocks
+        self.copies = earlier.copies + self.copies
+        self.scrubs = earlier.scrubs + self.scrubs
+        self.swap_out = earlier.swap_out + self.swap_out
+        self.swap_in = earlier.swap_in + self.swap_in
+        return self
+
     @property
     def splits(self) -> bool:
         return len(self.decodes) + len(self.chunks) > 1
@@ -210,7 +231,7 @@ class StepPlan:
         them again is harmless as long as nothing of the step was computed."""
         parts: list[Sequence | Chunk] = [*self.decodes, *self.chunks]
         cut = (len(parts) + 1) // 2
-        first, second = StepPlan(opened=self.opened, added_blocks=self.added_blocks, copies=self.copies, scrubs=self.scrubs), StepPlan()
+        first, second = StepPlan().with_changes_of(self), StepPlan()
         for half, members in ((first, parts[:cut]), (second, parts[cut:])):
             half.decodes = [part for part in members if isinstance(part, Sequence)]
             half.chunks = [part for part in members if isinstance(part, Chunk)]

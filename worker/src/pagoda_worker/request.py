@@ -198,6 +198,11 @@ class EngineState:
     prefill_tokens_per_s: float
     """Moving average of measured steps; 0: not yet."""
     decode_step_ms: float
+    host_prefix_queries_total: int = 0
+    """Prompt tokens that the device did not have, looked up in the host tier; 0 without one."""
+    host_prefix_hits_total: int = 0
+    swaps_total: int = 0
+    """Of the preemptions, those that kept their blocks in host memory."""
     sleep_level: int = 0
     """0: awake. 1: weights in host memory. 2: weights in their folder only. Asleep there is no KV cache; a request wakes the engine."""
 

@@ -19,6 +19,7 @@ from pagoda_worker.constraints import RowMasks
 from pagoda_worker.decode_graphs import DecodeGraphs
 from pagoda_worker.embeddings import embed
 from pagoda_worker.graph_ladder import padded_size
+from pagoda_worker.host_memory import HostMemory
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.models.base import Model
 from pagoda_worker.plan import Sampled, Sequence, StepPlan
@@ -34,6 +35,8 @@ class RunnerShape:
     max_model_len: int
     block_size: int
     block_count: int
+    host_slots: int = 0
+    """Blocks that host memory holds beside them."""
     eos_token_ids: tuple[int, ...]
 
 
@@ -56,6 +59,7 @@ class Runner:
         slots = shape.block_count * shape.block_size
         self.caches = [zeros((2, cache.kv_heads, slots, cache.head_dim), dtype, device) for _ in range(cache.layers)]
         """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
+        self.host = HostMemory(self._pages(), shape.host_slots) if shape.host_slots else None
         rows, columns = shape.max_running, shape.max_model_len
         self.tokens = zeros((rows + 1, columns + 1), torch.int32, device)
         """One column more than a sequence can have: the token that ends one at max_model_len has a place too."""
@@ -116,11 +120,16 @@ class Runner:
         return InFlight(self, rows, np.arange(len(rows)), ids, logprobs, told)
 
     def _apply_changes(self, plan: StepPlan) -> None:
+        if plan.swap_out and self.host:
+            self.host.copy_out(plan.swap_out)
+            plan.swap_out = []
         if plan.scrubs:
             self._pages_of_all(lambda pages: pages.index_fill_(1, self._index(plan.scrubs), 0))
         if plan.copies:
             source, target = (self._index(list(blocks)) for blocks in zip(*plan.copies, strict=True))
             self._pages_of_all(lambda pages: pages.index_copy_(1, target, pages.index_select(1, source)))
+        if plan.swap_in and self.host:
+            self.host.copy_in(plan.swap_in)
         if plan.added_blocks:
             rows, at, blocks = to_device(np.array(plan.added_blocks, np.int64).T.copy(), self.device)
             self.tables[rows, at] = blocks.int()
@@ -128,8 +137,12 @@ class Runner:
             self._open_row(sequence)
 
     def _pages_of_all(self, change: Callable[[Tensor], object]) -> None:
-        for cache in self.caches:
-            change(cache.view(2 * cache.shape[1], self.shape.block_count, -1))
+        for pages in self._pages():
+            change(pages)
+
+    def _pages(self) -> list[Tensor]:
+        """Of each layer [2 x kv heads, blocks, block size x head dim]."""
+        return [cache.view(2 * cache.shape[1], self.shape.block_count, -1) for cache in self.caches]
 
     def _index(self, values: list[int]) -> Tensor:
         return to_device(np.array(values, np.int64), self.device)

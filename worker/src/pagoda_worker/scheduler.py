@@ -1,49 +1,38 @@
 """Decides what each step computes: one token budget over all sequences, no phases.
 
-Owns sequences, their order and their blocks; called by the engine, which gives it the time. Knows neither tensors nor clocks.
+Owns sequences and their order; called by the engine, which gives it the time. Knows neither tensors nor clocks; where keys and values
+lie is residency's, the choices are policy's.
 
-A step spends `max_batch_tokens`: first one token for every running sequence that decodes, then what is left for prompts in progress, then
-for waiting sequences in order of priority and arrival. A sequence is admitted with all blocks of its present length, so only decoding can
-run out of blocks; then the last in order gives all of its blocks back and waits at the front (its computed prefix mostly survives in the
-cache). The first in order is never preempted, and alone it fits (checked at submission): there is always progress.
+A step spends `max_batch_tokens`: first one token for every running sequence that decodes, then what is left for prompts, by class and
+within a class as policy.share_prefill says; while something decodes prompts get at most `long_prefill_tokens`. A sequence is admitted with
+all blocks of its present length, so only decoding can run out of blocks; then the last in order gives all of its blocks back and waits at
+the front. A waiting sequence of a higher class takes the place of running ones of lower classes, never of its own, so nobody is pushed back
+and forth. The first in order is never preempted, and alone it fits (checked at submission): there is always progress. Under lasting load of
+a higher class a lower one waits: deadlines end that.
 """
 
 import bisect
-from dataclasses import dataclass, replace
+import itertools
+from dataclasses import replace
 
-from pagoda_worker.batching import FULL_ENGINE, AdmissionPolicy, open_places, reserved_tokens
+from pagoda_worker.batching import FULL_ENGINE, open_places, reserved_tokens
 from pagoda_worker.blocks import BlockPool, root_hash
-from pagoda_worker.errors import ContextTooLong, RequestRefused
+from pagoda_worker.errors import RequestRefused
 from pagoda_worker.plan import Chunk, Sampled, Sequence, StepPlan
-from pagoda_worker.prefix import cached_prefix, register_prefix
+from pagoda_worker.policy import prefill_budget, share_prefill, victims_needed
 from pagoda_worker.request import Finish, FinishReason, Request, SequenceUpdate, TokenLogprobs
+from pagoda_worker.residency import Found, KvUse, Residency
+from pagoda_worker.scheduler_limits import SchedulerLimits, Totals, check_room
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerLimits:
-    max_running: int
-    max_batch_tokens: int
-    max_model_len: int
-    prefix_caching: bool = True
-    eos_token_ids: tuple[int, ...] = ()
-    policy: AdmissionPolicy = FULL_ENGINE
-
-
-@dataclass(slots=True)
-class Totals:
-    """Since the start; read by the engine for its state."""
-
-    preemptions: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
+MAX_NEWCOMERS = 8
+"""Waiting sequences that one step weighs against prompts in progress."""
 
 
 class Scheduler:
     def __init__(self, blocks: BlockPool, limits: SchedulerLimits) -> None:
         self.blocks = blocks
         self.limits = limits
+        self.residency = Residency(blocks, limits.host, prefix_caching=limits.prefix_caching)
         self.totals = Totals()
         self.running: list[Sequence] = []
         """In order; who comes last is preempted first."""
@@ -57,7 +46,6 @@ class Scheduler:
         """How many of those waiting may still join the batch that runs."""
         self._timed: set[Sequence] = set()
         """Sequences with a deadline."""
-        self._scrubs: list[int] = []
         self._arrivals = 0
         self._eos = frozenset(limits.eos_token_ids)
 
@@ -70,9 +58,10 @@ class Scheduler:
     def submit(self, request: Request, *, now: float, seed: int) -> list[Sequence]:
         """`seed` is that of sequence 0; the next ones count up. Structured ones are held until `release`. Raises RequestRefused,
         ContextTooLong."""
-        length = len(request.prompt_ids) + len(request.resume_ids)
         limit = min(len(request.prompt_ids) + request.max_tokens, self.limits.max_model_len)
-        self._check(request, length, limit)
+        if request.request_id in self._requests:
+            raise RequestRefused(f"request id {request.request_id!r} is already in use", param="request_id")
+        check_room(request, limit, self.limits, self.blocks)
         root = root_hash(request.cache_salt)
         family = [
             Sequence(request, index, arrival=self._arrivals, accepted=now, limit=limit, seed=seed + index, root=root)
@@ -103,30 +92,6 @@ class Scheduler:
         for sequence in list(self._requests.get(request_id, {}).values()):
             self._end_early(sequence, FinishReason.STOP)
 
-    def _check(self, request: Request, length: int, limit: int) -> None:
-        if request.request_id in self._requests:
-            raise RequestRefused(f"request id {request.request_id!r} is already in use", param="request_id")
-        if length >= self.limits.max_model_len:
-            raise ContextTooLong(
-                f"the prompt has {length} tokens; this model takes {self.limits.max_model_len} in all, prompt and output together: "
-                f"shorten the prompt to at most {self.limits.max_model_len - 1}",
-                param="prompt_ids",
-            )
-        if len(request.resume_ids) >= request.max_tokens:
-            raise RequestRefused(
-                f"resume_ids holds {len(request.resume_ids)} tokens and max_tokens is {request.max_tokens}: nothing is left to generate",
-                param="resume_ids",
-            )
-        # The last sampled token is never written to the cache.
-        needed, capacity = self._blocks_for(limit - 1), self.blocks.count
-        if needed > capacity:
-            size = self.blocks.block_size
-            raise ContextTooLong(
-                f"prompt and max_tokens need {needed * size} tokens of KV cache; the whole cache holds {capacity * size}: "
-                f"shorten the prompt or lower max_tokens",
-                param="max_tokens",
-            )
-
     def cancel(self, request_id: str, sequence: int | None = None) -> None:
         """Frees at once; the ending leaves with the next settle. Unknown ids are ignored: the request may just have ended."""
         for member in list(self._requests.get(request_id, {}).values()):
@@ -138,11 +103,11 @@ class Scheduler:
         for family in list(self._requests.values()):
             for member in list(family.values()):
                 self._end_early(member, FinishReason.ENGINE_ERROR, detail)
-        self.blocks.drop_cache()
+        self.residency.forget_prefixes()
 
     def inherit_scrubs(self, other: "Scheduler") -> None:
         """Of a scheduler that used the same blocks before: what it would have zeroed."""
-        self._scrubs += other._scrubs
+        self.residency.inherit_scrubs(other.residency)
 
     def expire(self, now: float) -> None:
         if self._timed:
@@ -156,18 +121,44 @@ class Scheduler:
         preempted sequences gave back may be handed out while that step still writes to them: the device runs steps in order, so that the
         new owner's writes come after, and nobody reads a slot before its owner wrote it."""
         self.expire(now)
-        plan = StepPlan()
-        preempted = self._plan_decodes(plan)
-        budget = self.limits.max_batch_tokens - len(plan.decodes)
-        for sequence in list(self.running):
-            if budget > 0 and sequence.remaining > 0 and not sequence.decoding:
-                budget -= self._plan_chunk(plan, sequence, budget)
+        plan = self.residency.begin_step()
+        full = self.limits.policy == FULL_ENGINE
+        preempted = self._make_way(plan, now) if full else False
+        preempted = self._plan_decodes(plan) or preempted
+        cap = self.limits.long_prefill_tokens if full else None
+        budget = prefill_budget(self.limits.max_batch_tokens, len(plan.decodes), cap)
+        budget -= self._plan_prompts(plan, budget, admitting=full and not preempted)
         self._places = self._open_places(now)
         while budget > 0 and not preempted and (admitted := self._admit(plan, now, budget)):
             budget -= self._plan_chunk(plan, admitted, budget)
-        if not plan.empty:  # else nobody would zero them
-            plan.scrubs, self._scrubs = self._scrubs, []
+        self.residency.end_step(plan)
         return plan
+
+    def _make_way(self, plan: StepPlan, now: float) -> bool:
+        """Before anything else is planned: who makes way must not be part of the step. Says whether someone was preempted."""
+        preempted = False
+        while (first := self._first_waiting()) and self.running and _priority(self.running[-1]) < _priority(first):
+            if first.pending:  # preempted by this plan, or by the one before: its newest token is not known yet
+                break
+            found = self._find(first)
+            shared = set(found.shared)
+            victims = [s for s in reversed(self.running) if _priority(s) < _priority(first)]
+            count = victims_needed(
+                self.residency.need(found),
+                free=self.blocks.free_blocks,
+                free_rows=len(self._free_rows),
+                running=len(self.running),
+                freed=[sum(1 for b in s.blocks if self.blocks.references(b) == 1 and b not in shared) for s in victims],
+            )
+            if count is None or (count == 0 and not preempted):
+                break
+            for victim in victims[:count]:
+                self._preempt(plan, victim)
+            preempted = True
+            self._places = self.limits.max_running
+            if self._admit(plan, now, self.limits.max_batch_tokens) is None:
+                break
+        return preempted
 
     def _plan_decodes(self, plan: StepPlan) -> bool:
         """Everyone in order gets the block its next token needs, if need be from the last in order. Says whether someone was preempted."""
@@ -175,45 +166,58 @@ class Scheduler:
         for sequence in list(self.running):
             if len(plan.decodes) == self.limits.max_batch_tokens:
                 break
-            if sequence.row < 0 or not sequence.decoding:
+            if sequence.row < 0 or not sequence.decoding or sequence in plan.opened:
                 continue
-            while self._lacks_block(sequence) and self.blocks.free_blocks == 0:
+            while self.residency.lacks_block(sequence) and self.blocks.free_blocks == 0:
                 preempted = True
-                self._preempt(self.running[-1])
+                self._preempt(plan, self.running[-1])
                 if sequence.row < 0:
                     break
             else:
-                self._give_block(plan, sequence)
+                self.residency.give_block(plan, sequence)
                 sequence.computed += 1
                 sequence.pending += 1
-                self._register(sequence)
+                self.residency.register(sequence)
                 plan.decodes.append(sequence)
         return preempted
 
-    def _lacks_block(self, sequence: Sequence) -> bool:
-        """The position to be written lies past the last block, or in one that several sequences hold."""
-        at = sequence.computed // self.blocks.block_size
-        return at == len(sequence.blocks) or self.blocks.references(sequence.blocks[at]) > 1
+    def _plan_prompts(self, plan: StepPlan, budget: int, *, admitting: bool) -> int:
+        """Chunks of prompts in progress. Waiting ones that are about to be admitted count in the sharing, so their part is left for them.
+        Returns the tokens spent."""
+        prompts = [s for s in self.running if s.remaining > 0 and (not s.decoding or s in plan.opened)]
+        if not prompts or budget <= 0:
+            return 0
+        wishes: list[tuple[Sequence, int]] = [(sequence, sequence.remaining) for sequence in prompts]
+        if admitting:
+            wishes += self._newcomers()
+        wishes.sort(key=lambda wish: wish[0].order)
+        counts = share_prefill([(_priority(sequence), tokens) for sequence, tokens in wishes], budget)
+        spent = 0
+        for (sequence, _), count in zip(wishes, counts, strict=True):
+            if sequence.row >= 0 and count:
+                spent += self._plan_chunk(plan, sequence, count)
+        return spent
 
-    def _give_block(self, plan: StepPlan, sequence: Sequence) -> None:
-        if not self._lacks_block(sequence):
-            return
-        at = sequence.computed // self.blocks.block_size
-        (block,) = self.blocks.take(1)
-        if at == len(sequence.blocks):
-            sequence.blocks.append(block)
-        else:
-            shared = sequence.blocks[at]
-            plan.copies.append((shared, block))
-            self.blocks.release([shared])
-            sequence.blocks[at] = block
-        plan.added_blocks.append((sequence.row, at, block))
+    def _newcomers(self) -> list[tuple[Sequence, int]]:
+        """Waiting sequences, in order, that rows and blocks would let in now, with the tokens they have to compute."""
+        found_room: list[tuple[Sequence, int]] = []
+        free, running = self.blocks.free_blocks, len(self.running)
+        ready = (sequence for sequence in self.waiting if not sequence.held)
+        known = itertools.takewhile(lambda each: not each.pending, ready)
+        for sequence in itertools.islice(known, min(len(self._free_rows), MAX_NEWCOMERS)):
+            found = self._find(sequence)
+            free -= self.residency.need(found)
+            if free < running:
+                break
+            running += 1
+            found_room.append((sequence, len(sequence.tokens) - found.computed))
+        return found_room
 
     def _plan_chunk(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
         count = min(budget, sequence.remaining)
         start = sequence.computed
         sequence.computed += count
-        self._register(sequence)
+        self.residency.register(sequence)
         complete = sequence.remaining == 0
         samplers = [sequence, *self._part(plan, sequence)] if complete and not sequence.request.embedding else []
         for sampler in samplers:
@@ -229,15 +233,19 @@ class Scheduler:
             sibling.prompt_told = True
         parted = siblings[: len(self._free_rows)]
         for sibling in parted:
-            self.blocks.share(leader.blocks)
-            sibling.blocks = list(leader.blocks)
-            sibling.hashes = list(leader.hashes)
-            sibling.computed, sibling.registered = leader.computed, leader.registered
+            self.residency.join(sibling, leader)
             sibling.cached_tokens, sibling.first_scheduled = leader.cached_tokens, leader.first_scheduled
             self._open(plan, sibling)
         for sibling in siblings[len(parted) :]:
             bisect.insort(self.waiting, sibling, key=_order)
         return parted
+
+    def _first_waiting(self) -> Sequence | None:
+        return next((each for each in self.waiting if not each.held), None)
+
+    def _find(self, sequence: Sequence) -> Found:
+        length, longest = len(sequence.tokens), self.limits.max_model_len
+        return self.residency.find(sequence, reserved_tokens(self.limits.policy, length=length, max_model_len=longest))
 
     def _open_places(self, now: float) -> int:
         return open_places(
@@ -252,63 +260,57 @@ class Scheduler:
     def _admit(self, plan: StepPlan, now: float, budget: int) -> Sequence | None:
         """The first in waiting, with all blocks of its present length, or without pages of any length it may reach; nobody overtakes it.
         One spare block for each running sequence keeps the newcomer from being preempted at once."""
-        sequence = next((each for each in self.waiting if not each.held), None)
+        sequence = self._first_waiting()
         if sequence is None or sequence.pending or not self._free_rows or not self._places:
             return None
-        policy, length = self.limits.policy, len(sequence.tokens)
-        hits = cached_prefix(self.blocks, sequence) if self._reads_prefix(sequence) else []
-        if policy.whole_prompts and length - len(hits) * self.blocks.block_size > budget:
+        found, policy = self._find(sequence), self.limits.policy
+        if policy.whole_prompts and len(sequence.tokens) - found.computed > budget:
             return None
-        fresh = self._blocks_for(reserved_tokens(policy, length=length, max_model_len=self.limits.max_model_len)) - len(hits)
         spare = len(self.running) if policy.paged_kv else 0
-        if fresh + spare + self.blocks.evictable_among(hits) > self.blocks.free_blocks and self.running:
+        if self.residency.need(found) + spare > self.blocks.free_blocks and self.running:
             return None
         self.waiting.remove(sequence)
         self._places -= 1
-        self.blocks.share(hits)
-        sequence.blocks = [*hits, *self.blocks.take(fresh)]
-        sequence.registered = len(hits)
-        sequence.computed = len(hits) * self.blocks.block_size
+        self.residency.enter(plan, sequence, found)
         if not sequence.first_scheduled:
-            sequence.first_scheduled = now
-            sequence.cached_tokens = min(sequence.computed, sequence.output_start)
-            self.totals.prefix_queries += sequence.output_start
-            self.totals.prefix_hits += sequence.cached_tokens
+            self._count_first(sequence, len(found.shared) * self.blocks.block_size, now)
         self._open(plan, sequence)
         return sequence
+
+    def _count_first(self, sequence: Sequence, on_device: int, now: float) -> None:
+        sequence.first_scheduled = now
+        sequence.cached_tokens = min(sequence.computed, sequence.output_start)
+        hits = min(on_device, sequence.output_start)
+        self.totals.prefix_queries += sequence.output_start
+        self.totals.prefix_hits += hits
+        if self.residency.tier.count:
+            self.totals.host_queries += sequence.output_start - hits
+            self.totals.host_hits += sequence.cached_tokens - hits
 
     def _open(self, plan: StepPlan, sequence: Sequence) -> None:
         sequence.row = self._free_rows.pop()
         bisect.insort(self.running, sequence, key=_order)
         plan.opened.append(sequence)
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self._leave_running(sequence)
+    def _preempt(self, plan: StepPlan, sequence: Sequence) -> None:
+        self._give_row_back(sequence)
+        self.residency.preempt(plan, sequence)
+        self._wait_again(sequence)
+
+    def _wait_again(self, sequence: Sequence) -> None:
         sequence.preemptions += 1
         self.totals.preemptions += 1
+        self.totals.swaps += bool(sequence.swapped)
         bisect.insort(self.waiting, sequence, key=_order)
 
     def _leave_running(self, sequence: Sequence) -> None:
+        self._give_row_back(sequence)
+        self.residency.leave(sequence)
+
+    def _give_row_back(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free_rows.append(sequence.row)
-        if sequence.pending:
-            # What the step in flight writes there may turn out not to be finite after someone else has the block.
-            self._scrubs += [block for block in sequence.blocks[sequence.registered :] if self.blocks.references(block) == 1]
-        self.blocks.release(sequence.blocks)
-        sequence.row, sequence.computed, sequence.registered, sequence.blocks = -1, 0, 0, []
-
-    def _register(self, sequence: Sequence) -> None:
-        """At planning, not after the step: keys and values of a layer are all written before any are read, so that a burst of requests
-        with one prompt computes it once. A block with a token that is still being sampled waits until that is known."""
-        if self._shares_prefix(sequence):
-            register_prefix(self.blocks, sequence)
-
-    def _reads_prefix(self, sequence: Sequence) -> bool:
-        """Logprobs of a prompt need its hidden states, which no cache has; once they are told, blocks will do."""
-        return self._shares_prefix(sequence) and sequence.prompt_told
-
-    def _shares_prefix(self, sequence: Sequence) -> bool:
-        return self.limits.prefix_caching and sequence.request.use_prefix_cache
+        sequence.row = -1
 
     # ------------------------------------------------------------ after the step
 
@@ -323,7 +325,7 @@ class Scheduler:
             broken = position in sampled.broken
             if sequence.ended:
                 if broken:
-                    self._distrust(sequence)
+                    self.residency.distrust(sequence)
                 continue
             self._note_step(sequence, batch)
             if broken:
@@ -384,7 +386,7 @@ class Scheduler:
         elif len(sequence.tokens) >= sequence.limit:
             finish = self._end(sequence, FinishReason.LENGTH)
         elif sequence.row >= 0:
-            self._register(sequence)
+            self.residency.register(sequence)
         return sequence.update([token], None if logprobs is None else [logprobs], finish)
 
     # ------------------------------------------------------------ endings
@@ -396,6 +398,7 @@ class Scheduler:
             self._leave_running(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+            self.residency.drop_swapped(sequence)
         request_id = sequence.request.request_id
         family = self._requests[request_id]
         del family[sequence.index]
@@ -417,10 +420,7 @@ class Scheduler:
 
     def _end_broken(self, sequence: Sequence) -> Finish:
         """Non-finite logits: nobody may share what this sequence computed, and what nobody holds any more is zeroed."""
-        self.blocks.discredit(sequence.blocks)
-        self._scrubs += [block for block in sequence.blocks if self.blocks.references(block) == 1]
-        if sequence.row < 0:
-            self._distrust(sequence)
+        self.residency.distrust(sequence)
         detail = "the model produced numbers that are not finite for this request; a lower temperature or another dtype may help"
         return self._end(sequence, FinishReason.ENGINE_ERROR, detail=detail)
 
@@ -445,15 +445,8 @@ class Scheduler:
                 sampler.pending -= 1
             for member in {*dropped.sampling(), *(chunk.sequence for chunk in chunks)}:
                 self.blocks.discredit([block for block in member.blocks if self.blocks.references(block) == 1])
-                self._preempt(member)
-
-    def _distrust(self, sequence: Sequence) -> None:
-        """What the prefix cache still has of a sequence that left before its step said that its numbers are not finite."""
-        found = self.blocks.match(sequence.hashes[1:])
-        self.blocks.share(found)
-        self.blocks.discredit(found)
-        self._scrubs += [block for block in found if self.blocks.references(block) == 1]
-        self.blocks.release(found)
+                self._leave_running(member)  # never to the host: its blocks do not hold what was planned
+                self._wait_again(member)
 
     # ------------------------------------------------------------ what is told
 
@@ -465,22 +458,25 @@ class Scheduler:
     def queued_prefill_tokens(self) -> int:
         return sum(s.remaining for s in self.waiting) + sum(s.remaining for s in self.running if s.remaining > 1)
 
-    def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self.blocks.block_size)
+    def kv_use(self) -> KvUse:
+        return self.residency.use(self.running)
 
     def check(self) -> None:
         """Asserts that sequences, rows and blocks agree."""
-        self.blocks.check([sequence.blocks for sequence in self.running])
+        self.residency.check(self.running, self.waiting)
         rows = [sequence.row for sequence in self.running]
         assert sorted(rows + self._free_rows) == list(range(self.limits.max_running)), "a row is lost or owned twice"
         assert self.running == sorted(self.running, key=_order)
         assert self.waiting == sorted(self.waiting, key=_order)
-        assert all(not sequence.blocks and sequence.row < 0 for sequence in self.waiting)
         if not self._requests:
             assert not self.running, "running without a request"
             assert not self.waiting, "waiting without a request"
             assert not self._timed, "a deadline without a request"
             assert self.blocks.free_blocks == self.blocks.count, "blocks are held while nothing runs"
+
+
+def _priority(sequence: Sequence) -> int:
+    return sequence.request.priority
 
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:

@@ -42,9 +42,12 @@ VLLM_REASONS = {
 }
 REFUSAL_CODES = [name.lower() for name in pb.Refused.Code.keys() if name != "CODE_UNSPECIFIED"]  # noqa: SIM118  # an enum, not a dict
 ENGINE_TOTALS = (
-    ("vllm:num_preemptions", "preemptions_total", "Sequences preempted; each is computed again."),
+    ("vllm:num_preemptions", "preemptions_total", "Sequences preempted; each is computed or copied in again."),
     ("vllm:prefix_cache_queries", "prefix_queries_total", "Prompt tokens looked up in the prefix cache."),
     ("vllm:prefix_cache_hits", "prefix_hits_total", "Prompt tokens found in the prefix cache."),
+    ("vllm:external_prefix_cache_queries", "host_prefix_queries_total", "Prompt tokens looked up in the host tier of the prefix cache."),
+    ("vllm:external_prefix_cache_hits", "host_prefix_hits_total", "Prompt tokens found in the host tier of the prefix cache."),
+    ("pagoda_preemptions_swapped", "swaps_total", "Preempted sequences whose blocks were kept in host memory."),
     ("vllm:generation_tokens", "generation_tokens_total", "Output tokens sampled."),
     ("pagoda_prefill_tokens_computed", "prompt_tokens_total", "Prompt tokens computed, those from the prefix cache not included."),
 )
