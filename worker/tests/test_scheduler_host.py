@@ -181,9 +181,7 @@ def test_a_tier_slot_that_is_being_read_is_not_overwritten_in_the_same_step():
 requests = st.tuples(st.integers(1, 18), st.integers(0, 1), st.integers(2, 14), st.integers(0, 2), st.integers(1, 2), st.integers(0, 3))
 
 
-@given(
-    st.lists(requests, min_size=2, max_size=9), st.booleans(), st.booleans(), st.integers(0, 20), st.integers(0, 12), st.integers(6, 12)
-)
+@given(st.lists(requests, min_size=2, max_size=9), st.booleans(), st.booleans(), st.integers(0, 20), st.integers(0, 12), st.integers(6, 12))
 def test_whatever_is_swapped_and_whoever_makes_way_the_tokens_are_those_of_one_alone(
     asked: list[tuple[int, ...]], ahead: bool, prefix_caching: bool, swap_slots: int, tier_slots: int, blocks: int
 ):

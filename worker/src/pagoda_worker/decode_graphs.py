@@ -45,7 +45,7 @@ class DecodeGraphs:
         largest = sizes[-1]
         self._inputs = torch.zeros((3, largest), dtype=torch.int64, device=runner.device)
         self._starts = torch.arange(largest + 1, dtype=torch.int32, device=runner.device)
-        self._inputs[0] = runner.padding_row
+        self._inputs[0] = runner.rows.padding_row
         self._graphs: dict[int, Compute] = {}
         for done, size in enumerate(reversed(sizes)):
             told(done, len(sizes))
@@ -55,7 +55,7 @@ class DecodeGraphs:
         """Logits, valid until the next run, and ids of the plan's decodes in their order. Each row's new token is in the table too."""
         count = len(plan.decodes)
         inputs = np.zeros((3, size), np.int64)
-        inputs[0] = self._runner.padding_row
+        inputs[0] = self._runner.rows.padding_row
         inputs[0, :count] = [sequence.row for sequence in plan.decodes]
         inputs[1, :count] = [sequence.computed - 1 for sequence in plan.decodes]
         inputs[2, :count] = inputs[1, :count] + 1
@@ -66,22 +66,22 @@ class DecodeGraphs:
     def _compute(self, size: int) -> tuple[Tensor, Tensor]:
         runner, block_size = self._runner, self._runner.shape.block_size
         rows, positions, contexts = self._inputs[:, :size]
-        slots = runner.tables[rows, positions // block_size].long() * block_size + positions % block_size
+        slots = runner.rows.tables[rows, positions // block_size].long() * block_size + positions % block_size
         batch = AttentionBatch(
             slots=torch.where(contexts > 0, slots, -1),
             query_starts=self._starts[: size + 1],
             context_lens=contexts.int(),
-            block_table=runner.tables.index_select(0, rows),
+            block_table=runner.rows.tables.index_select(0, rows),
             block_size=block_size,
             kv_heads=runner.model.cache_shape.kv_heads,
             dtype=runner.dtype,
             decode_lens=[runner.shape.max_model_len] * size,
         )
-        hidden = runner.model.forward(runner.tokens[rows, positions].long(), positions, runner.caches, batch)
+        hidden = runner.model.forward(runner.rows.tokens[rows, positions].long(), positions, runner.caches, batch)
         logits = runner.model.logits(hidden)
         best, ids = logits.max(dim=-1)
         ids = torch.where(best.isfinite(), ids, BROKEN)
-        runner.tokens[rows, contexts] = ids.clamp(min=0).int()
+        runner.rows.tokens[rows, contexts] = ids.clamp(min=0).int()
         return logits, ids
 
 

@@ -7,7 +7,6 @@ The host knows how long each row is, never what its newest token is: ids are rea
 answer is written without a detour. So a step can be launched while the one before still runs. Steps run in the order of their launches.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -26,6 +25,7 @@ from pagoda_worker.plan import Sampled, Sequence, StepPlan
 from pagoda_worker.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.row_masks import BatchMasks
+from pagoda_worker.rows import Layout, rows_on, zeros
 from pagoda_worker.sampler import BROKEN, History, IntArray, Logprobs, Sampler, to_device
 
 
@@ -60,15 +60,10 @@ class Runner:
         self.caches = [zeros((2, cache.kv_heads, slots, cache.head_dim), dtype, device) for _ in range(cache.layers)]
         """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
         self.host = HostMemory(self._pages(), shape.host_slots) if shape.host_slots else None
-        rows, columns = shape.max_running, shape.max_model_len
-        self.tokens = zeros((rows + 1, columns + 1), torch.int32, device)
-        """One column more than a sequence can have: the token that ends one at max_model_len has a place too."""
-        self.tables = zeros((rows + 1, -(-columns // shape.block_size)), torch.int32, device)
-        self.padding_row = rows
-        """Of tokens and tables; no sequence ever has it."""
+        self.rows = rows_on(device, rows=shape.max_running, columns=shape.max_model_len, block_size=shape.block_size)
         self.graphs: DecodeGraphs | None = None
         self._output_start = np.zeros(shape.max_running, np.int64)
-        self._history = History(self.tokens, self._output_start)
+        self._history = History(self.rows.tokens, self._output_start)
         self._masks = masks
         self._prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device)
@@ -83,16 +78,15 @@ class Runner:
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
             return self._launch_graph(self.graphs, plan, size)
         inputs = _Inputs(plan, self)
-        hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, inputs.batch)
+        hidden = self.model.forward(inputs.there.ids, inputs.there.positions, self.caches, inputs.batch)
         self._prompt_logprobs.collect(plan, hidden, self.model.logits)
         told = Sampled([])
         embed(plan, hidden, told)
         if not len(inputs.sampled_rows):
             return InFlight(self, inputs.sampled_rows, inputs.plan_positions, None, None, told)
-        logits = self.model.logits(hidden.index_select(0, inputs.sampled_at))
+        logits = self.model.logits(hidden.index_select(0, inputs.there.sampled_at))
         ids, logprobs = self._sample(plan, logits, inputs, told)
-        # A broken row stays a valid input: a step that is planned already may read it before its end is known.
-        self.tokens[inputs.sampled_rows_there, inputs.lengths_there] = ids.clamp(min=0).int()
+        inputs.there.keep(ids)
         return InFlight(self, inputs.sampled_rows, inputs.plan_positions, ids, logprobs, told)
 
     def _sample(self, plan: StepPlan, logits: Tensor, inputs: "_Inputs", told: Sampled) -> tuple[Tensor, Logprobs | None]:
@@ -113,8 +107,7 @@ class Runner:
             lengths = np.array([sequence.computed for sequence in plan.decodes], np.int64)
             batch_masks = None if masks is None else BatchMasks(np.array(masks.positions), torch.from_numpy(masks.bits))
             ids, logprobs = self.sampler.sample(logits, rows, lengths, self._history, batch_masks)
-            rows_there, lengths_there = _send([rows, lengths], np.int64, self.device)
-            self.tokens[rows_there, lengths_there] = ids.clamp(min=0).int()
+            self.rows.keep(rows, lengths, ids)
         if masks is not None:
             told.stuck = masks.stuck
         return InFlight(self, rows, np.arange(len(rows)), ids, logprobs, told)
@@ -131,8 +124,7 @@ class Runner:
         if plan.swap_in and self.host:
             self.host.copy_in(plan.swap_in)
         if plan.added_blocks:
-            rows, at, blocks = to_device(np.array(plan.added_blocks, np.int64).T.copy(), self.device)
-            self.tables[rows, at] = blocks.int()
+            self.rows.add_blocks(plan.added_blocks)
         for sequence in plan.opened:
             self._open_row(sequence)
 
@@ -149,10 +141,7 @@ class Runner:
 
     def _open_row(self, sequence: Sequence) -> None:
         row = sequence.row
-        known = to_device(np.array([*sequence.tokens, *sequence.blocks], np.int32), self.device)
-        tokens, blocks = torch.split(known, [len(sequence.tokens), len(sequence.blocks)])
-        self.tokens[row, : len(tokens)] = tokens
-        self.tables[row, : len(blocks)] = blocks
+        self.rows.open(row, sequence.tokens, sequence.blocks)
         self._output_start[row] = sequence.output_start
         self.sampler.open_row(row, sequence.request, sequence.seed, self.shape.eos_token_ids)
 
@@ -223,30 +212,33 @@ class _Inputs:
         flat_rows = np.concatenate([rows, *(np.full(chunk.count, chunk.sequence.row) for chunk in plan.chunks)])
         positions = np.concatenate([at, *(np.arange(chunk.start, chunk.start + chunk.count) for chunk in plan.chunks)])
 
-        ends = decodes - 1 + np.cumsum([chunk.count for chunk in plan.chunks], dtype=np.int64)
+        counts = [chunk.count for chunk in plan.chunks]
+        ends = decodes - 1 + np.cumsum(counts, dtype=np.int64)
         owners = [(end, sequence.row) for end, chunk in zip(ends.tolist(), plan.chunks, strict=True) for sequence in chunk.sequences]
         self.sampled_rows = np.concatenate([rows, np.array([row for _, row in owners], np.int64)])
         sampled_at = np.concatenate([np.arange(decodes), np.array([end for end, _ in owners], np.int64)])
         self.lengths = positions[sampled_at] + 1
         self.plan_positions = np.concatenate([order, np.arange(decodes, len(sampled_at))])
 
-        counts = [chunk.count for chunk in plan.chunks]
         contexts = np.concatenate([at + 1, np.array([chunk.start + chunk.count for chunk in plan.chunks], np.int64)])
-        sequence_rows = np.concatenate([rows, np.array([chunk.sequence.row for chunk in plan.chunks], np.int64)])
-        pages = -(-int(contexts.max()) // size)
-        query_starts = np.concatenate([np.arange(decodes + 1), ends + 1])
-        parts = [positions, flat_rows, sampled_at, sequence_rows, self.sampled_rows, self.lengths]
-        self.positions, rows_there, self.sampled_at, owners_there, self.sampled_rows_there, self.lengths_there = _send(
-            parts, np.int64, runner.device
+        self.there = runner.rows.lay_out(
+            Layout(
+                rows=flat_rows,
+                positions=positions,
+                sequence_rows=np.concatenate([rows, np.array([chunk.sequence.row for chunk in plan.chunks], np.int64)]),
+                contexts=contexts,
+                query_starts=np.concatenate([np.arange(decodes + 1), ends + 1]),
+                sampled_at=sampled_at,
+                sampled_rows=self.sampled_rows,
+                lengths=self.lengths,
+                block_size=size,
+            )
         )
-        starts_there, contexts_there = _send([query_starts, contexts], np.int32, runner.device)
-        self.ids = runner.tokens[rows_there, self.positions].long()
-        slots_there = runner.tables[rows_there, self.positions // size].long() * size + self.positions % size
         self.batch = AttentionBatch(
-            slots=slots_there,
-            query_starts=starts_there,
-            context_lens=contexts_there,
-            block_table=runner.tables[:, :pages].index_select(0, owners_there),
+            slots=self.there.slots,
+            query_starts=self.there.query_starts,
+            context_lens=self.there.context_lens,
+            block_table=self.there.block_table,
             block_size=size,
             kv_heads=runner.model.cache_shape.kv_heads,
             dtype=runner.dtype,
@@ -259,16 +251,3 @@ class _Inputs:
         batch_of_plan = np.empty_like(self.plan_positions)
         batch_of_plan[self.plan_positions] = np.arange(len(batch_of_plan))
         return BatchMasks(batch_of_plan[masks.positions], torch.from_numpy(masks.bits))
-
-
-def _send(parts: list[IntArray], dtype: type[np.int64 | np.int32], device: torch.device) -> tuple[Tensor, ...]:
-    """One copy for all."""
-    there = to_device(np.concatenate(parts).astype(dtype, copy=False), device)
-    return torch.split(there, [len(part) for part in parts])
-
-
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On CPU from calloc, so that memory is taken page by page as it is written; torch.zeros would write all of it at once."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
