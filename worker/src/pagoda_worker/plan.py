@@ -110,14 +110,20 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens to compute before the next one can be sampled. None while its last token is being sampled: the length is known before
         the token is, so that max_tokens costs no extra step."""
-        length = len(self.tokens) + self.pending
-        if self.pending and (length >= self.limit or self.waits_for_token):
+        pending = self.pending
+        length = len(self.tokens) + pending
+        if pending and (length >= self.limit or self.waits_for_token):
             return 0
         return length - self.computed
 
     @property
     def decoding(self) -> bool:
-        return self.remaining == 1 and not self.siblings and not self.request.embedding
+        return self.remaining == 1 and self.decodes_alone
+
+    @property
+    def decodes_alone(self) -> bool:
+        """One token to compute makes it decode: nobody waits for its prompt, and a token is what was asked for."""
+        return not self.siblings and not self.request.embedding
 
     @property
     def key(self) -> tuple[str, int]:
@@ -130,6 +136,11 @@ class Sequence:
         self.announced = True
         first_us = int(self.first_scheduled * 1e6)
         return SequenceUpdate(self.request.request_id, self.index, token_ids, logprobs, finish, True, self.cached_tokens, first_us)
+
+    def note_step(self, size: int) -> None:
+        self.steps += 1
+        if self.request.want_timings:
+            self.note_batch(size)
 
     def note_batch(self, size: int) -> None:
         """One more step, of `size` sequences. Bounded, however long the output and restless the batch: past MAX_BATCH_RUNS one run of

@@ -133,8 +133,8 @@ class Residency:
 
     def lacks_block(self, sequence: Sequence) -> bool:
         """The position to be written lies past the last block, or in one that several sequences hold."""
-        at = sequence.computed // self.blocks.block_size
-        return at == len(sequence.blocks) or self.blocks.references(sequence.blocks[at]) > 1
+        blocks, at = sequence.blocks, sequence.computed // self.blocks.block_size
+        return at == len(blocks) or self.blocks.references(blocks[at]) > 1
 
     def give_block(self, plan: StepPlan, sequence: Sequence) -> None:
         if not self.lacks_block(sequence):
@@ -160,7 +160,9 @@ class Residency:
     def register(self, sequence: Sequence) -> None:
         """At planning, not after the step: keys and values of a layer are all written before any are read, so that a burst of requests
         with one prompt computes it once. A block with a token that is still being sampled waits until that is known."""
-        if self.shares_prefix(sequence):
+        known, computed = len(sequence.tokens), sequence.computed
+        full = (known if known < computed else computed) // self.blocks.block_size
+        if full > sequence.registered and self.shares_prefix(sequence):
             register_prefix(self.blocks, sequence)
 
     def reads_prefix(self, sequence: Sequence) -> bool:

@@ -124,10 +124,11 @@ class Scheduler:
         plan = self.residency.begin_step()
         full = self.limits.policy == FULL_ENGINE
         preempted = self._make_way(plan, now) if full else False
-        preempted = self._plan_decodes(plan) or preempted
+        lacking, prompts = self._plan_decodes(plan)
+        preempted = preempted or lacking
         cap = self.limits.long_prefill_tokens if full else None
         budget = prefill_budget(self.limits.max_batch_tokens, len(plan.decodes), cap)
-        budget -= self._plan_prompts(plan, budget, admitting=full and not preempted)
+        budget -= self._plan_prompts(plan, prompts, budget, admitting=full and not preempted)
         self._places = self._open_places(now)
         while budget > 0 and not preempted and (admitted := self._admit(plan, now, budget)):
             budget -= self._plan_chunk(plan, admitted, budget)
@@ -160,34 +161,38 @@ class Scheduler:
                 break
         return preempted
 
-    def _plan_decodes(self, plan: StepPlan) -> bool:
-        """Everyone in order gets the block its next token needs, if need be from the last in order. Says whether someone was preempted."""
-        preempted = False
+    def _plan_decodes(self, plan: StepPlan) -> "tuple[bool, list[tuple[Sequence, int]]]":
+        """Everyone in order gets the block its next token needs, if need be from the last in order. Says whether someone was preempted, and
+        who is left with how many tokens of a prompt. The one loop over everything that runs: it looks at each sequence once."""
+        preempted, prompts, residency = False, [], self.residency
         for sequence in list(self.running):
             if len(plan.decodes) == self.limits.max_batch_tokens:
                 break
-            if sequence.row < 0 or not sequence.decoding or sequence in plan.opened:
+            remaining = sequence.remaining
+            if remaining <= 0 or sequence.row < 0:
                 continue
-            while self.residency.lacks_block(sequence) and self.blocks.free_blocks == 0:
-                preempted = True
-                self._preempt(plan, self.running[-1])
+            if remaining > 1 or not sequence.decodes_alone or sequence in plan.opened:
+                prompts.append((sequence, remaining))
+                continue
+            if residency.lacks_block(sequence):
+                while self.blocks.free_blocks == 0 and sequence.row >= 0 and residency.lacks_block(sequence):
+                    preempted = True
+                    self._preempt(plan, self.running[-1])
                 if sequence.row < 0:
-                    break
-            else:
-                self.residency.give_block(plan, sequence)
-                sequence.computed += 1
-                sequence.pending += 1
-                self.residency.register(sequence)
-                plan.decodes.append(sequence)
-        return preempted
+                    continue
+                residency.give_block(plan, sequence)
+            sequence.computed += 1
+            sequence.pending += 1
+            residency.register(sequence)
+            plan.decodes.append(sequence)
+        return preempted, prompts
 
-    def _plan_prompts(self, plan: StepPlan, budget: int, *, admitting: bool) -> int:
+    def _plan_prompts(self, plan: StepPlan, prompts: "list[tuple[Sequence, int]]", budget: int, *, admitting: bool) -> int:
         """Chunks of prompts in progress. Waiting ones that are about to be admitted count in the sharing, so their part is left for them.
         Returns the tokens spent."""
-        prompts = [s for s in self.running if s.remaining > 0 and (not s.decoding or s in plan.opened)]
-        if not prompts or budget <= 0:
+        wishes = [(sequence, tokens) for sequence, tokens in prompts if sequence.row >= 0]
+        if not wishes or budget <= 0:
             return 0
-        wishes: list[tuple[Sequence, int]] = [(sequence, sequence.remaining) for sequence in prompts]
         if admitting:
             wishes += self._newcomers()
         wishes.sort(key=lambda wish: wish[0].order)
@@ -327,7 +332,7 @@ class Scheduler:
                 if broken:
                     self.residency.distrust(sequence)
                 continue
-            self._note_step(sequence, batch)
+            sequence.note_step(batch)
             if broken:
                 updates.append(sequence.update([], None, self._end_broken(sequence)))
                 continue
@@ -340,7 +345,7 @@ class Scheduler:
             updates.append(update)
         for index, chunk in enumerate(plan.chunks):
             if not chunk.sequences and not chunk.sequence.ended:
-                self._note_step(chunk.sequence, batch)
+                chunk.sequence.note_step(batch)
                 if index in sampled.embeddings:
                     updates.append(self._embedded(chunk.sequence, sampled.embeddings[index], now))
                 elif not chunk.sequence.announced:
@@ -348,11 +353,6 @@ class Scheduler:
         if not self.limits.policy.kv_cache:
             self._forget_all()
         return updates
-
-    def _note_step(self, sequence: Sequence, batch: int) -> None:
-        sequence.steps += 1
-        if sequence.request.want_timings:
-            sequence.note_batch(batch)
 
     def _forget_all(self) -> None:
         """Without a KV cache everyone begins again in the next step, with its tokens and nothing else."""
@@ -385,7 +385,7 @@ class Scheduler:
             finish = self._end(sequence, FinishReason.STOP, stop_token_id=next(iter(self.limits.eos_token_ids), None))
         elif len(sequence.tokens) >= sequence.limit:
             finish = self._end(sequence, FinishReason.LENGTH)
-        elif sequence.row >= 0:
+        elif sequence.row >= 0 and sequence.pending:  # else planning knew all of its tokens
             self.residency.register(sequence)
         return sequence.update([token], None if logprobs is None else [logprobs], finish)
 
@@ -456,7 +456,7 @@ class Scheduler:
 
     @property
     def queued_prefill_tokens(self) -> int:
-        return sum(s.remaining for s in self.waiting) + sum(s.remaining for s in self.running if s.remaining > 1)
+        return sum(s.remaining for s in self.waiting) + sum(tokens for s in self.running if (tokens := s.remaining) > 1)
 
     def kv_use(self) -> KvUse:
         return self.residency.use(self.running)
