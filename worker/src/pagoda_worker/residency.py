@@ -161,7 +161,7 @@ class Residency:
         """At planning, not after the step: keys and values of a layer are all written before any are read, so that a burst of requests
         with one prompt computes it once. A block with a token that is still being sampled waits until that is known."""
         known, computed = len(sequence.tokens), sequence.computed
-        full = (known if known < computed else computed) // self.blocks.block_size
+        full = min(computed, known) // self.blocks.block_size
         if full > sequence.registered and self.shares_prefix(sequence):
             register_prefix(self.blocks, sequence)
 

@@ -8,7 +8,7 @@ answer is written without a detour. So a step can be launched while the one befo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class Runner:
         embed(plan, hidden, told)
         if not len(inputs.sampled_rows):
             return InFlight(self, inputs.sampled_rows, inputs.plan_positions, None, None, told)
-        logits = self.model.logits(hidden.index_select(0, inputs.there.sampled_at))
+        logits = self.model.logits(hidden if inputs.all_sample else hidden.index_select(0, inputs.there.sampled_at))
         ids, logprobs = self._sample(plan, logits, inputs, told)
         inputs.there.keep(ids)
         return InFlight(self, inputs.sampled_rows, inputs.plan_positions, ids, logprobs, told)
@@ -187,7 +187,8 @@ class InFlight:
         # The runner computed decode rows by length; the answer goes out in the plan's order.
         answer = np.empty_like(host)
         answer[self._plan_positions] = host
-        sampled = replace(self._told, token_ids=answer.tolist(), broken=set(np.flatnonzero(answer == BROKEN).tolist()))
+        sampled = self._told
+        sampled.token_ids, sampled.broken = answer.tolist(), set(np.flatnonzero(answer == BROKEN).tolist())
         if self._logprobs is not None:
             self._add_logprobs(sampled, self._logprobs.positions, *(each.tolist() for each in self._answers[1:]))
         return sampled
@@ -202,38 +203,20 @@ class _Inputs:
     """The flat batch of one step: decode rows, longest first, then chunks in the plan's order."""
 
     def __init__(self, plan: StepPlan, runner: Runner) -> None:
-        size = runner.shape.block_size
         rows = np.array([sequence.row for sequence in plan.decodes], np.int64)
         at = np.array([sequence.computed - 1 for sequence in plan.decodes], np.int64)
-        order = np.argsort(-at, kind="stable")
-        rows, at = rows[order], at[order]
-        decodes = len(rows)
-
-        flat_rows = np.concatenate([rows, *(np.full(chunk.count, chunk.sequence.row) for chunk in plan.chunks)])
-        positions = np.concatenate([at, *(np.arange(chunk.start, chunk.start + chunk.count) for chunk in plan.chunks)])
-
-        counts = [chunk.count for chunk in plan.chunks]
-        ends = decodes - 1 + np.cumsum(counts, dtype=np.int64)
-        owners = [(end, sequence.row) for end, chunk in zip(ends.tolist(), plan.chunks, strict=True) for sequence in chunk.sequences]
-        self.sampled_rows = np.concatenate([rows, np.array([row for _, row in owners], np.int64)])
-        sampled_at = np.concatenate([np.arange(decodes), np.array([end for end, _ in owners], np.int64)])
-        self.lengths = positions[sampled_at] + 1
-        self.plan_positions = np.concatenate([order, np.arange(decodes, len(sampled_at))])
-
-        contexts = np.concatenate([at + 1, np.array([chunk.start + chunk.count for chunk in plan.chunks], np.int64)])
-        self.there = runner.rows.lay_out(
-            Layout(
-                rows=flat_rows,
-                positions=positions,
-                sequence_rows=np.concatenate([rows, np.array([chunk.sequence.row for chunk in plan.chunks], np.int64)]),
-                contexts=contexts,
-                query_starts=np.concatenate([np.arange(decodes + 1), ends + 1]),
-                sampled_at=sampled_at,
-                sampled_rows=self.sampled_rows,
-                lengths=self.lengths,
-                block_size=size,
-            )
-        )
+        self.plan_positions = np.argsort(-at, kind="stable")
+        rows, at = rows[self.plan_positions], at[self.plan_positions]
+        size, decodes = runner.shape.block_size, len(rows)
+        if plan.chunks:
+            step = _with_chunks(plan, rows, at, size)
+            self.plan_positions = np.concatenate([self.plan_positions, np.arange(decodes, len(step.sampled_rows))])
+        else:
+            step = _decodes_alone(rows, at, size)
+        self.sampled_rows, self.lengths = step.sampled_rows, step.lengths
+        self.all_sample = not plan.chunks
+        """The hidden states of the step are those to sample from, in their order."""
+        self.there = runner.rows.lay_out(step)
         self.batch = AttentionBatch(
             slots=self.there.slots,
             query_starts=self.there.query_starts,
@@ -242,8 +225,8 @@ class _Inputs:
             block_size=size,
             kv_heads=runner.model.cache_shape.kv_heads,
             dtype=runner.dtype,
-            decode_lens=contexts[:decodes].tolist(),
-            chunks=[(count, chunk.start) for count, chunk in zip(counts, plan.chunks, strict=True)],
+            decode_lens=step.contexts[:decodes].tolist(),
+            chunks=[(chunk.count, chunk.start) for chunk in plan.chunks],
         )
 
     def in_batch(self, masks: RowMasks) -> BatchMasks:
@@ -251,3 +234,38 @@ class _Inputs:
         batch_of_plan = np.empty_like(self.plan_positions)
         batch_of_plan[self.plan_positions] = np.arange(len(batch_of_plan))
         return BatchMasks(batch_of_plan[masks.positions], torch.from_numpy(masks.bits))
+
+
+def _decodes_alone(rows: IntArray, at: IntArray, block_size: int) -> Layout:
+    """The common case, with a third of the array operations."""
+    starts = np.arange(len(rows) + 1)
+    return Layout(
+        rows=rows,
+        positions=at,
+        sequence_rows=rows,
+        contexts=at + 1,
+        query_starts=starts,
+        sampled_at=starts[:-1],
+        sampled_rows=rows,
+        lengths=at + 1,
+        block_size=block_size,
+    )
+
+
+def _with_chunks(plan: StepPlan, rows: IntArray, at: IntArray, block_size: int) -> Layout:
+    chunks, decodes = plan.chunks, len(rows)
+    positions = np.concatenate([at, *(np.arange(chunk.start, chunk.start + chunk.count) for chunk in chunks)])
+    ends = decodes - 1 + np.cumsum([chunk.count for chunk in chunks], dtype=np.int64)
+    owners = [(end, sequence.row) for end, chunk in zip(ends.tolist(), chunks, strict=True) for sequence in chunk.sequences]
+    sampled_at = np.concatenate([np.arange(decodes), np.array([end for end, _ in owners], np.int64)])
+    return Layout(
+        rows=np.concatenate([rows, *(np.full(chunk.count, chunk.sequence.row) for chunk in chunks)]),
+        positions=positions,
+        sequence_rows=np.concatenate([rows, np.array([chunk.sequence.row for chunk in chunks], np.int64)]),
+        contexts=np.concatenate([at + 1, np.array([chunk.start + chunk.count for chunk in chunks], np.int64)]),
+        query_starts=np.concatenate([np.arange(decodes + 1), ends + 1]),
+        sampled_at=sampled_at,
+        sampled_rows=np.concatenate([rows, np.array([row for _, row in owners], np.int64)]),
+        lengths=positions[sampled_at] + 1,
+        block_size=block_size,
+    )
