@@ -14,11 +14,12 @@ import torch
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Completion, Engine
 from pagoda_worker.gpu_check import __main__ as command
+from pagoda_worker.gpu_check.gates import LEAST_TOKENS_PER_S, gate
 from pagoda_worker.gpu_check.report import Report
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
 from pagoda_worker.gpu_check.run import Parts
 from pagoda_worker.gpu_check.shapes import LLAMA_8B, QWEN3_06B, TINY, Shape
-from pagoda_worker.gpu_check.speed import SMALL, NotMeasured, TimedModel
+from pagoda_worker.gpu_check.speed import FULL, SMALL, Figure, NotMeasured, TimedModel
 from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit
 from pagoda_worker.models.registry import footprint_of
 from pagoda_worker.request import Finish, FinishReason, Timings, TokenLogprobs, Usage
@@ -243,3 +244,37 @@ def test_an_engine_with_random_weights_needs_no_tensors_and_repeats_itself(shape
     first = tokens()
     assert first == tokens()
     assert len(set(first[0])) > 3, "the model does not say one token for ever"
+
+
+# ---------------------------------------------------------------- gates
+
+
+def figure(case: str, value: float, roofline: float = 50_000.0) -> Figure:
+    return Figure(case=case, metric="m", unit="tokens/s", value=value, low=None, high=None, roofline=roofline)
+
+
+@pytest.mark.parametrize(
+    ("case", "value", "met"),
+    [
+        ("llama-8b decode b=64 ctx=512", 10_500, True),
+        ("llama-8b decode b=64 ctx=512", 10_499, False),
+        ("llama-8b prefill 8192", 30_000, True),
+        ("llama-8b prefill 8192", 29_000, False),
+    ],
+)
+def test_a_gate_says_met_or_not(case: str, value: float, met: bool):
+    check = gate(figure(case, value), "NVIDIA H200")
+    assert check is not None
+    assert check.met is met
+
+
+def test_gates_are_of_one_device_and_of_named_figures():
+    assert gate(figure("llama-8b decode b=64 ctx=512", 1), "NVIDIA L4") is None
+    assert gate(figure("tiny decode b=1 ctx=48", 1), "NVIDIA H200") is None
+
+
+def test_every_gate_is_of_a_figure_that_is_measured():
+    low, high = FULL.lengths
+    measured = {f"{shape.name} decode b={batch} ctx={FULL.context}" for shape in (LLAMA_8B, QWEN3_06B) for batch in FULL.batches}
+    measured |= {f"{shape.name} {FULL.requests} requests {low}-{high} in and out" for shape in (LLAMA_8B, QWEN3_06B)}
+    assert set(LEAST_TOKENS_PER_S) <= measured

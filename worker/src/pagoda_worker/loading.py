@@ -17,6 +17,7 @@ import torch
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.host_room import host_bytes_there, host_room
+from pagoda_worker.kernels.launch import interpreted, triton_is_there
 from pagoda_worker.layers.attention import BACKENDS
 from pagoda_worker.layers.invariant import InvariantNativeOperators, InvariantOperators
 from pagoda_worker.layers.native import NativeOperators
@@ -232,11 +233,26 @@ def _operators(config: EngineConfig, device: torch.device) -> Operators:
             "attention native is the CPU's own kernel, and it is not here: it needs device cpu, at least AVX2, and a C++ compiler when the "
             "worker is installed; leave attention at auto"
         )
-    attend = None if config.attention in ("auto", "native") else BACKENDS[config.attention]
+    if not config.batch_invariant and config.attention in ("auto", "triton") and _takes_triton(config.attention, device):
+        from pagoda_worker.layers.cuda import TritonOperators  # not before: it imports Triton, which is not everywhere
+
+        return TritonOperators()
+    attend = BACKENDS.get(config.attention)
     if library is None:
         return InvariantOperators() if config.batch_invariant else Operators(attend or BACKENDS["sdpa"])
     library.use_threads(torch.get_num_threads())
     return InvariantNativeOperators(library) if config.batch_invariant else NativeOperators(library, attend)
+
+
+def _takes_triton(attention: str, device: torch.device) -> bool:
+    """Raises ConfigError when it is asked for where it cannot run."""
+    there = triton_is_there() and (device.type == "cuda" or (attention == "triton" and interpreted()))
+    if attention == "triton" and not there:
+        raise ConfigError(
+            f"attention triton needs a CUDA device and the package triton (device is {device.type}): leave attention at auto, or set "
+            f"TRITON_INTERPRET=1 to run its kernels, slowly, on a CPU"
+        )
+    return there
 
 
 def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.device) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from pagoda_bench.errors import BenchError, SettingsError
 from pagoda_bench.hardware import read_hardware
+from pagoda_bench.peers.bandwidth import bandwidth_rows, bytes_per_token, read_bytes_per_s
 from pagoda_bench.peers.cases import MODELS, Case, Model, model_named
 from pagoda_bench.peers.compare import OURS, Measured, rows
 from pagoda_bench.peers.environment import environments
@@ -20,11 +21,12 @@ from pagoda_bench.peers.recipes import NOT_SET_UP, RECIPES, Recipe, described, p
 from pagoda_bench.peers.rounds import measure
 from pagoda_bench.peers.system import PeerUnavailable, System
 from pagoda_bench.peers.table import render
-from pagoda_bench.results import FOLDER, result_here, write
+from pagoda_bench.results import FOLDER, Row, result_here, write
 
 REFERENCE = "transformers"
 """Whose greedy text the others are compared with; without it, Pagoda's."""
 BENCHMARK = "peers"
+STREAMS = {"tiny": (1, 8, 32, 64), "0.45b": (1, 8, 32)}
 
 
 def chosen(names: Sequence[str] | None) -> list[Recipe]:
@@ -83,7 +85,7 @@ def main() -> None:
     parser.add_argument("--install", action="store_true", help="only install the peers")
     parser.add_argument("--peers", nargs="+", metavar="PEER", help=f"of {', '.join(recipe.system for recipe in RECIPES)}")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--streams", type=int, nargs="+", help="default: 1 8 32, and 64 of the tiny model")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
@@ -97,7 +99,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if min(args.rounds, args.prompt_tokens, args.output_tokens, *args.streams) < 1:
+    if min(args.rounds, args.prompt_tokens, args.output_tokens, *(args.streams or ())) < 1:
         raise SettingsError("rounds, lengths and streams are at least 1")
     recipes = chosen(args.peers)
     unavailable: dict[str, str] = {} if args.peers else dict(NOT_SET_UP)
@@ -107,21 +109,37 @@ def run(args: argparse.Namespace) -> None:
     hardware = read_hardware(())
     measured: list[Measured] = []
     models: list[Model] = []
+    bandwidth: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="pagoda-peers-") as folder:
         for name in args.models:
             model = model_named(name, scratch=environments() / "models", cores=hardware.cores)
             models.append(model)
-            cases = [Case(name, streams, args.prompt_tokens, args.output_tokens) for streams in args.streams]
-            measured += measure_model(model, cases, recipes, pythons, args.rounds, Path(folder), unavailable)
+            streams_of = args.streams or STREAMS[name]
+            cases = [Case(name, streams, args.prompt_tokens, args.output_tokens) for streams in streams_of]
+            here = measure_model(model, cases, recipes, pythons, args.rounds, Path(folder), unavailable)
+            measured += here
+            if name == "0.45b" and (alone := next((one for one in here if (one.case, one.system) == (f"{name} c=1", OURS)), None)):
+                token_bytes = bytes_per_token(model.folder)
+                bandwidth += bandwidth_rows(alone.case, OURS, alone.tokens_per_s, token_bytes, read_bytes_per_s(model.threads))
     if not any(one.system == OURS for one in measured):
         raise PeerUnavailable(next((why for name, why in unavailable.items() if name.startswith(OURS)), "Pagoda was not measured"))
     report(
-        args, [described(recipe, pythons[recipe.system]) for recipe in recipes if recipe.system in pythons], models, measured, unavailable
+        args,
+        [described(recipe, pythons[recipe.system]) for recipe in recipes if recipe.system in pythons],
+        models,
+        measured,
+        bandwidth,
+        unavailable,
     )
 
 
 def report(
-    args: argparse.Namespace, settings: Sequence[str], models: Sequence[Model], measured: Sequence[Measured], unavailable: Mapping[str, str]
+    args: argparse.Namespace,
+    settings: Sequence[str],
+    models: Sequence[Model],
+    measured: Sequence[Measured],
+    bandwidth: Sequence[Row],
+    unavailable: Mapping[str, str],
 ) -> None:
     command = "make bench-peers" if len(sys.argv) == 1 else f"python -m pagoda_bench.peers {shlex.join(sys.argv[1:])}"
     notes = [
@@ -131,7 +149,7 @@ def report(
         "same text: mean share of the greedy text, from its start, equal to that of the system without this figure",
         *settings,
     ]
-    found = rows(measured)
+    found = [*rows(measured), *bandwidth]
     result = result_here(
         BENCHMARK, found, command=command, notes=[*notes, *(f"{name}: not measured: {why}" for name, why in unavailable.items())]
     )

@@ -16,6 +16,7 @@ import torch
 from pagoda_worker.config import Device
 from pagoda_worker.errors import OutOfMemory
 from pagoda_worker.gpu_check import device as measured
+from pagoda_worker.gpu_check.gates import gate
 from pagoda_worker.gpu_check.report import Report
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
 from pagoda_worker.gpu_check.shapes import BF16_BYTES, LLAMA_8B, QWEN3_06B, TINY, Shape
@@ -131,4 +132,7 @@ def _planned_s(roofline_s: float) -> float:
 
 
 def _take_figure(measure: Callable[[float], Figure], parts: Parts, report: Report) -> None:
-    report.add_figure(measure(parts.deadline))
+    figure = measure(parts.deadline)
+    report.add_figure(figure)
+    if (asked := gate(figure, str(report.hardware.get("device")))) is not None:
+        report.add_check(asked)

@@ -1,0 +1,45 @@
+"""Where Triton kernels can run, and the small numbers that every launch needs. Called by the kernels' own files and by layers/.
+
+Importing it does not import Triton: a machine with torch for CPUs only has none.
+"""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634
+"""Kernels take powers of two: the scale of the scores carries this factor."""
+
+
+def interpreted() -> bool:
+    """Triton runs kernels in numpy, on CPU tensors. It reads the variable when it is imported, so it must be set before."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def triton_is_there() -> bool:
+    return find_spec("triton") is not None
+
+
+def launches(tensor: Tensor) -> bool:
+    """Whether small kernels take the place of torch's operations on this tensor: on CUDA only. The interpreter is for tests of kernels."""
+    return tensor.is_cuda and triton_is_there()
+
+
+def upcast(dtype: torch.dtype) -> bool:
+    """NOTE: Triton's interpreter multiplies the raw bits of bf16 (triton-lang/triton#11584): there, kernels compute in float32."""
+    return interpreted() and dtype == torch.bfloat16
+
+
+def power_of_two(least: int) -> int:
+    """The smallest that is not below `least` ≥ 1."""
+    return 1 << (least - 1).bit_length()
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors. In the interpreter 1: few programs, since each costs about 0.6 ms."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
