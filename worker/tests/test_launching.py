@@ -61,7 +61,7 @@ def test_the_request_that_cannot_be_computed_ends_and_the_others_do_not_notice(
 ):
     names = ["short", "long", "prefix", "n"]
     expected = {name: outcome(engine, [name]) for name in names}
-    engine.scheduler.blocks.drop_cache()
+    engine.scheduler.residency.forget_prefixes()
     failed = fail(engine, monkeypatch, lambda plan: any(c.count >= 50 for c in plan.chunks), error)
     got = outcome(engine, names)
     assert len(failed) >= 2, "the whole step, then its halves"
@@ -77,7 +77,7 @@ def test_the_request_that_cannot_be_computed_ends_and_the_others_do_not_notice(
 
 def test_a_step_too_large_for_the_memory_is_computed_in_two(engine: Engine, monkeypatch: pytest.MonkeyPatch):
     expected = outcome(engine, list(PROMPTS))
-    engine.scheduler.blocks.drop_cache()
+    engine.scheduler.residency.forget_prefixes()
     failed = fail(engine, monkeypatch, lambda plan: plan.tokens > 100, torch.OutOfMemoryError("CUDA out of memory"))
     got = outcome(engine, list(PROMPTS))
     assert failed

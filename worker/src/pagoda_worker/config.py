@@ -54,7 +54,7 @@ class EngineConfig:
     CUDA, off for CPU, where launching is computing and every token would only be told one step later."""
     cuda_graphs: bool | None = None
     """Replay steps that only decode as captured graphs, one for each batch size of a ladder: the host then launches one thing a step.
-    None: wherever they can be captured, which is on CUDA with attention triton or flash."""
+    None: wherever they can be captured, which is on CUDA with attention triton."""
     load: Load = "eager"
     """When weights are read. eager: at start. lazy: with the first request, which waits for it. warm: at start, and then steps of the sizes
     that will come are run once, so that no request pays for what the first of its size costs."""

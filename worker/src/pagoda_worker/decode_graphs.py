@@ -31,8 +31,8 @@ Compute = Callable[[], tuple[Tensor, Tensor]]
 """() → logits [B, V] and the most likely ids [B] (BROKEN where logits are not finite)."""
 Capture = Callable[[Compute], Compute]
 
-CAPTURABLE = ("triton", "flash")
-"""Attention backends that read nothing of a batch but its tensors."""
+CAPTURABLE = ("triton",)
+"""Operators that read nothing of a batch but its tensors, and pass over rows without a slot or a context."""
 
 
 class DecodeGraphs:
@@ -87,15 +87,21 @@ class DecodeGraphs:
 
 @torch.inference_mode()
 def capture_graphs(runner: "Runner", config: EngineConfig, news: Callable[[str, int, int], None]) -> DecodeGraphs | None:
-    """Raises ConfigError when graphs are asked for where there can be none."""
-    possible = runner.device.type == "cuda" and config.attention in CAPTURABLE
+    """Raises ConfigError when graphs are asked for where there can be none. Left to the engine, a capture that fails costs speed only."""
+    possible = runner.device.type == "cuda" and runner.model.operators.name in CAPTURABLE
     if config.cuda_graphs and not possible:
         raise ConfigError(f"cuda_graphs is true; it needs device cuda and attention {' or '.join(CAPTURABLE)}")
     if config.cuda_graphs is False or not possible:
         return None
     began, free = time.monotonic(), torch.cuda.mem_get_info(runner.device)[0]
     sizes = ladder(config.max_running)
-    graphs = DecodeGraphs(runner, sizes, cuda_capture(), told=lambda done, total: news("capturing graphs", done, total))
+    try:
+        graphs = DecodeGraphs(runner, sizes, cuda_capture(), told=lambda done, total: news("capturing graphs", done, total))
+    except RuntimeError as error:  # whatever torch says of an operation that cannot be captured
+        if config.cuda_graphs:
+            raise
+        log.warning("decode graphs cannot be captured here; steps are launched operation by operation: %s", error)
+        return None
     taken = (free - torch.cuda.mem_get_info(runner.device)[0]) / 2**20
     log.info("captured %d decode graphs in %.1f s; they hold %.0f MiB", len(sizes), time.monotonic() - began, taken)
     return graphs
