@@ -2,7 +2,7 @@
 
 A job: {"model_dir", "sequences", "prompt_tokens", "steps", "repeats", "device"?, "dtype"?, "threads"?, "random_weights"?, "trace"?}; trace
 is the chrome trace file to write. One JSON object goes to stdout. The process wraps the engine's own functions for as long as it measures,
-so that serving carries no timers; the phases are the steps of `Engine.step` and `Runner.run` in their order.
+so that serving carries no timers; the phases are the steps of `Engine.step` and `Runner.launch` in their order.
 """
 
 import contextlib
