@@ -109,7 +109,7 @@ class Engine:
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
-        self._async = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
+        self._async = _plans_ahead(config, loaded.device)
         self._ended = 0.0
         """Of the last step settled: when two overlap, the second one's time begins where the first one's ended."""
         self._steps = 0
@@ -359,6 +359,11 @@ def new_runner(model: Model, *, shape: RunnerShape, dtype: torch.dtype, device: 
     tokens = shape.block_count * shape.block_size
     with out_of_memory_says(f"no room for a KV cache of {tokens} tokens: something else uses the device"):
         return Runner(model, shape, dtype=dtype, device=device, masks=constraints.masks)
+
+
+def _plans_ahead(config: EngineConfig, device: torch.device) -> bool:
+    """Without a KV cache a step begins with everyone's tokens, so all must be known."""
+    return device.type == "cuda" and config.kv_cache if config.async_scheduling is None else config.async_scheduling
 
 
 def _smooth(old: float, new: float) -> float:
