@@ -12,6 +12,8 @@ from pagoda_worker.scheduler_limits import SchedulerLimits
 
 VOCAB = 50
 EOS = 1
+SCRUBBED = 0
+"""Content of a zeroed slot: the hash of no prefix."""
 
 
 def next_token(tokens: list[int], seed: int = 0) -> int:
@@ -30,8 +32,10 @@ class SimulatedDevice:
         self.seeds: dict[int, int] = {}
 
     def run(self, plan: StepPlan) -> Sampled:
-        assert not (plan.empty and (plan.swap_out or plan.swap_in)), "copies that an empty step would lose"
+        assert not (plan.empty and (plan.swap_out or plan.swap_in or plan.scrubs)), "changes that an empty step would lose"
         self.host |= {slot: self._content(block) for block, slot in plan.swap_out}
+        for block in plan.scrubs:
+            self._fill(block, [SCRUBBED] * self.size)
         self._copy(plan.copies)
         for block, slot in plan.swap_in:
             assert slot in self.host, "a host slot is read that nobody wrote"
@@ -52,8 +56,10 @@ class SimulatedDevice:
         ids: list[int] = []
         for sequence in plan.sampling():
             row = sequence.row
-            assert self.tokens[row] == sequence.tokens, "the row's tokens differ from the sequence's"
-            self._read(sequence, len(sequence.tokens))
+            known = len(sequence.tokens)
+            assert self.tokens[row][:known] == sequence.tokens, "the row's tokens differ from the sequence's"
+            assert len(self.tokens[row]) == sequence.length - 1, "the row has more or fewer tokens than the plan counts"
+            self._read(sequence, len(self.tokens[row]))
             ids.append(next_token(self.tokens[row], self.seeds[row]))
             self.tokens[row].append(ids[-1])
         return Sampled(ids)

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import random_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_checkpoint import VOCAB, kv_bytes, small_engine
@@ -35,6 +37,15 @@ def run(engine: Engine) -> dict[tuple[str, int], list[SequenceUpdate]]:
 
 def tokens(updates: list[SequenceUpdate]) -> list[int]:
     return [token for update in updates for token in update.token_ids]
+
+
+@pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["in step", "ahead"])
+def ahead(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether engines launch the next step before one is settled."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (random_checkpoint, sys.modules[__name__]):
+            patch.setattr(module, "EngineConfig", partial(EngineConfig, async_scheduling=request.param))
+        yield request.param
 
 
 @pytest.fixture
@@ -65,7 +76,7 @@ def test_timings_are_ordered_and_count_steps(checkpoint: Checkpoint):
     assert (t.steps, t.batches, t.preemptions) == (4, [(2, 2), (1, 2)], 0)
 
 
-def test_a_step_tells_its_sequences_tokens_and_time(checkpoint: Checkpoint):
+def test_a_step_tells_its_sequences_tokens_and_time(checkpoint: Checkpoint, ahead: bool):
     ticks = iter(range(10_000))
     engine = Engine(EngineConfig(model_dir=checkpoint(), device="cpu", max_running=4), clock=lambda: float(next(ticks)))
     engine.submit(ask(max_tokens=3))
@@ -74,7 +85,8 @@ def test_a_step_tells_its_sequences_tokens_and_time(checkpoint: Checkpoint):
     while engine.has_work:
         output = engine.step()
         told.append((output.sequences, output.tokens, output.duration_us))
-    assert told == [(3, 10, 1_000_000), (3, 3, 1_000_000), (1, 1, 1_000_000)], "siblings share their prompt's tokens"
+    took = (1 + ahead) * 1_000_000  # the clock is read at each launch and at each end
+    assert told == [(3, 10, took), (3, 3, took), (1, 1, took)], "siblings share their prompt's tokens"
     assert engine.facts.gpu_uuids == []
 
 
@@ -86,12 +98,12 @@ def test_an_idle_step_changes_nothing_and_the_state_is_readable_without_one(engi
     assert engine.idle_state().kv_free_tokens == engine.facts.kv_capacity_tokens
 
 
-def test_the_state_tells_what_waits_runs_and_is_free(checkpoint: Checkpoint):
+def test_the_state_tells_what_waits_runs_and_is_free(checkpoint: Checkpoint, ahead: bool):
     engine = small_engine(checkpoint(), max_running=1, max_batch_tokens=8)
     engine.submit(ask("a", [5] * 20))
     engine.submit(ask("b", [6] * 30))
     state = engine.step().state
-    assert (state.num_running, state.num_waiting, state.queued_prefill_tokens) == (1, 1, 12 + 30)
+    assert (state.num_running, state.num_waiting, state.queued_prefill_tokens) == (1, 1, 12 - 8 * ahead + 30)
     assert state.kv_free_tokens == state.kv_capacity_tokens - 32
     run(engine)
     state = engine.idle_state()
@@ -289,7 +301,7 @@ def test_any_mixture_ends_with_nothing_held(
 
 
 @pytest.fixture(scope="module")
-def mixed_engine(checkpoint: Checkpoint) -> Callable[[int], Engine]:
+def mixed_engine(checkpoint: Checkpoint, ahead: bool) -> Callable[[int], Engine]:
     """One engine for all mixtures, its cache small enough to preempt."""
     engine = small_engine(checkpoint(), kv_cache_bytes=kv_bytes(18, 4), block_size=4, max_model_len=64, max_running=5)
 

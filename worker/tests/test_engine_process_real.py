@@ -46,7 +46,7 @@ def test_after_a_failed_step_nothing_is_held_and_no_prefix_is_trusted(engine: En
 
     engine.abandon("")  # an empty cache, so that the failing step is the one that registers the prefix
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "run", fail)
+        patch.setattr(Runner, "launch", fail)
         turns.submit(*prompt, request_id="fails")
         turns.turn()
     ended = turns.turn()

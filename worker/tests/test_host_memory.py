@@ -14,6 +14,8 @@ from pagoda_worker.errors import ConfigError, OutOfMemory
 from pagoda_worker.host_memory import HostMemory
 from pagoda_worker.memory import check_host_fits
 from pagoda_worker.offline import timed
+from pagoda_worker.plan import StepPlan
+from pagoda_worker.runner import InFlight
 
 Checkpoint = Callable[..., Path]
 PROMPTS = [[3 + i] * 9 + [20 + i] for i in range(6)]
@@ -43,10 +45,11 @@ def pressed(checkpoint: Checkpoint, **settings: int) -> Engine:
     return small_engine(checkpoint(), kv_cache_bytes=kv_bytes(16, 4), block_size=4, max_model_len=60, prefix_caching=False, **settings)
 
 
-def test_swapped_sequences_have_the_tokens_of_those_that_were_never_preempted(checkpoint: Checkpoint):
+@pytest.mark.parametrize("ahead", [False, True], ids=["in step", "ahead"])
+def test_swapped_sequences_have_the_tokens_of_those_that_were_never_preempted(checkpoint: Checkpoint, ahead: bool):
     roomy = small_engine(checkpoint(), block_size=4, max_model_len=60)
     expected = [c.token_ids for c in roomy.generate(PROMPTS, max_tokens=25, ignore_eos=True)]
-    engine = copying_pays(pressed(checkpoint, swap_bytes=kv_bytes(40, 4)))
+    engine = copying_pays(pressed(checkpoint, swap_bytes=kv_bytes(40, 4), async_scheduling=ahead))
     assert [c.token_ids for c in engine.generate(PROMPTS, max_tokens=25, ignore_eos=True)] == expected
     state = engine.idle_state()
     assert 0 < state.swaps_total <= state.preemptions_total
@@ -54,6 +57,29 @@ def test_swapped_sequences_have_the_tokens_of_those_that_were_never_preempted(ch
     engine.check_integrity()
     engine.scheduler.residency.begin_step()
     assert len(engine.scheduler.residency.swap.take(40)) == 40
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["in step", "ahead"])
+def test_a_step_that_is_tried_again_does_not_copy_out_what_its_first_try_wrote(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, ahead: bool
+):
+    settings = {"swap_bytes": kv_bytes(40, 4), "host_tier_bytes": kv_bytes(20, 4), "async_scheduling": ahead}
+    expected = [c.token_ids for c in pressed(checkpoint).generate(PROMPTS, max_tokens=25, ignore_eos=True)]
+    engine = copying_pays(pressed(checkpoint, **settings))
+    launch, failures = engine.runner.launch, []
+
+    def short_of_memory(plan: StepPlan) -> InFlight:
+        pending = launch(plan)
+        if plan.splits:
+            failures.append(plan)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return pending
+
+    monkeypatch.setattr(engine.runner, "launch", short_of_memory)
+    assert [c.token_ids for c in engine.generate(PROMPTS, max_tokens=25, ignore_eos=True)] == expected
+    assert failures
+    assert engine.idle_state().swaps_total > 0
+    engine.check_integrity()
 
 
 def test_an_evicted_prefix_is_copied_in_and_says_so(checkpoint: Checkpoint):

@@ -33,10 +33,10 @@ asked = st.lists(
 """(kind, prompt tokens, output tokens, n, step at which it is submitted)."""
 
 
-@pytest.fixture(scope="module")
-def engines() -> tuple[Engine, Engine]:
+@pytest.fixture(scope="module", params=[False, True], ids=["in step", "ahead"])
+def engines(request: pytest.FixtureRequest) -> tuple[Engine, Engine]:
     """One with ample memory, and one of 9 blocks of 16 tokens (5 layers x 2 x 2 heads x 64 x 4 bytes a token)."""
-    config: dict[str, Any] = {"model_dir": TINY, "device": "cpu", "dtype": "fp32", "threads": 1}
+    config: dict[str, Any] = {"model_dir": TINY, "device": "cpu", "dtype": "fp32", "threads": 1, "async_scheduling": request.param}
     small = Engine(EngineConfig(**config, max_running=4, max_batch_tokens=16, max_model_len=96, kv_cache_bytes=9 * 16 * 5120))
     return Engine(EngineConfig(**config, max_running=8, max_model_len=96)), small
 

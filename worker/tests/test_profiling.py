@@ -12,7 +12,7 @@ import pytest
 from random_checkpoint import VOCAB, small_engine
 
 from pagoda_worker import profiling
-from pagoda_worker.profiling import REST, PhaseTimer, Point, points_of
+from pagoda_worker.profiling import OVERHEAD, REST, PhaseTimer, Point, points_of
 
 
 class Work:
@@ -63,6 +63,8 @@ def test_a_job_is_told_by_phase_and_operator(checkpoint: Callable[..., Path], tm
     result = profiling.run_job({**job, "trace": str(trace)})
     assert len(result["step_s"]) == 2
     assert {REST, "schedule", "inputs", "attention", "matrix products", "output head", "sampling", "settle"} <= set(result["phases_s"])
+    overhead = zip(*(result["phases_s"][phase] for phase in OVERHEAD if phase in result["phases_s"]), strict=True)
+    assert result["overhead_s"] == pytest.approx([sum(each) for each in overhead])
     assert all(len(repeats) == 2 and min(repeats) > 0 for repeats in result["phases_s"].values())
     shares = [each["share"] for each in result["operators"]]
     assert shares == sorted(shares, reverse=True)

@@ -81,6 +81,7 @@ def test_times_count_from_when_a_request_was_due(checkpoint: Checkpoint):
     [
         ({"paged_kv": False}, "prefix_caching shares pages"),
         ({"kv_cache": False, "prefix_caching": False, "batching": "static"}, "every step is a batch of its own"),
+        ({"kv_cache": False, "prefix_caching": False, "async_scheduling": True}, "every step begins with all tokens known"),
         ({"chunked_prefill": False, "max_batch_tokens": 66}, "raise it to 67"),
         ({"batch_window_s": -1.0}, "at least 0"),
     ],

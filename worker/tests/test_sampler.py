@@ -29,7 +29,7 @@ class Rows:
             tokens[row, : len(line)] = line
             self.lengths[row], starts[row] = len(line), len(request.prompt_ids)
             self.sampler.open_row(row, request, request.sampling.seed or 0, eos)
-        self.history = History(tokens, starts)
+        self.history = History(torch.from_numpy(tokens), starts)
         self.rows = np.arange(len(requests))
 
     def sample(self, logits: Tensor) -> list[int]:

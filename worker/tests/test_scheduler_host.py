@@ -112,6 +112,31 @@ def preempted_and_computed() -> Bench:
     return bench
 
 
+def test_a_sequence_whose_newest_token_is_not_known_yet_is_swapped_with_what_the_step_in_flight_writes():
+    bench = Bench(COPIES, blocks=9, block_size=4, prefix_caching=False, host=SWAP)
+    bench.ahead = True
+    preempted(bench)
+    (waiting,) = bench.scheduler.waiting
+    assert bench.scheduler.totals.swaps == 1
+    assert waiting.swapped_tokens == len(waiting.tokens) - 1, "settled since; the newest token was never computed"
+    bench.run()
+    assert bench.output == preempted_and_computed().output
+    assert bench.scheduler.totals.prompt_tokens == 18 + bench.scheduler.totals.swaps
+
+
+def test_a_swap_that_an_empty_step_planned_is_done_by_the_next_one():
+    bench = Bench(COPIES, blocks=9, block_size=4, prefix_caching=False, host=SWAP)
+    bench.submit("a", prompt(8), max_tokens=20)
+    bench.step()
+    residency, (sequence,) = bench.scheduler.residency, bench.scheduler.running
+    empty = residency.begin_step()
+    residency.preempt(empty, sequence)
+    planned = list(empty.swap_out)
+    residency.end_step(empty)
+    assert planned
+    assert (empty.swap_out, residency.begin_step().swap_out) == ([], planned)
+
+
 def test_without_slots_enough_it_is_computed_again():
     bench = preempted(Bench(COPIES, blocks=9, block_size=4, prefix_caching=False, host=HostRoom(swap_slots=2, block_bytes=1)))
     assert bench.scheduler.totals.swaps == 0
@@ -156,12 +181,13 @@ def test_a_tier_slot_that_is_being_read_is_not_overwritten_in_the_same_step():
 requests = st.tuples(st.integers(1, 18), st.integers(0, 1), st.integers(2, 14), st.integers(0, 2), st.integers(1, 2), st.integers(0, 3))
 
 
-@given(st.lists(requests, min_size=2, max_size=9), st.booleans(), st.integers(0, 20), st.integers(0, 12), st.integers(6, 12))
+@given(st.lists(requests, min_size=2, max_size=9), st.booleans(), st.booleans(), st.integers(0, 20), st.integers(0, 12), st.integers(6, 12))
 def test_whatever_is_swapped_and_whoever_makes_way_the_tokens_are_those_of_one_alone(
-    asked: list[tuple[int, ...]], prefix_caching: bool, swap_slots: int, tier_slots: int, blocks: int
+    asked: list[tuple[int, ...]], ahead: bool, prefix_caching: bool, swap_slots: int, tier_slots: int, blocks: int
 ):
     host = HostRoom(swap_slots=swap_slots, tier_slots=tier_slots, block_bytes=1)
     bench = Bench(COPIES, blocks=blocks, block_size=4, host=host, prefix_caching=prefix_caching, max_batch_tokens=20, long_prefill_tokens=9)
+    bench.ahead = ahead
     sent = {}
     for number, (length, family, max_tokens, priority, n, pause) in enumerate(asked):
         if length + max_tokens <= 4 * blocks:

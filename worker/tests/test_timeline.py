@@ -18,7 +18,7 @@ from pagoda_worker.front.metrics import WorkerMetrics
 from pagoda_worker.front.session import Outgoing
 from pagoda_worker.front.switchboard import Switchboard
 from pagoda_worker.front.validation import trace_id
-from pagoda_worker.plan import MAX_BATCH_RUNS, Sequence
+from pagoda_worker.plan import MAX_BATCH_RUNS, Sampled, Sequence, StepPlan
 from pagoda_worker.request import Request, StepOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
@@ -42,8 +42,11 @@ class Clock:
 class Worker:
     """A switchboard over the real scheduler and a simulated device. Neither the engine's turn nor a write to the stream comes by itself."""
 
-    def __init__(self, clock: Clock, **limits: Any) -> None:
+    def __init__(self, clock: Clock, *, ahead: bool = False, **limits: Any) -> None:
+        """`ahead`: each step is planned and run before the one before it is settled."""
         self.clock = clock
+        self.ahead = ahead
+        self._flight: tuple[float, StepPlan, Sampled] | None = None
         self.scheduler, self.device = simulated(**limits)
         self.metrics = WorkerMetrics("chat", CollectorRegistry())
         self.switchboard = Switchboard("chat", "worker-1", self, self.metrics, clock=clock)
@@ -76,18 +79,25 @@ class Worker:
 
     def step(self, took_us: int = 0) -> None:
         self.take()
-        began = self.clock()
-        plan = self.scheduler.schedule(began)
-        sampled = self.device.run(plan)
-        self.clock.now_us += took_us
+        flight = self._flight or self._launch(took_us)
+        following = self._launch(0) if self.ahead else None
+        self._flight = following if following and not following[1].empty else None
+        began, plan, sampled = flight
         ended = self.clock()
         updates = self.scheduler.settle(plan, sampled, ended)
         state = replace(IDLE, at_mono_us=int(ended * 1e6))
         self.switchboard.engine_stepped(StepOutput(updates, state, plan.sequences, plan.tokens, int((ended - began) * 1e6)))
 
+    def _launch(self, took_us: int) -> tuple[float, StepPlan, Sampled]:
+        began = self.clock()
+        plan = self.scheduler.schedule(began)
+        sampled = self.device.run(plan)
+        self.clock.now_us += took_us
+        return began, plan, sampled
+
     @property
     def busy(self) -> bool:
-        return self.scheduler.has_work or bool(self._arrived)
+        return self.scheduler.has_work or bool(self._arrived) or self._flight is not None
 
     # ---- the stream
 
@@ -205,11 +215,12 @@ ACTIONS = st.one_of(
     strides_us=st.lists(st.integers(0, 5_000), min_size=1, max_size=7),
     blocks=st.integers(8, 14),
     max_batch_tokens=st.integers(3, 24),
+    ahead=st.booleans(),
 )
 def test_in_any_order_of_events_stamps_are_ordered_and_phases_add_up(
-    actions: list[tuple[Any, ...]], strides_us: list[int], blocks: int, max_batch_tokens: int
+    actions: list[tuple[Any, ...]], strides_us: list[int], blocks: int, max_batch_tokens: int, ahead: bool
 ):
-    worker = Worker(Clock(strides_us), blocks=blocks, max_running=4, max_batch_tokens=max_batch_tokens)
+    worker = Worker(Clock(strides_us), ahead=ahead, blocks=blocks, max_running=4, max_batch_tokens=max_batch_tokens)
     asked: dict[int, tuple[int, bool]] = {}
     for action, *values in actions:
         if action == "ask":

@@ -49,6 +49,12 @@ class EngineConfig:
     """What the worker may use of the host's memory; counts on CPU. None: the container's limit, else what is available."""
     self_test: bool = False
     """Measure prefill and decode for about a second at most after loading. The worker's settings turn it on."""
+    async_scheduling: bool | None = None
+    """Plan and launch the next step while the device runs the last one; an eos then costs one token more, which is dropped. None: on for
+    CUDA, off for CPU, where launching is computing and every token would only be told one step later."""
+    cuda_graphs: bool | None = None
+    """Replay steps that only decode as captured graphs, one for each batch size of a ladder: the host then launches one thing a step.
+    None: wherever they can be captured, which is on CUDA with attention triton."""
     load: Load = "eager"
     """When weights are read. eager: at start. lazy: with the first request, which waits for it. warm: at start, and then steps of the sizes
     that will come are run once, so that no request pays for what the first of its size costs."""

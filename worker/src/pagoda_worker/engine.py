@@ -18,10 +18,12 @@ from pagoda_worker.batching import policy_of
 from pagoda_worker.blocks import BlockPool
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.constraints import Constraints
+from pagoda_worker.decode_graphs import capture_graphs
 from pagoda_worker.errors import CannotSleep
+from pagoda_worker.launching import Flight, launch
 from pagoda_worker.loading import News, load, out_of_memory_says
 from pagoda_worker.models.base import Model
-from pagoda_worker.plan import Sampled, StepPlan
+from pagoda_worker.plan import StepPlan
 from pagoda_worker.policy import Speeds
 from pagoda_worker.request import (
     EngineState,
@@ -104,6 +106,12 @@ class Engine:
         compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
         self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=config.threads or torch.get_num_threads())
         self._new_runner = partial(new_runner, shape=shape, dtype=loaded.dtype, device=loaded.device, constraints=self.constraints)
+        self._flight: Flight | None = None
+        """Launched and not settled; the scheduler's sequences count its tokens as pending."""
+        self._rejections: list[Rejection] = []
+        self._async = _plans_ahead(config, loaded.device)
+        self._ended = 0.0
+        """Of the last step settled: when two overlap, the second one's time begins where the first one's ended."""
         self._steps = 0
         self._prefill_tokens_per_s = 0.0
         self._decode_step_ms = 0.0
@@ -119,6 +127,7 @@ class Engine:
     def _begin_running(self, model: Model, began: float, weights_s: float) -> None:
         """Of weights that were just read: allocates the cache, and tells how fast that was and how fast the engine is."""
         self.runner = self._new_runner(model)
+        self.runner.graphs = capture_graphs(self.runner, self._config, self._news)
         measured, warmed = Measured(), None
         if self._config.self_test:
             self._news("measuring", 0, 0)
@@ -153,25 +162,36 @@ class Engine:
 
     def abandon(self, detail: str) -> None:
         """After a step that raised: every request ends with ENGINE_ERROR (reported by the next step), nothing computed is trusted again."""
+        self._flight = None
         self.scheduler.abandon(detail)
 
     @property
     def has_work(self) -> bool:
         """Something to compute, or an ending to report."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._flight is not None
 
     # ------------------------------------------------------------ the heart
 
     def step(self) -> StepOutput:
-        began = self._clock()
-        rejections = self._take_grammars()
-        plan = self.scheduler.schedule(began)  # which sequences, how many tokens each
-        sampled = self.runner.run(plan) if not plan.empty else Sampled([])  # one forward pass, one token per sampling row
-        self.constraints.advance(plan.sampling(), sampled)
+        """Settles one step. With asynchronous scheduling the next one is on the device by then, planned as if every sequence went on."""
+        flight = self._flight or self._launch()
+        following = self._launch() if self._async else None
+        self._flight = following if following and following.parts else None
+        results = flight.results()  # the host waits here and nowhere else
+        for plan, sampled in results:
+            self.constraints.advance(plan.sampling(), sampled)
         ended = self._clock()
-        updates = self.scheduler.settle(plan, sampled, ended)  # append, finish, free
-        state = self._measure(plan, began, ended)
-        return StepOutput(updates, state, plan.sequences, plan.tokens, int((ended - began) * 1e6), rejections)
+        updates = [update for plan, sampled in results for update in self.scheduler.settle(plan, sampled, ended)]
+        began, self._ended = max(flight.began, self._ended), ended
+        state = self._measure(flight.plan, began, ended)
+        rejections, self._rejections = self._rejections, []
+        return StepOutput(updates, state, flight.plan.sequences, flight.plan.tokens, int((ended - began) * 1e6), rejections)
+
+    def _launch(self) -> Flight:
+        began = self._clock()
+        self._rejections += self._take_grammars()
+        plan = self.scheduler.schedule(began)  # which sequences, how many tokens each
+        return launch(self.runner.launch, self.scheduler.withdraw, plan, began)  # one forward pass, one token per sampling row
 
     def _take_grammars(self) -> list[Rejection]:
         """What was compiled meanwhile may run; with nothing else to do the step waits for it a moment."""
@@ -188,11 +208,12 @@ class Engine:
 
     def _on_trial(self, run: Callable[[Scheduler], Outcome]) -> Outcome:
         """With a scheduler of its own, so that the real one starts with every block, row and count untouched."""
-        kept, steps = self.scheduler, self._steps
+        kept, steps, ahead = self.scheduler, self._steps, self._async
+        self._async = False  # nothing of it may be in flight when the real one is back
         self.scheduler = Scheduler(BlockPool(kept.blocks.count, kept.blocks.block_size), self._limits)
         outcome = run(self.scheduler)
         kept.inherit_scrubs(self.scheduler)
-        self.scheduler, self._steps = kept, steps
+        self.scheduler, self._steps, self._async = kept, steps, ahead
         return outcome
 
     # ------------------------------------------------------------ sleep
@@ -218,6 +239,7 @@ class Engine:
         def take_up(model: Model) -> None:
             if self.facts.load_s:
                 self.runner = self._new_runner(model)
+                self.runner.graphs = capture_graphs(self.runner, self._config, self._news)
             else:
                 self._begin_running(model, began, time.monotonic() - began)
 
@@ -337,6 +359,11 @@ def new_runner(model: Model, *, shape: RunnerShape, dtype: torch.dtype, device: 
     tokens = shape.block_count * shape.block_size
     with out_of_memory_says(f"no room for a KV cache of {tokens} tokens: something else uses the device"):
         return Runner(model, shape, dtype=dtype, device=device, masks=constraints.masks)
+
+
+def _plans_ahead(config: EngineConfig, device: torch.device) -> bool:
+    """Without a KV cache a step begins with everyone's tokens, so all must be known."""
+    return device.type == "cuda" and config.kv_cache if config.async_scheduling is None else config.async_scheduling
 
 
 def _smooth(old: float, new: float) -> float:

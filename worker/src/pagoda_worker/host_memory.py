@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pagoda_worker.sampler import to_device
+
 GROUP = 32
 """Blocks that pass through device memory of their own together: 64 MB for an 8B model."""
 MEASURED_BLOCKS = 32
@@ -68,7 +70,7 @@ class HostMemory:
         return 2 * len(pairs) * self.slot_bytes / max(seconds, 1e-9)
 
     def _index(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._pages[0].device)
+        return to_device(np.array(values, np.int64), self._pages[0].device)
 
 
 def _groups(pairs: Pairs) -> list[Pairs]:

@@ -185,6 +185,8 @@ def _check(config: EngineConfig) -> None:
         raise ConfigError(f"batch_window_s is {config.batch_window_s}; it must be at least 0")
     if config.prefix_caching and not (config.paged_kv and config.kv_cache):
         raise ConfigError("prefix_caching shares pages of the KV cache: turn it off too, or paged_kv and kv_cache on")
+    if not config.kv_cache and config.async_scheduling:
+        raise ConfigError("async_scheduling needs a KV cache: without one every step begins with all tokens known")
     if not config.kv_cache and config.batching != "continuous":
         raise ConfigError(f"batching {config.batching} needs a KV cache: without one every step is a batch of its own")
 
@@ -324,12 +326,15 @@ def out_of_memory_says(sentence: str) -> Iterator[None]:
     """What allocators raise becomes OutOfMemory: numpy's, CUDA's, and the CPU's, which is a plain RuntimeError."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory(sentence) from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+    except Exception as error:
+        if is_out_of_memory(error):
             raise OutOfMemory(sentence) from error
         raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    words = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in words or "can't allocate memory" in words
 
 
 def _take_cores(limits: Limits) -> int:

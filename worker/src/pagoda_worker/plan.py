@@ -25,6 +25,7 @@ class Sequence:
         "computed",
         "constrained",
         "deadline",
+        "ended",
         "first_scheduled",
         "first_token",
         "hashes",
@@ -34,6 +35,7 @@ class Sequence:
         "limit",
         "order",
         "output_start",
+        "pending",
         "preemptions",
         "prompt_told",
         "registered",
@@ -46,6 +48,7 @@ class Sequence:
         "swapped",
         "swapped_tokens",
         "tokens",
+        "waits_for_token",
     )
 
     def __init__(self, request: Request, index: int, *, arrival: int, accepted: float, limit: int, seed: int, root: bytes) -> None:
@@ -69,6 +72,12 @@ class Sequence:
         """Full blocks offered to the prefix cache."""
         self.row = -1
         """Of the runner's state while running, else -1."""
+        self.pending = 0
+        """Tokens that planned steps will sample and nobody on the host knows yet: they follow `tokens`."""
+        self.waits_for_token = request.constrained
+        """Its next step can only be planned when all of its tokens are known (a mask follows from them)."""
+        self.ended = False
+        """Its finish was told: what a step still in flight samples for it means nothing."""
         self.swapped: list[int] = []
         """Host slots that keep its blocks while it waits, preempted; empty: it will be computed again."""
         self.swapped_tokens = 0
@@ -93,13 +102,28 @@ class Sequence:
         """Runs of [sequences in the step, steps]."""
 
     @property
+    def length(self) -> int:
+        """With the tokens that are being sampled."""
+        return len(self.tokens) + self.pending
+
+    @property
     def remaining(self) -> int:
-        """Tokens to compute before the next one can be sampled."""
-        return len(self.tokens) - self.computed
+        """Tokens to compute before the next one can be sampled. None while its last token is being sampled: the length is known before
+        the token is, so that max_tokens costs no extra step."""
+        pending = self.pending
+        length = len(self.tokens) + pending
+        if pending and (length >= self.limit or self.waits_for_token):
+            return 0
+        return length - self.computed
 
     @property
     def decoding(self) -> bool:
-        return len(self.tokens) - self.computed == 1 and not self.siblings and not self.request.embedding
+        return self.remaining == 1 and self.decodes_alone
+
+    @property
+    def decodes_alone(self) -> bool:
+        """One token to compute makes it decode: nobody waits for its prompt, and a token is what was asked for."""
+        return not self.siblings and not self.request.embedding
 
     @property
     def key(self) -> tuple[str, int]:
@@ -112,6 +136,11 @@ class Sequence:
         self.announced = True
         first_us = int(self.first_scheduled * 1e6)
         return SequenceUpdate(self.request.request_id, self.index, token_ids, logprobs, finish, True, self.cached_tokens, first_us)
+
+    def note_step(self, size: int) -> None:
+        self.steps += 1
+        if self.request.want_timings:
+            self.note_batch(size)
 
     def note_batch(self, size: int) -> None:
         """One more step, of `size` sequences. Bounded, however long the output and restless the batch: past MAX_BATCH_RUNS one run of
@@ -165,10 +194,10 @@ class StepPlan:
     copies: list[tuple[int, int]] = field(default_factory=list)
     """(from block, to block), before anything else of the step: copy on write."""
     scrubs: list[int] = field(default_factory=list)
-    """Blocks to zero before the step: they may hold non-finite numbers, and 0 x NaN would reach their next owner through padding."""
-
+    """Blocks to zero before the copies: they may hold non-finite numbers, and 0 x NaN would reach their next owner through padding."""
     swap_out: list[tuple[int, int]] = field(default_factory=list)
-    """(block, host slot) to copy to the host, after the scrubs and before the copies: what follows may write the block."""
+    """(block, host slot) to copy to the host, before anything else of the step: what follows may zero or write the block. Once only: the
+    runner takes them out of the plan, so that a step that is tried again does not copy what the first try wrote."""
     swap_in: list[tuple[int, int]] = field(default_factory=list)
     """(block, host slot) to copy to the device, after the copies and before the step reads anything."""
 
@@ -193,6 +222,31 @@ class StepPlan:
     def sampling(self) -> list[Sequence]:
         """In the order of the runner's answer."""
         return [*self.decodes, *(sequence for chunk in self.chunks for sequence in chunk.sequences)]
+
+    def with_changes_of(self, earlier: "StepPlan") -> "StepPlan":
+        """Itself, with what `earlier` was to change before its own."""
+        self.opened = earlier.opened + self.opened
+        self.added_blocks = earlier.added_blocks + self.added_blocks
+        self.copies = earlier.copies + self.copies
+        self.scrubs = earlier.scrubs + self.scrubs
+        self.swap_out = earlier.swap_out + self.swap_out
+        self.swap_in = earlier.swap_in + self.swap_in
+        return self
+
+    @property
+    def splits(self) -> bool:
+        return len(self.decodes) + len(self.chunks) > 1
+
+    def halves(self) -> "tuple[StepPlan, StepPlan]":
+        """The same step in two, in the same order: a chunk may read what an earlier one writes. Changes go with the first half; doing
+        them again is harmless as long as nothing of the step was computed."""
+        parts: list[Sequence | Chunk] = [*self.decodes, *self.chunks]
+        cut = (len(parts) + 1) // 2
+        first, second = StepPlan().with_changes_of(self), StepPlan()
+        for half, members in ((first, parts[:cut]), (second, parts[cut:])):
+            half.decodes = [part for part in members if isinstance(part, Sequence)]
+            half.chunks = [part for part in members if isinstance(part, Chunk)]
+        return first, second
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ def cached_prefix(pool: BlockPool, sequence: Sequence) -> list[int]:
 
 
 def register_prefix(pool: BlockPool, sequence: Sequence) -> None:
-    """Offers the full blocks up to `computed` that were not offered yet."""
-    full = sequence.computed // pool.block_size
+    """Offers the full blocks up to `computed` that were not offered yet, as far as their tokens are known."""
+    full = min(sequence.computed, len(sequence.tokens)) // pool.block_size
     if full > sequence.registered:
         _extend_hashes(sequence, full, pool.block_size)
         for i in range(sequence.registered, full):

@@ -2,7 +2,7 @@
 
 A job: {"model_dir", "sequences", "prompt_tokens", "steps", "repeats", "device"?, "dtype"?, "threads"?, "random_weights"?, "trace"?}; trace
 is the chrome trace file to write. One JSON object goes to stdout. The process wraps the engine's own functions for as long as it measures,
-so that serving carries no timers; the phases are the steps of `Engine.step` and `Runner.run` in their order.
+so that serving carries no timers; the phases are the steps of `Engine.step` and `Runner.launch` in their order.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pagoda_worker import runner
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.decode_graphs import DecodeGraphs
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import WorkerError
 from pagoda_worker.layers.linear import Linear
@@ -33,6 +34,9 @@ TRACED_STEPS = 4
 OPERATORS = 12
 """As many as are told, most expensive first."""
 REST = "rest of the step"
+OVERHEAD = (REST, "schedule", "rows and blocks", "inputs", "copy to host", "settle")
+"""What the loop itself costs a step: everything but the model and the sampler. On a GPU the timer waits for the device at every phase, so
+that none of it is waiting."""
 _ENGINE_FIELDS = ("device", "dtype", "threads", "random_weights")
 _JOB_FIELDS = {"model_dir", "sequences", "prompt_tokens", "steps", "repeats", "trace", *_ENGINE_FIELDS}
 
@@ -101,12 +105,13 @@ def points_of(engine: Engine) -> list[Point]:
         Point(Scheduler, "schedule", "schedule"),
         Point(runner.Runner, "_apply_changes", "rows and blocks"),
         Point(runner._Inputs, "__init__", "inputs"),
+        Point(DecodeGraphs, "run", "decode graph"),
         Point(type(model), "forward", "norms, rotary, gate, residual", whole=False),
         *(Point(Linear, name, "matrix products") for name in ("__call__", "add", "silu_mul")),
         Point(type(model.operators), "attend", "attention"),
         Point(type(model), "logits", "output head"),
         Point(Sampler, "sample", "sampling"),
-        Point(runner.Runner, "_to_host", "copy to host"),
+        Point(runner.InFlight, "result", "copy to host"),
         Point(Scheduler, "settle", "settle"),
     ]
 
@@ -157,6 +162,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         "dtype": engine.facts.dtype,
         "threads": torch.get_num_threads(),
         "step_s": plain,
+        "overhead_s": [sum(repeat.get(phase, 0.0) for phase in OVERHEAD) for repeat in phases],
         "phases_s": {phase: [repeat.get(phase, 0.0) for repeat in phases] for phase in phases[0]},
         "operators": operators,
     }

@@ -60,14 +60,22 @@ class Residency:
         self._block_bytes = host.block_bytes
         self._prefix_caching = prefix_caching
         self._scrubs: list[int] = []
+        self._late_swap_out: list[tuple[int, int]] = []
+        """Of a step that turned out empty, for the next one."""
         blocks.keep_evicted = host.tier_slots > 0
 
     def begin_step(self) -> StepPlan:
         self.swap.begin_step()
         self.tier.begin_step()
-        plan = StepPlan(scrubs=self._scrubs)
-        self._scrubs = []
-        return plan
+        return StepPlan(swap_out=self._late_swap_out)
+
+    def end_step(self, plan: StepPlan) -> None:
+        """An empty plan never reaches the device. What it was to do first stays for the next one; meanwhile no block is written."""
+        self._late_swap_out = []
+        if plan.empty:
+            plan.swap_out, self._late_swap_out = [], plan.swap_out
+        else:
+            plan.scrubs, self._scrubs = self._scrubs, []
 
     # ------------------------------------------------------------ coming
 
@@ -125,8 +133,8 @@ class Residency:
 
     def lacks_block(self, sequence: Sequence) -> bool:
         """The position to be written lies past the last block, or in one that several sequences hold."""
-        at = sequence.computed // self.blocks.block_size
-        return at == len(sequence.blocks) or self.blocks.references(sequence.blocks[at]) > 1
+        blocks, at = sequence.blocks, sequence.computed // self.blocks.block_size
+        return at == len(blocks) or self.blocks.references(blocks[at]) > 1
 
     def give_block(self, plan: StepPlan, sequence: Sequence) -> None:
         if not self.lacks_block(sequence):
@@ -151,8 +159,10 @@ class Residency:
 
     def register(self, sequence: Sequence) -> None:
         """At planning, not after the step: keys and values of a layer are all written before any are read, so that a burst of requests
-        with one prompt computes it once."""
-        if self.shares_prefix(sequence):
+        with one prompt computes it once. A block with a token that is still being sampled waits until that is known."""
+        known, computed = len(sequence.tokens), sequence.computed
+        full = min(computed, known) // self.blocks.block_size
+        if full > sequence.registered and self.shares_prefix(sequence):
             register_prefix(self.blocks, sequence)
 
     def reads_prefix(self, sequence: Sequence) -> bool:
@@ -167,7 +177,8 @@ class Residency:
     def preempt(self, plan: StepPlan, sequence: Sequence) -> Restore:
         """Its blocks go, copied to the host before that where coming back that way is predicted cheaper and slots are free.
 
-        What others hold too will still be there, so it would not be computed again. The sequence takes no part in this step.
+        What others hold too will still be there, so it would not be computed again. The sequence takes no part in this step. It may in
+        the one in flight: the device copies after that one wrote, so what is `computed` as planned is in the copy.
         """
         used = self.blocks_for(sequence.computed)
         kept = sum(1 for block in sequence.blocks[:used] if self.blocks.references(block) > 1)
@@ -185,6 +196,9 @@ class Residency:
         return restore
 
     def leave(self, sequence: Sequence) -> None:
+        if sequence.pending:
+            # What the step in flight writes there may turn out not to be finite after someone else has the block.
+            self._scrubs += [block for block in sequence.blocks[sequence.registered :] if self.blocks.references(block) == 1]
         self.blocks.release(sequence.blocks)
         sequence.computed, sequence.registered, sequence.blocks = 0, 0, []
 
@@ -193,10 +207,14 @@ class Residency:
         sequence.swapped, sequence.swapped_tokens = [], 0
 
     def distrust(self, sequence: Sequence) -> None:
-        """Nobody may share what this sequence computed, and what nobody else holds is zeroed once it has left."""
-        self.blocks.discredit(sequence.blocks)
+        """Nobody may share what this sequence computed, and what nobody else holds is zeroed once it has left. It may have left before its
+        step said that the numbers are not finite: then the prefix cache still has some of it."""
+        left = [] if sequence.blocks else self.blocks.match(sequence.hashes[1:])
+        self.blocks.share(left)
+        self.blocks.discredit([*sequence.blocks, *left])
         self.tier.forget(sequence.hashes[1:])
-        self._scrubs += [block for block in sequence.blocks if self.blocks.references(block) == 1]
+        self._scrubs += [block for block in [*sequence.blocks, *left] if self.blocks.references(block) == 1]
+        self.blocks.release(left)
 
     def inherit_scrubs(self, other: "Residency") -> None:
         self._scrubs += other._scrubs

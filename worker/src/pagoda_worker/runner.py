@@ -1,11 +1,12 @@
 """Runs one planned step on the device: rows, cache, one forward pass, one token per sampling row.
 
 Owns the model, the KV cache and the state of running rows (token ids, block tables, sampling settings). Knows nothing of queues,
-priorities or endings; called by the engine. Inputs are laid out with numpy in one buffer and copied once; sampled ids come back in one
-copy.
+priorities or endings; called by the engine. `launch` hands a step to the device and returns; `InFlight.result` waits for its tokens.
+
+The host knows how long each row is, never what its newest token is: ids are read from the rows' table on the device, where the sampler's
+answer is written without a detour. So a step can be launched while the one before still runs. Steps run in the order of their launches.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.constraints import RowMasks
+from pagoda_worker.decode_graphs import DecodeGraphs
 from pagoda_worker.embeddings import embed
+from pagoda_worker.graph_ladder import padded_size
 from pagoda_worker.host_memory import HostMemory
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.models.base import Model
@@ -22,7 +25,8 @@ from pagoda_worker.plan import Sampled, Sequence, StepPlan
 from pagoda_worker.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.row_masks import BatchMasks
-from pagoda_worker.sampler import BROKEN, History, IntArray, Logprobs, Sampler
+from pagoda_worker.rows import Layout, rows_on, zeros
+from pagoda_worker.sampler import BROKEN, History, IntArray, Logprobs, Sampler, to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,49 +60,71 @@ class Runner:
         self.caches = [zeros((2, cache.kv_heads, slots, cache.head_dim), dtype, device) for _ in range(cache.layers)]
         """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
         self.host = HostMemory(self._pages(), shape.host_slots) if shape.host_slots else None
-        self._tokens = np.zeros((shape.max_running, shape.max_model_len), np.int32)
-        self._tables = np.zeros((shape.max_running, -(-shape.max_model_len // shape.block_size)), np.int64)
+        self.rows = rows_on(device, rows=shape.max_running, columns=shape.max_model_len, block_size=shape.block_size)
+        self.graphs: DecodeGraphs | None = None
         self._output_start = np.zeros(shape.max_running, np.int64)
-        self._history = History(self._tokens, self._output_start)
+        self._history = History(self.rows.tokens, self._output_start)
         self._masks = masks
         self._prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device)
 
-    @torch.inference_mode()
-    def run(self, plan: StepPlan) -> Sampled:
-        """The whole step. The plan must not be empty."""
-        self._apply_changes(plan)
-        inputs = _Inputs(plan, self)
-        hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, inputs.batch)
-        self._prompt_logprobs.collect(plan, hidden, self.model.logits)
-        sampled = self._sample(plan, hidden, inputs) if len(inputs.sampled_rows) else Sampled([])
-        embed(plan, hidden, sampled)
-        return sampled
+        self._copies_back = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def _sample(self, plan: StepPlan, hidden: Tensor, inputs: "_Inputs") -> Sampled:
-        logits = self.model.logits(hidden.index_select(0, inputs.sampled_at))
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> "InFlight":
+        """The whole step. The plan must not be empty. Launched again after it raised, the same plan does the same: what it changes first
+        does not depend on what was computed."""
+        self._apply_changes(plan)
+        if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
+            return self._launch_graph(self.graphs, plan, size)
+        inputs = _Inputs(plan, self)
+        hidden = self.model.forward(inputs.there.ids, inputs.there.positions, self.caches, inputs.batch)
+        self._prompt_logprobs.collect(plan, hidden, self.model.logits)
+        told = Sampled([])
+        embed(plan, hidden, told)
+        if not len(inputs.sampled_rows):
+            return InFlight(self, inputs.sampled_rows, inputs.plan_positions, None, None, told)
+        logits = self.model.logits(hidden if inputs.all_sample else hidden.index_select(0, inputs.there.sampled_at))
+        ids, logprobs = self._sample(plan, logits, inputs, told)
+        inputs.there.keep(ids)
+        return InFlight(self, inputs.sampled_rows, inputs.plan_positions, ids, logprobs, told)
+
+    def _sample(self, plan: StepPlan, logits: Tensor, inputs: "_Inputs", told: Sampled) -> tuple[Tensor, Logprobs | None]:
         samplers = plan.sampling()
         masks = self._masks(samplers)
         batch_masks = None if masks is None else inputs.in_batch(masks)
-        ids, logprobs = self.sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history, batch_masks)
-        sampled = self._to_host(ids, logprobs, inputs)
         if masks is not None:
-            sampled.stuck = masks.stuck
-        self._prompt_logprobs.deliver(samplers, sampled)
-        return sampled
+            told.stuck = masks.stuck
+        self._prompt_logprobs.deliver(samplers, told)
+        return self.sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history, batch_masks)
+
+    def _launch_graph(self, graphs: DecodeGraphs, plan: StepPlan, size: int) -> "InFlight":
+        """Rows that are not greedy, or want logprobs or a mask, are sampled from the graph's logits as in any other step."""
+        logits, ids = graphs.run(plan, size)
+        rows = np.array([sequence.row for sequence in plan.decodes], np.int64)
+        logprobs, told, masks = None, Sampled([]), self._masks(plan.decodes)
+        if masks is not None or not self.sampler.greedy_alone(rows):
+            lengths = np.array([sequence.computed for sequence in plan.decodes], np.int64)
+            batch_masks = None if masks is None else BatchMasks(np.array(masks.positions), torch.from_numpy(masks.bits))
+            ids, logprobs = self.sampler.sample(logits, rows, lengths, self._history, batch_masks)
+            self.rows.keep(rows, lengths, ids)
+        if masks is not None:
+            told.stuck = masks.stuck
+        return InFlight(self, rows, np.arange(len(rows)), ids, logprobs, told)
 
     def _apply_changes(self, plan: StepPlan) -> None:
-        if plan.scrubs:
-            self._pages_of_all(lambda pages: pages.index_fill_(1, self._index(plan.scrubs), 0))
         if plan.swap_out and self.host:
             self.host.copy_out(plan.swap_out)
+            plan.swap_out = []
+        if plan.scrubs:
+            self._pages_of_all(lambda pages: pages.index_fill_(1, self._index(plan.scrubs), 0))
         if plan.copies:
             source, target = (self._index(list(blocks)) for blocks in zip(*plan.copies, strict=True))
             self._pages_of_all(lambda pages: pages.index_copy_(1, target, pages.index_select(1, source)))
         if plan.swap_in and self.host:
             self.host.copy_in(plan.swap_in)
-        for row, at, block in plan.added_blocks:
-            self._tables[row, at] = block
+        if plan.added_blocks:
+            self.rows.add_blocks(plan.added_blocks)
         for sequence in plan.opened:
             self._open_row(sequence)
 
@@ -111,83 +137,96 @@ class Runner:
         return [cache.view(2 * cache.shape[1], self.shape.block_count, -1) for cache in self.caches]
 
     def _index(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
+        return to_device(np.array(values, np.int64), self.device)
 
     def _open_row(self, sequence: Sequence) -> None:
         row = sequence.row
-        self._tokens[row, : len(sequence.tokens)] = sequence.tokens
-        self._tables[row, : len(sequence.blocks)] = sequence.blocks
+        self.rows.open(row, sequence.tokens, sequence.blocks)
         self._output_start[row] = sequence.output_start
         self.sampler.open_row(row, sequence.request, sequence.seed, self.shape.eos_token_ids)
 
-    def _to_host(self, ids: Tensor, logprobs: Logprobs | None, inputs: "_Inputs") -> Sampled:
-        host = ids.cpu().numpy()
-        room = inputs.lengths < self.shape.max_model_len
-        self._tokens[inputs.sampled_rows[room], inputs.lengths[room]] = host[room]
+
+class InFlight:
+    """A step that was launched. On CUDA its answer comes back on a stream of its own, behind an event, so that the next step's kernels do
+    not wait for it."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        rows: IntArray,
+        plan_positions: IntArray,
+        ids: Tensor | None,
+        logprobs: Logprobs | None,
+        told: Sampled,
+    ) -> None:
+        """`ids` of `rows`, which stand at `plan_positions` among those that the plan samples."""
+        self._told = told
+        """What the host knew of the answer at the launch already."""
+        self._plan_positions = plan_positions
+        self._top_logprobs = runner.sampler.top_logprobs[rows].copy()  # rows may have other owners when it is read
+        self._logprobs = logprobs
+        self._event: torch.cuda.Event | None = None
+        tensors = [] if ids is None else [ids] if logprobs is None else [ids, logprobs.sampled, logprobs.top_ids, logprobs.top]
+        self._answers = tensors
+        if tensors and runner._copies_back is not None:
+            self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            runner._copies_back.wait_stream(torch.cuda.current_stream(runner.device))
+            with torch.cuda.stream(runner._copies_back):
+                self._answers = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
+                self._event.record()
+            for tensor in tensors:
+                tensor.record_stream(runner._copies_back)
+
+    def result(self) -> Sampled:
+        """Waits for the device."""
+        if not self._answers:
+            return self._told
+        if self._event is not None:
+            self._event.synchronize()
+        host = self._answers[0].numpy()
         # The runner computed decode rows by length; the answer goes out in the plan's order.
         answer = np.empty_like(host)
-        answer[inputs.plan_positions] = host
-        sampled = Sampled(answer.tolist(), broken=set(np.flatnonzero(answer == BROKEN).tolist()))
-        if logprobs is not None:
-            self._add_logprobs(sampled, logprobs, inputs)
+        answer[self._plan_positions] = host
+        sampled = self._told
+        sampled.token_ids, sampled.broken = answer.tolist(), set(np.flatnonzero(answer == BROKEN).tolist())
+        if self._logprobs is not None:
+            self._add_logprobs(sampled, self._logprobs.positions, *(each.tolist() for each in self._answers[1:]))
         return sampled
 
-    def _add_logprobs(self, sampled: Sampled, logprobs: Logprobs, inputs: "_Inputs") -> None:
-        columns = zip(
-            inputs.plan_positions[logprobs.positions].tolist(),
-            self.sampler.top_logprobs[inputs.sampled_rows[logprobs.positions]].tolist(),
-            logprobs.sampled.tolist(),
-            logprobs.top_ids.tolist(),
-            logprobs.top.tolist(),
-            strict=True,
-        )
-        for position, k, own, top_ids, top in columns:
-            sampled.logprobs[position] = TokenLogprobs(own, list(zip(top_ids[:k], top[:k], strict=True)))
+    def _add_logprobs(self, sampled: Sampled, at: IntArray, own: list[float], top_ids: list[list[int]], top: list[list[float]]) -> None:
+        positions, asked = self._plan_positions[at].tolist(), self._top_logprobs[at].tolist()
+        for position, k, each, ids, values in zip(positions, asked, own, top_ids, top, strict=True):
+            sampled.logprobs[position] = TokenLogprobs(each, list(zip(ids[:k], values[:k], strict=True)))
 
 
 class _Inputs:
     """The flat batch of one step: decode rows, longest first, then chunks in the plan's order."""
 
     def __init__(self, plan: StepPlan, runner: Runner) -> None:
-        size = runner.shape.block_size
         rows = np.array([sequence.row for sequence in plan.decodes], np.int64)
         at = np.array([sequence.computed - 1 for sequence in plan.decodes], np.int64)
-        order = np.argsort(-at, kind="stable")
-        rows, at = rows[order], at[order]
-        decodes = len(rows)
-
-        flat_rows = np.concatenate([rows, *(np.full(chunk.count, chunk.sequence.row) for chunk in plan.chunks)])
-        positions = np.concatenate([at, *(np.arange(chunk.start, chunk.start + chunk.count) for chunk in plan.chunks)])
-        ids = runner._tokens[flat_rows, positions]
-        slots = runner._tables[flat_rows, positions // size] * size + positions % size
-
-        ends = decodes - 1 + np.cumsum([chunk.count for chunk in plan.chunks], dtype=np.int64)
-        owners = [(end, sequence.row) for end, chunk in zip(ends.tolist(), plan.chunks, strict=True) for sequence in chunk.sequences]
-        self.sampled_rows = np.concatenate([rows, np.array([row for _, row in owners], np.int64)])
-        sampled_at = np.concatenate([np.arange(decodes), np.array([end for end, _ in owners], np.int64)])
-        self.lengths = positions[sampled_at] + 1
-        self.plan_positions = np.concatenate([order, np.arange(decodes, len(sampled_at))])
-
-        counts = [chunk.count for chunk in plan.chunks]
-        contexts = np.concatenate([at + 1, np.array([chunk.start + chunk.count for chunk in plan.chunks], np.int64)])
-        sequence_rows = np.concatenate([rows, np.array([chunk.sequence.row for chunk in plan.chunks], np.int64)])
-        pages = -(-int(contexts.max()) // size)
-        table = runner._tables[sequence_rows, :pages]
-        query_starts = np.concatenate([np.arange(decodes + 1), ends + 1])
-        parts = [ids.astype(np.int64), positions, slots, sampled_at]
-        narrow = [query_starts, contexts, table.ravel()]
-        self.ids, self.positions, slots_there, self.sampled_at = _send(parts, np.int64, runner.device)
-        starts_there, contexts_there, table_there = _send(narrow, np.int32, runner.device)
+        self.plan_positions = np.argsort(-at, kind="stable")
+        rows, at = rows[self.plan_positions], at[self.plan_positions]
+        size, decodes = runner.shape.block_size, len(rows)
+        if plan.chunks:
+            step = _with_chunks(plan, rows, at, size)
+            self.plan_positions = np.concatenate([self.plan_positions, np.arange(decodes, len(step.sampled_rows))])
+        else:
+            step = _decodes_alone(rows, at, size)
+        self.sampled_rows, self.lengths = step.sampled_rows, step.lengths
+        self.all_sample = not plan.chunks
+        """The hidden states of the step are those to sample from, in their order."""
+        self.there = runner.rows.lay_out(step)
         self.batch = AttentionBatch(
-            slots=slots_there,
-            query_starts=starts_there,
-            context_lens=contexts_there,
-            block_table=table_there.view(-1, pages),
+            slots=self.there.slots,
+            query_starts=self.there.query_starts,
+            context_lens=self.there.context_lens,
+            block_table=self.there.block_table,
             block_size=size,
             kv_heads=runner.model.cache_shape.kv_heads,
             dtype=runner.dtype,
-            decode_lens=contexts[:decodes].tolist(),
-            chunks=[(count, chunk.start) for count, chunk in zip(counts, plan.chunks, strict=True)],
+            decode_lens=step.contexts[:decodes].tolist(),
+            chunks=[(chunk.count, chunk.start) for chunk in plan.chunks],
         )
 
     def in_batch(self, masks: RowMasks) -> BatchMasks:
@@ -197,14 +236,36 @@ class _Inputs:
         return BatchMasks(batch_of_plan[masks.positions], torch.from_numpy(masks.bits))
 
 
-def _send(parts: list[IntArray], dtype: type[np.int64 | np.int32], device: torch.device) -> tuple[Tensor, ...]:
-    """One copy for all."""
-    there = torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False)).to(device, non_blocking=True)
-    return torch.split(there, [len(part) for part in parts])
+def _decodes_alone(rows: IntArray, at: IntArray, block_size: int) -> Layout:
+    """The common case, with a third of the array operations."""
+    starts = np.arange(len(rows) + 1)
+    return Layout(
+        rows=rows,
+        positions=at,
+        sequence_rows=rows,
+        contexts=at + 1,
+        query_starts=starts,
+        sampled_at=starts[:-1],
+        sampled_rows=rows,
+        lengths=at + 1,
+        block_size=block_size,
+    )
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On CPU from calloc, so that memory is taken page by page as it is written; torch.zeros would write all of it at once."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+def _with_chunks(plan: StepPlan, rows: IntArray, at: IntArray, block_size: int) -> Layout:
+    chunks, decodes = plan.chunks, len(rows)
+    positions = np.concatenate([at, *(np.arange(chunk.start, chunk.start + chunk.count) for chunk in chunks)])
+    ends = decodes - 1 + np.cumsum([chunk.count for chunk in chunks], dtype=np.int64)
+    owners = [(end, sequence.row) for end, chunk in zip(ends.tolist(), chunks, strict=True) for sequence in chunk.sequences]
+    sampled_at = np.concatenate([np.arange(decodes), np.array([end for end, _ in owners], np.int64)])
+    return Layout(
+        rows=np.concatenate([rows, *(np.full(chunk.count, chunk.sequence.row) for chunk in chunks)]),
+        positions=positions,
+        sequence_rows=np.concatenate([rows, np.array([chunk.sequence.row for chunk in chunks], np.int64)]),
+        contexts=np.concatenate([at + 1, np.array([chunk.start + chunk.count for chunk in chunks], np.int64)]),
+        query_starts=np.concatenate([np.arange(decodes + 1), ends + 1]),
+        sampled_at=sampled_at,
+        sampled_rows=np.concatenate([rows, np.array([row for _, row in owners], np.int64)]),
+        lengths=positions[sampled_at] + 1,
+        block_size=block_size,
+    )

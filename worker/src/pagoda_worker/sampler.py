@@ -29,9 +29,10 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Token ids of the rows so far, on the host: [rows, max_model_len] and where each row's output begins."""
+    """Token ids of the rows so far, on the device, where the newest may not have left it yet: [rows, ≥ max_model_len] int32; and where each
+    row's output begins, on the host."""
 
-    tokens: npt.NDArray[np.int32]
+    tokens: Tensor
     output_start: IntArray
 
 
@@ -82,6 +83,10 @@ class Sampler:
             self._enders[row] = torch.tensor(enders, dtype=torch.int64, device=self._device)
         self._plain[row] = not (self._penalised[row] or self._bias.get(row) or self._enders.get(row) is not None)
 
+    def greedy_alone(self, rows: IntArray) -> bool:
+        """The most likely ids are all that these rows ask for."""
+        return bool(self._plain[rows].all()) and not (self._temperature[rows] > 0).any() and not (self.top_logprobs[rows] >= 0).any()
+
     def sample(
         self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History, masks: BatchMasks | None = None
     ) -> tuple[Tensor, Logprobs | None]:
@@ -104,7 +109,7 @@ class Sampler:
         return ids, self._logprobs(logits, ids, rows)
 
     def _to_device(self, values: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
+        return to_device(values, self._device)
 
     # ------------------------------------------------------------ deterministic part
 
@@ -127,7 +132,7 @@ class Sampler:
         """Counts come from the token table each time: nothing to keep true over preemption, resume and fork."""
         longest = int(lengths.max())
         columns = np.arange(longest)
-        ids = self._to_device(history.tokens[rows, :longest].astype(np.int64))
+        ids = history.tokens[:, :longest].index_select(0, self._to_device(rows)).long()
         known = self._to_device(columns < lengths[:, None])
         is_output = known & self._to_device(columns >= history.output_start[rows][:, None])
         blank = torch.zeros_like(logits)
@@ -164,7 +169,8 @@ class Sampler:
             kept = scaled.masked_fill(scaled < threshold, float("-inf"))
             total = kept.logsumexp(dim=-1, keepdim=True)
             before = _mass_before(best, threshold, total)
-            if width < self._vocab and bool((before[:, -1:] < top_p).any()):
+            # On CUDA the question would wait for the device, and the step after this one with it: there it always sorts.
+            if width < self._vocab and (self._device.type == "cuda" or bool((before[:, -1:] < top_p).any())):
                 best = scaled.sort(dim=-1, descending=True).values
                 before = _mass_before(best, threshold, total)
             lowest = best.masked_fill(before >= top_p, float("inf")).amin(dim=-1, keepdim=True)
@@ -187,6 +193,13 @@ class Sampler:
         sampled = raw.gather(1, ids.index_select(0, at).clamp(min=0)[:, None]) - total
         top, top_ids = raw.topk(min(int(asked.max()), self._vocab), dim=-1)
         return Logprobs(positions, sampled[:, 0], top_ids, top - total)
+
+
+def to_device(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
+    """From pinned memory on CUDA, so that the host does not wait for what the device still does. torch keeps the pinned block until the
+    copy is done."""
+    there = torch.from_numpy(values)
+    return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there
 
 
 def _kth(best: Tensor, k: Tensor, width: int) -> Tensor:

@@ -117,23 +117,30 @@ class Scheduler:
     # ------------------------------------------------------------ one step
 
     def schedule(self, now: float) -> StepPlan:
+        """The step before may still be in flight: each of its samplers counts one more token, which nobody knows yet. Blocks that ended or
+        preempted sequences gave back may be handed out while that step still writes to them: the device runs steps in order, so that the
+        new owner's writes come after, and nobody reads a slot before its owner wrote it."""
         self.expire(now)
         plan = self.residency.begin_step()
         full = self.limits.policy == FULL_ENGINE
         preempted = self._make_way(plan, now) if full else False
-        preempted = self._plan_decodes(plan) or preempted
+        lacking, prompts = self._plan_decodes(plan)
+        preempted = preempted or lacking
         cap = self.limits.long_prefill_tokens if full else None
         budget = prefill_budget(self.limits.max_batch_tokens, len(plan.decodes), cap)
-        budget -= self._plan_prompts(plan, budget, admitting=full and not preempted)
+        budget -= self._plan_prompts(plan, prompts, budget, admitting=full and not preempted)
         self._places = self._open_places(now)
         while budget > 0 and not preempted and (admitted := self._admit(plan, now, budget)):
             budget -= self._plan_chunk(plan, admitted, budget)
+        self.residency.end_step(plan)
         return plan
 
     def _make_way(self, plan: StepPlan, now: float) -> bool:
         """Before anything else is planned: who makes way must not be part of the step. Says whether someone was preempted."""
         preempted = False
         while (first := self._first_waiting()) and self.running and _priority(self.running[-1]) < _priority(first):
+            if first.pending:  # preempted by this plan, or by the one before: its newest token is not known yet
+                break
             found = self._find(first)
             shared = set(found.shared)
             victims = [s for s in reversed(self.running) if _priority(s) < _priority(first)]
@@ -154,33 +161,38 @@ class Scheduler:
                 break
         return preempted
 
-    def _plan_decodes(self, plan: StepPlan) -> bool:
-        """Everyone in order gets the block its next token needs, if need be from the last in order. Says whether someone was preempted."""
-        preempted = False
+    def _plan_decodes(self, plan: StepPlan) -> "tuple[bool, list[tuple[Sequence, int]]]":
+        """Everyone in order gets the block its next token needs, if need be from the last in order. Says whether someone was preempted, and
+        who is left with how many tokens of a prompt. The one loop over everything that runs: it looks at each sequence once."""
+        preempted, prompts, residency = False, [], self.residency
         for sequence in list(self.running):
             if len(plan.decodes) == self.limits.max_batch_tokens:
                 break
-            if sequence.row < 0 or not sequence.decoding or sequence in plan.opened:
+            remaining = sequence.remaining
+            if remaining <= 0 or sequence.row < 0:
                 continue
-            while self.residency.lacks_block(sequence) and self.blocks.free_blocks == 0:
-                preempted = True
-                self._preempt(plan, self.running[-1])
+            if remaining > 1 or not sequence.decodes_alone or sequence in plan.opened:
+                prompts.append((sequence, remaining))
+                continue
+            if residency.lacks_block(sequence):
+                while self.blocks.free_blocks == 0 and sequence.row >= 0 and residency.lacks_block(sequence):
+                    preempted = True
+                    self._preempt(plan, self.running[-1])
                 if sequence.row < 0:
-                    break
-            else:
-                self.residency.give_block(plan, sequence)
-                sequence.computed += 1
-                self.residency.register(sequence)
-                plan.decodes.append(sequence)
-        return preempted
+                    continue
+                residency.give_block(plan, sequence)
+            sequence.computed += 1
+            sequence.pending += 1
+            residency.register(sequence)
+            plan.decodes.append(sequence)
+        return preempted, prompts
 
-    def _plan_prompts(self, plan: StepPlan, budget: int, *, admitting: bool) -> int:
+    def _plan_prompts(self, plan: StepPlan, prompts: "list[tuple[Sequence, int]]", budget: int, *, admitting: bool) -> int:
         """Chunks of prompts in progress. Waiting ones that are about to be admitted count in the sharing, so their part is left for them.
         Returns the tokens spent."""
-        prompts = [s for s in self.running if s.remaining > 0 and (not s.decoding or s in plan.opened)]
-        if not prompts or budget <= 0:
+        wishes = [(sequence, tokens) for sequence, tokens in prompts if sequence.row >= 0]
+        if not wishes or budget <= 0:
             return 0
-        wishes: list[tuple[Sequence, int]] = [(sequence, sequence.remaining) for sequence in prompts]
         if admitting:
             wishes += self._newcomers()
         wishes.sort(key=lambda wish: wish[0].order)
@@ -196,7 +208,8 @@ class Scheduler:
         found_room: list[tuple[Sequence, int]] = []
         free, running = self.blocks.free_blocks, len(self.running)
         ready = (sequence for sequence in self.waiting if not sequence.held)
-        for sequence in itertools.islice(ready, min(len(self._free_rows), MAX_NEWCOMERS)):
+        known = itertools.takewhile(lambda each: not each.pending, ready)
+        for sequence in itertools.islice(known, min(len(self._free_rows), MAX_NEWCOMERS)):
             found = self._find(sequence)
             free -= self.residency.need(found)
             if free < running:
@@ -211,8 +224,10 @@ class Scheduler:
         sequence.computed += count
         self.residency.register(sequence)
         complete = sequence.remaining == 0
-        samples = complete and not sequence.request.embedding
-        plan.chunks.append(Chunk(sequence, start, count, [sequence, *self._part(plan, sequence)] if samples else []))
+        samplers = [sequence, *self._part(plan, sequence)] if complete and not sequence.request.embedding else []
+        for sampler in samplers:
+            sampler.pending += 1
+        plan.chunks.append(Chunk(sequence, start, count, samplers))
         self.totals.prompt_tokens += count
         return count
 
@@ -251,7 +266,7 @@ class Scheduler:
         """The first in waiting, with all blocks of its present length, or without pages of any length it may reach; nobody overtakes it.
         One spare block for each running sequence keeps the newcomer from being preempted at once."""
         sequence = self._first_waiting()
-        if sequence is None or not self._free_rows or not self._places:
+        if sequence is None or sequence.pending or not self._free_rows or not self._places:
             return None
         found, policy = self._find(sequence), self.limits.policy
         if policy.whole_prompts and len(sequence.tokens) - found.computed > budget:
@@ -285,6 +300,9 @@ class Scheduler:
     def _preempt(self, plan: StepPlan, sequence: Sequence) -> None:
         self._give_row_back(sequence)
         self.residency.preempt(plan, sequence)
+        self._wait_again(sequence)
+
+    def _wait_again(self, sequence: Sequence) -> None:
         sequence.preemptions += 1
         self.totals.preemptions += 1
         self.totals.swaps += bool(sequence.swapped)
@@ -302,17 +320,21 @@ class Scheduler:
     # ------------------------------------------------------------ after the step
 
     def settle(self, plan: StepPlan, sampled: Sampled, now: float) -> list[SequenceUpdate]:
+        """Of the oldest step in flight. Sequences that ended since it was planned are passed over."""
         updates, self._outbox = self._outbox, []
         samplers = plan.sampling()
         assert len(samplers) == len(sampled.token_ids)
         batch = plan.sequences
         for position, (sequence, token) in enumerate(zip(samplers, sampled.token_ids, strict=True)):
-            sequence.steps += 1
-            if sequence.request.want_timings:
-                sequence.note_batch(batch)
-            if position in sampled.broken:
-                finish = self._end_broken(sequence)
-                updates.append(sequence.update([], None, finish))
+            sequence.pending -= 1
+            broken = position in sampled.broken
+            if sequence.ended:
+                if broken:
+                    self.residency.distrust(sequence)
+                continue
+            sequence.note_step(batch)
+            if broken:
+                updates.append(sequence.update([], None, self._end_broken(sequence)))
                 continue
             if position in sampled.stuck:
                 updates.append(sequence.update([], None, self._end(sequence, FinishReason.ENGINE_ERROR, detail=sampled.stuck[position])))
@@ -322,10 +344,8 @@ class Scheduler:
                 update = replace(update, prompt_logprobs=sampled.prompt_logprobs[position])
             updates.append(update)
         for index, chunk in enumerate(plan.chunks):
-            if not chunk.sequences:
-                chunk.sequence.steps += 1
-                if chunk.sequence.request.want_timings:
-                    chunk.sequence.note_batch(batch)
+            if not chunk.sequences and not chunk.sequence.ended:
+                chunk.sequence.note_step(batch)
                 if index in sampled.embeddings:
                     updates.append(self._embedded(chunk.sequence, sampled.embeddings[index], now))
                 elif not chunk.sequence.announced:
@@ -365,12 +385,15 @@ class Scheduler:
             finish = self._end(sequence, FinishReason.STOP, stop_token_id=next(iter(self.limits.eos_token_ids), None))
         elif len(sequence.tokens) >= sequence.limit:
             finish = self._end(sequence, FinishReason.LENGTH)
+        elif sequence.row >= 0 and sequence.pending:  # else planning knew all of its tokens
+            self.residency.register(sequence)
         return sequence.update([token], None if logprobs is None else [logprobs], finish)
 
     # ------------------------------------------------------------ endings
 
     def _end(self, sequence: Sequence, reason: FinishReason, *, stop_token_id: int | None = None, detail: str = "") -> Finish:
         """The one place where a sequence leaves. Its siblings, if it led them, go on with the next one in front."""
+        sequence.ended = True
         if sequence.row >= 0:
             self._leave_running(sequence)
         elif sequence in self.waiting:
@@ -401,6 +424,30 @@ class Scheduler:
         detail = "the model produced numbers that are not finite for this request; a lower temperature or another dtype may help"
         return self._end(sequence, FinishReason.ENGINE_ERROR, detail=detail)
 
+    def withdraw(self, failed: StepPlan, later: list[StepPlan], detail: str) -> None:
+        """`failed` cannot be computed: its sequences end. Blocks are registered at planning, so whoever in `later` was to share what it
+        would have written leaves those plans and computes it anew."""
+        size = self.blocks.block_size
+        spans = [(s, s.computed - 1, 1) for s in failed.decodes] + [(c.sequence, c.start, c.count) for c in failed.chunks]
+        lost = {block for s, start, count in spans for block in s.blocks[start // size : -(-(start + count) // size)]}
+        self.blocks.discredit(list(lost))
+        for sampler in failed.sampling():
+            sampler.pending -= 1
+        for member in {*failed.sampling(), *(chunk.sequence for chunk in failed.chunks)}:
+            self._end_early(member, FinishReason.ENGINE_ERROR, detail)
+        for plan in later:
+            decodes = [s for s in plan.decodes if lost.intersection(s.blocks)]
+            chunks = [c for c in plan.chunks if lost.intersection(c.sequence.blocks)]
+            plan.decodes = [s for s in plan.decodes if s not in decodes]
+            plan.chunks = [c for c in plan.chunks if c not in chunks]
+            dropped = StepPlan(decodes=decodes, chunks=chunks)
+            for sampler in dropped.sampling():
+                sampler.pending -= 1
+            for member in {*dropped.sampling(), *(chunk.sequence for chunk in chunks)}:
+                self.blocks.discredit([block for block in member.blocks if self.blocks.references(block) == 1])
+                self._leave_running(member)  # never to the host: its blocks do not hold what was planned
+                self._wait_again(member)
+
     # ------------------------------------------------------------ what is told
 
     @property
@@ -409,7 +456,7 @@ class Scheduler:
 
     @property
     def queued_prefill_tokens(self) -> int:
-        return sum(s.remaining for s in self.waiting) + sum(s.remaining for s in self.running if s.remaining > 1)
+        return sum(s.remaining for s in self.waiting) + sum(tokens for s in self.running if (tokens := s.remaining) > 1)
 
     def kv_use(self) -> KvUse:
         return self.residency.use(self.running)

@@ -29,8 +29,8 @@ from pagoda_worker.settings import WorkerSettings
 from pagoda_worker.wire.worker_pb2_grpc import add_WorkerServicer_to_server
 
 FLUSH_S = 8.0
-"""For the last frames to reach the routers: up to 1024 for each, which a busy router reads in seconds. The pod's grace beyond drain_s is
-longer."""
+"""For the last frames to reach the routers: up to 1024 for each, which a busy router reads in seconds. Less than the pod's grace
+beyond drain_s."""
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pagoda_worker.layers.attention import AttentionBatch
+from pagoda_worker.layers.operators import Operators
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Footprint:
 class Model(Protocol):
     cache_shape: CacheShape
     vocab_size: int
+    operators: Operators
 
     def destinations(self) -> dict[str, Tensor]:
         """Checkpoint tensor name → where it goes (a view into a parameter)."""
