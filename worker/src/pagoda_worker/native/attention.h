@@ -26,14 +26,38 @@ struct DecodeAttention {
     int64_t window;  // keys that a query sees, itself included; 0: all
 };
 
+template <class T>
+inline int64_t first_key(const DecodeAttention<T>& a, int64_t length) {
+    return a.window > 0 && length > a.window ? length - a.window : 0;
+}
+
+// Adds values, weighted, to columns d … d + N * W of `mixed`, which stay in registers meanwhile.
+template <class T, int G, int N>
+inline void weigh(const T* values, const int64_t* places, const float (*scores)[STRETCH], int64_t count, int64_t d, float (*mixed)[MOST_DIM]) {
+    V sums[G][N];
+    for (int g = 0; g < G; g++)
+        for (int n = 0; n < N; n++) sums[g][n] = load(mixed[g] + d + n * W);
+    for (int64_t i = 0; i < count; i++) {
+        V value[N];
+        for (int n = 0; n < N; n++) value[n] = load(values + places[i] + d + n * W);
+        for (int g = 0; g < G; g++) {
+            V weight = broadcast(scores[g][i]);
+            for (int n = 0; n < N; n++) sums[g][n] = fma(weight, value[n], sums[g][n]);
+        }
+    }
+    for (int g = 0; g < G; g++)
+        for (int n = 0; n < N; n++) store(mixed[g] + d + n * W, sums[g][n]);
+}
+
 template <class T, int G>
 inline void attend_group(const DecodeAttention<T>& a, int64_t row, int64_t kv_head) {
-    const int64_t D = a.D, length = a.lengths[row], begin = a.window > 0 && length > a.window ? length - a.window : 0;
+    const int64_t D = a.D, length = a.lengths[row], begin = first_key(a, length);
     const T* keys = a.cache + kv_head * a.total_slots * D;
     const T* values = keys + a.kv_heads * a.total_slots * D;
     const int32_t* table = a.table + row * a.pages;
     alignas(64) float query[G][MOST_DIM], mixed[G][MOST_DIM], scores[G][STRETCH], most_yet[G], total[G];
     int64_t places[STRETCH];
+    constexpr int CHUNK = G <= 4 ? 4 : G <= 8 ? 2 : 1;  // vectors of values at once: G times as many sums
     const int64_t first_head = kv_head * G;
     for (int g = 0; g < G; g++) {
         const T* q = a.query + row * a.ldq + (first_head + g) * D;
@@ -46,16 +70,25 @@ inline void attend_group(const DecodeAttention<T>& a, int64_t row, int64_t kv_he
     }
     for (int64_t start = begin / STRETCH * STRETCH; start < length; start += STRETCH) {
         const int64_t from = std::max(start, begin), to = std::min(start + STRETCH, length), count = to - from;
-        for (int64_t i = 0, at = from; i < count; i++, at++) places[i] = (int64_t(table[at / a.page]) * a.page + at % a.page) * D;
-        for (int64_t i = 0; i < count; i++) {
-            const T* key = keys + places[i];
-            V sums[G];
-            for (int g = 0; g < G; g++) sums[g] = broadcast(0.0f);
-            for (int64_t d = 0; d < D; d += W) {
-                V k = load(key + d);
-                for (int g = 0; g < G; g++) sums[g] = fma(k, load(query[g] + d), sums[g]);
+        for (int64_t i = 0, page = from / a.page, within = from % a.page; i < count; page++, within = 0)
+            for (int64_t place = (int64_t(table[page]) * a.page + within) * D; within < a.page && i < count; within++, place += D)
+                places[i++] = place;
+        for (int64_t i = 0; i < count; i++)  // values are needed next, from pages that no hardware guesses
+            for (int64_t byte = 0; byte < D * int64_t(sizeof(T)); byte += 64)
+                _mm_prefetch(reinterpret_cast<const char*>(values + places[i]) + byte, _MM_HINT_T0);
+        for (int64_t i = 0; i < count; i += W) {
+            V sums[G][W];  // past the end: the last key again, whose score is replaced below
+            for (int key = 0; key < W; key++) {
+                const T* at = keys + places[std::min(i + key, count - 1)];
+                V acc[G];
+                for (int g = 0; g < G; g++) acc[g] = broadcast(0.0f);
+                for (int64_t d = 0; d < D; d += W) {
+                    V k = load(at + d);
+                    for (int g = 0; g < G; g++) acc[g] = fma(k, load(query[g] + d), acc[g]);
+                }
+                for (int g = 0; g < G; g++) sums[g][key] = acc[g];
             }
-            for (int g = 0; g < G; g++) scores[g][i] = sum(sums[g]);
+            for (int g = 0; g < G; g++) store(scores[g] + i, sum_each(sums[g]));
         }
         for (int g = 0; g < G; g++) {
             for (int64_t i = count; i < STRETCH; i++) scores[g][i] = -INFINITY;
@@ -73,15 +106,9 @@ inline void attend_group(const DecodeAttention<T>& a, int64_t row, int64_t kv_he
             if (shrink != 1.0f)
                 for (int64_t d = 0; d < D; d += W) store(mixed[g] + d, load(mixed[g] + d) * broadcast(shrink));
         }
-        for (int64_t d = 0; d < D; d += W) {
-            V sums[G];
-            for (int g = 0; g < G; g++) sums[g] = load(mixed[g] + d);
-            for (int64_t i = 0; i < count; i++) {
-                V v = load(values + places[i] + d);
-                for (int g = 0; g < G; g++) sums[g] = fma(broadcast(scores[g][i]), v, sums[g]);
-            }
-            for (int g = 0; g < G; g++) store(mixed[g] + d, sums[g]);
-        }
+        int64_t d = 0;
+        for (; d + CHUNK * W <= D; d += CHUNK * W) weigh<T, G, CHUNK>(values, places, scores, count, d, mixed);
+        for (; d < D; d += W) weigh<T, G, 1>(values, places, scores, count, d, mixed);
     }
     for (int g = 0; g < G; g++) {
         T* out = a.out + (row * a.heads + first_head + g) * D;
