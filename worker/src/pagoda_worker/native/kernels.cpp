@@ -10,10 +10,7 @@ Team team;
 }
 using namespace pagoda;
 
-EXPORT(team)(void* run, int64_t threads) {
-    team.run = reinterpret_cast<GompParallel>(run);
-    team.threads = unsigned(threads);
-}
+EXPORT(threads)(int64_t count) { team.use(unsigned(count)); }
 
 EXPORT(linear)
 (const void* x, const void* weight, const void* bias, const void* residual, void* y, int64_t M, int64_t N, int64_t K, int64_t ldx,

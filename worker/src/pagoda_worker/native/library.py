@@ -1,6 +1,6 @@
 """The compiled CPU kernels as Python functions over tensors' memory. Called by layers/native.py, which knows when they apply.
 
-Owns the choice of instruction set and the hand-over of torch's threads. ctypes and not an extension of torch: nothing of torch's C++ is
+Owns the choice of instruction set. ctypes and not an extension of torch: nothing of torch's C++ is
 compiled against, so that the library builds in seconds and outlives torch's versions.
 """
 
@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pagoda_worker.native.build import library_path
 
@@ -25,7 +23,7 @@ _NEEDS = {
 """Best first; flags as /proc/cpuinfo names them."""
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
-    "team": [_POINTER, _SIZE],
+    "threads": [_SIZE],
     "linear": [_POINTER] * 5 + [_SIZE] * 6,
     **{
         f"{name}_{kind}": arguments
@@ -48,8 +46,8 @@ class Library:
         return self.functions[name]
 
     def use_threads(self, count: int) -> None:
-        """On the pool of the OpenMP library that torch loaded; alone where there is none such."""
-        self["team"](_gomp_parallel(), count)
+        """Of the library's own team, see parallel.h."""
+        self["threads"](count)
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
@@ -84,10 +82,3 @@ def load_library(isa: str | None = None) -> Library | None:
 
 def _tiles_allowed() -> bool:
     return bool(ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA) == 0)
-
-
-def _gomp_parallel() -> Any:
-    folder = Path(torch.__file__).parent
-    for path in [*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")]:
-        return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, _POINTER)
-    return None
