@@ -64,7 +64,7 @@ def filled(prometheus_program: str, tmp_path_factory: pytest.TempPathFactory) ->
         with traffic.going_on(client):
             rules = rules_of(stack.home)
             every = {*PANELS.values(), *series_of(rules), *recorded(rules), *OFFERED.values()}
-            eventually(lambda: not unknown_names(server, every), within_s=3.0)
+            eventually(lambda: not unknown_names(server, every), within_s=15.0)  # it takes up its targets within five seconds
             unknown = unknown_names(server, every)
             # no need to wait for what cannot come
             hopeless = {expr for expr in every if unknown & {each.name for each in selected(expr)}}
