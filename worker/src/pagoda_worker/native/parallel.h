@@ -19,7 +19,7 @@ namespace pagoda {
 
 class Team {
   public:
-    // The caller counts as one of them. Threads are started once and stay; a smaller number later leaves some asleep.
+    // The caller counts as one of them. Threads are started once and stay: a process has one engine, which says its number once.
     void use(unsigned wanted) {
         for (; started_ + 1 < wanted; started_++) {
             pthread_t thread;
