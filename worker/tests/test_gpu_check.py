@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from pagoda_worker.completions import Completion
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.engine import Completion, Engine
+from pagoda_worker.engine import Engine
 from pagoda_worker.gpu_check import __main__ as command
 from pagoda_worker.gpu_check.gates import LEAST_TOKENS_PER_S, gate
 from pagoda_worker.gpu_check.report import Report
