@@ -26,6 +26,7 @@ class Sequence:
         "constrained",
         "deadline",
         "ended",
+        "enders",
         "first_scheduled",
         "first_token",
         "hashes",
@@ -48,10 +49,22 @@ class Sequence:
         "swapped",
         "swapped_tokens",
         "tokens",
+        "unasked_until",
         "waits_for_token",
     )
 
-    def __init__(self, request: Request, index: int, *, arrival: int, accepted: float, limit: int, seed: int, root: bytes) -> None:
+    def __init__(
+        self,
+        request: Request,
+        index: int,
+        *,
+        arrival: int,
+        accepted: float,
+        limit: int,
+        seed: int,
+        root: bytes,
+        eos: tuple[int, ...] = (),
+    ) -> None:
         self.request = request
         self.index = index
         self.arrival = arrival
@@ -70,6 +83,10 @@ class Sequence:
         """Chained: hashes[i + 1] is that of the i-th full block."""
         self.registered = 0
         """Full blocks offered to the prefix cache."""
+        self.unasked_until = 0
+        """Until so many tokens are computed it decodes in a block of its own that does not fill up: residency need not be asked."""
+        self.enders = frozenset(request.stop_token_ids if request.ignore_eos else (*request.stop_token_ids, *eos))
+        """Tokens that end its output."""
         self.row = -1
         """Of the runner's state while running, else -1."""
         self.pending = 0
@@ -266,3 +283,8 @@ class Sampled:
     """By position, beside the first token of a sequence that computed the prompt."""
     embeddings: dict[int, list[float]] = field(default_factory=dict)
     """By index in the plan's chunks, length 1; empty: not finite."""
+
+    @property
+    def told(self) -> set[int]:
+        """Positions of which more is said than a token."""
+        return self.broken.union(self.logprobs, self.complete, self.stuck, self.prompt_logprobs)

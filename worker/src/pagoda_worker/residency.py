@@ -200,7 +200,7 @@ class Residency:
             # What the step in flight writes there may turn out not to be finite after someone else has the block.
             self._scrubs += [block for block in sequence.blocks[sequence.registered :] if self.blocks.references(block) == 1]
         self.blocks.release(sequence.blocks)
-        sequence.computed, sequence.registered, sequence.blocks = 0, 0, []
+        sequence.computed, sequence.registered, sequence.unasked_until, sequence.blocks = 0, 0, 0, []
 
     def drop_swapped(self, sequence: Sequence) -> None:
         self.swap.release(sequence.swapped, read=False)

@@ -17,7 +17,7 @@ from pagoda_worker.scheduler_limits import Totals
 
 
 class Roster:
-    def __init__(self, residency: Residency, totals: Totals, *, rows: int) -> None:
+    def __init__(self, residency: Residency, totals: Totals, *, rows: int, eos: tuple[int, ...]) -> None:
         self.running: list[Sequence] = []
         """In order; who comes last is preempted first."""
         self.waiting: list[Sequence] = []
@@ -33,14 +33,15 @@ class Roster:
         self._timed: set[Sequence] = set()
         """Sequences with a deadline."""
         self._arrivals = 0
+        self._eos = eos
 
     # ------------------------------------------------------------ coming
 
     def enlist(self, request: Request, *, now: float, seed: int, limit: int, root: bytes) -> list[Sequence]:
         """As in Sequence; `seed` is that of sequence 0. The first one waits, the others wait for its prompt."""
         family = [
-            Sequence(request, index, arrival=self._arrivals, accepted=now, limit=limit, seed=seed + index, root=root)
-            for index in range(request.n)
+            Sequence(request, i, arrival=self._arrivals, accepted=now, limit=limit, seed=seed + i, root=root, eos=self._eos)
+            for i in range(request.n)
         ]
         self._arrivals += 1
         self._requests[request.request_id] = {sequence.index: sequence for sequence in family}

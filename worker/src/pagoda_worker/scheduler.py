@@ -30,7 +30,7 @@ class Scheduler:
         self.limits = limits
         self.residency = Residency(blocks, limits.host, prefix_caching=limits.prefix_caching)
         self.totals = Totals()
-        self._roster = Roster(self.residency, self.totals, rows=limits.max_running)
+        self._roster = Roster(self.residency, self.totals, rows=limits.max_running, eos=limits.eos_token_ids)
         self._admission = Admission(self._roster, self.residency, limits, self.totals)
         self._settling = Settling(self._roster, self.residency, limits, self.totals)
 
@@ -102,11 +102,17 @@ class Scheduler:
     def _plan_decodes(self, plan: StepPlan) -> "tuple[bool, list[tuple[Sequence, int]]]":
         """Everyone in order gets the block its next token needs, if need be from the last in order. Says whether someone was preempted, and
         who is left with how many tokens of a prompt. The one loop over everything that runs: it looks at each sequence once."""
-        preempted, prompts, residency = False, [], self.residency
+        preempted, prompts, residency, decodes = False, [], self.residency, plan.decodes
+        most, block_size = self.limits.max_batch_tokens, self.blocks.block_size
         for sequence in list(self.running):
-            if len(plan.decodes) == self.limits.max_batch_tokens:
+            if len(decodes) == most:
                 break
             remaining = sequence.remaining
+            if remaining == 1 and sequence.computed < sequence.unasked_until:  # most rows of most steps
+                sequence.computed += 1
+                sequence.pending += 1
+                decodes.append(sequence)
+                continue
             if remaining <= 0 or sequence.row < 0:
                 continue
             if remaining > 1 or not sequence.decodes_alone or sequence in plan.opened:
@@ -122,7 +128,8 @@ class Scheduler:
             sequence.computed += 1
             sequence.pending += 1
             residency.register(sequence)
-            plan.decodes.append(sequence)
+            sequence.unasked_until = -(-sequence.computed // block_size) * block_size - 1
+            decodes.append(sequence)
         return preempted, prompts
 
     def _plan_prompts(self, plan: StepPlan, prompts: "list[tuple[Sequence, int]]", budget: int, *, admitting: bool) -> int:

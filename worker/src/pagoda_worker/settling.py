@@ -19,33 +19,24 @@ class Settling:
         self._blocks = residency.blocks
         self._limits = limits
         self._totals = totals
-        self._eos = frozenset(limits.eos_token_ids)
 
     def settle(self, plan: StepPlan, sampled: Sampled, now: float) -> list[SequenceUpdate]:
         """Sequences that ended since the step was planned are passed over."""
         updates = self._roster.take_endings()
         samplers = plan.sampling()
         assert len(samplers) == len(sampled.token_ids)
-        batch = plan.sequences
+        batch, told = plan.sequences, sampled.told
         for position, (sequence, token) in enumerate(zip(samplers, sampled.token_ids, strict=True)):
             sequence.pending -= 1
-            broken = position in sampled.broken
             if sequence.ended:
-                if broken:
+                if position in sampled.broken:
                     self._residency.distrust(sequence)
                 continue
             sequence.note_step(batch)
-            if broken:
-                updates.append(sequence.update([], None, self._end_broken(sequence)))
-                continue
-            if position in sampled.stuck:
-                finish = self._roster.end(sequence, FinishReason.ENGINE_ERROR, detail=sampled.stuck[position])
-                updates.append(sequence.update([], None, finish))
-                continue
-            update = self._append(sequence, token, sampled.logprobs.get(position), now, complete=position in sampled.complete)
-            if position in sampled.prompt_logprobs:
-                update = replace(update, prompt_logprobs=sampled.prompt_logprobs[position])
-            updates.append(update)
+            if told and position in told:
+                updates.append(self._settle_told(sequence, token, position, sampled, now))
+            else:
+                updates.append(self._append(sequence, token, None, now))
         for index, chunk in enumerate(plan.chunks):
             if not chunk.sequences and not chunk.sequence.ended:
                 chunk.sequence.note_step(batch)
@@ -57,6 +48,17 @@ class Settling:
             self._forget_all()
         return updates
 
+    def _settle_told(self, sequence: Sequence, token: int, position: int, sampled: Sampled, now: float) -> SequenceUpdate:
+        """There is more to it than its token."""
+        if position in sampled.broken:
+            return sequence.update([], None, self._end_broken(sequence))
+        if position in sampled.stuck:
+            return sequence.update([], None, self._roster.end(sequence, FinishReason.ENGINE_ERROR, detail=sampled.stuck[position]))
+        update = self._append(sequence, token, sampled.logprobs.get(position), now, complete=position in sampled.complete)
+        if position in sampled.prompt_logprobs:
+            update = replace(update, prompt_logprobs=sampled.prompt_logprobs[position])
+        return update
+
     def _append(
         self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float, *, complete: bool = False
     ) -> SequenceUpdate:
@@ -67,8 +69,7 @@ class Settling:
         if not sequence.first_token:
             sequence.first_token, sequence.prompt_told = now, True
         sequence.last_token = now
-        request = sequence.request
-        if token in request.stop_token_ids or (token in self._eos and not request.ignore_eos):
+        if token in sequence.enders:
             return sequence.update([], None, self._roster.end(sequence, FinishReason.STOP, stop_token_id=token))
         finish = None
         if complete:
