@@ -22,6 +22,8 @@ class Roster:
         """In order; who comes last is preempted first."""
         self.waiting: list[Sequence] = []
         """In order; who has no row and leads its siblings."""
+        self.prefilling: set[Sequence] = set()
+        """Of those that run, whose prompt is not planned to its end."""
         self._residency = residency
         self._totals = totals
         self._requests: dict[str, dict[int, Sequence]] = {}
@@ -33,6 +35,8 @@ class Roster:
         self._timed: set[Sequence] = set()
         """Sequences with a deadline."""
         self._arrivals = 0
+        self._live = 0
+        """Sequences in `_requests`."""
         self._eos = eos
 
     # ------------------------------------------------------------ coming
@@ -44,6 +48,7 @@ class Roster:
             for i in range(request.n)
         ]
         self._arrivals += 1
+        self._live += len(family)
         self._requests[request.request_id] = {sequence.index: sequence for sequence in family}
         if request.deadline_s is not None:
             self._timed.update(family)
@@ -54,6 +59,8 @@ class Roster:
     def open(self, plan: StepPlan, sequence: Sequence) -> None:
         sequence.row = self._free_rows.pop()
         bisect.insort(self.running, sequence, key=order_of)
+        if sequence.remaining > 0:
+            self.prefilling.add(sequence)
         plan.opened.append(sequence)
 
     def wait(self, sequence: Sequence) -> None:
@@ -78,6 +85,7 @@ class Roster:
 
     def _give_row_back(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        self.prefilling.discard(sequence)
         self._free_rows.append(sequence.row)
         sequence.row = -1
 
@@ -94,6 +102,7 @@ class Roster:
         request_id = sequence.request.request_id
         family = self._requests[request_id]
         del family[sequence.index]
+        self._live -= 1
         if not family:
             del self._requests[request_id]
         self._timed.discard(sequence)
@@ -136,7 +145,7 @@ class Roster:
 
     @property
     def num_waiting(self) -> int:
-        return sum(len(family) for family in self._requests.values()) - len(self.running)
+        return self._live - len(self.running)
 
     def knows(self, request_id: str) -> bool:
         return request_id in self._requests
@@ -152,6 +161,9 @@ class Roster:
         """Asserts that lines, rows and requests agree."""
         rows = [sequence.row for sequence in self.running]
         assert sorted(rows + self._free_rows) == list(range(self._rows)), "a row is lost or owned twice"
+        assert {each for each in self.running if each.remaining > 1} <= self.prefilling <= set(self.running)
+        assert all(each.remaining for each in self.prefilling), "a prompt that is computed counts as one that is not"
+        assert self._live == len(self.everyone()), "the count of sequences is wrong"
         assert self.running == sorted(self.running, key=order_of)
         assert self.waiting == sorted(self.waiting, key=order_of)
         if not self._requests:

@@ -128,6 +128,7 @@ class Scheduler:
             sequence.computed += 1
             sequence.pending += 1
             residency.register(sequence)
+            self._roster.prefilling.discard(sequence)
             sequence.unasked_until = -(-sequence.computed // block_size) * block_size - 1
             decodes.append(sequence)
         return preempted, prompts
@@ -154,6 +155,8 @@ class Scheduler:
         sequence.computed += count
         self.residency.register(sequence)
         complete = sequence.remaining == 0
+        if complete:
+            self._roster.prefilling.discard(sequence)
         samplers = [sequence, *self._part(plan, sequence)] if complete and not sequence.request.embedding else []
         for sampler in samplers:
             sampler.pending += 1
@@ -205,7 +208,7 @@ class Scheduler:
 
     @property
     def queued_prefill_tokens(self) -> int:
-        return sum(s.remaining for s in self.waiting) + sum(tokens for s in self.running if (tokens := s.remaining) > 1)
+        return sum(s.remaining for s in self.waiting) + sum(s.remaining for s in self._roster.prefilling)
 
     def kv_use(self) -> KvUse:
         return self.residency.use(self.running)
