@@ -41,8 +41,8 @@ class Sequence:
         "prompt_told",
         "registered",
         "request",
+        "request_id",
         "row",
-        "sampled",
         "seed",
         "siblings",
         "steps",
@@ -51,6 +51,7 @@ class Sequence:
         "tokens",
         "unasked_until",
         "waits_for_token",
+        "want_timings",
     )
 
     def __init__(
@@ -63,9 +64,12 @@ class Sequence:
         limit: int,
         seed: int,
         root: bytes,
-        eos: tuple[int, ...] = (),
+        eos: frozenset[int] = frozenset(),
     ) -> None:
         self.request = request
+        self.request_id = request.request_id
+        self.want_timings = request.want_timings
+        """Both as in the request, which a step of many rows would otherwise have to fetch for each of them."""
         self.index = index
         self.arrival = arrival
         self.accepted = accepted
@@ -85,7 +89,8 @@ class Sequence:
         """Full blocks offered to the prefix cache."""
         self.unasked_until = 0
         """Until so many tokens are computed it decodes in a block of its own that does not fill up: residency need not be asked."""
-        self.enders = frozenset(request.stop_token_ids if request.ignore_eos else (*request.stop_token_ids, *eos))
+        own = frozenset(request.stop_token_ids)
+        self.enders = own if request.ignore_eos else eos | own if own else eos
         """Tokens that end its output."""
         self.row = -1
         """Of the runner's state while running, else -1."""
@@ -109,7 +114,6 @@ class Sequence:
         self.announced = False
         """The start of its first chunk was reported."""
         self.cached_tokens = 0
-        self.sampled = 0
         self.preemptions = 0
         self.steps = 0
         self.first_scheduled = 0.0
@@ -144,19 +148,19 @@ class Sequence:
 
     @property
     def key(self) -> tuple[str, int]:
-        return (self.request.request_id, self.index)
+        return (self.request_id, self.index)
 
     def update(self, token_ids: list[int], logprobs: list[TokenLogprobs] | None, finish: Finish | None) -> SequenceUpdate:
         """The first one also announces the start."""
         if self.announced:
-            return SequenceUpdate(self.request.request_id, self.index, token_ids, logprobs, finish)
+            return SequenceUpdate(self.request_id, self.index, token_ids, logprobs, finish)
         self.announced = True
         first_us = int(self.first_scheduled * 1e6)
-        return SequenceUpdate(self.request.request_id, self.index, token_ids, logprobs, finish, True, self.cached_tokens, first_us)
+        return SequenceUpdate(self.request_id, self.index, token_ids, logprobs, finish, True, self.cached_tokens, first_us)
 
     def note_step(self, size: int) -> None:
         self.steps += 1
-        if self.request.want_timings:
+        if self.want_timings:
             self.note_batch(size)
 
     def note_batch(self, size: int) -> None:
@@ -169,7 +173,7 @@ class Sequence:
             runs.append([size if len(runs) < MAX_BATCH_RUNS else 0, 1])
 
     def usage(self) -> Usage:
-        return Usage(len(self.request.prompt_ids), self.cached_tokens, len(self.request.resume_ids) + self.sampled)
+        return Usage(len(self.request.prompt_ids), self.cached_tokens, len(self.tokens) - self.output_start)
 
     def timings(self) -> Timings:
         return Timings(

@@ -17,7 +17,7 @@ from pagoda_worker.scheduler_limits import Totals
 
 
 class Roster:
-    def __init__(self, residency: Residency, totals: Totals, *, rows: int, eos: tuple[int, ...]) -> None:
+    def __init__(self, residency: Residency, totals: Totals, *, rows: int, eos: frozenset[int]) -> None:
         self.running: list[Sequence] = []
         """In order; who comes last is preempted first."""
         self.waiting: list[Sequence] = []

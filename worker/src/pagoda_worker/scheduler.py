@@ -30,7 +30,7 @@ class Scheduler:
         self.limits = limits
         self.residency = Residency(blocks, limits.host, prefix_caching=limits.prefix_caching)
         self.totals = Totals()
-        self._roster = Roster(self.residency, self.totals, rows=limits.max_running, eos=limits.eos_token_ids)
+        self._roster = Roster(self.residency, self.totals, rows=limits.max_running, eos=frozenset(limits.eos_token_ids))
         self._admission = Admission(self._roster, self.residency, limits, self.totals)
         self._settling = Settling(self._roster, self.residency, limits, self.totals)
 

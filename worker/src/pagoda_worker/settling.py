@@ -64,7 +64,6 @@ class Settling:
     ) -> SequenceUpdate:
         """`complete`: its grammar takes nothing more; the token counts, and the end reads as if eos had come."""
         sequence.tokens.append(token)
-        sequence.sampled += 1
         self._totals.generation_tokens += 1
         if not sequence.first_token:
             sequence.first_token, sequence.prompt_told = now, True
