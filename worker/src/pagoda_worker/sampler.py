@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pagoda_worker.most_likely import most_likely
 from pagoda_worker.request import Request
 from pagoda_worker.row_masks import BatchMasks, allowed
 
@@ -91,21 +92,20 @@ class Sampler:
         self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History, masks: BatchMasks | None = None
     ) -> tuple[Tensor, Logprobs | None]:
         """logits [S, V] of `rows`, whose sequences are `lengths` long. Returns ids [S] int64 (BROKEN where logits are not finite)."""
-        ids: Tensor
         random = np.flatnonzero(self._temperature[rows] > 0)
         if not len(random) and masks is None and self._plain[rows].all():
-            best, ids = logits.max(dim=-1)
+            ids, finite = most_likely(logits)
         else:
             adjusted = self._adjust(logits.float(), rows, lengths, history)
             if masks is not None:
                 at = self._to_device(masks.positions)
                 out = ~allowed(masks.bits.to(self._device), self._vocab)
                 adjusted = adjusted.index_copy(0, at, adjusted[at].masked_fill(out, float("-inf")))
-            best, ids = adjusted.max(dim=-1)
+            ids, finite = most_likely(adjusted)
             if len(random):
                 chosen = self._choose(adjusted[self._to_device(random)], rows[random], lengths[random] - history.output_start[rows[random]])
                 ids = ids.index_copy(0, self._to_device(random), chosen)
-        ids = torch.where(best.isfinite(), ids, BROKEN)
+        ids = torch.where(finite, ids, BROKEN)
         return ids, self._logprobs(logits, ids, rows)
 
     def _to_device(self, values: npt.NDArray[np.generic]) -> Tensor:
@@ -154,7 +154,7 @@ class Sampler:
             at = self._to_device(filtered)
             scaled[at] = self._filter(scaled[at], rows[filtered])
         keys = self._to_device(_row_keys(self._seed[rows], output_positions))
-        return (scaled + gumbel(self._token_hashes, keys)).argmax(dim=-1)
+        return most_likely(scaled + gumbel(self._token_hashes, keys))[0]
 
     def _filter(self, scaled: Tensor, rows: IntArray) -> Tensor:
         """-inf for what top-k, then top-p (over what top-k left), then min-p exclude. Equal logits at a threshold all stay."""
