@@ -4,12 +4,17 @@ On a CPU torch compares numbers one by one: for 64 rows of a vocabulary of 152 0
 the order of their bits read as integers, which numpy compares many at a time.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-_BITS = {torch.bfloat16: (torch.int16, np.uint16, 0x7F80), torch.float16: (torch.int16, np.uint16, 0x7C00)}
-_BITS[torch.float32] = (torch.int32, np.uint32, 0x7F800000)
+_BITS: dict[torch.dtype, tuple[torch.dtype, type[np.unsignedinteger[Any]], int]] = {
+    torch.bfloat16: (torch.int16, np.uint16, 0x7F80),
+    torch.float16: (torch.int16, np.uint16, 0x7C00),
+    torch.float32: (torch.int32, np.uint32, 0x7F800000),
+}
 """As signed and unsigned integers, and infinity."""
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pagoda_worker.sampler import IntArray, to_device
+from pagoda_worker.row_tables import IntArray, to_device
 
 
 @dataclass(frozen=True, slots=True)

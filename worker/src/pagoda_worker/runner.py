@@ -24,8 +24,9 @@ from pagoda_worker.plan import Sampled, Sequence, StepPlan
 from pagoda_worker.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.row_masks import BatchMasks
+from pagoda_worker.row_tables import History, IntArray, to_device
 from pagoda_worker.rows import rows_on, zeros
-from pagoda_worker.sampler import BROKEN, History, IntArray, Logprobs, Sampler, to_device
+from pagoda_worker.sampler import BROKEN, Logprobs, Sampler
 from pagoda_worker.step_batches import StepBatch, StepBatches
 
 

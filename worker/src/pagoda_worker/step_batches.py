@@ -13,8 +13,8 @@ from pagoda_worker.constraints import RowMasks
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.plan import Sequence, StepPlan
 from pagoda_worker.row_masks import BatchMasks
+from pagoda_worker.row_tables import IntArray
 from pagoda_worker.rows import Layout, RowInputs, Rows
-from pagoda_worker.sampler import IntArray
 
 
 @dataclass(frozen=True, slots=True)
