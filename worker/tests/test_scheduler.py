@@ -592,6 +592,33 @@ def test_what_a_cancelled_sequence_still_writes_is_zeroed_before_the_next_owner_
     bench.scheduler.check()
 
 
+def test_a_cached_block_that_is_evicted_before_its_step_was_judged_is_zeroed_for_its_next_owner():
+    bench = Bench(block_size=4, blocks=3)
+    bench.submit("a", prompt(6), max_tokens=4)
+    bench.scheduler.schedule(1.0)
+    (sequence,) = bench.scheduler.running
+    written = list(sequence.blocks)
+    bench.scheduler.cancel("a")
+    bench.submit("b", prompt(9, 9), max_tokens=2)
+    assert sorted(bench.scheduler.schedule(2.0).scrubs) == sorted(written)
+
+
+def test_part_of_a_prompt_that_was_cancelled_is_zeroed_before_reuse_and_what_a_token_vouched_for_is_not():
+    bench = Bench(block_size=4, max_batch_tokens=6, prefix_caching=False)
+    bench.submit("half", prompt(10))
+    plan = bench.scheduler.schedule(1.0)
+    blocks = bench.scheduler.running[0].blocks[:2]
+    bench.scheduler.settle(plan, bench.device.run(plan), 1.0)
+    bench.scheduler.cancel("half")
+    bench.submit("whole", prompt(5), max_tokens=2)
+    plan = bench.scheduler.schedule(2.0)
+    assert sorted(plan.scrubs) == sorted(blocks)
+    bench.scheduler.settle(plan, bench.device.run(plan), 2.0)
+    bench.run()
+    bench.submit("next", prompt(5), max_tokens=1)
+    assert bench.scheduler.schedule(9.0).scrubs == []
+
+
 # ---------------------------------------------------------------- a step that fails
 
 

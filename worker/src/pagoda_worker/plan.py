@@ -27,6 +27,7 @@ class Sequence:
         "deadline",
         "ended",
         "enders",
+        "entered_length",
         "first_scheduled",
         "first_token",
         "hashes",
@@ -87,6 +88,8 @@ class Sequence:
         """Chained: hashes[i + 1] is that of the i-th full block."""
         self.registered = 0
         """Full blocks offered to the prefix cache."""
+        self.entered_length = 0
+        """When it got its blocks. A token sampled since vouches for all that was computed before it: its logits were finite."""
         self.unasked_until = 0
         """Until so many tokens are computed it decodes in a block of its own that does not fill up: residency need not be asked."""
         own = frozenset(request.stop_token_ids)
@@ -126,6 +129,11 @@ class Sequence:
     def length(self) -> int:
         """With the tokens that are being sampled."""
         return len(self.tokens) + self.pending
+
+    @property
+    def vouched(self) -> int:
+        """Tokens whose keys and values are known to be finite numbers."""
+        return len(self.tokens) - 1 if len(self.tokens) > self.entered_length else 0
 
     @property
     def remaining(self) -> int:

@@ -84,6 +84,7 @@ class Settling:
         if not embedding:
             return sequence.update([], None, self._end_broken(sequence))
         sequence.first_token = sequence.last_token = now
+        sequence.entered_length = -1  # as finite as a token's logits
         return replace(sequence.update([], None, self._roster.end(sequence, FinishReason.STOP)), embedding=embedding)
 
     def _end_broken(self, sequence: Sequence) -> Finish:
