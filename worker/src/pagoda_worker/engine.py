@@ -22,7 +22,7 @@ from pagoda_worker.constraints import Constraints
 from pagoda_worker.decode_graphs import capture_graphs
 from pagoda_worker.errors import CannotSleep
 from pagoda_worker.launching import Flight, launch
-from pagoda_worker.loading import News, load, out_of_memory_says
+from pagoda_worker.loading import News, kernels_in_use, load, out_of_memory_says
 from pagoda_worker.models.base import Model
 from pagoda_worker.request import EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
 from pagoda_worker.request_check import check_request
@@ -110,6 +110,7 @@ class Engine:
             warmed = self._on_trial(lambda trial: warm(trial, self.step, vocab_size=self.facts.vocab_size, news=hear))
             log.info("warmed in %.1f s: %d sizes of steps, %d left out for time", warmed.seconds, warmed.sizes, warmed.left_out)
         self._meter.start_from(prefill_tokens_per_s=measured.prefill_tokens_per_s, decode_step_ms=measured.decode_step_ms)
+        on_cpu = self.runner.device.type == "cpu"
         self.facts = replace(
             self.facts,
             prefill_tokens_per_s=measured.prefill_tokens_per_s,
@@ -117,6 +118,7 @@ class Engine:
             load_s=time.monotonic() - began,
             weights_s=weights_s,
             warm_s=warmed.seconds if warmed else 0.0,
+            kernels=kernels_in_use(model.operators.name, self._config.attention, threads=torch.get_num_threads() if on_cpu else None),
         )
 
     # ------------------------------------------------------------ requests

@@ -225,6 +225,13 @@ def _takes_triton(attention: str, device: torch.device) -> bool:
     return there
 
 
+def kernels_in_use(operators: str, attention: str, *, threads: int | None) -> str:
+    """In words. `operators`: their name; `attention`: as configured; `threads`: None on a GPU."""
+    apart = attention not in ("auto", operators.split()[0])
+    words = f"{operators}, attention {attention}" if apart else operators
+    return words if threads is None else f"{words}, {threads} thread{'' if threads == 1 else 's'}"
+
+
 def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.device) -> str:
     if config.dtype != "auto":
         return config.dtype

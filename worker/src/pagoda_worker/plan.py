@@ -131,11 +131,6 @@ class Sequence:
         return len(self.tokens) + self.pending
 
     @property
-    def vouched(self) -> int:
-        """Tokens whose keys and values are known to be finite numbers."""
-        return len(self.tokens) - 1 if len(self.tokens) > self.entered_length else 0
-
-    @property
     def remaining(self) -> int:
         """Tokens to compute before the next one can be sampled. None while its last token is being sampled: the length is known before
         the token is, so that max_tokens costs no extra step."""

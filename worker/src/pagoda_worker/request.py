@@ -257,3 +257,5 @@ class ModelFacts:
     """Of the weight files; 0: random weights."""
     weights_s: float = 0.0
     """The part of load_s in which they were read and packed."""
+    kernels: str = ""
+    """Those that the model computes with, in words: "native (amx), 2 threads". Empty: not read yet."""

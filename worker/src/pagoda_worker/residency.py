@@ -206,8 +206,8 @@ class Residency:
     def leave(self, sequence: Sequence) -> None:
         """What it computed since its last token may turn out not to be finite after someone else has the block, or nobody will ever know:
         a step in flight, or part of a prompt."""
-        size = self.blocks.block_size
-        vouched = min(sequence.vouched, sequence.computed)
+        size, length = self.blocks.block_size, len(sequence.tokens)
+        vouched = min(length - 1, sequence.computed) if length > sequence.entered_length else 0
         self._doubtful.difference_update(sequence.blocks[: vouched // size])
         if vouched < sequence.computed:
             written = sequence.blocks[vouched // size : self.blocks_for(sequence.computed)]
