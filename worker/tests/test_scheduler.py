@@ -276,6 +276,21 @@ def test_another_salt_or_a_request_without_the_cache_finds_nothing(fields: dict[
     assert finish.usage.cached_tokens == 0
 
 
+def test_sequences_of_two_adapters_never_share_a_block_and_those_of_one_do():
+    bench = Bench(block_size=4, blocks=64)
+    for turn in ("first", "again"):
+        for adapter in ("", "sql", "chat"):
+            bench.submit(f"{turn} {adapter}", prompt(16), adapter=adapter, max_tokens=4)
+    bench.catch_up()
+    bench.step()
+    blocks: dict[str, set[int]] = {}
+    for sequence in bench.scheduler.running:
+        blocks.setdefault(sequence.request.adapter, set()).update(sequence.blocks)
+    assert len(bench.scheduler.running) == 6
+    assert sum(map(len, blocks.values())) == len(set.union(*blocks.values())), "a block belongs to two adapters"
+    assert bench.scheduler.totals.prefix_hits == 3 * 12, "three blocks of each first one, none of another's"
+
+
 def test_a_request_without_the_cache_leaves_nothing_behind_either():
     bench = Bench(block_size=4)
     bench.submit("first", prompt(16), use_prefix_cache=False)

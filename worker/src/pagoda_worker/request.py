@@ -67,6 +67,9 @@ class Request:
     ignore_eos: bool = False
     top_logprobs: int | None = None
     """None: no logprobs. 0: the sampled token's. k: also the k most likely."""
+    adapter: str = ""
+    """Whose keys and values these are, beside the model's own: prefixes of different adapters never meet. Empty: the base model, which is
+    all that an engine can compute today."""
     cache_salt: bytes = b""
     use_prefix_cache: bool = True
     """False: neither read nor fill the prefix cache."""

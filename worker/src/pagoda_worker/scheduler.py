@@ -43,7 +43,7 @@ class Scheduler:
         if self._roster.knows(request.request_id):
             raise RequestRefused(f"request id {request.request_id!r} is already in use", param="request_id")
         check_room(request, limit, self.limits, self.blocks)
-        return self._roster.enlist(request, now=now, seed=seed, limit=limit, root=root_hash(request.cache_salt))
+        return self._roster.enlist(request, now=now, seed=seed, limit=limit, root=root_hash(request.cache_salt, request.adapter))
 
     def release(self, request_id: str) -> None:
         """What held it back is there. Unknown ids are ignored, here and below: the request may have been cancelled."""
