@@ -1,7 +1,7 @@
 """The largest value of each row, and where it is. Called by the sampler; plain arithmetic.
 
-On a CPU torch compares numbers one by one: for 64 rows of a vocabulary of 152 000 that takes 24 ms in bfloat16. Numbers of one sign are in
-the order of their bits read as integers, which numpy compares many at a time.
+On a CPU torch compares numbers one by one, which over a large vocabulary is a visible part of a step. Numbers of one sign are in the order
+of their bits read as integers, which numpy compares many at a time.
 """
 
 from typing import Any
