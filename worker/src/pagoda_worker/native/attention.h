@@ -31,6 +31,13 @@ inline int64_t first_key(const DecodeAttention<T>& a, int64_t length) {
     return a.window > 0 && length > a.window ? length - a.window : 0;
 }
 
+// Where the keys `from` … `from + count` of a sequence begin, in elements from its head's first.
+inline void place_keys(const int32_t* table, int64_t page_size, int64_t D, int64_t from, int64_t count, int64_t* places) {
+    for (int64_t i = 0, page = from / page_size, within = from % page_size; i < count; page++, within = 0)
+        for (int64_t place = (int64_t(table[page]) * page_size + within) * D; within < page_size && i < count; within++, place += D)
+            places[i++] = place;
+}
+
 // Adds values, weighted, to columns d … d + N * W of `mixed`, which stay in registers meanwhile.
 template <class T, int G, int N>
 inline void weigh(const T* values, const int64_t* places, const float (*scores)[STRETCH], int64_t count, int64_t d, float (*mixed)[MOST_DIM]) {
@@ -70,9 +77,7 @@ inline void attend_group(const DecodeAttention<T>& a, int64_t row, int64_t kv_he
     }
     for (int64_t start = begin / STRETCH * STRETCH; start < length; start += STRETCH) {
         const int64_t from = std::max(start, begin), to = std::min(start + STRETCH, length), count = to - from;
-        for (int64_t i = 0, page = from / a.page, within = from % a.page; i < count; page++, within = 0)
-            for (int64_t place = (int64_t(table[page]) * a.page + within) * D; within < a.page && i < count; within++, place += D)
-                places[i++] = place;
+        place_keys(table, a.page, D, from, count, places);
         for (int64_t i = 0; i < count; i++)  // values are needed next, from pages that no hardware guesses
             for (int64_t byte = 0; byte < D * int64_t(sizeof(T)); byte += 64)
                 _mm_prefetch(reinterpret_cast<const char*>(values + places[i]) + byte, _MM_HINT_T0);
