@@ -6,7 +6,7 @@ What applies is a matter of sizes alone and decided per call or per weight: head
 import torch
 from torch import Tensor
 
-from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_chunks, attend_sdpa
+from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.layers.linear import Product
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.native.library import Library
@@ -135,23 +135,20 @@ class NativeOperators(Operators):
         if not (self._own_attention and fits) or kind is None:
             return super().attend(query, key_value, cache, batch, shape)
         out = query.new_empty(query.shape)
+        pages = batch.block_table.shape[1]
+        sizes = (heads, batch.kv_heads, dim, cache.shape[2], pages, batch.block_size, query.stride(0), shape.window or 0, shape.scale)
+        table, lengths = batch.block_table.data_ptr(), batch.context_lens.data_ptr()
         if rows:
-            self._library[f"decode_attention_{kind}"](
+            self._library[f"decode_attention_{kind}"](query.data_ptr(), cache.data_ptr(), table, lengths, out.data_ptr(), rows, *sizes)
+        if batch.chunks:
+            self._library[f"prefill_attention_{kind}"](
                 query.data_ptr(),
                 cache.data_ptr(),
-                batch.block_table.data_ptr(),
-                batch.context_lens.data_ptr(),
+                table + rows * pages * batch.block_table.element_size(),
+                batch.query_starts.data_ptr() + rows * batch.query_starts.element_size(),
+                lengths + rows * batch.context_lens.element_size(),
                 out.data_ptr(),
-                rows,
-                heads,
-                batch.kv_heads,
-                dim,
-                cache.shape[2],
-                batch.block_table.shape[1],
-                batch.block_size,
-                query.stride(0),
-                shape.window or 0,
-                shape.scale,
+                len(batch.chunks),
+                *sizes,
             )
-        attend_chunks(query, key_value, cache, batch, shape, out)
         return out.flatten(1)

@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "prefill_attention.h"
 
 #define EXPORT(name) extern "C" __attribute__((visibility("default"))) void pagoda_##name
 
@@ -38,6 +39,14 @@ EXPORT(linear)
         decode_attention<T>({static_cast<const T*>(query), static_cast<const T*>(cache), static_cast<const int32_t*>(table),           \
                              static_cast<const int32_t*>(lengths), static_cast<T*>(out), rows, heads, kv_heads, D, total_slots, pages, \
                              page, ldq, scale, window});                                                                               \
+    }                                                                                                                                  \
+    EXPORT(prefill_attention_##suffix)                                                                                                 \
+    (const void* query, const void* cache, const void* table, const void* starts, const void* lengths, void* out, int64_t sequences,   \
+     int64_t heads, int64_t kv_heads, int64_t D, int64_t total_slots, int64_t pages, int64_t page, int64_t ldq, int64_t window,        \
+     float scale) {                                                                                                                    \
+        prefill_attention(PrefillAttention<T>{static_cast<const T*>(query), static_cast<const T*>(cache), static_cast<const int32_t*>(table),          \
+                              static_cast<const int32_t*>(starts), static_cast<const int32_t*>(lengths), static_cast<T*>(out), \
+                                              sequences, heads, kv_heads, D, total_slots, pages, page, ldq, scale, window});            \
     }
 
 FOR_TYPE(f32, float)

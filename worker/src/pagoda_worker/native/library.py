@@ -32,6 +32,7 @@ _SIGNATURES = {
             "rms_norm": [_POINTER] * 3 + [_SIZE] * 3 + [_FLOAT],
             "rotate_and_store": [_POINTER] * 7 + [_SIZE] * 5 + [_FLOAT],
             "decode_attention": [_POINTER] * 5 + [_SIZE] * 9 + [_FLOAT],
+            "prefill_attention": [_POINTER] * 6 + [_SIZE] * 9 + [_FLOAT],
         }.items()
     },
 }
