@@ -6,7 +6,7 @@ from typing import Literal
 
 DType = Literal["auto", "bf16", "fp16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
-Attention = Literal["auto", "native", "triton", "sdpa", "eager"]
+Attention = Literal["auto", "native", "triton", "flash", "sdpa", "eager"]
 Load = Literal["eager", "lazy", "warm"]
 Batching = Literal["static", "dynamic", "continuous"]
 
@@ -73,7 +73,8 @@ class EngineConfig:
     kv_cache: bool = True
     """Keep keys and values between steps. False: every step computes every running sequence anew from its first token."""
     attention: Attention = "auto"
-    """auto: triton on CUDA, native on a CPU that has it, else sdpa. eager is the readable reference."""
+    """auto: triton on CUDA, native on a CPU that has it, else sdpa. flash: torch's FlashAttention for prompts, on CUDA. eager is the
+    readable reference."""
     batch_invariant: bool = False
     """On a CPU: a request's tokens are the same bits alone and in any company, at a cost (docs/batch-invariance.md)."""
     threads: int | None = None

@@ -31,7 +31,7 @@ Compute = Callable[[], tuple[Tensor, Tensor]]
 """() → logits [B, V] and the most likely ids [B] (BROKEN where logits are not finite)."""
 Capture = Callable[[Compute], Compute]
 
-CAPTURABLE = ("triton",)
+CAPTURABLE = ("triton", "flash")
 """Operators that read nothing of a batch but its tensors, and pass over rows without a slot or a context."""
 
 

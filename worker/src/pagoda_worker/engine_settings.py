@@ -116,7 +116,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     "maxRunning": _whole("max_running", 1, 1 << 16),
     "prefixCaching": _truth("prefix_caching"),
     "load": _choice("load", ("eager", "lazy", "warm")),
-    "attention": _choice("attention", ("auto", "triton", "native", "sdpa", "eager")),
+    "attention": _choice("attention", ("auto", "triton", "flash", "native", "sdpa", "eager")),
     "batchInvariant": _truth("batch_invariant"),
     "kvCache": _nested(
         {

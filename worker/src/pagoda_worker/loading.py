@@ -17,16 +17,11 @@ import torch
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.host_room import host_bytes_there, host_room
-from pagoda_worker.kernels.launch import interpreted, triton_is_there
-from pagoda_worker.layers.attention import BACKENDS
-from pagoda_worker.layers.invariant import InvariantNativeOperators, InvariantOperators
-from pagoda_worker.layers.native import NativeOperators
-from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.selection import operators_for
 from pagoda_worker.limits import Limits
 from pagoda_worker.memory import MemoryNeeds, check_fits, check_host_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
-from pagoda_worker.native.library import load_library
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.residency import HostRoom
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
@@ -129,7 +124,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_model_len=model_len,
         dtype=DTYPES[dtype_name],
         device=device,
-        operators=_operators(config, device),
+        operators=operators_for(config, device, dtype=DTYPES[dtype_name], head_dim=size.cache.head_dim),
         random_weights=config.random_weights,
         copied=lambda done, total: news("loading weights", done, total),
     )
@@ -223,36 +218,6 @@ def _longest(config: EngineConfig, size: Footprint) -> int:
             f"maxModelLen is {config.max_model_len}; {config.model_dir} was trained for {longest} positions: lower it to at most {longest}"
         )
     return longest
-
-
-def _operators(config: EngineConfig, device: torch.device) -> Operators:
-    """After the number of threads is set: the CPU's kernels use as many."""
-    library = load_library() if device.type == "cpu" else None
-    if config.attention == "native" and library is None:
-        raise ConfigError(
-            "attention native is the CPU's own kernel, and it is not here: it needs device cpu, at least AVX2, and a C++ compiler when the "
-            "worker is installed; leave attention at auto"
-        )
-    if not config.batch_invariant and config.attention in ("auto", "triton") and _takes_triton(config.attention, device):
-        from pagoda_worker.layers.cuda import TritonOperators  # not before: it imports Triton, which is not everywhere
-
-        return TritonOperators()
-    attend = BACKENDS.get(config.attention)
-    if library is None:
-        return InvariantOperators() if config.batch_invariant else Operators(attend or BACKENDS["sdpa"])
-    library.use_threads(torch.get_num_threads())
-    return InvariantNativeOperators(library) if config.batch_invariant else NativeOperators(library, attend)
-
-
-def _takes_triton(attention: str, device: torch.device) -> bool:
-    """Raises ConfigError when it is asked for where it cannot run."""
-    there = triton_is_there() and (device.type == "cuda" or (attention == "triton" and interpreted()))
-    if attention == "triton" and not there:
-        raise ConfigError(
-            f"attention triton needs a CUDA device and the package triton (device is {device.type}): leave attention at auto, or set "
-            f"TRITON_INTERPRET=1 to run its kernels, slowly, on a CPU"
-        )
-    return there
 
 
 def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.device) -> str:

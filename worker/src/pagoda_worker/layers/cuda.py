@@ -13,28 +13,29 @@ from pagoda_worker.layers.operators import Operators
 def attend_triton(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
     """Decode rows by one kernel, chunks by the other; both read the cache, so key_value is not looked at."""
     decodes = len(batch.decode_lens)
-    size, scale, window = batch.block_size, shape.scale, shape.window
-    lengths, table = batch.context_lens, batch.block_table
-    mixed = None
-    if decodes:
-        mixed = decode_attention.paged_decode(
-            query[:decodes], cache, table[:decodes], lengths[:decodes], block_size=size, scale=scale, window=window
-        )
-        if not batch.chunks:
-            return mixed.flatten(1)
+    mixed = decode_rows(query[:decodes], cache, batch, shape) if decodes else None
+    if mixed is not None and not batch.chunks:
+        return mixed.flatten(1)
     out = query.new_empty(query.shape)
     if mixed is not None:
         out[:decodes] = mixed
-    starts = batch.query_starts[decodes:]
-    inputs = query, cache, table[decodes:], starts, lengths[decodes:]
-    prefill_attention.paged_prefill(*inputs, out, block_size=size, scale=scale, window=window)
+    inputs = query, cache, batch.block_table[decodes:], batch.query_starts[decodes:], batch.context_lens[decodes:]
+    prefill_attention.paged_prefill(*inputs, out, block_size=batch.block_size, scale=shape.scale, window=shape.window)
     return out.flatten(1)
+
+
+def decode_rows(query: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
+    """query [B, H, D] of the batch's first B sequences, which decode → [B, H, D]."""
+    rows = len(query)
+    table, lengths = batch.block_table[:rows], batch.context_lens[:rows]
+    return decode_attention.paged_decode(query, cache, table, lengths, block_size=batch.block_size, scale=shape.scale, window=shape.window)
 
 
 class TritonOperators(Operators):
     name = "triton"
 
     def __init__(self, attend: Attend = attend_triton) -> None:
+        """attend: one that reads keys and values from the cache."""
         super().__init__(attend)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -60,10 +61,7 @@ class TritonOperators(Operators):
         norms: tuple[Tensor, Tensor] | None = None,
         eps: float = 0.0,
     ) -> None:
-        """One kernel. The keys in `heads` stay unturned, so whoever attends must read the cache, or turn them (`turn_keys`)."""
+        """One kernel. The keys in `heads` stay unturned: whoever attends reads the cache."""
         cos, sin = rotation
         named = rotary_cache.HeadNorms(norms[0], norms[1], eps) if norms else None
-        if self._attend is attend_triton:
-            rotary_cache.rotate_and_write(heads, cos, sin, cache, batch.slots, norms=named)
-        else:
-            super().rotate_and_store(heads, rotation, cache, batch, norms, eps)
+        rotary_cache.rotate_and_write(heads, cos, sin, cache, batch.slots, norms=named)
