@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import attention_case
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
+from pagoda_worker.gpu_check.cases import attention_case
 from pagoda_worker.gpu_check.shapes import TINY
 from pagoda_worker.layers import flash
 from pagoda_worker.layers.attention import AttentionShape, attend_eager, key_ranges

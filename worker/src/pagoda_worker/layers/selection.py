@@ -31,7 +31,7 @@ def operators_for(config: EngineConfig, device: torch.device, *, dtype: torch.dt
         )
     if config.attention == "flash":
         capability = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-        has = {"triton": triton_is_there(), "torch_has_it": _torch_has_flash()}
+        has = {"triton": triton_is_there(), "torch_has_it": torch_has_flash()}
         if (why := flash_refusal(device.type, capability, dtype, head_dim, **has)) is not None:
             raise ConfigError(why)
         from pagoda_worker.layers.flash import FlashOperators  # imports Triton, as the next
@@ -72,7 +72,7 @@ def flash_refusal(device_type: str, capability: int, dtype: torch.dtype, head_di
     return None
 
 
-def _torch_has_flash() -> bool:
+def torch_has_flash() -> bool:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
