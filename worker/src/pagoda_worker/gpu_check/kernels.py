@@ -210,23 +210,23 @@ def copy(trial: KernelTrial) -> Check:
     equal, cases, device = 0, 0, trial.device
     for dtype in (FP32, BF16):
         for page in (16, 64):
-            cache, other = trial.randn(2, 2, 6 * page, 64, dtype=dtype), torch.zeros(2, 2, 3 * page, 64, dtype=dtype)
-            host = other.pin_memory() if device.type == "cuda" else other
-            expected, swapped = cache.clone(), host.to(device)
-            _copy(copy_blocks, cache, host, device, page)
-            _copy(copy_blocks_reference, expected, swapped, device, page)
+            cache, host = trial.randn(4, 6, 64 * page, dtype=dtype), torch.zeros(3, 4, 64 * page, dtype=dtype)
+            host = (host.pin_memory() if device.type == "cuda" else host).transpose(0, 1)  # a slot's heads together, as in host_memory.py
+            expected, swapped = cache.clone(), torch.zeros_like(host, device=device)
+            _copy(copy_blocks, cache, host, device)
+            _copy(copy_blocks_reference, expected, swapped, device)
             equal += torch.equal(cache, expected) and torch.equal(host.to(device), swapped)
             cases += 1
     return Check("kernel copy_blocks", equal == cases, f"{equal} of {cases} cases the same bits")
 
 
-def _copy(copies: Callable[..., None], cache: Tensor, host: Tensor, device: torch.device, page: int) -> None:
+def _copy(copies: Callable[..., None], cache: Tensor, host: Tensor, device: torch.device) -> None:
     def at(*blocks: int) -> Tensor:
         return torch.tensor(blocks, device=device)
 
-    copies(cache, cache, at(0, 3), at(5, 1), block_size=page)
-    copies(cache, host, at(4, 5), at(2, 0), block_size=page)
-    copies(host, cache, at(2), at(3), block_size=page)
+    copies(cache, cache, at(0, 3), at(5, 1))
+    copies(cache, host, at(4, 5), at(2, 0))
+    copies(host, cache, at(2), at(3))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

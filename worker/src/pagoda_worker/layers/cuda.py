@@ -5,8 +5,9 @@ Triton is imported by the constructor's caller only when it is wanted: a machine
 
 from torch import Tensor
 
-from pagoda_worker.kernels import decode_attention, norm, prefill_attention, rotary_cache, silu
+from pagoda_worker.kernels import copy_blocks, decode_attention, norm, prefill_attention, rotary_cache, sample, silu
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape
+from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.operators import Operators
 
 
@@ -33,6 +34,8 @@ def decode_rows(query: Tensor, cache: Tensor, batch: AttentionBatch, shape: Atte
 
 class TritonOperators(Operators):
     name = "triton"
+    choose = staticmethod(sample.choose)
+    copy_blocks = staticmethod(copy_blocks.copy_blocks)
 
     def __init__(self, attend: Attend = attend_triton) -> None:
         """attend: one that reads keys and values from the cache."""
@@ -41,13 +44,12 @@ class TritonOperators(Operators):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """residual += x in place; returns its norm. Ready for models that ask for it."""
-        return norm.add_rms_norm(x, residual, weight, eps)
+    def add_and_norm(self, linear: Linear, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Adds in place."""
+        return residual, norm.add_rms_norm(linear(x), residual, weight, eps)
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """[T, 2 * I] → [T, I]. Ready for models that ask for it."""
-        return silu.silu_mul(gate_up)
+    def silu_mul(self, linear: Linear, x: Tensor) -> Tensor:
+        return silu.silu_mul(linear(x))
 
     def store(self, key_value: Tensor, cache: Tensor, batch: AttentionBatch) -> None:
         rotary_cache.rotate_and_write(key_value, None, None, cache, batch.slots)
