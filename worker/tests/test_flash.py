@@ -14,7 +14,7 @@ from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.gpu_check.cases import attention_case
 from pagoda_worker.gpu_check.shapes import TINY
-from pagoda_worker.layers import flash
+from pagoda_worker.layers import flash, selection
 from pagoda_worker.layers.attention import AttentionShape, attend_eager, key_ranges
 from pagoda_worker.layers.selection import flash_refusal
 
@@ -28,7 +28,7 @@ CAN: dict[str, Any] = {
     [
         ({"device_type": "cpu", "capability": 0}, "needs a CUDA device (this one is cpu): leave attention at auto"),
         ({"torch_has_it": False}, "needs torch.nn.attention.varlen"),
-        ({"triton": False}, "set attention to sdpa"),
+        ({"triton": False}, "install them, or set attention to sdpa"),
         ({"capability": 7}, "compute capability 8.0 or newer (this one is 7.x)"),
         ({"dtype": torch.float32}, "in bf16 or fp16, not float32: set dtype to bf16"),
         ({"head_dim": 288}, "heads of up to 256 in multiples of 8, this model's have 288"),
@@ -43,6 +43,12 @@ def test_flash_is_refused_with_what_to_write_instead(without: dict[str, Any], se
 @pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
 def test_flash_takes_what_torchs_kernel_has(head_dim: int):
     assert flash_refusal(**{**CAN, "head_dim": head_dim}) is None
+
+
+def test_without_a_c_compiler_triton_cannot_start_its_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    assert selection.triton_refusal("cuda") is None
+    monkeypatch.setattr(selection, "c_compiler", lambda: None)
+    assert "install gcc, or set attention to sdpa" in (selection.triton_refusal("cuda") or "")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

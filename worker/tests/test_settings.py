@@ -37,6 +37,7 @@ def test_the_manifests_engine_becomes_the_engines_config():
                 maxRunning=64,
                 prefixCaching=False,
                 batchInvariant=True,
+                compile=True,
                 speculative={"method": "none", "tokens": 4},
                 tensorParallel=1,
             ),
@@ -49,6 +50,7 @@ def test_the_manifests_engine_becomes_the_engines_config():
     assert (config.max_model_len, config.max_batch_tokens, config.max_running, config.block_size) == (2048, 512, 64, 32)
     assert config.prefix_caching is False
     assert config.batch_invariant is True
+    assert config.compile is True
 
 
 @pytest.mark.parametrize(("written", "size"), [("4Gi", 4 << 30), ("0Gi", 0), ("512", 512), (4096, 4096), ("64Mi", 64 << 20)], ids=str)

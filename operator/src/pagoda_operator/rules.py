@@ -62,6 +62,7 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine.load": Field("string", (Rule(one_of("eager", "lazy", "warm"), "write eager, lazy or warm"),), max_size=32),
     "spec.engine.prefixCaching": Field("boolean"),
     "spec.engine.batchInvariant": Field("boolean"),
+    "spec.engine.compile": Field("boolean"),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
     "spec.engine.kvCache.swap": Field("quantity", (Rule(at_least("0"), HOST_MEMORY),), max_size=32),

@@ -55,6 +55,9 @@ class EngineConfig:
     cuda_graphs: bool | None = None
     """Replay steps that only decode as captured graphs, one for each batch size of a ladder: the host then launches one thing a step.
     None: wherever they can be captured, which is on CUDA with attention triton."""
+    compile: bool = False
+    """Run steps that only decode through torch.compile, on CUDA inside the captured graphs. Large models then start minutes later, and on a
+    CPU weights stay as torch has them, not in our kernels' layout."""
     load: Load = "eager"
     """When weights are read. eager: at start. lazy: with the first request, which waits for it. warm: at start, and then steps of the sizes
     that will come are run once, so that no request pays for what the first of its size costs."""

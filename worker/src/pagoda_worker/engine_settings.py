@@ -118,6 +118,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     "load": _choice("load", ("eager", "lazy", "warm")),
     "attention": _choice("attention", ("auto", "triton", "flash", "native", "sdpa", "eager")),
     "batchInvariant": _truth("batch_invariant"),
+    "compile": _truth("compile"),
     "kvCache": _nested(
         {
             "blockSize": _whole("block_size", 1, 1024),

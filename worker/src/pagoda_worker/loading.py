@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pagoda_worker.compiled import CompiledModel, check_compile
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.host_room import host_bytes_there, host_room
@@ -96,6 +97,7 @@ News = Callable[[str, int, int], None]
 def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, limits: Limits | None = None) -> Loaded:
     """Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
     _check(config)
+    check_compile(config)
     folder = config.model_dir
     raw = read_json(folder, "config.json")
     architecture = architecture_of(raw)
@@ -126,9 +128,10 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         device=device,
         operators=operators_for(config, device, dtype=DTYPES[dtype_name], head_dim=size.cache.head_dim),
         random_weights=config.random_weights,
+        packed=not config.compile,
         copied=lambda done, total: news("loading weights", done, total),
     )
-    read_model = partial(_read_model, build, memory.needs.weights)
+    read_model = partial(_read_model, build, memory.needs.weights, compiled=config.compile)
     model = None if config.load == "lazy" else read_model()
     weights_s = time.monotonic() - began
     block_count = _block_count(config, memory, model_len, device, unread_bytes=memory.needs.weights if model is None else 0)
@@ -164,9 +167,9 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     )
 
 
-def _read_model(build: Callable[[], Model], weight_bytes: int) -> Model:
+def _read_model(build: Callable[[], Model], weight_bytes: int, *, compiled: bool) -> Model:
     with out_of_memory_says(f"the device has no room for {gibibytes(weight_bytes)} of weights: something else uses it"):
-        return build()
+        return CompiledModel(build()) if compiled else build()
 
 
 def _check(config: EngineConfig) -> None:

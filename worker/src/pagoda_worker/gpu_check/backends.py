@@ -13,9 +13,8 @@ from pagoda_worker.gpu_check.cases import attention_case
 from pagoda_worker.gpu_check.device import median_s
 from pagoda_worker.gpu_check.report import Report
 from pagoda_worker.gpu_check.truth import Check
-from pagoda_worker.kernels.launch import interpreted, triton_is_there
 from pagoda_worker.layers.attention import BACKENDS, Attend, AttentionBatch, AttentionShape, attend_eager
-from pagoda_worker.layers.selection import flash_refusal, torch_has_flash
+from pagoda_worker.layers.selection import flash_refusal, torch_has_flash, triton_refusal
 
 LARGEST_ERROR = 2e-2
 """Absolute, in bf16: values are of standard deviation 1, means of them at most a few."""
@@ -54,14 +53,14 @@ class Timed:
 def usable(device: torch.device, head_dim: int, report: Report) -> dict[str, Attend]:
     """The backends that run here; a line for each that does not."""
     found: dict[str, Attend] = {}
-    if triton_is_there() and (device.type == "cuda" or interpreted()):
+    if (why := triton_refusal(device.type)) is None:
         from pagoda_worker.layers.cuda import attend_triton  # imports Triton
 
         found["triton"] = attend_triton
     else:
-        report.skip("attention triton", "it needs the package triton, and a CUDA device or TRITON_INTERPRET=1")
+        report.skip("attention triton", why)
     capability = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-    has = {"triton": triton_is_there(), "torch_has_it": torch_has_flash()}
+    has = {"triton": triton_refusal(device.type) is None, "torch_has_it": torch_has_flash()}
     if (why := flash_refusal(device.type, capability, torch.bfloat16, head_dim, **has)) is None:
         from pagoda_worker.layers.flash import attend_flash
 

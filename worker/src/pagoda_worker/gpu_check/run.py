@@ -5,7 +5,7 @@ A part that would not fit in what is left is skipped with a line; one that raise
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,9 @@ from pagoda_worker.gpu_check.gates import gate
 from pagoda_worker.gpu_check.report import Report
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
 from pagoda_worker.gpu_check.shapes import BF16_BYTES, LLAMA_8B, QWEN3_06B, TINY, Shape
-from pagoda_worker.gpu_check.speed import FULL, SMALL, WARM_STEPS, Figure, NotMeasured, TimedModel, Workload
+from pagoda_worker.gpu_check.speed import FULL, MODES, SMALL, WARM_STEPS, Figure, Mode, NotMeasured, TimedModel, Workload
 from pagoda_worker.gpu_check.truth import CHECKS, CUDA_CHECKS, Check, Trial
-from pagoda_worker.kernels.launch import interpreted, triton_is_there
+from pagoda_worker.layers.selection import triton_refusal
 
 EXPECTED_SHARE = 0.05
 """Of the roofline that a part is planned with; reaching more only saves time."""
@@ -31,6 +31,8 @@ PART_S = 3.0
 """Launches, prompts and warm-up of any part, beyond its roofline."""
 TRUTH_S = 20.0
 LOAD_S = 15.0
+COMPILE_S = 100.0
+"""To load and compile a model of 28 layers (a guess)."""
 KERNEL_S = 40.0
 """Compiling a kernel for each combination takes most of it."""
 
@@ -45,6 +47,8 @@ class Scale:
     kernels: str
     """The name of a scale in kernels.py, which imports Triton."""
     layer: Layer
+    modes: Sequence[Mode]
+    """Of the first shape, beside the usual one."""
 
 
 SCALES = {
@@ -56,9 +60,17 @@ SCALES = {
         truth_tokens=48,
         kernels="FULL_KERNELS",
         layer=FULL_LAYER,
+        modes=MODES,
     ),
     "small": Scale(
-        shapes=(TINY,), workload=SMALL, copy_bytes=16 << 20, matrix=256, truth_tokens=12, kernels="SMALL_KERNELS", layer=SMALL_LAYER
+        shapes=(TINY,),
+        workload=SMALL,
+        copy_bytes=16 << 20,
+        matrix=256,
+        truth_tokens=12,
+        kernels="SMALL_KERNELS",
+        layer=SMALL_LAYER,
+        modes=(Mode(label=" without graphs", cuda_graphs=False, batches=(1, 2)),),
     ),
 }
 
@@ -100,12 +112,38 @@ def check(scale: Scale, where: Device, report: Report, budget_s: float) -> None:
         for shape in scale.shapes:
             _time_shape(shape, scale.workload, speeds[0], where, parts, report, folder / shape.name)
             measured.release(device)
+        for i, mode in enumerate(scale.modes):
+            _time_mode(mode, scale, speeds[0], where, parts, report, folder / f"mode {i}")
+            measured.release(device)
+
+
+def _time_mode(mode: Mode, scale: Scale, speed: DeviceSpeed, where: Device, parts: Parts, report: Report, folder: Path) -> None:
+    """Last, for what matters least: how decode steps could be run otherwise."""
+    shape, workload, models = scale.shapes[0], scale.workload, list[TimedModel]()
+
+    def load() -> None:
+        models.append(TimedModel(shape, workload, speed, folder=folder, device=where, mode=mode))
+        report.add_value(f"{shape.name}{mode.label}", "pagoda", "load_s", models[0].load_s, "s")
+
+    parts.run(f"{shape.name}{mode.label} load", COMPILE_S if mode.compile else LOAD_S, load)
+    for model in models:
+        for batch in mode.batches:
+            needs_s = _decode_needs_s(shape, workload, speed, batch)
+            parts.run(
+                f"{shape.name}{mode.label} decode b={batch}", needs_s, partial(_take_figure, partial(model.decode, batch), parts, report)
+            )
+
+
+def _decode_needs_s(shape: Shape, workload: Workload, speed: DeviceSpeed, batch: int) -> float:
+    step_s = decode_step_s(shape, speed, batch=batch, context_tokens=batch * workload.context)
+    prompts_s = batch * prefill_s(shape, speed, workload.context)
+    return _planned_s(prompts_s + (WARM_STEPS + workload.decode_steps) * step_s)
 
 
 def _check_kernels(scale: Scale, device: torch.device, parts: Parts, report: Report) -> None:
     """First, since whoever reads that a token is wrong wants to know which kernel made it so."""
-    if not triton_is_there() or not (device.type == "cuda" or interpreted()):
-        report.skip("kernels", "they need the package triton, and a CUDA device or TRITON_INTERPRET=1")
+    if (why := triton_refusal(device.type)) is not None:
+        report.skip("kernels", why)
         return
     from pagoda_worker.gpu_check import kernels  # imports Triton
 
@@ -149,9 +187,7 @@ def _time_shape(shape: Shape, workload: Workload, speed: DeviceSpeed, where: Dev
     parts.run(f"{shape.name} load", LOAD_S + _planned_s(weights_s), load)
     for model in models:
         for batch in workload.batches:
-            step_s = decode_step_s(shape, speed, batch=batch, context_tokens=batch * workload.context)
-            prompts_s = batch * prefill_s(shape, speed, workload.context)
-            needs_s = _planned_s(prompts_s + (WARM_STEPS + workload.decode_steps) * step_s)
+            needs_s = _decode_needs_s(shape, workload, speed, batch)
             parts.run(f"{shape.name} decode b={batch}", needs_s, partial(_take_figure, partial(model.decode, batch), parts, report))
         needs_s = _planned_s((1 + workload.prefills) * prefill_s(shape, speed, workload.prefill_tokens))
         parts.run(f"{shape.name} prefill", needs_s, partial(_take_figure, model.prefill, parts, report))

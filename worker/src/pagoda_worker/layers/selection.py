@@ -1,20 +1,23 @@
 """Which operators a model computes with: from the settings and what the device has. Called by loading; knows no model but its head size.
 
-Whatever is asked for and cannot run here is refused with what to write instead; nothing is replaced silently.
+Whatever is asked for and cannot run here is refused with what to write instead; auto says in the log what it could not take.
 """
 
 import inspect
+import logging
 
 import torch
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
-from pagoda_worker.kernels.launch import interpreted, triton_is_there
+from pagoda_worker.kernels.launch import c_compiler, interpreted, triton_is_there
 from pagoda_worker.layers.attention import BACKENDS
 from pagoda_worker.layers.invariant import InvariantNativeOperators, InvariantOperators
 from pagoda_worker.layers.native import NativeOperators
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.native.library import load_library
+
+log = logging.getLogger(__name__)
 
 FLASH_LARGEST_HEAD = 256
 FLASH_LEAST_CAPABILITY = 8
@@ -31,7 +34,7 @@ def operators_for(config: EngineConfig, device: torch.device, *, dtype: torch.dt
         )
     if config.attention == "flash":
         capability = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-        has = {"triton": triton_is_there(), "torch_has_it": torch_has_flash()}
+        has = {"triton": triton_refusal(device.type) is None, "torch_has_it": torch_has_flash()}
         if (why := flash_refusal(device.type, capability, dtype, head_dim, **has)) is not None:
             raise ConfigError(why)
         from pagoda_worker.layers.flash import FlashOperators  # imports Triton, as the next
@@ -58,7 +61,7 @@ def flash_refusal(device_type: str, capability: int, dtype: torch.dtype, head_di
             f"attention flash needs torch.nn.attention.varlen; torch {torch.__version__} has none that it can use: leave attention at auto"
         )
     if not triton:
-        return "attention flash decodes with a kernel that needs the package triton: install it, or set attention to sdpa"
+        return "attention flash decodes with a kernel that needs the package triton and gcc: install them, or set attention to sdpa"
     if capability < FLASH_LEAST_CAPABILITY:
         return (
             f"attention flash needs a GPU of compute capability 8.0 or newer (this one is {capability}.x): set attention to triton or sdpa"
@@ -80,12 +83,23 @@ def torch_has_flash() -> bool:
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
-def _takes_triton(attention: str, device: torch.device) -> bool:
-    """Raises ConfigError when it is asked for where it cannot run."""
-    there = triton_is_there() and (device.type == "cuda" or (attention == "triton" and interpreted()))
-    if attention == "triton" and not there:
-        raise ConfigError(
-            f"attention triton needs a CUDA device and the package triton (device is {device.type}): leave attention at auto, or set "
+def triton_refusal(device_type: str) -> str | None:
+    """Why Triton's kernels cannot run on this device, and what to do; None: they can."""
+    if not triton_is_there() or (device_type != "cuda" and not interpreted()):
+        return (
+            f"attention triton needs a CUDA device and the package triton (device is {device_type}): leave attention at auto, or set "
             f"TRITON_INTERPRET=1 to run its kernels, slowly, on a CPU"
         )
-    return there
+    if device_type == "cuda" and c_compiler() is None:
+        return "attention triton needs a C compiler (CC, gcc, clang) to start its kernels: install gcc, or set attention to sdpa"
+    return None
+
+
+def _takes_triton(attention: str, device: torch.device) -> bool:
+    """Raises ConfigError when it is asked for where it cannot run."""
+    why = triton_refusal(device.type)
+    if attention == "triton" and why is not None:
+        raise ConfigError(why)
+    if device.type == "cuda" and why is not None:
+        log.warning("attention auto is sdpa here, which is slower: %s", why)
+    return why is None and (device.type == "cuda" or attention == "triton")
