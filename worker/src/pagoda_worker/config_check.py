@@ -22,6 +22,11 @@ def check_config(config: EngineConfig) -> None:
         raise ConfigError(f"batching {config.batching} needs a KV cache: without one every step is a batch of its own")
 
 
+def check_on_device(config: EngineConfig, device_type: str) -> None:
+    if config.batch_invariant and device_type != "cpu":
+        raise ConfigError("batchInvariant is shown to hold on CPUs only; this device is CUDA: leave it out")
+
+
 def check_whole_prompts(config: EngineConfig, max_batch_tokens: int, model_len: int) -> None:
     """Of the lengths that loading settled on. Raises ConfigError."""
     needed = model_len + config.max_running - 1
