@@ -97,11 +97,10 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     check_compile(config)
     folder = config.model_dir
     raw = read_json(folder, "config.json")
-    architecture = architecture_of(raw)
+    size = footprint_of(raw)
     device = resolve_device(config.device)
     check_on_device(config, device.type)
     dtype_name = _resolve_dtype(config, raw, device)
-    size = footprint_of(raw)
     longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = limits or Limits()
@@ -136,7 +135,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         model=model,
         read_model=read_model,
         vocab_size=size.vocab,
-        architecture=architecture,
+        architecture=architecture_of(raw),
         device=device,
         dtype_name=dtype_name,
         eos_token_ids=eos,
