@@ -60,6 +60,7 @@ class Answers:
 @dataclass(slots=True)
 class Measured:
     stages: list[Answers]
+    """Without those that this device cannot run."""
     peer_s: list[float]
     """Seconds by round in which transformers wrote the same answers, batch by batch of the static stage's size."""
     device: str
@@ -87,11 +88,11 @@ class _Tour:
         self._base["kv_cache_bytes"] = int(warm["kv_bytes_per_token"] * BATCH * CONTEXT)
         self.device_name: str = warm["device"]
         self.interval_s: float = 2 * warm["seconds"] / len(asked)
-        self.answers = {stage.slug: Answers(stage) for stage in STAGES}
+        self.answers = {stage.slug: Answers(stage) for stage in STAGES if not stage.cuda_only or device == "cuda"}
 
     def run(self, rounds: int, peer: "_Peer", say: Say) -> None:
         for number in range(rounds):
-            stages = {stage.slug: stage for stage in STAGES if stage is not FIRST or number == 0}
+            stages = {slug: one.stage for slug, one in self.answers.items() if one.stage is not FIRST or number == 0}
             for name in turned([*stages, PEER], number):
                 if name == PEER:
                     peer.round(say)
