@@ -38,15 +38,43 @@ inline void place_keys(const int32_t* table, int64_t page_size, int64_t D, int64
             places[i++] = place;
 }
 
+// Up to STRETCH keys of one kv head of one row; keys and values lie at `keys` and `values` + places[i].
+template <class T>
+struct Stretch {
+    const T *keys, *values;
+    int64_t from = 0, count = 0;
+    int64_t places[STRETCH];
+};
+
+// The stretch of a piece (row, kv head) that holds the key `from` and those behind it. Empty past the last piece and past a row's end.
+template <class T>
+inline void find_stretch(const DecodeAttention<T>& a, int64_t piece, int64_t from, Stretch<T>& found) {
+    const int64_t row = piece / a.kv_heads;
+    found.count = row < a.rows ? std::max<int64_t>(0, std::min((from / STRETCH + 1) * STRETCH, int64_t(a.lengths[row])) - from) : 0;
+    if (found.count == 0) return;
+    found.keys = a.cache + piece % a.kv_heads * a.total_slots * a.D;
+    found.values = found.keys + a.kv_heads * a.total_slots * a.D;
+    found.from = from;
+    place_keys(a.table + row * a.pages, a.page, a.D, from, found.count, found.places);
+}
+
+// What is needed soon is asked for one place at a time, between other work: it lies in pages that no hardware guesses, and a core can wait for few
+// lines at once.
+template <class T>
+inline void prefetch(const T* at, int64_t D) {
+    for (int64_t byte = 0; byte < D * int64_t(sizeof(T)); byte += 64) _mm_prefetch(reinterpret_cast<const char*>(at) + byte, _MM_HINT_T0);
+}
+
 // Adds values, weighted, to columns d … d + N * W of `mixed`, which stay in registers meanwhile.
 template <class T, int G, int N>
-inline void weigh(const T* values, const int64_t* places, const float (*scores)[STRETCH], int64_t count, int64_t d, float (*mixed)[MOST_DIM]) {
+inline void weigh(const Stretch<T>& s, const float (*scores)[STRETCH], int64_t d, float (*mixed)[MOST_DIM], const Stretch<T>& next, int64_t D) {
     V sums[G][N];
     for (int g = 0; g < G; g++)
         for (int n = 0; n < N; n++) sums[g][n] = load(mixed[g] + d + n * W);
-    for (int64_t i = 0; i < count; i++) {
+    for (int64_t i = 0; i < s.count; i++) {
+        if (d == 0 && i < next.count) prefetch(next.keys + next.places[i], D);
         V value[N];
-        for (int n = 0; n < N; n++) value[n] = load(values + places[i] + d + n * W);
+        for (int n = 0; n < N; n++) value[n] = load(s.values + s.places[i] + d + n * W);
         for (int g = 0; g < G; g++) {
             V weight = broadcast(scores[g][i]);
             for (int n = 0; n < N; n++) sums[g][n] = fma(weight, value[n], sums[g][n]);
@@ -57,15 +85,11 @@ inline void weigh(const T* values, const int64_t* places, const float (*scores)[
 }
 
 template <class T, int G>
-inline void attend_group(const DecodeAttention<T>& a, int64_t row, int64_t kv_head) {
-    const int64_t D = a.D, length = a.lengths[row], begin = first_key(a, length);
-    const T* keys = a.cache + kv_head * a.total_slots * D;
-    const T* values = keys + a.kv_heads * a.total_slots * D;
-    const int32_t* table = a.table + row * a.pages;
+inline void attend_group(const DecodeAttention<T>& a, int64_t piece) {
+    const int64_t D = a.D, row = piece / a.kv_heads, first_head = piece % a.kv_heads * G, length = a.lengths[row];
     alignas(64) float query[G][MOST_DIM], mixed[G][MOST_DIM], scores[G][STRETCH], most_yet[G], total[G];
-    int64_t places[STRETCH];
+    Stretch<T> two[2], *here = &two[0], *next = &two[1];
     constexpr int CHUNK = G <= 4 ? 4 : G <= 8 ? 2 : 1;  // vectors of values at once: G times as many sums
-    const int64_t first_head = kv_head * G;
     for (int g = 0; g < G; g++) {
         const T* q = a.query + row * a.ldq + (first_head + g) * D;
         for (int64_t d = 0; d < D; d += W) {
@@ -75,16 +99,20 @@ inline void attend_group(const DecodeAttention<T>& a, int64_t row, int64_t kv_he
         most_yet[g] = -INFINITY;
         total[g] = 0.0f;
     }
-    for (int64_t start = begin / STRETCH * STRETCH; start < length; start += STRETCH) {
-        const int64_t from = std::max(start, begin), to = std::min(start + STRETCH, length), count = to - from;
-        place_keys(table, a.page, D, from, count, places);
-        for (int64_t i = 0; i < count; i++)  // values are needed next, from pages that no hardware guesses
-            for (int64_t byte = 0; byte < D * int64_t(sizeof(T)); byte += 64)
-                _mm_prefetch(reinterpret_cast<const char*>(values + places[i]) + byte, _MM_HINT_T0);
+    for (find_stretch(a, piece, first_key(a, length), *here); here->count > 0; std::swap(here, next)) {
+        const int64_t count = here->count;
+        find_stretch(a, piece, here->from + count, *next);
+        const bool ends = next->count == 0;
+        if (ends) {  // most likely this thread's next piece
+            const int64_t likely = piece + team.threads, its_row = likely / a.kv_heads;
+            find_stretch(a, likely, its_row < a.rows ? first_key(a, a.lengths[its_row]) : 0, *next);
+        }
         for (int64_t i = 0; i < count; i += W) {
             V sums[G][W];  // past the end: the last key again, whose score is replaced below
             for (int key = 0; key < W; key++) {
-                const T* at = keys + places[std::min(i + key, count - 1)];
+                const int64_t place = here->places[std::min(i + key, count - 1)];
+                const T* at = here->keys + place;
+                prefetch(here->values + place, D);
                 V acc[G];
                 for (int g = 0; g < G; g++) acc[g] = broadcast(0.0f);
                 for (int64_t d = 0; d < D; d += W) {
@@ -112,8 +140,9 @@ inline void attend_group(const DecodeAttention<T>& a, int64_t row, int64_t kv_he
                 for (int64_t d = 0; d < D; d += W) store(mixed[g] + d, load(mixed[g] + d) * broadcast(shrink));
         }
         int64_t d = 0;
-        for (; d + CHUNK * W <= D; d += CHUNK * W) weigh<T, G, CHUNK>(values, places, scores, count, d, mixed);
-        for (; d < D; d += W) weigh<T, G, 1>(values, places, scores, count, d, mixed);
+        for (; d + CHUNK * W <= D; d += CHUNK * W) weigh<T, G, CHUNK>(*here, scores, d, mixed, *next, D);
+        for (; d < D; d += W) weigh<T, G, 1>(*here, scores, d, mixed, *next, D);
+        if (ends) break;
     }
     for (int g = 0; g < G; g++) {
         T* out = a.out + (row * a.heads + first_head + g) * D;
@@ -124,7 +153,7 @@ inline void attend_group(const DecodeAttention<T>& a, int64_t row, int64_t kv_he
 
 template <class T, int G>
 inline void attend_rows(const DecodeAttention<T>& a) {
-    parallel_for(a.rows * a.kv_heads, [&](int64_t piece) { attend_group<T, G>(a, piece / a.kv_heads, piece % a.kv_heads); });
+    parallel_for(a.rows * a.kv_heads, [&](int64_t piece) { attend_group<T, G>(a, piece); });
 }
 
 // False: this many query heads share a kv head in no instance here; the caller asks first.
