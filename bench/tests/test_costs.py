@@ -1,6 +1,5 @@
 """The costs benchmark: its workloads, its rows, its tables against the committed results, and one of its runs on the real tiny model."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +102,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are():
 
 
 def test_the_tier_finds_evicted_prefixes_on_the_real_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measure, "tier_requests", lambda **options: tier_requests(**options)[: 2 * PREFIXES])
-    full = tier_jobs
-    shorter = lambda *args, **options: {  # noqa: E731
-        name: {**job, "requests": job["requests"][: 2 * PREFIXES]} for name, job in full(*args, **options).items()
-    }
-    monkeypatch.setattr(measure, "tier_jobs", shorter)
+    monkeypatch.setattr("pagoda_bench.costs.jobs.TURNS", 2)
     place = Place(folder=builtin_tiny(), device="cpu", threads=1, scratch=tmp_path)
     rows = {(row.case, row.metric): row.value for row in measure.host_tier(place, rounds=1, say=print)}
     assert rows["without", "prefix_hit_ratio"] == 0

@@ -75,7 +75,8 @@ def test_the_bounds_that_the_tour_names_follow_from_the_workload():
     assert f"{alone} ÷ {longest} = {alone / longest:.2f} and no more" in page
     assert f"{longest} ÷ ({alone} ÷ {BATCH}) = {longest * BATCH / alone:.1f} over static" in page
     asked = requests(48)
-    assert f"{fmean(len(one.prompt_ids) for one in asked):.0f} tokens in the mean against {fmean(one.output_tokens for one in asked):.0f}" in page
+    prompt, output = fmean(len(one.prompt_ids) for one in asked), fmean(one.output_tokens for one in asked)
+    assert f"{prompt:.0f} tokens in the mean against {output:.0f} of output" in page
 
 
 def test_each_stage_keeps_what_the_one_before_switched_on_and_changes_something():

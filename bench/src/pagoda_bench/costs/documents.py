@@ -82,4 +82,5 @@ def _cell(row: Row | None) -> str:
 
 def _measured_where(result: Result) -> str:
     machine = Hardware(**{**result.hardware, "commit": result.commit, "date": result.date}).line()
-    return f"`{result.command}` · {machine}, commit {result.commit}, {result.date}. {' '.join(f'{note}.' for note in result.notes)}"
+    notes = " ".join(f"{note[0].upper()}{note[1:]}." for note in result.notes)
+    return f"`{result.command}` · {machine}, commit {result.commit}, {result.date}. {notes}"

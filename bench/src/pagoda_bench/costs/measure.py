@@ -91,7 +91,7 @@ def tier_rows(found: Answers, *, prompt_tokens: int) -> Iterator[Row]:
 
 
 def batch_invariance(places: Mapping[str, Place], *, rounds: int, say: Say) -> Iterator[Row]:
-    """By model. A way that the device refuses has no rows: the caller hears of it by `say`. Raises PeerUnavailable when the first way fails."""
+    """`places` by model. Where the device refuses the mode, it has no rows and `say` hears why. Raises PeerUnavailable."""
     for case in INVARIANT_CASES:
         if (place := places.get(case.model)) is None:
             say(f"{case.name}: no such model here (make bench-peers writes it)")

@@ -30,7 +30,7 @@ def run(what: Sequence[str], *, rounds: int, output: Path | None, command: str) 
         load, heard = os.getloadavg()[0], _Heard(console)
         with tempfile.TemporaryDirectory(prefix="pagoda-costs-") as scratch:
             rows = list(_rows(name, device=device, rounds=rounds, scratch=Path(scratch), say=heard))
-        notes = [f"On {device}", f"medians of {rounds} rounds in turning order, in brackets the extremes", *heard.told]
+        notes = [f"on {device}", f"medians of {rounds} round(s) in turning order, in brackets the extremes", *heard.told]
         notes.append(f"load average of the machine before: {load:.1f}")
         typed = f"pagoda bench costs {name}" if not what else command
         result = result_here(name, rows, command=typed, packages=("torch",), notes=notes)

@@ -1,4 +1,4 @@
-"""One small picture a stage: its telling figure beside that of every other measured stage. Imported only when drawn: matplotlib takes a second.
+"""One small picture a measured stage: its telling figure beside those of the others. Imported only when drawn: matplotlib takes a second.
 
 The bytes follow from the result alone, so that a run with the same figures changes no file.
 """
