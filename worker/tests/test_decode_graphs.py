@@ -57,7 +57,7 @@ class RealRows(Operators):
 
 
 def test_graphs_that_cannot_be_captured_are_refused_with_what_they_need(checkpoint: Callable[..., Path]):
-    with pytest.raises(ConfigError, match="cuda_graphs is true; it needs device cuda and attention triton"):
+    with pytest.raises(ConfigError, match="cuda_graphs is true; it needs device cuda and attention triton or flash"):
         small_engine(checkpoint(), cuda_graphs=True)
 
 

@@ -5,22 +5,28 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Completion, Engine
 from pagoda_worker.gpu_check import __main__ as command
+from pagoda_worker.gpu_check import backends
+from pagoda_worker.gpu_check.backends import SMALL_LAYER
 from pagoda_worker.gpu_check.gates import LEAST_TOKENS_PER_S, gate
+from pagoda_worker.gpu_check.kernels import Worst
 from pagoda_worker.gpu_check.report import Report
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
 from pagoda_worker.gpu_check.run import Parts
 from pagoda_worker.gpu_check.shapes import LLAMA_8B, QWEN3_06B, TINY, Shape
 from pagoda_worker.gpu_check.speed import FULL, SMALL, Figure, NotMeasured, TimedModel
 from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit
+from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.models.registry import footprint_of
 from pagoda_worker.request import Finish, FinishReason, Timings, TokenLogprobs, Usage
 
@@ -38,6 +44,7 @@ ABSENT = (
     "llguidance",
 )
 """Of a bare GPU machine."""
+KERNELS = ("decode_attention", "prefill_attention", "rotary_cache", "norm", "silu", "sample", "copy_blocks")
 SPEED = DeviceSpeed(bytes_per_s=4.3e12, flops_per_s=790e12)
 """An H200."""
 
@@ -65,15 +72,28 @@ def test_a_dry_run_writes_the_format_of_all_result_files(dry_run: tuple[str, dic
     _, result = dry_run
     assert set(result) == {"benchmark", "commit", "date", "hardware", "command", "notes", "rows"}
     assert result["benchmark"] == "gpu-check"
-    assert result["notes"] == []
+    (skipped,) = result["notes"]
+    assert skipped.startswith("skipped attention flash: attention flash needs a CUDA device")
     assert all(set(row) == {"case", "system", "metric", "value", "unit", "low", "high"} for row in result["rows"])
 
 
 def test_a_dry_run_makes_every_check_and_meets_it(dry_run: tuple[str, dict[str, Any]]):
     _, result = dry_run
     checks = [row for row in result["rows"] if row["metric"] == "met"]
-    assert len(checks) == len(CHECKS)
+    assert [row["case"] for row in checks[:7]] == [f"kernel {name}" for name in KERNELS], "in Triton's interpreter"
+    assert [row["case"] for row in checks[-3:]] == [f"attention {name} as in float32" for name in ("triton", "sdpa", "eager")]
+    assert len(checks) == len(KERNELS) + len(CHECKS) + 3
     assert all(row["value"] == 1.0 for row in checks)
+
+
+def test_backends_of_attention_stand_in_one_table_with_time_and_error(dry_run: tuple[str, dict[str, Any]]):
+    printed, result = dry_run
+    rows = [row for row in result["rows"] if row["metric"] in ("layer_ms", "largest_error")]
+    told = {(row["case"], row["system"], row["metric"]) for row in rows}
+    cases = [f"attention {name}" for name, _, _ in SMALL_LAYER.loads]
+    assert told == set(product(cases, ("triton", "sdpa", "eager"), ("layer_ms", "largest_error")))
+    assert all(row["value"] > 0 for row in rows)
+    assert "largest error" in printed
 
 
 def test_every_speed_stands_beside_its_roofline(dry_run: tuple[str, dict[str, Any]]):
@@ -81,7 +101,8 @@ def test_every_speed_stands_beside_its_roofline(dry_run: tuple[str, dict[str, An
     speeds = [row for row in result["rows"] if row["unit"] == "tokens/s"]
     ours, limits = ([row["case"] for row in speeds if row["system"] == system] for system in ("pagoda", "roofline"))
     assert ours == limits
-    assert len(ours) == len(SMALL.batches) + 2
+    assert len(ours) == len(SMALL.batches) + 2 + 2, "and two of another way to run decode steps"
+    assert ours[-1] == "tiny without graphs decode b=2 ctx=48"
     assert printed.count("reached") == len(ours)
 
 
@@ -227,6 +248,29 @@ def completion(*tokens: int, top: list[int]) -> Completion:
 )
 def test_bf16_is_close_when_each_choice_is_likely_to_the_other(ours: Completion, theirs: Completion, close: bool):
     assert close_to(ours, theirs) is close
+
+
+@pytest.mark.parametrize("broken", [float("nan"), 1.1])
+def test_one_wrong_number_of_a_kernel_is_noticed(broken: float):
+    worst, right = Worst(), torch.ones(3, 5)
+    worst.add("right", right + 1e-6, right, (1e-5, 0.0))
+    assert worst.check("norm").met
+    wrong = right.clone()
+    wrong[1, 2] = broken
+    worst.add("wrong", wrong, right, (1e-5, 0.0))
+    check = worst.check("norm")
+    assert not check.met
+    assert check.detail.startswith("2 cases")
+    assert check.detail.endswith("(wrong)")
+
+
+def test_a_backend_that_forgets_the_newest_key_is_noticed(report: Report, monkeypatch: pytest.MonkeyPatch):
+    def forgetful(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
+        return attend_sdpa(query, key_value, cache.index_fill(2, batch.slots, 0), batch, shape)
+
+    monkeypatch.setattr(backends, "usable", lambda device, head_dim, report: {"sdpa": attend_sdpa, "forgetful": forgetful})
+    backends.compare(SMALL_LAYER, torch.device("cpu"), report)
+    assert report.failures == ["attention forgetful as in float32"]
 
 
 # ---------------------------------------------------------------- random weights

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from attention_cases import attention_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pagoda_worker.gpu_check.cases import attention_case
 from pagoda_worker.layers.attention import Attend, AttentionShape, attend_eager, attend_sdpa, length_groups
 from pagoda_worker.layers.linear import Linear, onednn_packs
 from pagoda_worker.layers.norm import rms_norm

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_cases import attention_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pagoda_worker.gpu_check.cases import attention_case
 from pagoda_worker.layers.attention import AttentionShape, attend_eager
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.native import NativeOperators

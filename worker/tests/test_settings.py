@@ -37,6 +37,7 @@ def test_the_manifests_engine_becomes_the_engines_config():
                 maxRunning=64,
                 prefixCaching=False,
                 batchInvariant=True,
+                compile=True,
                 speculative={"method": "none", "tokens": 4},
                 tensorParallel=1,
             ),
@@ -49,6 +50,7 @@ def test_the_manifests_engine_becomes_the_engines_config():
     assert (config.max_model_len, config.max_batch_tokens, config.max_running, config.block_size) == (2048, 512, 64, 32)
     assert config.prefix_caching is False
     assert config.batch_invariant is True
+    assert config.compile is True
 
 
 @pytest.mark.parametrize(("written", "size"), [("4Gi", 4 << 30), ("0Gi", 0), ("512", 512), (4096, 4096), ("64Mi", 64 << 20)], ids=str)
@@ -101,7 +103,7 @@ WRONG = [
     (engine(prefixCaching=1), "PAGODA_ENGINE.prefixCaching is 1; it must be true or false"),
     (engine(dtype="int4"), 'PAGODA_ENGINE.dtype is "int4"; this engine has auto, bf16, fp16, fp32'),
     (engine(load="later"), 'PAGODA_ENGINE.load is "later"; this engine has eager, lazy, warm'),
-    (engine(attention="flash"), 'PAGODA_ENGINE.attention is "flash"; this engine has auto, triton, native, sdpa, eager'),
+    (engine(attention="paged"), 'PAGODA_ENGINE.attention is "paged"; this engine has auto, triton, flash, native, sdpa, eager'),
     (engine(quantization="int8"), 'PAGODA_ENGINE.quantization is "int8"; this engine has "none" so far'),
     (engine(speculative={"method": "ngram"}), 'PAGODA_ENGINE.speculative.method is "ngram"; this engine has "none" so far'),
     (engine(kvCache={"dtype": "fp8"}), 'PAGODA_ENGINE.kvCache.dtype is "fp8"; this engine has "auto" so far'),

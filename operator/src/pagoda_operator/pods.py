@@ -166,6 +166,8 @@ def engine_settings(engine: Engine) -> Object:
         settings["kvCache"]["hostTier"] = engine.kv_cache.host_tier_bytes
     if engine.batch_invariant:
         settings["batchInvariant"] = True
+    if engine.compile:
+        settings["compile"] = True
     return settings
 
 

@@ -49,7 +49,9 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine": Field("object"),
     "spec.engine.dtype": Field("string", (Rule(one_of("auto", "bf16", "fp16", "fp32"), "write auto, bf16, fp16 or fp32"),), max_size=32),
     "spec.engine.attention": Field(
-        "string", (Rule(one_of("auto", "triton", "native", "sdpa", "eager"), "write auto, triton, native, sdpa or eager"),), max_size=32
+        "string",
+        (Rule(one_of("auto", "triton", "flash", "native", "sdpa", "eager"), "write auto, triton, flash, native, sdpa or eager"),),
+        max_size=32,
     ),
     "spec.engine.maxModelLen": Field(
         "integer", (Rule(between(16, 4_194_304), "write 16 to 4194304 tokens, or leave it out to use what the checkpoint was made for"),)
@@ -60,6 +62,7 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine.load": Field("string", (Rule(one_of("eager", "lazy", "warm"), "write eager, lazy or warm"),), max_size=32),
     "spec.engine.prefixCaching": Field("boolean"),
     "spec.engine.batchInvariant": Field("boolean"),
+    "spec.engine.compile": Field("boolean"),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
     "spec.engine.kvCache.swap": Field("quantity", (Rule(at_least("0"), HOST_MEMORY),), max_size=32),

@@ -45,6 +45,7 @@ class Engine:
     """When weights are read; lazy: with the first request."""
     prefix_caching: bool = True
     batch_invariant: bool = False
+    compile: bool = False
     kv_cache: KvCache = field(default_factory=KvCache)
 
 
@@ -306,6 +307,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             load="load",
             prefix_caching="prefixCaching",
             batch_invariant="batchInvariant",
+            compile="compile",
         ),
         kv_cache=_kv_cache(engine.get("kvCache", {})),
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 DType = Literal["auto", "bf16", "fp16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
-Attention = Literal["auto", "native", "triton", "sdpa", "eager"]
+Attention = Literal["auto", "native", "triton", "flash", "sdpa", "eager"]
 Load = Literal["eager", "lazy", "warm"]
 Batching = Literal["static", "dynamic", "continuous"]
 
@@ -55,6 +55,9 @@ class EngineConfig:
     cuda_graphs: bool | None = None
     """Replay steps that only decode as captured graphs, one for each batch size of a ladder: the host then launches one thing a step.
     None: wherever they can be captured, which is on CUDA with attention triton."""
+    compile: bool = False
+    """Run steps that only decode through torch.compile, on CUDA inside the captured graphs. Large models then start minutes later, and on a
+    CPU weights stay as torch has them, not in our kernels' layout."""
     load: Load = "eager"
     """When weights are read. eager: at start. lazy: with the first request, which waits for it. warm: at start, and then steps of the sizes
     that will come are run once, so that no request pays for what the first of its size costs."""
@@ -73,7 +76,8 @@ class EngineConfig:
     kv_cache: bool = True
     """Keep keys and values between steps. False: every step computes every running sequence anew from its first token."""
     attention: Attention = "auto"
-    """auto: triton on CUDA, native on a CPU that has it, else sdpa. eager is the readable reference."""
+    """auto: triton on CUDA, native on a CPU that has it, else sdpa. flash: torch's FlashAttention for prompts, on CUDA. eager is the
+    readable reference."""
     batch_invariant: bool = False
     """On a CPU: a request's tokens are the same bits alone and in any company, at a cost (docs/batch-invariance.md)."""
     threads: int | None = None

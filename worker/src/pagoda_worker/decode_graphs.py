@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pagoda_worker.compiled import compile_decoding
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.graph_ladder import ladder
@@ -31,7 +32,7 @@ Compute = Callable[[], tuple[Tensor, Tensor]]
 """() → logits [B, V] and the most likely ids [B] (BROKEN where logits are not finite)."""
 Capture = Callable[[Compute], Compute]
 
-CAPTURABLE = ("triton",)
+CAPTURABLE = ("triton", "flash")
 """Operators that read nothing of a batch but its tensors, and pass over rows without a slot or a context."""
 
 
@@ -87,7 +88,11 @@ class DecodeGraphs:
 
 @torch.inference_mode()
 def capture_graphs(runner: "Runner", config: EngineConfig, news: Callable[[str, int, int], None]) -> DecodeGraphs | None:
-    """Raises ConfigError when graphs are asked for where there can be none. Left to the engine, a capture that fails costs speed only."""
+    """After compiling, where that is asked for: a graph captures what was compiled. Raises ConfigError when graphs are asked for where
+    there can be none. Left to the engine, a capture that fails costs speed only."""
+    if config.compile:
+        shape = runner.shape
+        compile_decoding(runner.model, runner.caches, block_size=shape.block_size, max_running=shape.max_running, news=news)
     possible = runner.device.type == "cuda" and runner.model.operators.name in CAPTURABLE
     if config.cuda_graphs and not possible:
         raise ConfigError(f"cuda_graphs is true; it needs device cuda and attention {' or '.join(CAPTURABLE)}")

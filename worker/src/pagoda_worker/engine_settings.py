@@ -116,8 +116,9 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     "maxRunning": _whole("max_running", 1, 1 << 16),
     "prefixCaching": _truth("prefix_caching"),
     "load": _choice("load", ("eager", "lazy", "warm")),
-    "attention": _choice("attention", ("auto", "triton", "native", "sdpa", "eager")),
+    "attention": _choice("attention", ("auto", "triton", "flash", "native", "sdpa", "eager")),
     "batchInvariant": _truth("batch_invariant"),
+    "compile": _truth("compile"),
     "kvCache": _nested(
         {
             "blockSize": _whole("block_size", 1, 1024),

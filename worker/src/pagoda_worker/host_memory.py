@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pagoda_worker.layers.operators import CopyBlocks
 from pagoda_worker.sampler import to_device
 
 GROUP = 32
@@ -23,10 +24,12 @@ Pairs = Seq[tuple[int, int]]
 
 
 class HostMemory:
-    """`pages`: each layer's cache as [2 x kv heads, blocks, block size x head dim]; `slots` is what fits beside them on the host."""
+    """`pages`: each layer's cache as [2 x kv heads, blocks, block size x head dim]; `slots` is what fits beside them on the host; `copy`
+    moves blocks straight between the two, where the device has such a kernel."""
 
-    def __init__(self, pages: list[Tensor], slots: int) -> None:
+    def __init__(self, pages: list[Tensor], slots: int, copy: CopyBlocks | None = None) -> None:
         self._pages = pages
+        self._copy = copy
         heads, self._blocks, width = pages[0].shape
         shape = (slots, len(pages), heads, width)
         if pages[0].is_cuda:
@@ -39,6 +42,11 @@ class HostMemory:
         self.copy_bytes_per_s = self._measure()
 
     def copy_out(self, pairs: Pairs) -> None:
+        if self._copy is not None:
+            blocks, slots = self._indices(pairs)
+            for number, layer in enumerate(self._pages):
+                self._copy(layer, self._slots[:, number].transpose(0, 1), blocks, slots)
+            return
         for group in _groups(pairs):
             blocks = self._index([block for block, _ in group])
             # One layout for a block in all layers, so that neighbouring slots are one plain copy.
@@ -47,6 +55,11 @@ class HostMemory:
                 self._slots[first : first + count].copy_(moved[at : at + count], non_blocking=True)
 
     def copy_in(self, pairs: Pairs) -> None:
+        if self._copy is not None:
+            blocks, slots = self._indices(pairs)
+            for number, layer in enumerate(self._pages):
+                self._copy(self._slots[:, number].transpose(0, 1), layer, slots, blocks)
+            return
         for group in _groups(pairs):
             blocks = self._index([block for block, _ in group])
             parts = [
@@ -68,6 +81,10 @@ class HostMemory:
                 torch.cuda.synchronize(self._pages[0].device)
             seconds = min(seconds, time.monotonic() - began)
         return 2 * len(pairs) * self.slot_bytes / max(seconds, 1e-9)
+
+    def _indices(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        blocks, slots = to_device(np.array(pairs, np.int64).T.copy(), self._pages[0].device)
+        return blocks, slots
 
     def _index(self, values: list[int]) -> Tensor:
         return to_device(np.array(values, np.int64), self._pages[0].device)

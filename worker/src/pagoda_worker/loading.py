@@ -14,19 +14,15 @@ from typing import Any
 
 import torch
 
+from pagoda_worker.compiled import CompiledModel, check_compile
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.host_room import host_bytes_there, host_room
-from pagoda_worker.kernels.launch import interpreted, triton_is_there
-from pagoda_worker.layers.attention import BACKENDS
-from pagoda_worker.layers.invariant import InvariantNativeOperators, InvariantOperators
-from pagoda_worker.layers.native import NativeOperators
-from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.selection import operators_for
 from pagoda_worker.limits import Limits
 from pagoda_worker.memory import MemoryNeeds, check_fits, check_host_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
-from pagoda_worker.native.library import load_library
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.residency import HostRoom
 from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
@@ -101,6 +97,7 @@ News = Callable[[str, int, int], None]
 def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, limits: Limits | None = None) -> Loaded:
     """Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
     _check(config)
+    check_compile(config)
     folder = config.model_dir
     raw = read_json(folder, "config.json")
     architecture = architecture_of(raw)
@@ -129,11 +126,12 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_model_len=model_len,
         dtype=DTYPES[dtype_name],
         device=device,
-        operators=_operators(config, device),
+        operators=operators_for(config, device, dtype=DTYPES[dtype_name], head_dim=size.cache.head_dim),
         random_weights=config.random_weights,
+        packed=not config.compile,
         copied=lambda done, total: news("loading weights", done, total),
     )
-    read_model = partial(_read_model, build, memory.needs.weights)
+    read_model = partial(_read_model, build, memory.needs.weights, compiled=config.compile)
     model = None if config.load == "lazy" else read_model()
     weights_s = time.monotonic() - began
     block_count = _block_count(config, memory, model_len, device, unread_bytes=memory.needs.weights if model is None else 0)
@@ -169,9 +167,9 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     )
 
 
-def _read_model(build: Callable[[], Model], weight_bytes: int) -> Model:
+def _read_model(build: Callable[[], Model], weight_bytes: int, *, compiled: bool) -> Model:
     with out_of_memory_says(f"the device has no room for {gibibytes(weight_bytes)} of weights: something else uses it"):
-        return build()
+        return CompiledModel(build()) if compiled else build()
 
 
 def _check(config: EngineConfig) -> None:
@@ -223,36 +221,6 @@ def _longest(config: EngineConfig, size: Footprint) -> int:
             f"maxModelLen is {config.max_model_len}; {config.model_dir} was trained for {longest} positions: lower it to at most {longest}"
         )
     return longest
-
-
-def _operators(config: EngineConfig, device: torch.device) -> Operators:
-    """After the number of threads is set: the CPU's kernels use as many."""
-    library = load_library() if device.type == "cpu" else None
-    if config.attention == "native" and library is None:
-        raise ConfigError(
-            "attention native is the CPU's own kernel, and it is not here: it needs device cpu, at least AVX2, and a C++ compiler when the "
-            "worker is installed; leave attention at auto"
-        )
-    if not config.batch_invariant and config.attention in ("auto", "triton") and _takes_triton(config.attention, device):
-        from pagoda_worker.layers.cuda import TritonOperators  # not before: it imports Triton, which is not everywhere
-
-        return TritonOperators()
-    attend = BACKENDS.get(config.attention)
-    if library is None:
-        return InvariantOperators() if config.batch_invariant else Operators(attend or BACKENDS["sdpa"])
-    library.use_threads(torch.get_num_threads())
-    return InvariantNativeOperators(library) if config.batch_invariant else NativeOperators(library, attend)
-
-
-def _takes_triton(attention: str, device: torch.device) -> bool:
-    """Raises ConfigError when it is asked for where it cannot run."""
-    there = triton_is_there() and (device.type == "cuda" or (attention == "triton" and interpreted()))
-    if attention == "triton" and not there:
-        raise ConfigError(
-            f"attention triton needs a CUDA device and the package triton (device is {device.type}): leave attention at auto, or set "
-            f"TRITON_INTERPRET=1 to run its kernels, slowly, on a CPU"
-        )
-    return there
 
 
 def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.device) -> str:

@@ -59,14 +59,14 @@ class Runner:
         slots = shape.block_count * shape.block_size
         self.caches = [zeros((2, cache.kv_heads, slots, cache.head_dim), dtype, device) for _ in range(cache.layers)]
         """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
-        self.host = HostMemory(self._pages(), shape.host_slots) if shape.host_slots else None
+        self.host = HostMemory(self._pages(), shape.host_slots, model.operators.copy_blocks) if shape.host_slots else None
         self.rows = rows_on(device, rows=shape.max_running, columns=shape.max_model_len, block_size=shape.block_size)
         self.graphs: DecodeGraphs | None = None
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self.rows.tokens, self._output_start)
         self._masks = masks
         self._prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
-        self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device)
+        self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device, choose=model.operators.choose)
 
         self._copies_back = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
@@ -119,14 +119,21 @@ class Runner:
         if plan.scrubs:
             self._pages_of_all(lambda pages: pages.index_fill_(1, self._index(plan.scrubs), 0))
         if plan.copies:
-            source, target = (self._index(list(blocks)) for blocks in zip(*plan.copies, strict=True))
-            self._pages_of_all(lambda pages: pages.index_copy_(1, target, pages.index_select(1, source)))
+            self._copy_blocks(*zip(*plan.copies, strict=True))
         if plan.swap_in and self.host:
             self.host.copy_in(plan.swap_in)
         if plan.added_blocks:
             self.rows.add_blocks(plan.added_blocks)
         for sequence in plan.opened:
             self._open_row(sequence)
+
+    def _copy_blocks(self, sources: tuple[int, ...], targets: tuple[int, ...]) -> None:
+        source, target = self._index(list(sources)), self._index(list(targets))
+        copy = self.model.operators.copy_blocks
+        if copy is not None and set(sources).isdisjoint(targets):
+            self._pages_of_all(lambda pages: copy(pages, pages, source, target))
+        else:  # a block freed by one copy may be written by another: all are read first
+            self._pages_of_all(lambda pages: pages.index_copy_(1, target, pages.index_select(1, source)))
 
     def _pages_of_all(self, change: Callable[[Tensor], object]) -> None:
         for pages in self._pages():

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pagoda_worker.layers.operators import Choose
 from pagoda_worker.request import Request
 from pagoda_worker.row_masks import BatchMasks, allowed
 
@@ -47,7 +48,9 @@ class Logprobs:
 
 
 class Sampler:
-    def __init__(self, *, max_running: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, *, max_running: int, vocab_size: int, device: torch.device, choose: Choose | None = None) -> None:
+        """choose: a kernel in place of scaling, filters and noise, which it must make alike."""
+        self._kernel = choose
         self._vocab = vocab_size
         self._device = device
         self._temperature, self._min_p, self._frequency, self._presence = np.zeros((4, max_running), np.float32)
@@ -148,6 +151,10 @@ class Sampler:
 
     def _choose(self, logits: Tensor, rows: IntArray, output_positions: IntArray) -> Tensor:
         """Gumbel-max over what the filters leave."""
+        if self._kernel is not None:
+            per_row = (self._temperature[rows], self._top_k[rows], self._top_p[rows], self._min_p[rows])
+            temperature, top_k, top_p, min_p = (self._to_device(each) for each in per_row)
+            return self._kernel(logits, temperature, top_k, top_p, min_p, self._to_device(_row_keys(self._seed[rows], output_positions)))
         scaled = logits / self._to_device(self._temperature[rows])[:, None]
         filtered = np.flatnonzero(self._filtered[rows])
         if len(filtered):

@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import attention_case
-from torch import Tensor
 
+from pagoda_worker.gpu_check.cases import attention_case, decode_case
 from pagoda_worker.kernels.decode_attention import paged_decode, paged_decode_reference
 from pagoda_worker.kernels.prefill_attention import paged_prefill, paged_prefill_reference
 from pagoda_worker.layers.attention import AttentionShape, attend_eager, write_cache
@@ -18,24 +17,6 @@ TOLERANCE = {
     torch.bfloat16: {"atol": 1e-2, "rtol": 1e-2},  # the result's own rounding: the arithmetic is float32 here
 }
 Cases = list[Any]
-
-
-def decode_case(lengths: list[int], *, group: int, dim: int, page: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries are a part of wider rows; free blocks hold NaN, as does what lies past a row's end."""
-    torch.manual_seed(len(lengths) + dim)
-    kv_heads = 2
-    needed = [-(-length // page) for length in lengths]
-    order = torch.randperm(sum(needed) + 2).tolist()
-    cache = torch.full((2, kv_heads, len(order) * page, dim), float("nan"), dtype=dtype)
-    table = torch.full((len(lengths), max(max(needed), 1)), order[0], dtype=torch.int32)
-    for row, (length, count) in enumerate(zip(lengths, needed, strict=True)):
-        blocks = [order.pop() for _ in range(count)]
-        table[row, :count] = torch.tensor(blocks, dtype=torch.int32)
-        slots = torch.tensor([blocks[i // page] * page + i % page for i in range(length)], dtype=torch.int64)
-        cache[:, :, slots] = torch.randn(2, kv_heads, length, dim).to(dtype)
-    heads = group * kv_heads
-    query = torch.randn(len(lengths), heads + 2 * kv_heads, dim).to(dtype)[:, :heads]
-    return query, cache, table, torch.tensor(lengths, dtype=torch.int32)
 
 
 DECODES: Cases = [

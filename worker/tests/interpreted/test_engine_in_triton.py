@@ -1,11 +1,21 @@
 """The whole engine on Triton's kernels, in the interpreter: prompts and decode steps of one small model give the tokens of plain torch."""
 
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from pagoda_worker.config import Attention, EngineConfig
 from pagoda_worker.decode_graphs import DecodeGraphs
 from pagoda_worker.engine import Engine
 from pagoda_worker.gpu_check.shapes import Shape, write_checkpoint
+from pagoda_worker.kernels import norm, silu
+from pagoda_worker.layers import selection
+from pagoda_worker.layers.cuda import TritonOperators
+from pagoda_worker.request import Request, Sampling
 
 SMALL = Shape(
     name="small", hidden=64, layers=1, heads=2, kv_heads=1, head_dim=32, intermediate=64, vocab=100, positions=64, dtype="float32"
@@ -31,3 +41,80 @@ def test_padded_decode_steps_over_static_buffers_give_the_same_tokens(tmp_path: 
     engine.runner.graphs = DecodeGraphs(engine.runner, [4], lambda compute: compute)
     engine.scheduler.residency.forget_prefixes()
     assert [done.token_ids for done in engine.generate(prompts, max_tokens=4, ignore_eos=True)] == expected
+
+
+SAMPLINGS = [
+    Sampling(),
+    Sampling(temperature=1.0, top_p=0.8, seed=1),
+    Sampling(temperature=0.8, top_k=5, seed=2),
+    Sampling(temperature=1.2, min_p=0.1, presence_penalty=0.5, seed=3),
+]
+
+
+def tokens(engine: Engine) -> list[tuple[str, int, list[int]]]:
+    """Of a mixture of greedy and random requests, the last one with three sequences, which share a block until they write to it."""
+    lines: dict[tuple[str, int], list[int]] = {}
+    for i, sampling in enumerate(SAMPLINGS):
+        common: dict[str, Any] = {"prompt_ids": list(range(3, 9 + i)), "max_tokens": 6, "ignore_eos": True}
+        engine.submit(Request(request_id=str(i), sampling=sampling, n=3 if i == 3 else 1, **common))
+    while engine.has_work:
+        for update in engine.step().updates:
+            lines.setdefault((update.request_id, update.sequence), []).extend(update.token_ids)
+    engine.check_integrity()
+    return sorted((request, sequence, ids) for (request, sequence), ids in lines.items())
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each of the kernels is called that torch's operators do without."""
+    calls: Counter[str] = Counter()
+
+    def count(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*inputs: Any) -> Any:
+            calls[name] += 1
+            return function(*inputs)
+
+        return counting
+
+    monkeypatch.setattr(norm, "add_rms_norm", count("add_rms_norm", norm.add_rms_norm))
+    monkeypatch.setattr(silu, "silu_mul", count("silu_mul", silu.silu_mul))
+    for name in ("choose", "copy_blocks"):
+        monkeypatch.setattr(TritonOperators, name, staticmethod(count(name, getattr(TritonOperators, name))))
+    return calls
+
+
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["llama", "qwen3"])
+def test_fused_kernels_take_the_place_of_torchs_operators_and_choose_the_same_tokens(
+    qk_norm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_checkpoint(tmp_path / "model", replace(SMALL, layers=2, qk_norm=qk_norm))
+    settings: dict[str, Any] = {"model_dir": tmp_path / "model", "device": "cpu", "max_running": 6, "max_batch_tokens": 16}
+    monkeypatch.setattr(selection, "load_library", lambda: None)  # the CPU's own kernels would take their place
+    plain = Engine(EngineConfig(attention="sdpa", **settings))
+    assert plain.runner.model.operators.name == "torch"
+    expected = tokens(plain)
+    calls = counted(monkeypatch)
+    fused = Engine(EngineConfig(attention="triton", **settings))
+    assert tokens(fused) == expected
+    steps = calls["silu_mul"] // 2
+    assert calls["add_rms_norm"] == 2 * calls["silu_mul"] == 4 * steps, "in each of two layers, and nothing besides"
+    assert 0 < calls["choose"] <= steps
+    assert calls["copy_blocks"] >= 2, "blocks that three sequences share are copied in every layer"
+
+
+def test_blocks_are_swapped_by_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_checkpoint(tmp_path / "model", SMALL)
+    settings: dict[str, Any] = {"model_dir": tmp_path / "model", "device": "cpu", "max_running": 4, "max_model_len": 32, "block_size": 4}
+    prompts = [[3 + i] * 6 for i in range(3)]
+    roomy = Engine(EngineConfig(attention="sdpa", **settings))
+    expected = [done.token_ids for done in roomy.generate(prompts, max_tokens=10, ignore_eos=True)]
+    block_bytes = 4 * 2 * 32 * 4
+    calls = counted(monkeypatch)
+    engine = Engine(
+        EngineConfig(attention="triton", kv_cache_bytes=9 * block_bytes, swap_bytes=12 * block_bytes, prefix_caching=False, **settings)
+    )
+    assert engine.runner.host is not None
+    engine.runner.host.copy_bytes_per_s = 1e18  # whatever was measured, copies pay
+    measured = calls["copy_blocks"]
+    assert [done.token_ids for done in engine.generate(prompts, max_tokens=10, ignore_eos=True)] == expected
+    assert engine.idle_state().swaps_total > 0
+    assert calls["copy_blocks"] > measured

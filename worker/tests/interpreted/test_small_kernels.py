@@ -94,13 +94,13 @@ def test_the_rotations_reference_is_the_models_rotation():
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_blocks_are_copied_within_a_cache_and_swapped_between_two(dtype: torch.dtype):
-    cache, host = torch.randn(2, 2, 6 * 16, 64).to(dtype), torch.randn(2, 2, 3 * 16, 64).to(dtype)
+def test_blocks_are_copied_within_a_cache_and_to_memory_of_another_layout(dtype: torch.dtype):
+    cache, slots = torch.randn(4, 6, 16 * 64).to(dtype), torch.randn(3, 4, 16 * 64).to(dtype).transpose(0, 1)
     other = cache.clone()
-    copy_blocks(cache, cache, torch.tensor([0, 3]), torch.tensor([5, 1]), block_size=16)
-    copy_blocks_reference(other, other, torch.tensor([0, 3]), torch.tensor([5, 1]), block_size=16)
+    copy_blocks(cache, cache, torch.tensor([0, 3]), torch.tensor([5, 1]))
+    copy_blocks_reference(other, other, torch.tensor([0, 3]), torch.tensor([5, 1]))
     assert torch.equal(cache, other)
-    assert torch.equal(cache[:, :, 80:], cache[:, :, :16])
-    copy_blocks(cache, host, torch.tensor([4]), torch.tensor([2]), block_size=16)
-    assert torch.equal(host[:, :, 32:], cache[:, :, 64:80])
-    copy_blocks(cache, host, torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64), block_size=16)
+    assert torch.equal(cache[:, 5], cache[:, 0])
+    copy_blocks(cache, slots, torch.tensor([4]), torch.tensor([2]))
+    assert torch.equal(slots[:, 2], cache[:, 4])
+    copy_blocks(cache, slots, torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64))

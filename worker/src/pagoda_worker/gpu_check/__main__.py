@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"gpu-check: {sys.executable} has no torch, so nothing was checked; name one that has: make gpu-check PYTHON=/path/to/python3"
         )
         return 0
+    if args.device == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: a dry run computes with its interpreter
     import torch  # after the look for it
 
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -26,16 +26,16 @@ def measure_speed(device: torch.device, *, copy_bytes: int, matrix: int) -> Devi
 def _copy_s(copy_bytes: int, device: torch.device) -> float:
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return _median_s(lambda: target.copy_(source), device)
+    return median_s(lambda: target.copy_(source), device)
 
 
 def _product_s(matrix: int, device: torch.device) -> float:
     left, right = torch.randn(2, matrix, matrix, device=device).to(torch.bfloat16)
     out = torch.empty_like(left)
-    return _median_s(lambda: torch.mm(left, right, out=out), device)
+    return median_s(lambda: torch.mm(left, right, out=out), device)
 
 
-def _median_s(operation: Callable[[], object], device: torch.device) -> float:
+def median_s(operation: Callable[[], object], device: torch.device) -> float:
     for _ in range(3):  # lazy loading of kernels, clocks going up
         operation()
     return statistics.median(_seconds(operation, device) for _ in range(REPEATS))

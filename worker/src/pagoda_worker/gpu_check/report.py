@@ -58,6 +58,10 @@ class Report:
 
     def add_value(self, case: str, system: str, metric: str, value: float, unit: str) -> None:
         self.line(f"{case:58} {value:12.4g} {unit} ({metric})")
+        self.add_row(case, system, metric, value, unit)
+
+    def add_row(self, case: str, system: str, metric: str, value: float, unit: str) -> None:
+        """Without a line."""
         self.rows.append(Row(case=case, system=system, metric=metric, value=value, unit=unit))
         self.write()
 

@@ -1,11 +1,11 @@
 """The check from its first part to its last, within one budget of seconds. Called by __main__; imports torch, which that has looked for.
 
-What is checked first is what matters most: truth, then the small model, then the large one. A part that would not fit in what is left is
-skipped with a line; one that raises costs its own figure only.
+What is checked first is what matters most: kernels, tokens, backends of attention, then the speed of the small and of the large model.
+A part that would not fit in what is left is skipped with a line; one that raises costs its own figure only.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,14 @@ import torch
 from pagoda_worker.config import Device
 from pagoda_worker.errors import OutOfMemory
 from pagoda_worker.gpu_check import device as measured
+from pagoda_worker.gpu_check.backends import FULL_LAYER, SMALL_LAYER, Layer, compare
 from pagoda_worker.gpu_check.gates import gate
 from pagoda_worker.gpu_check.report import Report
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
 from pagoda_worker.gpu_check.shapes import BF16_BYTES, LLAMA_8B, QWEN3_06B, TINY, Shape
-from pagoda_worker.gpu_check.speed import FULL, SMALL, WARM_STEPS, Figure, NotMeasured, TimedModel, Workload
-from pagoda_worker.gpu_check.truth import CHECKS, Check, Trial
+from pagoda_worker.gpu_check.speed import FULL, MODES, SMALL, WARM_STEPS, Figure, Mode, NotMeasured, TimedModel, Workload
+from pagoda_worker.gpu_check.truth import CHECKS, CUDA_CHECKS, Check, Trial
+from pagoda_worker.layers.selection import triton_refusal
 
 EXPECTED_SHARE = 0.05
 """Of the roofline that a part is planned with; reaching more only saves time."""
@@ -29,6 +31,10 @@ PART_S = 3.0
 """Launches, prompts and warm-up of any part, beyond its roofline."""
 TRUTH_S = 20.0
 LOAD_S = 15.0
+COMPILE_S = 100.0
+"""To load and compile a model of 28 layers (a guess)."""
+KERNEL_S = 40.0
+"""Compiling a kernel for each combination takes most of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +44,34 @@ class Scale:
     copy_bytes: int
     matrix: int
     truth_tokens: int
+    kernels: str
+    """The name of a scale in kernels.py, which imports Triton."""
+    layer: Layer
+    modes: Sequence[Mode]
+    """Of the first shape, beside the usual one."""
 
 
 SCALES = {
-    "full": Scale(shapes=(QWEN3_06B, LLAMA_8B), workload=FULL, copy_bytes=2 << 30, matrix=8192, truth_tokens=48),
-    "small": Scale(shapes=(TINY,), workload=SMALL, copy_bytes=16 << 20, matrix=256, truth_tokens=12),
+    "full": Scale(
+        shapes=(QWEN3_06B, LLAMA_8B),
+        workload=FULL,
+        copy_bytes=2 << 30,
+        matrix=8192,
+        truth_tokens=48,
+        kernels="FULL_KERNELS",
+        layer=FULL_LAYER,
+        modes=MODES,
+    ),
+    "small": Scale(
+        shapes=(TINY,),
+        workload=SMALL,
+        copy_bytes=16 << 20,
+        matrix=256,
+        truth_tokens=12,
+        kernels="SMALL_KERNELS",
+        layer=SMALL_LAYER,
+        modes=(Mode(label=" without graphs", cuda_graphs=False, batches=(1, 2)),),
+    ),
 }
 
 
@@ -72,7 +101,10 @@ def check(scale: Scale, where: Device, report: Report, budget_s: float) -> None:
     device = torch.device(where)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        _check_kernels(scale, device, parts, report)
         _check_truth(scale, where, parts, report, folder / "truth")
+        parts.run("backends of attention", KERNEL_S, partial(compare, scale.layer, device, report))
+        measured.release(device)
         speeds: list[DeviceSpeed] = []
         parts.run("bandwidth and matrix peak", PART_S, lambda: speeds.append(_measure_device(scale, device, report)))
         if not speeds:
@@ -80,12 +112,52 @@ def check(scale: Scale, where: Device, report: Report, budget_s: float) -> None:
         for shape in scale.shapes:
             _time_shape(shape, scale.workload, speeds[0], where, parts, report, folder / shape.name)
             measured.release(device)
+        for i, mode in enumerate(scale.modes):
+            _time_mode(mode, scale, speeds[0], where, parts, report, folder / f"mode {i}")
+            measured.release(device)
+
+
+def _time_mode(mode: Mode, scale: Scale, speed: DeviceSpeed, where: Device, parts: Parts, report: Report, folder: Path) -> None:
+    """Last, for what matters least: how decode steps could be run otherwise."""
+    shape, workload, models = scale.shapes[0], scale.workload, list[TimedModel]()
+
+    def load() -> None:
+        models.append(TimedModel(shape, workload, speed, folder=folder, device=where, mode=mode))
+        report.add_value(f"{shape.name}{mode.label}", "pagoda", "load_s", models[0].load_s, "s")
+
+    parts.run(f"{shape.name}{mode.label} load", COMPILE_S if mode.compile else LOAD_S, load)
+    for model in models:
+        for batch in mode.batches:
+            needs_s = _decode_needs_s(shape, workload, speed, batch)
+            parts.run(
+                f"{shape.name}{mode.label} decode b={batch}", needs_s, partial(_take_figure, partial(model.decode, batch), parts, report)
+            )
+
+
+def _decode_needs_s(shape: Shape, workload: Workload, speed: DeviceSpeed, batch: int) -> float:
+    step_s = decode_step_s(shape, speed, batch=batch, context_tokens=batch * workload.context)
+    prompts_s = batch * prefill_s(shape, speed, workload.context)
+    return _planned_s(prompts_s + (WARM_STEPS + workload.decode_steps) * step_s)
+
+
+def _check_kernels(scale: Scale, device: torch.device, parts: Parts, report: Report) -> None:
+    """First, since whoever reads that a token is wrong wants to know which kernel made it so."""
+    if (why := triton_refusal(device.type)) is not None:
+        report.skip("kernels", why)
+        return
+    from pagoda_worker.gpu_check import kernels  # imports Triton
+
+    torch.manual_seed(0)
+    trial = kernels.KernelTrial(getattr(kernels, scale.kernels), device)
+    for each in kernels.KERNEL_CHECKS:
+        parts.run(f"kernel {each.__name__}", KERNEL_S, lambda each=each: report.add_check(each(trial)))  # type: ignore[misc]
+    measured.release(device)
 
 
 def _check_truth(scale: Scale, where: Device, parts: Parts, report: Report, folder: Path) -> None:
     trials: list[Trial] = []
     parts.run("the CPU's tokens", TRUTH_S, lambda: trials.append(Trial(folder, where, scale.truth_tokens)))
-    for each in CHECKS if trials else ():
+    for each in (*CHECKS, *(CUDA_CHECKS if where == "cuda" else ())) if trials else ():
         parts.run(each.__name__, TRUTH_S, partial(_take_check, each, trials[0], report))
 
 
@@ -115,9 +187,7 @@ def _time_shape(shape: Shape, workload: Workload, speed: DeviceSpeed, where: Dev
     parts.run(f"{shape.name} load", LOAD_S + _planned_s(weights_s), load)
     for model in models:
         for batch in workload.batches:
-            step_s = decode_step_s(shape, speed, batch=batch, context_tokens=batch * workload.context)
-            prompts_s = batch * prefill_s(shape, speed, workload.context)
-            needs_s = _planned_s(prompts_s + (WARM_STEPS + workload.decode_steps) * step_s)
+            needs_s = _decode_needs_s(shape, workload, speed, batch)
             parts.run(f"{shape.name} decode b={batch}", needs_s, partial(_take_figure, partial(model.decode, batch), parts, report))
         needs_s = _planned_s((1 + workload.prefills) * prefill_s(shape, speed, workload.prefill_tokens))
         parts.run(f"{shape.name} prefill", needs_s, partial(_take_figure, model.prefill, parts, report))

@@ -73,12 +73,34 @@ class Figure:
         return self.value / self.roofline
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """How decode steps are run."""
+
+    label: str = ""
+    """After the shape's name in a case."""
+    compile: bool = False
+    cuda_graphs: bool | None = None
+    batches: Sequence[int] = ()
+    """That are timed."""
+
+
+USUAL = Mode()
+MODES = (
+    Mode(label=" without graphs", cuda_graphs=False, batches=(1, 64)),
+    Mode(label=" compiled, without graphs", compile=True, cuda_graphs=False, batches=(1, 64)),
+    Mode(label=" compiled", compile=True, batches=(1, 64)),
+)
+"""Beside the usual one, which has graphs and is not compiled."""
+
+
 class TimedModel:
     """One shape with random weights on one device."""
 
-    def __init__(self, shape: Shape, workload: Workload, speed: DeviceSpeed, *, folder: Path, device: Device) -> None:
+    def __init__(self, shape: Shape, workload: Workload, speed: DeviceSpeed, *, folder: Path, device: Device, mode: Mode = USUAL) -> None:
         """Raises OutOfMemory when the device is too small."""
         self._shape, self._workload, self._speed = shape, workload, speed
+        self._name = f"{shape.name}{mode.label}"
         shape.write_config(folder)
         config = EngineConfig(
             model_dir=folder,
@@ -88,6 +110,8 @@ class TimedModel:
             max_model_len=workload.longest,
             max_batch_tokens=max(workload.prefill_tokens, 2 * max(workload.batches)),
             max_running=max(workload.requests, *workload.batches),
+            compile=mode.compile,
+            cuda_graphs=mode.cuda_graphs,
         )
         self._engine = Engine(config)
         self.load_s = self._engine.facts.load_s
@@ -120,7 +144,7 @@ class TimedModel:
         finally:
             self._end()
         roofline = decode_step_s(self._shape, self._speed, batch=batch, context_tokens=batch * self._workload.context)
-        return _rate(f"{self._shape.name} decode b={batch} ctx={self._workload.context}", "output_tokens_per_s", batch, seconds, roofline)
+        return _rate(f"{self._name} decode b={batch} ctx={self._workload.context}", "output_tokens_per_s", batch, seconds, roofline)
 
     def prefill(self, deadline: float) -> Figure:
         """Prompt tokens per second of one long prompt, computed in one step."""
@@ -139,7 +163,7 @@ class TimedModel:
         finally:
             self._end()
         roofline = prefill_s(self._shape, self._speed, tokens)
-        return _rate(f"{self._shape.name} prefill {tokens}", "prompt_tokens_per_s", tokens, seconds, roofline)
+        return _rate(f"{self._name} prefill {tokens}", "prompt_tokens_per_s", tokens, seconds, roofline)
 
     def mixture(self, deadline: float) -> Figure:
         """Output tokens per second over the whole workload, from the first submission to the last token. Measured once."""
@@ -160,7 +184,7 @@ class TimedModel:
         if set(endings) != {FinishReason.LENGTH}:
             raise RuntimeError(f"a request of the workload ended with {sorted(set(endings))} instead of its full length")
         low, high = self._workload.lengths
-        case = f"{self._shape.name} {len(mixture)} requests {low}-{high} in and out"
+        case = f"{self._name} {len(mixture)} requests {low}-{high} in and out"
         outputs = sum(output for _, output in mixture)
         return _rate(case, "output_tokens_per_s", outputs, [seconds], workload_s(self._shape, self._speed, mixture))
 

@@ -177,9 +177,18 @@ def outputs(trial: Trial) -> Check:
 
 def bf16(trial: Trial) -> Check:
     """Rounding may choose another token; then each side's choice must be among the other's most likely, and the rest is not compared."""
-    done = trial.engine(dtype="bf16").generate(trial.prompts, max_tokens=trial.output_tokens, ignore_eos=True, top_logprobs=TOP)
+    return _close("bf16 close to float32", trial, dtype="bf16")
+
+
+def flash(trial: Trial) -> Check:
+    """It has no float32."""
+    return _close("bf16 with attention flash close to float32", trial, dtype="bf16", attention="flash")
+
+
+def _close(name: str, trial: Trial, **settings: Any) -> Check:
+    done = trial.engine(**settings).generate(trial.prompts, max_tokens=trial.output_tokens, ignore_eos=True, top_logprobs=TOP)
     close = [close_to(ours, theirs) for ours, theirs in zip(done, trial.expected, strict=True)]
-    return Check("bf16 close to float32", all(close), f"{sum(close)} of {len(close)} sequences close")
+    return Check(name, all(close), f"{sum(close)} of {len(close)} sequences close")
 
 
 def close_to(ours: Completion, theirs: Completion) -> bool:
@@ -202,3 +211,5 @@ CHECKS: tuple[Callable[[Trial], Check], ...] = (
     outputs,
     bf16,
 )
+CUDA_CHECKS: tuple[Callable[[Trial], Check], ...] = (flash,)
+"""What a CPU refuses."""

@@ -74,7 +74,8 @@ def attention_builds(label: str, *, dim: int, kv_heads: int, group: int, dtype: 
 
 def builds() -> list[Build]:
     bf16 = dict.fromkeys(("x", "residual", "weight", "out", "gate_up", "heads", "cos", "sin", "cache", "query_norm", "key_norm"), "*bf16")
-    numbers = dict.fromkeys(("stride", "token_stride", "cos_stride", "slot_stride", "head_stride", "source_stride", "target_stride"), "i32")
+    numbers = dict.fromkeys(("stride", "token_stride", "cos_stride", "slot_stride", "head_stride"), "i32")
+    numbers |= {f"{of}_{what}_stride": "i32" for of in ("source", "target") for what in ("head", "block")}
     common = bf16 | numbers | {"eps": "fp32", "slots": "*i64", "source": "*bf16", "target": "*bf16", "sources": "*i64", "targets": "*i64"}
     sampled = dict.fromkeys(("temperatures", "top_ps", "log_min_ps"), "*fp32") | {"top_ks": "*i32", "keys": "*i32", "out": "*i64"}
     heads = {"HEADS": 16, "KV_HEADS": 8, "HEAD_DIM": 128, "ROTATED": True, "BLOCK_H": rotary_cache.HEADS_PER_PROGRAM, "BLOCK_D": 64}

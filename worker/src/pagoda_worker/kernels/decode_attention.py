@@ -1,6 +1,6 @@
 """Attention of one new token per row over its pages, the keys of a row split over several programs.
 
-Called by layers/attention.py's backend `triton`. After flash-decoding (Dao et al., 2023): a program walks its share of a row's keys with an
+Called by layers/cuda.py. After flash-decoding (Dao et al., 2023): a program walks its share of a row's keys with an
 online softmax for all query heads of one key/value head, which are the rows of its matrix products; a second kernel joins the shares. The
 grid depends on tensor sizes only, so a CUDA graph stays valid while contexts grow.
 """

@@ -4,6 +4,7 @@ Importing it does not import Triton: a machine with torch for CPUs only has none
 """
 
 import os
+import shutil
 from functools import cache
 from importlib.util import find_spec
 
@@ -22,6 +23,12 @@ def interpreted() -> bool:
 @cache
 def triton_is_there() -> bool:
     return find_spec("triton") is not None
+
+
+@cache
+def c_compiler() -> str | None:
+    """What Triton builds its launchers with when it runs on a GPU; without one it can compile a kernel and not start it."""
+    return next((found for name in (os.environ.get("CC"), "gcc", "clang") if name and (found := shutil.which(name))), None)
 
 
 def launches(tensor: Tensor) -> bool:

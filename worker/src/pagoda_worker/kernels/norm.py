@@ -1,4 +1,4 @@
-"""Root-mean-square norm of rows, alone or after adding to the residual stream in place. Called by layers/norm.py."""
+"""Root-mean-square norm of rows, alone or after adding to the residual stream in place. Called by layers/cuda.py."""
 
 import torch
 import triton

@@ -1,6 +1,6 @@
 """Causal attention of chunks of prompts over pages that already hold their keys and values.
 
-Called by layers/attention.py's backend `triton`. FlashAttention-2's loop (Dao, 2023) over a paged cache. A program takes a few queries with
+Called by layers/cuda.py. FlashAttention-2's loop (Dao, 2023) over a paged cache. A program takes a few queries with
 all query heads of one key/value head as the rows of its products, and finds its chunk by bisection of query_starts: the host need not
 know where chunks begin (the scheme of vLLM's unified attention).
 """

@@ -1,6 +1,6 @@
 """Turns queries and keys by their positions, after an optional norm of each head (as in Qwen3), and writes keys and values to the cache.
 
-One pass over the fused projection instead of five operations. Called by layers/rotary.py.
+One pass over the fused projection instead of five operations. Called by layers/cuda.py.
 """
 
 from dataclasses import dataclass

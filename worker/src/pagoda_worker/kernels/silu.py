@@ -1,4 +1,4 @@
-"""silu(gate) * up of the fused projection, in one pass. Called by layers/activation.py."""
+"""silu(gate) * up of the fused projection, in one pass. Called by layers/cuda.py."""
 
 import torch
 import triton

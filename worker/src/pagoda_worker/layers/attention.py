@@ -49,6 +49,20 @@ class PrefillSpan:
     """[M] int64: the row's block table up to the end of the chunk."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkKeys:
+    """What all chunks of a step see, laid end to end: for backends that take them at once and read no pages."""
+
+    slots: Tensor
+    """[K] int64: where the keys and values lie in the cache."""
+    starts: Tensor
+    """[C + 1] int32: chunk i sees keys starts[i] … starts[i + 1]; its last query stands at the last of them."""
+    query_starts: Tensor
+    """[C + 1] int32: of its queries, counted from the first chunk's first."""
+    longest: int
+    """Keys of one chunk, at most."""
+
+
 @dataclass(frozen=True)
 class AttentionBatch:
     """Where the step's tokens go and what they may see. Built once a step, used by every layer.
@@ -115,6 +129,34 @@ class AttentionBatch:
             spans.append(PrefillSpan(start, start + count, prefix, self.block_table[i, :pages].long()))
             start += count
         return spans
+
+    def chunk_keys(self, window: int | None = None) -> ChunkKeys:
+        """With a window, only keys that one of the chunk's queries sees."""
+        if window not in self._chunk_keys:
+            self._chunk_keys[window] = self._lay_out_keys(key_ranges(self.chunks, window), window)
+        return self._chunk_keys[window]
+
+    @cached_property
+    def _chunk_keys(self) -> dict[int | None, ChunkKeys]:
+        return {}
+
+    def _lay_out_keys(self, ranges: list[tuple[int, int]], window: int | None) -> ChunkKeys:
+        """On the device, with sizes that the host knows: nothing waits."""
+        decodes, size = len(self.decode_lens), self.block_size
+        query_starts, ends = self.query_starts[decodes:] - decodes, self.context_lens[decodes:]
+        firsts = torch.zeros_like(ends) if window is None else (ends - query_starts.diff() - window + 1).clamp(min=0)
+        starts = F.pad((ends - firsts).cumsum(0), (1, 0)).int()
+        total = sum(count for _, count in ranges)
+        owners = torch.repeat_interleave(ends - firsts, output_size=total)
+        at = torch.arange(total, device=ends.device) - starts[owners] + firsts[owners]
+        slots = self.block_table[decodes + owners, at // size].long() * size + at % size
+        return ChunkKeys(slots, starts, query_starts, max(count for _, count in ranges))
+
+
+def key_ranges(chunks: list[tuple[int, int]], window: int | None) -> list[tuple[int, int]]:
+    """(first key, how many) that the queries of each chunk (count, prefix) see between them."""
+    firsts = [0 if window is None else max(prefix - window + 1, 0) for _, prefix in chunks]
+    return [(first, prefix + count - first) for first, (count, prefix) in zip(firsts, chunks, strict=True)]
 
 
 def length_groups(lengths: list[int]) -> list[tuple[int, int]]:

@@ -5,48 +5,51 @@ Triton is imported by the constructor's caller only when it is wanted: a machine
 
 from torch import Tensor
 
-from pagoda_worker.kernels import decode_attention, norm, prefill_attention, rotary_cache, silu
+from pagoda_worker.kernels import copy_blocks, decode_attention, norm, prefill_attention, rotary_cache, sample, silu
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape
+from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.operators import Operators
 
 
 def attend_triton(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
     """Decode rows by one kernel, chunks by the other; both read the cache, so key_value is not looked at."""
     decodes = len(batch.decode_lens)
-    size, scale, window = batch.block_size, shape.scale, shape.window
-    lengths, table = batch.context_lens, batch.block_table
-    mixed = None
-    if decodes:
-        mixed = decode_attention.paged_decode(
-            query[:decodes], cache, table[:decodes], lengths[:decodes], block_size=size, scale=scale, window=window
-        )
-        if not batch.chunks:
-            return mixed.flatten(1)
+    mixed = decode_rows(query[:decodes], cache, batch, shape) if decodes else None
+    if mixed is not None and not batch.chunks:
+        return mixed.flatten(1)
     out = query.new_empty(query.shape)
     if mixed is not None:
         out[:decodes] = mixed
-    starts = batch.query_starts[decodes:]
-    inputs = query, cache, table[decodes:], starts, lengths[decodes:]
-    prefill_attention.paged_prefill(*inputs, out, block_size=size, scale=scale, window=window)
+    inputs = query, cache, batch.block_table[decodes:], batch.query_starts[decodes:], batch.context_lens[decodes:]
+    prefill_attention.paged_prefill(*inputs, out, block_size=batch.block_size, scale=shape.scale, window=shape.window)
     return out.flatten(1)
+
+
+def decode_rows(query: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
+    """query [B, H, D] of the batch's first B sequences, which decode → [B, H, D]."""
+    rows = len(query)
+    table, lengths = batch.block_table[:rows], batch.context_lens[:rows]
+    return decode_attention.paged_decode(query, cache, table, lengths, block_size=batch.block_size, scale=shape.scale, window=shape.window)
 
 
 class TritonOperators(Operators):
     name = "triton"
+    choose = staticmethod(sample.choose)
+    copy_blocks = staticmethod(copy_blocks.copy_blocks)
 
     def __init__(self, attend: Attend = attend_triton) -> None:
+        """attend: one that reads keys and values from the cache."""
         super().__init__(attend)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """residual += x in place; returns its norm. Ready for models that ask for it."""
-        return norm.add_rms_norm(x, residual, weight, eps)
+    def add_and_norm(self, linear: Linear, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Adds in place."""
+        return residual, norm.add_rms_norm(linear(x), residual, weight, eps)
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """[T, 2 * I] → [T, I]. Ready for models that ask for it."""
-        return silu.silu_mul(gate_up)
+    def silu_mul(self, linear: Linear, x: Tensor) -> Tensor:
+        return silu.silu_mul(linear(x))
 
     def store(self, key_value: Tensor, cache: Tensor, batch: AttentionBatch) -> None:
         rotary_cache.rotate_and_write(key_value, None, None, cache, batch.slots)
@@ -60,10 +63,7 @@ class TritonOperators(Operators):
         norms: tuple[Tensor, Tensor] | None = None,
         eps: float = 0.0,
     ) -> None:
-        """One kernel. The keys in `heads` stay unturned, so whoever attends must read the cache, or turn them (`turn_keys`)."""
+        """One kernel. The keys in `heads` stay unturned: whoever attends reads the cache."""
         cos, sin = rotation
         named = rotary_cache.HeadNorms(norms[0], norms[1], eps) if norms else None
-        if self._attend is attend_triton:
-            rotary_cache.rotate_and_write(heads, cos, sin, cache, batch.slots, norms=named)
-        else:
-            super().rotate_and_store(heads, rotation, cache, batch, norms, eps)
+        rotary_cache.rotate_and_write(heads, cos, sin, cache, batch.slots, norms=named)

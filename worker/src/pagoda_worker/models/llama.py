@@ -108,15 +108,15 @@ class Llama:
         c, ops = self.config, self.operators
         rotation = self.rotary.at(positions)
         residual = F.embedding(ids, self.embedding)
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x = ops.rms_norm(residual, layer.attention_norm, c.eps)
+        x = ops.rms_norm(residual, self.layers[0].attention_norm, c.eps)
+        next_norms = [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
+        for layer, cache, next_norm in zip(self.layers, caches, next_norms, strict=True):
             heads = layer.qkv(x).view(len(ids), -1, c.head_dim)
             ops.rotate_and_store(heads, rotation, cache, batch, layer.head_norms, c.eps)
             x = ops.attend(heads[:, : c.heads], heads[:, c.heads :], cache, batch, layer.attention)
-            residual = layer.out.add(x, residual)
-            x = ops.rms_norm(residual, layer.mlp_norm, c.eps)
-            residual = layer.down.add(layer.gate_up.silu_mul(x), residual)
-        return ops.rms_norm(residual, self.norm, c.eps)
+            residual, x = ops.add_and_norm(layer.out, x, residual, layer.mlp_norm, c.eps)
+            residual, x = ops.add_and_norm(layer.down, ops.silu_mul(layer.gate_up, x), residual, next_norm, c.eps)
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)

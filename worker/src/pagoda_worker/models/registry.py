@@ -45,6 +45,7 @@ def load_model(
     device: torch.device,
     operators: Operators,
     random_weights: bool = False,
+    packed: bool = True,
     copied: Copied = lambda done, total: None,
 ) -> Model:
     model: Model = ARCHITECTURES[architecture_of(raw)](raw, max_model_len=max_model_len, dtype=dtype, device=device, operators=operators)
@@ -58,5 +59,6 @@ def load_model(
             optional_prefix=model.optional_prefix,
             copied=copied,
         )
-    model.pack()
+    if packed:
+        model.pack()
     return model

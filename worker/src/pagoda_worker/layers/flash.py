@@ -1,0 +1,52 @@
+"""Attention `flash`: chunks of prompts by the FlashAttention that torch brings (torch.nn.attention.varlen), all else as in layers/cuda.py.
+
+Decode rows go through our paged kernel. The FlashAttention inside torch's wheel reads no pages (its block tables need one that is installed
+beside torch), so the keys and values that the chunks see are gathered in every layer; that costs what contexts are long, not their square.
+Chosen by layers/selection.py, which has checked device, dtype and head size.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
+from pagoda_worker.layers.cuda import TritonOperators, decode_rows
+
+
+class FlashOperators(TritonOperators):
+    name = "flash"
+
+    def __init__(self) -> None:
+        super().__init__(attend_flash)
+
+
+def attend_flash(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
+    """An `Attend` that reads the cache; key_value is not looked at."""
+    decodes = len(batch.decode_lens)
+    mixed = [decode_rows(query[:decodes], cache, batch, shape)] if decodes else []
+    if batch.chunks:
+        chunk_keys = batch.chunk_keys(shape.window)
+        keys, values = cache.index_select(2, chunk_keys.slots).transpose(1, 2)  # [K, H_kv, D] each, a token's heads apart
+        mixed.append(
+            _attended(
+                varlen_attn(
+                    query[decodes:],
+                    keys,
+                    values,
+                    chunk_keys.query_starts,
+                    chunk_keys.starts,
+                    batch.max_query,
+                    chunk_keys.longest,
+                    scale=shape.scale,
+                    # (left, right) of a query, which stands at the end of its keys: none after it.
+                    window_size=(-1 if shape.window is None else shape.window - 1, 0),
+                    enable_gqa=True,
+                )
+            )
+        )
+    return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(1)
+
+
+def _attended(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    assert isinstance(result, Tensor), "no log-sum-exp was asked for"
+    return result
