@@ -82,7 +82,7 @@ def table(found: Sequence[Row]) -> Table:
     for stage in STAGES:
         cells = [by_key.get((stage.slug, metric)) for _, metric in _COLUMNS]
         if not any(cells):
-            drawn.add_row(stage.title, "needs a GPU")
+            drawn.caption = f"{drawn.caption}; {stage.title}: needs a GPU"
             continue
         drawn.add_row(stage.title, *("" if row is None else shown(row) for row in cells))
     return drawn
