@@ -118,6 +118,10 @@ profile: $(READY) ## Where the time of an engine step and of a router request go
 bench-peers: $(READY) ## Measure Pagoda beside vLLM, transformers, OpenVINO in one run (PEERS_ARGS="--rounds 5 --peers vllm"; 15 minutes)
 	@$(BIN)/python -m pagoda_bench.peers $(PEERS_ARGS)
 
+.PHONY: bench-costs
+bench-costs: $(READY) ## KV cache in use under load, the host's tier for prefixes, what batch invariance costs (10 minutes; tables in docs/)
+	@$(BIN)/pagoda bench costs
+
 .PHONY: bench-gate
 bench-gate: $(READY) ## Measure the working tree against its last release (AGAINST=ref); fails when a figure fell by more than its noise
 	@AGAINST=$(AGAINST) $(BIN)/python -m pagoda_bench.peers.gate $(GATE_ARGS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from random_checkpoint import kv_bytes
 
 from pagoda_worker import offline
 from pagoda_worker.config import EngineConfig
@@ -28,6 +29,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "paged": {**OFF, "paged_kv": True},
     "prefix": {"chunked_prefill": False},
     "full": {"max_batch_tokens": 16},
+    "one step ahead": {"max_batch_tokens": 16, "async_scheduling": True},
 }
 
 
@@ -74,6 +76,15 @@ def test_times_count_from_when_a_request_was_due(checkpoint: Checkpoint):
     assert answer["seconds"] > 0.2
     assert 0 < answer["ttft_p50_ms"] < 1000 * answer["seconds"] - 100
     assert 0 < answer["kv_filled_ratio"] <= 1
+
+
+def test_pages_are_written_where_contiguous_stretches_are_only_held(checkpoint: Checkpoint):
+    few_blocks = {"kv_cache_bytes": kv_bytes(32, 4)}
+    paged = replay(engine_with(checkpoint(), **STAGES["paged"], **few_blocks), arrivals())
+    contiguous = replay(engine_with(checkpoint(), **STAGES["continuous"], **few_blocks), arrivals())
+    assert paged["kv_written_of_held_at_load_ratio"] > 2 * contiguous["kv_written_of_held_at_load_ratio"]
+    assert 0 < paged["kv_held_of_capacity_saturated_ratio"] <= 1
+    assert paged["kv_capacity_tokens"] == contiguous["kv_capacity_tokens"] < 4 * 64, "somebody waits for memory"
 
 
 @pytest.mark.parametrize(

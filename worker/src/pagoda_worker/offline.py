@@ -19,14 +19,14 @@ import torch
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import WorkerError
-from pagoda_worker.replay import Arrival, replay
+from pagoda_worker.replay import Arrival, kv_ratios, replay
 from pagoda_worker.request import EngineState, SequenceUpdate
 from pagoda_worker.residency import KvUse
 
 _ENGINE_FIELDS = (
     *("device", "dtype", "attention", "threads", "max_batch_tokens", "max_model_len", "max_running", "block_size", "kv_cache_bytes"),
     *("compile", "batch_invariant", "prefix_caching", "chunked_prefill", "batching", "batch_window_s", "paged_kv", "kv_cache"),
-    *("swap_bytes", "host_tier_bytes", "long_prefill_tokens"),
+    *("swap_bytes", "host_tier_bytes", "long_prefill_tokens", "async_scheduling", "cuda_graphs"),
 )
 _JOB_FIELDS = {"model_dir", "prompts", "random", "requests", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}
 
@@ -103,18 +103,6 @@ def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos:
         "kv_bytes_per_token": sum(cache.nbytes for cache in engine.runner.caches) / engine.facts.kv_capacity_tokens,
         **memory(),
         "token_ids": [completion.token_ids for completion in completions],
-    }
-
-
-def kv_ratios(uses: list[tuple[KvUse, bool]]) -> dict[str, float | None]:
-    """Of (use after a step, something waits). Written over held, in the steps that held at least 80 % of the most that one held: what
-    allocation wastes shows there. Held over capacity, in the steps after which something waited: None when nothing ever did."""
-    most = max((use.held for use, _ in uses), default=0)
-    loaded = [use for use, _ in uses if use.held and use.held >= 0.8 * most]
-    saturated = [use for use, waits in uses if waits]
-    return {
-        "kv_written_of_held_at_load_ratio": sum(use.written for use in loaded) / sum(use.held for use in loaded) if loaded else None,
-        "kv_held_of_capacity_saturated_ratio": sum(use.held / use.capacity for use in saturated) / len(saturated) if saturated else None,
     }
 
 

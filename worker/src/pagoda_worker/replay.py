@@ -12,6 +12,7 @@ from typing import Any
 
 from pagoda_worker.engine import Engine
 from pagoda_worker.request import Request
+from pagoda_worker.residency import KvUse
 
 IDLE_S = 0.0005
 """Between two looks at a batch that still waits for company."""
@@ -37,13 +38,16 @@ class _Watched:
     """KV blocks held, of all, in steps at whose end someone waited."""
     filled: list[float] = field(default_factory=list)
     """KV cache really written, of that held by the same sequences."""
+    uses: list[tuple[KvUse, bool]] = field(default_factory=list)
+    """After each step, and whether someone waited."""
     computed: int = 0
 
 
 def replay(engine: Engine, arrivals: Seq[Arrival]) -> dict[str, Any]:
     """`arrivals` in order of time. Times in milliseconds from when each was due, percentiles over requests (of `itl`: over all gaps)."""
     seen = _Watched([[] for _ in arrivals], [[] for _ in arrivals])
-    before = engine.scheduler.totals.prefix_hits
+    totals = engine.scheduler.totals
+    before = (totals.prefix_hits, totals.host_hits, totals.preemptions)
     began, submitted = time.monotonic(), 0
     while submitted < len(arrivals) or engine.has_work:
         now = time.monotonic() - began
@@ -56,7 +60,10 @@ def replay(engine: Engine, arrivals: Seq[Arrival]) -> dict[str, Any]:
             time.sleep(IDLE_S)
     return {
         **_figures(arrivals, seen),
-        "prefix_hit_tokens": engine.scheduler.totals.prefix_hits - before,
+        **kv_ratios(seen.uses),
+        "prefix_hit_tokens": totals.prefix_hits - before[0],
+        "host_prefix_hit_tokens": totals.host_hits - before[1],
+        "preemptions": totals.preemptions - before[2],
         "kv_capacity_tokens": engine.facts.kv_capacity_tokens,
         "kv_bytes_per_token": sum(cache.nbytes for cache in engine.runner.caches) / engine.facts.kv_capacity_tokens,
         "device": engine.facts.device,
@@ -82,6 +89,7 @@ def _step(engine: Engine, seen: _Watched, began: float) -> bool:
     seen.batch_sizes.append(output.sequences)
     scheduler = engine.scheduler
     held = sum(len(sequence.blocks) for sequence in scheduler.running) * scheduler.blocks.block_size
+    seen.uses.append((scheduler.kv_use(), scheduler.num_waiting > 0))
     if held:
         seen.filled.append(sum(sequence.computed for sequence in scheduler.running) / held)
         if scheduler.waiting:
@@ -115,3 +123,15 @@ def _figures(arrivals: Seq[Arrival], seen: _Watched) -> dict[str, Any]:
 def _percentile(values: Seq[float], share: float) -> float:
     """Nearest rank."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+
+
+def kv_ratios(uses: list[tuple[KvUse, bool]]) -> dict[str, float | None]:
+    """Of (use after a step, something waits). Written over held, in the steps that held at least 80 % of the most that one held: what
+    allocation wastes shows there. Held over capacity, in the steps after which something waited: None when nothing ever did."""
+    most = max((use.held for use, _ in uses), default=0)
+    loaded = [use for use, _ in uses if use.held and use.held >= 0.8 * most]
+    saturated = [use for use, waits in uses if waits]
+    return {
+        "kv_written_of_held_at_load_ratio": sum(use.written for use in loaded) / sum(use.held for use in loaded) if loaded else None,
+        "kv_held_of_capacity_saturated_ratio": sum(use.held / use.capacity for use in saturated) / len(saturated) if saturated else None,
+    }

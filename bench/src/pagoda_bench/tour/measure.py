@@ -3,7 +3,6 @@
 Imports nothing of the worker: processes and JSON lines are what they share.
 """
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -13,39 +12,15 @@ from typing import Any
 
 import torch
 
+from pagoda_bench.offline import OfflineWorker
 from pagoda_bench.peers.cases import Model
 from pagoda_bench.peers.driven import Driven
-from pagoda_bench.peers.process import PeerProcess
 from pagoda_bench.peers.rounds import turned
-from pagoda_bench.peers.system import PeerUnavailable
 from pagoda_bench.tour.stages import BATCH, CONTEXT, FIRST, RUNNING, STAGES, STATIC, Stage
 from pagoda_bench.tour.workload import ARRIVING, Request, job
 
 PEER = "transformers"
 Say = Callable[[str], None]
-
-
-class Worker:
-    """The engine in a process of its own, one job after the other; every job has an engine of its own."""
-
-    def __init__(self, *, log: Path) -> None:
-        self._process = PeerProcess([sys.executable, "-m", "pagoda_worker.offline", "--lines"], log=log, env={}, pipes=True)
-
-    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Raises PeerUnavailable with the worker's last words."""
-        try:
-            self._process.stdin.write(json.dumps(asked).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = b""
-        if not line:
-            raise PeerUnavailable(f"the engine {self._process.end()}")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def close(self) -> None:
-        self._process.stop()
 
 
 @dataclass(slots=True)
@@ -60,6 +35,7 @@ class Answers:
 @dataclass(slots=True)
 class Measured:
     stages: list[Answers]
+    """Without those that this device cannot run."""
     peer_s: list[float]
     """Seconds by round in which transformers wrote the same answers, batch by batch of the static stage's size."""
     device: str
@@ -71,14 +47,14 @@ def measure(model: Model, asked: Sequence[Request], *, rounds: int, device: str 
     """The first stage is measured once: it takes as long as all others together. Raises PeerUnavailable."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     say("starting")
-    with closing(Worker(log=scratch / "worker.log")) as worker, closing(_Peer(model, asked, device=device, scratch=scratch)) as peer:
+    with closing(OfflineWorker(log=scratch / "worker.log")) as worker, closing(_Peer(model, asked, device=device, scratch=scratch)) as peer:
         tour = _Tour(worker, model, asked, device)
         tour.run(rounds, peer, say)
         return Measured(list(tour.answers.values()), peer.seconds, tour.device_name, tour.interval_s)
 
 
 class _Tour:
-    def __init__(self, worker: Worker, model: Model, asked: Sequence[Request], device: str) -> None:
+    def __init__(self, worker: OfflineWorker, model: Model, asked: Sequence[Request], device: str) -> None:
         """Warms up with an uncounted static run, which also says how much memory a token takes and what a fast pace of arrivals is."""
         self._worker, self._asked = worker, asked
         self._base: dict[str, Any] = {"model_dir": str(model.folder), "device": device, "dtype": "fp32", "threads": model.threads}
@@ -87,11 +63,11 @@ class _Tour:
         self._base["kv_cache_bytes"] = int(warm["kv_bytes_per_token"] * BATCH * CONTEXT)
         self.device_name: str = warm["device"]
         self.interval_s: float = 2 * warm["seconds"] / len(asked)
-        self.answers = {stage.slug: Answers(stage) for stage in STAGES}
+        self.answers = {stage.slug: Answers(stage) for stage in STAGES if not stage.cuda_only or device == "cuda"}
 
     def run(self, rounds: int, peer: "_Peer", say: Say) -> None:
         for number in range(rounds):
-            stages = {stage.slug: stage for stage in STAGES if stage is not FIRST or number == 0}
+            stages = {slug: one.stage for slug, one in self.answers.items() if one.stage is not FIRST or number == 0}
             for name in turned([*stages, PEER], number):
                 if name == PEER:
                     peer.round(say)

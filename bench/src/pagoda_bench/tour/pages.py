@@ -47,6 +47,9 @@ def sections(result: Result) -> dict[str, str]:
     found = _Figures(result)
     by_page = {"README.md": "\n".join([*_overview(found), "", *_aims(found), "", _measured_where(result)])}
     for before, stage in zip((None, *STAGES), STAGES, strict=False):
+        if found.row(stage, stage.gain) is None:
+            by_page[stage.page] = f"{_why_absent(stage)}."
+            continue
         lines = [*_stage_table(found, stage, before), "", f"![{stage.title}: {label(stage.gain)}](plots/{stage.slug}.svg)"]
         by_page[stage.page] = "\n".join(lines)
     return by_page
@@ -93,12 +96,18 @@ def _overview(found: _Figures) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---:|"
     for stage in STAGES:
         speed = found.row(stage, "output_tokens_per_s")
-        assert speed is not None
+        if speed is None:
+            yield f"| [{stage.title}]({stage.page}) | {_why_absent(stage)} | | | | |"
+            continue
         spread = f"{speed.low:,.0f} to {speed.high:,.0f}" if speed.low != speed.high else "measured once"
         over = found.cell(stage, "speedup_over_previous")
         cells = [f"[{stage.title}]({stage.page})", shown(speed), spread, f"×{over}" if over else ""]
         cells += [found.cell(stage, "arrivals_ttft_p50_s") or "–", found.cell(stage, "itl_p99_s")]
         yield f"| {' | '.join(cells)} |"
+
+
+def _why_absent(stage: Stage) -> str:
+    return "needs a GPU" if stage.cuda_only else "not measured yet"
 
 
 def _aims(found: _Figures) -> Iterator[str]:
@@ -142,7 +151,7 @@ def _times(before: Row | None, after: Row | None, metric: str) -> str:
 
 
 def _lower(title: str) -> str:
-    return title if title.startswith("KV") else title[0].lower() + title[1:]
+    return title if title.startswith(("KV", "CUDA")) else title[0].lower() + title[1:]
 
 
 def _measured_where(result: Result) -> str:

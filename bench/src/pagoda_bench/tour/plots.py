@@ -1,4 +1,4 @@
-"""One small picture a stage: its telling figure beside that of every other stage. Imported only when drawn: matplotlib takes a second.
+"""One small picture a measured stage: its telling figure beside those of the others. Imported only when drawn: matplotlib takes a second.
 
 The bytes follow from the result alone, so that a run with the same figures changes no file.
 """
@@ -23,7 +23,7 @@ def draw(result: Result, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     rows = {(row.case, row.metric): row for row in result.rows if row.system == "pagoda"}
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tour", "font.family": "sans-serif", "font.size": 10}):
-        return [_draw(stage, rows, folder / f"{stage.slug}.svg") for stage in STAGES]
+        return [_draw(stage, rows, folder / f"{stage.slug}.svg") for stage in STAGES if (stage.slug, stage.gain) in rows]
 
 
 def _draw(stage: Stage, rows: dict[tuple[str, str], Row], path: Path) -> Path:

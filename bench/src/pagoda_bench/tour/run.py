@@ -81,6 +81,9 @@ def table(found: Sequence[Row]) -> Table:
         drawn.add_column(title, justify="right", no_wrap=True)
     for stage in STAGES:
         cells = [by_key.get((stage.slug, metric)) for _, metric in _COLUMNS]
+        if not any(cells):
+            drawn.caption = f"{drawn.caption}; {stage.title}: needs a GPU"
+            continue
         drawn.add_row(stage.title, *("" if row is None else shown(row) for row in cells))
     return drawn
 

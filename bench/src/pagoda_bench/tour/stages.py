@@ -29,13 +29,32 @@ class Stage:
     """Further figures of its page."""
     arrivals: bool = True
     """Measured with arrivals spread over time too."""
+    cuda_only: bool = False
+    """Says nothing on a CPU: its row then reads "needs a GPU"."""
 
     @property
     def page(self) -> str:
         return f"{self.slug}.md"
 
 
-_PLAIN = {"prefix_caching": False, "chunked_prefill": False, "paged_kv": False, "batching": "continuous", "max_running": BATCH}
+_PLAIN = {
+    "prefix_caching": False,
+    "chunked_prefill": False,
+    "paged_kv": False,
+    "batching": "continuous",
+    "max_running": BATCH,
+    "async_scheduling": False,
+    "cuda_graphs": False,
+}
+"""The last two are off in words: on CUDA their defaults are on, and every stage would have them."""
+_CHUNKED = {
+    **_PLAIN,
+    "paged_kv": True,
+    "max_running": RUNNING,
+    "prefix_caching": True,
+    "chunked_prefill": True,
+    "max_batch_tokens": CHUNKED_BUDGET,
+}
 
 STAGES = (
     Stage(
@@ -92,16 +111,24 @@ STAGES = (
     Stage(
         slug="08-chunked-prefill",
         title="Chunked prefill",
-        engine={
-            **_PLAIN,
-            "paged_kv": True,
-            "max_running": RUNNING,
-            "prefix_caching": True,
-            "chunked_prefill": True,
-            "max_batch_tokens": CHUNKED_BUDGET,
-        },
+        engine=_CHUNKED,
         gain="itl_p99_s",
         shows=("arrivals_itl_p99_s", "ttft_p50_s", "output_tokens_per_s"),
+    ),
+    Stage(
+        slug="09-async-scheduling",
+        title="Async scheduling",
+        engine={**_CHUNKED, "async_scheduling": True},
+        gain="output_tokens_per_s",
+        shows=("itl_p50_s", "ttft_p50_s", "arrivals_ttft_p50_s"),
+    ),
+    Stage(
+        slug="10-cuda-graphs",
+        title="CUDA graphs",
+        engine={**_CHUNKED, "async_scheduling": True, "cuda_graphs": True},
+        gain="output_tokens_per_s",
+        shows=("itl_p50_s", "arrivals_itl_p99_s", "load_s"),
+        cuda_only=True,
     ),
 )
 FIRST, ONE_AT_A_TIME, STATIC, DYNAMIC, CONTINUOUS, PAGED = STAGES[:6]
@@ -124,6 +151,7 @@ FIGURES: dict[str, Figure] = {
     "e2e_mean_s": Figure("e2e_mean_ms", "s", 1e-3, "time to last token, mean", False),
     "itl_p50_s": Figure("itl_p50_ms", "s", 1e-3, "gap between tokens, p50", False),
     "itl_p99_s": Figure("itl_p99_ms", "s", 1e-3, "gap between tokens, p99", False),
+    "load_s": Figure("load_s", "s", 1.0, "time to start the engine", False),
     "steps": Figure("steps", "1", 1.0, "steps", None),
     "sequences_per_step": Figure("sequences_per_step", "1", 1.0, "sequences in a step, mean", None),
     "computed_tokens": Figure("computed_tokens", "tokens", 1.0, "tokens computed", False),

@@ -1,0 +1,110 @@
+"""The costs benchmark: its workloads, its rows, its tables against the committed results, and one of its runs on the real tiny model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pagoda_bench.costs import measure
+from pagoda_bench.costs.documents import DOCS, DOCUMENTS, markers, with_table
+from pagoda_bench.costs.jobs import (
+    INVARIANT,
+    PREFIX_TOKENS,
+    PREFIXES,
+    ROOM_PREFIXES,
+    TIER_CONTEXT,
+    TURNS,
+    kv_use_jobs,
+    tier_jobs,
+    tier_requests,
+)
+from pagoda_bench.costs.measure import Place, invariant_rows, kv_rows, tier_rows
+from pagoda_bench.costs.run import run
+from pagoda_bench.errors import ResultFormatError, SettingsError
+from pagoda_bench.load.engine import builtin_tiny
+from pagoda_bench.results import FOLDER, read
+
+
+@pytest.mark.parametrize("benchmark", [name for name in DOCUMENTS if (FOLDER / f"{name}.json").exists()])
+def test_a_document_shows_the_figures_of_its_result_file(benchmark: str):
+    path = FOLDER / f"{benchmark}.json"
+    text = (DOCS / DOCUMENTS[benchmark]).read_text()
+    assert with_table(text, read(path)) == text, f"run `pagoda bench costs {benchmark}`"
+
+
+@pytest.mark.parametrize("benchmark", DOCUMENTS)
+def test_every_benchmark_has_a_place_in_a_document(benchmark: str):
+    text = (DOCS / DOCUMENTS[benchmark]).read_text()
+    assert all(text.count(marker) == 1 for marker in markers(benchmark))
+
+
+def test_a_document_that_lost_its_markers_is_named():
+    result = read(FOLDER / "kv-use.json")
+    begin, end = markers("kv-use")
+    assert with_table(f"a\n{begin}\nold\n{end}\nb", result).endswith(f"{end}\nb")
+    with pytest.raises(ResultFormatError, match=r"docs/bench\.md lacks the markers"):
+        with_table("nothing", result)
+
+
+def test_the_prefixes_exceed_the_device_and_fit_into_the_tier():
+    per_token = 100.0
+    jobs = tier_jobs(per_token, interval_s=0.5)
+    device_tokens = jobs["with"]["kv_cache_bytes"] / per_token
+    assert TIER_CONTEXT + ROOM_PREFIXES * PREFIX_TOKENS == device_tokens < PREFIXES * PREFIX_TOKENS
+    assert jobs["with"]["host_tier_bytes"] / per_token >= PREFIXES * PREFIX_TOKENS
+    assert jobs["without"] == {key: value for key, value in jobs["with"].items() if key != "host_tier_bytes"}
+    prompts = [one["prompt_ids"][:PREFIX_TOKENS] for one in tier_requests()]  # type: ignore[index]
+    assert len({tuple(prompt) for prompt in prompts}) == PREFIXES
+    assert prompts[:PREFIXES] * TURNS == prompts
+    assert len({tuple(one["prompt_ids"]) for one in tier_requests()}) == PREFIXES * TURNS  # type: ignore[arg-type]
+
+
+def test_every_cache_gets_the_same_requests_and_memory():
+    jobs = list(kv_use_jobs(2560.0).values())
+    assert all(job["requests"] == jobs[0]["requests"] and job["kv_cache_bytes"] == jobs[0]["kv_cache_bytes"] for job in jobs)
+
+
+def test_a_cache_half_used_misses_its_aim():
+    answer = {"kv_written_of_held_at_load_ratio": 0.95, "kv_held_of_capacity_saturated_ratio": 0.5}
+    answer |= {"sequences_per_step": 8.0, "preemptions": 0, "tokens_per_s": 100.0}
+    found = {row.metric: row for row in kv_rows({"paged": [answer]})}
+    assert (found["kv_written_of_held_ratio"].met, found["kv_held_of_capacity_ratio"].met) == (True, False)
+    assert all(row.aim is None for row in kv_rows({"contiguous": [answer]}))
+
+
+def test_hits_count_both_caches_and_the_gain_is_taken_within_a_round():
+    def answer(device: int, host: int, ttft_ms: float) -> dict[str, Any]:
+        hits = {"prefix_hit_tokens": device, "host_prefix_hit_tokens": host, "computed_tokens": 100 - device - host}
+        return {**hits, "ttft_p50_ms": ttft_ms, "ttft_p95_ms": ttft_ms, "token_ids": [[1]]}
+
+    found = {"without": [answer(10, 0, 20.0), answer(10, 0, 40.0)], "with": [answer(10, 70, 5.0), answer(10, 70, 10.0)]}
+    rows = {(row.case, row.metric): row.value for row in tier_rows(found, prompt_tokens=100)}
+    assert rows["with", "prefix_hit_ratio"] == pytest.approx(0.8)
+    assert rows["with", "host_prefix_hit_ratio"] == pytest.approx(0.7)
+    assert rows["with", "ttft_gain_over_without"] == 4
+    assert rows["with", "same_tokens_ratio"] == 1
+
+
+def test_what_invariance_costs_is_told_of_every_other_way_and_of_none_where_it_is_refused():
+    def answers(*speeds: float) -> list[dict[str, Any]]:
+        return [{"tokens_per_s": speed, "ttft_max_ms": 1.0, "decode_step_ms": 1.0} for speed in speeds]
+
+    found = {"auto": answers(100, 200), "sdpa": answers(80, 160), INVARIANT: answers(40, 80)}
+    lost = {row.system: row.value for row in invariant_rows("tiny", found) if row.metric == "throughput_lost_ratio"}
+    assert lost == {"auto": pytest.approx(0.6), "sdpa": pytest.approx(0.5)}
+    del found[INVARIANT]
+    assert "throughput_lost_ratio" not in {row.metric for row in invariant_rows("tiny", found)}
+
+
+def test_an_unknown_name_is_refused_with_those_that_there_are():
+    with pytest.raises(SettingsError, match="tour: write kv-use, host-tier, batch-invariance"):
+        run(["tour"], rounds=1, output=None, command="")
+
+
+def test_the_tier_finds_evicted_prefixes_on_the_real_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pagoda_bench.costs.jobs.TURNS", 2)
+    place = Place(folder=builtin_tiny(), device="cpu", threads=1, scratch=tmp_path)
+    rows = {(row.case, row.metric): row.value for row in measure.host_tier(place, rounds=1, say=print)}
+    assert rows["without", "prefix_hit_ratio"] == 0
+    assert rows["with", "host_prefix_hit_ratio"] > 0.3
+    assert rows["with", "same_tokens_ratio"] == 1
