@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pagoda_worker.engine import Engine
 from pagoda_worker.row_masks import BatchMasks
-from pagoda_worker.sampler import History, IntArray, Logprobs
+from pagoda_worker.row_tables import History, IntArray
+from pagoda_worker.sampler import Logprobs
 
 
 @contextmanager

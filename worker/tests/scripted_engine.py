@@ -56,6 +56,7 @@ FACTS = ModelFacts(
     load_s=0.25,
     awake_bytes=8 << 20,
     structured_output=True,
+    kernels="scripted",
 )
 
 

@@ -217,6 +217,34 @@ def test_numbers_that_are_not_finite_end_one_request_and_poison_nobody(checkpoin
     assert all(cache.isfinite().all() for cache in engine.runner.caches)
 
 
+BROKEN_TOKEN = 150
+LEFT_HALFWAY: dict[str, tuple[list[int], dict[int, float], int]] = {
+    **{f"prompt, step {steps}": ([BROKEN_TOKEN] * 36, {}, steps) for steps in (1, 3)},
+    "the token that fills a block, in flight": ([3] * 15, {BROKEN_TOKEN: 100.0}, 1),
+    "a token in flight": ([3] * 12, {BROKEN_TOKEN: 100.0}, 1),
+}
+"""Prompt, bias, and the step after which it is cancelled."""
+
+
+@pytest.mark.parametrize(("prompt", "bias", "steps"), LEFT_HALFWAY.values(), ids=LEFT_HALFWAY)
+def test_numbers_that_are_not_finite_of_a_request_cancelled_before_anyone_knew_poison_nobody(
+    checkpoint: Checkpoint, prompt: list[int], bias: dict[int, float], steps: int
+):
+    """Pages that are gathered whole are read past a row's end, where 0 x NaN would be NaN."""
+    cache = {"kv_cache_bytes": kv_bytes(6, 8), "block_size": 8, "max_model_len": 48, "max_batch_tokens": 10}
+    engine = small_engine(checkpoint(), attention="sdpa", **cache)
+    reference = engine.generate([[3] * 9], max_tokens=39, ignore_eos=True)[0].token_ids
+    engine.scheduler.residency.forget_prefixes()
+    engine.runner.model.destinations()["model.embed_tokens.weight"][BROKEN_TOKEN] = float("nan")
+    engine.submit(ask("bad", prompt, max_tokens=8, sampling=Sampling(logit_bias=bias)))
+    for _ in range(steps):
+        engine.step()
+    engine.cancel("bad")
+    engine.submit(ask("good", [3] * 9, max_tokens=39))
+    updates = run(engine)
+    assert tokens(updates["good", 0]) == reference
+
+
 def test_after_abandoning_the_engine_is_clean(engine: Engine):
     engine.submit(ask("a", n=2))
     engine.submit(ask("b"))
@@ -238,6 +266,7 @@ def test_after_abandoning_the_engine_is_clean(engine: Engine):
     [
         ({"prompt_ids": []}, "prompt_ids", "prompt_ids is empty; a prompt needs at least one token"),
         ({"prompt_ids": [3, VOCAB]}, "prompt_ids", f"holding token {VOCAB}; this model has ids 0 to {VOCAB - 1}"),
+        ({"adapter": "sql"}, "adapter", "adapter is 'sql'; this engine computes the base model alone"),
         ({"stop_token_ids": [-1]}, "stop_token_ids", "this model has ids"),
         ({"n": 0}, "n", "n is 0; it must be 1 to 128"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens is 0; it must be at least 1"),

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pagoda_worker.completions import Completion
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.engine import Completion, Engine
+from pagoda_worker.engine import Engine
 from pagoda_worker.gpu_check import __main__ as command
 from pagoda_worker.gpu_check import backends
 from pagoda_worker.gpu_check.backends import SMALL_LAYER

@@ -11,7 +11,7 @@ from random_checkpoint import kv_bytes, small_engine
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import OutOfMemory
-from pagoda_worker.loading import load
+from pagoda_worker.loading import kernels_in_use, load
 from pagoda_worker.memory import MemoryNeeds, check_fits, fitting_length
 from pagoda_worker.models.registry import footprint_of
 from pagoda_worker.weights import checkpoint_bytes, read_json
@@ -135,3 +135,18 @@ def _with(config: EngineConfig, **changes: int) -> EngineConfig:
     from dataclasses import replace
 
     return replace(config, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("operators", "attention", "threads", "words"),
+    [
+        ("native (amx)", "auto", 2, "native (amx), 2 threads"),
+        ("native (avx512)", "native", 1, "native (avx512), 1 thread"),
+        ("native (amx)", "eager", 4, "native (amx), attention eager, 4 threads"),
+        ("torch, batch-invariant", "auto", 1, "torch, batch-invariant, 1 thread"),
+        ("triton", "triton", None, "triton"),
+        ("torch", "sdpa", None, "torch, attention sdpa"),
+    ],
+)
+def test_the_kernels_in_use_are_told_in_words(operators: str, attention: str, threads: int | None, words: str):
+    assert kernels_in_use(operators, attention, threads=threads) == words

@@ -22,6 +22,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "wrong": {"structured": StructuredOutput(kind="regex", text="(")},
     "bad words": {"sampling": Sampling(bad_words=[[40], [41, 42]])},
     "allowed": {"sampling": Sampling(allowed_token_ids=[50, 51, 52], temperature=1.0, seed=4)},
+    "penalties": {"ignore_eos": True, "sampling": Sampling(frequency_penalty=0.7, presence_penalty=0.4, repetition_penalty=1.2)},
+    "edits": {"min_tokens": 9, "stop_token_ids": [40, 41], "sampling": Sampling(logit_bias={40: 30.0, 50: 29.0}, temperature=1.0, seed=7)},
     "prompt logprobs": {"prompt_logprobs": 2},
     "embedding": {"embedding": True, "max_tokens": 1},
 }
@@ -43,6 +45,7 @@ def engines(request: pytest.FixtureRequest) -> tuple[Engine, Engine]:
 
 def request_of(i: int, kind: str, prompt: int, output: int, n: int) -> Request:
     fields = {"max_tokens": output, "n": 1 if kind == "embedding" else n, **KINDS[kind]}
+    fields["min_tokens"] = min(fields.get("min_tokens", 0), output)
     return Request(request_id=str(i), prompt_ids=[3 + (7 * i + k) % 900 for k in range(prompt)], **fields)
 
 

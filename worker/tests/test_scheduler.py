@@ -276,6 +276,21 @@ def test_another_salt_or_a_request_without_the_cache_finds_nothing(fields: dict[
     assert finish.usage.cached_tokens == 0
 
 
+def test_sequences_of_two_adapters_never_share_a_block_and_those_of_one_do():
+    bench = Bench(block_size=4, blocks=64)
+    for turn in ("first", "again"):
+        for adapter in ("", "sql", "chat"):
+            bench.submit(f"{turn} {adapter}", prompt(16), adapter=adapter, max_tokens=4)
+    bench.catch_up()
+    bench.step()
+    blocks: dict[str, set[int]] = {}
+    for sequence in bench.scheduler.running:
+        blocks.setdefault(sequence.request.adapter, set()).update(sequence.blocks)
+    assert len(bench.scheduler.running) == 6
+    assert sum(map(len, blocks.values())) == len(set.union(*blocks.values())), "a block belongs to two adapters"
+    assert bench.scheduler.totals.prefix_hits == 3 * 12, "three blocks of each first one, none of another's"
+
+
 def test_a_request_without_the_cache_leaves_nothing_behind_either():
     bench = Bench(block_size=4)
     bench.submit("first", prompt(16), use_prefix_cache=False)
@@ -590,6 +605,33 @@ def test_what_a_cancelled_sequence_still_writes_is_zeroed_before_the_next_owner_
     bench.scheduler.settle(following, answer, 3.0)
     assert bench.scheduler.schedule(4.0).scrubs == written[:1]
     bench.scheduler.check()
+
+
+def test_a_cached_block_that_is_evicted_before_its_step_was_judged_is_zeroed_for_its_next_owner():
+    bench = Bench(block_size=4, blocks=3)
+    bench.submit("a", prompt(6), max_tokens=4)
+    bench.scheduler.schedule(1.0)
+    (sequence,) = bench.scheduler.running
+    written = list(sequence.blocks)
+    bench.scheduler.cancel("a")
+    bench.submit("b", prompt(9, 9), max_tokens=2)
+    assert sorted(bench.scheduler.schedule(2.0).scrubs) == sorted(written)
+
+
+def test_part_of_a_prompt_that_was_cancelled_is_zeroed_before_reuse_and_what_a_token_vouched_for_is_not():
+    bench = Bench(block_size=4, max_batch_tokens=6, prefix_caching=False)
+    bench.submit("half", prompt(10))
+    plan = bench.scheduler.schedule(1.0)
+    blocks = bench.scheduler.running[0].blocks[:2]
+    bench.scheduler.settle(plan, bench.device.run(plan), 1.0)
+    bench.scheduler.cancel("half")
+    bench.submit("whole", prompt(5), max_tokens=2)
+    plan = bench.scheduler.schedule(2.0)
+    assert sorted(plan.scrubs) == sorted(blocks)
+    bench.scheduler.settle(plan, bench.device.run(plan), 2.0)
+    bench.run()
+    bench.submit("next", prompt(5), max_tokens=1)
+    assert bench.scheduler.schedule(9.0).scrubs == []
 
 
 # ---------------------------------------------------------------- a step that fails

@@ -153,19 +153,20 @@ def test_a_model_is_itself_after_its_storages_were_emptied_and_filled(checkpoint
 # ---- lazy and warm
 
 
-def without_measures(facts: ModelFacts) -> ModelFacts:
-    return replace(facts, load_s=0, warm_s=0, weights_s=0, prefill_tokens_per_s=0, decode_tokens_per_s=0)
+def without_what_weights_tell(facts: ModelFacts) -> ModelFacts:
+    return replace(facts, load_s=0, warm_s=0, weights_s=0, prefill_tokens_per_s=0, decode_tokens_per_s=0, kernels="")
 
 
 def test_a_lazy_engine_knows_its_facts_and_reads_its_weights_with_the_first_request(checkpoint: Checkpoint):
     eager, lazy = (small_engine(checkpoint(), load=load, self_test=True) for load in ("eager", "lazy"))
     assert (lazy.sleep_level, lazy.facts.load_s, lazy.facts.prefill_tokens_per_s) == (2, 0, 0)
-    assert without_measures(lazy.facts) == without_measures(eager.facts)
+    assert without_what_weights_tell(lazy.facts) == without_what_weights_tell(eager.facts)
     assert not hasattr(lazy, "runner")
     assert answers(lazy) == answers(eager)
     assert lazy.sleep_level == 0
     assert lazy.facts.load_s > 0
     assert lazy.facts.prefill_tokens_per_s > 0, "the self-test came with the weights"
+    assert lazy.facts.kernels == eager.facts.kernels != ""
 
 
 def test_a_lazy_engine_notices_at_once_that_there_are_no_weights(checkpoint: Checkpoint, tmp_path: Path):

@@ -56,6 +56,10 @@ class BlockPool:
     def references(self, block: int) -> int:
         return self._references[block]
 
+    def knows(self, block: int) -> bool:
+        """It holds a prefix that `match` can find."""
+        return block in self._hash_of
+
     def take(self, n: int) -> list[int]:
         """n blocks with one reference each; evicts the least recently used cached prefixes when nothing is free."""
         assert n <= self.free_blocks, "the caller checks free_blocks first"

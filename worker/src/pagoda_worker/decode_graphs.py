@@ -21,7 +21,8 @@ from pagoda_worker.errors import ConfigError
 from pagoda_worker.graph_ladder import ladder
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.plan import StepPlan
-from pagoda_worker.sampler import BROKEN, to_device
+from pagoda_worker.row_tables import to_device
+from pagoda_worker.sampler import BROKEN
 
 if TYPE_CHECKING:
     from pagoda_worker.runner import Runner

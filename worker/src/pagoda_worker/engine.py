@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -16,31 +16,22 @@ import torch
 
 from pagoda_worker.batching import policy_of
 from pagoda_worker.blocks import BlockPool
+from pagoda_worker.completions import Completion, Completions
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.constraints import Constraints
 from pagoda_worker.decode_graphs import capture_graphs
 from pagoda_worker.errors import CannotSleep
 from pagoda_worker.launching import Flight, launch
-from pagoda_worker.loading import News, load, out_of_memory_says
+from pagoda_worker.loading import News, kernels_in_use, load, out_of_memory_says
 from pagoda_worker.models.base import Model
-from pagoda_worker.plan import StepPlan
-from pagoda_worker.policy import Speeds
-from pagoda_worker.request import (
-    EngineState,
-    Finish,
-    Rejection,
-    Request,
-    Sampling,
-    SequenceUpdate,
-    StepOutput,
-    TokenLogprobs,
-)
+from pagoda_worker.request import EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
 from pagoda_worker.request_check import check_request
 from pagoda_worker.runner import Runner, RunnerShape
 from pagoda_worker.scheduler import Scheduler
 from pagoda_worker.scheduler_limits import SchedulerLimits
 from pagoda_worker.self_test import Measured, measure
 from pagoda_worker.sleep import Weights
+from pagoda_worker.step_meter import StepMeter
 from pagoda_worker.structured import GrammarCompiler
 from pagoda_worker.warm import warm
 
@@ -48,23 +39,9 @@ MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
 GRAMMAR_WAIT_S = 0.005
 """Short: a request that arrives meanwhile waits as long."""
-_SMOOTHING = 0.1
-"""Weight of the newest step in the learned speeds."""
 Outcome = TypeVar("Outcome")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """One sequence of `Engine.generate`."""
-
-    prompt: int
-    """Which of the prompts."""
-    sequence: int
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None
-    finish: Finish
 
 
 class Engine:
@@ -110,11 +87,7 @@ class Engine:
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
         self._async = _plans_ahead(config, loaded.device)
-        self._ended = 0.0
-        """Of the last step settled: when two overlap, the second one's time begins where the first one's ended."""
-        self._steps = 0
-        self._prefill_tokens_per_s = 0.0
-        self._decode_step_ms = 0.0
+        self._meter = StepMeter()
         self.facts = replace(
             loaded.facts(config),
             max_sequences_per_request=MAX_SEQUENCES_PER_REQUEST,
@@ -136,7 +109,8 @@ class Engine:
             hear = partial(self._news, "warming: sizes of steps run")
             warmed = self._on_trial(lambda trial: warm(trial, self.step, vocab_size=self.facts.vocab_size, news=hear))
             log.info("warmed in %.1f s: %d sizes of steps, %d left out for time", warmed.seconds, warmed.sizes, warmed.left_out)
-        self._prefill_tokens_per_s, self._decode_step_ms = measured.prefill_tokens_per_s, measured.decode_step_ms
+        self._meter.start_from(prefill_tokens_per_s=measured.prefill_tokens_per_s, decode_step_ms=measured.decode_step_ms)
+        on_cpu = self.runner.device.type == "cpu"
         self.facts = replace(
             self.facts,
             prefill_tokens_per_s=measured.prefill_tokens_per_s,
@@ -144,6 +118,7 @@ class Engine:
             load_s=time.monotonic() - began,
             weights_s=weights_s,
             warm_s=warmed.seconds if warmed else 0.0,
+            kernels=kernels_in_use(model.operators.name, self._config.attention, threads=torch.get_num_threads() if on_cpu else None),
         )
 
     # ------------------------------------------------------------ requests
@@ -182,10 +157,11 @@ class Engine:
             self.constraints.advance(plan.sampling(), sampled)
         ended = self._clock()
         updates = [update for plan, sampled in results for update in self.scheduler.settle(plan, sampled, ended)]
-        began, self._ended = max(flight.began, self._ended), ended
-        state = self._measure(flight.plan, began, ended)
+        took_s = self._meter.measure(flight.plan, flight.began, ended)
+        if not flight.plan.empty:
+            self.scheduler.residency.speeds = self._meter.speeds(self.runner.host.copy_bytes_per_s if self.runner.host else 0.0)
         rejections, self._rejections = self._rejections, []
-        return StepOutput(updates, state, flight.plan.sequences, flight.plan.tokens, int((ended - began) * 1e6), rejections)
+        return StepOutput(updates, self._state(ended), flight.plan.sequences, flight.plan.tokens, int(took_s * 1e6), rejections)
 
     def _launch(self) -> Flight:
         began = self._clock()
@@ -208,12 +184,12 @@ class Engine:
 
     def _on_trial(self, run: Callable[[Scheduler], Outcome]) -> Outcome:
         """With a scheduler of its own, so that the real one starts with every block, row and count untouched."""
-        kept, steps, ahead = self.scheduler, self._steps, self._async
+        kept, steps, ahead = self.scheduler, self._meter.steps, self._async
         self._async = False  # nothing of it may be in flight when the real one is back
         self.scheduler = Scheduler(BlockPool(kept.blocks.count, kept.blocks.block_size), self._limits)
         outcome = run(self.scheduler)
         kept.inherit_scrubs(self.scheduler)
-        self.scheduler, self._steps, self._async = kept, steps, ahead
+        self.scheduler, self._meter.steps, self._async = kept, steps, ahead
         return outcome
 
     # ------------------------------------------------------------ sleep
@@ -254,41 +230,8 @@ class Engine:
     def idle_state(self) -> EngineState:
         return self._state(self._clock())
 
-    def _measure(self, plan: StepPlan, began: float, ended: float) -> EngineState:
-        self._steps += not plan.empty
-        elapsed = max(ended - began, 1e-9)
-        if plan.prefill_tokens > len(plan.decodes):  # else the step's time tells of decoding
-            self._prefill_tokens_per_s = _smooth(self._prefill_tokens_per_s, plan.prefill_tokens / elapsed)
-        elif plan.decodes and not plan.chunks:
-            self._decode_step_ms = _smooth(self._decode_step_ms, elapsed * 1e3)
-        if not plan.empty:
-            copied = self.runner.host.copy_bytes_per_s if self.runner.host else 0.0
-            self.scheduler.residency.speeds = Speeds(prefill_tokens_per_s=self._prefill_tokens_per_s, copy_bytes_per_s=copied)
-        return self._state(ended)
-
     def _state(self, now: float) -> EngineState:
-        scheduler, totals = self.scheduler, self.scheduler.totals
-        size = scheduler.blocks.block_size
-        return EngineState(
-            step=self._steps,
-            at_mono_us=int(now * 1e6),
-            num_running=len(scheduler.running),
-            num_waiting=scheduler.num_waiting,
-            queued_prefill_tokens=scheduler.queued_prefill_tokens,
-            kv_capacity_tokens=scheduler.blocks.count * size,
-            kv_free_tokens=scheduler.blocks.free_blocks * size,
-            preemptions_total=totals.preemptions,
-            prefix_queries_total=totals.prefix_queries,
-            prefix_hits_total=totals.prefix_hits,
-            prompt_tokens_total=totals.prompt_tokens,
-            generation_tokens_total=totals.generation_tokens,
-            prefill_tokens_per_s=self._prefill_tokens_per_s,
-            decode_step_ms=self._decode_step_ms,
-            host_prefix_queries_total=totals.host_queries,
-            host_prefix_hits_total=totals.host_hits,
-            swaps_total=totals.swaps,
-            sleep_level=self.sleep_level,
-        )
+        return self._meter.state(self.scheduler, now, sleep_level=self.sleep_level)
 
     def check_integrity(self) -> None:
         """Asserts that blocks, rows and sequences agree, and that everything is free when nothing runs."""
@@ -316,7 +259,7 @@ class Engine:
         for i, prompt in enumerate(prompts):
             self.submit(
                 Request(
-                    request_id=f"offline-{i}",
+                    request_id=Completions.request_id(i),
                     prompt_ids=list(prompt),
                     sampling=sampling or Sampling(),
                     n=n,
@@ -327,31 +270,16 @@ class Engine:
                     top_logprobs=top_logprobs,
                 )
             )
-        tokens: dict[tuple[int, int], list[int]] = {}
-        logprobs: dict[tuple[int, int], list[TokenLogprobs]] = {}
-        finishes: dict[tuple[int, int], Finish] = {}
+        completions = Completions()
         while self.has_work:
             output = self.step()
             if on_step:
                 on_step(output.state)
             for update in output.updates:
-                key = int(update.request_id.removeprefix("offline-")), update.sequence
-                tokens.setdefault(key, []).extend(update.token_ids)
-                logprobs.setdefault(key, []).extend(update.logprobs or ())
-                if update.finish:
-                    finishes[key] = update.finish
+                completions.add(update)
                 if on_update:
                     on_update(update)
-        return [
-            Completion(
-                prompt=key[0],
-                sequence=key[1],
-                token_ids=tokens[key],
-                logprobs=None if top_logprobs is None else logprobs[key],
-                finish=finishes[key],
-            )
-            for key in sorted(finishes)
-        ]
+        return completions.finished(with_logprobs=top_logprobs is not None)
 
 
 def new_runner(model: Model, *, shape: RunnerShape, dtype: torch.dtype, device: torch.device, constraints: Constraints) -> Runner:
@@ -364,7 +292,3 @@ def new_runner(model: Model, *, shape: RunnerShape, dtype: torch.dtype, device: 
 def _plans_ahead(config: EngineConfig, device: torch.device) -> bool:
     """Without a KV cache a step begins with everyone's tokens, so all must be known."""
     return device.type == "cuda" and config.kv_cache if config.async_scheduling is None else config.async_scheduling
-
-
-def _smooth(old: float, new: float) -> float:
-    return new if old == 0 else old + _SMOOTHING * (new - old)

@@ -133,7 +133,10 @@ class EngineLoop:
         if asleep:
             self._send(Loading("waking the engine"))
             try:
+                first = not self._engine.facts.kernels
                 self._engine.wake()
+                if first:
+                    log.info("kernels: %s", self._engine.facts.kernels)
                 gc.collect()
                 gc.freeze()
             except WorkerError as error:
@@ -229,6 +232,8 @@ def serve(connection: socket.socket, build: Build) -> int:
     gc.collect()
     gc.freeze()
     log.info(loaded_line(start.config, engine.facts, time.monotonic() - began))
+    if engine.facts.kernels:
+        log.info("kernels: %s", engine.facts.kernels)
     send(Ready(engine.facts, engine.idle_state()))
     EngineLoop(engine, inbox, send).run()
     return 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.layers.operators import CopyBlocks
-from pagoda_worker.sampler import to_device
+from pagoda_worker.row_tables import to_device
 
 GROUP = 32
 """Blocks that pass through device memory of their own together: 64 MB for an 8B model."""

@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 
+from pagoda_worker.cache_room import count_blocks, memory_found
 from pagoda_worker.compiled import CompiledModel, check_compile
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.config_check import check_config, check_on_device, check_whole_prompts
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
-from pagoda_worker.host_room import host_bytes_there, host_room
+from pagoda_worker.host_room import host_room
 from pagoda_worker.layers.selection import operators_for
 from pagoda_worker.limits import Limits
-from pagoda_worker.memory import MemoryNeeds, check_fits, check_host_fits, fitting_length
+from pagoda_worker.memory import check_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
 from pagoda_worker.request import ModelFacts
@@ -30,11 +32,6 @@ from pagoda_worker.weights import checkpoint_bytes, read_json, stored_dtype
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
 DEFAULT_LONG_PREFILL_TOKENS = {"cuda": 2048, "cpu": 256}
-KV_SHARE_OF_DEVICE = 0.9
-LOGIT_BYTES = 12
-"""Per vocabulary entry of a sampling row: logits, their float32 copy and the noise or the probabilities."""
-PROCESSES_BYTES = 400 << 20
-"""What front and engine process hold besides the model, when only a number says what they may use."""
 _NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
@@ -96,27 +93,23 @@ News = Callable[[str, int, int], None]
 
 def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, limits: Limits | None = None) -> Loaded:
     """Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
-    _check(config)
+    check_config(config)
     check_compile(config)
     folder = config.model_dir
     raw = read_json(folder, "config.json")
-    architecture = architecture_of(raw)
-    device = resolve_device(config.device)
-    if config.batch_invariant and device.type != "cpu":
-        raise ConfigError("batchInvariant is shown to hold on CPUs only; this device is CUDA: leave it out")
-    dtype_name = _resolve_dtype(config, raw, device)
     size = footprint_of(raw)
+    device = resolve_device(config.device)
+    check_on_device(config, device.type)
+    dtype_name = _resolve_dtype(config, raw, device)
     longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = limits or Limits()
-    memory = _memory(config, size, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
+    memory = memory_found(config, size, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
     if config.kv_cache_bytes is None:
         check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
     file_bytes = 0 if config.random_weights else checkpoint_bytes(folder)
     if device.type == "cpu":
-        weight_bytes = file_bytes or memory.needs.weights
-        cores = _take_cores(limits)
-        torch.set_num_threads(thread_count(min(config.threads or limits.cpus() or cores, cores), weight_bytes))
+        _take_threads(config, limits, weight_bytes=file_bytes or memory.needs.weights)
     model_len = config.max_model_len or longest
     began = time.monotonic()
     build = partial(
@@ -134,21 +127,15 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     read_model = partial(_read_model, build, memory.needs.weights, compiled=config.compile)
     model = None if config.load == "lazy" else read_model()
     weights_s = time.monotonic() - began
-    block_count = _block_count(config, memory, model_len, device, unread_bytes=memory.needs.weights if model is None else 0)
-    if config.max_model_len is None:
-        model_len = min(model_len, block_count * config.block_size)
-    elif block_count * config.block_size < model_len:
-        raise ConfigError(
-            f"maxModelLen is {model_len}; the KV cache holds {block_count * config.block_size} tokens: "
-            f"lower maxModelLen or give the worker more memory"
-        )
-    _check_whole_prompts(config, max_batch_tokens, model_len)
+    block_count = count_blocks(config, memory, model_len, device, unread_bytes=memory.needs.weights if model is None else 0)
+    model_len = _length_held(config, model_len, cache_tokens=block_count * config.block_size)
+    check_whole_prompts(config, max_batch_tokens, model_len)
     eos, bos = _special_ids(folder, raw)
     return Loaded(
         model=model,
         read_model=read_model,
         vocab_size=size.vocab,
-        architecture=architecture,
+        architecture=architecture_of(raw),
         device=device,
         dtype_name=dtype_name,
         eos_token_ids=eos,
@@ -159,9 +146,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         block_count=block_count,
         long_prefill_tokens=long_prefill_tokens(config, device),
         host=host_room(config, memory.needs.per_token * config.block_size),
-        awake_bytes=memory.needs.weights
-        + block_count * config.block_size * memory.needs.per_token
-        + (config.swap_bytes + config.host_tier_bytes if device.type == "cpu" else 0),
+        awake_bytes=memory.awake_bytes(config, device, block_count),
         checkpoint_bytes=file_bytes,
         weights_s=weights_s,
     )
@@ -170,32 +155,6 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
 def _read_model(build: Callable[[], Model], weight_bytes: int, *, compiled: bool) -> Model:
     with out_of_memory_says(f"the device has no room for {gibibytes(weight_bytes)} of weights: something else uses it"):
         return CompiledModel(build()) if compiled else build()
-
-
-def _check(config: EngineConfig) -> None:
-    for name, least in (("max_batch_tokens", 1), ("max_running", 1), ("block_size", 1)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ConfigError(f"{name} is {value}; it must be at least {least}")
-    if config.max_model_len is not None and config.max_model_len < 2:
-        raise ConfigError(f"maxModelLen is {config.max_model_len}; a prompt and one output token need at least 2")
-    if config.batch_window_s < 0:
-        raise ConfigError(f"batch_window_s is {config.batch_window_s}; it must be at least 0")
-    if config.prefix_caching and not (config.paged_kv and config.kv_cache):
-        raise ConfigError("prefix_caching shares pages of the KV cache: turn it off too, or paged_kv and kv_cache on")
-    if not config.kv_cache and config.async_scheduling:
-        raise ConfigError("async_scheduling needs a KV cache: without one every step begins with all tokens known")
-    if not config.kv_cache and config.batching != "continuous":
-        raise ConfigError(f"batching {config.batching} needs a KV cache: without one every step is a batch of its own")
-
-
-def _check_whole_prompts(config: EngineConfig, max_batch_tokens: int, model_len: int) -> None:
-    needed = model_len + config.max_running - 1
-    if not (config.chunked_prefill and config.kv_cache) and max_batch_tokens < needed:
-        raise ConfigError(
-            f"max_batch_tokens is {max_batch_tokens}; without chunked_prefill or kv_cache a step must hold a whole sequence of "
-            f"{model_len} tokens and {config.max_running - 1} neighbours: raise it to {needed}, or lower maxModelLen or maxRunning"
-        )
 
 
 def gpu_uuids(device: torch.device) -> list[str]:
@@ -223,6 +182,22 @@ def _longest(config: EngineConfig, size: Footprint) -> int:
     return longest
 
 
+def _length_held(config: EngineConfig, model_len: int, *, cache_tokens: int) -> int:
+    """A length that was asked for is not cut in silence."""
+    if config.max_model_len is not None and cache_tokens < model_len:
+        raise ConfigError(
+            f"maxModelLen is {model_len}; the KV cache holds {cache_tokens} tokens: lower maxModelLen or give the worker more memory"
+        )
+    return min(model_len, cache_tokens)
+
+
+def kernels_in_use(operators: str, attention: str, *, threads: int | None) -> str:
+    """In words. `operators`: their name; `attention`: as configured; `threads`: None on a GPU."""
+    apart = attention not in ("auto", operators.split()[0])
+    words = f"{operators}, attention {attention}" if apart else operators
+    return words if threads is None else f"{words}, {threads} thread{'' if threads == 1 else 's'}"
+
+
 def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.device) -> str:
     if config.dtype != "auto":
         return config.dtype
@@ -233,55 +208,6 @@ def _resolve_dtype(config: EngineConfig, raw: dict[str, Any], device: torch.devi
     if name == "fp32" and device.type == "cuda" and not config.random_weights and checkpoint_bytes(config.model_dir) > 1e9:
         return "bf16"
     return name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Memory:
-    needs: MemoryNeeds
-    there: int
-    room: int
-    """For KV blocks, once everything else has what it needs."""
-
-
-def _memory(config: EngineConfig, size: Footprint, itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits) -> _Memory:
-    """Before anything is allocated. On CUDA a tenth stays for the steps themselves; on CPU they are estimated."""
-    weights, per_token = size.parameters * itemsize, size.cache.bytes_per_token(itemsize)
-    host = config.swap_bytes + config.host_tier_bytes
-    if device.type == "cuda":
-        check_host_fits(host, host_bytes_there(config, limits, held=PROCESSES_BYTES))
-        there = torch.cuda.mem_get_info(device)[0]
-        return _Memory(
-            needs=MemoryNeeds(weights=weights, per_token=per_token, besides=0),
-            there=there,
-            room=int(KV_SHARE_OF_DEVICE * max(there - weights, 0)),
-        )
-    limit = limits.memory_bytes()
-    step = max_batch_tokens * size.per_step_token * itemsize + config.max_running * size.vocab * LOGIT_BYTES
-    if config.memory_bytes is None and limit is None:
-        there, held = limits.memory_available_bytes(), 0
-    elif limit is not None and (config.memory_bytes is None or limit <= config.memory_bytes):
-        there, held = limit, limits.memory_used_bytes()
-    else:
-        assert config.memory_bytes is not None
-        there, held = config.memory_bytes, PROCESSES_BYTES
-    needs = MemoryNeeds(weights=weights, per_token=per_token, besides=step + held + host)
-    return _Memory(needs=needs, there=there, room=needs.kv_room(there))
-
-
-def _block_count(config: EngineConfig, memory: _Memory, model_len: int, device: torch.device, *, unread_bytes: int) -> int:
-    per_block = memory.needs.per_token * config.block_size
-    per_sequence = -(-model_len // config.block_size)
-    enough = config.max_running * per_sequence
-    if config.kv_cache_bytes is not None:
-        count = min(enough, config.kv_cache_bytes // per_block)
-    elif device.type == "cuda":
-        count = min(enough, int(KV_SHARE_OF_DEVICE * (torch.cuda.mem_get_info(device)[0] - unread_bytes)) // per_block)
-    else:
-        asked = per_sequence if config.max_model_len is not None else 0
-        count = min(enough, max(memory.there // 4 // per_block, asked), memory.room // per_block)
-    if count < 1:
-        raise ConfigError(f"no memory for the KV cache: one block of {config.block_size} tokens needs {per_block} bytes")
-    return count
 
 
 def long_prefill_tokens(config: EngineConfig, device: torch.device) -> int | None:
@@ -303,6 +229,11 @@ def out_of_memory_says(sentence: str) -> Iterator[None]:
 def is_out_of_memory(error: Exception) -> bool:
     words = str(error) if isinstance(error, RuntimeError) else ""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in words or "can't allocate memory" in words
+
+
+def _take_threads(config: EngineConfig, limits: Limits, *, weight_bytes: int) -> None:
+    cores = _take_cores(limits)
+    torch.set_num_threads(thread_count(min(config.threads or limits.cpus() or cores, cores), weight_bytes))
 
 
 def _take_cores(limits: Limits) -> int:

@@ -26,6 +26,8 @@ class Sequence:
         "constrained",
         "deadline",
         "ended",
+        "enders",
+        "entered_length",
         "first_scheduled",
         "first_token",
         "hashes",
@@ -40,19 +42,35 @@ class Sequence:
         "prompt_told",
         "registered",
         "request",
+        "request_id",
         "row",
-        "sampled",
         "seed",
         "siblings",
         "steps",
         "swapped",
         "swapped_tokens",
         "tokens",
+        "unasked_until",
         "waits_for_token",
+        "want_timings",
     )
 
-    def __init__(self, request: Request, index: int, *, arrival: int, accepted: float, limit: int, seed: int, root: bytes) -> None:
+    def __init__(
+        self,
+        request: Request,
+        index: int,
+        *,
+        arrival: int,
+        accepted: float,
+        limit: int,
+        seed: int,
+        root: bytes,
+        eos: frozenset[int] = frozenset(),
+    ) -> None:
         self.request = request
+        self.request_id = request.request_id
+        self.want_timings = request.want_timings
+        """Both as in the request, which a step of many rows would otherwise have to fetch for each of them."""
         self.index = index
         self.arrival = arrival
         self.accepted = accepted
@@ -70,6 +88,13 @@ class Sequence:
         """Chained: hashes[i + 1] is that of the i-th full block."""
         self.registered = 0
         """Full blocks offered to the prefix cache."""
+        self.entered_length = 0
+        """When it got its blocks. A token sampled since vouches for all that was computed before it: its logits were finite."""
+        self.unasked_until = 0
+        """Until so many tokens are computed it decodes in a block of its own that does not fill up: residency need not be asked."""
+        own = frozenset(request.stop_token_ids)
+        self.enders = own if request.ignore_eos else eos | own if own else eos
+        """Tokens that end its output."""
         self.row = -1
         """Of the runner's state while running, else -1."""
         self.pending = 0
@@ -92,7 +117,6 @@ class Sequence:
         self.announced = False
         """The start of its first chunk was reported."""
         self.cached_tokens = 0
-        self.sampled = 0
         self.preemptions = 0
         self.steps = 0
         self.first_scheduled = 0.0
@@ -127,19 +151,19 @@ class Sequence:
 
     @property
     def key(self) -> tuple[str, int]:
-        return (self.request.request_id, self.index)
+        return (self.request_id, self.index)
 
     def update(self, token_ids: list[int], logprobs: list[TokenLogprobs] | None, finish: Finish | None) -> SequenceUpdate:
         """The first one also announces the start."""
         if self.announced:
-            return SequenceUpdate(self.request.request_id, self.index, token_ids, logprobs, finish)
+            return SequenceUpdate(self.request_id, self.index, token_ids, logprobs, finish)
         self.announced = True
         first_us = int(self.first_scheduled * 1e6)
-        return SequenceUpdate(self.request.request_id, self.index, token_ids, logprobs, finish, True, self.cached_tokens, first_us)
+        return SequenceUpdate(self.request_id, self.index, token_ids, logprobs, finish, True, self.cached_tokens, first_us)
 
     def note_step(self, size: int) -> None:
         self.steps += 1
-        if self.request.want_timings:
+        if self.want_timings:
             self.note_batch(size)
 
     def note_batch(self, size: int) -> None:
@@ -152,7 +176,7 @@ class Sequence:
             runs.append([size if len(runs) < MAX_BATCH_RUNS else 0, 1])
 
     def usage(self) -> Usage:
-        return Usage(len(self.request.prompt_ids), self.cached_tokens, len(self.request.resume_ids) + self.sampled)
+        return Usage(len(self.request.prompt_ids), self.cached_tokens, len(self.tokens) - self.output_start)
 
     def timings(self) -> Timings:
         return Timings(
@@ -266,3 +290,8 @@ class Sampled:
     """By position, beside the first token of a sequence that computed the prompt."""
     embeddings: dict[int, list[float]] = field(default_factory=dict)
     """By index in the plan's chunks, length 1; empty: not finite."""
+
+    @property
+    def told(self) -> set[int]:
+        """Positions of which more is said than a token."""
+        return self.broken.union(self.logprobs, self.complete, self.stuck, self.prompt_logprobs)

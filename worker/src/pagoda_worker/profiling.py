@@ -28,6 +28,7 @@ from pagoda_worker.offline import random_prompts
 from pagoda_worker.request import Request
 from pagoda_worker.sampler import Sampler
 from pagoda_worker.scheduler import Scheduler
+from pagoda_worker.step_batches import StepBatches
 
 WARM_STEPS = 3
 TRACED_STEPS = 4
@@ -104,7 +105,7 @@ def points_of(engine: Engine) -> list[Point]:
         Point(Engine, "step", REST, whole=False),
         Point(Scheduler, "schedule", "schedule"),
         Point(runner.Runner, "_apply_changes", "rows and blocks"),
-        Point(runner._Inputs, "__init__", "inputs"),
+        Point(StepBatches, "lay_out", "inputs"),
         Point(DecodeGraphs, "run", "decode graph"),
         Point(type(model), "forward", "norms, rotary, gate, residual", whole=False),
         *(Point(Linear, name, "matrix products") for name in ("__call__", "add", "silu_mul")),

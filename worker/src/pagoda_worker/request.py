@@ -67,6 +67,9 @@ class Request:
     ignore_eos: bool = False
     top_logprobs: int | None = None
     """None: no logprobs. 0: the sampled token's. k: also the k most likely."""
+    adapter: str = ""
+    """Whose keys and values these are, beside the model's own: prefixes of different adapters never meet. Empty: the base model, which is
+    all that an engine can compute today."""
     cache_salt: bytes = b""
     use_prefix_cache: bool = True
     """False: neither read nor fill the prefix cache."""
@@ -257,3 +260,5 @@ class ModelFacts:
     """Of the weight files; 0: random weights."""
     weights_s: float = 0.0
     """The part of load_s in which they were read and packed."""
+    kernels: str = ""
+    """Those that the model computes with, in words: "native (amx), 2 threads". Empty: not read yet."""

@@ -8,6 +8,7 @@ no tensors: what is to be copied goes into the step's plan.
     running                blocks of its own and shared ones
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pagoda_worker.blocks import BlockPool
@@ -59,7 +60,10 @@ class Residency:
         self.tier = HostTier(host.swap_slots, host.tier_slots)
         self._block_bytes = host.block_bytes
         self._prefix_caching = prefix_caching
-        self._scrubs: list[int] = []
+        self._scrubs: dict[int, None] = {}
+        """Blocks to zero before anything is computed, in the order in which they came."""
+        self._doubtful: set[int] = set()
+        """Blocks with a known prefix whose numbers nobody has vouched for: to be zeroed when they are taken for something else."""
         self._late_swap_out: list[tuple[int, int]] = []
         """Of a step that turned out empty, for the next one."""
         blocks.keep_evicted = host.tier_slots > 0
@@ -75,7 +79,7 @@ class Residency:
         if plan.empty:
             plan.swap_out, self._late_swap_out = [], plan.swap_out
         else:
-            plan.scrubs, self._scrubs = self._scrubs, []
+            plan.scrubs, self._scrubs = list(self._scrubs), {}
 
     # ------------------------------------------------------------ coming
 
@@ -119,9 +123,12 @@ class Residency:
         plan.swap_in += zip(fresh, slots, strict=False)
         sequence.registered = len(found.shared)
         sequence.computed = found.computed
+        sequence.entered_length = len(sequence.tokens)
 
     def _take(self, plan: StepPlan, n: int) -> list[int]:
         taken = self.blocks.take(n)
+        if self._doubtful:
+            self._scrub(self._doubtful.intersection(taken))
         for block, block_hash in self.blocks.evicted:
             slot = self.tier.put(block_hash)
             if slot is not None:
@@ -156,6 +163,7 @@ class Residency:
         sibling.blocks = list(leader.blocks)
         sibling.hashes = list(leader.hashes)
         sibling.computed, sibling.registered = leader.computed, leader.registered
+        sibling.entered_length = len(sibling.tokens)
 
     def register(self, sequence: Sequence) -> None:
         """At planning, not after the step: keys and values of a layer are all written before any are read, so that a burst of requests
@@ -196,11 +204,18 @@ class Residency:
         return restore
 
     def leave(self, sequence: Sequence) -> None:
-        if sequence.pending:
-            # What the step in flight writes there may turn out not to be finite after someone else has the block.
-            self._scrubs += [block for block in sequence.blocks[sequence.registered :] if self.blocks.references(block) == 1]
+        """What it computed since its last token may turn out not to be finite after someone else has the block, or nobody will ever know:
+        a step in flight, or part of a prompt."""
+        size, length = self.blocks.block_size, len(sequence.tokens)
+        vouched = min(length - 1, sequence.computed) if length > sequence.entered_length else 0
+        self._doubtful.difference_update(sequence.blocks[: vouched // size])
+        if vouched < sequence.computed:
+            written = sequence.blocks[vouched // size : self.blocks_for(sequence.computed)]
+            alone = [block for block in written if self.blocks.references(block) == 1]
+            self._doubtful.update(block for block in alone if self.blocks.knows(block))
+            self._scrub(block for block in alone if not self.blocks.knows(block))
         self.blocks.release(sequence.blocks)
-        sequence.computed, sequence.registered, sequence.blocks = 0, 0, []
+        sequence.computed, sequence.registered, sequence.unasked_until, sequence.blocks = 0, 0, 0, []
 
     def drop_swapped(self, sequence: Sequence) -> None:
         self.swap.release(sequence.swapped, read=False)
@@ -213,11 +228,17 @@ class Residency:
         self.blocks.share(left)
         self.blocks.discredit([*sequence.blocks, *left])
         self.tier.forget(sequence.hashes[1:])
-        self._scrubs += [block for block in [*sequence.blocks, *left] if self.blocks.references(block) == 1]
+        self._scrub(block for block in [*sequence.blocks, *left] if self.blocks.references(block) == 1)
         self.blocks.release(left)
 
+    def _scrub(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            self._scrubs[block] = None
+            self._doubtful.discard(block)
+
     def inherit_scrubs(self, other: "Residency") -> None:
-        self._scrubs += other._scrubs
+        self._scrub(other._scrubs)
+        self._doubtful |= other._doubtful
 
     def forget_prefixes(self) -> None:
         """On the device and on the host."""

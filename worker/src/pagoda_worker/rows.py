@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pagoda_worker.sampler import IntArray, to_device
+from pagoda_worker.row_tables import IntArray, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +106,16 @@ class HostRows(Rows):
         super().__init__(rows, columns, block_size, torch.device("cpu"))
         self._tokens: npt.NDArray[np.int32] = self.tokens.numpy()
         self._tables: npt.NDArray[np.int32] = self.tables.numpy()
+        self._gathered: tuple[IntArray, int, Tensor] | None = None
+        """Rows, pages and the block table made of them; None: a table has changed since."""
 
     def add_blocks(self, added: list[tuple[int, int, int]]) -> None:
+        self._gathered = None
         for row, at, block in added:
             self._tables[row, at] = block
 
     def open(self, row: int, tokens: list[int], blocks: list[int]) -> None:
+        self._gathered = None
         self._tokens[row, : len(tokens)] = tokens
         self._tables[row, : len(blocks)] = blocks
 
@@ -127,9 +131,15 @@ class HostRows(Rows):
             slots=torch.from_numpy(self._tables[step.rows, pages_before] * np.int64(step.block_size) + offsets),
             query_starts=_here(step.query_starts, np.int32),
             context_lens=_here(step.contexts, np.int32),
-            block_table=torch.from_numpy(self._tables[step.sequence_rows, : step.pages]),
+            block_table=self._block_table(step.sequence_rows, step.pages),
             keep=lambda ids: self.keep(step.sampled_rows, step.lengths, ids),
         )
+
+    def _block_table(self, rows: IntArray, pages: int) -> Tensor:
+        """That of the step before where it still says the same."""
+        if self._gathered is None or self._gathered[0] is not rows or self._gathered[1] != pages:
+            self._gathered = rows, pages, torch.from_numpy(self._tables[rows, :pages])
+        return self._gathered[2]
 
 
 def rows_on(device: torch.device, *, rows: int, columns: int, block_size: int) -> Rows:

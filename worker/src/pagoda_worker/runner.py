@@ -19,14 +19,15 @@ from pagoda_worker.decode_graphs import DecodeGraphs
 from pagoda_worker.embeddings import embed
 from pagoda_worker.graph_ladder import padded_size
 from pagoda_worker.host_memory import HostMemory
-from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.models.base import Model
 from pagoda_worker.plan import Sampled, Sequence, StepPlan
 from pagoda_worker.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.row_masks import BatchMasks
-from pagoda_worker.rows import Layout, rows_on, zeros
-from pagoda_worker.sampler import BROKEN, History, IntArray, Logprobs, Sampler, to_device
+from pagoda_worker.row_tables import History, IntArray, to_device
+from pagoda_worker.rows import rows_on, zeros
+from pagoda_worker.sampler import BROKEN, Logprobs, Sampler
+from pagoda_worker.step_batches import StepBatch, StepBatches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class Runner:
         """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
         self.host = HostMemory(self._pages(), shape.host_slots, model.operators.copy_blocks) if shape.host_slots else None
         self.rows = rows_on(device, rows=shape.max_running, columns=shape.max_model_len, block_size=shape.block_size)
+        self._batches = StepBatches(self.rows, block_size=shape.block_size, kv_heads=cache.kv_heads, dtype=dtype)
         self.graphs: DecodeGraphs | None = None
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self.rows.tokens, self._output_start)
@@ -77,26 +79,27 @@ class Runner:
         self._apply_changes(plan)
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
             return self._launch_graph(self.graphs, plan, size)
-        inputs = _Inputs(plan, self)
-        hidden = self.model.forward(inputs.there.ids, inputs.there.positions, self.caches, inputs.batch)
-        self._prompt_logprobs.collect(plan, hidden, self.model.logits)
+        batch = self._batches.lay_out(plan)
+        hidden = self.model.forward(batch.there.ids, batch.there.positions, self.caches, batch.attention)
         told = Sampled([])
-        embed(plan, hidden, told)
-        if not len(inputs.sampled_rows):
-            return InFlight(self, inputs.sampled_rows, inputs.plan_positions, None, None, told)
-        logits = self.model.logits(hidden if inputs.all_sample else hidden.index_select(0, inputs.there.sampled_at))
-        ids, logprobs = self._sample(plan, logits, inputs, told)
-        inputs.there.keep(ids)
-        return InFlight(self, inputs.sampled_rows, inputs.plan_positions, ids, logprobs, told)
+        if plan.chunks:
+            self._prompt_logprobs.collect(plan, hidden, self.model.logits)
+            embed(plan, hidden, told)
+        if not len(batch.sampled_rows):
+            return InFlight(self, batch.sampled_rows, batch.plan_positions, None, None, told)
+        logits = self.model.logits(hidden if batch.all_sample else hidden.index_select(0, batch.there.sampled_at))
+        ids, logprobs = self._sample(plan, logits, batch, told)
+        batch.there.keep(ids)
+        return InFlight(self, batch.sampled_rows, batch.plan_positions, ids, logprobs, told)
 
-    def _sample(self, plan: StepPlan, logits: Tensor, inputs: "_Inputs", told: Sampled) -> tuple[Tensor, Logprobs | None]:
+    def _sample(self, plan: StepPlan, logits: Tensor, batch: StepBatch, told: Sampled) -> tuple[Tensor, Logprobs | None]:
         samplers = plan.sampling()
         masks = self._masks(samplers)
-        batch_masks = None if masks is None else inputs.in_batch(masks)
+        batch_masks = None if masks is None else batch.masks(masks)
         if masks is not None:
             told.stuck = masks.stuck
         self._prompt_logprobs.deliver(samplers, told)
-        return self.sampler.sample(logits, inputs.sampled_rows, inputs.lengths, self._history, batch_masks)
+        return self.sampler.sample(logits, batch.sampled_rows, batch.lengths, self._history, batch_masks)
 
     def _launch_graph(self, graphs: DecodeGraphs, plan: StepPlan, size: int) -> "InFlight":
         """Rows that are not greedy, or want logprobs or a mask, are sampled from the graph's logits as in any other step."""
@@ -195,7 +198,9 @@ class InFlight:
         answer = np.empty_like(host)
         answer[self._plan_positions] = host
         sampled = self._told
-        sampled.token_ids, sampled.broken = answer.tolist(), set(np.flatnonzero(answer == BROKEN).tolist())
+        sampled.token_ids = answer.tolist()
+        if BROKEN in sampled.token_ids:
+            sampled.broken = {position for position, token in enumerate(sampled.token_ids) if token == BROKEN}
         if self._logprobs is not None:
             self._add_logprobs(sampled, self._logprobs.positions, *(each.tolist() for each in self._answers[1:]))
         return sampled
@@ -204,75 +209,3 @@ class InFlight:
         positions, asked = self._plan_positions[at].tolist(), self._top_logprobs[at].tolist()
         for position, k, each, ids, values in zip(positions, asked, own, top_ids, top, strict=True):
             sampled.logprobs[position] = TokenLogprobs(each, list(zip(ids[:k], values[:k], strict=True)))
-
-
-class _Inputs:
-    """The flat batch of one step: decode rows, longest first, then chunks in the plan's order."""
-
-    def __init__(self, plan: StepPlan, runner: Runner) -> None:
-        rows = np.array([sequence.row for sequence in plan.decodes], np.int64)
-        at = np.array([sequence.computed - 1 for sequence in plan.decodes], np.int64)
-        self.plan_positions = np.argsort(-at, kind="stable")
-        rows, at = rows[self.plan_positions], at[self.plan_positions]
-        size, decodes = runner.shape.block_size, len(rows)
-        if plan.chunks:
-            step = _with_chunks(plan, rows, at, size)
-            self.plan_positions = np.concatenate([self.plan_positions, np.arange(decodes, len(step.sampled_rows))])
-        else:
-            step = _decodes_alone(rows, at, size)
-        self.sampled_rows, self.lengths = step.sampled_rows, step.lengths
-        self.all_sample = not plan.chunks
-        """The hidden states of the step are those to sample from, in their order."""
-        self.there = runner.rows.lay_out(step)
-        self.batch = AttentionBatch(
-            slots=self.there.slots,
-            query_starts=self.there.query_starts,
-            context_lens=self.there.context_lens,
-            block_table=self.there.block_table,
-            block_size=size,
-            kv_heads=runner.model.cache_shape.kv_heads,
-            dtype=runner.dtype,
-            decode_lens=step.contexts[:decodes].tolist(),
-            chunks=[(chunk.count, chunk.start) for chunk in plan.chunks],
-        )
-
-    def in_batch(self, masks: RowMasks) -> BatchMasks:
-        """The batch has decode rows longest first, the plan does not."""
-        batch_of_plan = np.empty_like(self.plan_positions)
-        batch_of_plan[self.plan_positions] = np.arange(len(batch_of_plan))
-        return BatchMasks(batch_of_plan[masks.positions], torch.from_numpy(masks.bits))
-
-
-def _decodes_alone(rows: IntArray, at: IntArray, block_size: int) -> Layout:
-    """The common case, with a third of the array operations."""
-    starts = np.arange(len(rows) + 1)
-    return Layout(
-        rows=rows,
-        positions=at,
-        sequence_rows=rows,
-        contexts=at + 1,
-        query_starts=starts,
-        sampled_at=starts[:-1],
-        sampled_rows=rows,
-        lengths=at + 1,
-        block_size=block_size,
-    )
-
-
-def _with_chunks(plan: StepPlan, rows: IntArray, at: IntArray, block_size: int) -> Layout:
-    chunks, decodes = plan.chunks, len(rows)
-    positions = np.concatenate([at, *(np.arange(chunk.start, chunk.start + chunk.count) for chunk in chunks)])
-    ends = decodes - 1 + np.cumsum([chunk.count for chunk in chunks], dtype=np.int64)
-    owners = [(end, sequence.row) for end, chunk in zip(ends.tolist(), chunks, strict=True) for sequence in chunk.sequences]
-    sampled_at = np.concatenate([np.arange(decodes), np.array([end for end, _ in owners], np.int64)])
-    return Layout(
-        rows=np.concatenate([rows, *(np.full(chunk.count, chunk.sequence.row) for chunk in chunks)]),
-        positions=positions,
-        sequence_rows=np.concatenate([rows, np.array([chunk.sequence.row for chunk in chunks], np.int64)]),
-        contexts=np.concatenate([at + 1, np.array([chunk.start + chunk.count for chunk in chunks], np.int64)]),
-        query_starts=np.concatenate([np.arange(decodes + 1), ends + 1]),
-        sampled_at=sampled_at,
-        sampled_rows=np.concatenate([rows, np.array([row for _, row in owners], np.int64)]),
-        lengths=positions[sampled_at] + 1,
-        block_size=block_size,
-    )

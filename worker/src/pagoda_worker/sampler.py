@@ -1,6 +1,6 @@
 """Chooses the next token of each row from its logits.
 
-Owns sampling settings of the running rows and the arithmetic of penalties, filters and random choice. Knows no scheduling; called by the
+Owns sampling settings of the running rows and the arithmetic of filters and random choice. Knows no scheduling; called by the
 runner.
 
 A batch of greedy rows costs one maximum. Otherwise, in this order and only for the rows that ask: logit bias, min_tokens mask,
@@ -17,24 +17,17 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.layers.operators import Choose
+from pagoda_worker.logit_edits import LogitEdits
+from pagoda_worker.most_likely import most_likely
+from pagoda_worker.penalties import Penalties
 from pagoda_worker.request import Request
 from pagoda_worker.row_masks import BatchMasks, allowed
+from pagoda_worker.row_tables import History, IntArray, to_device
 
 CANDIDATES = 1024
 """Most likely tokens looked at by top-p before it falls back to sorting the whole row."""
 BROKEN = -1
 """Instead of a token id: the row's logits are not finite."""
-
-IntArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """Token ids of the rows so far, on the device, where the newest may not have left it yet: [rows, ≥ max_model_len] int32; and where each
-    row's output begins, on the host."""
-
-    tokens: Tensor
-    output_start: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,38 +46,27 @@ class Sampler:
         self._kernel = choose
         self._vocab = vocab_size
         self._device = device
-        self._temperature, self._min_p, self._frequency, self._presence = np.zeros((4, max_running), np.float32)
-        self._top_p, self._repetition = np.ones((2, max_running), np.float32)
-        self._top_k, self._min_length = np.zeros((2, max_running), np.int64)
+        self._temperature, self._min_p = np.zeros((2, max_running), np.float32)
+        self._top_p = np.ones(max_running, np.float32)
+        self._top_k = np.zeros(max_running, np.int64)
         self._seed = np.zeros(max_running, np.uint64)
         self._plain = np.ones(max_running, bool)
         """Nothing but greedy or temperature: no bias, mask, penalty."""
-        self._penalised, self._filtered = np.zeros((2, max_running), bool)
+        self._filtered = np.zeros(max_running, bool)
         self.top_logprobs = np.full(max_running, -1, np.int64)
-        self._bias: dict[int, tuple[Tensor, Tensor]] = {}
-        self._enders: dict[int, Tensor] = {}
-        """Ids masked before min_tokens."""
+        self._edits = LogitEdits(max_running=max_running, device=device)
+        self._penalties = Penalties(max_running=max_running, vocab_size=vocab_size, device=device)
         self._token_hashes = _mix(torch.arange(vocab_size, dtype=torch.int32, device=device))
 
     def open_row(self, row: int, request: Request, seed: int, eos_token_ids: tuple[int, ...]) -> None:
         s = request.sampling
         self._temperature[row], self._top_p[row], self._top_k[row], self._min_p[row] = s.temperature, s.top_p, s.top_k, s.min_p
-        self._frequency[row], self._presence[row], self._repetition[row] = s.frequency_penalty, s.presence_penalty, s.repetition_penalty
         self._seed[row] = seed % 2**64
         self.top_logprobs[row] = -1 if request.top_logprobs is None else request.top_logprobs
-        self._penalised[row] = s.frequency_penalty != 0 or s.presence_penalty != 0 or s.repetition_penalty != 1
         self._filtered[row] = s.temperature > 0 and (s.top_p < 1 or s.top_k > 0 or s.min_p > 0)
-        self._bias.pop(row, None)
-        self._enders.pop(row, None)
-        self._min_length[row] = 0
-        if s.logit_bias:
-            ids = torch.tensor(list(s.logit_bias), dtype=torch.int64, device=self._device)
-            self._bias[row] = ids, torch.tensor(list(s.logit_bias.values()), dtype=torch.float32, device=self._device)
-        enders = [*request.stop_token_ids, *(() if request.ignore_eos else eos_token_ids)]
-        if request.min_tokens > 0 and enders and not request.constrained:  # its bitmask does that
-            self._min_length[row] = len(request.prompt_ids) + request.min_tokens
-            self._enders[row] = torch.tensor(enders, dtype=torch.int64, device=self._device)
-        self._plain[row] = not (self._penalised[row] or self._bias.get(row) or self._enders.get(row) is not None)
+        edited = self._edits.open(row, request, eos_token_ids)
+        self._penalties.open(row, s)
+        self._plain[row] = not (edited or self._penalties.asked[row])
 
     def greedy_alone(self, rows: IntArray) -> bool:
         """The most likely ids are all that these rows ask for."""
@@ -94,21 +76,20 @@ class Sampler:
         self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History, masks: BatchMasks | None = None
     ) -> tuple[Tensor, Logprobs | None]:
         """logits [S, V] of `rows`, whose sequences are `lengths` long. Returns ids [S] int64 (BROKEN where logits are not finite)."""
-        ids: Tensor
         random = np.flatnonzero(self._temperature[rows] > 0)
         if not len(random) and masks is None and self._plain[rows].all():
-            best, ids = logits.max(dim=-1)
+            ids, finite = most_likely(logits)
         else:
-            adjusted = self._adjust(logits.float(), rows, lengths, history)
+            adjusted = self._adjust(logits, rows, lengths, history)
             if masks is not None:
                 at = self._to_device(masks.positions)
                 out = ~allowed(masks.bits.to(self._device), self._vocab)
                 adjusted = adjusted.index_copy(0, at, adjusted[at].masked_fill(out, float("-inf")))
-            best, ids = adjusted.max(dim=-1)
+            ids, finite = most_likely(adjusted)
             if len(random):
                 chosen = self._choose(adjusted[self._to_device(random)], rows[random], lengths[random] - history.output_start[rows[random]])
                 ids = ids.index_copy(0, self._to_device(random), chosen)
-        ids = torch.where(best.isfinite(), ids, BROKEN)
+        ids = torch.where(finite, ids, BROKEN)
         return ids, self._logprobs(logits, ids, rows)
 
     def _to_device(self, values: npt.NDArray[np.generic]) -> Tensor:
@@ -117,35 +98,18 @@ class Sampler:
     # ------------------------------------------------------------ deterministic part
 
     def _adjust(self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History) -> Tensor:
+        """float32; `logits` themselves where nothing is adjusted."""
         if self._plain[rows].all():
-            return logits
-        logits = logits.clone()
-        for position, row in enumerate(rows.tolist()):
-            if (bias := self._bias.get(row)) is not None:
-                logits[position].index_add_(0, *bias)
-            if (enders := self._enders.get(row)) is not None and lengths[position] < self._min_length[row]:
-                logits[position].index_fill_(0, enders, float("-inf"))
-        penalised = np.flatnonzero(self._penalised[rows])
+            return logits.float()
+        logits = logits.to(torch.float32, copy=True)
+        self._edits.apply(logits, rows, lengths)
+        penalised = np.flatnonzero(self._penalties.asked[rows])
+        if len(penalised) == len(rows):
+            return self._penalties.apply(logits, rows, lengths, history)
         if len(penalised):
             at = self._to_device(penalised)
-            logits[at] = self._penalise(logits[at], rows[penalised], lengths[penalised], history)
+            logits[at] = self._penalties.apply(logits[at], rows[penalised], lengths[penalised], history)
         return logits
-
-    def _penalise(self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History) -> Tensor:
-        """Counts come from the token table each time: nothing to keep true over preemption, resume and fork."""
-        longest = int(lengths.max())
-        columns = np.arange(longest)
-        ids = history.tokens[:, :longest].index_select(0, self._to_device(rows)).long()
-        known = self._to_device(columns < lengths[:, None])
-        is_output = known & self._to_device(columns >= history.output_start[rows][:, None])
-        blank = torch.zeros_like(logits)
-        seen = blank.scatter_add(1, ids, known.float()) > 0
-        counts = blank.scatter_add(1, ids, is_output.float())
-        repetition, frequency, presence = (
-            self._to_device(setting[rows])[:, None] for setting in (self._repetition, self._frequency, self._presence)
-        )
-        logits = torch.where(seen, torch.where(logits > 0, logits / repetition, logits * repetition), logits)
-        return logits - frequency * counts - presence * (counts > 0)
 
     # ------------------------------------------------------------ random part
 
@@ -161,7 +125,7 @@ class Sampler:
             at = self._to_device(filtered)
             scaled[at] = self._filter(scaled[at], rows[filtered])
         keys = self._to_device(_row_keys(self._seed[rows], output_positions))
-        return (scaled + gumbel(self._token_hashes, keys)).argmax(dim=-1)
+        return most_likely(scaled + gumbel(self._token_hashes, keys))[0]
 
     def _filter(self, scaled: Tensor, rows: IntArray) -> Tensor:
         """-inf for what top-k, then top-p (over what top-k left), then min-p exclude. Equal logits at a threshold all stay."""
@@ -200,13 +164,6 @@ class Sampler:
         sampled = raw.gather(1, ids.index_select(0, at).clamp(min=0)[:, None]) - total
         top, top_ids = raw.topk(min(int(asked.max()), self._vocab), dim=-1)
         return Logprobs(positions, sampled[:, 0], top_ids, top - total)
-
-
-def to_device(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
-    """From pinned memory on CUDA, so that the host does not wait for what the device still does. torch keeps the pinned block until the
-    copy is done."""
-    there = torch.from_numpy(values)
-    return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there
 
 
 def _kth(best: Tensor, k: Tensor, width: int) -> Tensor:

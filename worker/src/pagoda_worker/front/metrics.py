@@ -210,6 +210,7 @@ class WorkerMetrics(Collector):
             blocks = facts.kv_capacity_tokens // facts.block_size
             layout = {"block_size": str(facts.block_size), "num_gpu_blocks": str(blocks)}
             yield self._gauge("vllm:cache_config_info", "KV cache layout.", 1, layout)
+            yield self._gauge("pagoda_kernels_info", "What the model computes with.", 1, {"kernels": facts.kernels})
             prefill, decode = facts.prefill_tokens_per_s, facts.decode_tokens_per_s
             yield self._gauge("pagoda_measured_prefill_tokens_per_second", "By the self-test after loading.", prefill)
             yield self._gauge("pagoda_measured_decode_tokens_per_second", "By the self-test after loading, a small batch together.", decode)
