@@ -15,13 +15,16 @@ from typing import Any
 
 from pagoda_router.admission import price
 from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settlement
+from pagoda_router.choosing import WorkerChooser
+from pagoda_router.decisions import DecisionRing
 from pagoda_router.demand import Demand
 from pagoda_router.errors import ContextTooLong, NoWorker, Overloaded, RouterError, UpstreamFailed
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import Arrival, EndReason, Generation, GenerationStream, ModelName, WorkerId
 from pagoda_router.lanes import Held, Lane, Pending, Refusals
 from pagoda_router.metrics import RouterMetrics
-from pagoda_router.policy import Refusal, WorkerView, choose_variant, place
+from pagoda_router.policy import POLICY, PolicyName, Refusal, WorkerView, choose_variant
+from pagoda_router.prefixes import chain_of
 from pagoda_router.queue import Waiting, WaitingRoom
 
 EXPIRY_CHECK_S = 0.1
@@ -41,6 +44,7 @@ class FleetDispatcher:
         queue_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
         rng: Random | None = None,
+        decision_ring: int = 1000,
     ) -> None:
         self._fleet = fleet
         self._metrics = metrics
@@ -49,6 +53,8 @@ class FleetDispatcher:
         self._clock = clock
         self._rng = rng or Random()
         self._refusals = Refusals(fleet, metrics, self._rng)
+        self.decisions = DecisionRing(decision_ring)
+        self.chooser = WorkerChooser(self._rng, self.decisions)
         self._lanes: dict[ModelName, Lane] = {}
         self._running: set[BackendStream] = set()
         self._tickets = 0
@@ -216,16 +222,23 @@ class FleetDispatcher:
             return True
         now_s = self._clock()
         links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
-        found = place(request.cost, [link.view(request.cost) for link in links.values()], self._rng, request.avoid)
-        if isinstance(found, Refusal):
-            if found.why != "too_large":
+        if request.chain is None:
+            salt = request.generation.cache_salt
+            request.chain = chain_of(request.generation.prompt_ids, self._fleet.block_size(request.model), salt)
+        choice = self.chooser.choose(
+            list(links.values()), request.cost, request.chain, now_s, avoid=request.avoid, policy=self._policy(request.model)
+        )
+        if isinstance(choice, Refusal):
+            if choice.why != "too_large":
                 return False
-            request.place.set_exception(ContextTooLong(f"{found.message}: shorten the prompt", param="messages"))
+            request.place.set_exception(ContextTooLong(f"{choice.message}: shorten the prompt", param="messages"))
             return True
+        found = choice.placement
         generation = request.generation
         if generation.deadline_s is not None:
             generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
-        stream = links[found.worker].submit(generation, request.cost, found.reserved_tokens)
+        stream = links[found.worker].submit(generation, request.cost, found.reserved_tokens, request.chain)
+        self.chooser.placed(choice, generation, stream.times, now_s)
         request.place.set_result(stream)
         request.note_attempt(found, now_s, stream.times)
         self._metrics.placed(generation.model, now_s - request.arrived_s, found)
@@ -292,6 +305,7 @@ class FleetDispatcher:
 
     def settled(self, settlement: Settlement) -> None:
         lane = self._lane(settlement.model)
+        self.chooser.settled(settlement, self._clock())
         if settlement.ran:
             lane.drain.settle(self._clock(), settlement.reserved_tokens)
         self._metrics.settled(settlement)
@@ -342,6 +356,10 @@ class FleetDispatcher:
     def _next_ticket(self) -> int:
         self._tickets += 1
         return self._tickets
+
+    def _policy(self, model: ModelName) -> PolicyName:
+        found = self._fleet.find(model)
+        return POLICY if found is None else found.policy
 
     def _views(self, pending: Pending) -> list[WorkerView]:
         """Of the workers that may run it."""
