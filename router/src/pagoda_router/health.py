@@ -125,8 +125,8 @@ class HealthBoard:
 
 
 def slow_workers(views: Sequence[WorkerView]) -> frozenset[WorkerId]:
-    """Those whose step takes far longer than their peers' would with a batch of the same size: a minority, or one of two. Half of a fleet is
-    another kind of machine, which predictions know."""
+    """Those whose step takes far longer than their peers' would with a batch of the same size: a minority, or one of two. Half of a fleet
+    is another kind of machine, which predictions know."""
     measured = [view for view in views if view.decode_step_ms > 0]
     if len(measured) < 2:
         return frozenset()
