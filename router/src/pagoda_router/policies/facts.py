@@ -58,7 +58,8 @@ class RequestFacts:
 
     def uncached_tokens(self, view: WorkerView) -> int:
         """At least one: the last token of a prompt is always computed."""
-        return max(1, self.cost.prompt_tokens - view.cached_tokens)
+        uncached = self.cost.prompt_tokens - view.cached_tokens
+        return max(1, uncached)
 
     def lanes_away(self, view: WorkerView) -> int:
         lane = self.lane_of.get(view.worker)
