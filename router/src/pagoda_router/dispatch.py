@@ -18,7 +18,7 @@ from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settleme
 from pagoda_router.demand import Demand
 from pagoda_router.errors import ContextTooLong, NoWorker, Overloaded, RouterError, UpstreamFailed
 from pagoda_router.fleet import Fleet
-from pagoda_router.generation import Arrival, EndReason, Generation, GenerationStream, ModelName, WorkerId
+from pagoda_router.generation import NOBODY, Arrival, EndReason, Generation, GenerationStream, ModelName, Sender, WorkerId
 from pagoda_router.lanes import Held, Lane, Pending, Refusals
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.policy import Refusal, WorkerView, choose_variant, place
@@ -74,7 +74,7 @@ class FleetDispatcher:
         finally:
             demand.left(self._clock())
 
-    async def hold(self, model: ModelName, variant: str | None, cost_tokens: int) -> Arrival:
+    async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         self._fleet.model(model)
         demand = self._lane(model).demand
         demand.came()
