@@ -29,11 +29,13 @@ class RequestClass(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Whom a request is counted for, and how urgent it may be: the API key's word, which a header may only lower."""
+    """Whom a request is counted for, and how urgent it is: the API key's word, which a header may only lower."""
 
     tenant: str = ""
     """Never a client's own words: the key's. Empty: one tenant for all that have no key of their own."""
     request_class: RequestClass = RequestClass.LATENCY
+    deadline_s: float | None = None
+    """From this request's arrival; the client's own wish."""
 
 
 NOBODY = Sender()

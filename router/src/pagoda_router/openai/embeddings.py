@@ -93,6 +93,7 @@ class Embeddings:
                     embedding=True,
                     tenant=target.sender.tenant,
                     request_class=target.sender.request_class,
+                    deadline_s=target.sender.deadline_s,
                     priority=checks.priority_of(request.priority),
                     traceparent=trace.context.traceparent,
                     tracestate=trace.context.tracestate,

@@ -217,6 +217,7 @@ class Preparer:
                     structured=structured,
                     tenant=target.sender.tenant,
                     request_class=target.sender.request_class,
+                    deadline_s=target.sender.deadline_s,
                     priority=checks.priority_of(request.priority),
                     traceparent=trace.context.traceparent,
                     tracestate=trace.context.tracestate,
