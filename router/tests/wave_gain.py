@@ -16,7 +16,7 @@ from random import Random
 
 from fleet_rig import generation as generation_of
 from fleet_rig import model_object, rig
-from test_two_routers import TINY, real_worker
+from test_two_routers import TINY, real_worker, until
 
 from pagoda_router.admission import CreditLedger, price
 from pagoda_router.discovery.snapshot import FleetSnapshot
@@ -125,7 +125,7 @@ async def measured(endpoints, *, waves: bool, seed: int, requests: int) -> float
     with tempfile.TemporaryDirectory() as folder:
         async with rig(Path(folder), waves=waves, max_queue_tokens=10**9, timeout_s=3600.0) as router:
             router.fleet.apply(FleetSnapshot(models=(model_object(),), endpoints=dict.fromkeys(endpoints, True), awaited=frozenset({TINY})))
-            await router.until(lambda: sum(link.view().routable for link in router.fleet.links(TINY)) == len(endpoints))
+            await until(router, lambda: sum(link.view().routable for link in router.fleet.links(TINY)) == len(endpoints))
             rng = Random(seed)
             lengths = [mixed(rng, 500) for _ in range(requests)]
             greedy = Sampling(temperature=0.0)

@@ -10,14 +10,13 @@ Requests of different groups (variants) use different workers and never wait for
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from typing import Generic, TypeVar
 
 from pagoda_router.generation import RequestClass
-from pagoda_router.waiting import ClassLines, Line, Waiting
+from pagoda_router.waiting import ClassLines, Waiting
 
 T = TypeVar("T")
 
@@ -37,7 +36,7 @@ class WaitingRoom(Generic[T]):
         self.waves = waves
         self.tokens = 0
         self._classes: dict[RequestClass, ClassLines[T]] = {request_class: ClassLines() for request_class in RequestClass}
-        self._groups: Counter[str] = Counter()
+        self._groups: dict[str, int] = {}
         self._aged_tokens: dict[str, float] = {}
         """By group: what promoted requests may start before the class ahead of them does."""
         self._wave_shapes: dict[str, int] = {}
@@ -45,7 +44,7 @@ class WaitingRoom(Generic[T]):
     # ------------------------------------------------------------ who is here
 
     def __len__(self) -> int:
-        return self._groups.total()
+        return sum(self._groups.values())
 
     def __iter__(self) -> Iterator[Waiting[T]]:
         return (waiting for lines in self._classes.values() for waiting in lines)
@@ -53,7 +52,7 @@ class WaitingRoom(Generic[T]):
     def push(self, waiting: Waiting[T]) -> None:
         self._classes[waiting.request_class].add(waiting)
         self.tokens += waiting.cost_tokens
-        self._groups[waiting.group] += 1
+        self._groups[waiting.group] = self._groups.get(waiting.group, 0) + 1
 
     def remove(self, waiting: Waiting[T]) -> bool:
         """False when it has left already."""
@@ -78,7 +77,7 @@ class WaitingRoom(Generic[T]):
 
     def size_of(self, request_class: RequestClass) -> tuple[int, int]:
         """Requests and tokens of one class."""
-        return len(self._classes[request_class]), self._classes[request_class].tokens_of.total()
+        return self._classes[request_class].requests, self._classes[request_class].tokens
 
     # ------------------------------------------------------------ bounds
 
@@ -129,17 +128,20 @@ class WaitingRoom(Generic[T]):
         self._classes[request_class].counters.charge(tenant, -unused_service_tokens)
 
     def _offer(self, group: str, start: Callable[[Waiting[T]], bool], now_s: float) -> None:
-        turns = [_Turns(lines, group) for lines in self._classes.values()]
+        turns = [_Turns(lines, group) for lines in self._classes.values() if group in lines.groups]
         blocked: dict[Waiting[T], None] = {}
-        patience_tokens = math.inf
+        patience_tokens = too_dear = math.inf
         while (waiting := self._next(turns, group, blocked, now_s)) is not None:
-            cost_tokens = waiting.cost_tokens
-            if cost_tokens <= patience_tokens and start(waiting):
+            cost_tokens, uncached_tokens = waiting.cost_tokens, waiting.cost_tokens - waiting.cached_tokens
+            # What did not fit need not be tried in a dearer one: an offer is a look at every worker.
+            if cost_tokens <= patience_tokens and uncached_tokens < too_dear and start(waiting):
                 self._leaves(waiting, blocked, now_s)
                 for earlier in blocked:
                     earlier.overtaken_tokens += cost_tokens
                 patience_tokens -= cost_tokens
             else:
+                if cost_tokens <= patience_tokens:
+                    too_dear = min(too_dear, uncached_tokens)
                 blocked[waiting] = None
                 patience_tokens = min(patience_tokens, cost_tokens - waiting.overtaken_tokens)
             if patience_tokens <= 0 or len(blocked) >= LOOK_AHEAD:
@@ -147,13 +149,16 @@ class WaitingRoom(Generic[T]):
 
     def _next(self, turns: "list[_Turns[T]]", group: str, blocked: Collection[Waiting[T]], now_s: float) -> Waiting[T] | None:
         wave = self._wave_shapes.get(group) if self.waves else None
-        first = turns[0].next(blocked, wave)
-        if first is not None:
-            aged = self._aged(group, now_s)
-            if aged is not None and aged not in blocked and self._aged_tokens.get(group, 0.0) >= aged.cost_tokens:
-                return aged
-            return first
-        return next((found for behind in turns[1:] if (found := behind.next(blocked, wave)) is not None), None)
+        for turn in turns:
+            waiting = turn.next(blocked, wave)
+            if waiting is None:
+                continue
+            if waiting.request_class is RequestClass.LATENCY and self._aged_tokens:
+                aged = self._aged(group, now_s)
+                if aged is not None and aged not in blocked and self._aged_tokens.get(group, 0.0) >= aged.cost_tokens:
+                    return aged
+            return waiting
+        return None
 
     def _aged(self, group: str, now_s: float) -> Waiting[T] | None:
         oldest = self._classes[RequestClass.THROUGHPUT].oldest(group)
@@ -162,7 +167,7 @@ class WaitingRoom(Generic[T]):
     def _leaves(self, waiting: Waiting[T], blocked: Collection[Waiting[T]], now_s: float) -> None:
         """It has a place: its tenant pays, what it passed in its own line is overtaken, a promoted one behind it comes nearer."""
         group, lines = waiting.group, self._classes[waiting.request_class]
-        aged = self._aged(group, now_s)
+        aged = self._aged(group, now_s) if self._classes[RequestClass.THROUGHPUT].requests else None
         if aged is waiting:
             self._aged_tokens.pop(group, None)
         elif aged is not None and waiting.request_class is RequestClass.LATENCY:
@@ -172,25 +177,29 @@ class WaitingRoom(Generic[T]):
             self._wave_shapes[group] = waiting.shape
             for earlier in lines.before(waiting):
                 earlier.overtaken_tokens += waiting.cost_tokens if earlier not in blocked else 0
+        lines.charge(waiting)
         self.remove(waiting)
-        lines.counters.charge(waiting.tenant, waiting.cost_tokens if waiting.service_tokens is None else waiting.service_tokens)
 
 
 class _Turns(Generic[T]):
     """One look through the lines of one class and group: whose turn it is while requests leave."""
 
     def __init__(self, lines: ClassLines[T], group: str) -> None:
-        self._lines: dict[str, Line[T]] = lines.groups.get(group, {})
+        self._lines = lines.groups[group]
         self._counters = lines.counters
-        self._counters.raise_floor(lines.tokens_of)
-        self._heap = [self._turn(tenant, line[0]) for tenant, line in self._lines.items()]
+        self._passed: dict[str, int] = {}
+        """By tenant: how many at the line's beginning are blocked."""
+        self._only = next(iter(self._lines)) if len(self._lines) == 1 else None
+        self._heap = [] if self._only is not None else [self._turn(tenant, line[0]) for tenant, line in self._lines.items()]
         heapify(self._heap)
 
     def next(self, blocked: Collection[Waiting[T]], wave: int | None) -> Waiting[T] | None:
         """`wave`: the shape that goes together now. An entry of the heap may be older than its tenant's counter: it is never too large."""
+        if self._only is not None:
+            return self._candidate(self._only, blocked, wave)
         while self._heap:
             tenant = self._heap[0][-1]
-            waiting = _candidate(self._lines.get(tenant, []), blocked, wave)
+            waiting = self._candidate(tenant, blocked, wave)
             if waiting is None:
                 heappop(self._heap)
             elif (turn := self._turn(tenant, waiting)) > self._heap[0]:
@@ -202,16 +211,20 @@ class _Turns(Generic[T]):
     def _turn(self, tenant: str, waiting: Waiting[T]) -> tuple[int, int, int, int, str]:
         return (*self._counters.turn(tenant, waiting.cached_tokens), waiting.ticket, tenant)
 
-
-def _candidate(line: Line[T], blocked: Collection[Waiting[T]], wave: int | None) -> Waiting[T] | None:
-    """The line's first, or one of the wave's shape not far behind it, if those in between can still be overtaken."""
-    in_order = (waiting for waiting in line if waiting not in blocked)
-    first = next(in_order, None)
-    if first is None or wave is None or first.shape == wave:
+    def _candidate(self, tenant: str, blocked: Collection[Waiting[T]], wave: int | None) -> Waiting[T] | None:
+        """The line's first, or one of the wave's shape not far behind it, if those in between can still be overtaken."""
+        line, at = self._lines.get(tenant, ()), self._passed.get(tenant, 0)
+        while at < len(line) and line[at] in blocked:
+            at += 1
+        self._passed[tenant] = at
+        if at == len(line):
+            return None
+        first = line[at]
+        if wave is None or first.shape == wave:
+            return first
+        patience_tokens = first.cost_tokens - first.overtaken_tokens
+        for waiting in islice(line, at + 1, at + LOOK_AHEAD):
+            if waiting.shape == wave and waiting.cost_tokens <= patience_tokens and waiting not in blocked:
+                return waiting
+            patience_tokens = min(patience_tokens, waiting.cost_tokens - waiting.overtaken_tokens)
         return first
-    patience_tokens = first.cost_tokens - first.overtaken_tokens
-    for waiting in islice(in_order, LOOK_AHEAD):
-        if waiting.shape == wave and waiting.cost_tokens <= patience_tokens:
-            return waiting
-        patience_tokens = min(patience_tokens, waiting.cost_tokens - waiting.overtaken_tokens)
-    return first

@@ -7,7 +7,7 @@ another stays within a quantum and their two dearest requests.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection
 
 QUANTUM_TOKENS = 4096
 """Of service. A few prompts: smaller loses the cache between turns, larger makes the others wait for a tenant's whole prefix group."""
@@ -20,30 +20,31 @@ class TenantCounters:
         self._quantum_tokens = quantum_tokens
         self._served: OrderedDict[str, int] = OrderedDict()
         self._floor = 0
-        """The least counter of those that waited at the last turn: where newcomers begin."""
+        """Where newcomers begin: what the least served of those that wait had been served before its last turn, or more."""
 
     def served(self, tenant: str) -> int:
         return self._served.get(tenant, self._floor)
 
-    def activate(self, tenant: str, waiting: Iterable[str]) -> None:
+    def activate(self, tenant: str, waiting: Collection[str]) -> None:
         """Its first request waits. `waiting`: the tenants that waited before it."""
-        self.raise_floor(waiting)
+        if waiting:
+            self._floor = max(self._floor, min(self.served(other) for other in waiting))
         self._served[tenant] = max(self.served(tenant), self._floor)
         self._served.move_to_end(tenant)
 
-    def raise_floor(self, waiting: Iterable[str]) -> None:
-        self._floor = max(self._floor, min((self.served(tenant) for tenant in waiting), default=0))
-
-    def charge(self, tenant: str, tokens: int) -> None:
-        """At dispatch the predicted service; negative when less of it was needed."""
-        self._served[tenant] = self.served(tenant) + tokens
+    def charge(self, tenant: str, tokens: int, *, is_alone: bool = False) -> None:
+        """At dispatch the predicted service; negative when less of it was needed. `is_alone`: nobody else waits."""
+        served = self.served(tenant)
+        if is_alone:
+            self._floor = max(self._floor, served)
+        self._served[tenant] = served + tokens
 
     def turn(self, tenant: str, cached_tokens: int) -> tuple[int, int, int]:
         """Smaller goes first."""
         served = self.served(tenant)
         return served // self._quantum_tokens, -cached_tokens, served
 
-    def forget_idle(self, waiting: Iterable[str]) -> None:
+    def forget_idle(self, waiting: Collection[str]) -> None:
         """Keeps memory bounded; cheap when there is nothing to forget."""
         if len(self._served) <= 2 * MOST_IDLE_TENANTS:
             return

@@ -5,7 +5,6 @@ A line's order is the tenant's own: priority, then the earliest deadline (withou
 
 import math
 from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -59,45 +58,66 @@ class ClassLines(Generic[T]):
 
     def __init__(self) -> None:
         self.counters = TenantCounters()
-        self.tokens_of: Counter[str] = Counter()
+        self.requests = self.tokens = 0
+        self.tokens_of: dict[str, int] = {}
         """Waiting, by tenant."""
         self.groups: dict[str, dict[str, Line[T]]] = {}
+        self._requests_of: dict[str, int] = {}
         self._by_arrival: dict[str, dict[Waiting[T], None]] = {}
-
-    def __len__(self) -> int:
-        return sum(len(arrivals) for arrivals in self._by_arrival.values())
 
     def __iter__(self) -> Iterator[Waiting[T]]:
         return (waiting for lines in self.groups.values() for line in lines.values() for waiting in line)
 
     def add(self, waiting: Waiting[T]) -> None:
-        if waiting.tenant not in self.tokens_of:
-            self.counters.activate(waiting.tenant, self.tokens_of)
-        insort(self.groups.setdefault(waiting.group, {}).setdefault(waiting.tenant, []), waiting, key=_order)
-        self._by_arrival.setdefault(waiting.group, {})[waiting] = None
-        self.tokens_of[waiting.tenant] += waiting.cost_tokens
+        tenant, group = waiting.tenant, waiting.group
+        if tenant in self._requests_of:
+            self._requests_of[tenant] += 1
+            self.tokens_of[tenant] += waiting.cost_tokens
+        else:
+            self.counters.activate(tenant, self.tokens_of)
+            self._requests_of[tenant], self.tokens_of[tenant] = 1, waiting.cost_tokens
+        if group not in self.groups:
+            self.groups[group], self._by_arrival[group] = {}, {}
+        line = self.groups[group].setdefault(tenant, [])
+        if line and waiting.order < line[-1].order:
+            insort(line, waiting, key=_order)
+        else:
+            line.append(waiting)
+        self._by_arrival[group][waiting] = None
+        self.requests += 1
+        self.tokens += waiting.cost_tokens
 
     def discard(self, waiting: Waiting[T]) -> bool:
         """False when it is not here."""
-        arrivals = self._by_arrival.get(waiting.group, {})
-        if waiting not in arrivals:
+        tenant, group = waiting.tenant, waiting.group
+        arrivals = self._by_arrival.get(group)
+        if arrivals is None or waiting not in arrivals:
             return False
         del arrivals[waiting]
-        lines = self.groups[waiting.group]
-        line = lines[waiting.tenant]
-        place = bisect_left(line, waiting.order, key=_order)
+        lines = self.groups[group]
+        line = lines[tenant]
+        place = 0 if line[0] is waiting else bisect_left(line, waiting.order, key=_order)
         while line[place] is not waiting:
             place += 1  # the prompts of one request share its ticket
         del line[place]
         if not line:
-            del lines[waiting.tenant]
-        if not arrivals:
-            del self.groups[waiting.group], self._by_arrival[waiting.group]
-        self.tokens_of[waiting.tenant] -= waiting.cost_tokens
-        if not any(waiting.tenant in others for others in self.groups.values()):
-            del self.tokens_of[waiting.tenant]
+            del lines[tenant]
+            if not lines:
+                del self.groups[group], self._by_arrival[group]
+        self.requests -= 1
+        self.tokens -= waiting.cost_tokens
+        if self._requests_of[tenant] > 1:
+            self._requests_of[tenant] -= 1
+            self.tokens_of[tenant] -= waiting.cost_tokens
+        else:
+            del self._requests_of[tenant], self.tokens_of[tenant]
             self.counters.forget_idle(self.tokens_of)
         return True
+
+    def charge(self, waiting: Waiting[T]) -> None:
+        """It leaves for a worker, and is still here."""
+        tokens = waiting.cost_tokens if waiting.service_tokens is None else waiting.service_tokens
+        self.counters.charge(waiting.tenant, tokens, is_alone=len(self.tokens_of) == 1)
 
     def oldest(self, group: str) -> Waiting[T] | None:
         return next(iter(self._by_arrival.get(group, ())), None)
