@@ -44,7 +44,7 @@ class FleetDispatcher:
         self._clock = clock
         rng = rng or Random()
         self._refusals = Refusals(fleet, metrics, rng)
-        self._placer = Placer(fleet, metrics, clock, rng)
+        self._placer = Placer(fleet, metrics, limits.promote_after_s, clock, rng)
         self._second_tries = SecondTries(metrics, self._placer, self._refusals, clock)
         self._lanes: dict[ModelName, Lane] = {}
         self._running: set[BackendStream] = set()

@@ -9,17 +9,21 @@ from random import Random
 
 from pagoda_router.errors import ContextTooLong
 from pagoda_router.fleet import Fleet
-from pagoda_router.generation import ModelName
+from pagoda_router.generation import ModelName, RequestClass
 from pagoda_router.lanes import Held, Lane, Pending
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.policy import Refusal, WorkerView, choose_variant, place
 from pagoda_router.waiting import Waiting
 
+MOST_WISHED = 2**29
+"""Of a client's own priority, on a worker: leaves a place below all of them."""
+
 
 class Placer:
-    def __init__(self, fleet: Fleet, metrics: RouterMetrics, clock: Callable[[], float], rng: Random) -> None:
+    def __init__(self, fleet: Fleet, metrics: RouterMetrics, promote_after_s: float, clock: Callable[[], float], rng: Random) -> None:
         self._fleet = fleet
         self._metrics = metrics
+        self._promote_after_s = promote_after_s
         self._clock = clock
         self._rng = rng
 
@@ -86,9 +90,18 @@ class Placer:
         generation = request.generation
         if generation.deadline_s is not None:
             generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
+        if (priority := self._priority_there(request, now_s)) != generation.priority:
+            generation = replace(generation, priority=priority)
         stream = link.submit(generation, cost, found.reserved_tokens)
         waiting.service_tokens = cost.service_tokens
         request.place.set_result(stream)
         request.note_attempt(found, now_s, stream.times)
         self._metrics.placed(request.model, request.request_class, now_s - request.arrived_s, found)
         return True
+
+    def _priority_there(self, request: Pending, now_s: float) -> int:
+        """A worker's order goes over all tenants: so what a client wishes for itself counts there only where all are one tenant. Throughput
+        requests come last, and make room, unless they have waited long enough to be promoted."""
+        wish = 0 if request.tenant else max(-MOST_WISHED, min(MOST_WISHED, request.generation.priority))
+        is_behind = request.request_class is RequestClass.THROUGHPUT and now_s - request.arrived_s < self._promote_after_s
+        return wish - 2 * MOST_WISHED if is_behind else wish
