@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from pagoda_router.admission import Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.errors import RouterError
-from pagoda_router.generation import EndReason, Event, Generation, ModelName, WorkerId
+from pagoda_router.generation import EndReason, Event, Generation, ModelName, RequestClass, WorkerId
 from pagoda_router.policies.facts import WorkerView
 from pagoda_router.prefixes import NO_CHAIN, PrefixChain
 from pagoda_router.tracing.record import WorkerTimes
@@ -47,6 +47,12 @@ class Settlement:
     """None: it ended as asked, or nobody waited for it any more."""
     worker: WorkerId | None = None
     """None: not told, so that nobody's breaker hears of it."""
+    tenant: str = ""
+    request_class: RequestClass = RequestClass.LATENCY
+    charged_service_tokens: int = 0
+    """What its tenant was charged when it was placed (Price.service_tokens)…"""
+    service_tokens: int = 0
+    """…and what the worker really did for it; nothing when the worker was lost. Equal: the prediction stands."""
 
 
 class LinkListener(Protocol):
