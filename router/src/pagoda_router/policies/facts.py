@@ -33,7 +33,7 @@ class WorkerView:
     prefill_tokens_per_s: float = 0.0
     """0: not measured yet."""
     decode_step_ms: float = 0.0
-    """Of a batch as it is now. 0: not measured yet."""
+    """Of a batch as it is now, or of one sequence while it has none. 0: not measured yet."""
     decode_step_ms_per_sequence: float | None = None
     """What one more sequence adds to it, learned; None: not learned yet."""
     sleeps: bool = False
