@@ -194,6 +194,7 @@ class FleetDispatcher:
         self._placer.place_waiting(model, lane)
         try:
             if not request.place.done():
+                waiting.cached_tokens = self._placer.cached_tokens(request)
                 self._watch_expiry()
                 self._queue_changed(model)
             return await request.place
