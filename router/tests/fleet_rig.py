@@ -27,10 +27,9 @@ def model_object(name: str = "tiny", **fields: Any) -> ModelObject:
     return ModelObject(name=ModelName(name), **fields)
 
 
-def generation(prompt_tokens: int = 3, max_tokens: int = 16, *, first: int = 1, **fields: Any) -> Generation:
-    """`first`: token of the prompt; prompts with the same one are each other's prefixes."""
+def generation(prompt_tokens: int = 3, max_tokens: int = 16, **fields: Any) -> Generation:
     fields = {"request_id": "r", "model": ModelName("tiny"), "explicit_max_tokens": True, **fields}
-    return Generation(prompt_ids=list(range(first, first + prompt_tokens)), max_tokens=max_tokens, **fields)
+    return Generation(prompt_ids=list(range(1, prompt_tokens + 1)), max_tokens=max_tokens, **fields)
 
 
 class Rig:

@@ -147,20 +147,6 @@ async def test_a_worker_is_told_the_class_and_a_wish_only_where_it_hurts_nobody(
             each.cancel()
 
 
-async def test_a_prefix_that_a_worker_has_costs_no_credits_there(tmp_path):
-    """Of 64 tokens each; three blocks of the prompt are there once the first request has begun."""
-    async with ScriptedWorker(capacity_tokens=64 + 16) as worker, rig(tmp_path, worker) as router:
-        first = asyncio.create_task(router.collect(generation(56, 8)))
-        submit = await worker.next_submit()
-        worker.tokens(submit.request_id, [5], started=True)
-        second, other = (asyncio.create_task(router.collect(generation(56, 8, first=begin))) for begin in (1, 1000))
-        assert (await worker.next_submit()).reserved_kv_tokens == 16
-        assert worker.submits.empty(), "another prompt of the same length has to wait"
-        await asyncio.sleep(0)
-        for task in (first, second, other):
-            task.cancel()
-
-
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["arrive", "arrive", "arrive", "cancel", "finish", "refuse", "break", "engine_error"]),
@@ -183,9 +169,9 @@ async def _live_through(tmp_path, events) -> None:
             rng, running = Random(number), sorted(worker._reserved)
             if kind == "arrive":
                 tenant, request_class = rng.choice("ab"), rng.choice([LATENCY, THROUGHPUT])
-                sizes = rng.randint(1, 90), rng.randint(1, 120)
-                fields = {"n": rng.randint(1, 3), "first": rng.choice([1, 500]), "tenant": tenant, "request_class": request_class}
-                wanted = generation(*sizes, **fields)
+                wanted = generation(
+                    rng.randint(1, 90), rng.randint(1, 120), n=rng.randint(1, 3), tenant=tenant, request_class=request_class
+                )
                 tasks.append(asyncio.create_task(router.collect(wanted)))
             elif kind == "cancel" and tasks:
                 rng.choice(tasks).cancel()

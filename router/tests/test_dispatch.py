@@ -325,8 +325,8 @@ async def test_a_large_request_that_gives_up_lets_the_ones_behind_it_go(tmp_path
     async with ScriptedWorker(capacity_tokens=160) as worker, rig(tmp_path, worker, clock=lambda: now_s[0]) as router:
         tasks = [asyncio.create_task(router.collect(generation(60, 20)))]
         await worker.next_submit()
-        large = asyncio.create_task(router.collect(generation(80, 16, first=500, deadline_s=5.0)))
-        tasks += [asyncio.create_task(router.collect(generation(20, 8, first=1000 * (n + 1), request_id=f"small{n}"))) for n in range(4)]
+        large = asyncio.create_task(router.collect(generation(80, 16, deadline_s=5.0)))
+        tasks += [asyncio.create_task(router.collect(generation(20, 8, request_id=f"small{n}"))) for n in range(4)]
         for _ in range(3):  # 96 tokens overtake the large one's 96, and then no more
             worker.finish((await worker.next_submit()).request_id)
         await asyncio.gather(*tasks[1:4])

@@ -194,7 +194,6 @@ class FleetDispatcher:
         self._placer.place_waiting(model, lane)
         try:
             if not request.place.done():
-                waiting.cached_tokens = self._placer.expected_cached_tokens(waiting)
                 self._watch_expiry()
                 self._queue_changed(model)
             return await request.place

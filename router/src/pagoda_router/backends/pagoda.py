@@ -138,9 +138,6 @@ class PagodaLink:
             )
         state, requests, ledger, knowledge = self._state, self._requests, self._requests.ledger, self._knowledge
         own_waiting = requests.sequences - state.num_running
-        cached_tokens = knowledge.cached_tokens(chain)
-        if cost is not None and cached_tokens:
-            cost = cost.with_cached(cached_tokens, self.block_size or USUAL_BLOCK_SIZE)
         return WorkerView(
             worker=self.worker,
             routable=True,
@@ -149,7 +146,7 @@ class PagodaLink:
             capacity_tokens=ledger.capacity_tokens,
             available_tokens=ledger.available_tokens,
             reservable_tokens=None if cost is None else ledger.reservation_for(cost),
-            cached_tokens=cached_tokens,
+            cached_tokens=knowledge.cached_tokens(chain),
             queued_prefill_tokens=max(state.queued_prefill_tokens, requests.unbegun_prompt_tokens),
             running=state.num_running,
             waiting=max(state.num_waiting, own_waiting, 0),
