@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pagoda_router.drain import Ahead
 from pagoda_router.generation import RequestClass
 from pagoda_router.queue import AGED_SHARE, LOOK_AHEAD, WaitingRoom
 from pagoda_router.tenants import QUANTUM_TOKENS
@@ -71,6 +72,13 @@ def test_a_large_request_is_overtaken_once_by_its_own_size_and_then_never():
         overtaken += len(start_with(room, 50))
     assert overtaken == 10
     assert start_with(room, 100) == ["r0"]
+
+
+def test_a_warm_request_that_does_not_fit_keeps_no_smaller_cold_one_out():
+    room = room_of()
+    room.push(Waiting("warm", 1000, 1, cached_tokens=900))
+    room.push(Waiting("cold", 200, 2))
+    assert start_with(room, 500) == ["cold"]
 
 
 def test_a_scan_looks_only_so_far_ahead():
@@ -295,7 +303,8 @@ def test_what_goes_before_one_more_request(tenant, cost, order, ahead):
     room: WaitingRoom[str] = WaitingRoom(1000)
     for ticket, (sender, size, deadline_s) in enumerate([("a", 10, 1.0), ("a", 20, 5.0), ("b", 40, 1.0)]):
         room.push(Waiting(sender, size, ticket, tenant=sender, deadline_s=deadline_s))
-    assert room.tokens_ahead(cost, tenant, LATENCY, order) == ahead
+    assert room.ahead_of(cost, tenant, LATENCY, order) == Ahead(0, ahead)
+    assert room.ahead_of(cost, tenant, THROUGHPUT, order) == Ahead(70, 0), "all of a class before goes first"
 
 
 @pytest.mark.parametrize("flood", [2, 20])
