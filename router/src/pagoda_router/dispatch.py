@@ -194,7 +194,8 @@ class FleetDispatcher:
         self._placer.place_waiting(model, lane)
         has_to_wait = not request.place.done()
         try:
-            if not request.place.done():
+            if has_to_wait:
+                waiting.cached_tokens = self._placer.cached_tokens(request)
                 self._watch_expiry()
                 self._queue_changed(model)
             return await request.place
