@@ -154,7 +154,8 @@ BY_POLICY = [
     ("the cached prefix while it costs little", "predicted", [view("idle"), queued("cached", 60, 96)], "cached"),
     ("another one when the cached one is busy", "predicted", [view("idle"), queued("cached", 900, 96)], "idle"),
     ("an idle worker of another lane", "length", [view("own", running=1), view("other")], "other"),
-    ("the own lane among busy workers", "length", [view("own", running=6), view("other", running=1)], "own"),
+    ("the own lane among busy workers", "length", [view("own", running=5), view("other", running=4)], "own"),
+    ("another lane when the own one is overrun", "length", [view("own", running=6), view("other", running=1)], "other"),
     ("the own zone among equals", "predicted", [view("far", is_elsewhere=True), view("near")], "near"),
     ("another zone when the own one is busy", "predicted", [view("far", is_elsewhere=True), view("near", running=1)], "far"),
 ]  # fmt: skip
