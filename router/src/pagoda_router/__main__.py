@@ -19,11 +19,12 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from pagoda_router.admin import TraceAdmin
 from pagoda_router.app import create_app
 from pagoda_router.artifacts import ArtifactCache
-from pagoda_router.backends.base import LinkListener
+from pagoda_router.backends.base import LinkListener, WorkerLink
+from pagoda_router.backends.openai_http import OpenAiLink
 from pagoda_router.backends.pagoda import PagodaLink
 from pagoda_router.backends.sleep import GrpcSleepCalls
 from pagoda_router.discovery.file import FileDiscovery
-from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot
+from pagoda_router.discovery.snapshot import OWN_BACKEND, Endpoint, FleetSnapshot
 from pagoda_router.dispatch import FleetDispatcher
 from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
@@ -174,8 +175,10 @@ def _open_cache(settings: RouterSettings) -> ArtifactCache:
         raise ConfigError(f"PAGODA_CACHE_DIR={settings.cache_dir} is not a writable folder: {error.strerror}") from None
 
 
-def _link_factory(settings: RouterSettings, artifacts: ArtifactCache, router_id: str) -> Callable[..., PagodaLink]:
-    def make_link(endpoint: Endpoint, *, listener: LinkListener, on_described: Callable[[Any], Awaitable[None]]) -> PagodaLink:
+def _link_factory(settings: RouterSettings, artifacts: ArtifactCache, router_id: str) -> Callable[..., WorkerLink]:
+    def make_link(endpoint: Endpoint, *, listener: LinkListener, on_described: Callable[[Any], Awaitable[None]]) -> WorkerLink:
+        if endpoint.backend != OWN_BACKEND:
+            return OpenAiLink(endpoint, listener=listener)
         return PagodaLink(
             endpoint,
             router_id=router_id,

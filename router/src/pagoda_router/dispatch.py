@@ -215,7 +215,9 @@ class FleetDispatcher:
             request.place.set_result(None)
             return True
         now_s = self._clock()
-        links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
+        relays = request.generation.relay is not None
+        group = (link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group)
+        links = {link.worker: link for link in group if link.endpoint.relays == relays}
         found = place(request.cost, [link.view(request.cost) for link in links.values()], self._rng, request.avoid)
         if isinstance(found, Refusal):
             if found.why != "too_large":

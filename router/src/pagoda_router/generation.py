@@ -3,7 +3,7 @@
 Pure data and two protocols; token ids only, text never (the surface detokenizes). Called by everything; knows of ours the trace's records.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -73,6 +73,23 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """A request that a foreign backend understands itself: its JSON goes there, and the answer's bytes come back."""
+
+    path: str
+    """/v1/chat/completions or /v1/completions."""
+    fields: Mapping[str, bytes]
+    """The body's top level: name → JSON as the client wrote it."""
+    served_name: str
+    """What the answer calls the model, whatever the backend calls it."""
+    stream: bool
+    wants_usage: bool
+    """The client asked for the stream's usage; the backend is always asked."""
+    prefix_cache: bool = True
+    """False: keys and values of earlier requests must not be used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """A request after templates and tokenization: what admission prices and a worker runs."""
 
@@ -105,6 +122,8 @@ class Generation:
     """The client insists on this one. None: by weight."""
     arrival: Arrival | None = None
     """From Dispatcher.hold; None: it arrives now."""
+    relay: Relay | None = None
+    """For a backend that takes text. prompt_ids are then 4-byte pieces of the prompt's JSON: about as many as tokens, equal where it is."""
     trace: GenerationTrace = field(default_factory=GenerationTrace, compare=False, repr=False)
     """Written while it is placed and runs."""
 
@@ -159,6 +178,18 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
+class Relayed:
+    """Bytes of the answer to a Relay, ready for the client: whole events of a stream, or the whole body."""
+
+    data: bytes
+    tokens: int
+    """Output tokens in it, as far as events tell; the usage in Ended is exact."""
+    finish_reasons: tuple[str, ...] = ()
+    """Of the choices that end in it."""
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int
     cached_tokens: int
@@ -179,7 +210,7 @@ class Ended:
     """For reasons that are errors: one sentence for the client."""
 
 
-Event = Started | Tokens | PromptLogprobs | Embedded | Ended
+Event = Started | Tokens | PromptLogprobs | Embedded | Relayed | Ended
 
 
 class GenerationStream(Protocol):
@@ -249,9 +280,18 @@ class CatalogEntry:
     """None until a worker has described it."""
     state: ModelState = ModelState.READY
     variants: tuple[str, ...] = ("default",)
+    backends: tuple[str, ...] = ()
+    """Of the variants, in their order; empty: all have our own workers."""
+    weights: tuple[int, ...] = ()
+    """The same; empty: equal."""
 
 
 class Catalog(Protocol):
+    @property
+    def relays(self) -> bool:
+        """Some model has a variant whose workers take text instead of tokens."""
+        ...
+
     def list(self) -> Sequence[CatalogEntry]: ...
 
     def get(self, served_name: str) -> CatalogEntry:

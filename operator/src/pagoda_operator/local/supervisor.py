@@ -66,6 +66,7 @@ class Supervisor:
             run_id=run_id,
             log_level=environment.get("PAGODA_LOG_LEVEL"),
             inherited=inherited_environment(environment),
+            programs=named_programs(environment),
         )
         self.executor = LocalExecutor(home, machine, python=python, changed=self._wake.set, tell=self.journal.tell, has_gpu=has_gpu)
 

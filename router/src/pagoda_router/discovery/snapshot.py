@@ -16,6 +16,11 @@ from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo
 MODEL_LABEL = "pagoda.dev/model"
 VARIANT_LABEL = "pagoda.dev/variant"
 TEMPLATE_LABEL = "pagoda.dev/template"
+BACKEND_LABEL = "pagoda.dev/backend"
+"""Absent on our own workers."""
+OWN_BACKEND = "pagoda"
+BACKENDS = frozenset({OWN_BACKEND, "vllm", "tgi", "tensorrt-llm"})
+"""Ours listens on a port named grpc, the others on one named openai."""
 CANARY_LABEL = "pagoda.dev/canary"
 """The operator's own liveness object; no model."""
 
@@ -56,6 +61,8 @@ class ModelObject:
     """How long a request waits for a worker to come."""
     variants: tuple[tuple[str, int], ...] = DEFAULT_VARIANTS
     """Names and weights."""
+    backends: tuple[str, ...] = (OWN_BACKEND,)
+    """Of the variants, in their order."""
     not_ready_reason: str = ""
     """Message of the first false condition in status."""
     hopeless: str = ""
@@ -69,7 +76,7 @@ class ModelObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One worker's gRPC address. Equal endpoints are the same worker process as far as discovery can tell."""
+    """One worker's address. Equal endpoints are the same worker process as far as discovery can tell."""
 
     name: str
     """The pod's."""
@@ -79,6 +86,13 @@ class Endpoint:
     """Pod template hash: which generation of the worker Deployment this is."""
     host: str
     port: int
+    backend: str = OWN_BACKEND
+    """pagoda speaks gRPC there, the others OpenAI's HTTP."""
+
+    @property
+    def relays(self) -> bool:
+        """It takes a request's text, not its tokens."""
+        return self.backend != OWN_BACKEND
 
     @property
     def target(self) -> str:
@@ -194,6 +208,7 @@ def _model(item: Any, complaints: list[str]) -> ModelObject:
         max_waiting=MAX_WAITING if max_waiting is None else int(max_waiting),
         wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
         variants=variants,
+        backends=_backends(spec, len(variants)),
         slo=read_slo(spec, complaints),
         prices=tuple(read_prices(spec, [variant for variant, _ in variants], complaints).items()),
         not_ready_reason=_first_false_condition(conditions),
@@ -208,15 +223,25 @@ def _variants(entries: Any) -> tuple[tuple[str, int], ...]:
     return tuple((_text(entry["name"], "spec.variants.name"), max(0, int(entry.get("weight", 100)))) for entry in entries)
 
 
+def _backends(spec: Any, count: int) -> tuple[str, ...]:
+    usual = (spec.get("engine") or {}).get("backend") or OWN_BACKEND
+    entries = spec.get("variants") or [{}] * count
+    return tuple(str((entry.get("engine") or {}).get("backend") or usual) for entry in entries)
+
+
 def _endpoints(item: Any) -> Iterator[SeenEndpoint]:
     metadata = item["metadata"]
     labels = metadata.get("labels") or {}
-    port = next((int(p["port"]) for p in item.get("ports") or [] if p.get("name") == "grpc"), None)
+    backend = str(labels.get(BACKEND_LABEL) or OWN_BACKEND)
+    if backend not in BACKENDS:
+        raise ValueError(f"{BACKEND_LABEL} is {backend!r}; this router speaks to {', '.join(sorted(BACKENDS))}")
+    port_name = "grpc" if backend == OWN_BACKEND else "openai"
+    port = next((int(p["port"]) for p in item.get("ports") or [] if p.get("name") == port_name), None)
     entries = item.get("endpoints") or []
     if port is None:
         if not entries:
             return  # the API server drops the ports of a slice that lists nobody
-        raise ValueError("no port is named grpc")
+        raise ValueError(f"no port is named {port_name}")
     for place, entry in enumerate(entries):
         conditions = entry.get("conditions") or {}
         target = entry.get("targetRef") or {}
@@ -228,6 +253,7 @@ def _endpoints(item: Any) -> Iterator[SeenEndpoint]:
             template=str(labels.get(TEMPLATE_LABEL, "")),
             host=_text(entry["addresses"][0], "addresses"),
             port=port,
+            backend=backend,
         )
         terminating = conditions.get("terminating") is True or bool(metadata.get("deletionTimestamp"))
         serving = conditions.get("serving") is not False or terminating

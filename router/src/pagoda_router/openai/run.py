@@ -15,6 +15,7 @@ from pagoda_router.generation import (
     Event,
     GenerationStream,
     PromptLogprobs,
+    Relayed,
     Started,
     TokenLogprobs,
     Tokens,
@@ -90,7 +91,7 @@ class Progress:
                 deltas.append(delta)
         return deltas
 
-    def _saw(self, position: int, event: Started | PromptLogprobs | Embedded) -> None:
+    def _saw(self, position: int, event: Started | PromptLogprobs | Embedded | Relayed) -> None:
         """What is about a prompt."""
         if isinstance(event, Started):
             self._saw_cached(position, event.sequence, event.cached_tokens)
