@@ -14,7 +14,7 @@ from scripted_worker import ScriptedWorker
 from pagoda_router.app import create_app
 from pagoda_router.errors import BadRequest, ColdStart
 from pagoda_router.generation import ModelName
-from pagoda_router.openai.features import variant_of
+from pagoda_router.openai.features import wishes_of
 from pagoda_router.policy import choose_variant
 from pagoda_router.surface import SurfaceSettings
 
@@ -84,7 +84,7 @@ HEADERS = [
     (["variant=a-1"], "a-1"),
 ]
 REFUSED = [
-    ([""], "the form is variant=NAME"),
+    ([""], "the forms? (is|are) variant=NAME"),
     (["int8"], "'int8' is not known"),
     (["variant"], "is not known"),
     (["variant="], "is not a variant's name"),
@@ -94,7 +94,8 @@ REFUSED = [
     (["variant=a", "variant=a"], "names two variants"),
     (["variant=a,"], "is not known"),
     (["speculation=off"], "speculation is not available yet"),
-    (["variant=a, prefix-cache=off"], "prefix-cache is not available yet"),
+    (["variant=a, prefix-cache=no"], "prefix-cache is 'no': write on or off"),
+    (["prefix-cache=off", "prefix-cache=on"], "names two values of prefix-cache"),
     (["batching=off"], "batching is not available yet"),
     (["colour=red"], "'colour=red' is not known"),
 ]
@@ -102,20 +103,20 @@ REFUSED = [
 
 @pytest.mark.parametrize(("values", "variant"), HEADERS, ids=str)
 def test_the_header_names_a_variant(values, variant):
-    assert variant_of([(b"x-pagoda-features", value.encode()) for value in values]) == variant
+    assert wishes_of([(b"x-pagoda-features", value.encode()) for value in values]).variant == variant
 
 
 @pytest.mark.parametrize(("values", "sentence"), REFUSED, ids=str)
 def test_a_header_that_would_be_ignored_is_refused(values, sentence):
     with pytest.raises(BadRequest, match=sentence) as refused:
-        variant_of([(b"x-pagoda-features", value.encode()) for value in values])
+        wishes_of([(b"x-pagoda-features", value.encode()) for value in values])
     assert refused.value.param == "X-Pagoda-Features"
 
 
-@pytest.mark.parametrize("name", ["X-Pagoda-Speculation", "X-Backend"])
+@pytest.mark.parametrize("name", ["X-Pagoda-Speculation"])
 def test_other_toggles_are_refused_by_name(name):
     with pytest.raises(BadRequest, match=f"{name} is not available yet"):
-        variant_of([(name.lower().encode(), b"off")])
+        wishes_of([(name.lower().encode(), b"off")])
 
 
 # ---------------------------------------------------------------- through the router

@@ -109,6 +109,4 @@ def _arguments(engine: Engine, name: str, source: ModelSource) -> list[str]:
 
 def _flags(separator: str = "-", **values: Any) -> list[str]:
     """--name value for each that is given."""
-    return [
-        word for name, value in values.items() if value is not None for word in (f"--{name.replace('_', separator)}", str(value))
-    ]
+    return [word for name, value in values.items() if value is not None for word in (f"--{name.replace('_', separator)}", str(value))]

@@ -62,10 +62,13 @@ BACKEND_RULES = (
     ),
     Rule(
         _of_each_engine(
-            lambda engine, spec: engine.get("backend") != "tensorrt-llm"
-            or not ("dtype" in engine or "prefixCaching" in engine or "revision" in spec["model"])
+            lambda engine, spec: (
+                engine.get("backend") != "tensorrt-llm"
+                or not ("dtype" in engine or "prefixCaching" in engine or "revision" in spec["model"])
+            )
         ),
-        "engine: tensorrt-llm takes no dtype, prefixCaching or model.revision from here: remove them, and name its own file of options in args",
+        "engine: tensorrt-llm takes no dtype, prefixCaching or model.revision from here: remove them, and name its own file of options in "
+        "args",
     ),
     Rule(
         _of_each_engine(lambda engine, spec: _is_own(engine) or spec["model"]["source"].startswith(READABLE)),

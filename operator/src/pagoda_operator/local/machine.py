@@ -13,7 +13,22 @@ from pagoda_operator.local.errors import BadSettings
 from pagoda_operator.local.template import FetchStep, PodTemplate, SecretKey
 
 INHERITED = ("PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV")
-INHERITED_PREFIXES = ("LC_", "XDG_", "HF_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KMP_", "GOMP_", "TORCH", "PYTORCH_", "TRITON_", "VLLM_")
+INHERITED_PREFIXES = (
+    "LC_",
+    "XDG_",
+    "HF_",
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "GOMP_",
+    "TORCH",
+    "PYTORCH_",
+    "TRITON_",
+    "VLLM_",
+)
 """Of the environment in which the supervisor was started; nothing else reaches a child, so that a stray variable changes nothing."""
 PROGRAMS = {"vllm": "PAGODA_VLLM", "text-generation-launcher": "PAGODA_TGI", "trtllm-serve": "PAGODA_TENSORRT_LLM"}
 """Of other backends: the variable that says where this machine has the program. Without it, PATH does."""

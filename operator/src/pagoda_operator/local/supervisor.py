@@ -19,7 +19,7 @@ from pagoda_operator.local.executor import LocalExecutor
 from pagoda_operator.local.files import write_whole
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.journal import Journal
-from pagoda_operator.local.machine import Machine, check_choices, inherited_environment
+from pagoda_operator.local.machine import Machine, check_choices, inherited_environment, named_programs
 from pagoda_operator.local.pod import Pod
 from pagoda_operator.local.scrape import ScrapeFiles
 from pagoda_operator.local.secret_files import api_key_file, read_api_key

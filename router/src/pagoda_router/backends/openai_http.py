@@ -1,7 +1,7 @@
 """The link to a worker that is somebody else's server and speaks OpenAI's HTTP: looked at every second, requests relayed.
 
-Such a worker grants no credits. What it may take is the smaller of two: its KV cache less what this router has in flight there, and what its
-own metrics say is in use, by whomever. Between two looks only the router's ledger moves. Knows no shapes of any one server: dialects do.
+Such a worker grants no credits. Its room is its KV cache less the larger of two: what this router has in flight there, and what its own
+metrics say is in use, by whomever. Between two looks only the router's ledger moves. Knows no shapes of any one server: dialects do.
 """
 
 import asyncio

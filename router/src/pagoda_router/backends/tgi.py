@@ -1,4 +1,4 @@
-"""Text Generation Inference, as of 2.4 to 3.3: Prometheus metrics and /info, errors as {"error", "error_type"}. Pure; used by openai_http.py.
+"""Text Generation Inference 2.4 to 3.3: Prometheus metrics and /info, errors as {"error", "error_type"}. Pure; used by openai_http.py.
 
 NOTE: it ignores fields that it does not know. Of OpenAI's newer name for the output limit it is told in its own word.
 """
@@ -34,7 +34,9 @@ class Tgi(Dialect):
 
     def request(self, relay: Relay, model: str, salt: str) -> bytes:
         if not relay.prefix_cache:
-            raise BadRequest("X-Pagoda-Features: a tgi worker cannot leave its prefix cache aside for one request", param="X-Pagoda-Features")
+            raise BadRequest(
+                "X-Pagoda-Features: a tgi worker cannot leave its prefix cache aside for one request", param="X-Pagoda-Features"
+            )
         if relay.fields.get("n") not in (None, b"1", b"null"):
             raise BadRequest("n: a tgi worker gives one choice: leave it out, or send several requests", param="n")
         fields = request_fields(relay, model)

@@ -1,4 +1,4 @@
-"""TensorRT-LLM's trtllm-serve, as of 1.0 to 1.3: statistics as JSON, flat errors, unknown fields forbidden. Pure; used by openai_http.py.
+"""TensorRT-LLM's trtllm-serve, 1.0 to 1.3: statistics as JSON, flat errors, unknown fields forbidden. Pure; used by openai_http.py.
 
 NOTE: /metrics hands out each iteration's statistics once, to whoever asks first, and none while nothing runs; without
 enable_iter_perf_stats it is always empty. What it told last is then what is known, and the router's own count is the rest.

@@ -1,4 +1,4 @@
-"""vLLM's OpenAI server, as of 0.10 to 0.32: Prometheus metrics, OpenAI's error shape, unknown fields allowed. Pure; used by openai_http.py."""
+"""vLLM's server, 0.10 to 0.32: Prometheus metrics, OpenAI's error shape, unknown fields allowed. Pure; used by openai_http.py."""
 
 import re
 from dataclasses import replace

@@ -61,8 +61,8 @@ class ModelObject:
     """How long a request waits for a worker to come."""
     variants: tuple[tuple[str, int], ...] = DEFAULT_VARIANTS
     """Names and weights."""
-    backends: tuple[str, ...] = (OWN_BACKEND,)
-    """Of the variants, in their order."""
+    backends: tuple[str, ...] = ()
+    """Of the variants, in their order; empty: all have our own workers."""
     not_ready_reason: str = ""
     """Message of the first false condition in status."""
     hopeless: str = ""

@@ -45,8 +45,8 @@ class Completions:
             entry = self._catalog.get(model_named(call.body))
             call, backend = self._chosen(call, entry)
             if backend != OWN_BACKEND:
-                alive = partial(self._keep_alive, call, entry.served_name, exchange)
-                await self._relaying.answer(call, entry, backend, exchange, alive)
+                keep_alive = partial(self._keep_alive, call, entry.served_name, exchange)
+                await self._relaying.answer(call, entry, backend, exchange, keep_alive)
                 return
         is_chat = call.outcome.endpoint == "chat"
         request = parse_request(call.body, ChatRequest) if is_chat else parse_request(call.body, CompletionRequest)

@@ -68,9 +68,7 @@ def wants_trace(headers: Headers) -> bool:
     return b"1" in given
 
 
-def variant_and_backend(
-    entry: CatalogEntry, wishes: Wishes, can_answer: Callable[[str], bool], rng: Random
-) -> tuple[str | None, str]:
+def variant_and_backend(entry: CatalogEntry, wishes: Wishes, can_answer: Callable[[str], bool], rng: Random) -> tuple[str | None, str]:
     """The variant to insist on, and the backend that the request is written for. None: any variant, drawn when it is placed.
 
     Where the variants have different backends the draw is made here, before the prompt is read: one of them takes tokens, another text.
@@ -108,9 +106,7 @@ def _toggles(text: str) -> dict[str, str]:
         if name in NOT_AVAILABLE and equals:
             raise BadRequest(f"{PARAM}: {name} is not available yet: leave it out", param=PARAM)
         if name not in ("variant", "prefix-cache") or not equals:
-            raise BadRequest(
-                f"{PARAM}: {part.strip()[:40]!r} is not known: the forms are variant=NAME and prefix-cache=off", param=PARAM
-            )
+            raise BadRequest(f"{PARAM}: {part.strip()[:40]!r} is not known: the forms are variant=NAME and prefix-cache=off", param=PARAM)
         if name in found:
             what = "variants" if name == "variant" else "values of prefix-cache"
             raise BadRequest(f"{PARAM} names two {what}: name one", param=PARAM)

@@ -122,9 +122,7 @@ class Preparer:
     def _decoded(self, request: CompletionRequest, target: Target, ids: list[int]) -> str:
         return target.text.decode(ids, skip_special_tokens=request.skip_special_tokens is not False)
 
-    async def _target(
-        self, request: CommonRequest, entry: CatalogEntry, call: Call, guess_tokens: Callable[[], int]
-    ) -> Target:
+    async def _target(self, request: CommonRequest, entry: CatalogEntry, call: Call, guess_tokens: Callable[[], int]) -> Target:
         checks.check_stream_options(request)
         return await self._targets.wait_for(entry, call.trace, call.variant, guess_tokens)
 

@@ -49,9 +49,7 @@ class Relaying:
         self._settings = settings
         self._clock = clock
 
-    async def answer(
-        self, call: Call, entry: CatalogEntry, backend: str, exchange: Exchange, keep_alive: Callable[[], KeepAlive]
-    ) -> None:
+    async def answer(self, call: Call, entry: CatalogEntry, backend: str, exchange: Exchange, keep_alive: Callable[[], KeepAlive]) -> None:
         generation = self._generation(call, entry, backend)
         relay = generation.relay
         assert relay is not None

@@ -175,7 +175,8 @@ def parse_request(body: bytes, request_type: type[Request]) -> Request:
 
 def decode_body(body: bytes, request_type: type[Body]) -> tuple[Body, dict[str, msgspec.Raw]]:
     """With every top-level field as it was written. Raises BadRequest."""
-    request, fields = _decoded(body, request_type), _decoded(body, dict[str, msgspec.Raw])
+    fields = _decoded(body, dict[str, msgspec.Raw])
+    request = _decoded(body, request_type)
     if len(fields) > MAX_FIELDS:
         raise BadRequest(f"the request has {len(fields)} fields; at most {MAX_FIELDS} are read")
     return request, fields
