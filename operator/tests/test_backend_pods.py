@@ -36,77 +36,38 @@ def environment(of: Mapping[str, Any]) -> dict[str, Any]:
     return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in of["env"]}
 
 
-AT = ["--host", "$(PAGODA_BIND_HOST)", "--port", "$(PAGODA_OPENAI_PORT)"]
 SIZES = {"maxModelLen": 4096, "maxBatchTokens": 2048, "maxRunning": 32}
+AT = "--host $(PAGODA_BIND_HOST) --port $(PAGODA_OPENAI_PORT)"
 COMMANDS = [
+    # backend, engine, command
     (
         "vllm",
         SIZES | {"dtype": "bf16", "prefixCaching": False},
-        [
-            "vllm",
-            "serve",
-            "$(PAGODA_BACKEND_MODEL)",
-            "--served-model-name",
-            "chat",
-            *AT,
-            "--dtype",
-            "bfloat16",
-            "--max-model-len",
-            "4096",
-            "--max-num-batched-tokens",
-            "2048",
-            "--max-num-seqs",
-            "32",
-            "--no-enable-prefix-caching",
-            "--seed",
-            "1",
-        ],
+        (
+            f"vllm serve $(PAGODA_BACKEND_MODEL) --served-model-name chat {AT} --dtype bfloat16 --max-model-len 4096 "
+            "--max-num-batched-tokens 2048 --max-num-seqs 32 --no-enable-prefix-caching --seed 1"
+        ),
     ),
     (
         "tgi",
         SIZES | {"dtype": "fp16"},
-        [
-            "text-generation-launcher",
-            "--model-id",
-            "$(PAGODA_BACKEND_MODEL)",
-            "--hostname",
-            *AT[1:],
-            "--dtype",
-            "float16",
-            "--max-total-tokens",
-            "4096",
-            "--max-batch-prefill-tokens",
-            "2048",
-            "--max-concurrent-requests",
-            "32",
-            "--seed",
-            "1",
-        ],
+        (
+            f"text-generation-launcher --model-id $(PAGODA_BACKEND_MODEL) {AT.replace('--host ', '--hostname ')} --dtype float16 "
+            "--max-total-tokens 4096 --max-batch-prefill-tokens 2048 --max-concurrent-requests 32 --seed 1"
+        ),
     ),
     (
         "tensorrt-llm",
         SIZES,
-        [
-            "trtllm-serve",
-            "$(PAGODA_BACKEND_MODEL)",
-            *AT,
-            "--max_seq_len",
-            "4096",
-            "--max_num_tokens",
-            "2048",
-            "--max_batch_size",
-            "32",
-            "--seed",
-            "1",
-        ],
+        f"trtllm-serve $(PAGODA_BACKEND_MODEL) {AT} --max_seq_len 4096 --max_num_tokens 2048 --max_batch_size 32 --seed 1",
     ),
 ]
 
 
 @pytest.mark.parametrize(("backend", "engine", "command"), COMMANDS, ids=[case[0] for case in COMMANDS])
-def test_the_manifests_fields_become_the_backends_own_arguments(backend: str, engine: dict[str, Any], command: list[str]) -> None:
+def test_the_manifests_fields_become_the_backends_own_arguments(backend: str, engine: dict[str, Any], command: str) -> None:
     found = container(backend, args=["--seed", "1"], **engine)
-    assert found["command"] + found["args"] == command
+    assert " ".join(found["command"] + found["args"]) == command
     assert found["image"] == IMAGES[backend]
 
 
