@@ -19,7 +19,7 @@ def through(chunks, *, wants_usage=False):
     rewriter, data, pieces = EventRewriter("chat", wants_usage=wants_usage), b"", []
     for chunk in chunks:
         pieces.append(rewriter.feed(chunk))
-        data += bytes(pieces[-1].data)
+        data += pieces[-1].data
     return rewriter, data, pieces
 
 
@@ -79,7 +79,7 @@ def test_a_whole_answer_keeps_its_bytes_but_for_the_model():
     body = msgspec.json.encode(recorded.VLLM_WHOLE)
     data, usage, reasons = whole_answer(body, "chat")
     assert msgspec.json.decode(data) == recorded.VLLM_WHOLE | {"model": "chat"}
-    assert (usage, reasons) == (Usage(9, 0, 2), ["length"])
+    assert (usage, reasons) == (Usage(9, 0, 2), ("length",))
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"choices": []}', b'{"ok": true}'])

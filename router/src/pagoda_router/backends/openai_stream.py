@@ -188,7 +188,7 @@ class OpenAiStream:
                 raise NotAnAnswer(f"its answer is larger than {LARGEST_ANSWER_BYTES} bytes")
         data, self.usage, reasons = whole_answer(bytes(body), self.relay.served_name)
         tokens = self.usage.completion_tokens if self.usage is not None else 0
-        self._push(Piece(data=bytearray(data), tokens=tokens, finish_reasons=reasons))
+        self._push(Piece(data=data, tokens=tokens, finish_reasons=reasons))
         self._finish()
 
     def _answered_otherwise(self, to: Destination, status: int, body: bytes) -> None:
@@ -209,7 +209,7 @@ class OpenAiStream:
         self.last_output_s = now_s
         self.begun = self._has_output = True
         self.seen_tokens += piece.tokens
-        self._pending.append(Relayed(bytes(piece.data), piece.tokens, tuple(piece.finish_reasons)))
+        self._pending.append(Relayed(piece.data, piece.tokens, piece.finish_reasons))
         self._pending_bytes += len(piece.data)
         self._changed.set()
 

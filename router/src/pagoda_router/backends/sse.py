@@ -4,7 +4,7 @@ Pure. Nothing is parsed but the one event that has the usage, and errors; openai
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -12,8 +12,6 @@ from pagoda_router.generation import Usage
 
 LARGEST_EVENT_BYTES = 16 * 2**20
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
-_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
-_USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"(\w+)"')
 _IS_ERROR = re.compile(rb'\A\s*\{\s*"(?:error"\s*:\s*["{]|object"\s*:\s*"error")')
 
@@ -45,10 +43,10 @@ class NotAnAnswer(Exception):
 class Piece:
     """What one read from the network added."""
 
-    data: bytearray = field(default_factory=bytearray)
+    data: bytes = b""
     """Whole events for the client; [DONE] is not among them."""
     tokens: int = 0
-    finish_reasons: list[str] = field(default_factory=list)
+    finish_reasons: tuple[str, ...] = ()
     error: bytes | None = None
     """The payload of an error event; nothing after it counts."""
     done: bool = False
@@ -59,6 +57,8 @@ class EventRewriter:
         self.usage: Usage | None = None
         """The last that was told."""
         self._model = b'"model":' + msgspec.json.encode(served_name)
+        self._their_model = self._model
+        """As the last event had it: found by a search only when it changes."""
         self._wants_usage = wants_usage
         self._rest = b""
 
@@ -83,22 +83,30 @@ class EventRewriter:
         return piece
 
     def _take(self, payload: bytes, piece: Piece) -> None:
-        if _IS_ERROR.match(payload):
+        if b'error"' in payload[:32] and _IS_ERROR.match(payload):
             piece.error = payload
             return
-        has_choices = _NO_CHOICES.search(payload) is None
-        if _USAGE.search(payload):
+        has_choices = b'"choices":[]' not in payload and b'"choices": []' not in payload
+        if b'"usage":{' in payload or b'"usage": {' in payload:
             self.usage = usage_of(payload) or self.usage
             if not has_choices and not self._wants_usage:
                 return  # the router asked for it, not the client
         if has_choices:
             piece.tokens += 1
             if b'"finish_reason":"' in payload or b'"finish_reason": "' in payload:
-                piece.finish_reasons += [reason.decode() for reason in _FINISH.findall(payload)]
-        piece.data += b"data: " + _MODEL.sub(lambda _: self._model, payload, count=1) + b"\n\n"
+                piece.finish_reasons += tuple(reason.decode() for reason in _FINISH.findall(payload))
+        piece.data += b"data: " + self._renamed(payload) + b"\n\n"
+
+    def _renamed(self, payload: bytes) -> bytes:
+        if self._their_model not in payload:
+            found = _MODEL.search(payload)
+            if found is None:
+                return payload
+            self._their_model = found[0]
+        return payload if self._their_model == self._model else payload.replace(self._their_model, self._model, 1)
 
 
-def whole_answer(body: bytes, served_name: str) -> tuple[bytes, Usage | None, list[str]]:
+def whole_answer(body: bytes, served_name: str) -> tuple[bytes, Usage | None, tuple[str, ...]]:
     """Of an answer that is no stream: the body under the served name, its usage, its finish reasons. Raises NotAnAnswer."""
     try:
         answer = msgspec.json.decode(body, type=_Answer)
@@ -107,7 +115,7 @@ def whole_answer(body: bytes, served_name: str) -> tuple[bytes, Usage | None, li
     if not answer.choices:
         raise NotAnAnswer("its answer has no choices")
     model = b'"model":' + msgspec.json.encode(served_name)
-    reasons = [choice.finish_reason or "stop" for choice in answer.choices]
+    reasons = tuple(choice.finish_reason or "stop" for choice in answer.choices)
     return _MODEL.sub(lambda _: model, body, count=1), _usage(answer.usage), reasons
 
 
