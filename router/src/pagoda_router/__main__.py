@@ -24,7 +24,7 @@ from pagoda_router.backends.openai_http import OpenAiLink
 from pagoda_router.backends.pagoda import PagodaLink
 from pagoda_router.backends.sleep import GrpcSleepCalls
 from pagoda_router.discovery.file import FileDiscovery
-from pagoda_router.discovery.snapshot import OWN_BACKEND, Endpoint, FleetSnapshot
+from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot
 from pagoda_router.dispatch import FleetDispatcher
 from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
@@ -35,6 +35,7 @@ from pagoda_router.listeners import Listeners, address, bind, closing_when
 from pagoda_router.logs import log_to_stderr
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.objectives import Slo
+from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.settings import RouterSettings, parse_settings
 from pagoda_router.sleep import TAKES, SleepAdmin
 from pagoda_router.surface import SurfaceSettings

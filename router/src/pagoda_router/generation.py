@@ -3,12 +3,13 @@
 Pure data and two protocols; token ids only, text never (the surface detokenizes). Called by everything; knows of ours the trace's records.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
 
+from pagoda_router.relays import Relay, Relayed
 from pagoda_router.tracing.record import GenerationTrace
 
 ServedName = NewType("ServedName", str)
@@ -70,23 +71,6 @@ class Arrival:
     ticket: int
     at_s: float
     """On the dispatcher's clock."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Relay:
-    """A request that a foreign backend understands itself: its JSON goes there, and the answer's bytes come back."""
-
-    path: str
-    """/v1/chat/completions or /v1/completions."""
-    fields: Mapping[str, bytes]
-    """The body's top level: name → JSON as the client wrote it."""
-    served_name: str
-    """What the answer calls the model, whatever the backend calls it."""
-    stream: bool
-    wants_usage: bool
-    """The client asked for the stream's usage; the backend is always asked."""
-    prefix_cache: bool = True
-    """False: keys and values of earlier requests must not be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,18 +158,6 @@ class Embedded:
     """Once per generation that asked for an embedding, before its end."""
 
     values: Sequence[float]
-    sequence: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Relayed:
-    """Bytes of the answer to a Relay, ready for the client: whole events of a stream, or the whole body."""
-
-    data: bytes
-    tokens: int
-    """Output tokens in it, as far as events tell; the usage in Ended is exact."""
-    finish_reasons: tuple[str, ...] = ()
-    """Of the choices that end in it."""
     sequence: int = 0
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.errors import BadRequest, ContextTooLong, UpstreamFailed
-from pagoda_router.generation import Relay
+from pagoda_router.relays import Relay
 
 LONGEST_MESSAGE_CHARS = 2000
 ROUTERS_OWN = frozenset({"model", "priority", "cache_salt"})

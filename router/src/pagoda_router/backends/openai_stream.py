@@ -17,7 +17,8 @@ from pagoda_router.backends.base import Failure, RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, told
 from pagoda_router.backends.sse import EventRewriter, NotAnAnswer, Piece, whole_answer
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import Ended, EndReason, Event, Generation, Relay, Relayed, Usage, WorkerId
+from pagoda_router.generation import Ended, EndReason, Event, Generation, Usage, WorkerId
+from pagoda_router.relays import Relay, Relayed
 from pagoda_router.tracing.record import WorkerTimes
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc.aio
 
-from pagoda_router.discovery.snapshot import OWN_BACKEND, Endpoint
+from pagoda_router.discovery.snapshot import Endpoint
+from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.wire import worker_pb2 as wire
 from pagoda_router.wire.worker_pb2_grpc import WorkerStub
 

@@ -11,7 +11,7 @@ import msgspec
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields, samples, total
 from pagoda_router.errors import BadRequest, UpstreamFailed
-from pagoda_router.generation import Relay
+from pagoda_router.relays import Relay
 
 _TOO_LONG = re.compile(r"`inputs` (tokens \+ `max_new_tokens` must be|must have less than)")
 

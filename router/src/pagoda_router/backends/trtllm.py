@@ -13,7 +13,7 @@ import msgspec
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields
 from pagoda_router.errors import UpstreamFailed
-from pagoda_router.generation import Relay
+from pagoda_router.relays import Relay
 
 _TOO_LONG = re.compile(r"max_seq_len|max_num_tokens|max_input_len|maximum (context|sequence|input) length", re.IGNORECASE)
 _BOOKKEEPING = frozenset(

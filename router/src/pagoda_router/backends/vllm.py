@@ -8,7 +8,7 @@ import msgspec
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields, samples, total
 from pagoda_router.errors import UpstreamFailed
-from pagoda_router.generation import Relay
+from pagoda_router.relays import Relay
 
 _TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum|max_model_len", re.IGNORECASE)
 

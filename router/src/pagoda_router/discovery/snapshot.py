@@ -12,15 +12,13 @@ from typing import Any
 
 from pagoda_router.generation import ModelName, ServedName
 from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo
+from pagoda_router.relays import BACKENDS, OWN_BACKEND, backends_of
 
 MODEL_LABEL = "pagoda.dev/model"
 VARIANT_LABEL = "pagoda.dev/variant"
 TEMPLATE_LABEL = "pagoda.dev/template"
 BACKEND_LABEL = "pagoda.dev/backend"
-"""Absent on our own workers."""
-OWN_BACKEND = "pagoda"
-BACKENDS = frozenset({OWN_BACKEND, "vllm", "tgi", "tensorrt-llm"})
-"""Ours listens on a port named grpc, the others on one named openai."""
+"""Absent on our own workers, which listen on a port named grpc; the others on one named openai."""
 CANARY_LABEL = "pagoda.dev/canary"
 """The operator's own liveness object; no model."""
 
@@ -208,7 +206,7 @@ def _model(item: Any, complaints: list[str]) -> ModelObject:
         max_waiting=MAX_WAITING if max_waiting is None else int(max_waiting),
         wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
         variants=variants,
-        backends=_backends(spec, len(variants)),
+        backends=backends_of(spec),
         slo=read_slo(spec, complaints),
         prices=tuple(read_prices(spec, [variant for variant, _ in variants], complaints).items()),
         not_ready_reason=_first_false_condition(conditions),
@@ -221,12 +219,6 @@ def _variants(entries: Any) -> tuple[tuple[str, int], ...]:
     if not entries:
         return DEFAULT_VARIANTS
     return tuple((_text(entry["name"], "spec.variants.name"), max(0, int(entry.get("weight", 100)))) for entry in entries)
-
-
-def _backends(spec: Any, count: int) -> tuple[str, ...]:
-    usual = (spec.get("engine") or {}).get("backend") or OWN_BACKEND
-    entries = spec.get("variants") or [{}] * count
-    return tuple(str((entry.get("engine") or {}).get("backend") or usual) for entry in entries)
 
 
 def _endpoints(item: Any) -> Iterator[SeenEndpoint]:

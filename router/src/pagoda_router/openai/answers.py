@@ -14,7 +14,7 @@ from pagoda_router.asgi import JSON_TYPE, Exchange
 from pagoda_router.errors import BadRequest, RouterError
 from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
 from pagoda_router.openai.call import Call
-from pagoda_router.openai.features import OWN_BACKEND, variant_and_backend
+from pagoda_router.openai.features import variant_and_backend
 from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, ReplyFormat, WholeChoice
 from pagoda_router.openai.keepalive import KeepAlive
 from pagoda_router.openai.prepare import Job, Preparer
@@ -22,6 +22,7 @@ from pagoda_router.openai.relay import Relaying
 from pagoda_router.openai.run import Progress, run
 from pagoda_router.openai.schemas import ChatRequest, CompletionRequest, model_named, parse_request
 from pagoda_router.openai.sequence import Delta
+from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.tracing.document import document
 

@@ -12,10 +12,10 @@ from random import Random
 from pagoda_router.asgi import Headers
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import CatalogEntry
+from pagoda_router.relays import OWN_BACKEND
 
 FEATURES = b"x-pagoda-features"
 BACKEND = b"x-backend"
-OWN_BACKEND = "pagoda"
 NOT_AVAILABLE = frozenset({"speculation", "batching"})
 ALIASES = {b"x-pagoda-speculation": "X-Pagoda-Speculation"}
 PARAM = "X-Pagoda-Features"

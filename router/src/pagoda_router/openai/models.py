@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from pagoda_router.generation import Catalog, CatalogEntry
-from pagoda_router.openai.features import OWN_BACKEND
+from pagoda_router.relays import OWN_BACKEND
 
 
 def model_card(entry: CatalogEntry) -> dict[str, Any]:

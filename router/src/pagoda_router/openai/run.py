@@ -15,7 +15,6 @@ from pagoda_router.generation import (
     Event,
     GenerationStream,
     PromptLogprobs,
-    Relayed,
     Started,
     TokenLogprobs,
     Tokens,
@@ -24,6 +23,7 @@ from pagoda_router.generation import (
 from pagoda_router.openai.prepare import Job
 from pagoda_router.openai.prompt_logprobs import echoed_entries
 from pagoda_router.openai.sequence import Choice, Delta
+from pagoda_router.relays import Relayed
 
 Deliver = Callable[[list[Delta]], Awaitable[None]]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import Arrival, Catalog, CatalogEntry, Dispatcher, Feature, ModelName, TextAssets
 from pagoda_router.openai import checks
-from pagoda_router.openai.features import OWN_BACKEND
+from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.tokens import TokenizerCache, TokenText
 from pagoda_router.tracing.record import RequestTrace
 
