@@ -12,17 +12,18 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
-from pagoda_router.admission import Price, used_kv_tokens
+from pagoda_router.admission import Price, service_tokens, used_kv_tokens
+from pagoda_router.backends.answer_rates import Rates
 from pagoda_router.backends.base import LinkListener, Settlement
 from pagoda_router.backends.dialect import Dialect, Load
 from pagoda_router.backends.openai_stream import Destination, OpenAiStream
-from pagoda_router.backends.rates import Rates
 from pagoda_router.backends.tgi import Tgi
 from pagoda_router.backends.trtllm import TensorRtLlm
 from pagoda_router.backends.vllm import Vllm
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import EndReason, Generation, WorkerId
-from pagoda_router.policy import WorkerView
+from pagoda_router.policies.facts import WorkerView
+from pagoda_router.prefixes import NO_CHAIN, KnownPrefixes, PrefixChain
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (Vllm(),
 UNTOLD_CAPACITY_TOKENS = 2**31
 """Of a server that does not tell the size of its KV cache: then only the number of requests bounds what is sent there."""
 USUAL_MAX_RUNNING = 256
+MOST_KNOWN_TOKENS = 2**22
+"""Of prompts remembered per worker whose capacity is not told."""
 MOST_WAITING_THERE = 4
 """Requests that may queue inside a worker: enough to fill a place that ends between two looks. More wait here, where order is kept."""
 KEEP_CONNECTION_S = 3.0
@@ -57,7 +60,8 @@ class _Unhealthy(Exception):
 class OpenAiLink:
     """Implements WorkerLink."""
 
-    def __init__(self, endpoint: Endpoint, *, listener: LinkListener, timing: HttpTiming | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, *, listener: LinkListener, timing: HttpTiming | None = None, zone: str = "") -> None:
+        """`zone`: this router's; empty: not known."""
         self.endpoint = endpoint
         self.worker = WorkerId(f"{endpoint.name}@{endpoint.target}")
         self.accepting = True
@@ -74,6 +78,9 @@ class OpenAiLink:
         self._since_look_tokens = 0
         """By how much that sum has grown since the last look, whose metrics do not show it."""
         self._rates = Rates()
+        self._prefixes: KnownPrefixes | None = None
+        """That its prefix cache should have, by what was sent there: it tells of none. Rebuilt when its blocks turn out otherwise."""
+        self._is_elsewhere = bool(zone and endpoint.zone and zone != endpoint.zone)
         self._model = ""
         """What the server calls it; empty until it was healthy and told."""
         self._reason = "connecting to the worker"
@@ -104,7 +111,7 @@ class OpenAiLink:
     def in_flight(self) -> int:
         return len(self._streams)
 
-    def view(self, cost: Price | None = None) -> WorkerView:
+    def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
         if not self._model or self._leaving or not self.accepting:
             reason = self._reason if not self._model else "the worker is draining"
             return WorkerView(
@@ -119,24 +126,28 @@ class OpenAiLink:
             capacity_tokens=self.capacity_tokens,
             available_tokens=self.available_tokens,
             reservable_tokens=None if cost is None else self._reservation_for(cost),
+            cached_tokens=0 if self._prefixes is None else self._prefixes.cached_tokens(chain),
             queued_prefill_tokens=sum(stream.cost.prompt_tokens for stream in self._streams if not stream.begun),
             running=max(load.running, own),
             waiting=load.waiting,
             max_running=load.max_running or USUAL_MAX_RUNNING,
             prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
             decode_step_ms=self._rates.decode_step_ms,
+            is_elsewhere=self._is_elsewhere,
         )
 
     def _reservation_for(self, cost: Price) -> int | None:
-        if self._load.waiting > MOST_WAITING_THERE or self.in_flight >= (self._load.max_running or USUAL_MAX_RUNNING) + MOST_WAITING_THERE:
+        if self._load.waiting > MOST_WAITING_THERE or self.in_flight >= (self._load.max_running or USUAL_MAX_RUNNING):
             return None
         wanted = min(cost.kv_tokens, self.capacity_tokens)
         return wanted if wanted <= self.available_tokens else None
 
-    def submit(self, generation: Generation, cost: Price, reserved_tokens: int) -> OpenAiStream:
+    def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> OpenAiStream:
         assert self._session is not None
         assert self._model
         stream = OpenAiStream(generation, cost, self.worker, self._over)
+        if chain.hashes:
+            self._expect(chain)
         self._streams[stream] = reserved_tokens
         self._outstanding_tokens += reserved_tokens
         self._since_look_tokens += reserved_tokens
@@ -145,6 +156,12 @@ class OpenAiLink:
         )
         stream.start(destination)
         return stream
+
+    def _expect(self, chain: PrefixChain) -> None:
+        """The server will have this prompt's blocks; of one that it never computes nothing is taken back, as nobody tells."""
+        if self._prefixes is None or self._prefixes.block_size != chain.block_size:
+            self._prefixes = KnownPrefixes(chain.block_size, max(1, min(self.capacity_tokens, MOST_KNOWN_TOKENS) // chain.block_size))
+        self._prefixes.stored(chain.hashes)
 
     def _over(self, stream: OpenAiStream) -> None:
         """Its reservation settles, exactly once."""
@@ -155,16 +172,23 @@ class OpenAiLink:
             self._rates.learn(stream)
         output_tokens = stream.usage.completion_tokens if stream.usage is not None else stream.seen_tokens
         prompt_tokens = stream.usage.prompt_tokens if stream.usage is not None else stream.cost.prompt_tokens
-        n = stream.generation.n
+        cached_tokens = stream.usage.cached_tokens if stream.usage is not None else 0
+        generation = stream.generation
+        n = generation.n
         self._listener.settled(
             Settlement(
                 model=self.endpoint.model,
                 reserved_tokens=reserved_tokens,
-                used_tokens=used_kv_tokens(prompt_tokens, [output_tokens], self.block_size or 16) if stream.begun else 0,
+                used_tokens=used_kv_tokens(prompt_tokens, [output_tokens], self.block_size or 16, cached_tokens) if stream.begun else 0,
                 predicted_output_tokens=stream.cost.output_tokens,
                 output_tokens=[output_tokens // n] * n if stream.finished else [],
                 ran=stream.begun,
                 failure=stream.hurt,
+                worker=self.worker,
+                tenant=generation.tenant,
+                request_class=generation.request_class,
+                charged_service_tokens=stream.cost.service_tokens,
+                service_tokens=service_tokens(prompt_tokens, cached_tokens, output_tokens) if stream.begun else 0,
             )
         )
         if stream.lost or stream.hurt == "refused":

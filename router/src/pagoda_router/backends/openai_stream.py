@@ -149,11 +149,10 @@ class OpenAiStream:
     async def _exchange(self, to: Destination) -> None:
         """Raises what aiohttp and asyncio.timeout raise, NotAnAnswer, BadRequest."""
         generation, relay = self.generation, self.relay
-        salt = generation.cache_salt.hex() if relay.prefix_cache else generation.request_id
         headers = {"content-type": "application/json", "x-request-id": generation.request_id}
         if generation.traceparent:
             headers |= {"traceparent": generation.traceparent, "tracestate": generation.tracestate}
-        body = to.dialect.request(relay, to.model, salt)
+        body = to.dialect.request(relay, to.model, generation.cache_salt.hex())
         async with to.session.post(to.url + relay.path, data=body, headers=headers) as response:
             if response.status != 200:
                 self._answered_otherwise(to, response.status, await response.content.read(LARGEST_ERROR_BYTES))

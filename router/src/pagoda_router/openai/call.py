@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pagoda_router.asgi import Headers
+from pagoda_router.generation import NOBODY, Sender
 from pagoda_router.openai.features import NO_WISHES, Wishes
 from pagoda_router.surface import RequestOutcome
 from pagoda_router.tracing.record import RequestTrace
@@ -18,5 +19,6 @@ class Call:
     wants_trace: bool = False
     """In the answer."""
     wishes: Wishes = NO_WISHES
+    sender: Sender = NOBODY
     variant: str | None = None
     """The one that the request must go to; known once its model is."""

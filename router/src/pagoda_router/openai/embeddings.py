@@ -59,7 +59,7 @@ class Embeddings:
         variant, backend = variant_and_backend(entry, call.wishes, lambda one: self._catalog.can_answer(entry.model, one), self._rng)
         if backend != OWN_BACKEND and call.wishes.backend is not None:
             raise BadRequest(f"X-Backend: embeddings are made by Pagoda's own workers, not by {backend}: leave it out", param=BACKEND_PARAM)
-        target = await self._targets.wait_for(entry, call.trace, variant, guess)
+        target = await self._targets.wait_for(entry, call.trace, variant, guess, call.sender)
         target.require(Feature.EMBEDDINGS, "model", "make no embeddings: use another model")
         generations = await self._generations(request, inputs, target, call)
         vectors = await self._vectors(generations)
@@ -99,6 +99,9 @@ class Embeddings:
                     max_tokens=1,  # the wire asks for one at least; none is made
                     explicit_max_tokens=True,
                     embedding=True,
+                    tenant=target.sender.tenant,
+                    request_class=target.sender.request_class,
+                    deadline_s=target.sender.deadline_s,
                     priority=checks.priority_of(request.priority),
                     cache_salt=b"" if call.wishes.prefix_cache else os.urandom(SALT_BYTES),
                     traceparent=trace.context.traceparent,

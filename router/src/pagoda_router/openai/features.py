@@ -1,4 +1,5 @@
-"""What headers ask of one request: `X-Pagoda-Features: variant=NAME, prefix-cache=off`, `X-Backend: vllm`, `X-Pagoda-Trace: 1`.
+"""What headers ask of one request: `X-Pagoda-Features: variant=NAME, prefix-cache=off`, `X-Backend: vllm`, `X-Pagoda-Class: throughput`,
+`X-Pagoda-Deadline-Ms: 1500`, `X-Pagoda-Trace: 1`.
 
 Pure; app.py calls it before the body is read. Read strictly: a toggle that would be ignored makes two measurements look alike that are not,
 so everything else is refused.
@@ -11,7 +12,7 @@ from random import Random
 
 from pagoda_router.asgi import Headers
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import CatalogEntry
+from pagoda_router.generation import CatalogEntry, RequestClass
 from pagoda_router.relays import OWN_BACKEND
 
 FEATURES = b"x-pagoda-features"
@@ -21,6 +22,9 @@ ALIASES = {b"x-pagoda-speculation": "X-Pagoda-Speculation"}
 PARAM = "X-Pagoda-Features"
 BACKEND_PARAM = "X-Backend"
 TRACE = b"x-pagoda-trace"
+CLASS = b"x-pagoda-class"
+DEADLINE = b"x-pagoda-deadline-ms"
+LONGEST_DEADLINE_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,33 @@ def wishes_of(headers: Headers) -> Wishes:
     return Wishes(
         variant=toggles.get("variant"), backend=backends[0] if backends else None, prefix_cache=toggles.get("prefix-cache") != "off"
     )
+
+
+def class_of(headers: Headers, allowed: RequestClass) -> RequestClass:
+    """The request's class: a header may lower what its key allows, and asking for more than that changes nothing. Raises BadRequest."""
+    lowest, classes = allowed, list(RequestClass)
+    for name, value in headers:
+        if name != CLASS:
+            continue
+        text = value.decode("latin-1").strip().lower()
+        if text not in classes:
+            raise BadRequest(f"X-Pagoda-Class: {text[:40]!r} is none of {', '.join(classes)}", param="X-Pagoda-Class")
+        lowest = max(lowest, RequestClass(text), key=classes.index)
+    return lowest
+
+
+def deadline_s_of(headers: Headers) -> float | None:
+    """How long the whole answer may take; of several the shortest. Raises BadRequest."""
+    deadlines_ms: list[int] = []
+    for name, value in headers:
+        if name == DEADLINE:
+            text = value.decode("latin-1").strip()
+            if re.fullmatch(r"[0-9]{1,8}", text) is None or not 0 < int(text) <= LONGEST_DEADLINE_MS:
+                raise BadRequest(
+                    f"X-Pagoda-Deadline-Ms: {text[:40]!r} is no whole number of 1 to {LONGEST_DEADLINE_MS}", param="X-Pagoda-Deadline-Ms"
+                )
+            deadlines_ms.append(int(text))
+    return min(deadlines_ms) / 1000 if deadlines_ms else None
 
 
 def wants_trace(headers: Headers) -> bool:

@@ -124,7 +124,7 @@ class Preparer:
 
     async def _target(self, request: CommonRequest, entry: CatalogEntry, call: Call, guess_tokens: Callable[[], int]) -> Target:
         checks.check_stream_options(request)
-        return await self._targets.wait_for(entry, call.trace, call.variant, guess_tokens)
+        return await self._targets.wait_for(entry, call.trace, call.variant, guess_tokens, call.sender)
 
     async def _job(
         self,
@@ -206,6 +206,9 @@ class Preparer:
                     top_logprobs=top_logprobs,
                     prompt_logprobs=prompt_logprobs,
                     structured=structured,
+                    tenant=target.sender.tenant,
+                    request_class=target.sender.request_class,
+                    deadline_s=target.sender.deadline_s,
                     priority=checks.priority_of(request.priority),
                     cache_salt=b"" if call.wishes.prefix_cache else os.urandom(SALT_BYTES),
                     traceparent=call.trace.context.traceparent,

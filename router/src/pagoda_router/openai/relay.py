@@ -18,6 +18,7 @@ from pagoda_router.openai import checks
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.formats import DONE
 from pagoda_router.openai.keepalive import KeepAlive
+from pagoda_router.openai.prepare import SALT_BYTES
 from pagoda_router.openai.run import raise_failure
 from pagoda_router.openai.schemas import StreamOptions, decode_body
 from pagoda_router.relays import Relay, Relayed
@@ -95,6 +96,10 @@ class Relaying:
             n=n,
             min_tokens=max(0, request.min_tokens or 0),
             ignore_eos=bool(request.ignore_eos),
+            cache_salt=b"" if relay.prefix_cache else os.urandom(SALT_BYTES),
+            tenant=call.sender.tenant,
+            request_class=call.sender.request_class,
+            deadline_s=call.sender.deadline_s,
             priority=checks.priority_of(request.priority),
             traceparent=trace.context.traceparent,
             tracestate=trace.context.tracestate,
