@@ -1,6 +1,7 @@
 """Requests on foreign backends, through the whole router: recorded exchanges of vLLM, TGI and TensorRT-LLM over real HTTP."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ from pagoda_router.backends.openai_http import HttpTiming, OpenAiLink
 from pagoda_router.discovery.snapshot import Endpoint, ModelObject
 from pagoda_router.generation import ModelName
 from pagoda_router.surface import RequestOutcome, SilentObserver, SurfaceSettings
+from pagoda_router.tracing.document import document
+from pagoda_router.tracing.ring import TraceRing
+from pagoda_router.tracing.tracer import Tracer
 
 QUICK = HttpTiming(look_every_s=0.05, look_when_away_s=0.02)
 BACKENDS = ("vllm", "tgi", "tensorrt-llm")
@@ -42,9 +46,11 @@ class ForeignRig(Rig):
         return super()._make_link(endpoint, listener=listener, on_described=on_described)
 
     def caller(self) -> Caller:
-        self.recorder = Recorder()
+        self.recorder, self.ring = Recorder(), TraceRing(10)
+        tracer = Tracer(self.ring, None, clock=time.monotonic, calendar=time.time)
         settings = SurfaceSettings(keep_alive_first_s=60)
-        return Caller(create_app(dispatcher=self.dispatcher, catalog=self.fleet, settings=settings, observer=self.recorder))
+        app = create_app(dispatcher=self.dispatcher, catalog=self.fleet, settings=settings, observer=self.recorder, tracer=tracer)
+        return Caller(app)
 
     @property
     def link(self) -> OpenAiLink:
@@ -332,6 +338,21 @@ def _fat_chunks(count: int) -> list[bytes]:
     return [recorded.VLLM_TOKENS[0].replace(b"Hello", b"x" * 100_000) for _ in range(count)]
 
 
+async def test_the_router_keeps_a_trace_whose_parts_add_up(tmp_path):
+    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+        trace = router.ring.find(call.headers["x-request-id"])
+        assert trace is not None
+        assert trace.ended_s is not None
+        told = document(trace, trace.ended_s)
+        assert [phase["name"] for phase in told["phases"]] == ["receive", "prepare", "queue_wait", "upstream"]
+        assert sum(phase["ms"] for phase in told["phases"]) == pytest.approx(told["total_ms"], abs=0.01)
+        assert told["tokens"] == {"prompt": 9, "cached": 4, "output": 3}
+        assert told["decision"]["worker"] == router.link.worker
+        refused = await router.caller()("POST", "/v1/chat/completions", asks(), {"X-Pagoda-Trace": "1"})
+        assert (refused.status, refused.error["param"]) == (400, "X-Pagoda-Trace")
+
+
 # ---------------------------------------------------------------- which backend
 
 
@@ -416,3 +437,25 @@ async def test_closing_ends_what_runs_with_an_error(tmp_path):
         await task
         assert call.events[-1]["error"]["code"] == "worker_lost"
         assert await server.next_hang_up() == "/v1/chat/completions"
+
+
+async def test_prompts_that_begin_alike_go_to_the_server_that_has_their_beginning(tmp_path):
+    one, other = recorded.server("vllm", name="one"), recorded.server("vllm", name="other")
+    async with one, other, rig(tmp_path, one, other) as router:
+        beginnings = ["You translate. " * 40, "You summarize. " * 40]
+        served = []
+        for turn in range(8):
+            messages = [{"role": "system", "content": beginnings[turn % 2]}, {"role": "user", "content": f"{turn}: hi"}]
+            await router.caller()("POST", "/v1/chat/completions", {"model": "chat", "messages": messages, "stream": True})
+            served.append(one if other.asked.empty() else other)
+            (one if other.asked.empty() else other).asked.get_nowait()
+        assert len({server.name for server in served[0::2]}) == 1
+        assert len({server.name for server in served[1::2]}) == 1
+
+
+async def test_a_deadline_of_the_client_ends_an_answer_upstream_too(tmp_path):
+    async with recorded.server("vllm", stream(recorded.VLLM_ROLE, asyncio.Event())) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True), {"X-Pagoda-Deadline-Ms": "300"})
+        assert call.events[-1]["error"]["code"] == "deadline_exceeded"
+        assert await server.next_hang_up() == "/v1/chat/completions"
+        await router.until_nothing_is_held()

@@ -235,6 +235,7 @@ class OpenAiStream:
             return
         self._ended = self._has_output = True
         usage = self.usage or Usage(self.cost.prompt_tokens if self.begun else 0, 0, self.seen_tokens)
+        self.times.cached_tokens = usage.cached_tokens
         self._pending.append(Ended(0, reason, usage, detail=detail))
         self._changed.set()
 
