@@ -381,6 +381,15 @@ async def test_a_model_of_two_backends_sends_tokens_to_the_one_and_text_to_the_o
         assert cards[0]["pagoda"]["variants"] == offered
 
 
+async def test_while_a_variant_changes_its_backend_text_goes_to_the_new_workers_only(tmp_path):
+    old, new = ScriptedWorker("chat"), recorded.server("vllm", name="new")
+    async with old, new, rig(tmp_path, old, new, models=(offered_by("vllm"),)) as router:
+        for _ in range(8):
+            call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+            assert call.events[-1] == "[DONE]"
+        assert old.submits.empty()
+
+
 async def test_a_models_length_is_the_one_that_its_server_tells(tmp_path):
     async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
         (card,) = (await router.caller()("GET", "/v1/models")).json["data"]

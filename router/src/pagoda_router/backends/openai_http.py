@@ -205,7 +205,10 @@ class OpenAiLink:
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False, headers=headers) as self._session:
             while not self._closing and not (self._leaving and not self._streams):
                 self._woken.clear()
-                await self._look(self._session)
+                try:
+                    await self._look(self._session)
+                except Exception:  # the loop's outermost line: a bug costs one look, not the link
+                    log.exception("worker %s: internal error", self.worker)
                 try:
                     async with asyncio.timeout(timing.look_every_s if self._model else timing.look_when_away_s):
                         await self._woken.wait()

@@ -13,7 +13,7 @@ import msgspec
 
 from pagoda_router.asgi import JSON_TYPE, Exchange
 from pagoda_router.errors import BadRequest, UpstreamFailed
-from pagoda_router.generation import CatalogEntry, Dispatcher, Ended, Generation
+from pagoda_router.generation import CatalogEntry, Dispatcher, Ended, EndReason, Generation
 from pagoda_router.openai import checks
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.formats import DONE
@@ -114,20 +114,26 @@ class Relaying:
         is_open = False
         async with self._dispatcher.generate(generation) as stream:
             async for events in stream:
-                for event in events:
-                    if isinstance(event, Ended):
-                        self._bill(call.outcome, event)
-                        raise_failure(event)
-                        await exchange.write(DONE, last=True)
-                        return
-                    if not isinstance(event, Relayed):
-                        continue
-                    if not is_open:
-                        is_open = True
-                        await alive.stop()
-                        await alive.start()
+                # What arrived together leaves together; what came before a failure leaves before it.
+                relayed = [event for event in events if isinstance(event, Relayed)]
+                ended = next((event for event in events if isinstance(event, Ended)), None)
+                data = b"".join(event.data for event in relayed)
+                if data and not is_open:
+                    is_open = True
+                    await alive.stop()
+                    await alive.start()
+                for event in relayed:
                     self._count(call, event)
-                    await exchange.write(event.data)
+                if ended is None:
+                    await exchange.write(data)
+                    continue
+                self._bill(call.outcome, ended)
+                if ended.reason in (EndReason.STOP, EndReason.LENGTH):
+                    await exchange.write(data + DONE, last=True)
+                    return
+                if data:
+                    await exchange.write(data)
+                raise_failure(ended)
         raise _ended_early()
 
     async def _whole(self, call: Call, generation: Generation, exchange: Exchange) -> None:
