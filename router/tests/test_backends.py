@@ -12,6 +12,8 @@ import pytest
 import recorded
 from fleet_rig import Rig, model_object
 from foreign_server import Answer, ForeignServer, json_answer, stream
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scripted import Caller, chat
 from scripted_worker import ScriptedWorker
 
@@ -48,8 +50,8 @@ class ForeignRig(Rig):
     def caller(self) -> Caller:
         self.recorder, self.ring = Recorder(), TraceRing(10)
         tracer = Tracer(self.ring, None, clock=time.monotonic, calendar=time.time)
-        settings = SurfaceSettings(keep_alive_first_s=60)
-        app = create_app(dispatcher=self.dispatcher, catalog=self.fleet, settings=settings, observer=self.recorder, tracer=tracer)
+        surface = SurfaceSettings(keep_alive_first_s=60)
+        app = create_app(dispatcher=self.dispatcher, catalog=self.fleet, settings=surface, observer=self.recorder, tracer=tracer)
         return Caller(app)
 
     @property
@@ -468,3 +470,38 @@ async def test_a_deadline_of_the_client_ends_an_answer_upstream_too(tmp_path):
         assert call.events[-1]["error"]["code"] == "deadline_exceeded"
         assert await server.next_hang_up() == "/v1/chat/completions"
         await router.until_nothing_is_held()
+
+
+@given(
+    fates=st.lists(
+        st.tuples(st.sampled_from(["whole", "stream", "hang", "breaks", "bad", "busy"]), st.booleans(), st.booleans()), max_size=12
+    )
+)
+@settings(max_examples=25)
+def test_whatever_becomes_of_requests_nothing_stays_reserved(tmp_path_factory, fates):
+    """Each has an answer, streams or not, and its client stays or leaves while it runs."""
+    answers = {
+        "whole": json_answer(recorded.VLLM_WHOLE),
+        "stream": stream(*recorded.VLLM_STREAM),
+        "hang": stream(recorded.VLLM_ROLE, asyncio.Event()),
+        "breaks": stream(recorded.VLLM_ROLE, breaks=True),
+        "bad": json_answer(recorded.VLLM_TOO_LONG, 400),
+        "busy": json_answer(recorded.TGI_OVERLOADED, 429),
+    }
+
+    async def run() -> None:
+        async with recorded.server("vllm") as server, rig(tmp_path_factory.mktemp("fates"), server) as router:
+            tasks = []
+            for fate, streams, leaves in fates:
+                server.answers["/v1/chat/completions"] = answers[fate]
+                call = router.caller()
+                tasks.append(asyncio.create_task(call("POST", "/v1/chat/completions", asks(stream=streams))))
+                await server.next_request()
+                if leaves or fate == "hang":
+                    call.left.set()
+            await asyncio.gather(*tasks)
+            await router.until_nothing_is_held()
+            assert router.link._since_look_tokens <= 0
+            assert router.dispatcher.queue(ModelName("chat")) == (0, 0)
+
+    asyncio.run(run())
