@@ -66,4 +66,4 @@ def times_ms(prompt_tokens: int, output_tokens: int, view: WorkerView, usual: Us
         ttft_ms += WAKE_MS
     more_ms = view.decode_step_ms_per_sequence
     # Not learned yet: a full batch is taken to need twice the step of a single sequence.
-    return ttft_ms, step_ms * (1 + running / max_running) if more_ms is None else step_ms + more_ms * (waiting + 1)
+    return ttft_ms, step_ms * (1 + running / max_running) if more_ms is None else step_ms + more_ms * (waiting + (running > 0))

@@ -12,9 +12,9 @@ from pagoda_router.policies.prediction import UsualRates, prefill_ms_per_token, 
 Scores = list[float]
 Policy = Callable[[RequestFacts, Sequence[WorkerView]], Scores]
 
-TPOT_TOKENS = 32
+TPOT_TOKENS = 16
 """Tokens of the answer whose pace counts beside its first: about what a reader waits for before reading along. All of a long answer would
-send the next request to the emptiest batch at the price of a first token seconds later."""
+send the next request to the emptiest batch at the price of a first token seconds later, and weigh a measured step's noise as much."""
 AFFINITY_SHARE = 0.5
 """Of the time that computing a cached prefix a second time takes: so much later a first token may be to keep it on one worker. The copy
 would also push out somebody else's prefix, which no prediction sees."""
