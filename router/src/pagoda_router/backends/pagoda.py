@@ -87,6 +87,7 @@ class PagodaLink:
         self.endpoint = endpoint
         self.worker = WorkerId(f"{endpoint.name}@{endpoint.target}")
         self.accepting = True
+        self.max_model_len: int | None = None
         self._router_id = router_id
         self._token = token
         self._artifacts = artifacts
@@ -374,6 +375,7 @@ class PagodaLink:
                 description = await describe(stub, self.endpoint.model, self._artifacts, self._timing.describe_s)
                 await self._on_described(description)
                 self._description = description
+                self.max_model_len = description.max_model_len or None
                 self._knowledge.described(description.block_size, description.kv_capacity_tokens)
             except (grpc.aio.AioRpcError, BadArtifact, OSError, ValueError) as error:
                 complaint = f"the worker cannot be described: {_sentence(error)}"
