@@ -16,6 +16,7 @@ from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObjec
 from pagoda_router.dispatch import FleetDispatcher
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import Ended, Event, Generation, ModelName, ServedName, Tokens
+from pagoda_router.lanes import QueueLimits
 from pagoda_router.metrics import RouterMetrics
 
 QUICK = LinkTiming(welcome_s=5, ping_every_s=5, first_backoff_s=0.02, last_backoff_s=0.05)
@@ -37,10 +38,13 @@ class Rig:
     ) -> None:
         self.artifacts = ArtifactCache(cache_dir)
         self.registry = CollectorRegistry()
-        settings = {"max_queue_tokens": 10_000, "queue_timeout_s": 30.0, **dispatcher}
+        bounds = {"max_queue_tokens": "max_tokens", "queue_timeout_s": "timeout_s"}
+        given = {bounds.get(name, name): value for name, value in dispatcher.items() if name not in ("clock", "rng")}
+        limits = QueueLimits(**{"max_tokens": 10_000, "timeout_s": 30.0, **given})
+        settings = {name: value for name, value in dispatcher.items() if name in ("clock", "rng")}
         self.fleet = Fleet(self._make_link, self.artifacts)
         self.metrics = RouterMetrics(self.registry)
-        self.dispatcher = FleetDispatcher(self.fleet, self.metrics, **settings)
+        self.dispatcher = FleetDispatcher(self.fleet, self.metrics, limits=limits, **settings)
         self.fleet.attach(self)
         self._timing = timing
         self._token = token

@@ -30,6 +30,7 @@ from pagoda_router.fleet import Fleet
 from pagoda_router.fleet_metrics import FleetCollector
 from pagoda_router.generation import ModelName
 from pagoda_router.internal import Probes, fleet_report, internal_app, routes
+from pagoda_router.lanes import QueueLimits
 from pagoda_router.listeners import Listeners, address, bind, closing_when
 from pagoda_router.logs import log_to_stderr
 from pagoda_router.metrics import RouterMetrics
@@ -75,7 +76,7 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
     fleet = Fleet(_link_factory(settings, artifacts, router_id), artifacts)
     metrics = RouterMetrics(registry, _slos_of(fleet))
     registry.register(FleetCollector(fleet))
-    dispatcher = FleetDispatcher(fleet, metrics, max_queue_tokens=settings.max_queue_tokens, queue_timeout_s=settings.queue_timeout_s)
+    dispatcher = FleetDispatcher(fleet, metrics, limits=_limits_of(settings))
     fleet.attach(dispatcher)
     exporter = _start_exporter(settings, router_id, registry)
     ring = TraceRing(settings.trace_ring)
@@ -121,6 +122,17 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
     if exporter is not None:
         await asyncio.to_thread(exporter.stop)
     log.info("stopped")
+
+
+def _limits_of(settings: RouterSettings) -> QueueLimits:
+    return QueueLimits(
+        max_tokens=settings.max_queue_tokens,
+        max_requests=settings.max_queue_requests,
+        timeout_s=settings.queue_timeout_s,
+        throughput_timeout_s=settings.throughput_queue_timeout_s,
+        promote_after_s=settings.promote_after_s,
+        waves=settings.waves,
+    )
 
 
 def _slos_of(fleet: Fleet) -> Callable[[ModelName], Slo | None]:

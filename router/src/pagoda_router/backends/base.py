@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from pagoda_router.admission import Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.errors import RouterError
-from pagoda_router.generation import EndReason, Event, Generation, ModelName, WorkerId
+from pagoda_router.generation import EndReason, Event, Generation, ModelName, RequestClass, WorkerId
 from pagoda_router.policy import WorkerView
 from pagoda_router.tracing.record import WorkerTimes
 
@@ -44,6 +44,12 @@ class Settlement:
     """False when it was refused or lost, so that its tokens say nothing about how fast the worker drains."""
     failure: Failure | None = None
     """None: it ended as asked, or nobody waited for it any more."""
+    tenant: str = ""
+    request_class: RequestClass = RequestClass.LATENCY
+    charged_service_tokens: int = 0
+    """What its tenant was charged when it was placed (Price.service_tokens)…"""
+    service_tokens: int = 0
+    """…and what the worker really did for it; nothing when the worker was lost. Equal: the prediction stands."""
 
 
 class LinkListener(Protocol):

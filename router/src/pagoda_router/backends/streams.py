@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from pagoda_router.admission import CreditLedger, Price, used_kv_tokens
+from pagoda_router.admission import CreditLedger, Price, service_tokens, used_kv_tokens
 from pagoda_router.backends.base import Failure, LinkListener, RefusedByWorker, Settlement
 from pagoda_router.backends.translate import END_REASONS, prompt_logprobs, row_logprobs, usage_from_wire
 from pagoda_router.generation import (
@@ -268,15 +268,21 @@ class RunningRequests:
         self._prefill_no_longer_ahead(stream)
         self.sequences -= len(stream.running)
         stream.running.clear()
+        generation, prompt_tokens, cached_tokens = stream.generation, stream.cost.prompt_tokens, stream.times.cached_tokens
+        used = used_kv_tokens(prompt_tokens, stream.lengths, self._block_size(), cached_tokens) if stream.begun else 0
         self._listener.settled(
             Settlement(
                 model=self._model,
                 reserved_tokens=self.ledger.settle(stream.request_id),
-                used_tokens=used_kv_tokens(stream.cost.prompt_tokens, stream.lengths, self._block_size()) if stream.begun else 0,
+                used_tokens=used,
                 predicted_output_tokens=stream.cost.output_tokens,
                 output_tokens=stream.output_tokens,
                 ran=ran,
                 failure=stream.hurt,
+                tenant=generation.tenant,
+                request_class=generation.request_class,
+                charged_service_tokens=stream.cost.service_tokens,
+                service_tokens=service_tokens(prompt_tokens, cached_tokens, sum(stream.lengths)) if ran and stream.begun else 0,
             )
         )
 

@@ -142,6 +142,7 @@ class Switchboard:
     def engine_stepped(self, output: StepOutput) -> None:
         """One pass over the step's rows of all routers."""
         self._state = output.state
+        self._ledger.set_free(output.state.kv_free_tokens)  # before this step's finishes give back what they held
         at_us = output.state.at_mono_us
         gaps_us: dict[int, int] = {}
         for update in output.updates:
@@ -168,6 +169,7 @@ class Switchboard:
 
     def engine_idle(self, state: EngineState) -> None:
         self._state = state
+        self._ledger.set_free(state.kv_free_tokens)
         self._metrics.idle(state)
         self._publish()
 
