@@ -14,6 +14,8 @@ from typing import Any
 
 from pagoda_router.admission import price
 from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settlement
+from pagoda_router.choosing import WorkerChooser
+from pagoda_router.decisions import DecisionRing
 from pagoda_router.demand import Demand
 from pagoda_router.errors import NoWorker, RouterError
 from pagoda_router.fleet import Fleet
@@ -37,14 +39,17 @@ class FleetDispatcher:
         limits: QueueLimits,
         clock: Callable[[], float] = time.monotonic,
         rng: Random | None = None,
+        decision_ring: int = 1000,
     ) -> None:
         self._fleet = fleet
         self._metrics = metrics
         self._limits = limits
         self._clock = clock
         rng = rng or Random()
+        self.decisions = DecisionRing(decision_ring)
+        self.chooser = WorkerChooser(rng, self.decisions)
         self._refusals = Refusals(fleet, metrics, rng)
-        self._placer = Placer(fleet, metrics, clock, rng)
+        self._placer = Placer(fleet, metrics, self.chooser, clock, rng)
         self._second_tries = SecondTries(metrics, self._placer, self._refusals, clock)
         self._lanes: dict[ModelName, Lane] = {}
         self._running: set[BackendStream] = set()
@@ -232,6 +237,7 @@ class FleetDispatcher:
 
     def settled(self, settlement: Settlement) -> None:
         lane = self._lane(settlement.model)
+        self.chooser.settled(settlement, self._clock())
         tenant, request_class = settlement.tenant, settlement.request_class
         if settlement.ran:
             lane.drains.settle(request_class, self._clock(), settlement.reserved_tokens)

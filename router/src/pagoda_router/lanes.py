@@ -10,7 +10,8 @@ from pagoda_router.admission import OutputLengths, Price
 from pagoda_router.demand import Demand, WakeTimes
 from pagoda_router.drain import ClassDrains
 from pagoda_router.generation import Generation, ModelName, RequestClass, WorkerId
-from pagoda_router.policy import POLICY, Placement
+from pagoda_router.policy import Placement
+from pagoda_router.prefixes import PrefixChain
 from pagoda_router.queue import WaitingRoom
 from pagoda_router.tracing.record import Attempt, WorkerTimes
 
@@ -46,6 +47,8 @@ class Pending(Held):
     """Workers that refused or lost it."""
     attempts: int = 0
     retries: int = 0
+    chain: PrefixChain | None = None
+    """Of its prompt's blocks, once somebody looked for them."""
 
     def note_attempt(self, placement: Placement, now_s: float, times: WorkerTimes) -> None:
         """In the request's trace. `now_s`: when the choice began; `times`: what that worker will tell of it."""
@@ -53,7 +56,7 @@ class Pending(Held):
             Attempt(
                 placed_s=now_s,
                 worker=placement.worker,
-                policy=POLICY,
+                policy=placement.policy,
                 reason=placement.reason,
                 reserved_tokens=placement.reserved_tokens,
                 predicted_ms=placement.predicted_ms,

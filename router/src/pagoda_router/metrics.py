@@ -140,7 +140,7 @@ class RouterMetrics:
     def placed(self, model: ModelName, request_class: RequestClass, waited_s: float, placement: Placement) -> None:
         self._queue_wait.labels(model, request_class).observe(waited_s)
         self._reserved.labels(model).inc(placement.reserved_tokens)
-        self._placements.labels(model, POLICY, placement.reason).inc()
+        self._placements.labels(model, placement.policy, placement.reason).inc()
 
     def rejected(self, model: ModelName, reason: str) -> None:
         self._rejected.labels(model, reason).inc()

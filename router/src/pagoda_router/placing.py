@@ -7,19 +7,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
+from pagoda_router.choosing import WorkerChooser
 from pagoda_router.errors import ContextTooLong
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import ModelName
 from pagoda_router.lanes import Held, Lane, Pending
 from pagoda_router.metrics import RouterMetrics
-from pagoda_router.policy import Refusal, WorkerView, choose_variant, place
+from pagoda_router.policies.facts import WorkerView
+from pagoda_router.policy import POLICY, Refusal, choose_variant
+from pagoda_router.prefixes import chain_of
 from pagoda_router.waiting import Waiting
 
 
 class Placer:
-    def __init__(self, fleet: Fleet, metrics: RouterMetrics, clock: Callable[[], float], rng: Random) -> None:
+    def __init__(self, fleet: Fleet, metrics: RouterMetrics, chooser: WorkerChooser, clock: Callable[[], float], rng: Random) -> None:
         self._fleet = fleet
         self._metrics = metrics
+        self._chooser = chooser
         self._clock = clock
         self._rng = rng
 
@@ -74,19 +78,26 @@ class Placer:
             return True
         now_s = self._clock()
         links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
-        found = place(request.cost, [link.view(request.cost) for link in links.values()], self._rng, request.avoid)
-        if isinstance(found, Refusal):
-            if found.why != "too_large":
+        if request.chain is None:
+            salt = request.generation.cache_salt
+            request.chain = chain_of(request.generation.prompt_ids, self._fleet.block_size(request.model), salt)
+        model = self._fleet.find(request.model)
+        policy = POLICY if model is None else model.policy
+        choice = self._chooser.choose(list(links.values()), request.cost, request.chain, now_s, avoid=request.avoid, policy=policy)
+        if isinstance(choice, Refusal):
+            if choice.why != "too_large":
                 return False
-            request.place.set_exception(ContextTooLong(f"{found.message}: shorten the prompt", param="messages"))
+            request.place.set_exception(ContextTooLong(f"{choice.message}: shorten the prompt", param="messages"))
             waiting.service_tokens = 0
             return True
+        found = choice.placement
         link = links[found.worker]
         cost = request.cost.with_cached(found.cached_tokens, link.block_size or self._fleet.block_size(request.model))
         generation = request.generation
         if generation.deadline_s is not None:
             generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
-        stream = link.submit(generation, cost, found.reserved_tokens)
+        stream = link.submit(generation, cost, found.reserved_tokens, request.chain)
+        self._chooser.placed(choice, generation, stream.times, now_s)
         waiting.service_tokens = cost.service_tokens
         request.place.set_result(stream)
         request.note_attempt(found, now_s, stream.times)

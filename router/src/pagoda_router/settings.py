@@ -61,6 +61,10 @@ class RouterSettings:
     """How long running streams may go on after that."""
     trace_ring: int = 1000
     """Traces of finished requests kept for /admin/traces; about 2 KB each, 18 KB for an answer of 4096 tokens or more. 0: none."""
+    decision_ring: int = 1000
+    """Placements kept for /internal/v1/decisions; at most 5 KB each. 0: none."""
+    zone: str = ""
+    """Where this router runs: workers of the same zone are preferred by the policy `predicted`. Empty: not known, all are equal."""
     otlp_endpoint: str | None = None
     """Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://collector:4318. None: traces are not exported."""
     otlp_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -104,6 +108,8 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         linger_s=_seconds(values, "linger_s", 0.0),
         drain_s=_seconds(values, "drain_s", 30.0),
         trace_ring=_whole(values, "trace_ring", 1000, least=0, most=1_000_000),
+        decision_ring=_whole(values, "decision_ring", 1000, least=0, most=1_000_000),
+        zone=values.get("zone", ""),
         otlp_endpoint=_url(values, "otlp_endpoint"),
         otlp_headers=_headers(values, "otlp_headers"),
         log_level=_log_level(values),

@@ -11,7 +11,8 @@ from pagoda_router.admission import Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.errors import RouterError
 from pagoda_router.generation import EndReason, Event, Generation, ModelName, RequestClass, WorkerId
-from pagoda_router.policy import WorkerView
+from pagoda_router.policies.facts import WorkerView
+from pagoda_router.prefixes import NO_CHAIN, PrefixChain
 from pagoda_router.tracing.record import WorkerTimes
 
 
@@ -50,6 +51,8 @@ class Settlement:
     """What its tenant was charged when it was placed (Price.service_tokens)…"""
     service_tokens: int = 0
     """…and what the worker really did for it; nothing when the worker was lost. Equal: the prediction stands."""
+    worker: WorkerId | None = None
+    """None: not told, so that nobody's breaker hears of it."""
 
 
 class LinkListener(Protocol):
@@ -114,9 +117,11 @@ class WorkerLink(Protocol):
         """Requests."""
         ...
 
-    def view(self, cost: Price | None = None) -> WorkerView: ...
+    def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
+        """For a request of this cost and prompt; without one, nothing is reservable and nothing cached."""
+        ...
 
-    def submit(self, generation: Generation, cost: Price, reserved_tokens: int) -> BackendStream:
+    def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> BackendStream:
         """Only directly after a view that was routable with these tokens reservable."""
         ...
 
