@@ -11,16 +11,15 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pagoda_router.policies.scores import PolicyName
-
 from pagoda_bench.sim.demand import Conversation
 from pagoda_bench.sim.engine_profile import EngineProfile
-from pagoda_bench.sim.link import state_of
+from pagoda_bench.sim.link import SimLink, state_of
 from pagoda_bench.sim.oracle import Oracle
 from pagoda_bench.sim.requests import SimRequest
 from pagoda_bench.sim.router import SimRouter
 from pagoda_bench.sim.worker import Sequence as OnWorker
 from pagoda_bench.sim.worker import SimWorker
+from pagoda_router.policies.scores import PolicyName
 
 STATE_INTERVAL_S = 0.1
 """As the worker's session.py."""
@@ -80,6 +79,10 @@ class Simulation:
     @property
     def preemptions(self) -> int:
         return sum(request.preemptions for request in self.requests)
+
+    @property
+    def links(self) -> Sequence[SimLink]:
+        return self._router.links
 
     def _at(self, at_s: float, happen: Callable[[], None]) -> None:
         self._ticks += 1

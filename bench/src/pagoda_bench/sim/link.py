@@ -5,14 +5,13 @@ Stands where backends/pagoda.py stands in the router, and makes the same view of
 
 from dataclasses import dataclass, field
 
+from pagoda_bench.sim.worker import SimWorker
 from pagoda_router.admission import CreditLedger, Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import WorkerId
 from pagoda_router.policies.facts import WorkerView
 from pagoda_router.prefixes import NO_CHAIN, KnownPrefixes, PrefixChain
 from pagoda_router.rates import WorkerRates
-
-from pagoda_bench.sim.worker import SimWorker
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,9 +95,7 @@ def _workload(name: str, table: dict[str, Any], inherited: Workload | None) -> W
         if key in table:
             table[key] = Lengths(**table[key])
     if "parts" in table:
-        table["parts"] = tuple(
-            Part(part["share"], Lengths(**part["prompt"]), Lengths(**part["output"])) for part in table["parts"]
-        )
+        table["parts"] = tuple(Part(part["share"], Lengths(**part["prompt"]), Lengths(**part["output"])) for part in table["parts"])
     elif inherited is not None:
         table["parts"] = inherited.parts
     for key in ("sources", "tenant_shares"):

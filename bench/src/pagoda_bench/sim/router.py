@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import cast
 
+from pagoda_bench.sim.engine_profile import EngineProfile
+from pagoda_bench.sim.link import SimLink
+from pagoda_bench.sim.requests import SimRequest
 from pagoda_router.admission import CreditLedger, OutputLengths, Price, price, service_tokens
 from pagoda_router.backends.base import Settlement, WorkerLink
 from pagoda_router.choosing import WorkerChooser
@@ -21,10 +24,6 @@ from pagoda_router.prefixes import KnownPrefixes, PrefixChain
 from pagoda_router.queue import WaitingRoom
 from pagoda_router.tracing.record import WorkerTimes
 from pagoda_router.waiting import Waiting
-
-from pagoda_bench.sim.engine_profile import EngineProfile
-from pagoda_bench.sim.link import SimLink
-from pagoda_bench.sim.requests import SimRequest
 
 MODEL = ModelName("simulated")
 MAX_QUEUE_TOKENS = 200_000
@@ -57,7 +56,7 @@ class SimRouter:
         self._policy = policy
         self._send = send
         self._chooser = WorkerChooser(Random(seed), DecisionRing(0))
-        self._room: WaitingRoom[Priced] = WaitingRoom(MAX_QUEUE_TOKENS * workers)
+        self._room: WaitingRoom[Priced] = WaitingRoom(MAX_QUEUE_TOKENS)
         self._lengths = OutputLengths()
         self._drains = ClassDrains()
         self._in_flight: dict[int, Priced] = {}

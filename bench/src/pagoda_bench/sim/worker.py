@@ -1,4 +1,4 @@
-"""One simulated worker: continuous batching with chunked prefill, paged KV with a prefix cache, preemption. Pure; the loop brings the clock.
+"""One simulated worker: continuous batching, chunked prefill, paged KV with a prefix cache, preemption. Pure; the loop has the clock.
 
     waiting ──blocks for its present length──▶ prompts ──last chunk: first token──▶ decoding ──last token──▶ over
        ▲                                                                                │
@@ -11,7 +11,6 @@ decoding happens, steps up to the first sequence's end are taken at once, and cu
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -287,8 +286,8 @@ class SimWorker:
 
 
 def share(remaining: list[int], budget: int) -> list[int]:
-    """Tokens for each prompt of a step, in order: the first has half of the budget, the shortest the rest. The engine's policy.share_prefill
-    for one class."""
+    """Tokens for each prompt of a step, in order: the first has half of the budget, the shortest the rest. As the engine's
+    policy.share_prefill for one class."""
     counts = [0] * len(remaining)
     if not remaining or budget <= 0:
         return counts
