@@ -52,6 +52,8 @@ class Workload:
     gaps_cv: float
     """Coefficient of variation of the gaps between arrivals: 1 is a Poisson process, more is bursts (Gamma-distributed gaps)."""
     parts: tuple[Part, ...]
+    times_longer: float = 1.0
+    """Than the duration that is asked for: where a steady state comes late."""
     tenants: int = 1
     zipf: float = 0.0
     tenant_shares: tuple[float, ...] = ()

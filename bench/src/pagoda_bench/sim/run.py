@@ -15,7 +15,7 @@ from pagoda_bench.sim.fleet import Fault, Simulation
 from pagoda_bench.sim.parameters import read_parameters
 from pagoda_router.policies.scores import PolicyName
 
-WARM_UP = 1 / 6
+WARM_UP = 1 / 4
 """Of a run's duration."""
 SAMPLE_PER_S, SAMPLE_S = 100.0, 20.0
 """Conversations whose lengths say how dear one is: always the same, whatever the seed."""
@@ -51,9 +51,10 @@ def simulate(job: Job) -> Outcome:
     rate_per_s = conversations_per_s(workload, profile, job.workers, sample)
     if job.load is not None:
         rate_per_s *= job.load / workload.load
-    users = conversations(workload, rate_per_s, job.duration_s, job.seed, size)
+    duration_s = job.duration_s * workload.times_longer
+    users = conversations(workload, rate_per_s, duration_s, job.seed, size)
     requests = Simulation(users, profile, job.workers, job.policy, seed=job.seed, faults=job.faults).run()
-    window = Window(job.duration_s * WARM_UP, job.duration_s)
+    window = Window(duration_s * WARM_UP, duration_s)
     found = figures(requests, window, Slo())
     if workload.tenant_shares:
         victim = min(range(workload.tenants), key=lambda tenant: workload.tenant_shares[tenant])

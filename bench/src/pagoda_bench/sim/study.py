@@ -16,6 +16,8 @@ from pagoda_router.policies.scores import PolicyName
 
 LOADS = (0.4, 0.6, 0.8, 0.9, 1.0)
 LOAD_POLICIES = (PolicyName.PREDICTED, PolicyName.LENGTH, PolicyName.LEAST_LOADED, PolicyName.ROUND_ROBIN)
+SLOWER = 20
+"""Times that a worker of the measured profile 0.45b needs for what an H100 does in one, roughly: as many requests in a run."""
 FAULT_POLICIES = (PolicyName.PREDICTED, PolicyName.LEAST_LOADED, PolicyName.ROUND_ROBIN)
 SHOWN = ("ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "tpot_p95_s", "goodput_requests_per_s", "hit_ratio", "jain_index", "shed_ratio")
 
@@ -43,9 +45,10 @@ def study(
     parameters = read_parameters()
     unseen, tuning = _list(parameters.unseen_seeds), _list(parameters.tuning_seeds)
     notes = [
-        f"simulated: {workers} workers for {duration_s:g} s, of which the first sixth is warm-up; profile {engine.name}: {engine.source}",
+        f"simulated: {workers} workers for {duration_s:g} s (flood: twice as long), of which the first quarter is warm-up",
+        f"profile {engine.name}: {engine.source}",
         f"values are means over the seeds {unseen}, on which nothing was tuned; low and high are the extremes",
-        f"cases with tuning (seed {tuning}), a fault or a load in their names are single runs",
+        f"cases with tuning (seed {tuning}), a fault, a load or a profile in their names are single runs",
         "an aim is met when the mean meets it; SLO of goodput: TTFT ≤ 1 s and TPOT ≤ 50 ms",
         "real: the router's price, output prediction, waiting room, credits, chooser, policies, prefix index, lanes, health",
         "models: users, workers and what passes between workers and router",
@@ -78,6 +81,10 @@ def _cases(workloads: Sequence[str], workers: int, duration_s: float, profile: s
     seed = parameters.unseen_seeds[0]
     for load in LOADS:
         yield f"{LOAD}{load:g}", [replace(common, policy=policy, seed=seed, load=load) for policy in LOAD_POLICIES]
+    yield (
+        "mixed profile=0.45b",
+        [replace(common, policy=policy, seed=seed, profile="0.45b", duration_s=SLOWER * duration_s) for policy in FAULT_POLICIES],
+    )
     third = duration_s / 3
     faults = {"death": Fault(0, third, 2 * third), "slow": Fault(0, third, 2 * third, slowness=4.0)}
     for name, fault in faults.items():
