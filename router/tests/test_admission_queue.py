@@ -122,6 +122,31 @@ async def test_a_batch_waits_longer_than_a_chat(tmp_path):
         running.cancel()
 
 
+@pytest.mark.parametrize(
+    ("fields", "waited_s", "priority"),
+    [
+        ({"priority": 5}, 0, 5),
+        ({"priority": 5, "tenant": "a"}, 0, 0),  # one tenant's wish must not move another's request
+        ({"priority": 2**31 - 1}, 0, 2**29),
+        ({"request_class": THROUGHPUT}, 0, -(2**30)),
+        ({"request_class": THROUGHPUT, "priority": 2**31 - 1}, 0, -(2**29)),
+        ({"request_class": THROUGHPUT}, 30, 0),
+    ],
+    ids=str,
+)
+async def test_a_worker_is_told_the_class_and_a_wish_only_where_it_hurts_nobody(tmp_path, fields, waited_s, priority):
+    now_s = [0.0]
+    async with ScriptedWorker(capacity_tokens=64) as worker, rig(tmp_path, worker, clock=lambda: now_s[0]) as router:
+        running = await send(router, "running")
+        first = await worker.next_submit()
+        task = await send(router, "asked", **fields)
+        now_s[0] += waited_s
+        worker.finish(first.request_id)
+        assert (await worker.next_submit()).priority == priority
+        for each in (running, task):
+            each.cancel()
+
+
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["arrive", "arrive", "arrive", "cancel", "finish", "refuse", "break", "engine_error"]),

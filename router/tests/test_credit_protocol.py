@@ -18,6 +18,7 @@ from pagoda_router.generation import Generation, ModelName
 if find_spec("pagoda_worker") is None:
     pytest.skip("the worker is not installed beside the router", allow_module_level=True)
 
+from pagoda_worker.front.credits import OVERRUN_STEPS
 from pagoda_worker.front.credits import CreditLedger as WorkerLedger
 
 BLOCK = 16
@@ -120,6 +121,15 @@ class Credits(RuleBasedStateMachine):
             for _ in range(data.draw(st.integers(0, len(session.to_router)))):
                 self.router_reads(session)
 
+    @rule()
+    def all_messages_arrive(self) -> None:
+        while any(session.to_worker or session.to_router for session in self.sessions.values()):
+            for session in self.sessions.values():
+                while session.to_worker:
+                    self.worker_reads(session)
+                while session.to_router:
+                    self.router_reads(session)
+
     @rule(data=st.data(), is_cancelled=st.booleans())
     def a_request_ends_or_is_cancelled(self, data: st.DataObject, is_cancelled: bool) -> None:
         sessions = [session for session in self.sessions.values() if session.running]
@@ -131,6 +141,16 @@ class Credits(RuleBasedStateMachine):
             session.to_worker.append(("cancel", request, 0))  # may cross its end on the way
         else:
             self.ends(session, request)
+
+    @rule(beyond=st.integers(0, 50 * BLOCK))
+    def answers_outgrow_what_was_reserved(self, beyond: int) -> None:
+        self.all_messages_arrive()
+        free = max(0, self.capacity - self.worker.in_use_tokens - beyond)
+        self.worker.set_free(free)
+        self.tell()
+        self.all_messages_arrive()
+        unspent = sum(session.ledger.available_tokens for session in self.sessions.values())
+        assert unspent <= free + self.capacity // OVERRUN_STEPS
 
     @rule(router=st.integers(0, ROUTERS - 1))
     def a_router_dies(self, router: int) -> None:
@@ -178,6 +198,11 @@ class Credits(RuleBasedStateMachine):
                     self.ends(session, request)
                 while session.to_router:
                     self.router_reads(session)
+        self.worker.set_free(self.capacity)
+        self.tell()
+        for session in self.sessions.values():
+            while session.to_router:
+                self.router_reads(session)
         assert self.worker.in_use_tokens == 0
         available = [session.ledger.available_tokens for session in self.sessions.values()]
         assert all(session.ledger.outstanding_tokens == 0 for session in self.sessions.values())

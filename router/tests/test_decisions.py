@@ -5,10 +5,10 @@ from random import Random
 import pytest
 
 from pagoda_router.admission import Price
-from pagoda_router.decisions import KEPT_CANDIDATES, DecisionRing, decision_of, regret
+from pagoda_router.decisions import DecisionRing, decision_of, regret
 from pagoda_router.generation import ModelName, WorkerId
 from pagoda_router.policies.facts import RequestFacts, WorkerView
-from pagoda_router.policy import Placement, PolicyName, place
+from pagoda_router.policy import KEPT_SCORES, Placement, PolicyName, place
 from pagoda_router.tracing.record import WorkerTimes
 
 TINY = ModelName("tiny")
@@ -79,4 +79,4 @@ def test_the_ring_keeps_the_latest_decisions_and_the_best_candidates():
     assert [made.request_id for made in ring.latest(10)] == ["r4", "r3", "r2"]
     assert [made.request_id for made in ring.latest(2, "tiny")] == ["r4", "r3"]
     assert ring.latest(10, "other") == []
-    assert (len(ring.latest(1)[0].candidates), ring.latest(1)[0].candidate_count) == (KEPT_CANDIDATES, 40)
+    assert (len(ring.latest(1)[0].candidates), ring.latest(1)[0].candidate_count) == (KEPT_SCORES, 40)

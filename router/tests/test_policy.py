@@ -89,10 +89,10 @@ def test_the_reason_is_one_of_a_closed_set(workers, avoid, reason):
 def test_a_placement_explains_itself():
     a, b = view("a", running=4), view("b", queued_prefill_tokens=400, cached_tokens=32)
     found = place(COST, [b, a], Random(0))
-    scores = ((a, pytest.approx(110 + 32 * 15)), (b, pytest.approx(468 + 32 * 10 - 16)))
+    scores = ((a, pytest.approx(110 + 16 * 15)), (b, pytest.approx(468 + 16 * 10 - 16)))
     assert found == Placement(
         WorkerId("a"), 160, pytest.approx(110.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(468.0), 0,
-        pytest.approx(15.0), PolicyName.PREDICTED, scores,
+        pytest.approx(15.0), PolicyName.PREDICTED, scores, 2,
     )  # fmt: skip
 
 

@@ -298,6 +298,25 @@ def test_what_goes_before_one_more_request(tenant, cost, order, ahead):
     assert room.tokens_ahead(cost, tenant, LATENCY, order) == ahead
 
 
+@pytest.mark.parametrize("flood", [2, 20])
+def test_a_tenant_beside_one_that_floods_keeps_its_share(flood):
+    """Of 100 tokens a tick: the victim asks for 60, and gets its half; the flooder fills the queue, and gets the rest."""
+    room: WaitingRoom[str] = WaitingRoom(500)
+    served: Counter[str] = Counter()
+    ticket = 0
+    for _ in range(200):
+        for tenant in ["flood"] * (flood * 6) + ["victim"] * 6:
+            ticket += 1
+            displaced = room.displaced_by(10, tenant, LATENCY)
+            for waiting in displaced or ():
+                room.remove(waiting)
+            if displaced is not None:
+                room.push(Waiting(tenant, 10, ticket, tenant=tenant))
+        served.update(start_with(room, 100))
+    assert served.total() == 200 * 10, "no room was left empty"
+    assert served["victim"] >= 0.98 * served.total() / 2
+
+
 # ---------------------------------------------------------------- groups
 
 

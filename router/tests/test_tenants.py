@@ -11,6 +11,15 @@ def test_a_newcomer_begins_at_the_least_of_those_that_wait():
     assert counters.served("c") == 300
 
 
+def test_who_was_served_while_nobody_else_waited_does_not_pay_for_it_later():
+    counters = TenantCounters()
+    for _ in range(9):
+        counters.charge("busy", 100, is_alone=True)
+    counters.activate("new", [])
+    assert counters.served("new") == 800
+    assert counters.served("busy") == 900
+
+
 def test_a_tenant_that_owes_keeps_its_debt():
     counters = TenantCounters()
     counters.charge("a", 500)

@@ -181,3 +181,33 @@ def test_no_order_of_operations_loses_or_doubles_a_block(operations: list[tuple[
         pool.release(held)
     pool.check([])
     assert pool.free_blocks == 6
+
+
+@given(st.lists(st.tuples(st.sampled_from(["register", "take", "release", "discredit", "drop", "tell"]), st.integers(0, 9)), max_size=60))
+def test_the_changes_told_add_up_to_what_the_pool_knows(actions):
+    pool, held, told = BlockPool(4, 16), [], set()
+
+    def tell():
+        changes = pool.take_changes()
+        if changes is not None:
+            if changes.cleared:
+                told.clear()
+            told.difference_update(changes.removed)
+            told.update(changes.stored)
+
+    for action, name in actions:
+        if action == "register" and held:
+            pool.register(held[name % len(held)], named(name))
+        elif action == "take" and pool.free_blocks:
+            held += pool.take(1)
+        elif action == "release" and held:
+            pool.release([held.pop(name % len(held))])
+        elif action == "discredit" and held:
+            pool.discredit([held[name % len(held)]])
+        elif action == "drop":
+            pool.drop_cache()
+        elif action == "tell":
+            tell()
+    tell()
+    assert told == {named(name) for name in range(10) if pool.match([named(name)])}
+    assert pool.take_changes() is None

@@ -17,8 +17,6 @@ from pagoda_router.policies.scores import TPOT_TOKENS, PolicyName
 from pagoda_router.policy import Placement, PlacementReason, place
 from pagoda_router.tracing.record import WorkerTimes
 
-KEPT_CANDIDATES = 8
-"""The best by score: what a thousand decisions hold stays below 5 MB whatever the fleet's size."""
 FEWEST_OUTCOMES = 3
 """Of a worker, before its predictions are corrected by them."""
 
@@ -32,7 +30,7 @@ class Decision:
     policy: PolicyName
     reason: PlacementReason
     candidates: tuple[tuple[WorkerView, float], ...]
-    """With their scores, best first; the first was taken."""
+    """The best of them with their scores; the first was taken."""
     candidate_count: int
     times: WorkerTimes
 
@@ -42,7 +40,7 @@ class Decision:
 
     def predictions(self) -> list[Prediction]:
         """Of each candidate, by what was known then."""
-        usual = usual_rates(view for view, _ in self.candidates)
+        usual = usual_rates([view for view, _ in self.candidates])
         return [predict(self.facts, view, usual) for view, _ in self.candidates]
 
     def actual(self) -> Prediction | None:
@@ -56,7 +54,7 @@ class Decision:
 
 
 def decision_of(placement: Placement, facts: RequestFacts, request_id: str, model: ModelName, now_s: float, times: WorkerTimes) -> Decision:
-    kept = [view.worker for view, _ in placement.scores[:KEPT_CANDIDATES]]
+    kept = [view.worker for view, _ in placement.scores]
     return Decision(
         at_s=now_s,
         request_id=request_id,
@@ -64,8 +62,8 @@ def decision_of(placement: Placement, facts: RequestFacts, request_id: str, mode
         facts=replace(facts, turn_of={worker: facts.turn_of.get(worker, 0) for worker in kept}),  # turns go on under way
         policy=placement.policy,
         reason=placement.reason,
-        candidates=placement.scores[:KEPT_CANDIDATES],
-        candidate_count=len(placement.scores),
+        candidates=placement.scores,
+        candidate_count=placement.candidates,
         times=times,
     )
 

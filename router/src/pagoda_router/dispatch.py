@@ -49,7 +49,7 @@ class FleetDispatcher:
         self.decisions = DecisionRing(decision_ring)
         self.chooser = WorkerChooser(rng, self.decisions)
         self._refusals = Refusals(fleet, metrics, rng)
-        self._placer = Placer(fleet, metrics, self.chooser, clock, rng)
+        self._placer = Placer(fleet, metrics, self.chooser, limits.promote_after_s, clock, rng)
         self._second_tries = SecondTries(metrics, self._placer, self._refusals, clock)
         self._lanes: dict[ModelName, Lane] = {}
         self._running: set[BackendStream] = set()

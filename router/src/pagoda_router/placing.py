@@ -10,7 +10,7 @@ from random import Random
 from pagoda_router.choosing import WorkerChooser
 from pagoda_router.errors import ContextTooLong
 from pagoda_router.fleet import Fleet
-from pagoda_router.generation import ModelName
+from pagoda_router.generation import ModelName, RequestClass
 from pagoda_router.lanes import Held, Lane, Pending
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.policies.facts import WorkerView
@@ -18,12 +18,24 @@ from pagoda_router.policy import POLICY, Refusal, choose_variant
 from pagoda_router.prefixes import chain_of
 from pagoda_router.waiting import Waiting
 
+MOST_WISHED = 2**29
+"""Of a client's own priority, on a worker: leaves a place below all of them."""
+
 
 class Placer:
-    def __init__(self, fleet: Fleet, metrics: RouterMetrics, chooser: WorkerChooser, clock: Callable[[], float], rng: Random) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        metrics: RouterMetrics,
+        chooser: WorkerChooser,
+        promote_after_s: float,
+        clock: Callable[[], float],
+        rng: Random,
+    ) -> None:
         self._fleet = fleet
         self._metrics = metrics
         self._chooser = chooser
+        self._promote_after_s = promote_after_s
         self._clock = clock
         self._rng = rng
 
@@ -96,6 +108,8 @@ class Placer:
         generation = request.generation
         if generation.deadline_s is not None:
             generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
+        if (priority := self._priority_there(request, now_s)) != generation.priority:
+            generation = replace(generation, priority=priority)
         stream = link.submit(generation, cost, found.reserved_tokens, request.chain)
         self._chooser.placed(choice, generation, stream.times, now_s)
         waiting.service_tokens = cost.service_tokens
@@ -103,3 +117,10 @@ class Placer:
         request.note_attempt(found, now_s, stream.times)
         self._metrics.placed(request.model, request.request_class, now_s - request.arrived_s, found)
         return True
+
+    def _priority_there(self, request: Pending, now_s: float) -> int:
+        """A worker's order goes over all tenants: so what a client wishes for itself counts there only where all are one tenant. Throughput
+        requests come last, and make room, unless they have waited long enough to be promoted."""
+        wish = 0 if request.tenant else max(-MOST_WISHED, min(MOST_WISHED, request.generation.priority))
+        is_behind = request.request_class is RequestClass.THROUGHPUT and now_s - request.arrived_s < self._promote_after_s
+        return wish - 2 * MOST_WISHED if is_behind else wish

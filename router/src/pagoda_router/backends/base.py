@@ -45,14 +45,14 @@ class Settlement:
     """False when it was refused or lost, so that its tokens say nothing about how fast the worker drains."""
     failure: Failure | None = None
     """None: it ended as asked, or nobody waited for it any more."""
+    worker: WorkerId | None = None
+    """None: not told, so that nobody's breaker hears of it."""
     tenant: str = ""
     request_class: RequestClass = RequestClass.LATENCY
     charged_service_tokens: int = 0
     """What its tenant was charged when it was placed (Price.service_tokens)…"""
     service_tokens: int = 0
     """…and what the worker really did for it; nothing when the worker was lost. Equal: the prediction stands."""
-    worker: WorkerId | None = None
-    """None: not told, so that nobody's breaker hears of it."""
 
 
 class LinkListener(Protocol):

@@ -20,6 +20,9 @@ class WorkerKnowledge:
         self._prefixes: KnownPrefixes | None = None
         """None: its block size is not known yet."""
         self._heard_s = clock()
+        self._step = -1
+        self._step_at_us = 0
+        """Of the last frame."""
 
     def described(self, block_size: int, capacity_tokens: int) -> None:
         most_blocks = max(1, capacity_tokens // max(1, block_size))
@@ -69,8 +72,16 @@ class WorkerKnowledge:
         if times.first_scheduled_us and times.first_token_us:
             self.rates.prefilled(computed_tokens, (times.first_token_us - times.first_scheduled_us) / 1e6)
 
-    def heard(self) -> None:
-        """A frame came, or its first request after a pause went out: silence counts from here."""
+    def heard(self, frame: Any, state: Any) -> None:
+        """A frame came. `state`: the worker's last one."""
+        self.woken()
+        step, at_us = frame.step, frame.at_mono_us
+        if step == self._step + 1 and frame.request_ids and not (frame.started or frame.finishes or state.queued_prefill_tokens):
+            self.rates.decoded(max(len(frame.request_ids), state.num_running), (at_us - self._step_at_us) / 1000)
+        self._step, self._step_at_us = step, at_us
+
+    def woken(self) -> None:
+        """Its first request after a pause goes out: silence counts from here."""
         self._heard_s = self._clock()
 
     def silent_s(self) -> float:

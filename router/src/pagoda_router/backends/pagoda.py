@@ -152,7 +152,7 @@ class PagodaLink:
             waiting=max(state.num_waiting, own_waiting, 0),
             max_running=max(1, self._description.max_running),
             prefill_tokens_per_s=knowledge.rates.prefill_tokens_per_s or self._description.prefill_tokens_per_s,
-            decode_step_ms=state.decode_step_ms,
+            decode_step_ms=knowledge.rates.step_ms(state.num_running),
             decode_step_ms_per_sequence=knowledge.rates.steps.per_sequence_ms,
             sleeps=state.sleep_level > 0,
             decode_tokens_per_s=self._description.decode_tokens_per_s,
@@ -163,7 +163,7 @@ class PagodaLink:
     def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> RequestStream:
         assert self._requests is not None
         if not len(self._requests):
-            self._knowledge.heard()
+            self._knowledge.woken()
         uncached_tokens = max(1, cost.prompt_tokens - self._knowledge.cached_tokens(chain))
         begun = self._knowledge.expect(chain)
         stream = self._requests.add(generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, on_begun=begun)
@@ -299,7 +299,7 @@ class PagodaLink:
         assert self._requests is not None
         if kind == "frame":
             frame = message.frame
-            self._knowledge.heard()
+            self._knowledge.heard(frame, self._state)
             for event in frame.cache_events:
                 if event.model == self.endpoint.model:
                     self._knowledge.cache_changed(event)
@@ -331,7 +331,7 @@ class PagodaLink:
         if state is not None:
             self._state = state
             ledger.capacity_tokens = state.kv_capacity_tokens
-            self._knowledge.rates.told(state.num_running, state.prefill_tokens_per_s, state.decode_step_ms)
+            self._knowledge.rates.told(state.prefill_tokens_per_s, state.decode_step_ms)
             if state.ready:
                 self._ready.set()
             else:

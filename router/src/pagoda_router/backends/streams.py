@@ -309,11 +309,11 @@ class RunningRequests:
                 output_tokens=stream.output_tokens,
                 ran=ran,
                 failure=stream.hurt,
+                worker=self._worker,
                 tenant=generation.tenant,
                 request_class=generation.request_class,
                 charged_service_tokens=stream.cost.service_tokens,
                 service_tokens=service_tokens(prompt_tokens, cached_tokens, sum(stream.lengths)) if ran and stream.begun else 0,
-                worker=self._worker,
             )
         )
 

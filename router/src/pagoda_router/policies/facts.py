@@ -33,7 +33,7 @@ class WorkerView:
     prefill_tokens_per_s: float = 0.0
     """0: not measured yet."""
     decode_step_ms: float = 0.0
-    """Of a batch as it is now. 0: not measured yet."""
+    """Of a batch as it is now, or of one sequence while it has none. 0: not measured yet."""
     decode_step_ms_per_sequence: float | None = None
     """What one more sequence adds to it, learned; None: not learned yet."""
     sleeps: bool = False
@@ -58,7 +58,8 @@ class RequestFacts:
 
     def uncached_tokens(self, view: WorkerView) -> int:
         """At least one: the last token of a prompt is always computed."""
-        return max(1, self.cost.prompt_tokens - view.cached_tokens)
+        uncached = self.cost.prompt_tokens - view.cached_tokens
+        return max(1, uncached)
 
     def lanes_away(self, view: WorkerView) -> int:
         lane = self.lane_of.get(view.worker)

@@ -11,7 +11,7 @@ Rates are the worker's own, learned ones, so a fast machine beside a slow one ge
 as the mean of those that have. Used by the policy `predicted`, and for every placement's trace, whatever policy made it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pagoda_router.policies.facts import RequestFacts, WorkerView
@@ -34,16 +34,12 @@ class Prediction(NamedTuple):
     tpot_ms: float
 
 
-def usual_rates(views: Iterable[WorkerView]) -> UsualRates:
-    prefill, decode, prefill_count, decode_count = 0.0, 0.0, 0, 0
-    for view in views:
-        if view.prefill_tokens_per_s > 0:
-            prefill, prefill_count = prefill + view.prefill_tokens_per_s, prefill_count + 1
-        if view.decode_step_ms > 0:
-            decode, decode_count = decode + view.decode_step_ms, decode_count + 1
+def usual_rates(views: Sequence[WorkerView]) -> UsualRates:
+    prefill = [view.prefill_tokens_per_s for view in views if view.prefill_tokens_per_s > 0]
+    decode = [view.decode_step_ms for view in views if view.decode_step_ms > 0]
     return UsualRates(
-        prefill / prefill_count if prefill_count else UNMEASURED_PREFILL_TOKENS_PER_S,
-        decode / decode_count if decode_count else UNMEASURED_DECODE_STEP_MS,
+        sum(prefill) / len(prefill) if prefill else UNMEASURED_PREFILL_TOKENS_PER_S,
+        sum(decode) / len(decode) if decode else UNMEASURED_DECODE_STEP_MS,
     )
 
 
@@ -52,17 +48,22 @@ def prefill_ms_per_token(view: WorkerView, usual: UsualRates) -> float:
 
 
 def predict(facts: RequestFacts, view: WorkerView, usual: UsualRates) -> Prediction:
+    return Prediction(*times_ms(facts.cost.prompt_tokens, facts.cost.output_tokens, view, usual))
+
+
+def times_ms(prompt_tokens: int, output_tokens: int, view: WorkerView, usual: UsualRates) -> tuple[float, float]:
+    """The same without names: it runs once per worker and request, so it looks at each fact once and calls nobody."""
     step_ms = view.decode_step_ms or usual.decode_step_ms
-    max_running = view.max_running or 1
-    ttft_ms = (view.queued_prefill_tokens + facts.uncached_tokens(view)) * prefill_ms_per_token(view, usual)
-    if view.running:
+    running, waiting, max_running = view.running, view.waiting, view.max_running or 1
+    uncached = prompt_tokens - view.cached_tokens
+    ttft_ms = 1000 * (view.queued_prefill_tokens + (max(1, uncached))) / (view.prefill_tokens_per_s or usual.prefill_tokens_per_s)
+    if running:
         ttft_ms += step_ms
-    too_many = view.running + view.waiting + 1 - max_running
+    too_many = running + waiting + 1 - max_running
     if too_many > 0:
-        ttft_ms += too_many * facts.cost.output_tokens * step_ms / max_running
+        ttft_ms += too_many * output_tokens * step_ms / max_running
     if view.sleeps:
         ttft_ms += WAKE_MS
     more_ms = view.decode_step_ms_per_sequence
     # Not learned yet: a full batch is taken to need twice the step of a single sequence.
-    tpot_ms = step_ms * (1 + view.running / max_running) if more_ms is None else step_ms + more_ms * (view.waiting + 1)
-    return Prediction(ttft_ms, tpot_ms)
+    return ttft_ms, step_ms * (1 + running / max_running) if more_ms is None else step_ms + more_ms * (waiting + (running > 0))

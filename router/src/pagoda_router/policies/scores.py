@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
 from pagoda_router.policies.facts import RequestFacts, WorkerView
-from pagoda_router.policies.prediction import predict, prefill_ms_per_token, usual_rates
+from pagoda_router.policies.prediction import UsualRates, prefill_ms_per_token, times_ms, usual_rates
 
 Scores = list[float]
 Policy = Callable[[RequestFacts, Sequence[WorkerView]], Scores]
 
-TPOT_TOKENS = 32
+TPOT_TOKENS = 16
 """Tokens of the answer whose pace counts beside its first: about what a reader waits for before reading along. All of a long answer would
-send the next request to the emptiest batch at the price of a first token seconds later."""
+send the next request to the emptiest batch at the price of a first token seconds later, and weigh a measured step's noise as much."""
 AFFINITY_SHARE = 0.5
 """Of the time that computing a cached prefix a second time takes: so much later a first token may be to keep it on one worker. The copy
 would also push out somebody else's prefix, which no prediction sees."""
@@ -88,28 +88,30 @@ def predicted(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
     """Milliseconds: first token and the pace of the next ones, what the request costs those of other lengths, and the way to another zone.
     The best cached worker gets a bonus of AFFINITY_SHARE of the prefill that it saves over the fastest one."""
     usual = usual_rates(views)
-    pace_tokens = min(facts.cost.output_tokens, TPOT_TOKENS)
+    prompt_tokens, output_tokens, has_lanes = facts.cost.prompt_tokens, facts.cost.output_tokens, bool(facts.lane_of)
+    pace_tokens = min(output_tokens, TPOT_TOKENS)
     scores: Scores = []
     for view in views:
-        ttft_ms, tpot_ms = predict(facts, view, usual)
+        ttft_ms, tpot_ms = times_ms(prompt_tokens, output_tokens, view, usual)
         score = ttft_ms + pace_tokens * tpot_ms
-        if view.running and facts.lane_of and (away := facts.lanes_away(view)):
+        if has_lanes and view.running and (away := facts.lanes_away(view)):
             own_ms = facts.uncached_tokens(view) * prefill_ms_per_token(view, usual)
             score += LANE_SHARE * away * own_ms * min(1.0, view.running / max(1, view.max_running))
         if view.is_elsewhere:
             score += ELSEWHERE_MS
         scores.append(score)
-    _keep_affinity(views, scores, [prefill_ms_per_token(view, usual) for view in views])
+    most_tokens = max([view.cached_tokens for view in views])
+    if most_tokens:
+        _keep_affinity(views, scores, most_tokens, usual)
     return scores
 
 
-def _keep_affinity(views: Sequence[WorkerView], scores: Scores, ms_per_token: Sequence[float]) -> None:
-    """Takes the slack off the score of the one with most of the prompt cached, where somebody with less of it would be faster."""
-    best = min(range(len(views)), key=scores.__getitem__)
-    cached = max(range(len(views)), key=lambda at: (views[at].cached_tokens, -scores[at]))
-    more_tokens = views[cached].cached_tokens - views[best].cached_tokens
-    if more_tokens > 0:
-        scores[cached] -= AFFINITY_SHARE * more_tokens * ms_per_token[best]
+def _keep_affinity(views: Sequence[WorkerView], scores: Scores, most_tokens: int, usual: UsualRates) -> None:
+    """Takes the slack off the best score among those with most of the prompt cached, where somebody with less of it would be faster."""
+    best = scores.index(min(scores))
+    cached = min((at for at, view in enumerate(views) if view.cached_tokens == most_tokens), key=scores.__getitem__)
+    if (more_tokens := most_tokens - views[best].cached_tokens) > 0:
+        scores[cached] -= AFFINITY_SHARE * more_tokens * prefill_ms_per_token(views[best], usual)
 
 
 POLICIES: Mapping[PolicyName, Policy] = {
