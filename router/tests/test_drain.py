@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from pagoda_router.drain import ClassDrains, DrainRate, retry_after_s
+from pagoda_router.drain import Ahead, ClassDrains, DrainRate, retry_after_s
 from pagoda_router.generation import RequestClass
 
 LATENCY, THROUGHPUT = RequestClass.LATENCY, RequestClass.THROUGHPUT
@@ -21,12 +21,19 @@ def test_the_drain_rate_is_what_was_settled_lately():
 
 def test_a_class_drains_at_its_own_rate_and_that_of_those_behind_it():
     drains = ClassDrains()
-    assert drains.wait_s(LATENCY, 100, 0.0) is None
+    assert drains.wait_s(LATENCY, Ahead(0, 100), 0.0) is None
     for second in range(10):
         drains.settle(LATENCY, float(second), 90)
         drains.settle(THROUGHPUT, float(second), 9)
-    assert drains.wait_s(LATENCY, 1100, 9.0) == pytest.approx(10)
-    assert drains.wait_s(THROUGHPUT, 100, 9.0) == pytest.approx(10)
+    assert drains.wait_s(LATENCY, Ahead(0, 1100), 9.0) == pytest.approx(10)
+    assert drains.wait_s(THROUGHPUT, Ahead(0, 100), 9.0) == pytest.approx(10)
+    assert drains.wait_s(THROUGHPUT, Ahead(2200, 0), 9.0) == pytest.approx(20), "nothing of its own waits, but all of the class before it"
+
+
+def test_a_class_of_which_nothing_was_ever_served_waits_for_all_before_it():
+    drains = ClassDrains()
+    drains.settle(LATENCY, 0.0, 100)
+    assert drains.wait_s(THROUGHPUT, Ahead(300, 200), 0.0) == pytest.approx(5)
 
 
 @pytest.mark.parametrize(("wait_s", "least", "most"), [(10.0, 9, 11), (0.0, 1, 1), (10**9, 60, 60), (None, 9, 11)], ids=str)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pagoda_router.drain import Ahead
 from pagoda_router.generation import RequestClass
 from pagoda_router.queue import AGED_SHARE, LOOK_AHEAD, WaitingRoom
 from pagoda_router.tenants import QUANTUM_TOKENS
@@ -295,7 +296,8 @@ def test_what_goes_before_one_more_request(tenant, cost, order, ahead):
     room: WaitingRoom[str] = WaitingRoom(1000)
     for ticket, (sender, size, deadline_s) in enumerate([("a", 10, 1.0), ("a", 20, 5.0), ("b", 40, 1.0)]):
         room.push(Waiting(sender, size, ticket, tenant=sender, deadline_s=deadline_s))
-    assert room.tokens_ahead(cost, tenant, LATENCY, order) == ahead
+    assert room.ahead_of(cost, tenant, LATENCY, order) == Ahead(0, ahead)
+    assert room.ahead_of(cost, tenant, THROUGHPUT, order) == Ahead(70, 0), "all of a class before goes first"
 
 
 @pytest.mark.parametrize("flood", [2, 20])

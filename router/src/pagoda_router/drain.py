@@ -4,6 +4,7 @@ The dispatcher keeps one `ClassDrains` per model and tells it of every reservati
 """
 
 from collections import deque
+from dataclasses import dataclass
 from random import Random
 
 from pagoda_router.generation import RequestClass
@@ -40,6 +41,14 @@ class DrainRate:
             self._sum -= self._settled.popleft()[1]
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Tokens that wait and go before one more request."""
+
+    of_classes_before: int
+    of_its_class: int
+
+
 class ClassDrains:
     """One model's drain rates. A class gets what it drains itself and what the classes behind it drain, which it goes before."""
 
@@ -54,10 +63,14 @@ class ClassDrains:
         classes = list(RequestClass)
         return sum(self._rates[each].tokens_per_s(now_s) for each in classes[classes.index(request_class) :])
 
-    def wait_s(self, request_class: RequestClass, tokens_ahead: int, now_s: float) -> float | None:
-        """Until so many tokens of the class have gone; None: nothing to go by."""
-        rate = self.tokens_per_s(request_class, now_s)
-        return tokens_ahead / rate if rate > 0 else None
+    def wait_s(self, request_class: RequestClass, ahead: Ahead, now_s: float) -> float | None:
+        """Until these have gone: no sooner than all of them at the rate of all, nor than those of its class at its class's rate. None:
+        nothing to go by."""
+        rate_of_all = self.tokens_per_s(next(iter(RequestClass)), now_s)
+        if rate_of_all <= 0:
+            return None
+        wait_s, own_rate = (ahead.of_classes_before + ahead.of_its_class) / rate_of_all, self.tokens_per_s(request_class, now_s)
+        return max(wait_s, ahead.of_its_class / own_rate) if own_rate > 0 else wait_s
 
 
 def retry_after_s(wait_s: float | None, rng: Random) -> float:

@@ -15,6 +15,7 @@ from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from typing import Generic, TypeVar
 
+from pagoda_router.drain import Ahead
 from pagoda_router.generation import RequestClass
 from pagoda_router.waiting import ClassLines, Waiting
 
@@ -112,9 +113,11 @@ class WaitingRoom(Generic[T]):
         lines = self._classes[request_class]
         yield from lines.of_the_greediest(but=tenant, keeps_tokens=lines.tokens_of.get(tenant, 0) + cost_tokens)
 
-    def tokens_ahead(self, cost_tokens: int, tenant: str, request_class: RequestClass, order: tuple[int, float, int] | None = None) -> int:
-        """Of its class, what starts before one more request of `tenant` with this order (None: behind all its own)."""
-        return self._classes[request_class].tokens_ahead(tenant, cost_tokens, order)
+    def ahead_of(self, cost_tokens: int, tenant: str, request_class: RequestClass, order: tuple[int, float, int] | None = None) -> Ahead:
+        """What starts before one more request of `tenant` with this order (None: behind all its own)."""
+        classes = list(RequestClass)
+        before = sum(self._classes[each].tokens for each in classes[: classes.index(request_class)])
+        return Ahead(before, self._classes[request_class].tokens_ahead(tenant, cost_tokens, order))
 
     # ------------------------------------------------------------ turns
 

@@ -47,13 +47,14 @@ class Refusals:
         """What waits ahead takes longer than the request's deadline allows. None: it may make it, or nobody knows."""
         allowed_s = request.deadline_s - now_s
         order = (-request.generation.priority, request.deadline_s, request.ticket)
-        ahead = lane.room.tokens_ahead(request.cost.kv_tokens, request.tenant, request.request_class, order)
+        ahead = lane.room.ahead_of(request.cost.kv_tokens, request.tenant, request.request_class, order)
         wait_s = lane.drains.wait_s(request.request_class, ahead, now_s)
         if wait_s is None or wait_s <= allowed_s:
             return None
         self._metrics.rejected(request.model, "deadline_infeasible")
+        tokens = ahead.of_classes_before + ahead.of_its_class
         return DeadlineInfeasible(
-            f"{ahead} tokens wait before this request, about {wait_s:.1f} s, and its deadline allows {allowed_s:.1f} s: "
+            f"{tokens} tokens wait before this request, about {wait_s:.1f} s, and its deadline allows {allowed_s:.1f} s: "
             "allow more time, or send it when less waits",
             retry_after_s=retry_after_s(wait_s - allowed_s, self._rng),
         )
@@ -117,7 +118,7 @@ class Refusals:
 
     def retry_after(self, lane: Lane, request: Held, cost_tokens: int, now_s: float) -> float:
         """When what goes before it will have gone, at its class's own rate."""
-        ahead = lane.room.tokens_ahead(cost_tokens, request.tenant, request.request_class)
+        ahead = lane.room.ahead_of(cost_tokens, request.tenant, request.request_class)
         return retry_after_s(lane.drains.wait_s(request.request_class, ahead, now_s), self._rng)
 
     def retry_after_wake(self, lane: Lane, model: ModelObject, now_s: float) -> float:
