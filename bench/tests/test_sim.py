@@ -74,7 +74,7 @@ def test_predicted_finds_shared_prefixes():
 
 def test_a_flooded_tenant_keeps_its_share():
     """Longer than the others: empty workers take what comes in any order, and they have to fill first."""
-    assert small("flood", PolicyName.PREDICTED, workers=2, duration_s=45.0)["victim_share_ratio"] >= 0.9
+    assert small("flood", PolicyName.PREDICTED, workers=2, duration_s=45.0)["victim_share_ratio"] >= 0.8
 
 
 # ---- arithmetic

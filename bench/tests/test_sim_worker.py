@@ -35,6 +35,9 @@ class Heard:
         assert sequence.request.number not in self.ended
         self.ended[sequence.request.number] = now_s
 
+    def decoded(self, worker: SimWorker, sequences: int, steps: int, step_s: float) -> None:
+        pass
+
     def cache_changed(self, worker: SimWorker, stored: list[bytes], evicted: list[bytes], now_s: float) -> None:
         pass
 

@@ -25,6 +25,8 @@ STATE_INTERVAL_S = 0.1
 """As the worker's session.py."""
 CACHE_EVENT_DELAY_S = 0.05
 EXPIRY_CHECK_S = 0.1
+MOST_STEP_SAMPLES = 8
+"""Of steps taken at once, told to the router's learned rates: more of one batch size teach nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,11 @@ class Simulation:
         assert sequence.began_s is not None
         link = self._router.links[worker.number]
         link.rates.prefilled(sequence.request.prompt_tokens - sequence.request.cached_tokens, now_s - sequence.began_s)
+
+    def decoded(self, worker: SimWorker, sequences: int, steps: int, step_s: float) -> None:
+        link = self._router.links[worker.number]
+        for _ in range(min(steps, MOST_STEP_SAMPLES)):
+            link.rates.decoded(sequences, step_s * 1000)
 
     def over(self, worker: SimWorker, sequence: OnWorker, now_s: float) -> None:
         request = sequence.request

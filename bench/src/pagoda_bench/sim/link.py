@@ -74,7 +74,7 @@ class SimLink:
             waiting=max(state.waiting, len(self.sent) - state.running, 0),
             max_running=self.max_running,
             prefill_tokens_per_s=self.rates.prefill_tokens_per_s,
-            decode_step_ms=state.decode_step_ms,
+            decode_step_ms=self.rates.step_ms(state.running),
             decode_step_ms_per_sequence=self.rates.steps.per_sequence_ms,
             silent_s=self.now_s - self.heard_s if self.sent else 0.0,
         )
@@ -111,4 +111,4 @@ class SimLink:
 
     def heard(self, state: State, now_s: float) -> None:
         self.state, self.heard_s = state, now_s
-        self.rates.told(state.running, state.prefill_tokens_per_s, state.decode_step_ms)
+        self.rates.told(state.prefill_tokens_per_s, state.decode_step_ms)

@@ -16,6 +16,8 @@ from pagoda_router.policies.scores import PolicyName
 
 LOADS = (0.4, 0.6, 0.8, 0.9, 1.0)
 LOAD_POLICIES = (PolicyName.PREDICTED, PolicyName.LENGTH, PolicyName.LEAST_LOADED, PolicyName.ROUND_ROBIN)
+WITHIN_CAPACITY = 0.8
+"""Of the fleet without any cache: nobody is overloaded for want of one."""
 SLOWER = 20
 """Times that a worker of the measured profile 0.45b needs for what an H100 does in one, roughly: as many requests in a run."""
 FAULT_POLICIES = (PolicyName.PREDICTED, PolicyName.LEAST_LOADED, PolicyName.ROUND_ROBIN)
@@ -76,9 +78,12 @@ def _cases(workloads: Sequence[str], workers: int, duration_s: float, profile: s
                 for seed in parameters.tuning_seeds
             ],
         )
+    seed = parameters.unseen_seeds[0]
+    if "shared-prefix" in workloads:
+        within = replace(common, workload="shared-prefix", seed=seed, load=WITHIN_CAPACITY)
+        yield f"shared-prefix load={WITHIN_CAPACITY:g}", [replace(within, policy=policy) for policy in FAULT_POLICIES]
     if "mixed" not in workloads:
         return
-    seed = parameters.unseen_seeds[0]
     for load in LOADS:
         yield f"{LOAD}{load:g}", [replace(common, policy=policy, seed=seed, load=load) for policy in LOAD_POLICIES]
     yield (

@@ -29,6 +29,8 @@ class WorkerListener(Protocol):
 
     def over(self, worker: "SimWorker", sequence: "Sequence", now_s: float) -> None: ...
 
+    def decoded(self, worker: "SimWorker", sequences: int, steps: int, step_s: float) -> None: ...
+
     def cache_changed(self, worker: "SimWorker", stored: list[bytes], evicted: list[bytes], now_s: float) -> None: ...
 
 
@@ -105,6 +107,8 @@ class SimWorker:
         prompt_tokens = sum(tokens for _, tokens in self._chunks)
         self._measure(rows, prompt_tokens, elapsed_s / max(1, steps))
         self.ends_s = None
+        if rows and not self._chunks and not self.queued_prefill_tokens:
+            self._listener.decoded(self, rows, steps, elapsed_s / steps)
         if rows:
             self._take_later_blocks(steps)
             self._steps += steps
