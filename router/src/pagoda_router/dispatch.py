@@ -192,8 +192,10 @@ class FleetDispatcher:
         )
         lane.room.push(waiting)
         self._placer.place_waiting(model, lane)
+        has_to_wait = not request.place.done()
         try:
-            if not request.place.done():
+            if has_to_wait:
+                waiting.cached_tokens = self._placer.cached_tokens(request)
                 self._watch_expiry()
                 self._queue_changed(model)
             return await request.place
@@ -205,7 +207,8 @@ class FleetDispatcher:
         finally:
             if lane.room.remove(waiting):
                 self._placer.place_waiting(model, lane)  # what waited behind it may fit
-            self._queue_changed(model)
+            if has_to_wait:
+                self._queue_changed(model)
 
     # ------------------------------------------------------------ waits that end
 

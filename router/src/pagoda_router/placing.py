@@ -15,7 +15,7 @@ from pagoda_router.lanes import Held, Lane, Pending
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.policies.facts import WorkerView
 from pagoda_router.policy import POLICY, Refusal, choose_variant
-from pagoda_router.prefixes import chain_of
+from pagoda_router.prefixes import PrefixChain, chain_of
 from pagoda_router.waiting import Waiting
 
 MOST_WISHED = 2**29
@@ -56,6 +56,20 @@ class Placer:
         """Of the workers that may run it."""
         return [link.view() for link in self._fleet.links(request.model) if request.variant in (None, link.endpoint.variant)]
 
+    def cached_tokens(self, request: Held) -> int:
+        """Of its prompt, at the worker that has most of it."""
+        if not isinstance(request, Pending):
+            return 0
+        chain = self._chain(request)
+        links = self._fleet.links(request.model)
+        return max((link.view(None, chain).cached_tokens for link in links if request.variant in (None, link.endpoint.variant)), default=0)
+
+    def _chain(self, request: Pending) -> PrefixChain:
+        if request.chain is None:
+            salt = request.generation.cache_salt
+            request.chain = chain_of(request.generation.prompt_ids, self._fleet.block_size(request.model), salt)
+        return request.chain
+
     def _start_those_that_fit(self, lane: Lane) -> None:
         lane.room.start_those_that_fit(self._start, self._clock())
 
@@ -90,12 +104,10 @@ class Placer:
             return True
         now_s = self._clock()
         links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
-        if request.chain is None:
-            salt = request.generation.cache_salt
-            request.chain = chain_of(request.generation.prompt_ids, self._fleet.block_size(request.model), salt)
+        chain = self._chain(request)
         model = self._fleet.find(request.model)
         policy = POLICY if model is None else model.policy
-        choice = self._chooser.choose(list(links.values()), request.cost, request.chain, now_s, avoid=request.avoid, policy=policy)
+        choice = self._chooser.choose(list(links.values()), request.cost, chain, now_s, avoid=request.avoid, policy=policy)
         if isinstance(choice, Refusal):
             if choice.why != "too_large":
                 return False
@@ -110,7 +122,7 @@ class Placer:
             generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
         if (priority := self._priority_there(request, now_s)) != generation.priority:
             generation = replace(generation, priority=priority)
-        stream = link.submit(generation, cost, found.reserved_tokens, request.chain)
+        stream = link.submit(generation, cost, found.reserved_tokens, chain)
         self._chooser.placed(choice, generation, stream.times, now_s)
         waiting.service_tokens = cost.service_tokens
         request.place.set_result(stream)

@@ -6,7 +6,7 @@ A lost session loses all of it: the worker may come back with an empty cache, or
 from collections.abc import Callable
 from typing import Any
 
-from pagoda_router.prefixes import HASH_VERSION, KnownPrefixes, PrefixChain, split_hashes
+from pagoda_router.prefixes import HASH_VERSION, Expectation, KnownPrefixes, PrefixChain, split_hashes
 from pagoda_router.rates import WorkerRates
 from pagoda_router.tracing.record import WorkerTimes
 from pagoda_router.wire import worker_pb2 as wire
@@ -35,20 +35,12 @@ class WorkerKnowledge:
     def cached_tokens(self, chain: PrefixChain) -> int:
         return 0 if self._prefixes is None else self._prefixes.cached_tokens(chain)
 
-    def expect(self, chain: PrefixChain) -> Callable[[bool], None]:
-        """A request goes there. The answer wants to hear whether its prefill began."""
-        prefixes = self._prefixes
-        if prefixes is None or not chain.hashes:
-            return _nothing
-        new = prefixes.expect(chain)
+    def held_tokens(self, chain: PrefixChain) -> int:
+        return 0 if self._prefixes is None else self._prefixes.held_tokens(chain)
 
-        def begun(really: bool) -> None:
-            if really:
-                prefixes.stored(chain.hashes)
-            else:
-                prefixes.withdraw(new)
-
-        return begun
+    def expect(self, chain: PrefixChain) -> Expectation | None:
+        """A request goes there."""
+        return None if self._prefixes is None or not chain.hashes else self._prefixes.expect(chain)
 
     def cache_changed(self, event: Any) -> None:
         """The wire's CacheEvent, of the base model; of hashes that are made otherwise nothing can be learned."""
@@ -86,7 +78,3 @@ class WorkerKnowledge:
 
     def silent_s(self) -> float:
         return self._clock() - self._heard_s
-
-
-def _nothing(really: bool) -> None:
-    pass

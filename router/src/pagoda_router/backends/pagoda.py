@@ -145,7 +145,7 @@ class PagodaLink:
             template=self.endpoint.template,
             capacity_tokens=ledger.capacity_tokens,
             available_tokens=ledger.available_tokens,
-            reservable_tokens=None if cost is None else ledger.reservation_for(cost),
+            reservable_tokens=None if cost is None else ledger.reservation_for(cost, self._shared_tokens(cost, chain)),
             cached_tokens=knowledge.cached_tokens(chain),
             queued_prefill_tokens=max(state.queued_prefill_tokens, requests.unbegun_prompt_tokens),
             running=state.num_running,
@@ -160,13 +160,19 @@ class PagodaLink:
             silent_s=knowledge.silent_s() if len(requests) else 0.0,
         )
 
+    def _shared_tokens(self, cost: Price, chain: PrefixChain) -> int:
+        """Of the price, whole blocks that another request has paid for and holds. Those that only the cache holds are to be paid: they are
+        free for anybody until this request takes them. When the other one ends, the worker's own count of what is free mends the grants."""
+        held_tokens = self._knowledge.held_tokens(chain)
+        return min(held_tokens, (cost.prompt_tokens - 1) // chain.block_size * chain.block_size) if held_tokens else 0
+
     def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> RequestStream:
         assert self._requests is not None
         if not len(self._requests):
             self._knowledge.woken()
         uncached_tokens = max(1, cost.prompt_tokens - self._knowledge.cached_tokens(chain))
-        begun = self._knowledge.expect(chain)
-        stream = self._requests.add(generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, on_begun=begun)
+        expectation = self._knowledge.expect(chain)
+        stream = self._requests.add(generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, expectation=expectation)
         self._outbox.put_nowait(submit_message(generation, stream.request_id, reserved_tokens))
         return stream
 

@@ -7,9 +7,12 @@ from pagoda_router.admission import Price
 from pagoda_router.generation import WorkerId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class WorkerView:
-    """One worker as the router sees it now: its last state, corrected by what this router sent since."""
+    """One worker as the router sees it now: its last state, corrected by what this router sent since.
+
+    Not frozen, since one is made for each worker and request and freezing makes that several times slower; nobody changes one.
+    """
 
     worker: WorkerId
     routable: bool
