@@ -5,15 +5,14 @@
 Pure but for reading result files. Called by run.py; worker.py spends the seconds.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pagoda_bench.errors import SettingsError
+from pagoda_bench.peers.cases import Case
 from pagoda_bench.results import FOLDER, read
 from pagoda_bench.sim.parameters import Workload
-
-PEERS_PROMPT_TOKENS = 128
-"""Of each request in bench/results/peers.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,31 +48,37 @@ H100_8B = EngineProfile(
 
 
 def measured(model: str, folder: Path = FOLDER) -> EngineProfile:
-    """Of `tiny` or `0.45b` on the machine of bench/results. Raises SettingsError where the files lack them.
+    """Of `tiny` or `0.45b` on the machine of bench/results. Raises SettingsError where the file lacks them.
 
-    base and row: the line through the decode steps of 1 and of 32 sequences (profile.json); prompt token: what the first token of one
-    request alone takes beyond one step, over its prompt (peers.json), HTTP and all, so rather too much. Contexts were too short there to
-    tell of context tokens: they count as part of a row.
+    base and row: the line through the steps of 1 and of 32 streams, each what their answers took beyond the first tokens' p95; prompt token:
+    what the first token of one request alone takes beyond one step, over its prompt. All of it through HTTP, so rather too much. Contexts
+    were too short there to tell of context tokens: they count as part of a row.
     """
-    steps = {row.case: row.value for row in read(folder / "profile.json").rows if row.metric == "step_s"}
-    firsts = {row.case: row.value for row in read(folder / "peers.json").rows if (row.system, row.metric) == ("pagoda", "ttft_p50_s")}
+    found = {(row.case, row.metric): row.value for row in read(folder / "peers.json").rows if row.system == "pagoda"}
     try:
-        one_s, many_s, first_s = steps[f"engine {model} c=1"], steps[f"engine {model} c=32"], firsts[f"{model} c=1"]
+        one_s, many_s = (_step_s(found, model, streams) for streams in (1, 32))
+        first_s = found[f"{model} c=1", "ttft_p50_s"]
     except KeyError as error:
-        raise SettingsError(f"bench/results has no figure {error}: run make profile and make bench-peers") from None
+        raise SettingsError(f"bench/results/peers.json has no figure {error}: run make bench-peers") from None
     row_s = (many_s - one_s) / 31
     return EngineProfile(
         name=model,
-        source="bench/results/profile.json and peers.json, our engine on two CPU cores",
+        source="fitted to bench/results/peers.json, our engine on two CPU cores",
         base_s=one_s - row_s,
         row_s=row_s,
-        prompt_token_s=max(0.0, first_s - one_s) / PEERS_PROMPT_TOKENS,
+        prompt_token_s=max(0.0, first_s - one_s) / Case(model, 1).prompt_tokens,
         context_token_s=0.0,
         kv_tokens=131_072,
         max_batch_tokens=1024,
         long_prefill_tokens=256,
         max_running=32,
     )
+
+
+def _step_s(found: Mapping[tuple[str, str], float], model: str, streams: int) -> float:
+    case = Case(model, streams)
+    took_s = case.tokens / found[case.name, "output_tokens_per_s"]
+    return (took_s - found[case.name, "ttft_p95_s"]) / (case.output_tokens - 1)
 
 
 def profile_named(name: str) -> EngineProfile:

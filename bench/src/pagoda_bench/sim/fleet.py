@@ -8,6 +8,7 @@ run.py.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,10 +49,12 @@ class Simulation:
         *,
         seed: int = 0,
         faults: Sequence[Fault] = (),
+        until_s: float = math.inf,
     ) -> None:
-        """`seed`: of the router's draws; the users' is in their conversations."""
+        """`seed`: of the router's draws; the users' is in their conversations. `until_s`: no turn begins later."""
         self.requests: list[SimRequest] = []
         self.now_s = 0.0
+        self._until_s = until_s
         self._profile = profile
         self._workers = [SimWorker(number, profile, self) for number in range(workers)]
         self._planned: list[float | None] = [None] * workers
@@ -104,11 +107,11 @@ class Simulation:
 
     def _next_turn(self, request: SimRequest) -> None:
         """A conversation whose answer did not come ends."""
-        conversation, following = request.conversation, request.turn_index + 1
-        if request.refused or following == len(conversation.turns):
+        conversation, following, at_s = request.conversation, request.turn_index + 1, self.now_s + request.turn.think_s
+        if request.refused or following == len(conversation.turns) or at_s > self._until_s:
             self._open -= 1
         else:
-            self._at(self.now_s + request.turn.think_s, lambda: self._arrive(conversation, following))
+            self._at(at_s, lambda: self._arrive(conversation, following))
 
     def _count_refused(self) -> None:
         for request in self._router.take_refused():

@@ -10,7 +10,7 @@ from pagoda_router.admission import CreditLedger, Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import WorkerId
 from pagoda_router.policies.facts import WorkerView
-from pagoda_router.prefixes import NO_CHAIN, KnownPrefixes, PrefixChain
+from pagoda_router.prefixes import NO_CHAIN, Expectation, KnownPrefixes, PrefixChain
 from pagoda_router.rates import WorkerRates
 
 
@@ -34,8 +34,7 @@ class _Sent:
     """A request of this router's that the worker has not ended."""
 
     unbegun_tokens: int
-    new_hashes: tuple[bytes, ...]
-    chain: PrefixChain
+    expectation: Expectation
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +66,7 @@ class SimLink:
             routable=True,
             capacity_tokens=ledger.capacity_tokens,
             available_tokens=ledger.available_tokens,
-            reservable_tokens=None if cost is None else ledger.reservation_for(cost),
+            reservable_tokens=None if cost is None else ledger.reservation_for(cost, self._shared_tokens(cost, chain)),
             cached_tokens=cached_tokens,
             queued_prefill_tokens=max(state.queued_prefill_tokens, self.unbegun_tokens),
             running=state.running,
@@ -79,17 +78,22 @@ class SimLink:
             silent_s=self.now_s - self.heard_s if self.sent else 0.0,
         )
 
+    def _shared_tokens(self, cost: Price, chain: PrefixChain) -> int:
+        """As PagodaLink: of the price, whole blocks that another request has paid for and holds."""
+        held_tokens = self.prefixes.held_tokens(chain)
+        return min(held_tokens, (cost.prompt_tokens - 1) // chain.block_size * chain.block_size) if held_tokens else 0
+
     def submitted(self, number: int, cost: Price, reserved_tokens: int, chain: PrefixChain, now_s: float) -> None:
         if not self.sent:
             self.heard_s = now_s
         uncached_tokens = max(1, cost.prompt_tokens - self.prefixes.cached_tokens(chain))
         self.ledger.spend(number, reserved_tokens)
-        self.sent[number] = _Sent(uncached_tokens, self.prefixes.expect(chain), chain)
+        self.sent[number] = _Sent(uncached_tokens, self.prefixes.expect(chain))
         self.unbegun_tokens += uncached_tokens
 
     def begun(self, number: int) -> None:
         sent = self.sent[number]
-        self.prefixes.stored(sent.chain.hashes)
+        sent.expectation.begun()
         self.unbegun_tokens -= sent.unbegun_tokens
         sent.unbegun_tokens = 0
 
@@ -97,8 +101,7 @@ class SimLink:
         """Its credits come back with the next grant. Returns what it had reserved."""
         sent = self.sent.pop(number)
         self.unbegun_tokens -= sent.unbegun_tokens
-        if sent.unbegun_tokens:
-            self.prefixes.withdraw(sent.new_hashes)
+        sent.expectation.over()
         reserved_tokens = self.ledger.settle(number)
         self.returned_tokens += reserved_tokens
         self.grant()

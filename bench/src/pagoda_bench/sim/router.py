@@ -113,6 +113,8 @@ class SimRouter:
         )
         self._room.push(waiting)
         self.place_waiting(now_s)
+        if priced.sim.placed_s is None and not priced.sim.refused:
+            waiting.cached_tokens = max(link.prefixes.cached_tokens(priced.chain) for link in self.links)
 
     def _refuse(self, request: SimRequest, why: str) -> None:
         request.refused = why

@@ -53,7 +53,7 @@ def simulate(job: Job) -> Outcome:
         rate_per_s *= job.load / workload.load
     duration_s = job.duration_s * workload.times_longer
     users = conversations(workload, rate_per_s, duration_s, job.seed, size)
-    requests = Simulation(users, profile, job.workers, job.policy, seed=job.seed, faults=job.faults).run()
+    requests = Simulation(users, profile, job.workers, job.policy, seed=job.seed, faults=job.faults, until_s=duration_s).run()
     window = Window(duration_s * WARM_UP, duration_s)
     found = figures(requests, window, Slo())
     if workload.tenant_shares:

@@ -20,6 +20,8 @@ WITHIN_CAPACITY = 0.8
 """Of the fleet without any cache: nobody is overloaded for want of one."""
 SLOWER = 20
 """Times that a worker of the measured profile 0.45b needs for what an H100 does in one, roughly: as many requests in a run."""
+FLOOD_POLICIES = (PolicyName.PREDICTED, PolicyName.LEAST_LOADED, PolicyName.ROUND_ROBIN)
+"""What a flooded tenant keeps is the queue's to decide, not the policy's."""
 FAULT_POLICIES = (PolicyName.PREDICTED, PolicyName.LEAST_LOADED, PolicyName.ROUND_ROBIN)
 SHOWN = ("ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "tpot_p95_s", "goodput_requests_per_s", "hit_ratio", "jain_index", "shed_ratio")
 
