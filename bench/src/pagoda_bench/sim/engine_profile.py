@@ -47,20 +47,23 @@ H100_8B = EngineProfile(
 )
 
 
+SEVERAL = 8
+
+
 def measured(model: str, folder: Path = FOLDER) -> EngineProfile:
     """Of `tiny` or `0.45b` on the machine of bench/results. Raises SettingsError where the file lacks them.
 
-    base and row: the line through the steps of 1 and of 32 streams, each what their answers took beyond the first tokens' p95; prompt token:
-    what the first token of one request alone takes beyond one step, over its prompt. All of it through HTTP, so rather too much. Contexts
-    were too short there to tell of context tokens: they count as part of a row.
+    base and row: the line through the steps of 1 and of 8 streams, each what answers took beyond the first token's median; prompt token:
+    what the first token of one request alone takes beyond one step, over its prompt. Of 32 streams the figures spread too much. All of it
+    through HTTP, so rather too much. Contexts were too short to tell of context tokens: they count as part of a row.
     """
     found = {(row.case, row.metric): row.value for row in read(folder / "peers.json").rows if row.system == "pagoda"}
     try:
-        one_s, many_s = (_step_s(found, model, streams) for streams in (1, 32))
+        one_s, many_s = (_step_s(found, model, streams) for streams in (1, SEVERAL))
         first_s = found[f"{model} c=1", "ttft_p50_s"]
     except KeyError as error:
         raise SettingsError(f"bench/results/peers.json has no figure {error}: run make bench-peers") from None
-    row_s = (many_s - one_s) / 31
+    row_s = (many_s - one_s) / (SEVERAL - 1)
     return EngineProfile(
         name=model,
         source="fitted to bench/results/peers.json, our engine on two CPU cores",
@@ -78,7 +81,7 @@ def measured(model: str, folder: Path = FOLDER) -> EngineProfile:
 def _step_s(found: Mapping[tuple[str, str], float], model: str, streams: int) -> float:
     case = Case(model, streams)
     took_s = case.tokens / found[case.name, "output_tokens_per_s"]
-    return (took_s - found[case.name, "ttft_p95_s"]) / (case.output_tokens - 1)
+    return (took_s - found[case.name, "ttft_p50_s"]) / (case.output_tokens - 1)
 
 
 def profile_named(name: str) -> EngineProfile:
