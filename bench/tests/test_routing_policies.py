@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from pagoda_operator.rules import FIELDS
 
+from pagoda_operator.rules import FIELDS
 from pagoda_router.policies.scores import POLICIES, PolicyName
 
 ROOT = Path(__file__).parents[2]

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 import pytest
 
 from pagoda_bench.errors import SettingsError
+from pagoda_bench.results import FOLDER, read
 from pagoda_bench.sim.demand import conversations
 from pagoda_bench.sim.engine_profile import H100_8B, profile_named
 from pagoda_bench.sim.figures import Slo, Window, fair_shares, figures, jain, percentile
 from pagoda_bench.sim.fleet import Fault, Simulation
 from pagoda_bench.sim.parameters import read_parameters
-from pagoda_bench.sim.report import AIMS, rows_of
+from pagoda_bench.sim.report import AIMS, document, rows_of
 from pagoda_bench.sim.run import Job, Outcome, simulate
 from pagoda_router.policies.scores import PolicyName
 
@@ -110,6 +111,11 @@ def test_an_aim_that_is_missed_says_so():
     row = next(row for row in rows_of("mixed", outcomes) if row.metric == "ttft_p95_ratio")
     assert (row.aim, row.met) == ("≤ 0.6", False)
     assert {aim.case for aim in AIMS} <= set(WORKLOADS)
+
+
+def test_the_tables_are_those_of_the_result_file():
+    file = FOLDER / "sim.json"
+    assert file.with_suffix(".md").read_text() == document(read(file)), "run `pagoda bench sim`"
 
 
 def test_an_unknown_profile_is_refused_with_those_there_are():

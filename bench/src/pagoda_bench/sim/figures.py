@@ -43,6 +43,9 @@ def figures(requests: Sequence[SimRequest], window: Window, slo: Slo) -> dict[st
     good = [r for r in answered if (r.ttft_s or 0.0) <= slo.ttft_s and (r.tpot_s or 0.0) <= slo.tpot_s]
     found["goodput_requests_per_s"] = len(good) / (window.end_s - window.begin_s)
     found["shed_ratio"] = sum(bool(request.refused) for request in asked) / len(asked)
+    told = sorted(request.retry_after_s for request in asked if request.refused)
+    if told:
+        found["retry_after_p50_s"] = percentile(told, 50)
     prompt_tokens = sum(request.prompt_tokens for request in answered)
     cached_tokens = sum(request.cached_tokens for request in answered)
     oracle_tokens = sum(request.oracle_tokens for request in answered)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from pagoda_bench.results import Row
+from pagoda_bench.results import Result, Row
 from pagoda_bench.sim.run import Outcome
 
 BASELINE = "least-loaded"
@@ -119,6 +119,44 @@ def aims_table(rows: Iterable[Row]) -> str:
             met = "met" if row.met else "**not met**"
             lines.append(f"| {row.case} | {row.metric} of {row.system} | {row.aim} | {row.value:.3g}{extremes} | {met} |")
     return "\n".join(lines)
+
+
+SHOWN = (
+    "ttft_p50_s",
+    "ttft_p95_s",
+    "ttft_p99_s",
+    "tpot_p50_s",
+    "tpot_p95_s",
+    "goodput_requests_per_s",
+    "hit_ratio",
+    "jain_index",
+    "shed_ratio",
+)
+FLOODED = ("victim_share_ratio", "victim_ttft_p95_s", "victim_shed_ratio")
+
+
+def document(result: Result) -> str:
+    """The tables of a result file, in Markdown."""
+    rows = [row for row in result.rows if row.system != VERSUS]
+    notes = "\n".join(f"- {note}" for note in result.notes)
+    return f"""# Routing policies on simulated fleets
+
+`{result.command}`, commit {result.commit}, {result.date}. What the words mean: [docs/bench.md](../../docs/bench.md#simulated-fleets).
+
+{notes}
+
+## Aims
+
+{aims_table(result.rows)}
+
+## All policies
+
+{table(rows, SHOWN)}
+
+## Who is flooded
+
+{table(rows, FLOODED)}
+"""
 
 
 def _shown(row: Row | None) -> str:

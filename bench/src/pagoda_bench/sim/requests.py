@@ -27,6 +27,8 @@ class SimRequest:
     """Of its last token."""
     refused: str = ""
     """Why it was turned away or broken off; empty: it was not."""
+    retry_after_s: float = 0.0
+    """Told to one that was turned away."""
     preemptions: int = 0
     tries: int = 0
     lost_on: set[int] = field(default_factory=set)

@@ -16,7 +16,7 @@ from pagoda_router.backends.base import Settlement, WorkerLink
 from pagoda_router.choosing import WorkerChooser
 from pagoda_router.decisions import DecisionRing
 from pagoda_router.discovery.snapshot import Endpoint
-from pagoda_router.drain import ClassDrains
+from pagoda_router.drain import ClassDrains, retry_after_s
 from pagoda_router.generation import Generation, ModelName, RequestClass, WorkerId
 from pagoda_router.policies.scores import PolicyName
 from pagoda_router.policy import Refusal
@@ -55,7 +55,8 @@ class SimRouter:
         self._profile = profile
         self._policy = policy
         self._send = send
-        self._chooser = WorkerChooser(Random(seed), DecisionRing(0))
+        self._rng = Random(seed)
+        self._chooser = WorkerChooser(self._rng, DecisionRing(0))
         self._room: WaitingRoom[Priced] = WaitingRoom(MAX_QUEUE_TOKENS)
         self._lengths = OutputLengths()
         self._drains = ClassDrains()
@@ -103,11 +104,11 @@ class SimRouter:
         generation, cost = priced.generation, priced.cost
         displaced = self._room.displaced_by(cost.kv_tokens, generation.tenant, generation.request_class)
         if displaced is None:
-            self._refuse(priced.sim, "queue_full")
+            self._refuse(priced, "queue_full", now_s)
             return
         for waiting in displaced:
             self._room.remove(waiting)
-            self._refuse(waiting.request.sim, "displaced")
+            self._refuse(waiting.request, "displaced", now_s)
         waiting = Waiting(
             priced, cost.kv_tokens, priced.sim.number, tenant=generation.tenant, service_tokens=cost.service_tokens, arrived_s=now_s
         )
@@ -116,8 +117,11 @@ class SimRouter:
         if priced.sim.placed_s is None and not priced.sim.refused:
             waiting.cached_tokens = max(link.prefixes.cached_tokens(priced.chain) for link in self.links)
 
-    def _refuse(self, request: SimRequest, why: str) -> None:
+    def _refuse(self, priced: Priced, why: str, now_s: float) -> None:
+        request, generation = priced.sim, priced.generation
+        ahead = self._room.ahead_of(priced.cost.kv_tokens, generation.tenant, generation.request_class)
         request.refused = why
+        request.retry_after_s = retry_after_s(self._drains.wait_s(generation.request_class, ahead, now_s), self._rng)
         self._refused.append(request)
 
     def take_refused(self) -> list[SimRequest]:
@@ -132,7 +136,7 @@ class SimRouter:
     def expire(self, now_s: float) -> None:
         for waiting in [waiting for waiting in self._room if now_s - waiting.request.sim.arrived_s >= QUEUE_TIMEOUT_S]:
             self._room.remove(waiting)
-            self._refuse(waiting.request.sim, "queue_timeout")
+            self._refuse(waiting.request, "queue_timeout", now_s)
         self.place_waiting(now_s)
 
     def _start(self, waiting: Waiting[Priced], now_s: float) -> bool:
@@ -146,7 +150,7 @@ class SimRouter:
         if isinstance(choice, Refusal):
             if choice.why != "too_large":
                 return False
-            self._refuse(request, "too_large")
+            self._refuse(priced, "too_large", now_s)
             waiting.service_tokens = 0
             return True
         found = choice.placement
@@ -192,7 +196,7 @@ class SimRouter:
     def _second_try(self, priced: Priced, now_s: float) -> None:
         request = priced.sim
         if request.first_s is not None or request.tries >= MOST_TRIES:
-            self._refuse(request, "worker_lost")
+            self._refuse(priced, "worker_lost", now_s)
             return
         assert request.worker is not None
         request.lost_on.add(request.worker)

@@ -10,7 +10,7 @@ from pagoda_bench.sim.engine_profile import profile_named
 from pagoda_bench.sim.fleet import Fault
 from pagoda_bench.sim.parameters import read_parameters
 from pagoda_bench.sim.plots import LOAD, draw
-from pagoda_bench.sim.report import WORKLOADS, aims_table, rows_of, table
+from pagoda_bench.sim.report import WORKLOADS, document, rows_of
 from pagoda_bench.sim.run import Job, simulate_all
 from pagoda_router.policies.scores import PolicyName
 
@@ -20,10 +20,9 @@ WITHIN_CAPACITY = 0.8
 """Of the fleet without any cache: nobody is overloaded for want of one."""
 SLOWER = 20
 """Times that a worker of the measured profile 0.45b needs for what an H100 does in one, roughly: as many requests in a run."""
-FLOOD_POLICIES = (PolicyName.PREDICTED, PolicyName.LEAST_LOADED, PolicyName.ROUND_ROBIN)
+FLOOD_POLICIES = (PolicyName.PREDICTED, PolicyName.LEAST_LOADED)
 """What a flooded tenant keeps is the queue's to decide, not the policy's."""
 FAULT_POLICIES = (PolicyName.PREDICTED, PolicyName.LEAST_LOADED, PolicyName.ROUND_ROBIN)
-SHOWN = ("ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "tpot_p95_s", "goodput_requests_per_s", "hit_ratio", "jain_index", "shed_ratio")
 
 
 def study(
@@ -37,7 +36,7 @@ def study(
     plots: Path | None,
     command: str,
 ) -> None:
-    """Runs, prints tables, writes the result file and, with `plots`, pictures into that folder. Raises SettingsError."""
+    """Runs, prints tables, writes them and the result file and, with `plots`, pictures into that folder. Raises SettingsError."""
     if unknown := set(workloads) - set(WORKLOADS):
         raise SettingsError(f"there is no workload {', '.join(sorted(unknown))}; there is: {', '.join(WORKLOADS)}")
     engine = profile_named(profile)
@@ -49,7 +48,7 @@ def study(
     parameters = read_parameters()
     unseen, tuning = _list(parameters.unseen_seeds), _list(parameters.tuning_seeds)
     notes = [
-        f"simulated: {workers} workers for {duration_s:g} s (flood: twice as long), of which the first quarter is warm-up",
+        f"simulated: {workers} workers for {duration_s:g} s (flood: three times as long), of which the first quarter is warm-up",
         f"profile {engine.name}: {engine.source}",
         f"values are means over the seeds {unseen}, on which nothing was tuned; low and high are the extremes",
         f"cases with tuning (seed {tuning}), a fault, a load or a profile in their names are single runs",
@@ -59,7 +58,8 @@ def study(
     ]
     result = result_here("sim", rows, command=command, packages=("pagoda-bench", "pagoda-router"), notes=notes)
     write(result, output)
-    print(table(rows, SHOWN), aims_table(rows), f"wrote {output}", sep="\n\n")
+    output.with_suffix(".md").write_text(document(result))
+    print(document(result), f"wrote {output} {output.with_suffix('.md')}", sep="\n")
     if plots is not None:
         draw(result, plots)
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from pagoda_bench.sim.block_pool import BlockPool
 from pagoda_bench.sim.engine_profile import EngineProfile
+from pagoda_bench.sim.prefill_share import share
 from pagoda_bench.sim.requests import SimRequest
 
 SMOOTHING = 0.1
@@ -287,21 +288,6 @@ class SimWorker:
             stored, evicted = self.pool.stored, self.pool.evicted
             self.pool.stored, self.pool.evicted = [], []
             self._listener.cache_changed(self, stored, evicted, now_s)
-
-
-def share(remaining: list[int], budget: int) -> list[int]:
-    """Tokens for each prompt of a step, in order: the first has half of the budget, the shortest the rest. As the engine's
-    policy.share_prefill for one class."""
-    counts = [0] * len(remaining)
-    if not remaining or budget <= 0:
-        return counts
-    counts[0] = min(remaining[0], budget - budget // 2)
-    budget -= counts[0]
-    for at in sorted(range(len(remaining)), key=lambda at: remaining[at]):
-        more = min(remaining[at] - counts[at], budget)
-        counts[at] += more
-        budget -= more
-    return counts
 
 
 def _smooth(old: float, new: float) -> float:
