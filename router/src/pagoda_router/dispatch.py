@@ -17,7 +17,7 @@ from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settleme
 from pagoda_router.choosing import WorkerChooser
 from pagoda_router.decisions import DecisionRing
 from pagoda_router.demand import Demand
-from pagoda_router.errors import NoWorker, RouterError
+from pagoda_router.errors import NoWorker
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import NOBODY, Arrival, EndReason, Generation, GenerationStream, ModelName, RequestClass, Sender, WorkerId
 from pagoda_router.lanes import Held, Lane, Pending, QueueLimits
@@ -165,7 +165,7 @@ class FleetDispatcher:
             raise self._refusals.too_many_wait(lane, model, now_s)
         for waiting in displaced:
             room.remove(waiting)
-            _fail(waiting.request, self._refusals.displaced(lane, waiting, now_s))
+            waiting.request.fail(self._refusals.displaced(lane, waiting, now_s))
 
     async def _wait_for_place(self, pending: Pending) -> BackendStream:
         if self._shut_down:
@@ -228,7 +228,7 @@ class FleetDispatcher:
                 error = self._refusals.overdue(lane, model, waiting, self._limits, now_s)
                 if error is not None:
                     lane.room.remove(waiting)
-                    _fail(waiting.request, error)
+                    waiting.request.fail(error)
             self._placer.place_waiting(name, lane)  # what waited behind them may fit
         if any(len(lane.room) for lane in self._lanes.values()):
             self._watch_expiry()
@@ -277,7 +277,7 @@ class FleetDispatcher:
         for lane in self._lanes.values():
             for waiting in list(lane.room):
                 lane.room.remove(waiting)
-                _fail(waiting.request, NoWorker(reason, retry_after_s=1.0))
+                waiting.request.fail(NoWorker(reason, retry_after_s=1.0))
         for stream in list(self._running):
             stream.end_all(EndReason.SHUTDOWN, reason)
 
@@ -297,8 +297,3 @@ class FleetDispatcher:
     def _queue_changed(self, model: ModelName) -> None:
         lane = self._lane(model)
         self._metrics.queue_changed(model, {each: lane.room.size_of(each) for each in RequestClass})
-
-
-def _fail(request: Held, error: RouterError) -> None:
-    if not request.place.done():
-        request.place.set_exception(error)
