@@ -60,6 +60,8 @@ class Simulation:
         self._planned: list[float | None] = [None] * workers
         self._epochs = [0] * workers
         self._router = SimRouter(profile, workers, policy, seed, self._send)
+        for number in range(workers):
+            self._connect(number)
         self._oracle = Oracle(profile.block_size)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._ticks = 0
@@ -126,6 +128,9 @@ class Simulation:
 
     # ------------------------------------------------------------ workers
 
+    def _connect(self, number: int) -> None:
+        self._router.links[number].latest_word_s = self._workers[number].latest_step_s
+
     def _send(self, number: int, request: SimRequest, now_s: float) -> None:
         worker = self._workers[number]
         worker.submit(request, now_s)
@@ -183,7 +188,7 @@ class Simulation:
     def _tell_states(self) -> None:
         for link, worker in zip(self._router.links, self._workers, strict=True):
             if link.is_up:
-                link.heard(state_of(worker), self.now_s)
+                link.heard(state_of(worker))
         self._at(self.now_s + STATE_INTERVAL_S, self._tell_states)
 
     # ------------------------------------------------------------ faults
@@ -205,3 +210,4 @@ class Simulation:
             return
         self._epochs[fault.worker] += 1
         self._router.worker_back(fault.worker, self._epochs[fault.worker], self.now_s)
+        self._connect(fault.worker)

@@ -3,6 +3,7 @@
 Stands where backends/pagoda.py stands in the router, and makes the same view of what it was told. Called by the router's side (router.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pagoda_bench.sim.worker import SimWorker
@@ -48,7 +49,10 @@ class SimLink:
     rates: WorkerRates = field(default_factory=WorkerRates)
     state: State = field(default_factory=State)
     is_up: bool = True
-    heard_s: float = 0.0
+    latest_word_s: Callable[[float], float] = field(default=lambda now_s: now_s)
+    """When the worker sent its latest frame."""
+    idle_until_s: float = 0.0
+    """When its first request after a pause went out: silence counts from there."""
     now_s: float = 0.0
     """Of the loop; set before every view."""
     sent: dict[int, _Sent] = field(default_factory=dict)
@@ -75,7 +79,7 @@ class SimLink:
             prefill_tokens_per_s=self.rates.prefill_tokens_per_s,
             decode_step_ms=self.rates.step_ms(state.running),
             decode_step_ms_per_sequence=self.rates.steps.per_sequence_ms,
-            silent_s=self.now_s - self.heard_s if self.sent else 0.0,
+            silent_s=self.now_s - max(self.idle_until_s, self.latest_word_s(self.now_s)) if self.sent else 0.0,
         )
 
     def _shared_tokens(self, cost: Price, chain: PrefixChain) -> int:
@@ -85,7 +89,7 @@ class SimLink:
 
     def submitted(self, number: int, cost: Price, reserved_tokens: int, chain: PrefixChain, now_s: float) -> None:
         if not self.sent:
-            self.heard_s = now_s
+            self.idle_until_s = now_s
         uncached_tokens = max(1, cost.prompt_tokens - self.prefixes.cached_tokens(chain))
         self.ledger.spend(number, reserved_tokens)
         self.sent[number] = _Sent(uncached_tokens, self.prefixes.expect(chain))
@@ -112,6 +116,6 @@ class SimLink:
         self.grants += 1
         self.ledger.grant(self.ledger.epoch, self.grants, self.returned_tokens + self.ledger.capacity_tokens)
 
-    def heard(self, state: State, now_s: float) -> None:
-        self.state, self.heard_s = state, now_s
+    def heard(self, state: State) -> None:
+        self.state = state
         self.rates.told(state.prefill_tokens_per_s, state.decode_step_ms)

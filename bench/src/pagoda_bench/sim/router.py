@@ -214,5 +214,4 @@ class SimRouter:
     def worker_back(self, number: int, epoch: int, now_s: float) -> None:
         """A new session: nothing of the old one is known any more."""
         self.links[number] = self._new_link(number, epoch)
-        self.links[number].heard_s = now_s
         self.place_waiting(now_s)

@@ -126,6 +126,13 @@ class SimWorker:
         """What dies with it."""
         return [sequence.request for sequence in (*self._running, *self._waiting)]
 
+    def latest_step_s(self, now_s: float) -> float:
+        """When the latest step ended, or the one under way began: each step's frame is a word to the router."""
+        if self.ends_s is None:
+            return now_s
+        each_s = (self.ends_s - self._began_s) / self._planned
+        return min(now_s, self._began_s + math.floor((now_s - self._began_s) / each_s) * each_s)
+
     # ------------------------------------------------------------ planning
 
     def _plan(self, now_s: float) -> None:
