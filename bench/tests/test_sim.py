@@ -113,8 +113,8 @@ def test_an_aim_that_is_missed_says_so():
     assert {aim.case for aim in AIMS} <= set(WORKLOADS)
 
 
-def test_the_tables_are_those_of_the_result_file():
-    file = FOLDER / "sim.json"
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("sim.json")), ids=lambda file: file.stem)
+def test_the_tables_are_those_of_the_result_file(file):
     assert file.with_suffix(".md").read_text() == document(read(file)), "run `pagoda bench sim`"
 
 
