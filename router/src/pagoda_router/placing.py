@@ -103,7 +103,9 @@ class Placer:
             request.place.set_result(None)
             return True
         now_s = self._clock()
-        links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
+        relays = request.generation.relay is not None
+        of_group = (link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group)
+        links = {link.worker: link for link in of_group if link.endpoint.relays == relays}
         chain = self._chain(request)
         model = self._fleet.find(request.model)
         policy = POLICY if model is None else model.policy

@@ -1,6 +1,7 @@
 """What the router's inside asks of a backend, whatever speaks behind it: one link per worker, one stream per running request.
 
-Knows no wire. fleet.py owns links, the dispatcher submits on them; pagoda.py implements both protocols for our own workers.
+Knows no wire. fleet.py owns links, the dispatcher submits on them; pagoda.py implements both protocols for our own workers, openai_http.py
+and openai_stream.py for other people's servers.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -103,6 +104,9 @@ class WorkerLink(Protocol):
     worker: WorkerId
     accepting: bool
     """Discovery wants new requests here."""
+
+    max_model_len: int | None
+    """Tokens of prompt and output together; None until it is told."""
 
     @property
     def block_size(self) -> int | None:

@@ -87,6 +87,7 @@ class PagodaLink:
         self.endpoint = endpoint
         self.worker = WorkerId(f"{endpoint.name}@{endpoint.target}")
         self.accepting = True
+        self.max_model_len: int | None = None
         self._router_id = router_id
         self._token = token
         self._artifacts = artifacts
@@ -152,8 +153,8 @@ class PagodaLink:
             waiting=max(state.num_waiting, own_waiting, 0),
             max_running=max(1, self._description.max_running),
             prefill_tokens_per_s=knowledge.rates.prefill_tokens_per_s or self._description.prefill_tokens_per_s,
-            decode_step_ms=knowledge.rates.step_ms(state.num_running),
-            decode_step_ms_per_sequence=knowledge.rates.steps.per_sequence_ms,
+            decode_step_ms=knowledge.step_ms(state.num_running),
+            decode_step_ms_per_sequence=knowledge.step_ms_per_sequence(state.num_running),
             sleeps=state.sleep_level > 0,
             decode_tokens_per_s=self._description.decode_tokens_per_s,
             is_elsewhere=self._is_elsewhere,
@@ -374,6 +375,7 @@ class PagodaLink:
                 description = await describe(stub, self.endpoint.model, self._artifacts, self._timing.describe_s)
                 await self._on_described(description)
                 self._description = description
+                self.max_model_len = description.max_model_len or None
                 self._knowledge.described(description.block_size, description.kv_capacity_tokens)
             except (grpc.aio.AioRpcError, BadArtifact, OSError, ValueError) as error:
                 complaint = f"the worker cannot be described: {_sentence(error)}"

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from pagoda_router.generation import Catalog, CatalogEntry
+from pagoda_router.relays import OWN_BACKEND
 
 
 def model_card(entry: CatalogEntry) -> dict[str, Any]:
@@ -14,8 +15,14 @@ def model_card(entry: CatalogEntry) -> dict[str, Any]:
         "created": entry.created,
         "owned_by": "pagoda",
         "max_model_len": entry.max_model_len,
-        "pagoda": {"ready": entry.ready, "state": entry.state, "reason": entry.reason},
+        "pagoda": {"ready": entry.ready, "state": entry.state, "reason": entry.reason, "variants": _variants(entry)},
     }
+
+
+def _variants(entry: CatalogEntry) -> list[dict[str, Any]]:
+    """What X-Pagoda-Features and X-Backend may name."""
+    backends = entry.backends or (OWN_BACKEND,) * len(entry.variants)
+    return [{"name": name, "backend": backend} for name, backend in zip(entry.variants, backends, strict=True)]
 
 
 def model_list_body(catalog: Catalog) -> bytes:

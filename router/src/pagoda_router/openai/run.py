@@ -23,6 +23,7 @@ from pagoda_router.generation import (
 from pagoda_router.openai.prepare import Job
 from pagoda_router.openai.prompt_logprobs import echoed_entries
 from pagoda_router.openai.sequence import Choice, Delta
+from pagoda_router.relays import Relayed
 
 Deliver = Callable[[list[Delta]], Awaitable[None]]
 
@@ -90,7 +91,7 @@ class Progress:
                 deltas.append(delta)
         return deltas
 
-    def _saw(self, position: int, event: Started | PromptLogprobs | Embedded) -> None:
+    def _saw(self, position: int, event: Started | PromptLogprobs | Embedded | Relayed) -> None:
         """What is about a prompt."""
         if isinstance(event, Started):
             self._saw_cached(position, event.sequence, event.cached_tokens)
