@@ -175,6 +175,44 @@ def costs(
         run_costs(what or [], rounds=rounds, output=output, command=_typed())
 
 
+@app.command()
+def sim(
+    workloads: Annotated[list[str] | None, typer.Argument(help="mixed, shared-prefix, agents, burst, flood, …; without one all.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=1000)] = 8,
+    duration: Annotated[str, typer.Option(help="Of simulated arrivals.")] = "60s",
+    profile: Annotated[str, typer.Option(help="h100-8b, or tiny or 0.45b as measured here.")] = "h100-8b",
+    processes: Annotated[int, typer.Option(help="Runs at once.", min=1)] = 2,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The result file. Without it and with everything at its default: that of docs/routing.md.", show_default=False),
+    ] = None,
+) -> None:
+    """Routing policies on simulated fleets that drive the router's own admission, queue and placement (docs/routing.md)."""
+    with _told_in_one_line():
+        from pagoda_bench.errors import SettingsError
+
+        try:
+            from pagoda_bench.sim.study import study
+        except ModuleNotFoundError as error:
+            if error.name != "pagoda_router":
+                raise
+            raise SettingsError("the simulator drives the router's own code: install pagoda-router beside pagoda-bench") from None
+        from pagoda_bench.load.slo import duration_s
+        from pagoda_bench.results import FOLDER
+
+        own = output is None and not workloads and (workers, duration, profile) == (8, "60s", "h100-8b")
+        study(
+            workloads=workloads or (),
+            workers=workers,
+            duration_s=duration_s(duration),
+            profile=profile,
+            processes=processes,
+            output=FOLDER / "sim.json" if own else output or Path("bench-sim.json"),
+            plots=FOLDER.parents[1] / "docs" / "routing" if own else None,
+            command=_typed(),
+        )
+
+
 def measure_and_write(
     settings: "RunSettings", output: Path, *, command: str, plots: bool = True, packages: tuple[str, ...] = (), notes: Sequence[str] = ()
 ) -> None:
