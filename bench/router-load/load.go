@@ -36,6 +36,7 @@ type load struct {
 	from, to time.Time // the window
 	serial   atomic.Uint64
 	stopped  atomic.Bool
+	tokens   atomic.Int64 // that came in the window, of whichever requests
 
 	mutex  sync.Mutex
 	result loadResult
@@ -195,7 +196,7 @@ func (l *load) ask(c *connection, due time.Time) *connection {
 	_ = c.SetDeadline(sent.Add(l.settings.timeout))
 	var got answer
 	if _, err = c.Write(append(fmt.Appendf(nil, "%scontent-length: %d\r\n\r\n", l.head, len(body)), body...)); err == nil {
-		got, err = readAnswer(c.reader, sent, l.settings.body.stream)
+		got, err = readAnswer(c.reader, sent, l.settings.body.stream, l.countTokens)
 	}
 	late := time.Duration(0)
 	if !due.IsZero() {
@@ -215,16 +216,20 @@ type answer struct {
 }
 
 // readAnswer fails when an answer is not a whole one: another status, no finish reason, a stream without its last line.
-func readAnswer(reader *bufio.Reader, sent time.Time, stream bool) (answer, error) {
+func readAnswer(reader *bufio.Reader, sent time.Time, stream bool, onTokens func(int)) (answer, error) {
 	var got answer
 	response, err := readHead(reader)
 	if err != nil {
 		return got, err
 	}
 	var tail []byte
+	var events tokenCounter
 	if err := readBody(reader, response, func(piece []byte) {
 		if got.ttft == 0 {
 			got.ttft = time.Since(sent)
+		}
+		if stream {
+			onTokens(events.feed(piece))
 		}
 		if len(piece) > 1024 {
 			piece = piece[len(piece)-1024:]
@@ -268,8 +273,17 @@ func (l *load) count(got answer, late time.Duration, at time.Time, err error) {
 	l.late = append(l.late, ms(late))
 }
 
+func (l *load) countTokens(tokens int) {
+	if now := time.Now(); tokens > 0 && !now.Before(l.from) && now.Before(l.to) {
+		l.tokens.Add(int64(tokens))
+	}
+}
+
 func (l *load) summary() loadResult {
 	l.result.Tokens = l.result.Requests * l.settings.body.tokens
+	if l.settings.body.stream {
+		l.result.Tokens = int(l.tokens.Load())
+	}
 	l.result.Seconds = l.settings.window.Seconds()
 	l.result.TTFT, l.result.Whole, l.result.Late = spreadOf(l.first), spreadOf(l.whole), spreadOf(l.late)
 	return l.result

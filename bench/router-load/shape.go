@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -37,6 +38,53 @@ func (r *requestShape) build(serial uint64) []byte {
 	}
 	out = fmt.Appendf(out, `"messages":[{"role":"user","content":"%08d `, serial)
 	return append(append(out, r.filler...), `"}]}`...)
+}
+
+// tokenCounter counts events with text in a stream's pieces: each mock token is one event, and no router joins events.
+type tokenCounter struct {
+	matched int // bytes of the mark that the last piece ended in
+	opened  bool
+}
+
+const tokenMark = `"content":"`
+
+func (c *tokenCounter) feed(piece []byte) int {
+	count := 0
+	for len(piece) > 0 {
+		if c.opened {
+			if c.opened = false; piece[0] != '"' {
+				count++
+			}
+		}
+		if c.matched == 0 {
+			at := bytes.Index(piece, []byte(tokenMark))
+			if at < 0 {
+				c.matched = endsIn(piece)
+				return count
+			}
+			piece, c.opened = piece[at+len(tokenMark):], true
+			continue
+		}
+		if piece[0] == tokenMark[c.matched] {
+			if c.matched++; c.matched == len(tokenMark) {
+				c.matched, c.opened = 0, true
+			}
+			piece = piece[1:]
+		} else {
+			c.matched = 0
+		}
+	}
+	return count
+}
+
+// endsIn is how much of the mark a piece ends in.
+func endsIn(piece []byte) int {
+	for n := min(len(piece), len(tokenMark)-1); n > 0; n-- {
+		if bytes.HasSuffix(piece, []byte(tokenMark[:n])) {
+			return n
+		}
+	}
+	return 0
 }
 
 type spread struct {

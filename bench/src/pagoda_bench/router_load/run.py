@@ -59,11 +59,11 @@ def run(options: Options, *, command: str) -> None:
         settings = [f"{system.name}: {system.setting}" for system in systems]
     rounds = {(case, system): measured for case, by_system in taken.items() for system, measured in by_system.items()}
     found = rows(scenarios, rounds)
+    turns = "the systems take turns; all are up, and idle while another one is measured"
     notes = [
-        f"router on core {router_core}, load generator and mocks on core {rig_core}; medians, low and high of {options.rounds} rounds of "
-        f"{options.window_s:g} s in which the systems take turns; all are up, and idle while another one is measured",
-        "added: the same percentile of the same round without a router taken off",
-        "CPU is of the router's whole process tree; a rig's ceiling is what it counted divided by the CPU time that load generator and mock took",
+        f"router on core {router_core}, the rig (load, mocks) on core {rig_core}; {options.rounds} rounds of {options.window_s:g} s, {turns}",
+        "medians, low and high are of the rounds; added: the same percentile of the same round without a router taken off",
+        "CPU: of the router's whole process tree; the rig's ceiling: what it counted by the CPU seconds of load generator and mock",
         *settings,
         *cautions(scenarios, found),
     ]
