@@ -75,11 +75,17 @@ func (s *session) read(body io.Reader) {
 	}
 }
 
-// hear takes one field of ToWorker: its message. Acknowledgements need no answer.
-func (s *session) hear(kind int, _ uint64, content []byte) {
+func (s *session) hear(kind int, number uint64, content []byte) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
+	s.note(kind, number, content)
+}
+
+// note takes one field of ToWorker: its message, or a whole one that came along. Acknowledgements need no answer.
+func (s *session) note(kind int, _ uint64, content []byte) {
 	switch kind {
+	case 6:
+		_ = fields(content, s.note)
 	case 2:
 		one := &sequence{receivedUs: nowUs()}
 		_ = fields(content, func(field int, number uint64, packed []byte) {
@@ -247,6 +253,7 @@ func (s *session) welcome() message {
 	welcome.bytes(2, []byte(s.worker.id))
 	welcome.bytes(3, s.state())
 	welcome.bytes(4, s.grant())
+	welcome.flag(5, true)
 	return welcome
 }
 

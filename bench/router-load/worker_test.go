@@ -130,8 +130,11 @@ func TestASessionSendsOneFrameAStepAndGivesTheReservationBack(t *testing.T) {
 func TestRunningRequestsShareAStep(t *testing.T) {
 	c := openSession(t, "mock-20ms")
 	c.hear(t, 1)
-	c.tell(2, submit(1, 50))
-	c.tell(2, submit(2, 50))
+	var other, both message
+	other.bytes(2, submit(2, 50))
+	both.bytes(2, submit(1, 50))
+	both.bytes(6, other)
+	_, _ = c.down.Write(framed(both))
 	deadline := time.Now().Add(5 * time.Second)
 	for time.Now().Before(deadline) {
 		if frame, _ := c.hear(t, 2); len(frame[3]) > 0 && countPacked(frame[3][0]) == 2 {

@@ -61,7 +61,7 @@ def run(options: Options, *, command: str) -> None:
     found = rows(scenarios, rounds)
     turns = "the systems take turns; all are up, and idle while another one is measured"
     notes = [
-        f"router on core {router_core}, the rig (load, mocks) on core {rig_core}; {options.rounds} rounds of {options.window_s:g} s, {turns}",
+        f"router on core {router_core}, load and mocks on core {rig_core}; {options.rounds} rounds of {options.window_s:g} s, {turns}",
         "medians, low and high are of the rounds; added: the same percentile of the same round without a router taken off",
         "CPU: of the router's whole process tree; the rig's ceiling: what it counted by the CPU seconds of load generator and mock",
         *settings,
