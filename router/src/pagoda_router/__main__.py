@@ -52,7 +52,7 @@ YOUNG_OBJECTS = 20_000
 def main() -> int:
     try:
         settings = parse_settings(os.environ)
-        public = bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT")
+        public = bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT", reuse_port=settings.reuse_port)
         internal = bind(settings.bind_host, settings.internal_port, "PAGODA_INTERNAL_PORT")
         artifacts = _open_cache(settings)
     except ConfigError as error:

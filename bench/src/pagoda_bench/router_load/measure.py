@@ -81,8 +81,7 @@ class Rig:
             line = load.stdout.readline().strip()
             if line != expected:
                 raise LoadFailed(f"the load generator said {line!r}, not {expected!r}: {load.stderr.read()[-300:]}")
-            router = system.process
-            stamps.append((router.cpu_s() if router else 0.0, self.mocks[system.behind].cpu_s(), router.rss_bytes() if router else 0))
+            stamps.append((system.cpu_s(), self.mocks[system.behind].cpu_s(), system.rss_bytes()))
         told = load.stdout.readline()
         if not told:
             raise LoadFailed(f"the load generator ended without figures: {load.stderr.read()[-300:]}")

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from pagoda_bench.router_load.measure import LoadFailed, Measured, Rig
 from pagoda_bench.router_load.pinned import Pinned, two_cores
 from pagoda_bench.router_load.program import build
 from pagoda_bench.router_load.report import cautions, markdown, rows
-from pagoda_bench.router_load.scenarios import DIRECT, SCENARIOS, SOAK, Scenario
-from pagoda_bench.router_load.systems import MODELS, STARTERS, RouterSystem, Site
+from pagoda_bench.router_load.scenarios import DIRECT, OURS, SCALING, SCENARIOS, SOAK, Scenario
+from pagoda_bench.router_load.systems import MODELS, STARTERS, RouterSystem, Site, pagoda
 
 PACKAGES = ("pagoda-router", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "tokenizers")
 READY_TIMEOUT_S = 20.0
@@ -57,6 +57,10 @@ def run(options: Options, *, command: str) -> None:
         systems = _start(options.systems, site, closing, unavailable)
         taken = {scenario.case: _rounds(scenario, systems, rig, options) for scenario in scenarios}
         settings = [f"{system.name}: {system.setting}" for system in systems]
+        if OURS in options.systems:
+            scaling = [one for one in SCALING if not options.cases or any(part in one.case for part in options.cases)]
+            taken |= _scaling(program, Path(folder) / "scaling", scaling, options)
+            scenarios += scaling
     rounds = {(case, system): measured for case, by_system in taken.items() for system, measured in by_system.items()}
     found = rows(scenarios, rounds)
     turns = "the systems take turns; all are up, and idle while another one is measured"
@@ -147,6 +151,21 @@ def _rounds(scenario: Scenario, systems: Sequence[RouterSystem], rig: Rig, optio
             before.append(one)
             _say(_line(scenario, system.name, one))
     return {name: measured for name, measured in taken.items() if measured}
+
+
+def _scaling(program: Path, folder: Path, scenarios: Sequence[Scenario], options: Options) -> dict[str, Mapping[str, list[Measured]]]:
+    """One process and two of ours in turn, which may use both cores as the rig may: who has two cores has no third for it."""
+    both = two_cores()
+    with ExitStack() as closing:
+        folder.mkdir()
+        rig, site = start_mocks(program, folder, both, both, closing)
+        systems: list[RouterSystem] = []
+        for processes in (1, 2) if scenarios else ():
+            own = folder / f"x{processes}"
+            own.mkdir()
+            systems.append(pagoda(replace(site, scratch=own, processes=processes)))
+            closing.callback(systems[-1].stop)
+        return {scenario.case: _rounds(scenario, systems, rig, options) for scenario in scenarios}
 
 
 def _is_hopeless(one: Measured) -> bool:

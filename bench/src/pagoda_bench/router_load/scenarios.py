@@ -49,6 +49,11 @@ LONG_IDS = Scenario(
 )
 SCENARIOS = (SHORT_RATE, SHORT_MOST, PACED_50, PACED_200, LONG_TEXT, LONG_IDS)
 SOAK = Scenario(case="soak rate=300", model="mock-1ms", tokens=8, stream=True, rate=300, connections=512, only=(OURS,))
+SCALING = (
+    Scenario(case="two cores: short c=64", model="mock-0ms", tokens=8, stream=False, connections=64),
+    Scenario(case="two cores: paced c=200", model="mock-10ms", tokens=128, stream=True, connections=200, counts="tokens"),
+)
+"""Of one and of two processes of ours that share a port; they and the rig may use both cores."""
 
 CEILING_FACTOR = 3.0
 """So many times the figure must the rig be able to do; below that the run says that it was the rig that was measured."""

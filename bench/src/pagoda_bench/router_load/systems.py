@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -41,20 +41,26 @@ class Site:
 class RouterSystem:
     name: str
     url: str
-    process: Pinned | None
-    """None: there is no router."""
+    processes: tuple[Pinned, ...] = ()
+    """Empty: there is no router."""
     behind: str = "backend"
     """Which mock answers: backend or worker."""
     key: str = KEY
     setting: str = ""
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.stop()
+        for process in self.processes:
+            process.stop()
+
+    def cpu_s(self) -> float:
+        return sum(process.cpu_s() for process in self.processes)
+
+    def rss_bytes(self) -> int:
+        return sum(process.rss_bytes() for process in self.processes)
 
 
 def direct(site: Site) -> RouterSystem:
-    return RouterSystem(name=DIRECT, url=site.backends[0], process=None, setting="load generator straight to the mock backend")
+    return RouterSystem(name=DIRECT, url=site.backends[0], setting="load generator straight to the mock backend")
 
 
 def nginx(site: Site) -> RouterSystem:
@@ -89,7 +95,31 @@ def pagoda(site: Site) -> RouterSystem:
         "PAGODA_LOG_LEVEL": "WARNING",
     }
     setting = "gRPC sessions to mock workers; API key, admission, placement, tokenizer, metrics and traces as by default"
-    return _started(site, OURS, [sys.executable, "-m", "pagoda_router"], port, env=env, behind="worker", setting=setting)
+    command = [sys.executable, "-m", "pagoda_router"]
+    if site.processes == 1:
+        return _started(site, OURS, command, port, env=env, behind="worker", setting=setting)
+    several: list[RouterSystem] = []
+    for i in range(site.processes):
+        internal_port = free_port()
+        own = {**env, "PAGODA_REUSE_PORT": "true", "PAGODA_INTERNAL_PORT": str(internal_port)}
+        several.append(_started(site, f"{OURS}-{i}", command, port, env=own, behind="worker"))
+        _await_links(internal_port, sum(map(len, site.workers.values())))
+    processes = tuple(process for system in several for process in system.processes)
+    return replace(several[0], name=f"{OURS} x{site.processes}", processes=processes)
+
+
+def _await_links(internal_port: int, workers: int) -> None:
+    """Until this very process routes to all workers: on a shared port another one may answer."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            told = httpx.get(f"http://127.0.0.1:{internal_port}/internal/v1/fleet").json()
+            if sum(sum(model["routable"].values()) for model in told["models"].values()) == workers:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise PeerUnavailable("a second router did not connect to its workers")
 
 
 def fleet(workers: Mapping[str, Sequence[int]]) -> dict[str, object]:
@@ -168,7 +198,7 @@ def _started(
 ) -> RouterSystem:
     """Once each mock model answers through it. Raises PeerUnavailable with its last words."""
     process = Pinned(command, site.cores, log=site.scratch / f"{name}.log", env=env)
-    system = RouterSystem(name=name, url=f"http://127.0.0.1:{port}", process=process, behind=behind, setting=setting)
+    system = RouterSystem(name=name, url=f"http://127.0.0.1:{port}", processes=(process,), behind=behind, setting=setting)
     deadline = time.monotonic() + START_TIMEOUT_S
     said = "nothing listened"
     for model in MODELS:
