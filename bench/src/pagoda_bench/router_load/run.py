@@ -40,6 +40,8 @@ class Options:
     rounds: int = 3
     window_s: float = 3.0
     soak_s: float = 60.0
+    before: Path | None = None
+    """router/src of another commit, measured too, as `pagoda-before`."""
     output: Path
     """Path without suffix."""
 
@@ -55,6 +57,10 @@ def run(options: Options, *, command: str) -> None:
     with tempfile.TemporaryDirectory(prefix="pagoda-router-load-") as folder, ExitStack() as closing:
         rig, site = start_mocks(program, Path(folder), [router_core], [rig_core], closing)
         systems = _start(options.systems, site, closing, unavailable)
+        if options.before is not None:
+            earlier = pagoda(replace(site, scratch=Path(folder) / "before", source=options.before))
+            closing.callback(earlier.stop)
+            systems.append(replace(earlier, name=f"{OURS}-before", setting=f"ours as in {options.before}"))
         taken = {scenario.case: _rounds(scenario, systems, rig, options) for scenario in scenarios}
         settings = [f"{system.name}: {system.setting}" for system in systems]
         if OURS in options.systems:

@@ -35,6 +35,8 @@ class Site:
     scratch: Path
     cores: Sequence[int]
     processes: int = 1
+    source: Path | None = None
+    """Of our router: router/src of another commit. None: the installed one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,8 @@ def pagoda(site: Site) -> RouterSystem:
         "PAGODA_LOG_LEVEL": "WARNING",
     }
     setting = "gRPC sessions to mock workers; API key, admission, placement, tokenizer, metrics and traces as by default"
+    if site.source is not None:
+        env["PYTHONPATH"] = str(site.source.resolve())
     command = [sys.executable, "-m", "pagoda_router"]
     if site.processes == 1:
         return _started(site, OURS, command, port, env=env, behind="worker", setting=setting)
