@@ -93,11 +93,18 @@ class ByteLevelDetokenizer:
         self._token_bytes = token_bytes
         self._skipped_ids = skipped_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._holds = False
+        """The beginning of a character, whose end has not come."""
 
     def feed(self, token_ids: Sequence[int]) -> str:
         table, skipped = self._token_bytes, self._skipped_ids
         known = len(table)
-        return self._utf8.decode(b"".join(table[i] for i in token_ids if i not in skipped and i < known))
+        raw = b"".join([table[i] for i in token_ids if i not in skipped and i < known])
+        if raw.isascii() and not self._holds:
+            return raw.decode()  # most text: the incremental decoder is Python
+        text = self._utf8.decode(raw)
+        self._holds = bool(self._utf8.getstate()[0])
+        return text
 
     def end(self, *, truncated: bool) -> str:
         return "" if truncated else self._utf8.decode(b"", final=True)

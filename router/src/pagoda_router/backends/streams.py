@@ -77,7 +77,12 @@ class RequestStream:
                 raise self._refusal
             if len(self.silent) == self.generation.n:
                 raise StopAsyncIteration
-            await self._woken()
+            # As _woken, in place: this is once a token, and a coroutine less.
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         batch, self._pending = self._pending, []
         return batch
 
