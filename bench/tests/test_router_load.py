@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pagoda_bench.results import Result, Row
 from pagoda_bench.router_load import program as program_module
 from pagoda_bench.router_load.measure import LoadFailed, Measured, measured
-from pagoda_bench.router_load.pinned import two_cores
+from pagoda_bench.router_load.pinned import Pinned, two_cores
 from pagoda_bench.router_load.program import SOURCE, NoProgram, build
 from pagoda_bench.router_load.report import cautions, markdown, rows
 from pagoda_bench.router_load.run import start_mocks
@@ -135,3 +136,16 @@ def test_a_real_router_carries_the_rigs_requests_and_nothing_is_left(tmp_path: P
         with pytest.raises(LoadFailed, match="is no URL"):
             rig.measure(SHORT_MOST, replace(systems[0], url="nowhere"), warm_up_s=0.1, window_s=0.1)
     assert all(process.ended() for process in (*systems[1].processes, *rig.mocks.values()))
+
+
+def test_a_system_that_waits_for_its_turn_is_stopped_and_ends_all_the_same(tmp_path: Path):
+    process = Pinned(["sleep", "1000"], two_cores(), log=tmp_path / "log")
+    try:
+        process.pause()
+        assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+        process.resume()
+        assert psutil.Process(process.pid).status() != psutil.STATUS_STOPPED
+        process.pause()
+    finally:
+        process.stop()
+    assert process.ended()

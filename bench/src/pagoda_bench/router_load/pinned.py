@@ -1,6 +1,8 @@
 """Processes pinned to cores, and what they took: CPU seconds and memory of a process with all its children. Knows no router."""
 
+import contextlib
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +30,22 @@ class Pinned(PeerProcess):
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    def pause(self) -> None:
+        """Until resumed it takes no CPU, whatever it has left to do."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        self.resume()
+        super().stop()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def cpu_s(self) -> float:
         """Of all threads that still live, to the nanosecond; the usual counters tick every 10 ms."""

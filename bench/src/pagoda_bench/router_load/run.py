@@ -4,6 +4,9 @@ Called by `pagoda bench router`. Owns the processes while it runs; decides nothi
 """
 
 import json
+import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,8 +28,8 @@ from pagoda_bench.router_load.systems import MODELS, STARTERS, RouterSystem, Sit
 
 PACKAGES = ("pagoda-router", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "tokenizers")
 READY_TIMEOUT_S = 20.0
-HOPELESS_SHARE = 0.5
-"""Of failed requests: such a system is not asked this case again."""
+HOPELESS_SHARE = 0.1
+"""A system that answers less of what it is asked is not asked this case again."""
 WARM_UP_S = 2.0
 COPIES = 2
 """Backends, and workers of each model."""
@@ -51,7 +54,8 @@ def run(options: Options, *, command: str) -> None:
     if unknown := [name for name in options.systems if name not in STARTERS]:
         raise SettingsError(f"no router {', '.join(unknown)}: one of {', '.join(STARTERS)}")
     scenarios = [one for one in (*SCENARIOS, SOAK) if not options.cases or any(part in one.case for part in options.cases)]
-    program = build()
+    program, load_before = build(), os.getloadavg()[0]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the processes are in groups of their own: they end with this one
     router_core, rig_core = two_cores()
     unavailable: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="pagoda-router-load-") as folder, ExitStack() as closing:
@@ -69,11 +73,12 @@ def run(options: Options, *, command: str) -> None:
             scenarios += scaling
     rounds = {(case, system): measured for case, by_system in taken.items() for system, measured in by_system.items()}
     found = rows(scenarios, rounds)
-    turns = "the systems take turns; all are up, and idle while another one is measured"
+    turns = "the systems take turns; all are up, and stopped (SIGSTOP) while another one is measured"
     notes = [
         f"router on core {router_core}, load and mocks on core {rig_core}; {options.rounds} rounds of {options.window_s:g} s, {turns}",
         "medians, low and high are of the rounds; added: the same percentile of the same round without a router taken off",
         "CPU: of the router's whole process tree; the rig's ceiling: what it counted by the CPU seconds of load generator and mock",
+        f"load average of the machine before: {load_before:.1f}",
         *settings,
         *cautions(scenarios, found),
     ]
@@ -141,21 +146,26 @@ def _start(names: Sequence[str], site: Site, closing: ExitStack, unavailable: di
 
 def _rounds(scenario: Scenario, systems: Sequence[RouterSystem], rig: Rig, options: Options) -> Mapping[str, list[Measured]]:
     is_soak = scenario.case == SOAK.case
+    # A soak's first third is its warm-up: caches fill and the allocator grows to its working size.
+    warm_up_s, window_s = (options.soak_s / 3, options.soak_s * 2 / 3) if is_soak else (WARM_UP_S, options.window_s)
     taken: dict[str, list[Measured]] = {}
+    for system in systems:
+        system.pause()
     for _ in range(1 if is_soak else options.rounds):
         for system in systems:
             before = taken.setdefault(system.name, [])
-            if (scenario.only and system.name not in scenario.only) or (before and _is_hopeless(before[-1])):
+            if (scenario.only and system.name not in scenario.only) or (before and _is_hopeless(scenario, before[-1])):
                 continue
+            system.resume()
             try:
-                # A soak's first third is its warm-up: caches fill and the allocator grows to its working size.
-                warm_up_s, window_s = (options.soak_s / 3, options.soak_s * 2 / 3) if is_soak else (WARM_UP_S, options.window_s)
                 one = rig.measure(scenario, system, warm_up_s=warm_up_s, window_s=window_s)
             except LoadFailed as error:
                 _say(f"{scenario.case} {system.name}: {error}")
-                continue
-            before.append(one)
-            _say(_line(scenario, system.name, one))
+            else:
+                before.append(one)
+                _say(_line(scenario, system.name, one))
+            finally:
+                system.pause()  # one that was overloaded has work left, and the core is the next one's
     return {name: measured for name, measured in taken.items() if measured}
 
 
@@ -174,8 +184,9 @@ def _scaling(program: Path, folder: Path, scenarios: Sequence[Scenario], options
         return {scenario.case: _rounds(scenario, systems, rig, options) for scenario in scenarios}
 
 
-def _is_hopeless(one: Measured) -> bool:
-    return one.errors > HOPELESS_SHARE * (one.errors + one.requests)
+def _is_hopeless(scenario: Scenario, one: Measured) -> bool:
+    asked = one.errors + one.requests if scenario.rate is None else scenario.rate * one.seconds
+    return one.requests <= HOPELESS_SHARE * asked
 
 
 def _line(scenario: Scenario, name: str, one: Measured) -> str:

@@ -54,6 +54,14 @@ class RouterSystem:
         for process in self.processes:
             process.stop()
 
+    def pause(self) -> None:
+        for process in self.processes:
+            process.pause()
+
+    def resume(self) -> None:
+        for process in self.processes:
+            process.resume()
+
     def cpu_s(self) -> float:
         return sum(process.cpu_s() for process in self.processes)
 
