@@ -60,6 +60,7 @@ class ScriptedWorker(WorkerServicer):
         self.takes_batches = True
         self.messages_read = 0
         """Of a session, after Hello: a batch is one."""
+        self.refuses_cache_events = False
         self.grants = True
         self.clock_ahead_us = 0
         """As of another host."""
@@ -134,6 +135,8 @@ class ScriptedWorker(WorkerServicer):
         self.hellos.put_nowait(hello)
         if hello.token != self.token:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the session token is wrong")
+        if self.refuses_cache_events and hello.wants_cache_events:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "cache events are not sent yet: leave wants_cache_events out")
         self.epoch += 1
         self._outbox = outbox = asyncio.Queue()
         self._reserved.clear()

@@ -144,7 +144,7 @@ async def test_a_busy_port_is_one_line_and_status_2(tmp_path):
 
 
 async def test_routers_that_say_so_share_a_port_and_those_that_stay_serve_when_one_ends(tmp_path):
-    settings = {"PAGODA_REUSE_PORT": "true"}
+    settings = {"PAGODA_REUSE_PORT": "on"}
     (tmp_path / "fleet.json").write_text('{"version": 1}')
     async with running(tmp_path, **settings) as first:
         port = first.url.rpartition(":")[2]

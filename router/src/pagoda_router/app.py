@@ -14,11 +14,11 @@ from pagoda_router.asgi import JSON_TYPE, ASGIApp, ClientGone, Exchange, Headers
 from pagoda_router.chat import ChatTemplates
 from pagoda_router.console.pages import Console
 from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError, Unauthorized
-from pagoda_router.generation import Catalog, Dispatcher
+from pagoda_router.generation import NOBODY, Catalog, Dispatcher, Sender
 from pagoda_router.openai.answers import Call, Completions
 from pagoda_router.openai.embeddings import Embeddings
 from pagoda_router.openai.errors import error_body, error_event, error_headers, retry_after_told_s
-from pagoda_router.openai.features import variant_of, wants_trace
+from pagoda_router.openai.features import class_of, deadline_s_of, variant_of, wants_trace
 from pagoda_router.openai.models import model_body, model_list_body
 from pagoda_router.openai.prepare import Preparer
 from pagoda_router.openai.target import Targets
@@ -147,6 +147,7 @@ class _Surface:
             _check_method(scope, "POST")
             _check_json_type(scope)
             variant, is_traced = variant_of(scope["headers"]), wants_trace(scope["headers"])
+            sender = Sender(NOBODY.tenant, class_of(scope["headers"], NOBODY.request_class), deadline_s_of(scope["headers"]))
             body = await read_body(scope, receive, limit_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s)
             trace.body_s = self._tracer.clock()
             call = Call(
@@ -156,6 +157,7 @@ class _Surface:
                 outcome=outcome,
                 wants_trace=is_traced,
                 variant=variant,
+                sender=sender,
             )
             await self._answer(call, receive, send)
         except ClientGone:

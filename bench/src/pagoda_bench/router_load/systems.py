@@ -113,7 +113,7 @@ def pagoda(site: Site) -> RouterSystem:
     several: list[RouterSystem] = []
     for i in range(site.processes):
         internal_port = free_port()
-        own = {**env, "PAGODA_REUSE_PORT": "true", "PAGODA_INTERNAL_PORT": str(internal_port)}
+        own = {**env, "PAGODA_REUSE_PORT": "on", "PAGODA_INTERNAL_PORT": str(internal_port)}
         several.append(_started(site, f"{OURS}-{i}", command, port, env=own, behind="worker"))
         _await_links(internal_port, sum(map(len, site.workers.values())))
     processes = tuple(process for system in several for process in system.processes)
