@@ -64,7 +64,7 @@ def run(options: Options, *, command: str) -> None:
         if options.before is not None:
             earlier = pagoda(replace(site, scratch=Path(folder) / "before", source=options.before))
             closing.callback(earlier.stop)
-            systems.append(replace(earlier, name=f"{OURS}-before", setting=f"ours as in {options.before}"))
+            systems.append(replace(earlier, name=f"{OURS}-before", setting="ours as of another commit"))
         taken = {scenario.case: _rounds(scenario, systems, rig, options) for scenario in scenarios}
         settings = [f"{system.name}: {system.setting}" for system in systems]
         if OURS in options.systems:
