@@ -123,6 +123,10 @@ profile: $(READY) ## Where the time of an engine step and of a router request go
 bench-peers: $(READY) ## Measure Pagoda beside vLLM, transformers, OpenVINO in one run (PEERS_ARGS="--rounds 5 --peers vllm"; 15 minutes)
 	@$(BIN)/python -m pagoda_bench.peers $(PEERS_ARGS)
 
+.PHONY: bench-router
+bench-router: $(READY) ## Measure what the router costs beside none, nginx and others' (ROUTER_ARGS="--rounds 1"; needs Go and two cores; 10 minutes)
+	@$(BIN)/pagoda bench router $(ROUTER_ARGS)
+
 .PHONY: bench-costs
 bench-costs: $(READY) ## KV cache in use under load, the host's tier for prefixes, what batch invariance costs (10 minutes; tables in docs/)
 	@$(BIN)/pagoda bench costs

@@ -31,6 +31,7 @@ def test_everything_can_be_set():
     assert (settings.queue_timeout_s, settings.drain_s, settings.log_level, settings.pod_name) == (1.5, 0, "DEBUG", "router-1")
     assert settings.otlp_headers == (("authorization", "Bearer a=b"), ("x-tenant", "blue"))
     assert "Bearer" not in repr(settings)
+    assert not settings.reuse_port
     assert (settings.trace_ring, settings.otlp_endpoint) == (7, "https://collector:4318")
     assert not settings.is_loopback
 

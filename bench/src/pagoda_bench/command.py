@@ -213,6 +213,38 @@ def sim(
         )
 
 
+@app.command()
+def router(
+    systems: Annotated[str | None, typer.Option(help="Of none,nginx,pagoda,sglang-router,vllm-router,litellm; else all.")] = None,
+    cases: Annotated[str | None, typer.Option(help="Parts of their names, like short,paced; else all.")] = None,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    window: Annotated[str, typer.Option(help="What one round of one case measures.")] = "3s",
+    soak: Annotated[str, typer.Option(help="Of the soak.")] = "60s",
+    before: Annotated[Path | None, typer.Option(help="router/src of another commit, to measure beside ours.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option(help="Path without suffix, in place of bench/results/router.", show_default=False)] = None,
+) -> None:
+    """What a router costs in front of mocks that cost nothing: ours beside none, nginx and others' (two cores, Go; 10 minutes)."""
+    with _told_in_one_line():
+        from pagoda_bench.load.slo import duration_s
+        from pagoda_bench.results import FOLDER
+        from pagoda_bench.router_load.run import Options
+        from pagoda_bench.router_load.run import run as run_router
+
+        chosen = {} if systems is None else {"systems": tuple(systems.split(","))}
+        run_router(
+            Options(
+                cases=tuple(cases.split(",")) if cases else (),
+                rounds=rounds,
+                window_s=duration_s(window),
+                soak_s=duration_s(soak),
+                before=before,
+                output=output or FOLDER / "router",
+                **chosen,
+            ),
+            command=_typed(),
+        )
+
+
 def measure_and_write(
     settings: "RunSettings", output: Path, *, command: str, plots: bool = True, packages: tuple[str, ...] = (), notes: Sequence[str] = ()
 ) -> None:

@@ -23,6 +23,9 @@ class RouterSettings:
     """Of both listeners. Beyond loopback needs an API key."""
     http_port: int = 8000
     """/v1, playground, probes, metrics. 0: any free port."""
+    reuse_port: bool = False
+    """Other routers on this machine listen on http_port too (SO_REUSEPORT), to use more cores: the kernel gives each new connection to one
+    of them. Each has an internal port, metrics and a pod_name of its own. Off by default, when a port that is taken is a mistake."""
     internal_port: int = 8001
     """/internal/v1/fleet and probes, for the operator. 0: any free port."""
     internal_token: str | None = None
@@ -88,6 +91,7 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
     settings = RouterSettings(
         bind_host=values.get("bind_host") or "127.0.0.1",
         http_port=_port(values, "http_port", 8000),
+        reuse_port=_switch(values, "reuse_port"),
         internal_port=_port(values, "internal_port", 8001),
         internal_token=values.get("internal_token") or None,
         session_token=values.get("session_token", ""),

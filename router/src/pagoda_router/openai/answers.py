@@ -147,7 +147,9 @@ class _Writer:
         if self._outcome.ttft_s is None:
             self._outcome.ttft_s = since_s
         self._outcome.last_token_s = since_s
-        self._unfinished -= sum(delta.finish_reason is not None for delta in deltas)
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                self._unfinished -= 1
         await self._write(deltas, last=self._unfinished == 0)
 
     async def _write(self, deltas: list[Delta], *, last: bool) -> None:
@@ -178,22 +180,24 @@ class _StreamWriter(_Writer):
         self._is_open = False
 
     async def _write(self, deltas: list[Delta], *, last: bool) -> None:
-        # Headers wait for the first tokens, or for a worker to wake: a failure before them still has a status of its own.
-        chunks: list[bytes] = []
-        if not self._is_open:
-            self._is_open = True
-            await self._alive.stop()
-            await self._alive.start()
-            chunks.append(self._format.opening())
+        chunks = await self._open() if not self._is_open else []
         usage = self._progress.usage if self._job.continuous_usage else None
-        chunks.extend(self._format.chunk(delta, usage) for delta in deltas)
+        for delta in deltas:
+            chunks.append(self._format.chunk(delta, usage))
         if last:
             if self._job.include_usage:
                 chunks.append(self._format.usage_chunk(self._progress.usage))
             if (trace := self._trace_document()) is not None:
                 chunks.append(self._format.trace_chunk(trace))
             chunks.append(DONE)
-        await self._exchange.write(b"".join(chunks), last=last)
+        await self._exchange.write(chunks[0] if len(chunks) == 1 else b"".join(chunks), last=last)
+
+    async def _open(self) -> list[bytes]:
+        """Headers wait for the first tokens, or for a worker to wake: a failure before them still has a status of its own."""
+        self._is_open = True
+        await self._alive.stop()
+        await self._alive.start()
+        return [self._format.opening()]
 
 
 class _WholeWriter(_Writer):

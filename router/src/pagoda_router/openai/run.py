@@ -17,7 +17,6 @@ from pagoda_router.generation import (
     PromptLogprobs,
     Started,
     TokenLogprobs,
-    Tokens,
     Usage,
 )
 from pagoda_router.openai.prepare import Job
@@ -71,7 +70,7 @@ class Progress:
     def apply(self, stream: GenerationStream, position: int, events: Sequence[Event]) -> list[Delta]:
         deltas: list[Delta] = []
         for event in events:
-            if not isinstance(event, (Tokens, Ended)):
+            if isinstance(event, (Started, PromptLogprobs, Embedded)):
                 self._saw(position, event)
                 continue
             choice = self.choices[position * self._n + event.sequence]
@@ -83,7 +82,7 @@ class Progress:
                 delta = choice.end(event)
             else:
                 delta = choice.feed(event)
-                if choice.is_cut:
+                if not choice.is_plain and choice.is_cut:
                     stream.stop(event.sequence)
             if delta.finish_reason is not None:
                 self._unfinished[position] -= 1

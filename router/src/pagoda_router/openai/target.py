@@ -5,6 +5,7 @@ Shared by every endpoint that takes text. Owns the tokenizer cache; waits, at th
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import NOBODY, Arrival, Catalog, CatalogEntry, Dispatcher, Feature, ModelName, Sender, TextAssets
@@ -96,10 +97,7 @@ def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> list[s
         return [given]
     if not given:
         raise BadRequest(f"{param} is empty: send text or token ids", param=param)
-    ids = [item for item in given if isinstance(item, int)]
-    if len(ids) == len(given):
-        return [ids]
-    several = [item for item in given if not isinstance(item, int)]
-    if len(several) != len(given) or len({type(item) for item in several}) != 1:
+    kinds = set(map(type, given))  # not item by item: a prompt may be a hundred thousand ids, and neighbours' streams wait
+    if len(kinds) > 1:
         raise BadRequest(f"{param} mixes texts and token ids: send a string, strings, token ids, or lists of token ids", param=param)
-    return several
+    return [cast(list[int], given)] if kinds == {int} else cast(list[str | list[int]], given)
