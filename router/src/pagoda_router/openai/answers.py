@@ -11,6 +11,7 @@ from typing import Any
 from pagoda_router.asgi import JSON_TYPE, Exchange, Headers
 from pagoda_router.errors import BadRequest, RouterError
 from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
+from pagoda_router.keys.key import ANYONE, ApiKey
 from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, ReplyFormat, WholeChoice
 from pagoda_router.openai.keepalive import KeepAlive
 from pagoda_router.openai.prepare import Job, Preparer
@@ -31,6 +32,8 @@ class Call:
     """Go onto the answer."""
     trace: RequestTrace
     outcome: RequestOutcome
+    key: ApiKey = ANYONE
+    """Whose request it is."""
     wants_trace: bool = False
     """In the answer."""
     variant: str | None = None
@@ -52,6 +55,7 @@ class Completions:
     async def answer(self, call: Call, exchange: Exchange) -> None:
         is_chat = call.outcome.endpoint == "chat"
         request = parse_request(call.body, ChatRequest) if is_chat else parse_request(call.body, CompletionRequest)
+        call.key.require_model(request.model)
         entry = self._catalog.get(request.model)
         call.outcome.model, call.outcome.served_name = entry.model, request.model
         call.outcome.stream = bool(request.stream)

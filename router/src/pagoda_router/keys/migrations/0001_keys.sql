@@ -1,0 +1,12 @@
+CREATE TABLE api_key (
+    id TEXT PRIMARY KEY,
+    digest BLOB NOT NULL UNIQUE,
+    prefix TEXT NOT NULL,
+    name TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    models TEXT,
+    is_admin INTEGER NOT NULL,
+    created_unix_s INTEGER NOT NULL,
+    expires_unix_s INTEGER,
+    revoked_unix_s INTEGER
+) STRICT;
