@@ -4,8 +4,8 @@ import asyncio
 import json
 import os
 import re
-import time
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 

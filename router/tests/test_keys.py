@@ -118,7 +118,8 @@ async def test_an_unknown_key_cannot_be_revoked(ask: Callable[..., Any]) -> None
 async def test_without_a_bootstrap_key_anyone_may_ask_and_a_known_key_says_whose_it_is(store: KeyStore, calendar: Calendar) -> None:
     keyring = Keyring(None, store, calendar=calendar)
     secret, key = await keyring.create(ApiKey(id="", prefix="", name="n", tenant="blue"))
-    assert [keyring.check(given).tenant for given in (None, b"Bearer unused", b"bearer " + secret.encode())] == ["default", "default", "blue"]
+    given = (None, b"Bearer unused", b"bearer " + secret.encode())
+    assert [keyring.check(header).tenant for header in given] == ["default", "default", "blue"]
     await keyring.revoke(key.id)
     with pytest.raises(Unauthorized, match="revoked"):
         keyring.check(b"Bearer " + secret.encode())

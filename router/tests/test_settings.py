@@ -16,6 +16,7 @@ def test_two_paths_are_all_that_must_be_set():
     assert (settings.bind_host, settings.http_port, settings.internal_port) == ("127.0.0.1", 8000, 8001)
     assert (settings.max_body_bytes, settings.max_queue_tokens, settings.queue_timeout_s, settings.drain_s) == (10 * 2**20, 200_000, 60, 30)
     assert settings.is_loopback
+    assert settings.key_file == settings.cache_dir / "router.sqlite3"
 
 
 def test_everything_can_be_set():
@@ -35,14 +36,14 @@ def test_everything_can_be_set():
     assert settings.otlp_headers == (("authorization", "Bearer a=b"), ("x-tenant", "blue"))
     assert "Bearer" not in repr(settings)
     assert (settings.trace_ring, settings.otlp_endpoint) == (7, "https://collector:4318")
-    assert settings.database == Path("/d/keys")
+    assert settings.key_file == Path("/d/keys")
     assert not settings.is_loopback
 
 
 def test_a_cluster_needs_a_namespace_instead_of_a_file():
     settings = parse_settings({"PAGODA_DISCOVERY": "kubernetes", "PAGODA_NAMESPACE": "team-a", "PAGODA_CACHE_DIR": "/run/cache"})
     assert (settings.discovery, settings.namespace, settings.fleet_file) == ("kubernetes", "team-a", None)
-    assert settings.database is None
+    assert settings.key_file is None
 
 
 BAD = [

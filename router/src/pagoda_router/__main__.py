@@ -54,7 +54,7 @@ def main() -> int:
         public = bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT")
         internal = bind(settings.bind_host, settings.internal_port, "PAGODA_INTERNAL_PORT")
         artifacts = _open_cache(settings)
-        keys = None if settings.database is None else KeyStore(settings.database)
+        keys = None if settings.key_file is None else KeyStore(settings.key_file)
     except ConfigError as error:
         sys.stderr.write(f"pagoda-router: {error}\n")
         return 2

@@ -57,7 +57,8 @@ def create_app(
 ) -> ASGIApp:
     """`open_routes` ("/health": app) answer everyone, `guarded_routes` ("/metrics": app) only admin keys when keys are needed.
 
-    Both match the exact path and get the scope unchanged. Everything under /v1 and `GET /` is ours. Without a keyring no key is needed. Without a tracer no trace is kept.
+    Both match the exact path and get the scope unchanged. Everything under /v1 and `GET /` is ours.
+    Without a keyring no key is needed. Without a tracer no trace is kept.
     """
     tracer = tracer or Tracer(TraceRing(0), None, clock=time.monotonic, calendar=time.time)
     keyring = keyring or Keyring(None, None, calendar=time.time)

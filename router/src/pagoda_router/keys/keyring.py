@@ -63,7 +63,7 @@ class Keyring:
         return list(self._known.values())
 
     async def create(self, wanted: ApiKey) -> tuple[str, ApiKey]:
-        """The secret, which nobody can read again, and the key. Id, prefix and creation of `wanted` are filled in. Raises KeysUnavailable."""
+        """The secret, which nobody can read again, and the key: `wanted` with id, prefix and creation. Raises KeysUnavailable."""
         secret = secret_of(secrets.token_bytes(SECRET_BYTES))
         key = replace(
             wanted, id="key-" + secrets.token_hex(8), prefix=secret[:SHOWN_CHARS], created_unix_s=int(self._calendar()), revoked_unix_s=None

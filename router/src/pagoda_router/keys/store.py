@@ -16,7 +16,10 @@ from pagoda_router.keys.key import ApiKey
 
 BUSY_S = 5.0
 """Wait for another process that writes."""
-COLUMNS = "digest, id, prefix, name, tenant, models, is_admin, created_unix_s, expires_unix_s, revoked_unix_s"
+INSERT = """INSERT INTO api_key (digest, id, prefix, name, tenant, models, is_admin, created_unix_s, expires_unix_s)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+SELECT = """SELECT digest, id, prefix, name, tenant, models, is_admin, created_unix_s, expires_unix_s, revoked_unix_s
+FROM api_key ORDER BY created_unix_s, id"""
 
 
 class KeyStore:
@@ -32,9 +35,9 @@ class KeyStore:
 
     def add(self, digest: bytes, key: ApiKey) -> None:
         models = None if key.models is None else msgspec.json.encode(sorted(key.models)).decode()
-        row = (digest, key.id, key.prefix, key.name, key.tenant, models, key.is_admin, key.created_unix_s, key.expires_unix_s, None)
+        row = (digest, key.id, key.prefix, key.name, key.tenant, models, key.is_admin, key.created_unix_s, key.expires_unix_s)
         with self._connection() as connection:
-            connection.execute(f"INSERT INTO api_key ({COLUMNS}) VALUES ({', '.join('?' * len(row))})", row)
+            connection.execute(INSERT, row)
 
     def revoke(self, key_id: str, now_unix_s: int) -> bool:
         """False: there is no such key. The first revocation's time stays."""
@@ -47,7 +50,7 @@ class KeyStore:
     def all(self) -> dict[bytes, ApiKey]:
         """By digest, oldest first; expired and revoked ones too."""
         with self._connection() as connection:
-            rows = connection.execute(f"SELECT {COLUMNS} FROM api_key ORDER BY created_unix_s, id").fetchall()
+            rows = connection.execute(SELECT).fetchall()
         return {
             digest: ApiKey(
                 id=key_id,
@@ -75,7 +78,7 @@ class KeyStore:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """All that is new in one transaction: a kill leaves it done or not begun, and a second router that starts now waits, then finds it done.
+    """All that is new in one transaction: a kill leaves it done or not begun, and a second router that starts now waits.
 
     A file is statements that end in ";" at a line's end, and comments hold none.
     """
@@ -84,7 +87,9 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")
     (done,) = connection.execute("PRAGMA user_version").fetchone()
     if done > len(scripts):
-        raise ConfigError(f"PAGODA_DATABASE={path} was written by a newer Pagoda (schema {done}, known {len(scripts)}): upgrade this router")
+        raise ConfigError(
+            f"PAGODA_DATABASE={path} was written by a newer Pagoda (schema {done}, known {len(scripts)}): upgrade this router"
+        )
     for script in scripts[done:]:
         for statement in script.read_text().split(";\n"):
             connection.execute(statement)

@@ -21,7 +21,9 @@ def model_card(entry: CatalogEntry) -> dict[str, Any]:
 
 def model_list_body(catalog: Catalog, key: ApiKey) -> bytes:
     """Those that the key may ask."""
-    return msgspec.json.encode({"object": "list", "data": [model_card(entry) for entry in catalog.list() if key.may_ask(entry.served_name)]})
+    return msgspec.json.encode(
+        {"object": "list", "data": [model_card(entry) for entry in catalog.list() if key.may_ask(entry.served_name)]}
+    )
 
 
 def model_body(catalog: Catalog, served_name: str, key: ApiKey) -> bytes:
