@@ -31,6 +31,13 @@ LABEL org.opencontainers.image.title="pagoda-worker" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       dev.pagoda.flavour="${FLAVOUR}"
+# Triton starts kernels through a launcher that it compiles, against Python's headers, when it first needs one.
+RUN if [ "${FLAVOUR}" = cuda ]; then \
+      headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
+      apt-get update -q && \
+      apt-get install -qy --no-install-recommends gcc libc6-dev $(test -e "$headers/Python.h" || echo python3-dev) && \
+      rm -rf /var/lib/apt/lists/* /var/cache/apt; \
+    fi
 COPY --from=package /opt/package /opt/package
 # Where fetched models lie: a new named volume of Docker's takes this folder's owner.
 RUN install -d -o 10001 -g 10001 /models

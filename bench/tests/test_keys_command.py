@@ -58,11 +58,11 @@ def status_of(router: str, key: str) -> int:
 
 
 def test_a_key_is_made_used_listed_and_revoked(router: str) -> None:
-    made = keys(router, "create", "ci", "--tenant", "blue", "--model", "tiny", "--days", "7")
+    made = keys(router, "create", "ci", "--tenant", "blue", "--class", "throughput", "--model", "tiny", "--days", "7")
     secret, key_id = made.stdout.strip(), made.stderr.split()[0]
     assert status_of(router, secret) == 200
     listed = keys(router, "list").stdout
-    assert re.search(rf"{key_id} +{re.escape(secret[:12])}… +ci +blue +tiny +no +valid until ", listed)
+    assert re.search(rf"{key_id} +{re.escape(secret[:12])}… +ci +blue +throughput +tiny +no +valid until ", listed)
     assert secret not in listed
     assert keys(router, "revoke", key_id).stdout == f"{key_id} is revoked\n"
     assert status_of(router, secret) == 401

@@ -18,6 +18,7 @@ DEFAULTS: dict[str, Callable[[Spec], object]] = {
     "spec.model.cache.accessMode": lambda _: Cache().access_mode,
     "spec.routing.maxQueueTokens": lambda spec: spec.routing.max_queue_tokens,
     "spec.routing.maxWaiting": lambda spec: spec.routing.max_waiting,
+    "spec.routing.policy": lambda spec: spec.routing.policy,
     "spec.routing.wakeTimeout": lambda spec: spec.routing.wake_timeout_s,
     "spec.engine.dtype": lambda spec: spec.engine.dtype,
     "spec.engine.attention": lambda spec: spec.engine.attention,

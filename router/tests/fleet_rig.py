@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObjec
 from pagoda_router.dispatch import FleetDispatcher
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import Ended, Event, Generation, ModelName, ServedName, Tokens
+from pagoda_router.lanes import QueueLimits
 from pagoda_router.metrics import RouterMetrics
 
 QUICK = LinkTiming(welcome_s=5, ping_every_s=5, first_backoff_s=0.02, last_backoff_s=0.05)
@@ -26,9 +28,14 @@ def model_object(name: str = "tiny", **fields: Any) -> ModelObject:
     return ModelObject(name=ModelName(name), **fields)
 
 
-def generation(prompt_tokens: int = 3, max_tokens: int = 16, **fields: Any) -> Generation:
+_BEGINNINGS = count(1)
+
+
+def generation(prompt_tokens: int = 3, max_tokens: int = 16, *, first_id: int | None = None, **fields: Any) -> Generation:
+    """Each begins otherwise than any other, unless `first_id` says how: prompts with one beginning share blocks, and pay for them once."""
+    first = next(_BEGINNINGS) if first_id is None else first_id
     fields = {"request_id": "r", "model": ModelName("tiny"), "explicit_max_tokens": True, **fields}
-    return Generation(prompt_ids=list(range(1, prompt_tokens + 1)), max_tokens=max_tokens, **fields)
+    return Generation(prompt_ids=list(range(first, first + prompt_tokens)), max_tokens=max_tokens, **fields)
 
 
 class Rig:
@@ -37,10 +44,13 @@ class Rig:
     ) -> None:
         self.artifacts = ArtifactCache(cache_dir)
         self.registry = CollectorRegistry()
-        settings = {"max_queue_tokens": 10_000, "queue_timeout_s": 30.0, **dispatcher}
+        bounds = {"max_queue_tokens": "max_tokens", "queue_timeout_s": "timeout_s"}
+        given = {bounds.get(name, name): value for name, value in dispatcher.items() if name not in ("clock", "rng")}
+        limits = QueueLimits(**{"max_tokens": 10_000, "timeout_s": 30.0, **given})
+        settings = {name: value for name, value in dispatcher.items() if name in ("clock", "rng")}
         self.fleet = Fleet(self._make_link, self.artifacts)
         self.metrics = RouterMetrics(self.registry)
-        self.dispatcher = FleetDispatcher(self.fleet, self.metrics, **settings)
+        self.dispatcher = FleetDispatcher(self.fleet, self.metrics, limits=limits, **settings)
         self.fleet.attach(self)
         self._timing = timing
         self._token = token

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from pagoda_router.asgi import ASGIApp, Message
 from pagoda_router.errors import ModelNotFound, RouterError
 from pagoda_router.generation import (
+    NOBODY,
     Arrival,
     CatalogEntry,
     Embedded,
@@ -25,6 +26,7 @@ from pagoda_router.generation import (
     ModelName,
     ModelState,
     PromptLogprobs,
+    Sender,
     ServedName,
     Started,
     TextAssets,
@@ -162,7 +164,7 @@ class ScriptedDispatcher:
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def hold(self, model: ModelName, variant: str | None, cost_tokens: int) -> Arrival:
+    async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         raise NotImplementedError("every scripted model is described")
 
     @asynccontextmanager

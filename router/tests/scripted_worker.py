@@ -57,6 +57,7 @@ class ScriptedWorker(WorkerServicer):
         self.described_decode_tokens_per_s = 0.0
         self.features: list[int] = []
         self.answers_pings = True
+        self.refuses_cache_events = False
         self.grants = True
         self.clock_ahead_us = 0
         """As of another host."""
@@ -131,6 +132,8 @@ class ScriptedWorker(WorkerServicer):
         self.hellos.put_nowait(hello)
         if hello.token != self.token:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the session token is wrong")
+        if self.refuses_cache_events and hello.wants_cache_events:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "cache events are not sent yet: leave wants_cache_events out")
         self.epoch += 1
         self._outbox = outbox = asyncio.Queue()
         self._reserved.clear()

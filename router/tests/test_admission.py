@@ -5,7 +5,19 @@ from fleet_rig import generation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_router.admission import PRIOR_OUTPUT_TOKENS, WINDOW, CreditLedger, OutputHistory, Price, price
+from pagoda_router.admission import (
+    FEWEST_SAMPLES,
+    PRIOR_OUTPUT_TOKENS,
+    WINDOW,
+    CreditLedger,
+    OutputHistory,
+    OutputLengths,
+    Price,
+    price,
+    service_tokens,
+    used_kv_tokens,
+)
+from pagoda_router.generation import RequestClass
 
 PRICES = [
     # prompt, predicted, n, block → reserved, least
@@ -55,6 +67,62 @@ def test_the_prediction_is_the_upper_quartile_of_the_latest_outputs(outputs):
     latest = sorted(outputs[-WINDOW:])
     expected = max(1, latest[int(0.75 * (len(latest) - 1))])
     assert history_of(*outputs).predict(generation(max_tokens=10**6)) == expected
+
+
+LATENCY, THROUGHPUT = RequestClass.LATENCY, RequestClass.THROUGHPUT
+KNOWN = [
+    # (tenant, class, output, how many) that were seen; who asks → what is predicted
+    ([], ("a", LATENCY), PRIOR_OUTPUT_TOKENS),
+    ([("b", THROUGHPUT, 900, 1)], ("a", LATENCY), 900),
+    ([("b", LATENCY, 40, FEWEST_SAMPLES), ("b", THROUGHPUT, 900, 99)], ("a", LATENCY), 40),
+    ([("a", LATENCY, 7, FEWEST_SAMPLES), ("b", LATENCY, 400, 99)], ("a", LATENCY), 7),
+    ([("a", LATENCY, 7, FEWEST_SAMPLES - 1), ("b", LATENCY, 400, 99)], ("a", LATENCY), 400),
+    ([("a", LATENCY, 7, 99), ("a", THROUGHPUT, 800, 20)], ("a", THROUGHPUT), 800),
+]
+
+
+@pytest.mark.parametrize(("seen", "asks", "expected"), KNOWN, ids=str)
+def test_the_narrowest_history_that_knows_enough_predicts(seen, asks, expected):
+    lengths = OutputLengths()
+    for tenant, request_class, tokens, count in seen:
+        for _ in range(count):
+            lengths.observe(tenant, request_class, tokens)
+    tenant, request_class = asks
+    wanted = generation(max_tokens=2000, explicit_max_tokens=False, tenant=tenant, request_class=request_class)
+    assert lengths.predict(wanted) == expected
+
+
+def test_only_so_many_tenants_are_remembered_and_the_latest_are():
+    lengths = OutputLengths(most_senders=3)
+    for tenant in "abcad":
+        for _ in range(FEWEST_SAMPLES):
+            lengths.observe(tenant, LATENCY, ord(tenant))
+    assert {tenant for tenant, _ in lengths._by_sender} == {"a", "c", "d"}
+
+
+CACHED = [
+    # prompt, predicted, n, cached → blocks of 16 that count as cached, reserved, service
+    (64, 16, 1, 0, 0, 80, 64 + 32),
+    (64, 16, 1, 40, 32, 48, 32 + 32),
+    (64, 16, 1, 64, 48, 32, 16 + 32),  # the last token is always computed
+    (70, 16, 1, 64, 64, 32, 6 + 32),
+    (70, 16, 3, 64, 64, 3 * 32, 6 + 96),
+]
+
+
+@pytest.mark.parametrize(("prompt", "predicted", "n", "cached", "whole", "reserved", "service"), CACHED)
+def test_a_cached_prefix_costs_nothing_in_whole_blocks(prompt, predicted, n, cached, whole, reserved, service):
+    cost = price(generation(prompt, predicted, n=n), predicted, 16, cached)
+    assert (cost.cached_tokens, cost.kv_tokens, cost.service_tokens) == (whole, reserved, service)
+    assert cost.with_cached(0, 16) == price(generation(prompt, predicted, n=n), predicted, 16)
+    assert cost.with_cached(cached, 16) == cost
+
+
+@given(st.integers(1, 300), st.integers(1, 100), st.integers(1, 4), st.integers(0, 400), st.sampled_from([1, 16]))
+def test_who_uses_exactly_what_was_predicted_is_charged_exactly_that(prompt, output, n, cached, block):
+    cost = price(generation(prompt, output, n=n), output, block, cached)
+    assert used_kv_tokens(prompt, [output] * n, block, cost.cached_tokens) == cost.kv_tokens
+    assert service_tokens(prompt, cost.cached_tokens, n * output) == cost.service_tokens
 
 
 def dear(kv_tokens: int) -> Price:

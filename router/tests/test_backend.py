@@ -16,7 +16,7 @@ TINY = ModelName("tiny")
 async def test_hello_carries_protocol_identity_and_token(tmp_path):
     async with ScriptedWorker(token="sesame") as worker, rig(tmp_path, worker, token="sesame"):
         hello = await worker.hellos.get()
-        assert (hello.protocol, hello.router_id, hello.token, hello.wants_cache_events) == (1, "test-router", "sesame", False)
+        assert (hello.protocol, hello.router_id, hello.token, hello.wants_cache_events) == (1, "test-router", "sesame", True)
 
 
 async def test_a_wrong_token_is_the_reason_and_is_tried_again(tmp_path, caplog):

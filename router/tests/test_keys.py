@@ -44,8 +44,8 @@ def ask(dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog, store: KeyStor
     keyring = Keyring("root", store, calendar=calendar)
     app = create_app(dispatcher=dispatcher, catalog=catalog, settings=SurfaceSettings(), keyring=keyring)
 
-    async def ask(method: str, path: str, body: object = b"", secret: str = "root") -> Caller:
-        return await Caller(app)(method, path, body, headers={"authorization": f"Bearer {secret}"})
+    async def ask(method: str, path: str, body: object = b"", secret: str = "root", **headers: str) -> Caller:
+        return await Caller(app)(method, path, body, headers={"authorization": f"Bearer {secret}", **headers})
 
     return ask
 
@@ -65,6 +65,20 @@ async def test_a_created_key_works_until_it_is_revoked_and_its_secret_is_shown_o
     refused = await ask("POST", "/v1/chat/completions", chat(), secret)
     assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
     assert "revoked" in refused.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "counted"),
+    [("latency", None, "latency"), ("latency", "throughput", "throughput"), ("throughput", "latency", "throughput")],
+)
+async def test_a_request_is_counted_for_its_keys_tenant_and_class(
+    ask: Callable[..., Any], dispatcher: ScriptedDispatcher, own: str, asked: str | None, counted: str
+) -> None:
+    secret = (await ask("POST", "/admin/v1/keys", {"name": "n", "tenant": "blue", "class": own})).json["key"]
+    headers = {} if asked is None else {"x-pagoda-class": asked}
+    await ask("POST", "/v1/chat/completions", chat(), secret, **headers)
+    (generation,) = dispatcher.generations
+    assert (generation.tenant, generation.request_class) == ("blue", counted)
 
 
 async def test_a_key_stops_at_its_expiry(ask: Callable[..., Any], calendar: Calendar) -> None:
@@ -119,7 +133,7 @@ async def test_without_a_bootstrap_key_anyone_may_ask_and_a_known_key_says_whose
     keyring = Keyring(None, store, calendar=calendar)
     secret, key = await keyring.create(ApiKey(id="", prefix="", name="n", tenant="blue"))
     given = (None, b"Bearer unused", b"bearer " + secret.encode())
-    assert [keyring.check(header).tenant for header in given] == ["default", "default", "blue"]
+    assert [keyring.check(header).tenant for header in given] == ["", "", "blue"]
     await keyring.revoke(key.id)
     with pytest.raises(Unauthorized, match="revoked"):
         keyring.check(b"Bearer " + secret.encode())

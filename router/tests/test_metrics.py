@@ -79,8 +79,8 @@ async def test_a_placement_is_counted_with_its_policy_and_reason(tmp_path):
         submit = await worker.next_submit()
         worker.finish(submit.request_id)
         await task
-        assert router.metric("placements_total", model="tiny", policy="predicted_wait", reason="only_worker") == 1
-        assert router.metric("placements_total", model="tiny", policy="predicted_wait", reason="least_wait") == 0
+        assert router.metric("placements_total", model="tiny", policy="predicted", reason="only_worker") == 1
+        assert router.metric("placements_total", model="tiny", policy="predicted", reason="least_wait") == 0
 
 
 async def test_what_a_worker_does_to_a_request_is_an_upstream_error_and_a_leaving_client_is_none(tmp_path):

@@ -14,7 +14,7 @@ from scripted import Address, Script, ScriptedCatalog, ScriptedDispatcher, serve
 from tokenizers import Tokenizer
 
 from pagoda_router.app import create_app
-from pagoda_router.errors import Overloaded
+from pagoda_router.errors import ColdStart, DeadlineInfeasible, ModelUnavailable, Overloaded, RouterError
 from pagoda_router.generation import EndReason
 from pagoda_router.keys.keyring import Keyring
 from pagoda_router.surface import SurfaceSettings
@@ -153,6 +153,33 @@ def test_a_client_that_retries_is_answered_in_the_end(url: str, dispatcher: Scri
     dispatcher.script_of = lambda _generation: refused.pop() if refused else answered
     with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=2) as client:
         assert client.chat.completions.create(model="tiny", messages=HI).choices[0].message.content == "hello world 🎉"  # type: ignore[arg-type]
+
+
+REFUSED = [
+    # refusal → the client's exception, and how often it asked with two retries
+    (Overloaded("full", retry_after_s=0.01), openai.RateLimitError, "overloaded", 3),
+    (ColdStart("asleep", retry_after_s=0.01), openai.InternalServerError, "cold_start", 3),
+    (DeadlineInfeasible("too late", retry_after_s=5.0), openai.RateLimitError, "deadline_infeasible", 1),
+    (ModelUnavailable("no such model file", retry_after_s=60.0), openai.InternalServerError, "model_unavailable", 1),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("refusal", "exception", "code", "asked"), REFUSED, ids=lambda value: str(value)[:20])
+def test_a_client_retries_what_a_retry_can_heal_and_nothing_else(
+    url: str,
+    dispatcher: ScriptedDispatcher,
+    refusal: RouterError,
+    exception: type[openai.APIStatusError],
+    code: str,
+    asked: int,
+    stream: bool,
+) -> None:
+    dispatcher.script = Script(refusal=refusal)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=2) as client, pytest.raises(exception) as told:
+        client.chat.completions.create(model="tiny", messages=HI, stream=stream)  # type: ignore[call-overload]
+    assert told.value.code == code
+    assert len(dispatcher.generations) == asked
 
 
 def request_bytes(**fields: object) -> bytes:

@@ -91,7 +91,7 @@ def finished(request_id: str = "mine", **fields: Any) -> RequestTrace:
     times.received_us, times.first_scheduled_us, times.first_token_us, times.last_token_us = 10_010_000, 10_012_000, 10_040_000, 10_095_000
     times.steps = 8
     attempt = Attempt(
-        placed_s=10.003, worker="w@h:1", policy="predicted_wait", reason="least_wait", reserved_tokens=48, predicted_ms=25.5,
+        placed_s=10.003, worker="w@h:1", policy="predicted", reason="least_wait", reserved_tokens=48, predicted_ms=25.5,
         predicted_cached_tokens=0, runner_up="v@h:1", runner_up_ms=31.0, times=times,
     )  # fmt: skip
     return RequestTrace(
@@ -159,7 +159,7 @@ def test_spans_carry_the_conventions_attributes_and_no_text():
             "gen_ai.request.stream": True, "gen_ai.request.max_tokens": 64, "gen_ai.response.id": "chatcmpl-1",
             "gen_ai.response.model": "tiny", "gen_ai.response.time_to_first_chunk": 0.04, "gen_ai.usage.input_tokens": 30,
             "gen_ai.usage.output_tokens": 7, "gen_ai.usage.cache_read.input_tokens": 16, "http.response.status_code": 200,
-            "pagoda.request_id": "mine", "pagoda.attempts": 1, "pagoda.worker": "w@h:1", "pagoda.placement.policy": "predicted_wait",
+            "pagoda.request_id": "mine", "pagoda.attempts": 1, "pagoda.worker": "w@h:1", "pagoda.placement.policy": "predicted",
             "pagoda.placement.reason": "least_wait", "pagoda.placement.predicted_ms": 25.5, "pagoda.placement.runner_up": "v@h:1",
             "pagoda.placement.runner_up_ms": 31.0, "pagoda.steps": 8, "pagoda.preemptions": 0,
         }  # fmt: skip

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pagoda_router.admission import Price
 from pagoda_router.generation import WorkerId
-from pagoda_router.policy import Placement, PlacementReason, Refusal, WorkerView, place
+from pagoda_router.policy import Placement, PlacementReason, PolicyName, Refusal, RequestFacts, WorkerView, place
 
 COST = Price(prompt_tokens=100, output_tokens=50, kv_tokens=160, least_kv_tokens=112)
 
@@ -87,8 +87,13 @@ def test_the_reason_is_one_of_a_closed_set(workers, avoid, reason):
 
 
 def test_a_placement_explains_itself():
-    found = place(COST, [view("a", running=4), view("b", queued_prefill_tokens=400)], Random(0))
-    assert found == Placement(WorkerId("a"), 160, pytest.approx(115.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(510.0))
+    a, b = view("a", running=4), view("b", queued_prefill_tokens=400, cached_tokens=32)
+    found = place(COST, [b, a], Random(0))
+    scores = ((a, pytest.approx(110 + 16 * 15)), (b, pytest.approx(468 + 16 * 10 - 16)))
+    assert found == Placement(
+        WorkerId("a"), 160, pytest.approx(110.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(468.0), 0,
+        pytest.approx(15.0), PolicyName.PREDICTED, scores, 2,
+    )  # fmt: skip
 
 
 REFUSALS = [
@@ -119,10 +124,76 @@ def test_a_refusal_says_why(workers, why, message):
     ),
     st.integers(0, 2**32),
 )  # fmt: skip
-def test_only_a_worker_that_takes_requests_and_has_room_is_chosen_and_no_other_is_predicted_faster(workers, seed):
+def test_only_a_worker_that_takes_requests_and_has_room_is_chosen_and_none_scores_lower(workers, seed):
     found = place(COST, workers, Random(seed))
     open_workers = [w for w in workers if w.routable and w.reservable_tokens is not None]
     assert isinstance(found, Placement) == bool(open_workers)
     if isinstance(found, Placement):
         assert found.worker in {w.worker for w in open_workers}
-        assert found.runner_up_ms is None or found.predicted_ms <= found.runner_up_ms
+        assert [score for _, score in found.scores] == sorted(score for _, score in found.scores)
+        assert found.scores[0][0].worker == found.worker
+
+
+def queued(name: str, tokens: int, cached_tokens: int = 0, **facts: object) -> WorkerView:
+    return view(name, queued_prefill_tokens=tokens, cached_tokens=cached_tokens, **facts)
+
+
+LARGE = view("large", capacity_tokens=8000, available_tokens=7000, running=1, max_running=64)
+BY_POLICY = [
+    ("a worker that had no turn", "round-robin", [view("a"), view("b", running=8), view("c")], "b"),
+    ("the fewest sequences, however long", "least-loaded", [view("many", running=3), queued("huge", 9000, running=1)], "huge"),
+    ("the larger device", "gpu-aware", [view("small"), LARGE], "large"),
+    ("the cached prefix before the idle one", "prefix", [view("idle"), queued("cached", 60, 96, running=2)], "cached"),
+    ("no cached prefix behind a long queue", "prefix", [view("idle"), queued("melting", 9000, 96)], "idle"),
+    ("no cached prefix in a full batch", "prefix", [view("idle"), view("full", cached_tokens=96, running=8)], "idle"),
+    ("the cached prefix while it costs little", "predicted", [view("idle"), queued("cached", 60, 96)], "cached"),
+    ("another one when the cached one is busy", "predicted", [view("idle"), queued("cached", 900, 96)], "idle"),
+    ("an idle worker of another lane", "length", [view("own", running=1), view("other")], "other"),
+    ("the own lane among busy workers", "length", [view("own", running=6), view("other", running=1)], "own"),
+    ("the own zone among equals", "predicted", [view("far", is_elsewhere=True), view("near")], "near"),
+    ("another zone when the own one is busy", "predicted", [view("far", is_elsewhere=True), view("near", running=1)], "far"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("policy", "workers", "chosen"), [row[1:] for row in BY_POLICY], ids=[f"{row[1]}: {row[0]}" for row in BY_POLICY])
+def test_a_policy_prefers(policy, workers, chosen):
+    facts = RequestFacts(COST, lane=0, lane_of={"own": 0, "other": 1}, turn_of={"a": 4, "c": 5})
+    for order in (workers, workers[::-1]):
+        assert place(facts, order, Random(0), policy=PolicyName(policy)).worker == chosen
+
+
+@pytest.mark.parametrize("policy", PolicyName)
+def test_cold_requests_to_idle_workers_are_spread_at_random_by_every_policy(policy):
+    rng = Random(3)
+    counts = Counter(place(COST, [view("a"), view("b"), view("c")], rng, policy=policy).worker for _ in range(300))
+    assert min(counts.values()) > 60
+
+
+def test_a_prompt_of_another_length_keeps_off_busy_workers_of_a_lane_but_takes_an_idle_one():
+    long = Price(prompt_tokens=4000, output_tokens=50, kv_tokens=4064, least_kv_tokens=1)
+    facts = RequestFacts(long, lane=1, lane_of={WorkerId("short"): 0, WorkerId("long"): 1})
+    busy = [view("short", running=4, reservable_tokens=4064), view("long", running=5, reservable_tokens=4064)]
+    assert place(facts, busy, Random(0)).worker == "long"
+    assert place(RequestFacts(long), busy, Random(0)).worker == "short"
+    assert place(facts, [view("short", reservable_tokens=4064), busy[1]], Random(0)).worker == "short"
+
+
+def test_a_mostly_cached_huge_prompt_is_a_small_request():
+    huge = Price(prompt_tokens=100_000, output_tokens=50, kv_tokens=100_064, least_kv_tokens=1)
+    found = place(huge, [view("cold"), view("warm", cached_tokens=99_000, running=6, queued_prefill_tokens=3000)], Random(0))
+    assert (found.worker, found.reason, found.cached_tokens) == ("warm", PlacementReason.CACHED_PREFIX, 99_000)
+
+
+def test_a_shunned_worker_is_taken_only_when_no_other_could_ever_run_the_request():
+    good, bad = view("good", running=8), view("bad")
+    assert place(COST, [good, bad], Random(0), shunned={WorkerId("bad")}).worker == "good"
+    assert place(COST, [bad], Random(0), shunned={WorkerId("bad")}).worker == "bad"
+    assert place(COST, [view("small", capacity_tokens=96), bad], Random(0), shunned={WorkerId("bad")}).worker == "bad"
+    full = place(COST, [view("good", reservable_tokens=None), bad], Random(0), shunned={WorkerId("bad")})
+    assert isinstance(full, Refusal)
+    assert full.why == "no_room"
+
+
+def test_a_learned_slope_of_the_decode_step_says_what_one_more_sequence_costs():
+    flat, steep = view("flat", running=6, decode_step_ms_per_sequence=0.1), view("steep", running=2, decode_step_ms_per_sequence=9.0)
+    assert place(COST, [steep, flat], Random(0)).worker == "flat"

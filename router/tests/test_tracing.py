@@ -140,7 +140,7 @@ async def test_a_trace_says_what_was_decided_predicted_and_seen(tmp_path):
         }  # fmt: skip
         decision = told["decision"]
         assert (decision["worker"], decision["policy"], decision["reason"]) == (
-            f"tiny-default-0@127.0.0.1:{stack.worker.port}", "predicted_wait", "only_worker",
+            f"tiny-default-0@127.0.0.1:{stack.worker.port}", "predicted", "only_worker",
         )  # fmt: skip
         assert (decision["runner_up"], decision["reserved_kv_tokens"]) == (None, submit.reserved_kv_tokens)
         first = told["predicted"]["first_token_ms"]

@@ -32,12 +32,13 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def real_worker() -> AsyncIterator[Endpoint]:
+async def real_worker(**more: str) -> AsyncIterator[Endpoint]:
+    """`more`: settings beyond these."""
     port = free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PAGODA_")}
     settings = {
         "PAGODA_MODEL_NAME": "tiny", "PAGODA_MODEL_SOURCE": "builtin://tiny", "PAGODA_DEVICE": "cpu", "PAGODA_LOG_LEVEL": "error",
-        "PAGODA_GRPC_PORT": str(port), "PAGODA_HTTP_PORT": "0", "OMP_NUM_THREADS": "2",
+        "PAGODA_GRPC_PORT": str(port), "PAGODA_HTTP_PORT": "0", "OMP_NUM_THREADS": "2", **more,
     }  # fmt: skip
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "pagoda_worker", env={**clean, **settings}, stderr=asyncio.subprocess.DEVNULL

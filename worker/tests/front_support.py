@@ -30,9 +30,11 @@ PATIENCE_S = 60.0
 class Router:
     """One session, its messages sorted into lists as they come; `until` waits for a condition over them."""
 
-    def __init__(self, stub: Any, *, router_id: str = "r1", token: str = "", protocol: int = 1, acknowledges: bool = True) -> None:
+    def __init__(
+        self, stub: Any, *, router_id: str = "r1", token: str = "", protocol: int = 1, acknowledges: bool = True, cache_events: bool = False
+    ) -> None:
         self._call = stub.Session()
-        self._hello = pb.Hello(protocol=protocol, router_id=router_id, token=token)
+        self._hello = pb.Hello(protocol=protocol, router_id=router_id, token=token, wants_cache_events=cache_events)
         self._acknowledges = acknowledges
         self._news = asyncio.Condition()
         self._reader: asyncio.Task[None] | None = None
@@ -44,6 +46,8 @@ class Router:
         self.tokens: dict[tuple[int, int], list[int]] = {}
         self.finishes: dict[tuple[int, int], pb.Finish] = {}
         self.started: dict[int, pb.Started] = {}
+        self.cached: set[bytes] = set()
+        """By cache events."""
         self.state = pb.WorkerState()
         self.granted = 0
         self.ended: grpc.StatusCode | None = None
@@ -121,6 +125,14 @@ class Router:
 
     def _take_frame(self, frame: pb.Frame) -> None:
         self.frames.append(frame)
+        for event in frame.cache_events:
+            hashes = [event.block_hashes[start : start + 16] for start in range(0, len(event.block_hashes), 16)]
+            if event.kind == pb.CacheEvent.STORED:
+                self.cached.update(hashes)
+            elif event.kind == pb.CacheEvent.REMOVED:
+                self.cached.difference_update(hashes)
+            else:
+                self.cached.clear()
         position = 0
         for request_id, sequence, count in zip(frame.request_ids, frame.sequences, frame.token_counts, strict=True):
             self.tokens.setdefault((request_id, sequence), []).extend(frame.token_ids[position : position + count])

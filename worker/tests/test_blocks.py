@@ -13,6 +13,15 @@ def named(name: int) -> bytes:
     return name.to_bytes(16, "little")
 
 
+@pytest.mark.parametrize(("salt", "last"), [(b"", "dfccfc44bfebc9fa1a333d45fec84e01"), (b"tenant", "1d36db35bd5c156f9505cddd133c1d3d")])
+def test_the_hashes_are_those_that_routers_expect(salt, last):
+    """The router's tests hold the same two: a change here is a new HASH_VERSION."""
+    known = root_hash(salt)
+    for start in range(0, 96, 16):
+        known = chain_hash(known, range(start, start + 16))
+    assert known.hex() == last
+
+
 def test_a_taken_block_is_held_once_and_returns_to_the_free_ones():
     pool = BlockPool(4, 16)
     blocks = pool.take(3)
@@ -172,3 +181,33 @@ def test_no_order_of_operations_loses_or_doubles_a_block(operations: list[tuple[
         pool.release(held)
     pool.check([])
     assert pool.free_blocks == 6
+
+
+@given(st.lists(st.tuples(st.sampled_from(["register", "take", "release", "discredit", "drop", "tell"]), st.integers(0, 9)), max_size=60))
+def test_the_changes_told_add_up_to_what_the_pool_knows(actions):
+    pool, held, told = BlockPool(4, 16), [], set()
+
+    def tell():
+        changes = pool.take_changes()
+        if changes is not None:
+            if changes.cleared:
+                told.clear()
+            told.difference_update(changes.removed)
+            told.update(changes.stored)
+
+    for action, name in actions:
+        if action == "register" and held:
+            pool.register(held[name % len(held)], named(name))
+        elif action == "take" and pool.free_blocks:
+            held += pool.take(1)
+        elif action == "release" and held:
+            pool.release([held.pop(name % len(held))])
+        elif action == "discredit" and held:
+            pool.discredit([held[name % len(held)]])
+        elif action == "drop":
+            pool.drop_cache()
+        elif action == "tell":
+            tell()
+    tell()
+    assert told == {named(name) for name in range(10) if pool.match([named(name)])}
+    assert pool.take_changes() is None

@@ -146,3 +146,31 @@ def test_only_changed_totals_are_told():
     assert ledger.changes() == []
     ledger.give_back("only", 10)
     assert ledger.changes() == [("only", 110)]
+
+
+def test_what_running_requests_took_beyond_their_reservations_is_promised_to_nobody():
+    ledger: CreditLedger[str] = CreditLedger(6400)
+    ledger.open("only")
+    ledger.changes()
+    ledger.spend("only", 1000)
+    ledger.set_free(5400)
+    assert ledger.changes() == [], "as predicted"
+    ledger.set_free(5350)
+    assert ledger.changes() == [], "less than a step"
+    ledger.set_free(4900)
+    assert ledger.changes() == [("only", 5900)], "500 more than predicted"
+    ledger.give_back("only", 1000)
+    ledger.set_free(6400)
+    assert ledger.changes() == [("only", 7400)]
+
+
+@given(st.integers(64, 5000), st.lists(st.integers(0, 2000), min_size=1, max_size=5), st.integers(0, 6000))
+def test_unspent_promises_are_never_more_than_what_is_free_by_more_than_a_step(capacity, spends, free):
+    ledger: CreditLedger[int] = CreditLedger(capacity)
+    for session, tokens in enumerate(spends):
+        ledger.open(session)
+        if ledger.in_use_tokens + tokens <= capacity:
+            ledger.spend(session, tokens)
+    ledger.set_free(min(free, capacity))
+    unspent = sum(ledger.granted(session) for session in range(len(spends))) - ledger.in_use_tokens
+    assert unspent <= max(0, min(free, capacity)) + capacity // 64 + 1

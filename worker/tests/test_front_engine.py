@@ -10,6 +10,7 @@ import pytest_asyncio
 from front_support import TINY, Bench, running_front
 from tokenizers import Tokenizer
 
+from pagoda_worker.blocks import chain_hash, root_hash
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.front.engine_link import ENGINE_COMMAND
@@ -47,6 +48,22 @@ async def test_routers_get_the_ids_that_the_engine_alone_computes(bench: Bench, 
             finish = await router.finish(request_id)
             assert (finish.reason, finish.usage.prompt_tokens, finish.usage.completion_tokens) == (pb.FINISH_LENGTH, len(prompt), 24)
             assert router.tokens[request_id, 0] == expected[request_id]
+        await router.leave()
+
+
+async def test_a_router_hears_which_prefixes_the_engine_has_and_one_that_comes_later_too(bench: Bench):
+    early = await bench.router(router_id="early", cache_events=True)
+    prompt = [300 + each for each in range(50)]
+    parent, hashes = root_hash(b"salt"), set()
+    for start in range(0, 48, 16):
+        parent = chain_hash(parent, prompt[start : start + 16])
+        hashes.add(parent)
+    await early.submit(1, prompt, max_tokens=2, cache_salt=b"salt", ignore_eos=True)
+    await early.until(lambda: hashes <= early.cached)
+    await early.finish(1)
+    late = await bench.router(router_id="late", cache_events=True)
+    await late.until(lambda: late.cached == early.cached)
+    for router in (early, late):
         await router.leave()
 
 

@@ -238,6 +238,7 @@ async def test_what_describe_names_can_be_fetched_by_hash():
         (model,) = described.models
         assert (described.protocol, model.model, model.max_model_len, model.eos_token_ids) == (1, MODEL, 256, [1])
         assert list(model.features) == [
+            pb.FEATURE_CACHE_EVENTS,
             pb.FEATURE_PREFIX_CACHE_TOGGLE,
             pb.FEATURE_SLEEP,
             pb.FEATURE_PROMPT_LOGPROBS,
@@ -267,13 +268,6 @@ async def test_reserved_calls_answer_with_a_sentence():
         for stream in (bench.stub.ExportKv(pb.ExportKvRequest()), bench.stub.Verify(iter([pb.VerifyRequest()]))):
             with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):
                 await anext(aiter(stream))
-
-
-async def test_cache_events_cannot_be_wanted_yet():
-    async with running_front() as bench:
-        assert (await first_answer(bench.stub, pb.ToWorker(hello=pb.Hello(protocol=1, router_id="r", wants_cache_events=True))))[
-            0
-        ] is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_router_that_closes_its_side_ends_its_session():

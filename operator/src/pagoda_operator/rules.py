@@ -241,6 +241,16 @@ FIELDS: Mapping[str, Field] = {
     "spec.routing": Field("object"),
     "spec.routing.maxQueueTokens": Field("integer", (Rule(between(0, 1_000_000_000), "write 0 to 1000000000 tokens"),)),
     "spec.routing.maxWaiting": Field("integer", (Rule(between(0, 100_000), "write 0 to 100000 requests"),)),
+    "spec.routing.policy": Field(
+        "string",
+        (
+            Rule(
+                one_of("predicted", "round-robin", "least-loaded", "gpu-aware", "prefix", "length"),
+                "write predicted, round-robin, least-loaded, gpu-aware, prefix or length",
+            ),
+        ),
+        max_size=32,
+    ),
     "spec.routing.wakeTimeout": Field("string", (Rule(lasts("1s", "1h"), "write a time of 1s to 1h, such as 120s or 5m"),), max_size=16),
     **_PROMISES,
 }

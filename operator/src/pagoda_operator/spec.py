@@ -111,6 +111,8 @@ class Routing:
     """Tokens that may wait for this model before the router answers 429."""
     max_waiting: int = 256
     """Requests that each router holds while no worker of the model runs."""
+    policy: str = "predicted"
+    """How routers choose among its workers; they read it from the object themselves."""
     wake_timeout_s: float = 300.0
     """How long a request waits for a model that is being woken."""
 
@@ -291,7 +293,7 @@ def _variant(spec: Mapping[str, Any], written: Mapping[str, Any]) -> Variant:
 
 def _routing(routing: Mapping[str, Any]) -> Routing:
     wake: dict[str, Any] = {"wake_timeout_s": float(parse_duration(routing["wakeTimeout"]))} if "wakeTimeout" in routing else {}
-    return Routing(**_given(routing, max_queue_tokens="maxQueueTokens", max_waiting="maxWaiting"), **wake)
+    return Routing(**_given(routing, max_queue_tokens="maxQueueTokens", max_waiting="maxWaiting", policy="policy"), **wake)
 
 
 def _engine(engine: Mapping[str, Any]) -> Engine:

@@ -27,15 +27,17 @@ from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot
 from pagoda_router.dispatch import FleetDispatcher
 from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
-from pagoda_router.fleet_metrics import FleetCollector
+from pagoda_router.fleet_metrics import FleetCollector, PlacementCollector
 from pagoda_router.generation import ModelName
-from pagoda_router.internal import Probes, fleet_report, internal_app, routes
+from pagoda_router.internal import Probes, first_of, fleet_report, internal_app, routes
 from pagoda_router.keys.keyring import Keyring
 from pagoda_router.keys.store import KeyStore
+from pagoda_router.lanes import QueueLimits
 from pagoda_router.listeners import Listeners, address, bind, closing_when
 from pagoda_router.logs import log_to_stderr
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.objectives import Slo
+from pagoda_router.placement_admin import PlacementAdmin
 from pagoda_router.settings import RouterSettings, parse_settings
 from pagoda_router.sleep import TAKES, SleepAdmin
 from pagoda_router.surface import SurfaceSettings
@@ -80,7 +82,8 @@ async def serve(
     fleet = Fleet(_link_factory(settings, artifacts, router_id), artifacts)
     metrics = RouterMetrics(registry, _slos_of(fleet))
     registry.register(FleetCollector(fleet))
-    dispatcher = FleetDispatcher(fleet, metrics, max_queue_tokens=settings.max_queue_tokens, queue_timeout_s=settings.queue_timeout_s)
+    dispatcher = FleetDispatcher(fleet, metrics, limits=_limits_of(settings), decision_ring=settings.decision_ring)
+    registry.register(PlacementCollector(fleet, dispatcher.chooser))
     fleet.attach(dispatcher)
     exporter = _start_exporter(settings, router_id, registry)
     ring = TraceRing(settings.trace_ring)
@@ -103,7 +106,7 @@ async def serve(
         lambda: fleet_report(fleet, dispatcher),
         settings.internal_token,
         is_loopback=settings.is_loopback,
-        admin=TraceAdmin(ring, time.monotonic),
+        admin=first_of(TraceAdmin(ring, time.monotonic), PlacementAdmin(fleet, dispatcher.chooser, dispatcher.decisions, time.monotonic)),
         action=SleepAdmin(fleet, GrpcSleepCalls(settings.session_token)),
         actions=TAKES,
     )
@@ -132,6 +135,17 @@ async def serve(
     if exporter is not None:
         await asyncio.to_thread(exporter.stop)
     log.info("stopped")
+
+
+def _limits_of(settings: RouterSettings) -> QueueLimits:
+    return QueueLimits(
+        max_tokens=settings.max_queue_tokens,
+        max_requests=settings.max_queue_requests,
+        timeout_s=settings.queue_timeout_s,
+        throughput_timeout_s=settings.throughput_queue_timeout_s,
+        promote_after_s=settings.promote_after_s,
+        waves=settings.waves,
+    )
 
 
 def _slos_of(fleet: Fleet) -> Callable[[ModelName], Slo | None]:
@@ -194,6 +208,7 @@ def _link_factory(settings: RouterSettings, artifacts: ArtifactCache, router_id:
             artifacts=artifacts,
             listener=listener,
             on_described=on_described,
+            zone=settings.zone,
         )
 
     return make_link

@@ -3,7 +3,6 @@
 Knows routes, the API key and request ids; what a completion is lives in openai/. `__main__` builds it with `create_app` and serves it.
 """
 
-import ipaddress
 import logging
 import os
 import time
@@ -13,14 +12,15 @@ from pagoda_router.asgi import JSON_TYPE, ASGIApp, ClientGone, Exchange, Headers
 from pagoda_router.chat import ChatTemplates
 from pagoda_router.console.pages import Console
 from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError
-from pagoda_router.generation import Catalog, Dispatcher
+from pagoda_router.generation import Catalog, Dispatcher, Sender
+from pagoda_router.hosts import is_local_name
 from pagoda_router.keys.admin import KEYS, KeyAdmin
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
 from pagoda_router.openai.answers import Call, Completions
 from pagoda_router.openai.embeddings import Embeddings
 from pagoda_router.openai.errors import error_body, error_event, error_headers, retry_after_told_s
-from pagoda_router.openai.features import variant_of, wants_trace
+from pagoda_router.openai.features import class_of, deadline_s_of, variant_of, wants_trace
 from pagoda_router.openai.models import model_body, model_list_body
 from pagoda_router.openai.prepare import Preparer
 from pagoda_router.openai.target import Targets
@@ -159,6 +159,7 @@ class _Surface:
             _check_method(scope, "POST")
             _check_json_type(scope)
             variant, is_traced = variant_of(scope["headers"]), wants_trace(scope["headers"])
+            sender = Sender(key.tenant, class_of(scope["headers"], key.request_class), deadline_s_of(scope["headers"]))
             body = await self._body(scope, receive)
             trace.body_s = self._tracer.clock()
             call = Call(
@@ -169,6 +170,7 @@ class _Surface:
                 key=key,
                 wants_trace=is_traced,
                 variant=variant,
+                sender=sender,
             )
             await self._answer(call, receive, send)
         except ClientGone:
@@ -234,21 +236,6 @@ class _Surface:
             await answer(send, error.status, [*error_headers(error), id_header], error_body(error))
         except RuntimeError:
             log.warning("the failed request had begun its answer: its connection is closed")
-
-
-def is_local_name(host: bytes | None) -> bool:
-    """Of a Host header, with or without a port; an absent one (HTTP/1.0) cannot come from a web page."""
-    if host is None:
-        return True
-    name = host.decode("latin-1").lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _internal() -> RouterError:

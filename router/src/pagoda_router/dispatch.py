@@ -1,34 +1,33 @@
-"""Admits, places and runs generations: waiting room → worker → stream. Implements generation.Dispatcher; hears of capacity as LinkListener.
+"""Admits and runs generations: waiting room → worker → stream. Implements generation.Dispatcher; hears of capacity as LinkListener.
 
-Owns what waits and what it learned per model. Decisions are the pure modules' (admission, queue, policy, demand); links do the talking. A
-request is handed to its caller at its first token: until then a lost worker costs a second try instead of a broken stream, and a refusal
-has an HTTP status.
+Owns what waits and what it learned per model. Decisions are the pure modules' (admission, queue, demand), placing is placing.py's, refusing
+refusals.py's; links do the talking. A request is handed to its caller at its first token: until then a lost worker costs a second try
+instead of a broken stream, and a refusal has an HTTP status.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from random import Random
 from typing import Any
 
 from pagoda_router.admission import price
 from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settlement
+from pagoda_router.choosing import WorkerChooser
+from pagoda_router.decisions import DecisionRing
 from pagoda_router.demand import Demand
-from pagoda_router.errors import ContextTooLong, NoWorker, Overloaded, RouterError, UpstreamFailed
+from pagoda_router.errors import NoWorker
 from pagoda_router.fleet import Fleet
-from pagoda_router.generation import Arrival, EndReason, Generation, GenerationStream, ModelName, WorkerId
-from pagoda_router.lanes import Held, Lane, Pending, Refusals
+from pagoda_router.generation import NOBODY, Arrival, EndReason, Generation, GenerationStream, ModelName, RequestClass, Sender, WorkerId
+from pagoda_router.lanes import Held, Lane, Pending, QueueLimits
 from pagoda_router.metrics import RouterMetrics
-from pagoda_router.policy import Refusal, WorkerView, choose_variant, place
-from pagoda_router.queue import Waiting, WaitingRoom
+from pagoda_router.placing import Placer
+from pagoda_router.refusals import Refusals
+from pagoda_router.second_tries import SecondTries
+from pagoda_router.waiting import Waiting
 
 EXPIRY_CHECK_S = 0.1
-MOST_ATTEMPTS = 3
-"""Submits that a worker did not take."""
-MOST_RETRIES = 1
-"""Second tries after a worker took a request and was lost: a request that kills engines must not tour the fleet."""
 
 
 class FleetDispatcher:
@@ -37,18 +36,21 @@ class FleetDispatcher:
         fleet: Fleet,
         metrics: RouterMetrics,
         *,
-        max_queue_tokens: int,
-        queue_timeout_s: float,
+        limits: QueueLimits,
         clock: Callable[[], float] = time.monotonic,
         rng: Random | None = None,
+        decision_ring: int = 1000,
     ) -> None:
         self._fleet = fleet
         self._metrics = metrics
-        self._max_queue_tokens = max_queue_tokens
-        self._queue_timeout_s = queue_timeout_s
+        self._limits = limits
         self._clock = clock
-        self._rng = rng or Random()
-        self._refusals = Refusals(fleet, metrics, self._rng)
+        rng = rng or Random()
+        self.decisions = DecisionRing(decision_ring)
+        self.chooser = WorkerChooser(rng, self.decisions)
+        self._refusals = Refusals(fleet, metrics, rng)
+        self._placer = Placer(fleet, metrics, self.chooser, limits.promote_after_s, clock, rng)
+        self._second_tries = SecondTries(metrics, self._placer, self._refusals, clock)
         self._lanes: dict[ModelName, Lane] = {}
         self._running: set[BackendStream] = set()
         self._tickets = 0
@@ -74,14 +76,22 @@ class FleetDispatcher:
         finally:
             demand.left(self._clock())
 
-    async def hold(self, model: ModelName, variant: str | None, cost_tokens: int) -> Arrival:
+    async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         self._fleet.model(model)
         demand = self._lane(model).demand
         demand.came()
         try:
             now_s = self._clock()
-            held = Held(model=model, variant=variant, ticket=self._next_ticket(), arrived_s=now_s, patient_from_s=now_s)
-            self._check_admission(held, cost_tokens)
+            held = Held(
+                model=model,
+                variant=variant,
+                ticket=self._next_ticket(),
+                arrived_s=now_s,
+                patient_from_s=now_s,
+                tenant=sender.tenant,
+                request_class=sender.request_class,
+            )
+            self._make_room(held, cost_tokens)
             await self._wait(held, cost_tokens)
             return Arrival(held.ticket, held.arrived_s)
         finally:
@@ -99,9 +109,9 @@ class FleetDispatcher:
                     now_s = self._clock()
                     self._lane(pending.model).demand.answered(now_s, now_s - pending.patient_from_s)
                     return stream
-                self._count_failure(pending, stream)
+                self._second_tries.failed(pending, stream, is_shut_down=bool(self._shut_down))
             except RefusedByWorker as refused:
-                self._count_refusal(pending, stream, refused)
+                self._second_tries.refused(pending, stream, refused, self._lane(pending.model))
             except BaseException:
                 stream.abandon()
                 raise
@@ -109,9 +119,9 @@ class FleetDispatcher:
                 self._running.discard(stream)
 
     def _price(self, generation: Generation) -> Pending:
-        """Raises Overloaded or ColdStart when the waiting room has no place for it."""
+        """Raises Overloaded, DeadlineInfeasible or ColdStart when the waiting room has no place for it."""
         model, lane, now_s = generation.model, self._lane(generation.model), self._clock()
-        cost = price(generation, lane.history.predict(generation), self._fleet.block_size(model))
+        cost = price(generation, lane.outputs.predict(generation), self._fleet.block_size(model))
         arrival = generation.arrival
         arrived_s = arrival.at_s if arrival is not None else now_s
         pending = Pending(
@@ -120,49 +130,72 @@ class FleetDispatcher:
             ticket=arrival.ticket if arrival is not None else self._next_ticket(),
             arrived_s=arrived_s,
             patient_from_s=now_s,
+            tenant=generation.tenant,
+            request_class=generation.request_class,
             deadline_s=arrived_s + generation.deadline_s if generation.deadline_s is not None else float("inf"),
             generation=generation,
             cost=cost,
         )
         generation.trace.queued_s, generation.trace.predicted_output_tokens = now_s, cost.output_tokens
         if arrival is None:  # else it was admitted when it was held
-            self._check_admission(pending, cost.kv_tokens)
+            self._make_room(pending, cost.kv_tokens)
         return pending
 
-    def _check_admission(self, request: Held, cost_tokens: int) -> None:
+    def _make_room(self, request: Held, cost_tokens: int) -> None:
+        """Others may have to leave a full room for it. Raises when it has no place, or no chance."""
         if self._shut_down:
             raise NoWorker(self._shut_down, retry_after_s=1.0)
         model, lane = self._fleet.model(request.model), self._lane(request.model)
-        lane.room.max_tokens = self._max_queue_tokens if model.max_queue_tokens is None else model.max_queue_tokens
-        is_full, is_crowded = not lane.room.has_room(cost_tokens), len(lane.room) >= model.max_waiting
-        if not (is_full or is_crowded or model.hopeless):
-            return
-        if self._fleet.can_answer(request.model, request.variant):
-            if is_full:
-                raise self._refusals.queue_full(lane, request.model, cost_tokens, self._clock())
-        elif model.hopeless:
+        room, now_s = lane.room, self._clock()
+        room.max_tokens = self._limits.max_tokens if model.max_queue_tokens is None else model.max_queue_tokens
+        may_miss = isinstance(request, Pending) and request.deadline_s < float("inf")
+        if not (may_miss or model.hopeless or not room.has_room(cost_tokens) or len(room) >= model.max_waiting):
+            return  # the usual case needs no look at the workers
+        can_answer = self._fleet.can_answer(request.model, request.variant)
+        if model.hopeless and not can_answer:
             raise self._refusals.hopeless(model)
-        elif is_full or is_crowded:
-            raise self._refusals.too_many_wait(lane, model, self._clock())
+        # A model that sleeps is woken by those that wait for it, also by those in a hurry.
+        if can_answer and isinstance(request, Pending) and (too_late := self._refusals.too_late(lane, request, now_s)) is not None:
+            raise too_late
+        bound = None if can_answer else model.max_waiting
+        displaced = room.displaced_by(cost_tokens, request.tenant, request.request_class, bound)
+        if displaced is None:
+            if can_answer:
+                raise self._refusals.queue_full(lane, request, cost_tokens, now_s)
+            raise self._refusals.too_many_wait(lane, model, now_s)
+        for waiting in displaced:
+            room.remove(waiting)
+            waiting.request.fail(self._refusals.displaced(lane, waiting, now_s))
 
     async def _wait_for_place(self, pending: Pending) -> BackendStream:
         if self._shut_down:
             raise NoWorker(self._shut_down, retry_after_s=1.0)
         pending.place = asyncio.get_running_loop().create_future()
-        stream: BackendStream = await self._wait(pending, pending.cost.kv_tokens, pending.generation.priority)
+        stream: BackendStream = await self._wait(pending, pending.cost.kv_tokens)
         return stream
 
-    async def _wait(self, request: Held, cost_tokens: int, priority: int = 0) -> Any:
+    async def _wait(self, request: Held, cost_tokens: int) -> Any:
         model = request.model
         lane = self._lane(model)
-        group = self._fleet.only_variant(model) if request.variant is None else request.variant
-        if group is None:
-            group = self._draw(model, self._fleet.routable_variants(model))
-        waiting = Waiting(request, cost_tokens, request.ticket, priority=priority, deadline_s=request.deadline_s, group=group)
+        generation = request.generation if isinstance(request, Pending) else None
+        waiting = Waiting(
+            request,
+            cost_tokens,
+            request.ticket,
+            priority=0 if generation is None else generation.priority,
+            deadline_s=request.deadline_s,
+            group=self._placer.group_of(request),
+            tenant=request.tenant,
+            request_class=request.request_class,
+            service_tokens=0,  # placing tells what it costs where it goes; one that is held is charged when it comes back
+            arrived_s=request.arrived_s,
+        )
         lane.room.push(waiting)
-        self._place_waiting(model)
+        self._placer.place_waiting(model, lane)
+        has_to_wait = not request.place.done()
         try:
-            if not request.place.done():
+            if has_to_wait:
+                waiting.cached_tokens = self._placer.cached_tokens(request)
                 self._watch_expiry()
                 self._queue_changed(model)
             return await request.place
@@ -173,95 +206,11 @@ class FleetDispatcher:
             raise
         finally:
             if lane.room.remove(waiting):
-                self._place_waiting(model)  # what waited behind it may fit
-            self._queue_changed(model)
+                self._placer.place_waiting(model, lane)  # what waited behind it may fit
+            if has_to_wait:
+                self._queue_changed(model)
 
-    # ------------------------------------------------------------ placing
-
-    def _place_waiting(self, model: ModelName) -> None:
-        lane = self._lanes.get(model)
-        if lane is None or not (len(lane.room) or lane.cold):
-            return
-        lane.room.start_those_that_fit(self._start)
-        if (len(lane.room) or lane.cold) and self._review(model, lane):
-            lane.room.start_those_that_fit(self._start)
-
-    def _review(self, model: ModelName, lane: Lane) -> bool:
-        """Which groups wait for a worker to come, and which have one now; True when a request may go where it could not before."""
-        routable, now_s = self._fleet.routable_variants(model), self._clock()
-        only = self._fleet.only_variant(model)
-        if routable != lane.routable:
-            lane.routable = routable
-            for waiting in [waiting for waiting in lane.room if waiting.request.variant is None and waiting.group not in routable]:
-                group = only if only is not None else self._draw(model, routable)
-                if group != waiting.group:
-                    lane.room.regroup(waiting, group)
-                    waiting.request.patient_from_s = now_s
-        return lane.note_groups(routable, now_s)
-
-    def _draw(self, model: ModelName, routable: frozenset[str]) -> str:
-        """The variant that takes the next request; empty while none can."""
-        found = self._fleet.find(model)
-        return "" if found is None else choose_variant(found.variants, routable, self._rng) or ""
-
-    def _start(self, waiting: Waiting[Held]) -> bool:
-        """Submits the request to the best worker; True when it needs no place any more."""
-        request = waiting.request
-        if request.place.done():
-            return True
-        if not isinstance(request, Pending):
-            if self._fleet.text(request.model, request.variant) is None:
-                return False
-            request.place.set_result(None)
-            return True
-        now_s = self._clock()
-        links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
-        found = place(request.cost, [link.view(request.cost) for link in links.values()], self._rng, request.avoid)
-        if isinstance(found, Refusal):
-            if found.why != "too_large":
-                return False
-            request.place.set_exception(ContextTooLong(f"{found.message}: shorten the prompt", param="messages"))
-            return True
-        generation = request.generation
-        if generation.deadline_s is not None:
-            generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
-        stream = links[found.worker].submit(generation, request.cost, found.reserved_tokens)
-        request.place.set_result(stream)
-        request.note_attempt(found, now_s, stream.times)
-        self._metrics.placed(generation.model, now_s - request.arrived_s, found)
-        return True
-
-    def _count_failure(self, pending: Pending, stream: BackendStream) -> None:
-        """A worker took the request and failed before the first token: raises unless it deserves another try."""
-        stream.abandon()
-        drained = stream.failure_reason is EndReason.SHUTDOWN
-        harmless = stream.lost or drained or not stream.begun
-        if self._shut_down or not harmless or pending.retries >= MOST_RETRIES:
-            raise UpstreamFailed(f"{pending.generation.model} failed before the first token: {stream.failure}")
-        pending.retries += 1
-        pending.patient_from_s = self._clock()
-        pending.avoid.add(stream.worker)
-        reason = "worker_drained" if drained else "worker_lost"
-        pending.generation.trace.attempts[-1].failed = reason
-        self._metrics.retried(pending.generation.model, reason)
-
-    def _count_refusal(self, pending: Pending, stream: BackendStream, refused: RefusedByWorker) -> None:
-        if refused.error is not None:
-            raise refused.error
-        pending.attempts += 1
-        pending.avoid.add(stream.worker)
-        model = pending.generation.model
-        others = any(view.routable and view.worker not in pending.avoid for view in self._views(pending))
-        if pending.attempts >= MOST_ATTEMPTS or (refused.overloaded and not others):
-            self._metrics.rejected(model, "worker_refused")
-            kind = Overloaded if refused.overloaded else NoWorker
-            raise kind(
-                f"{model} takes no more requests now: {refused}", retry_after_s=self._refusals.retry_after(self._lane(model), self._clock())
-            )
-        pending.generation.trace.attempts[-1].failed = "refused"
-        self._metrics.retried(model, "refused")
-
-    # ------------------------------------------------------------ refusing
+    # ------------------------------------------------------------ waits that end
 
     def _watch_expiry(self) -> None:
         if self._expiry is None:
@@ -273,30 +222,32 @@ class FleetDispatcher:
         for name, lane in self._lanes.items():
             if not len(lane.room):
                 continue
-            self._place_waiting(name)
+            self._placer.place_waiting(name, lane)
             model = self._fleet.find(name)
             for waiting in list(lane.room):
-                error = self._refusals.overdue(lane, model, waiting, self._queue_timeout_s, now_s)
+                error = self._refusals.overdue(lane, model, waiting, self._limits, now_s)
                 if error is not None:
                     lane.room.remove(waiting)
-                    _fail(waiting.request, error)
-            self._place_waiting(name)  # what waited behind them may fit
+                    waiting.request.fail(error)
+            self._placer.place_waiting(name, lane)  # what waited behind them may fit
         if any(len(lane.room) for lane in self._lanes.values()):
             self._watch_expiry()
 
     # ------------------------------------------------------------ LinkListener
 
     def capacity_changed(self, model: ModelName) -> None:
-        self._lane(model)
-        self._place_waiting(model)
+        self._placer.place_waiting(model, self._lane(model))
 
     def settled(self, settlement: Settlement) -> None:
         lane = self._lane(settlement.model)
+        self.chooser.settled(settlement, self._clock())
+        tenant, request_class = settlement.tenant, settlement.request_class
         if settlement.ran:
-            lane.drain.settle(self._clock(), settlement.reserved_tokens)
+            lane.drains.settle(request_class, self._clock(), settlement.reserved_tokens)
+        lane.room.settle(tenant, request_class, settlement.charged_service_tokens - settlement.service_tokens)
         self._metrics.settled(settlement)
         for tokens in settlement.output_tokens:
-            lane.history.observe(tokens)
+            lane.outputs.observe(tenant, request_class, tokens)
 
     def session_ended(self, worker: WorkerId, reason: str) -> None:
         self._metrics.session_ended()
@@ -326,7 +277,7 @@ class FleetDispatcher:
         for lane in self._lanes.values():
             for waiting in list(lane.room):
                 lane.room.remove(waiting)
-                _fail(waiting.request, NoWorker(reason, retry_after_s=1.0))
+                waiting.request.fail(NoWorker(reason, retry_after_s=1.0))
         for stream in list(self._running):
             stream.end_all(EndReason.SHUTDOWN, reason)
 
@@ -335,7 +286,7 @@ class FleetDispatcher:
     def _lane(self, model: ModelName) -> Lane:
         lane = self._lanes.get(model)
         if lane is None:
-            lane = self._lanes[model] = Lane(WaitingRoom(self._max_queue_tokens), self._began_s)
+            lane = self._lanes[model] = Lane(self._limits.room(), self._began_s)
             self._metrics.introduce(model)
         return lane
 
@@ -343,14 +294,6 @@ class FleetDispatcher:
         self._tickets += 1
         return self._tickets
 
-    def _views(self, pending: Pending) -> list[WorkerView]:
-        """Of the workers that may run it."""
-        return [link.view() for link in self._fleet.links(pending.model) if pending.variant in (None, link.endpoint.variant)]
-
     def _queue_changed(self, model: ModelName) -> None:
-        self._metrics.queue_changed(model, *self.queue(model))
-
-
-def _fail(request: Held, error: RouterError) -> None:
-    if not request.place.done():
-        request.place.set_exception(error)
+        lane = self._lane(model)
+        self._metrics.queue_changed(model, {each: lane.room.size_of(each) for each in RequestClass})

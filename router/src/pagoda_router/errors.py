@@ -11,6 +11,7 @@ RouterError
 ├── RequestTimeout          408   the body came too slowly
 ├── BodyTooLarge            413
 ├── Overloaded              429   carries retry_after_s
+│   └── DeadlineInfeasible  429   what waits ahead takes longer than its deadline allows: not worth a retry
 ├── NoWorker                503   carries retry_after_s
 │   ├── ColdStart           503   waited for a worker to come, or too many do already
 │   ├── ModelUnavailable    503   no worker will come until somebody changes something: not worth a retry
@@ -32,6 +33,8 @@ class RouterError(Exception):
     status = 500
     type = "server_error"
     code: str | None = None
+    worth_a_retry = True
+    """Of a 429 or 503: the same request may succeed later."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -108,6 +111,13 @@ class Overloaded(RouterError):
     code = "overloaded"
 
 
+class DeadlineInfeasible(Overloaded):
+    """A retry would begin after the deadline that the client gave: what must change is the deadline, or the load."""
+
+    code = "deadline_infeasible"
+    worth_a_retry = False
+
+
 class NoWorker(RouterError):
     status = 503
     type = "server_error"
@@ -120,6 +130,7 @@ class ColdStart(NoWorker):
 
 class ModelUnavailable(NoWorker):
     code = "model_unavailable"
+    worth_a_retry = False
 
 
 class Starting(NoWorker):

@@ -10,8 +10,10 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from pagoda_router.backends.base import WorkerLink
+from pagoda_router.choosing import WorkerChooser
 from pagoda_router.discovery.snapshot import ModelObject
 from pagoda_router.fleet import Fleet
+from pagoda_router.health import Cause
 
 ROUTABLE, UNREADY, DRAINING = STATES = ("routable", "unready", "draining")
 
@@ -51,3 +53,32 @@ def _by_state(model: ModelObject, links: Iterable[WorkerLink]) -> Counter[tuple[
         state = DRAINING if not link.accepting else ROUTABLE if link.view().routable else UNREADY
         counts[link.endpoint.variant, state] += 1
     return counts
+
+
+class PlacementCollector(Collector):
+    """Lanes and shunned workers, read off the chooser in the same way."""
+
+    def __init__(self, fleet: Fleet, chooser: WorkerChooser) -> None:
+        self._fleet = fleet
+        self._chooser = chooser
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        shunned = GaugeMetricFamily(
+            "pagoda_router_workers_shunned", "Workers that get no new requests for a while", labels=("model", "variant", "cause")
+        )
+        cuts = GaugeMetricFamily(
+            "pagoda_router_lane_longest_tokens", "Longest uncached prompt and output of a length lane", labels=("model", "variant", "lane")
+        )
+        workers = GaugeMetricFamily("pagoda_router_lane_workers", "Workers of a length lane", labels=("model", "variant", "lane"))
+        for model in self._fleet.models():
+            counts = self._chooser.shunned(model.name)
+            for variant, _ in model.variants:
+                for cause in Cause:
+                    shunned.add_metric((model.name, variant, cause), counts[variant, cause])
+            for report in self._chooser.lanes(model.name):
+                manned = Counter(lane for _, lane in report.workers)
+                for lane, longest in enumerate((*report.cuts, float("inf"))):
+                    labels = (model.name, report.variant, str(lane))
+                    cuts.add_metric(labels, longest)
+                    workers.add_metric(labels, manned[lane])
+        return shunned, cuts, workers

@@ -19,10 +19,26 @@ WorkerId = NewType("WorkerId", str)
 
 
 class RequestClass(StrEnum):
-    """What a request wants of the fleet. All are of the first today."""
+    """What a request wants of the fleet; earlier ones go first."""
 
     LATENCY = "latency"
+    """Somebody reads along."""
     THROUGHPUT = "throughput"
+    """Batch work: whenever there is room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Whom a request is counted for, and how urgent it is: the API key's word, which a header may only lower."""
+
+    tenant: str = ""
+    """Never a client's own words: the key's. Empty: one tenant for all that have no key of their own."""
+    request_class: RequestClass = RequestClass.LATENCY
+    deadline_s: float | None = None
+    """From this request's arrival; the client's own wish."""
+
+
+NOBODY = Sender()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +112,10 @@ class Generation:
     embedding: bool = False
     """No output: the last hidden state of the prompt."""
     cache_salt: bytes = b""
+    tenant: str = ""
+    request_class: RequestClass = RequestClass.LATENCY
     priority: int = 0
+    """The client's wish among its own requests; larger is sooner."""
     deadline_s: float | None = None
     traceparent: str = ""
     """W3C, for the worker: whose child its work is."""
@@ -201,7 +220,7 @@ class Dispatcher(Protocol):
 
     def generate(self, generation: Generation) -> AbstractAsyncContextManager[GenerationStream]: ...
 
-    async def hold(self, model: ModelName, variant: str | None, cost_tokens: int) -> Arrival:
+    async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         """Waits, as a request of about this cost does, until Catalog.text has an answer for the model. Raises what entering raises."""
         ...
 

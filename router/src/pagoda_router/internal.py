@@ -111,9 +111,14 @@ def routes(probes: Probes, registry: CollectorRegistry) -> dict[str, ASGIApp]:
 
 
 Admin = Callable[[str, bytes], tuple[int, dict[str, Any]] | None]
-"""Path and query string → status and document; None: no such path."""
+"""Path (below /admin or /internal/v1) and query string → status and document; None: no such path."""
 Action = Callable[[str, bytes], Awaitable[tuple[int, dict[str, Any]] | None]]
 """The same for POST."""
+
+
+def first_of(*parts: Admin) -> Admin:
+    """The answer of the first that has one."""
+    return lambda path, query: next((found for part in parts if (found := part(path, query)) is not None), None)
 
 
 async def no_action(path: str, query: bytes) -> None:
@@ -137,7 +142,7 @@ def internal_app(
         path: str = scope["path"]
         if path in open_routes:
             await open_routes[path](scope, receive, send)
-        elif path != "/internal/v1/fleet" and not path.startswith("/admin/"):
+        elif not path.startswith(("/admin/", "/internal/v1/")):
             await _answer(send, 404, not_found(path))
         elif scope["method"] != (method := "POST" if path in actions else "GET"):
             await _answer(send, 405, error_document(f"{path} takes {method}", "method_not_allowed"))
@@ -147,7 +152,7 @@ def internal_app(
             await _answer(send, 401, error_document("send the internal token as a bearer token", "invalid_api_key"))
         elif path in actions:
             await _answer(send, *(await action(path, scope.get("query_string", b"")) or (404, not_found(path))))
-        elif path.startswith("/admin/"):
+        elif path != "/internal/v1/fleet":
             await _answer(send, *(admin(path, scope.get("query_string", b"")) or (404, not_found(path))))
         else:
             await _answer(send, 200, report())

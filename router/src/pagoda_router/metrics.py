@@ -4,7 +4,7 @@ Owns the collectors in a registry it is given (no global one). Labels are Infere
 client's text. What a label can be is known beforehand, so a series is there, at 0, from a model's first day. docs/metrics.md lists them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -22,7 +22,10 @@ _OVERHEAD_S = (0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.
 _RETRY_AFTER_S = (1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60)
 UNKNOWN_MODEL = "unknown"
 
-REJECTIONS = ("queue_full", "queue_timeout", "deadline", "cold_start", "cold_start_full", "unavailable", "worker_refused")
+REJECTIONS = (
+    *("queue_full", "queue_timeout", "displaced", "deadline", "deadline_infeasible"),
+    *("cold_start", "cold_start_full", "unavailable", "worker_refused"),
+)
 RETRIES = ("worker_lost", "worker_drained", "refused")
 TOKEN_KINDS = ("prompt", "cached", "completion")
 TURNED_AWAY = (429, 503)
@@ -86,8 +89,9 @@ class RouterMetrics:
             *(self._reserved, self._settled, self._refunded, self._overrun, self._predicted, self._actual, self._replays),
         ):
             metric.labels(model)
-        self._queue_wait.labels(model, RequestClass.LATENCY)
-        self.queue_changed(model, 0, 0)
+        for request_class in RequestClass:
+            self._queue_wait.labels(model, request_class)
+        self.queue_changed(model, dict.fromkeys(RequestClass, (0, 0)))
         for kind in TOKEN_KINDS:
             self._tokens.labels(model, kind)
         for sli in SLIS:
@@ -127,15 +131,16 @@ class RouterMetrics:
 
     # ------------------------------------------------------------ the dispatcher's
 
-    def queue_changed(self, model: ModelName, requests: int, tokens: int) -> None:
-        """Every request is of the latency class today."""
-        self._queue_length.labels(model, RequestClass.LATENCY).set(requests)
-        self._queue_tokens.labels(model, RequestClass.LATENCY).set(tokens)
+    def queue_changed(self, model: ModelName, waiting: Mapping[RequestClass, tuple[int, int]]) -> None:
+        """`waiting`: requests and tokens."""
+        for request_class, (requests, tokens) in waiting.items():
+            self._queue_length.labels(model, request_class).set(requests)
+            self._queue_tokens.labels(model, request_class).set(tokens)
 
-    def placed(self, model: ModelName, waited_s: float, placement: Placement) -> None:
-        self._queue_wait.labels(model, RequestClass.LATENCY).observe(waited_s)
+    def placed(self, model: ModelName, request_class: RequestClass, waited_s: float, placement: Placement) -> None:
+        self._queue_wait.labels(model, request_class).observe(waited_s)
         self._reserved.labels(model).inc(placement.reserved_tokens)
-        self._placements.labels(model, POLICY, placement.reason).inc()
+        self._placements.labels(model, placement.policy, placement.reason).inc()
 
     def rejected(self, model: ModelName, reason: str) -> None:
         self._rejected.labels(model, reason).inc()

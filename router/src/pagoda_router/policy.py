@@ -1,69 +1,54 @@
-"""Which worker runs a request: a pure function of the request's facts and what is known of each worker, in predicted milliseconds.
+"""Which worker runs a request: a pure function of the request's facts, what is known of each worker, and chance.
 
-predicted = prompt tokens waiting there / its prefill rate          whoever is prefilled before us
-          + own prompt tokens / its prefill rate                    us
-          + decode step × (1 + running / max_running)               the step under way, and how full its batches are
-          + decode step × waiting × output tokens / max_running     sequences that must end before the waiting ones start
+    routable → large enough → not shunned → open now → not avoided → score → lowest, at random among equals → Placement, with its reason
 
-Rates are the worker's own, learned ones; a worker that has not measured yet gets the mean of those that have. No I/O; called by the
-dispatcher.
+The scores are a policy's (policies/scores.py), chosen by spec.routing.policy; the frame around them is the same for all. No I/O; called by
+choosing.py for every request, and by the simulator.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from heapq import nsmallest
 from random import Random
 from typing import Literal
 
 from pagoda_router.admission import Price
 from pagoda_router.generation import WorkerId
+from pagoda_router.policies.facts import RequestFacts, WorkerView
+from pagoda_router.policies.prediction import predict, usual_rates
+from pagoda_router.policies.scores import POLICIES, POLICY, PolicyName
 
-UNMEASURED_PREFILL_TOKENS_PER_S = 2000.0
-UNMEASURED_DECODE_STEP_MS = 30.0
-WAKE_MS = 10_000.0
-"""Assumed of a worker that sleeps: one that is awake is taken until its queue is that long, so that nobody is woken for nothing."""
+__all__ = [
+    "POLICY",
+    "Placement",
+    "PlacementReason",
+    "PolicyName",
+    "Refusal",
+    "RequestFacts",
+    "WorkerView",
+    "choose_variant",
+    "place",
+    "variants_in_turn",
+]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerView:
-    """One worker as the router sees it now: its last state, corrected by what this router sent since."""
-
-    worker: WorkerId
-    routable: bool
-    """Session up, ready, not draining, described, and discovery wants new requests there."""
-    reason: str = ""
-    """One sentence when not routable."""
-    variant: str = "default"
-    template: str = ""
-    capacity_tokens: int = 0
-    available_tokens: int = 0
-    reservable_tokens: int | None = None
-    """What a request of this price would reserve now; None: no room yet. Set by the caller for the request at hand."""
-    queued_prefill_tokens: int = 0
-    running: int = 0
-    """Sequences."""
-    waiting: int = 0
-    max_running: int = 1
-    prefill_tokens_per_s: float = 0.0
-    """0: not measured yet."""
-    decode_step_ms: float = 0.0
-    sleeps: bool = False
-    """A request wakes it, and waits."""
-    decode_tokens_per_s: float = 0.0
-    """Of its self-test after loading; 0: it made none."""
-
-
-POLICY = "predicted_wait"
-"""Named in metrics and traces beside the reason."""
+NOBODY: frozenset[WorkerId] = frozenset()
+KEPT_SCORES = 8
+"""What a thousand decisions remember stays below 5 MB whatever the fleet's size."""
 
 
 class PlacementReason(StrEnum):
     LEAST_WAIT = "least_wait"
+    """By predicted milliseconds."""
+    LOWEST_SCORE = "lowest_score"
+    """By what another policy counts."""
+    CACHED_PREFIX = "cached_prefix"
+    """The lowest score, and more of the prompt is cached there than at the runner-up."""
     DRAWN = "drawn"
     """Among equals."""
     ONLY_WORKER = "only_worker"
     ONLY_WITH_ROOM = "only_with_room"
-    """Others had no room for it now."""
+    """Others had no room for it now, or are shunned."""
     LAST_RESORT = "last_resort"
     """One that refused or lost this very request before: there is no other."""
 
@@ -77,8 +62,15 @@ class Placement:
     reason: PlacementReason
     runner_up: WorkerId | None
     runner_up_ms: float | None
+    """Until the first token there."""
     cached_tokens: int = 0
-    """Prompt tokens expected in the worker's prefix cache. This policy does not look at prefixes: it expects none."""
+    """Prompt tokens expected in the worker's prefix cache."""
+    predicted_tpot_ms: float = 0.0
+    policy: PolicyName = POLICY
+    scores: tuple[tuple[WorkerView, float], ...] = ()
+    """Of the best candidates, best first; the unit is the policy's own."""
+    candidates: int = 1
+    """How many there were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +79,19 @@ class Refusal:
     message: str
 
 
-def place(cost: Price, workers: Sequence[WorkerView], rng: Random, avoid: Collection[WorkerId] = frozenset()) -> Placement | Refusal:
-    """`avoid`: workers that refused or lost this very request; taken again only when there is no other."""
+def place(
+    request: Price | RequestFacts,
+    workers: Sequence[WorkerView],
+    rng: Random,
+    avoid: Collection[WorkerId] = NOBODY,
+    *,
+    policy: PolicyName = POLICY,
+    shunned: Collection[WorkerId] = NOBODY,
+) -> Placement | Refusal:
+    """`avoid`: workers that refused or lost this very request. `shunned`: those that failed or fell behind their peers lately. Both are
+    taken only when there is no other: an avoided one when no other has room now, a shunned one when no other could ever run the request."""
+    facts = request if isinstance(request, RequestFacts) else RequestFacts(request)
+    cost = facts.cost
     routable = [view for view in workers if view.routable]
     if not routable:
         reasons = sorted({view.reason for view in workers if view.reason})
@@ -97,25 +100,47 @@ def place(cost: Price, workers: Sequence[WorkerView], rng: Random, avoid: Collec
     if not large_enough:
         most = max(view.capacity_tokens for view in routable)
         return Refusal("too_large", f"the prompt needs {cost.least_kv_tokens} tokens of KV cache, the largest worker has {most}")
-    open_now = [view for view in large_enough if view.reservable_tokens is not None]
-    candidates = [view for view in open_now if view.worker not in avoid] or open_now
+    sound = ([view for view in large_enough if view.worker not in shunned] or large_enough) if shunned else large_enough
+    open_now = [view for view in sound if view.reservable_tokens is not None]
+    candidates = ([view for view in open_now if view.worker not in avoid] or open_now) if avoid else open_now
     if not candidates:
-        return Refusal("no_room", f"{cost.kv_tokens} tokens do not fit now, {max(v.available_tokens for v in large_enough)} are free")
-    prefill_default, decode_default = _usual_rates(routable)
-    scored = sorted(
-        (predicted_ms(cost, view, prefill_default, decode_default), rng.random(), index) for index, view in enumerate(candidates)
-    )
-    best_ms, _, best = scored[0]
-    chosen = candidates[best]
+        return Refusal("no_room", f"{cost.kv_tokens} tokens do not fit now, {max(v.available_tokens for v in sound)} are free")
+    scores = POLICIES[policy](facts, candidates)
+    draws = [rng.random() for _ in scores]  # a fixed order among equals would send every cold request to the same worker
+    best = nsmallest(KEPT_SCORES, zip(scores, draws, range(len(scores)), strict=True))
+    chosen = candidates[best[0][2]]
     assert chosen.reservable_tokens is not None
-    runner_up_ms, runner_up = (scored[1][0], candidates[scored[1][2]].worker) if len(scored) > 1 else (None, None)
-    if chosen.worker in avoid:
-        reason = PlacementReason.LAST_RESORT
-    elif runner_up is None:
-        reason = PlacementReason.ONLY_WORKER if len(routable) == 1 else PlacementReason.ONLY_WITH_ROOM
-    else:
-        reason = PlacementReason.DRAWN if runner_up_ms == best_ms else PlacementReason.LEAST_WAIT
-    return Placement(chosen.worker, chosen.reservable_tokens, best_ms, reason, runner_up, runner_up_ms)
+    usual = usual_rates(candidates)
+    prediction = predict(facts, chosen, usual)
+    runner_up = candidates[best[1][2]] if len(best) > 1 else None
+    is_tie = len(best) > 1 and best[0][0] == best[1][0]
+    return Placement(
+        chosen.worker,
+        chosen.reservable_tokens,
+        prediction.ttft_ms,
+        _reason(policy, chosen, runner_up, is_tie=is_tie, is_avoided=chosen.worker in avoid, is_alone=len(routable) == 1),
+        None if runner_up is None else runner_up.worker,
+        None if runner_up is None else predict(facts, runner_up, usual).ttft_ms,
+        min(chosen.cached_tokens, cost.prompt_tokens - 1),
+        prediction.tpot_ms,
+        policy,
+        tuple((candidates[at], score) for score, _, at in best),
+        len(candidates),
+    )
+
+
+def _reason(
+    policy: PolicyName, chosen: WorkerView, runner_up: WorkerView | None, *, is_tie: bool, is_avoided: bool, is_alone: bool
+) -> PlacementReason:
+    if is_avoided:
+        return PlacementReason.LAST_RESORT
+    if runner_up is None:
+        return PlacementReason.ONLY_WORKER if is_alone else PlacementReason.ONLY_WITH_ROOM
+    if is_tie:
+        return PlacementReason.DRAWN
+    if policy in (PolicyName.PREDICTED, PolicyName.PREFIX) and chosen.cached_tokens > runner_up.cached_tokens:
+        return PlacementReason.CACHED_PREFIX
+    return PlacementReason.LEAST_WAIT if policy is PolicyName.PREDICTED else PlacementReason.LOWEST_SCORE
 
 
 def variants_in_turn(weights: Iterable[tuple[str, int]], routable: Collection[str]) -> list[tuple[str, int]]:
@@ -142,21 +167,3 @@ def choose_variant(weights: Iterable[tuple[str, int]], routable: Collection[str]
         if at < 0:
             return name
     return candidates[-1][0]
-
-
-def predicted_ms(cost: Price, view: WorkerView, prefill_default: float, decode_default: float) -> float:
-    prefill_per_ms = (view.prefill_tokens_per_s or prefill_default) / 1000
-    decode_ms = view.decode_step_ms or decode_default
-    prefill_ms = (view.queued_prefill_tokens + cost.prompt_tokens) / prefill_per_ms
-    fullness = view.running / max(1, view.max_running)
-    behind_waiting_ms = decode_ms * view.waiting * cost.output_tokens / max(1, view.max_running)
-    return prefill_ms + decode_ms * (1 + fullness) + behind_waiting_ms + WAKE_MS * view.sleeps
-
-
-def _usual_rates(views: Sequence[WorkerView]) -> tuple[float, float]:
-    prefill = [view.prefill_tokens_per_s for view in views if view.prefill_tokens_per_s > 0]
-    decode = [view.decode_step_ms for view in views if view.decode_step_ms > 0]
-    return (
-        sum(prefill) / len(prefill) if prefill else UNMEASURED_PREFILL_TOKENS_PER_S,
-        sum(decode) / len(decode) if decode else UNMEASURED_DECODE_STEP_MS,
-    )

@@ -48,12 +48,25 @@ class RouterSettings:
     queue_timeout_s: float = 60.0
     """Longest wait for a place on a worker before a request is refused with Retry-After. Waiting for a worker to come at all is
     bounded by a manifest's routing.wakeTimeout."""
+    max_queue_requests: int = 4096
+    """Requests that may wait for one model, however small: each costs its text in memory."""
+    throughput_queue_timeout_s: float = 300.0
+    """Longest wait of a throughput request: half of what OpenAI's client waits by default, as a batch has nobody who reads along."""
+    promote_after_s: float = 30.0
+    """Age from which waiting throughput requests get an eighth of the tokens that start, although latency requests wait too."""
+    waves: bool = False
+    """While workers are full, requests of similar predicted length go together. Off: it pays nothing here
+    (docs/decisions/waves-are-off.md)."""
     linger_s: float = 0.0
     """How long after SIGTERM new requests are still taken: whoever leads clients here needs a moment to hear that /ready is off."""
     drain_s: float = 30.0
     """How long running streams may go on after that."""
     trace_ring: int = 1000
     """Traces of finished requests kept for /admin/traces; about 2 KB each, 18 KB for an answer of 4096 tokens or more. 0: none."""
+    decision_ring: int = 1000
+    """Placements kept for /internal/v1/decisions; at most 5 KB each. 0: none."""
+    zone: str = ""
+    """Where this router runs: workers of the same zone are preferred by the policy `predicted`. Empty: not known, all are equal."""
     otlp_endpoint: str | None = None
     """Base URL of an OpenTelemetry collector (OTLP over HTTP), such as http://collector:4318. None: traces are not exported."""
     otlp_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -98,9 +111,15 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         max_body_bytes=_whole(values, "max_body_bytes", 10 * 2**20, least=1024),
         max_queue_tokens=_whole(values, "max_queue_tokens", 200_000, least=0),
         queue_timeout_s=_seconds(values, "queue_timeout_s", 60.0),
+        max_queue_requests=_whole(values, "max_queue_requests", 4096, least=1),
+        throughput_queue_timeout_s=_seconds(values, "throughput_queue_timeout_s", 300.0),
+        promote_after_s=_seconds(values, "promote_after_s", 30.0),
+        waves=_switch(values, "waves"),
         linger_s=_seconds(values, "linger_s", 0.0),
         drain_s=_seconds(values, "drain_s", 30.0),
         trace_ring=_whole(values, "trace_ring", 1000, least=0, most=1_000_000),
+        decision_ring=_whole(values, "decision_ring", 1000, least=0, most=1_000_000),
+        zone=values.get("zone", ""),
         otlp_endpoint=_url(values, "otlp_endpoint"),
         otlp_headers=_headers(values, "otlp_headers"),
         log_level=_log_level(values),
@@ -167,6 +186,16 @@ def _seconds(values: Mapping[str, str], name: str, default: float) -> float:
     if not 0 <= number <= 86_400:
         raise ConfigError(f"{_variable(name)}={text} is out of range: 0 to 86400 seconds")
     return number
+
+
+def _switch(values: Mapping[str, str], name: str) -> bool:
+    match (values.get(name) or "off").lower():
+        case "on" | "true" | "1":
+            return True
+        case "off" | "false" | "0":
+            return False
+        case other:
+            raise ConfigError(f"{_variable(name)}={other!r} is neither on nor off")
 
 
 def _path(values: Mapping[str, str], name: str, what: str) -> Path:

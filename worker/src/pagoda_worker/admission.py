@@ -84,7 +84,8 @@ class Admission:
 
     def admit(self, plan: StepPlan, now: float, budget: int) -> Sequence | None:
         """The first in waiting, with all blocks of its present length, or without pages of any length it may reach; nobody overtakes it.
-        One spare block for each running sequence keeps the newcomer from being preempted at once."""
+        A spare block for every four running sequences keeps the newcomer from being preempted at once; one for each left a seventh of the
+        cache unused (docs/log.md)."""
         roster, policy = self._roster, self._limits.policy
         sequence = roster.first_waiting
         if sequence is None or sequence.pending or not roster.free_rows or not self._places:
@@ -92,7 +93,7 @@ class Admission:
         found = self._find(sequence)
         if policy.whole_prompts and len(sequence.tokens) - found.computed > budget:
             return None
-        spare = len(roster.running) if policy.paged_kv else 0
+        spare = -(-len(roster.running) // 4) if policy.paged_kv else 0
         if self._residency.need(found) + spare > self._blocks.free_blocks and roster.running:
             return None
         roster.waiting.remove(sequence)

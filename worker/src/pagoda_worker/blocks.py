@@ -13,6 +13,8 @@ import sys
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
 
+from pagoda_worker.request import CacheChanges
+
 HASH_VERSION = 1
 """blake2b-128 over (parent hash, token ids as u32 little-endian); the root covers salt and adapter, each with its length before it."""
 
@@ -47,6 +49,9 @@ class BlockPool:
         self.keep_evicted = False
         self.evicted: list[tuple[int, bytes]] = []
         """With keep_evicted: (block, hash) of prefixes that `take` gave up, for the caller to save and clear."""
+        self._changed: dict[bytes, bool] = {}
+        """Known (or not) since `take_changes`, in the order of the last change of each: bounded by it being called after every step."""
+        self._cleared = False
 
     @property
     def free_blocks(self) -> int:
@@ -112,6 +117,7 @@ class BlockPool:
         if block_hash not in self._block_of and block not in self._hash_of:
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
+            self._note(block_hash, known=True)
 
     def discredit(self, blocks: Seq[int]) -> None:
         """The content of these held blocks is not to be shared any more (a step went wrong)."""
@@ -122,6 +128,20 @@ class BlockPool:
         known = self._hash_of.pop(block, None)
         if known is not None:
             del self._block_of[known]
+            self._note(known, known=False)
+
+    def _note(self, block_hash: bytes, *, known: bool) -> None:
+        self._changed.pop(block_hash, None)
+        self._changed[block_hash] = known
+
+    def take_changes(self) -> CacheChanges | None:
+        """Of what `match` finds, since the last call."""
+        if not self._changed and not self._cleared:
+            return None
+        removed = [] if self._cleared else [each for each, known in self._changed.items() if not known]
+        changes = CacheChanges(self._cleared, removed, [each for each, known in self._changed.items() if known])
+        self._changed, self._cleared = {}, False
+        return changes
 
     def drop_cache(self) -> None:
         """Forgets every prefix; held blocks stay held."""
@@ -129,6 +149,7 @@ class BlockPool:
         self._evictable.clear()
         self._hash_of.clear()
         self._block_of.clear()
+        self._changed, self._cleared = {}, True
 
     def check(self, held: Seq[Seq[int]]) -> None:
         """Asserts that the given holders and the pool agree on every block."""

@@ -161,7 +161,8 @@ class Engine:
         if not flight.plan.empty:
             self.scheduler.residency.speeds = self._meter.speeds(self.runner.host.copy_bytes_per_s if self.runner.host else 0.0)
         rejections, self._rejections = self._rejections, []
-        return StepOutput(updates, self._state(ended), flight.plan.sequences, flight.plan.tokens, int(took_s * 1e6), rejections)
+        state, cache = self._state(ended), self.scheduler.blocks.take_changes()
+        return StepOutput(updates, state, flight.plan.sequences, flight.plan.tokens, int(took_s * 1e6), rejections, cache)
 
     def _launch(self) -> Flight:
         began = self._clock()

@@ -211,6 +211,17 @@ class EngineState:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheChanges:
+    """Of the prefix cache on the device since the last step, by chained block hash; in this order."""
+
+    cleared: bool = False
+    """Everything known before is gone."""
+    removed: list[bytes] = field(default_factory=list)
+    stored: list[bytes] = field(default_factory=list)
+    """A parent before its child."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     updates: list[SequenceUpdate]
     state: EngineState
@@ -221,6 +232,8 @@ class StepOutput:
     duration_us: int = 0
     """From the start of planning until the sampled tokens were on the host."""
     rejections: list[Rejection] = field(default_factory=list)
+    cache: CacheChanges | None = None
+    """None: nothing changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from pagoda_operator.terminal.errors import CommandError
 
 TIMEOUT_S = 15.0
 DAY_S = 86_400
-HEADINGS = ("ID", "PREFIX", "NAME", "TENANT", "MODELS", "ADMIN", "STATE")
+HEADINGS = ("ID", "PREFIX", "NAME", "TENANT", "CLASS", "MODELS", "ADMIN", "STATE")
 
 keys = typer.Typer(name="keys", help="API keys of the router: make, list, revoke. PAGODA_API_KEY is the admin key.", no_args_is_help=True)
 Router = Annotated[str | None, typer.Option(envvar="PAGODA_ROUTER", help="Its public URL; what `pagoda up` started here unless told.")]
@@ -25,13 +25,14 @@ Router = Annotated[str | None, typer.Option(envvar="PAGODA_ROUTER", help="Its pu
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="For people, such as who or what uses it.")],
     tenant: Annotated[str, typer.Option(help="Whose work it is.")] = "default",
+    request_class: Annotated[str, typer.Option("--class", help="latency, or throughput for batch work that waits behind.")] = "latency",
     model: Annotated[list[str] | None, typer.Option(help="A served name it may ask; may be repeated. All unless told.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="May make and revoke keys and read metrics.")] = False,
     days: Annotated[float | None, typer.Option(min=0.001, max=36_500, help="How long it works. For ever unless told.")] = None,
     router: Router = None,
 ) -> None:
     """Make a key. It goes to stdout, this once."""
-    wanted: dict[str, Any] = {"name": name, "tenant": tenant, "admin": admin, "models": model or None}
+    wanted: dict[str, Any] = {"name": name, "tenant": tenant, "class": request_class, "admin": admin, "models": model or None}
     if days is not None:
         wanted["expires_at"] = int(time.time() + days * DAY_S)
     made = _ask(router, "POST", "", wanted)
@@ -56,7 +57,16 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `pagoda 
 
 def _row(key: dict[str, Any], now_unix_s: float) -> tuple[str, ...]:
     models = "all" if key["models"] is None else ",".join(key["models"])
-    return (key["id"], f"{key['prefix']}…", key["name"], key["tenant"], models, "yes" if key["admin"] else "no", _state(key, now_unix_s))
+    return (
+        key["id"],
+        f"{key['prefix']}…",
+        key["name"],
+        key["tenant"],
+        key["class"],
+        models,
+        "yes" if key["admin"] else "no",
+        _state(key, now_unix_s),
+    )
 
 
 def _state(key: dict[str, Any], now_unix_s: float) -> str:

@@ -10,8 +10,9 @@ from typing import Literal, Protocol
 from pagoda_router.admission import Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.errors import RouterError
-from pagoda_router.generation import EndReason, Event, Generation, ModelName, WorkerId
-from pagoda_router.policy import WorkerView
+from pagoda_router.generation import EndReason, Event, Generation, ModelName, RequestClass, WorkerId
+from pagoda_router.policies.facts import WorkerView
+from pagoda_router.prefixes import NO_CHAIN, PrefixChain
 from pagoda_router.tracing.record import WorkerTimes
 
 
@@ -44,6 +45,14 @@ class Settlement:
     """False when it was refused or lost, so that its tokens say nothing about how fast the worker drains."""
     failure: Failure | None = None
     """None: it ended as asked, or nobody waited for it any more."""
+    worker: WorkerId | None = None
+    """None: not told, so that nobody's breaker hears of it."""
+    tenant: str = ""
+    request_class: RequestClass = RequestClass.LATENCY
+    charged_service_tokens: int = 0
+    """What its tenant was charged when it was placed (Price.service_tokens)…"""
+    service_tokens: int = 0
+    """…and what the worker really did for it; nothing when the worker was lost. Equal: the prediction stands."""
 
 
 class LinkListener(Protocol):
@@ -108,9 +117,11 @@ class WorkerLink(Protocol):
         """Requests."""
         ...
 
-    def view(self, cost: Price | None = None) -> WorkerView: ...
+    def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
+        """For a request of this cost and prompt; without one, nothing is reservable and nothing cached."""
+        ...
 
-    def submit(self, generation: Generation, cost: Price, reserved_tokens: int) -> BackendStream:
+    def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> BackendStream:
         """Only directly after a view that was routable with these tokens reservable."""
         ...
 

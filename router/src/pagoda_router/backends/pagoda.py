@@ -18,11 +18,13 @@ from pagoda_router.admission import CreditLedger, Price
 from pagoda_router.artifacts import ArtifactCache, BadArtifact
 from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.describe import describe
+from pagoda_router.backends.knowledge import WorkerKnowledge
 from pagoda_router.backends.streams import RequestStream, RunningRequests
 from pagoda_router.backends.translate import refusal, submit_message
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import Generation, WorkerId
-from pagoda_router.policy import WorkerView
+from pagoda_router.policies.facts import WorkerView
+from pagoda_router.prefixes import NO_CHAIN, PrefixChain
 from pagoda_router.wire import worker_pb2 as wire
 from pagoda_router.wire.worker_pb2_grpc import WorkerStub
 
@@ -78,8 +80,10 @@ class PagodaLink:
         listener: LinkListener,
         on_described: Callable[[Any], Awaitable[None]],
         timing: LinkTiming | None = None,
+        zone: str = "",
     ) -> None:
-        """`on_described` gets the ModelDescription once its artifacts are cached, before the worker becomes routable."""
+        """`on_described` gets the ModelDescription once its artifacts are cached, before the worker becomes routable. `zone`:
+        this router's; empty: not known."""
         self.endpoint = endpoint
         self.worker = WorkerId(f"{endpoint.name}@{endpoint.target}")
         self.accepting = True
@@ -89,6 +93,11 @@ class PagodaLink:
         self._listener = listener
         self._on_described = on_described
         self._timing = timing or LinkTiming()
+        self._is_elsewhere = bool(zone and endpoint.zone and zone != endpoint.zone)
+        self._wants_cache_events = True
+        """Until a worker says that it sends none."""
+        self._knowledge = WorkerKnowledge(time.monotonic)
+        """Of the open session."""
         self._description: Any = None
         self._state: Any = None
         self._requests: RunningRequests | None = None
@@ -121,13 +130,13 @@ class PagodaLink:
     def in_flight(self) -> int:
         return len(self._requests) if self._requests is not None else 0
 
-    def view(self, cost: Price | None = None) -> WorkerView:
+    def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
         routable, reason = self._routable()
         if not routable or self._requests is None:
             return WorkerView(
                 worker=self.worker, routable=False, reason=reason, variant=self.endpoint.variant, template=self.endpoint.template
             )
-        state, requests, ledger = self._state, self._requests, self._requests.ledger
+        state, requests, ledger, knowledge = self._state, self._requests, self._requests.ledger, self._knowledge
         own_waiting = requests.sequences - state.num_running
         return WorkerView(
             worker=self.worker,
@@ -136,20 +145,34 @@ class PagodaLink:
             template=self.endpoint.template,
             capacity_tokens=ledger.capacity_tokens,
             available_tokens=ledger.available_tokens,
-            reservable_tokens=None if cost is None else ledger.reservation_for(cost),
+            reservable_tokens=None if cost is None else ledger.reservation_for(cost, self._shared_tokens(cost, chain)),
+            cached_tokens=knowledge.cached_tokens(chain),
             queued_prefill_tokens=max(state.queued_prefill_tokens, requests.unbegun_prompt_tokens),
             running=state.num_running,
             waiting=max(state.num_waiting, own_waiting, 0),
             max_running=max(1, self._description.max_running),
-            prefill_tokens_per_s=state.prefill_tokens_per_s or self._description.prefill_tokens_per_s,
-            decode_step_ms=state.decode_step_ms,
+            prefill_tokens_per_s=knowledge.rates.prefill_tokens_per_s or self._description.prefill_tokens_per_s,
+            decode_step_ms=knowledge.rates.step_ms(state.num_running),
+            decode_step_ms_per_sequence=knowledge.rates.steps.per_sequence_ms,
             sleeps=state.sleep_level > 0,
             decode_tokens_per_s=self._description.decode_tokens_per_s,
+            is_elsewhere=self._is_elsewhere,
+            silent_s=knowledge.silent_s() if len(requests) else 0.0,
         )
 
-    def submit(self, generation: Generation, cost: Price, reserved_tokens: int) -> RequestStream:
+    def _shared_tokens(self, cost: Price, chain: PrefixChain) -> int:
+        """Of the price, whole blocks that another request has paid for and holds. Those that only the cache holds are to be paid: they are
+        free for anybody until this request takes them. When the other one ends, the worker's own count of what is free mends the grants."""
+        held_tokens = self._knowledge.held_tokens(chain)
+        return min(held_tokens, (cost.prompt_tokens - 1) // chain.block_size * chain.block_size) if held_tokens else 0
+
+    def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> RequestStream:
         assert self._requests is not None
-        stream = self._requests.add(generation, cost, reserved_tokens)
+        if not len(self._requests):
+            self._knowledge.woken()
+        uncached_tokens = max(1, cost.prompt_tokens - self._knowledge.cached_tokens(chain))
+        expectation = self._knowledge.expect(chain)
+        stream = self._requests.add(generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, expectation=expectation)
         self._outbox.put_nowait(submit_message(generation, stream.request_id, reserved_tokens))
         return stream
 
@@ -174,6 +197,8 @@ class PagodaLink:
             try:
                 await self._serving
             except (grpc.aio.AioRpcError, SessionBroken, TimeoutError) as error:
+                if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    self._wants_cache_events = False  # an older worker: it is asked again without them
                 if _is_unreachable(error):
                     longest_s = min(longest_s, self._timing.starting_backoff_s)
                 self._end_session(_sentence(error), is_starting=_is_unreachable(error) and not self._was_open)
@@ -216,7 +241,8 @@ class PagodaLink:
             stub = WorkerStub(channel)
             call = stub.Session()
             self._outbox = asyncio.Queue()
-            self._outbox.put_nowait(wire.ToWorker(hello=wire.Hello(protocol=PROTOCOL, router_id=self._router_id, token=self._token)))
+            hello = wire.Hello(protocol=PROTOCOL, router_id=self._router_id, token=self._token, wants_cache_events=self._wants_cache_events)
+            self._outbox.put_nowait(wire.ToWorker(hello=hello))
             await first_to_end(self._write(call), self._read(call), self._ping(), self._keep_described(stub))
         raise SessionBroken("the session ended")
 
@@ -253,6 +279,7 @@ class PagodaLink:
 
     def _open_session(self, welcome: Any) -> None:
         ledger = CreditLedger(welcome.epoch, welcome.state.kv_capacity_tokens)
+        self._knowledge = WorkerKnowledge(time.monotonic)
         self._requests = RunningRequests(
             self.worker,
             self.endpoint.model,
@@ -260,6 +287,7 @@ class PagodaLink:
             self._listener,
             self._outbox.put_nowait,
             block_size=lambda: self.block_size or USUAL_BLOCK_SIZE,
+            on_prefilled=self._knowledge.prefilled,
         )
         self._saying_goodbye = False
         self._was_open = True
@@ -277,6 +305,10 @@ class PagodaLink:
         assert self._requests is not None
         if kind == "frame":
             frame = message.frame
+            self._knowledge.heard(frame, self._state)
+            for event in frame.cache_events:
+                if event.model == self.endpoint.model:
+                    self._knowledge.cache_changed(event)
             self._requests.deliver(frame)
             if frame.grants or frame.HasField("state"):
                 self._learn(frame.state if frame.HasField("state") else None, frame.grants)
@@ -305,6 +337,7 @@ class PagodaLink:
         if state is not None:
             self._state = state
             ledger.capacity_tokens = state.kv_capacity_tokens
+            self._knowledge.rates.told(state.prefill_tokens_per_s, state.decode_step_ms)
             if state.ready:
                 self._ready.set()
             else:
@@ -341,6 +374,7 @@ class PagodaLink:
                 description = await describe(stub, self.endpoint.model, self._artifacts, self._timing.describe_s)
                 await self._on_described(description)
                 self._description = description
+                self._knowledge.described(description.block_size, description.kv_capacity_tokens)
             except (grpc.aio.AioRpcError, BadArtifact, OSError, ValueError) as error:
                 complaint = f"the worker cannot be described: {_sentence(error)}"
                 if complaint != self._reason:

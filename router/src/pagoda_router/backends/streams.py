@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from pagoda_router.admission import CreditLedger, Price, used_kv_tokens
+from pagoda_router.admission import CreditLedger, Price, service_tokens, used_kv_tokens
 from pagoda_router.backends.base import Failure, LinkListener, RefusedByWorker, Settlement
 from pagoda_router.backends.translate import END_REASONS, prompt_logprobs, row_logprobs, usage_from_wire
 from pagoda_router.generation import (
@@ -24,6 +24,7 @@ from pagoda_router.generation import (
     Usage,
     WorkerId,
 )
+from pagoda_router.prefixes import Expectation
 from pagoda_router.tracing.clock import WorkerClock
 from pagoda_router.tracing.record import WorkerTimes
 from pagoda_router.wire import worker_pb2 as wire
@@ -37,12 +38,24 @@ _FAILURES: dict[EndReason, Failure] = {EndReason.ENGINE_ERROR: "engine_error", E
 class RequestStream:
     """Implements BackendStream. Written by RunningRequests, read by one task."""
 
-    def __init__(self, request_id: int, worker: WorkerId, generation: Generation, cost: Price, cancel: "CancelOnWorker") -> None:
+    def __init__(
+        self,
+        request_id: int,
+        worker: WorkerId,
+        generation: Generation,
+        cost: Price,
+        cancel: "CancelOnWorker",
+        *,
+        uncached_tokens: int | None = None,
+        expectation: Expectation | None = None,
+    ) -> None:
+        """`uncached_tokens`: of its prompt, those that the worker is expected to compute; None: all."""
         self.worker = worker
         self.generation = generation
         self.cost = cost
         self.request_id = request_id
-        self.unbegun_prompt_tokens = cost.prompt_tokens
+        self.unbegun_prompt_tokens = cost.prompt_tokens if uncached_tokens is None else uncached_tokens
+        self.expectation = expectation
         self.lost = False
         self.begun = False
         self.failure = ""
@@ -164,30 +177,43 @@ class RunningRequests:
         send: Callable[[Any], None],
         *,
         block_size: Callable[[], int],
+        on_prefilled: Callable[[int, WorkerTimes], None] | None = None,
     ) -> None:
-        """`block_size`: tokens per KV block, as far as known at the time of the call."""
+        """`block_size`: tokens per KV block, as far as known at the time of the call. `on_prefilled` hears of each request that ran to its
+        end how many tokens of its prompt were computed, and what the worker told of when."""
         self.ledger = ledger
         self.clock = WorkerClock()
         self.unbegun_prompt_tokens = 0
-        """Sent and not yet reported as begun: prefill work that the worker's last state may not show."""
+        """Sent, not expected to be cached, and not yet reported as begun: prefill work that the worker's last state may not show."""
         self.sequences = 0
         self._worker = worker
         self._model = model
         self._listener = listener
         self._send = send
         self._block_size = block_size
+        self._on_prefilled = on_prefilled
         self._streams: dict[int, RequestStream] = {}
         self._next_id = 1
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    def add(self, generation: Generation, cost: Price, reserved_tokens: int) -> RequestStream:
-        stream = RequestStream(self._next_id, self._worker, generation, cost, self._cancel)
+    def add(
+        self,
+        generation: Generation,
+        cost: Price,
+        reserved_tokens: int,
+        *,
+        uncached_tokens: int | None = None,
+        expectation: Expectation | None = None,
+    ) -> RequestStream:
+        stream = RequestStream(
+            self._next_id, self._worker, generation, cost, self._cancel, uncached_tokens=uncached_tokens, expectation=expectation
+        )
         self.ledger.spend(stream.request_id, reserved_tokens)
         self._next_id += 1
         self._streams[stream.request_id] = stream
-        self.unbegun_prompt_tokens += cost.prompt_tokens
+        self.unbegun_prompt_tokens += stream.unbegun_prompt_tokens
         self.sequences += generation.n
         return stream
 
@@ -251,7 +277,7 @@ class RunningRequests:
         sequence, usage, reason = finish.sequence, usage_from_wire(finish.usage), END_REASONS[finish.reason]
         stream.running.discard(sequence)
         stream.lengths.append(usage.completion_tokens)
-        stream.times.finished(finish.timings, self.clock.reading)
+        stream.times.finished(finish.timings, self.clock.reading, usage.completion_tokens)
         if sequence not in stream.silent:
             stream.hurt = stream.hurt or _FAILURES.get(reason)
         self.sequences -= 1
@@ -266,22 +292,36 @@ class RunningRequests:
         """The request left the worker: its reservation settles, exactly once."""
         del self._streams[stream.request_id]
         self._prefill_no_longer_ahead(stream)
+        if stream.expectation is not None:
+            stream.expectation.over()
+        if stream.begun and ran and self._on_prefilled is not None:
+            self._on_prefilled(stream.cost.prompt_tokens - stream.times.cached_tokens, stream.times)
         self.sequences -= len(stream.running)
         stream.running.clear()
+        generation, prompt_tokens, cached_tokens = stream.generation, stream.cost.prompt_tokens, stream.times.cached_tokens
+        used = used_kv_tokens(prompt_tokens, stream.lengths, self._block_size(), cached_tokens) if stream.begun else 0
         self._listener.settled(
             Settlement(
                 model=self._model,
                 reserved_tokens=self.ledger.settle(stream.request_id),
-                used_tokens=used_kv_tokens(stream.cost.prompt_tokens, stream.lengths, self._block_size()) if stream.begun else 0,
+                used_tokens=used,
                 predicted_output_tokens=stream.cost.output_tokens,
                 output_tokens=stream.output_tokens,
                 ran=ran,
                 failure=stream.hurt,
+                worker=self._worker,
+                tenant=generation.tenant,
+                request_class=generation.request_class,
+                charged_service_tokens=stream.cost.service_tokens,
+                service_tokens=service_tokens(prompt_tokens, cached_tokens, sum(stream.lengths)) if ran and stream.begun else 0,
             )
         )
 
     def _mark_begun(self, stream: RequestStream) -> None:
-        stream.begun = True
+        if not stream.begun:
+            stream.begun = True
+            if stream.expectation is not None:
+                stream.expectation.begun()
         self._prefill_no_longer_ahead(stream)
 
     def _prefill_no_longer_ahead(self, stream: RequestStream) -> None:

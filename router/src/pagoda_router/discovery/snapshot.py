@@ -12,6 +12,7 @@ from typing import Any
 
 from pagoda_router.generation import ModelName, ServedName
 from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo
+from pagoda_router.policies.scores import POLICY, PolicyName
 
 MODEL_LABEL = "pagoda.dev/model"
 VARIANT_LABEL = "pagoda.dev/variant"
@@ -54,6 +55,8 @@ class ModelObject:
     """Requests held while no worker can answer."""
     wake_timeout_s: float = WAKE_TIMEOUT_S
     """How long a request waits for a worker to come."""
+    policy: PolicyName = POLICY
+    """By which its workers are chosen."""
     variants: tuple[tuple[str, int], ...] = DEFAULT_VARIANTS
     """Names and weights."""
     not_ready_reason: str = ""
@@ -79,6 +82,8 @@ class Endpoint:
     """Pod template hash: which generation of the worker Deployment this is."""
     host: str
     port: int
+    zone: str = field(default="", compare=False)
+    """Of the node, as Kubernetes writes it into slices; empty: not told."""
 
     @property
     def target(self) -> str:
@@ -193,6 +198,7 @@ def _model(item: Any, complaints: list[str]) -> ModelObject:
         max_queue_tokens=None if queue_tokens is None else int(queue_tokens),
         max_waiting=MAX_WAITING if max_waiting is None else int(max_waiting),
         wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
+        policy=_policy(routing.get("policy"), complaints),
         variants=variants,
         slo=read_slo(spec, complaints),
         prices=tuple(read_prices(spec, [variant for variant, _ in variants], complaints).items()),
@@ -228,6 +234,7 @@ def _endpoints(item: Any) -> Iterator[SeenEndpoint]:
             template=str(labels.get(TEMPLATE_LABEL, "")),
             host=_text(entry["addresses"][0], "addresses"),
             port=port,
+            zone=str(entry.get("zone") or ""),
         )
         terminating = conditions.get("terminating") is True or bool(metadata.get("deletionTimestamp"))
         serving = conditions.get("serving") is not False or terminating
@@ -248,6 +255,15 @@ def _duration_s(value: Any, default: float) -> float:
     """What is no duration counts as absent: the operator says so in status, and no model is hidden for it."""
     found = None if value is None else duration_s(value)
     return default if found is None else found
+
+
+def _policy(value: Any, complaints: list[str]) -> PolicyName:
+    """A newer operator may name one that this router does not have: the model is served all the same."""
+    try:
+        return POLICY if value is None else PolicyName(value)
+    except ValueError:
+        complaints.append(f"spec.routing.policy {str(value)[:40]!r} is not known to this router: {POLICY} is used")
+        return POLICY
 
 
 def _wake_s(timeline: Any) -> float | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from pagoda_router.errors import BadRequest, MethodNotAllowed
+from pagoda_router.generation import RequestClass
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
 
@@ -18,6 +19,7 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 class KeyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     name: Text
     tenant: Text = "default"
+    request_class: RequestClass = msgspec.field(default=RequestClass.LATENCY, name="class")
     models: list[Text] | None = None
     admin: bool = False
     expires_at: Annotated[int, msgspec.Meta(gt=0)] | None = None
@@ -51,7 +53,14 @@ def _wanted(body: bytes) -> ApiKey:
     if models is not None and not models:
         raise BadRequest("models is empty: name some, or leave it out for all", param="models")
     return ApiKey(
-        id="", prefix="", name=asked.name, tenant=asked.tenant, models=models, is_admin=asked.admin, expires_unix_s=asked.expires_at
+        id="",
+        prefix="",
+        name=asked.name,
+        tenant=asked.tenant,
+        request_class=asked.request_class,
+        models=models,
+        is_admin=asked.admin,
+        expires_unix_s=asked.expires_at,
     )
 
 
@@ -62,6 +71,7 @@ def key_document(key: ApiKey) -> dict[str, Any]:
         "prefix": key.prefix,
         "name": key.name,
         "tenant": key.tenant,
+        "class": key.request_class,
         "models": None if key.models is None else sorted(key.models),
         "admin": key.is_admin,
         "created_at": key.created_unix_s,

@@ -8,6 +8,7 @@ import hashlib
 from dataclasses import dataclass
 
 from pagoda_router.errors import Forbidden
+from pagoda_router.generation import NOBODY, RequestClass
 
 SECRET_BYTES = 32
 SHOWN_CHARS = 12
@@ -21,7 +22,9 @@ class ApiKey:
     """The first characters of the secret."""
     name: str
     tenant: str
-    """Whose work it is."""
+    """Whose work it is: requests wait fairly between tenants."""
+    request_class: RequestClass = NOBODY.request_class
+    """Of its requests, unless one says that it is of a later."""
     models: frozenset[str] | None = None
     """Served names it may ask. None: all."""
     is_admin: bool = False
@@ -47,9 +50,9 @@ class ApiKey:
             raise Forbidden(f"{what} needs an admin key: make one with `pagoda keys create --admin`")
 
 
-ANYONE = ApiKey(id="anyone", prefix="", name="no key is needed", tenant="default", is_admin=True)
+ANYONE = ApiKey(id="anyone", prefix="", name="no key is needed", tenant=NOBODY.tenant, is_admin=True)
 """Of a router on loopback that has no keys."""
-BOOTSTRAP = ApiKey(id="bootstrap", prefix="", name="PAGODA_API_KEY", tenant="default", is_admin=True)
+BOOTSTRAP = ApiKey(id="bootstrap", prefix="", name="PAGODA_API_KEY", tenant=NOBODY.tenant, is_admin=True)
 
 
 def secret_of(drawn: bytes) -> str:

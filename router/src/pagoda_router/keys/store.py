@@ -12,13 +12,14 @@ from pathlib import Path
 import msgspec
 
 from pagoda_router.errors import ConfigError
+from pagoda_router.generation import RequestClass
 from pagoda_router.keys.key import ApiKey
 
 BUSY_S = 5.0
 """Wait for another process that writes."""
-INSERT = """INSERT INTO api_key (digest, id, prefix, name, tenant, models, is_admin, created_unix_s, expires_unix_s)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-SELECT = """SELECT digest, id, prefix, name, tenant, models, is_admin, created_unix_s, expires_unix_s, revoked_unix_s
+INSERT = """INSERT INTO api_key (digest, id, prefix, name, tenant, request_class, models, is_admin, created_unix_s, expires_unix_s)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+SELECT = """SELECT digest, id, prefix, name, tenant, request_class, models, is_admin, created_unix_s, expires_unix_s, revoked_unix_s
 FROM api_key ORDER BY created_unix_s, id"""
 
 
@@ -35,7 +36,18 @@ class KeyStore:
 
     def add(self, digest: bytes, key: ApiKey) -> None:
         models = None if key.models is None else msgspec.json.encode(sorted(key.models)).decode()
-        row = (digest, key.id, key.prefix, key.name, key.tenant, models, key.is_admin, key.created_unix_s, key.expires_unix_s)
+        row = (
+            digest,
+            key.id,
+            key.prefix,
+            key.name,
+            key.tenant,
+            key.request_class.value,
+            models,
+            key.is_admin,
+            key.created_unix_s,
+            key.expires_unix_s,
+        )
         with self._connection() as connection:
             connection.execute(INSERT, row)
 
@@ -57,13 +69,14 @@ class KeyStore:
                 prefix=prefix,
                 name=name,
                 tenant=tenant,
+                request_class=RequestClass(request_class),
                 models=None if models is None else frozenset(msgspec.json.decode(models, type=list[str])),
                 is_admin=bool(is_admin),
                 created_unix_s=created,
                 expires_unix_s=expires,
                 revoked_unix_s=revoked,
             )
-            for digest, key_id, prefix, name, tenant, models, is_admin, created, expires, revoked in rows
+            for digest, key_id, prefix, name, tenant, request_class, models, is_admin, created, expires, revoked in rows
         }
 
     @contextmanager

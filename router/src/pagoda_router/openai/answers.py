@@ -10,7 +10,7 @@ from typing import Any
 
 from pagoda_router.asgi import JSON_TYPE, Exchange, Headers
 from pagoda_router.errors import BadRequest, RouterError
-from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
+from pagoda_router.generation import NOBODY, Catalog, CatalogEntry, Dispatcher, Sender
 from pagoda_router.keys.key import ANYONE, ApiKey
 from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, ReplyFormat, WholeChoice
 from pagoda_router.openai.keepalive import KeepAlive
@@ -38,6 +38,7 @@ class Call:
     """In the answer."""
     variant: str | None = None
     """The one that the client insists on."""
+    sender: Sender = NOBODY
 
 
 class Completions:
@@ -70,10 +71,10 @@ class Completions:
     ) -> None:
         output_format: Format
         if isinstance(request, ChatRequest):
-            job = await self._preparer.chat(request, entry, call.trace, call.variant)
+            job = await self._preparer.chat(request, entry, call.trace, call.variant, call.sender)
             output_format = ChatFormat(job) if job.reply is None and not job.shows_token_ids else ReplyFormat(job)
         else:
-            job = await self._preparer.completion(request, entry, call.trace, call.variant)
+            job = await self._preparer.completion(request, entry, call.trace, call.variant, call.sender)
             output_format = CompletionFormat(job)
         progress = Progress(job)
         writer: _Writer

@@ -52,7 +52,7 @@ class Embeddings:
         def guess() -> int:
             return sum(guessed_tokens(text) if isinstance(text, str) else len(text) for text in inputs)
 
-        target = await self._targets.wait_for(entry, call.trace, call.variant, guess)
+        target = await self._targets.wait_for(entry, call.trace, call.variant, guess, call.sender)
         target.require(Feature.EMBEDDINGS, "model", "make no embeddings: use another model")
         generations = await self._generations(request, inputs, target, call)
         vectors = await self._vectors(generations)
@@ -92,6 +92,9 @@ class Embeddings:
                     max_tokens=1,  # the wire asks for one at least; none is made
                     explicit_max_tokens=True,
                     embedding=True,
+                    tenant=target.sender.tenant,
+                    request_class=target.sender.request_class,
+                    deadline_s=target.sender.deadline_s,
                     priority=checks.priority_of(request.priority),
                     traceparent=trace.context.traceparent,
                     tracestate=trace.context.tracestate,

@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from pagoda_router.asgi import JSON_TYPE, Headers
-from pagoda_router.errors import MethodNotAllowed, ModelUnavailable, RouterError
+from pagoda_router.errors import MethodNotAllowed, RouterError
 
 LONGEST_RETRY_S = 60.0
 """Clients treat a longer Retry-After as "never": openai-python stops retrying."""
@@ -40,7 +40,7 @@ def error_headers(error: RouterError) -> Headers:
         headers.append((b"allow", error.allow.encode()))
     if error.status in (429, 503):
         # openai-python obeys it: for what no retry heals it reports the error at once.
-        headers.append((b"x-should-retry", b"false" if isinstance(error, ModelUnavailable) else b"true"))
+        headers.append((b"x-should-retry", b"true" if error.worth_a_retry else b"false"))
         retry_s = retry_after_told_s(error)
         headers.append((b"retry-after", str(max(1, math.ceil(retry_s))).encode()))
         headers.append((b"retry-after-ms", str(math.ceil(retry_s * 1000)).encode()))

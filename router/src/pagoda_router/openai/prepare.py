@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pagoda_router.chat import ChatTemplates
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import CatalogEntry, Feature, Generation, Structured
+from pagoda_router.generation import NOBODY, CatalogEntry, Feature, Generation, Sender, Structured
 from pagoda_router.openai import checks
 from pagoda_router.openai.conversation import check_messages, content_text, render, reply_plan, template_of
 from pagoda_router.openai.reply.reader import ReplyPlan
@@ -71,14 +71,16 @@ class Preparer:
         self._templates = templates
         self._settings = settings
 
-    async def chat(self, request: ChatRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None) -> Job:
+    async def chat(
+        self, request: ChatRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None, sender: Sender = NOBODY
+    ) -> Job:
         def guess() -> int:
             check_messages(request.messages, self._settings)
             check_tools(request)
             checks.check_before_waiting(request, 1, self._settings)
             return sum(guessed_tokens(content_text(i, message)) for i, message in enumerate(request.messages))
 
-        target = await self._target(request, entry, trace, variant, guess)
+        target = await self._target(request, entry, trace, variant, guess, sender)
         check_messages(request.messages, self._settings)
         toolset = toolset_of(request, template_of(request.model, target.assets))
         constraint, field = _constraint(request, target)
@@ -94,13 +96,15 @@ class Preparer:
         plan = reply_plan(request, target.assets, toolset, prompt, is_constrained=constraint is not None)
         return await self._job(request, "chatcmpl-", target, [ids], trace, constraint=(constraint, field), reply=plan)
 
-    async def completion(self, request: CompletionRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None) -> Job:
+    async def completion(
+        self, request: CompletionRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None, sender: Sender = NOBODY
+    ) -> Job:
         def guess() -> int:
             prompts = texts_or_ids(request.prompt, "prompt")
             checks.check_before_waiting(request, len(prompts), self._settings)
             return sum(guessed_tokens(prompt) if isinstance(prompt, str) else len(prompt) for prompt in prompts)
 
-        target = await self._target(request, entry, trace, variant, guess)
+        target = await self._target(request, entry, trace, variant, guess, sender)
         prompts = texts_or_ids(request.prompt, "prompt")
         checks.choices_of(request, len(prompts), target.assets, self._settings)
         special, most = request.add_special_tokens is not False, checks.most_prompt_tokens(request, target.assets)
@@ -121,10 +125,16 @@ class Preparer:
         return target.text.decode(ids, skip_special_tokens=request.skip_special_tokens is not False)
 
     async def _target(
-        self, request: CommonRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None, guess_tokens: Callable[[], int]
+        self,
+        request: CommonRequest,
+        entry: CatalogEntry,
+        trace: RequestTrace,
+        variant: str | None,
+        guess_tokens: Callable[[], int],
+        sender: Sender,
     ) -> Target:
         checks.check_stream_options(request)
-        return await self._targets.wait_for(entry, trace, variant, guess_tokens)
+        return await self._targets.wait_for(entry, trace, variant, guess_tokens, sender)
 
     async def _job(
         self,
@@ -205,6 +215,9 @@ class Preparer:
                     top_logprobs=top_logprobs,
                     prompt_logprobs=prompt_logprobs,
                     structured=structured,
+                    tenant=target.sender.tenant,
+                    request_class=target.sender.request_class,
+                    deadline_s=target.sender.deadline_s,
                     priority=checks.priority_of(request.priority),
                     traceparent=trace.context.traceparent,
                     tracestate=trace.context.tracestate,

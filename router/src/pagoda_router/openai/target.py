@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import Arrival, Catalog, CatalogEntry, Dispatcher, Feature, ModelName, TextAssets
+from pagoda_router.generation import NOBODY, Arrival, Catalog, CatalogEntry, Dispatcher, Feature, ModelName, Sender, TextAssets
 from pagoda_router.openai import checks
 from pagoda_router.tokens import TokenizerCache, TokenText
 from pagoda_router.tracing.record import RequestTrace
@@ -26,6 +26,7 @@ class Target:
     text: TokenText
     variant: str | None
     arrival: Arrival | None
+    sender: Sender = NOBODY
 
     async def encode(self, prompt: str, *, special: bool, param: str, most: int | None = None) -> list[int]:
         """`most`: only the last so many tokens are kept. Raises ContextTooLong when it can be seen before encoding."""
@@ -49,7 +50,14 @@ class Targets:
         self._clock = clock
         self._tokenizers = TokenizerCache()
 
-    async def wait_for(self, entry: CatalogEntry, trace: RequestTrace, variant: str | None, guess_tokens: Callable[[], int]) -> Target:
+    async def wait_for(
+        self,
+        entry: CatalogEntry,
+        trace: RequestTrace,
+        variant: str | None,
+        guess_tokens: Callable[[], int],
+        sender: Sender = NOBODY,
+    ) -> Target:
         """Waits while no worker has described the model, at the cost that is guessed for it; an older request is not overtaken for that."""
         if variant is not None and variant not in entry.variants:
             raise BadRequest(
@@ -59,9 +67,9 @@ class Targets:
         while (assets := self._catalog.text(entry.model, variant)) is None:
             if trace.held_s is None:
                 trace.held_s = self._clock()
-            held = await self._dispatcher.hold(entry.model, variant, guess_tokens())
+            held = await self._dispatcher.hold(entry.model, variant, guess_tokens(), sender)
             arrival = arrival or held
-        return Target(entry.served_name, entry.model, assets, await self._tokenizers.get(assets.tokenizer_file), variant, arrival)
+        return Target(entry.served_name, entry.model, assets, await self._tokenizers.get(assets.tokenizer_file), variant, arrival, sender)
 
     async def known(self, entry: CatalogEntry) -> Target | None:
         """Without waiting for a worker or waking one."""

@@ -33,6 +33,7 @@ class WorkerTimes:
         "first_token_us",
         "last_frame_us",
         "last_token_us",
+        "output_tokens",
         "preemptions",
         "received_us",
         "steps",
@@ -43,7 +44,7 @@ class WorkerTimes:
         self.received_us = self.first_scheduled_us = self.first_token_us = self.last_token_us = 0
         self.first_frame_us = self.last_frame_us = 0
         """Of the frames that brought tokens to a reader: known before the worker's last word."""
-        self.cached_tokens = self.steps = self.preemptions = 0
+        self.cached_tokens = self.steps = self.preemptions = self.output_tokens = 0
         self.batch_runs: tuple[tuple[int, int], ...] = ()
         """(sequences in the batch, steps in a row), in the order of steps; a size of 0: steps of which the worker did not keep it."""
         self.cut_short = False
@@ -60,7 +61,7 @@ class WorkerTimes:
             self.clock = clock
         self.last_frame_us = at_us
 
-    def finished(self, timings: Any, clock: ClockReading | None) -> None:
+    def finished(self, timings: Any, clock: ClockReading | None, output_tokens: int = 0) -> None:
         """`timings`: the wire's, of one sequence."""
         self.preemptions += timings.preemptions
         if timings.last_token_mono_us < self.last_token_us:
@@ -71,6 +72,7 @@ class WorkerTimes:
         self.first_token_us = timings.first_token_mono_us
         self.last_token_us = timings.last_token_mono_us
         self.steps = timings.steps
+        self.output_tokens = output_tokens
         self.batch_runs = tuple(zip(timings.batch_sizes[:MOST_RUNS], timings.batch_steps[:MOST_RUNS], strict=False))
 
 

@@ -2,16 +2,22 @@
 
 What a session may have in flight is its allowance. All sessions get the same, except that what is already in use is never taken back:
 
-    allowance = max(in use, level)        with the highest level at which the allowances fit into the capacity
+    allowance = max(in use, level)        with the highest level at which the allowances fit into the capacity, less the overrun
     granted   = returned + allowance      cumulative, as the wire wants it (docs/decisions/credits-are-cumulative.md)
 
-So the sum of allowances stays within the capacity, `granted` is never below what was spent, and a second router takes unspent credits only.
+The overrun is what running requests really occupy beyond what was reserved for them, as answers do that are longer than predicted: what
+they took is promised to nobody else. So the sum of allowances stays within the capacity, `granted` is never below what was spent, and a
+second router takes unspent credits only.
 """
 
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
 SessionKey = TypeVar("SessionKey", bound=Hashable)
+
+
+OVERRUN_STEPS = 64
+"""The overrun counts in whole steps of so many to the capacity: grants change when much does, not with each block."""
 
 
 class _Account:
@@ -29,6 +35,7 @@ class CreditLedger(Generic[SessionKey]):
 
     def __init__(self, capacity_tokens: int = 0) -> None:
         self._capacity = capacity_tokens
+        self._overrun = 0
         self._accounts: dict[SessionKey, _Account] = {}
         self._stale = False
 
@@ -39,7 +46,15 @@ class CreditLedger(Generic[SessionKey]):
     def set_capacity(self, tokens: int) -> None:
         """Zero while there is no engine: nothing unspent is left then."""
         self._capacity = tokens
+        self._overrun = 0
         self._stale = True
+
+    def set_free(self, tokens: int) -> None:
+        """KV tokens that nothing occupies now, by the engine's own count, at a moment at or after that of the last `give_back`."""
+        step = max(1, self._capacity // OVERRUN_STEPS)
+        overrun = max(0, self._capacity - self.in_use_tokens - tokens) // step * step
+        self._stale |= overrun != self._overrun
+        self._overrun = overrun
 
     def open(self, session: SessionKey) -> None:
         if session in self._accounts:
@@ -91,7 +106,7 @@ class CreditLedger(Generic[SessionKey]):
         return changed
 
     def _level(self) -> int:
-        return water_level((account.in_use for account in self._accounts.values()), self._capacity)
+        return water_level((account.in_use for account in self._accounts.values()), self._capacity - self._overrun)
 
 
 def water_level(in_use: Iterable[int], capacity: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Protocol
 import grpc
 from grpc import aio
 
+from pagoda_worker.blocks import HASH_VERSION
 from pagoda_worker.errors import CannotSleep
 from pagoda_worker.front.artifacts import TextArtifact, TextArtifacts
 from pagoda_worker.front.outputs import features_of
@@ -22,7 +23,6 @@ from pagoda_worker.wire import worker_pb2 as pb
 from pagoda_worker.wire.worker_pb2_grpc import WorkerServicer
 
 PROTOCOL = 1
-HASH_VERSION = 1
 HELLO_S = 10.0
 
 Context = Any
@@ -107,9 +107,7 @@ class WorkerService(WorkerServicer):
             )
         if not hello.router_id:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "Hello names no router_id")
-        if hello.wants_cache_events:
-            await _abort(context, grpc.StatusCode.UNIMPLEMENTED, "cache events are not sent yet: leave wants_cache_events out")
-        return self._switchboard.open(hello.router_id)
+        return self._switchboard.open(hello.router_id, wants_cache_events=hello.wants_cache_events)
 
     async def _read(self, session: RouterSession, messages: AsyncIterator[pb.ToWorker]) -> None:
         """Until the router closes its side, which is the session's end."""

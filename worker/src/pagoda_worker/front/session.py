@@ -26,6 +26,7 @@ class FrameDraft:
     """Rows of one step for one router, collected as plain lists and made a message once."""
 
     __slots__ = (
+        "cache_events",
         "embeddings",
         "ended",
         "finishes",
@@ -53,6 +54,8 @@ class FrameDraft:
         self.started: list[pb.Started] = []
         self.prompt_logprobs: list[pb.PromptLogprobs] = []
         self.embeddings: list[pb.Embedding] = []
+        self.cache_events: list[pb.CacheEvent] = []
+        """No reason for a frame by themselves: they wait for one, or for the interval."""
 
     def add_row(self, request_id: int, update: SequenceUpdate) -> None:
         if update.logprobs is not None:
@@ -89,6 +92,7 @@ class FrameDraft:
             started=self.started,
             prompt_logprobs=self.prompt_logprobs,
             embeddings=self.embeddings,
+            cache_events=self.cache_events,
         )
 
 
@@ -121,9 +125,11 @@ class Outgoing:
 class RouterSession:
     """Owned by the switchboard; the service reads `outbox` until `None`, and looks at `ended` for an end that cannot wait for it."""
 
-    def __init__(self, epoch: int, router_id: str) -> None:
+    def __init__(self, epoch: int, router_id: str, *, wants_cache_events: bool = False) -> None:
         self.epoch = epoch
         self.router_id = router_id
+        self.wants_cache_events = wants_cache_events
+        self._cache_told_us = 0
         self.calls: dict[int, Call] = {}
         self.draft = FrameDraft()
         self.outbox: asyncio.Queue[Outgoing | None] = asyncio.Queue()
@@ -147,6 +153,10 @@ class RouterSession:
         self._state_told, self._state_told_us = state, now_us
         self.send(pb.FromWorker(welcome=pb.Welcome(epoch=self.epoch, worker_id=worker_id, state=state, grants=grants)))
 
+    def cache_changed(self, events: Sequence[pb.CacheEvent]) -> None:
+        if self.wants_cache_events:
+            self.draft.cache_events += events
+
     def grant(self, model: str, total: int) -> pb.Grant:
         self._grant_seq += 1
         return pb.Grant(model=model, epoch=self.epoch, seq=self._grant_seq, granted_kv_tokens_total=total)
@@ -155,7 +165,8 @@ class RouterSession:
         """What has gathered since the last frame, if anything has. A router that does not read is cut off: it must not cost memory."""
         idle = self.draft.is_empty()
         tell_state = self._state_is_news(state, now_us, idle=idle)
-        if self.ended.is_set() or (idle and grant is None and not tell_state):
+        tell_cache = bool(self.draft.cache_events) and now_us - self._cache_told_us >= STATE_INTERVAL_US
+        if self.ended.is_set() or (idle and grant is None and not tell_state and not tell_cache):
             return
         if self._frames_sent - self._frames_read >= MAX_UNREAD_FRAMES:
             self.end(
@@ -163,6 +174,8 @@ class RouterSession:
                 f"{MAX_UNREAD_FRAMES} frames are unacknowledged: read faster, and send FlowCredit as you read",
             )
             return
+        if self.draft.cache_events:
+            self._cache_told_us = now_us
         draft, self.draft = self.draft, FrameDraft()
         frame = draft.to_frame(step, now_us)
         if tell_state:
@@ -172,6 +185,12 @@ class RouterSession:
             frame.grants.append(grant)
         self._frames_sent += 1
         self.send(pb.FromWorker(frame=frame), draft)
+
+    def send_cache(self, events: Sequence[pb.CacheEvent], now_us: int) -> None:
+        """All that is known, an event in each frame."""
+        for event in events:
+            self._frames_sent += 1
+            self.send(pb.FromWorker(frame=pb.Frame(at_mono_us=now_us, cache_events=[event])))
 
     def _state_is_news(self, state: pb.WorkerState, now_us: int, *, idle: bool) -> bool:
         told = self._state_told

@@ -14,6 +14,7 @@ from typing import Protocol
 import grpc
 
 from pagoda_worker.channel import Rejected
+from pagoda_worker.front.cache_mirror import CacheMirror
 from pagoda_worker.front.calls import Call, log_failed
 from pagoda_worker.front.credits import CreditLedger
 from pagoda_worker.front.metrics import WorkerMetrics
@@ -62,16 +63,17 @@ class Switchboard:
         self._sessions: dict[int, RouterSession] = {}
         self._calls: dict[str, Call] = {}
         self._ledger: CreditLedger[int] = CreditLedger()
+        self._cache = CacheMirror(model)
 
     # ---- routers
 
-    def open(self, router_id: str) -> RouterSession:
+    def open(self, router_id: str, *, wants_cache_events: bool = False) -> RouterSession:
         """A second session of one router replaces the first."""
         for other in list(self._sessions.values()):
             if other.router_id == router_id:
                 other.end(grpc.StatusCode.ABORTED, f"a newer session of router {router_id} replaced this one")
                 self.close(other)
-        session = RouterSession(next(self._epochs), router_id)
+        session = RouterSession(next(self._epochs), router_id, wants_cache_events=wants_cache_events)
         self._sessions[session.epoch] = session
         self.empty.clear()
         self._metrics.sessions = len(self._sessions)
@@ -79,6 +81,8 @@ class Switchboard:
         grants = dict(self._ledger.changes())
         own = [session.grant(self.model, grants.pop(session.epoch))] if session.epoch in grants else []
         session.welcome(self.worker_id, self._state_message(), own, self.now_us())
+        if wants_cache_events:
+            session.send_cache(self._cache.whole(), self.now_us())
         self._publish(grants)
         log.info("router %s connected, epoch %d", router_id, session.epoch)
         return session
@@ -135,6 +139,7 @@ class Switchboard:
     def engine_ready(self, facts: ModelFacts, state: EngineState) -> None:
         self.facts, self._state = facts, state
         self.not_ready_reason = ""
+        self._cache.block_size = facts.block_size
         self._metrics.engine_ready(facts, state)
         self._ledger.set_capacity(facts.kv_capacity_tokens)
         self._publish()
@@ -142,6 +147,7 @@ class Switchboard:
     def engine_stepped(self, output: StepOutput) -> None:
         """One pass over the step's rows of all routers."""
         self._state = output.state
+        self._ledger.set_free(output.state.kv_free_tokens)  # before this step's finishes give back what they held
         at_us = output.state.at_mono_us
         gaps_us: dict[int, int] = {}
         for update in output.updates:
@@ -163,11 +169,14 @@ class Switchboard:
             call.session.draft.add_outputs(call.request_id, update)
             if update.finish is not None:
                 self._finish(call, update.sequence, update.finish)
+        if output.cache is not None:
+            self._tell_cache(self._cache.apply(output.cache))
         self._metrics.stepped(output, gaps_us)
         self._publish(at_us=at_us)
 
     def engine_idle(self, state: EngineState) -> None:
         self._state = state
+        self._ledger.set_free(state.kv_free_tokens)
         self._metrics.idle(state)
         self._publish()
 
@@ -188,6 +197,7 @@ class Switchboard:
     def engine_down(self, reason: str) -> None:
         self._state = None
         self.not_ready_reason = f"{reason}; it is being started again"
+        self._tell_cache(self._cache.clear())
         self._metrics.engine_down()
         self._ledger.set_capacity(0)
         self._end_calls(list(self._calls.values()), pb.FINISH_ENGINE_ERROR, f"{reason}; ask again")
@@ -277,6 +287,10 @@ class Switchboard:
         del call.session.calls[call.request_id]
         self._ledger.give_back(call.session.epoch, call.reserved_tokens)
         self._note_idle()
+
+    def _tell_cache(self, events: Sequence[pb.CacheEvent]) -> None:
+        for session in self._sessions.values():
+            session.cache_changed(events)
 
     def _note_idle(self) -> None:
         if not self._calls:

@@ -1,6 +1,7 @@
 """Layers whose result for a token is the same bits whatever else is in the step: docs/batch-invariance.md says what that takes and costs.
 
-Products are made of one shape only, whatever the number of rows; attention adds keys up in blocks of one size, from the first key on.
+Our own CPU kernels add up every row alone: products stay as they are, and all tokens take the attention of prompts. Else products are made
+of one shape only, whatever the number of rows, and attention adds keys up in blocks of one size, from the first key on.
 Chosen by the loader in place of the usual operators; knows no models.
 """
 
@@ -71,7 +72,8 @@ class InvariantOperators(Operators):
 
 class InvariantNativeOperators(NativeOperators):
     def __init__(self, library: Library) -> None:
-        super().__init__(library, attend_invariant)
+        super().__init__(library, invariant=True)
+        self._attend = attend_invariant  # for heads that the kernels do not take
         self.name = f"{self.name}, batch-invariant"
 
     def pack(self, weight: Tensor, *, gated: bool) -> Product:

@@ -78,11 +78,13 @@ def _panels(weight: Tensor) -> Tensor:
 
 
 class NativeOperators(Operators):
-    def __init__(self, library: Library, attend: Attend | None = None) -> None:
-        """attend: instead of the kernel."""
+    def __init__(self, library: Library, attend: Attend | None = None, *, invariant: bool = False) -> None:
+        """attend: instead of the kernels. invariant: rows that decode take the kernel of prompts too, which is slower for them: a token's
+        result is then the same whether it decodes, or is computed anew as part of a prompt."""
         super().__init__(attend or attend_sdpa)
         self._library = library
         self._own_attention = attend is None
+        self._invariant = invariant
         self.name = f"native ({library.isa})"
 
     def pack(self, weight: Tensor, *, gated: bool) -> Product | None:
@@ -128,19 +130,20 @@ class NativeOperators(Operators):
         )
 
     def attend(self, query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
-        rows = len(batch.decode_lens)
         _, heads, dim = query.shape
         kind = _KINDS.get(query.dtype)
         fits = dim % _LANES == 0 and dim <= _MOST_DIM and heads // batch.kv_heads in _GROUPS and query.stride(1) == dim
         if not (self._own_attention and fits) or kind is None:
             return super().attend(query, key_value, cache, batch, shape)
         out = query.new_empty(query.shape)
+        sequences = len(batch.decode_lens) + len(batch.chunks)
+        rows = 0 if self._invariant else len(batch.decode_lens)
         pages = batch.block_table.shape[1]
         sizes = (heads, batch.kv_heads, dim, cache.shape[2], pages, batch.block_size, query.stride(0), shape.window or 0, shape.scale)
         table, lengths = batch.block_table.data_ptr(), batch.context_lens.data_ptr()
         if rows:
             self._library[f"decode_attention_{kind}"](query.data_ptr(), cache.data_ptr(), table, lengths, out.data_ptr(), rows, *sizes)
-        if batch.chunks:
+        if sequences > rows:
             self._library[f"prefill_attention_{kind}"](
                 query.data_ptr(),
                 cache.data_ptr(),
@@ -148,7 +151,7 @@ class NativeOperators(Operators):
                 batch.query_starts.data_ptr() + rows * batch.query_starts.element_size(),
                 lengths + rows * batch.context_lens.element_size(),
                 out.data_ptr(),
-                len(batch.chunks),
+                sequences - rows,
                 *sizes,
             )
         return out.flatten(1)

@@ -117,7 +117,7 @@ inline void block_by_panels(const Product& p, const bf16* packed, int64_t m0, in
     alignas(64) float nowhere[16];
     int64_t strips = (rows + 31) / 32, rows_a_step = (31 + steps) / steps, which = 0;
     // The panels that this thread takes next, most likely: their lines come from memory to L2, a few a step, while these are multiplied.
-    int64_t ahead = (panel1 - panel0) * team.threads, lines = strips > 1 ? (31 + strips) / strips : 0;
+    int64_t ahead = (panel1 - panel0) * team.threads, lines = (31 + strips) / strips;
     Waiting waiting;
     for (int64_t strip = 0; strip < strips; strip++) {
         int64_t m = m0 + strip * 32, there = std::min<int64_t>(32, rows - strip * 32);
@@ -125,7 +125,7 @@ inline void block_by_panels(const Product& p, const bf16* packed, int64_t m0, in
             float* before = partial + ((panel - panel0) * BLOCK_ROWS + strip * 32) * PANEL;
             const bf16 *upper = packed + strip * 2 * steps * TILE, *lower = upper + steps * TILE;
             const bf16* w = p.panel(panel) + step0 * 2 * TILE;
-            const bf16* next = lines && panel + ahead < p.panels() ? p.panel(panel + ahead) + step0 * 2 * TILE + strip * steps * lines * 32 : nullptr;
+            const bf16* next = panel + ahead < p.panels() ? p.panel(panel + ahead) + step0 * 2 * TILE + strip * steps * lines * 32 : nullptr;
             if (first) {
                 zero_sums();
             } else {

@@ -238,7 +238,7 @@ inline void attend_tile(const PrefillAttention<T>& a, const QueryTile& tile, int
     }
     for (int64_t r = 0; r < rows; r++) {
         T* out = a.out + ((token0 + r / G) * a.heads + kv_head * G + r % G) * D;
-        V share = broadcast(1.0f / seen[r].total);
+        V share = broadcast(seen[r].total > 0 ? 1.0f / seen[r].total : 0.0f);
         for (int64_t d = 0; d < D; d += W) store(out + d, load(mixed + r * D + d) * share);
     }
 }

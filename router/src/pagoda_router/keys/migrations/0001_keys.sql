@@ -4,6 +4,7 @@ CREATE TABLE api_key (
     prefix TEXT NOT NULL,
     name TEXT NOT NULL,
     tenant TEXT NOT NULL,
+    request_class TEXT NOT NULL,
     models TEXT,
     is_admin INTEGER NOT NULL,
     created_unix_s INTEGER NOT NULL,

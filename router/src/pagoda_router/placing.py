@@ -1,0 +1,138 @@
+"""Gives waiting requests to workers: whose turn it is (queue.py), which variant, which worker (policy.py), and the submit itself.
+
+The dispatcher calls it whenever something may fit that did not before. Lanes are the dispatcher's; decisions are the pure modules'.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+
+from pagoda_router.choosing import WorkerChooser
+from pagoda_router.errors import ContextTooLong
+from pagoda_router.fleet import Fleet
+from pagoda_router.generation import ModelName, RequestClass
+from pagoda_router.lanes import Held, Lane, Pending
+from pagoda_router.metrics import RouterMetrics
+from pagoda_router.policies.facts import WorkerView
+from pagoda_router.policy import POLICY, Refusal, choose_variant
+from pagoda_router.prefixes import PrefixChain, chain_of
+from pagoda_router.waiting import Waiting
+
+MOST_WISHED = 2**29
+"""Of a client's own priority, on a worker: leaves a place below all of them."""
+
+
+class Placer:
+    def __init__(
+        self,
+        fleet: Fleet,
+        metrics: RouterMetrics,
+        chooser: WorkerChooser,
+        promote_after_s: float,
+        clock: Callable[[], float],
+        rng: Random,
+    ) -> None:
+        self._fleet = fleet
+        self._metrics = metrics
+        self._chooser = chooser
+        self._promote_after_s = promote_after_s
+        self._clock = clock
+        self._rng = rng
+
+    def place_waiting(self, model: ModelName, lane: Lane) -> None:
+        """All that fit, in turn."""
+        if not (len(lane.room) or lane.cold):
+            return
+        self._start_those_that_fit(lane)
+        if (len(lane.room) or lane.cold) and self._review(model, lane):
+            self._start_those_that_fit(lane)
+
+    def group_of(self, request: Held) -> str:
+        """The variant it waits for: the only one, the one it insists on, or one drawn by weight; empty while none can answer."""
+        group = self._fleet.only_variant(request.model) if request.variant is None else request.variant
+        return self._draw(request.model, self._fleet.routable_variants(request.model)) if group is None else group
+
+    def views(self, request: Pending) -> list[WorkerView]:
+        """Of the workers that may run it."""
+        return [link.view() for link in self._fleet.links(request.model) if request.variant in (None, link.endpoint.variant)]
+
+    def cached_tokens(self, request: Held) -> int:
+        """Of its prompt, at the worker that has most of it."""
+        if not isinstance(request, Pending):
+            return 0
+        chain = self._chain(request)
+        links = self._fleet.links(request.model)
+        return max((link.view(None, chain).cached_tokens for link in links if request.variant in (None, link.endpoint.variant)), default=0)
+
+    def _chain(self, request: Pending) -> PrefixChain:
+        if request.chain is None:
+            salt = request.generation.cache_salt
+            request.chain = chain_of(request.generation.prompt_ids, self._fleet.block_size(request.model), salt)
+        return request.chain
+
+    def _start_those_that_fit(self, lane: Lane) -> None:
+        lane.room.start_those_that_fit(self._start, self._clock())
+
+    def _review(self, model: ModelName, lane: Lane) -> bool:
+        """Which groups wait for a worker to come, and which have one now; True when a request may go where it could not before."""
+        routable, now_s = self._fleet.routable_variants(model), self._clock()
+        only = self._fleet.only_variant(model)
+        if routable != lane.routable:
+            lane.routable = routable
+            for waiting in [waiting for waiting in lane.room if waiting.request.variant is None and waiting.group not in routable]:
+                group = only if only is not None else self._draw(model, routable)
+                if group != waiting.group:
+                    lane.room.regroup(waiting, group)
+                    waiting.request.patient_from_s = now_s
+        return lane.note_groups(routable, now_s)
+
+    def _draw(self, model: ModelName, routable: frozenset[str]) -> str:
+        """The variant that takes the next request; empty while none can."""
+        found = self._fleet.find(model)
+        return "" if found is None else choose_variant(found.variants, routable, self._rng) or ""
+
+    def _start(self, waiting: Waiting[Held]) -> bool:
+        """Submits the request to the best worker; True when it needs no place any more, and its tenant pays `service_tokens`."""
+        request = waiting.request
+        if request.place.done():
+            waiting.service_tokens = 0
+            return True
+        if not isinstance(request, Pending):
+            if self._fleet.text(request.model, request.variant) is None:
+                return False
+            request.place.set_result(None)
+            return True
+        now_s = self._clock()
+        links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
+        chain = self._chain(request)
+        model = self._fleet.find(request.model)
+        policy = POLICY if model is None else model.policy
+        choice = self._chooser.choose(list(links.values()), request.cost, chain, now_s, avoid=request.avoid, policy=policy)
+        if isinstance(choice, Refusal):
+            if choice.why != "too_large":
+                return False
+            request.place.set_exception(ContextTooLong(f"{choice.message}: shorten the prompt", param="messages"))
+            waiting.service_tokens = 0
+            return True
+        found = choice.placement
+        link = links[found.worker]
+        cost = request.cost.with_cached(found.cached_tokens, link.block_size or self._fleet.block_size(request.model))
+        generation = request.generation
+        if generation.deadline_s is not None:
+            generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
+        if (priority := self._priority_there(request, now_s)) != generation.priority:
+            generation = replace(generation, priority=priority)
+        stream = link.submit(generation, cost, found.reserved_tokens, chain)
+        self._chooser.placed(choice, generation, stream.times, now_s)
+        waiting.service_tokens = cost.service_tokens
+        request.place.set_result(stream)
+        request.note_attempt(found, now_s, stream.times)
+        self._metrics.placed(request.model, request.request_class, now_s - request.arrived_s, found)
+        return True
+
+    def _priority_there(self, request: Pending, now_s: float) -> int:
+        """A worker's order goes over all tenants: so what a client wishes for itself counts there only where all are one tenant. Throughput
+        requests come last, and make room, unless they have waited long enough to be promoted."""
+        wish = 0 if request.tenant else max(-MOST_WISHED, min(MOST_WISHED, request.generation.priority))
+        is_behind = request.request_class is RequestClass.THROUGHPUT and now_s - request.arrived_s < self._promote_after_s
+        return wish - 2 * MOST_WISHED if is_behind else wish

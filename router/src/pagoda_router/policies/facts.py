@@ -1,0 +1,69 @@
+"""What a placement looks at: one request's facts, and each worker as the router sees it now. Plain data, read by policy.py and policies."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pagoda_router.admission import Price
+from pagoda_router.generation import WorkerId
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkerView:
+    """One worker as the router sees it now: its last state, corrected by what this router sent since.
+
+    Not frozen, since one is made for each worker and request and freezing makes that several times slower; nobody changes one.
+    """
+
+    worker: WorkerId
+    routable: bool
+    """Session up, ready, not draining, described, and discovery wants new requests there."""
+    reason: str = ""
+    """One sentence when not routable."""
+    variant: str = "default"
+    template: str = ""
+    capacity_tokens: int = 0
+    available_tokens: int = 0
+    reservable_tokens: int | None = None
+    """What a request of this price would reserve now; None: no room yet. Set by the caller for the request at hand."""
+    cached_tokens: int = 0
+    """Of its prompt, expected in this worker's prefix cache. Set in the same way."""
+    queued_prefill_tokens: int = 0
+    """Uncached prompt tokens not computed yet; what this router sent counts from the moment it was sent."""
+    running: int = 0
+    """Sequences."""
+    waiting: int = 0
+    max_running: int = 1
+    prefill_tokens_per_s: float = 0.0
+    """0: not measured yet."""
+    decode_step_ms: float = 0.0
+    """Of a batch as it is now, or of one sequence while it has none. 0: not measured yet."""
+    decode_step_ms_per_sequence: float | None = None
+    """What one more sequence adds to it, learned; None: not learned yet."""
+    sleeps: bool = False
+    """A request wakes it, and waits."""
+    decode_tokens_per_s: float = 0.0
+    """Of its self-test after loading; 0: it made none."""
+    is_elsewhere: bool = False
+    """In another zone than this router. False also when either zone is not known."""
+    silent_s: float = 0.0
+    """It has something of this router's to do and has not said a word for so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    cost: Price
+    lane: int = 0
+    """Of its length, among the lanes that live traffic was cut into."""
+    lane_of: Mapping[WorkerId, int] = field(default_factory=dict)
+    """Whose lane is which; a worker that is not in it takes every length."""
+    turn_of: Mapping[WorkerId, int] = field(default_factory=dict)
+    """Number of this router's latest placement on each; none is 0."""
+
+    def uncached_tokens(self, view: WorkerView) -> int:
+        """At least one: the last token of a prompt is always computed."""
+        uncached = self.cost.prompt_tokens - view.cached_tokens
+        return max(1, uncached)
+
+    def lanes_away(self, view: WorkerView) -> int:
+        lane = self.lane_of.get(view.worker)
+        return 0 if lane is None else abs(lane - self.lane)

@@ -1,0 +1,69 @@
+"""How long a request would take on a worker: time to the first token and time per token after it, in milliseconds. Pure.
+
+    ttft = uncached prompt tokens waiting there / prefill rate     whoever is prefilled before us
+         + own uncached prompt tokens / prefill rate               us
+         + the step under way, if there is one
+         + sequences too many × output × step / max_running        those that must end before there is a place for us
+         + waking, if it sleeps
+    tpot = step + what one more sequence adds to a step
+
+Rates are the worker's own, learned ones, so a fast machine beside a slow one gets what it can do. A worker that has not measured yet counts
+as the mean of those that have. Used by the policy `predicted`, and for every placement's trace, whatever policy made it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pagoda_router.policies.facts import RequestFacts, WorkerView
+
+UNMEASURED_PREFILL_TOKENS_PER_S = 2000.0
+UNMEASURED_DECODE_STEP_MS = 30.0
+WAKE_MS = 10_000.0
+"""Assumed of a worker that sleeps: one that is awake is taken until its queue is that long, so that nobody is woken for nothing."""
+
+
+class UsualRates(NamedTuple):
+    """Of the workers at hand, for those among them that have not measured yet."""
+
+    prefill_tokens_per_s: float
+    decode_step_ms: float
+
+
+class Prediction(NamedTuple):
+    ttft_ms: float
+    tpot_ms: float
+
+
+def usual_rates(views: Sequence[WorkerView]) -> UsualRates:
+    prefill = [view.prefill_tokens_per_s for view in views if view.prefill_tokens_per_s > 0]
+    decode = [view.decode_step_ms for view in views if view.decode_step_ms > 0]
+    return UsualRates(
+        sum(prefill) / len(prefill) if prefill else UNMEASURED_PREFILL_TOKENS_PER_S,
+        sum(decode) / len(decode) if decode else UNMEASURED_DECODE_STEP_MS,
+    )
+
+
+def prefill_ms_per_token(view: WorkerView, usual: UsualRates) -> float:
+    return 1000 / (view.prefill_tokens_per_s or usual.prefill_tokens_per_s)
+
+
+def predict(facts: RequestFacts, view: WorkerView, usual: UsualRates) -> Prediction:
+    return Prediction(*times_ms(facts.cost.prompt_tokens, facts.cost.output_tokens, view, usual))
+
+
+def times_ms(prompt_tokens: int, output_tokens: int, view: WorkerView, usual: UsualRates) -> tuple[float, float]:
+    """The same without names: it runs once per worker and request, so it looks at each fact once and calls nobody."""
+    step_ms = view.decode_step_ms or usual.decode_step_ms
+    running, waiting, max_running = view.running, view.waiting, view.max_running or 1
+    uncached = prompt_tokens - view.cached_tokens
+    ttft_ms = 1000 * (view.queued_prefill_tokens + (max(1, uncached))) / (view.prefill_tokens_per_s or usual.prefill_tokens_per_s)
+    if running:
+        ttft_ms += step_ms
+    too_many = running + waiting + 1 - max_running
+    if too_many > 0:
+        ttft_ms += too_many * output_tokens * step_ms / max_running
+    if view.sleeps:
+        ttft_ms += WAKE_MS
+    more_ms = view.decode_step_ms_per_sequence
+    # Not learned yet: a full batch is taken to need twice the step of a single sequence.
+    return ttft_ms, step_ms * (1 + running / max_running) if more_ms is None else step_ms + more_ms * (waiting + (running > 0))

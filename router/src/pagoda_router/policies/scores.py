@@ -1,0 +1,124 @@
+"""The policies: each scores every candidate, the lowest score is taken. Pure functions of the request's facts and the candidates' views.
+
+policy.py has the frame around them: who is a candidate, who wins among equals, and why. docs/routing.md says when to choose which.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+
+from pagoda_router.policies.facts import RequestFacts, WorkerView
+from pagoda_router.policies.prediction import UsualRates, prefill_ms_per_token, times_ms, usual_rates
+
+Scores = list[float]
+Policy = Callable[[RequestFacts, Sequence[WorkerView]], Scores]
+
+TPOT_TOKENS = 16
+"""Tokens of the answer whose pace counts beside its first: about what a reader waits for before reading along. All of a long answer would
+send the next request to the emptiest batch at the price of a first token seconds later, and weigh a measured step's noise as much."""
+AFFINITY_SHARE = 0.5
+"""Of the time that computing a cached prefix a second time takes: so much later a first token may be to keep it on one worker. The copy
+would also push out somebody else's prefix, which no prediction sees."""
+LANE_SHARE = 0.5
+"""Of a prompt's prefill, per lane of distance and full batch: what those that run there lose to a prompt of another length."""
+ELSEWHERE_MS = 2.0
+"""For every token's way to another zone and back; traffic between zones also costs money."""
+FAR_MORE_LOADED = 1.5
+"""Times the mean of all, in uncached tokens still to compute: then a prefix is worth no detour (policy `prefix`)."""
+
+
+class PolicyName(StrEnum):
+    """Of spec.routing.policy."""
+
+    PREDICTED = "predicted"
+    ROUND_ROBIN = "round-robin"
+    LEAST_LOADED = "least-loaded"
+    GPU_AWARE = "gpu-aware"
+    PREFIX = "prefix"
+    LENGTH = "length"
+
+
+POLICY = PolicyName.PREDICTED
+"""Unless the manifest names another."""
+
+
+def round_robin(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+    """Whoever had a turn longest ago."""
+    return [facts.turn_of.get(view.worker, 0) for view in views]
+
+
+def least_loaded(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+    """Fewest sequences, running and waiting."""
+    return [view.running + view.waiting for view in views]
+
+
+def gpu_aware(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+    """Share of the KV cache in use with this request in it, plus share of the batch: a larger device takes more."""
+    needed = facts.cost.kv_tokens
+    return [
+        (view.capacity_tokens - view.available_tokens + needed) / max(1, view.capacity_tokens)
+        + (view.running + view.waiting) / max(1, view.max_running)
+        for view in views
+    ]
+
+
+def prefix(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+    """Fewest tokens to compute; among equals the least loaded. A worker with far more to compute than the others keeps nobody for its
+    cache: affinity without a bound melts whoever holds the prompt that everybody shares."""
+    bound = FAR_MORE_LOADED * sum(view.queued_prefill_tokens for view in views) / len(views) + facts.cost.prompt_tokens
+    scores = []
+    for view in views:
+        is_overrun = view.queued_prefill_tokens > bound or view.running + view.waiting >= view.max_running
+        to_compute = facts.cost.prompt_tokens if is_overrun else facts.uncached_tokens(view)
+        load = view.queued_prefill_tokens + view.running + view.waiting
+        scores.append(to_compute + load / (1 + load))  # the load is below one token: it only decides between equals
+    return scores
+
+
+def length(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+    """Workers of the request's own length lane first, the least loaded of them; work conserving, since an idle worker has no lane and every
+    lane of distance costs no more than a full batch."""
+    scores = []
+    for view in views:
+        load = view.running + view.waiting
+        scores.append(facts.lanes_away(view) * (load > 0) + load / max(1, view.max_running))
+    return scores
+
+
+def predicted(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+    """Milliseconds: first token and the pace of the next ones, what the request costs those of other lengths, and the way to another zone.
+    The best cached worker gets a bonus of AFFINITY_SHARE of the prefill that it saves over the fastest one."""
+    usual = usual_rates(views)
+    prompt_tokens, output_tokens, has_lanes = facts.cost.prompt_tokens, facts.cost.output_tokens, bool(facts.lane_of)
+    pace_tokens = min(output_tokens, TPOT_TOKENS)
+    scores: Scores = []
+    for view in views:
+        ttft_ms, tpot_ms = times_ms(prompt_tokens, output_tokens, view, usual)
+        score = ttft_ms + pace_tokens * tpot_ms
+        if has_lanes and view.running and (away := facts.lanes_away(view)):
+            own_ms = facts.uncached_tokens(view) * prefill_ms_per_token(view, usual)
+            score += LANE_SHARE * away * own_ms * min(1.0, view.running / max(1, view.max_running))
+        if view.is_elsewhere:
+            score += ELSEWHERE_MS
+        scores.append(score)
+    most_tokens = max([view.cached_tokens for view in views])
+    if most_tokens:
+        _keep_affinity(views, scores, most_tokens, usual)
+    return scores
+
+
+def _keep_affinity(views: Sequence[WorkerView], scores: Scores, most_tokens: int, usual: UsualRates) -> None:
+    """Takes the slack off the best score among those with most of the prompt cached, where somebody with less of it would be faster."""
+    best = scores.index(min(scores))
+    cached = min((at for at, view in enumerate(views) if view.cached_tokens == most_tokens), key=scores.__getitem__)
+    if (more_tokens := most_tokens - views[best].cached_tokens) > 0:
+        scores[cached] -= AFFINITY_SHARE * more_tokens * prefill_ms_per_token(views[best], usual)
+
+
+POLICIES: Mapping[PolicyName, Policy] = {
+    PolicyName.PREDICTED: predicted,
+    PolicyName.ROUND_ROBIN: round_robin,
+    PolicyName.LEAST_LOADED: least_loaded,
+    PolicyName.GPU_AWARE: gpu_aware,
+    PolicyName.PREFIX: prefix,
+    PolicyName.LENGTH: length,
+}

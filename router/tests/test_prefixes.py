@@ -1,0 +1,96 @@
+"""Prefixes: the same hashes as the worker's, speculative entries at once, never more than memory allows."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagoda_router.prefixes import KnownPrefixes, chain_of, split_hashes
+
+PROMPT = list(range(100))
+
+
+@pytest.mark.parametrize(("salt", "last"), [(b"", "dfccfc44bfebc9fa1a333d45fec84e01"), (b"tenant", "1d36db35bd5c156f9505cddd133c1d3d")])
+def test_the_hashes_are_those_of_the_workers_prefix_cache(salt, last):
+    """The worker's tests hold the same two."""
+    hashes = chain_of(PROMPT, 16, salt).hashes
+    assert (len(hashes), hashes[-1].hex()) == (6, last)
+
+
+def test_the_whole_prompt_is_the_key_not_only_its_beginning():
+    known = KnownPrefixes(16)
+    known.expect(chain_of(PROMPT, 16))
+    assert known.cached_tokens(chain_of([*PROMPT[:40], *range(500, 560)], 16)) == 32
+    assert known.cached_tokens(chain_of([7, *PROMPT], 16)) == 0
+
+
+def test_tenants_with_different_salts_never_meet():
+    known = KnownPrefixes(16)
+    known.expect(chain_of(PROMPT, 16, b"one"))
+    assert known.cached_tokens(chain_of(PROMPT, 16, b"two")) == 0
+
+
+def test_blocks_of_another_size_say_nothing():
+    known = KnownPrefixes(16)
+    known.expect(chain_of(PROMPT, 16))
+    assert known.cached_tokens(chain_of(PROMPT, 32)) == 0
+    known.expect(chain_of(PROMPT, 32)).over()
+    assert len(known) == 6
+
+
+def test_what_a_request_that_never_began_was_expected_to_leave_is_taken_back():
+    known, chain = KnownPrefixes(16), chain_of(PROMPT, 16)
+    expectation = known.expect(chain)
+    assert known.cached_tokens(chain) == 96
+    expectation.over()
+    assert known.cached_tokens(chain) == 0
+
+
+def test_what_another_request_made_true_meanwhile_stays():
+    known, chain = KnownPrefixes(16), chain_of(PROMPT, 16)
+    expectation = known.expect(chain)
+    known.stored(chain.hashes[:2])
+    expectation.over()
+    assert known.cached_tokens(chain) == 32
+
+
+def test_a_block_is_held_until_the_last_request_with_it_is_over():
+    known, long, short = KnownPrefixes(16), chain_of(PROMPT, 16), chain_of(PROMPT[:40], 16)
+    first, second = known.expect(long), known.expect(short)
+    first.begun()
+    assert (known.held_tokens(long), known.held_tokens(short)) == (96, 32)
+    first.over()
+    assert (known.held_tokens(long), known.cached_tokens(long)) == (32, 96)
+    second.over()
+    assert (known.held_tokens(long), known.cached_tokens(long)) == (0, 96)
+
+
+def test_events_of_the_worker_correct_what_was_expected():
+    known, chain = KnownPrefixes(16), chain_of(PROMPT, 16)
+    known.stored(split_hashes(b"".join(chain.hashes)))
+    known.removed(chain.hashes[3:])
+    assert known.cached_tokens(chain) == 48
+    known.clear()
+    assert known.cached_tokens(chain) == 0
+
+
+def test_memory_is_bounded_and_the_end_of_the_oldest_prefix_goes_first():
+    known = KnownPrefixes(16, most_blocks=8)
+    old, new = chain_of(PROMPT, 16), chain_of(range(1000, 1064), 16)
+    known.expect(old)
+    known.expect(new)
+    assert len(known) == 8
+    assert (known.cached_tokens(old), known.cached_tokens(new)) == (64, 64)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=30), st.integers(4, 20))
+def test_what_is_known_is_closed_under_prefixes_so_that_a_binary_search_finds_the_longest(steps, most_blocks):
+    known = KnownPrefixes(4, most_blocks)
+    prompts = [[*range(8), *range(100 * branch, 100 * branch + 4 * tail)] for branch in range(4) for tail in range(4)]
+    for branch, tail, stored in steps:
+        chain = chain_of(prompts[branch * 4 + tail], 4)
+        known.stored(chain.hashes) if stored else known.expect(chain)
+    for prompt in prompts:
+        chain = chain_of(prompt, 4)
+        linear = next((at for at, each in enumerate(chain.hashes) if each not in known._known), len(chain.hashes))
+        assert known.cached_tokens(chain) == 4 * linear
+    assert len(known) <= most_blocks

@@ -1,0 +1,74 @@
+"""What a worker can do, learned: the slope of a decode step, prefill from requests where nobody tells it."""
+
+from random import Random
+
+import pytest
+
+from pagoda_router.rates import StepLine, WorkerRates
+
+
+def test_the_line_of_decode_steps_is_learned_from_noisy_samples():
+    line, rng = StepLine(), Random(1)
+    for _ in range(100):
+        sequences = rng.randint(1, 32)
+        line.observe(sequences, (8 + 0.5 * sequences) * rng.uniform(0.95, 1.05))
+    assert line.per_sequence_ms == pytest.approx(0.5, rel=0.2)
+    assert line.at(16) == pytest.approx(16, rel=0.05)
+
+
+def test_a_machine_that_slows_down_is_learned_anew():
+    line, rng = StepLine(), Random(1)
+    for factor in (1, 3):
+        for _ in range(150):
+            sequences = rng.randint(1, 32)
+            line.observe(sequences, factor * (8 + 0.5 * sequences))
+    assert line.at(10) == pytest.approx(39, rel=0.05)
+
+
+def test_batches_of_one_size_teach_no_slope():
+    line = StepLine()
+    for _ in range(500):
+        line.observe(4, 10.0)
+    assert line.per_sequence_ms is None
+    for sequences in (1, 8, 2, 16, 4) * 3:
+        line.observe(sequences, 8 + 0.5 * sequences)
+    assert line.at(4) == pytest.approx(10, rel=0.1)
+
+
+def test_the_workers_own_prefill_rate_is_believed_and_requests_fill_in_where_it_tells_none():
+    rates = WorkerRates()
+    assert rates.prefill_tokens_per_s == 0
+    rates.prefilled(2000, 1.0)
+    rates.prefilled(4, 1.0)
+    assert rates.prefill_tokens_per_s == 2000
+    rates.told(500.0, 10.0)
+    assert rates.prefill_tokens_per_s == 500
+
+
+def test_an_idle_workers_step_is_that_of_one_sequence_not_of_the_batch_it_had():
+    rates = WorkerRates()
+    rates.told(500.0, 40.0)
+    assert rates.step_ms(0) == 40
+    for sequences in list(range(1, 33)) * 3:
+        rates.decoded(sequences, 8 + sequences)
+    assert rates.step_ms(0) == pytest.approx(9, rel=0.05)
+    assert rates.step_ms(32) == pytest.approx(40, rel=0.05)
+
+
+def test_a_step_in_which_something_else_happened_teaches_nothing():
+    rates = WorkerRates()
+    rates.told(500.0, 10.0)
+    for sequences in list(range(1, 9)) * 10:
+        rates.decoded(sequences, 8 + sequences)
+        rates.decoded(sequences, 4000.0)
+    assert rates.step_ms(4) == pytest.approx(12, rel=0.05)
+
+
+def test_one_more_sequence_never_costs_more_than_its_share_of_the_largest_batch():
+    """A few noisy samples of two sizes can say anything."""
+    line = StepLine()
+    for _ in range(40):
+        line.observe(1, 1.0)
+        line.observe(2, 100.0)
+    assert line.per_sequence_ms == pytest.approx(50, rel=0.05)
+    assert line.at(2) == pytest.approx(100, rel=0.05)

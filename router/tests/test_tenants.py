@@ -1,0 +1,48 @@
+"""The tenants' counters: lifted on return, remembered within bounds."""
+
+from pagoda_router.tenants import MOST_IDLE_TENANTS, TenantCounters
+
+
+def test_a_newcomer_begins_at_the_least_of_those_that_wait():
+    counters = TenantCounters()
+    for tenant, tokens in (("a", 500), ("b", 300)):
+        counters.charge(tenant, tokens)
+    counters.activate("c", ["a", "b"])
+    assert counters.served("c") == 300
+
+
+def test_who_was_served_while_nobody_else_waited_does_not_pay_for_it_later():
+    counters = TenantCounters()
+    for _ in range(9):
+        counters.charge("busy", 100, is_alone=True)
+    counters.activate("new", [])
+    assert counters.served("new") == 800
+    assert counters.served("busy") == 900
+
+
+def test_a_tenant_that_owes_keeps_its_debt():
+    counters = TenantCounters()
+    counters.charge("a", 500)
+    counters.charge("b", 300)
+    counters.activate("a", ["b"])
+    assert counters.served("a") == 500
+
+
+def test_a_refund_lowers_the_counter_and_idling_gains_nothing():
+    counters = TenantCounters()
+    counters.charge("a", 500)
+    counters.charge("b", 300)
+    counters.charge("a", -450)
+    assert counters.served("a") == 50
+    counters.activate("a", ["b"])
+    assert counters.served("a") == 300
+
+
+def test_idle_tenants_are_forgotten_beyond_a_bound_and_those_that_wait_are_not():
+    counters = TenantCounters()
+    counters.charge("waits", 7)
+    for number in range(3 * MOST_IDLE_TENANTS):
+        counters.charge(f"t{number}", 1)
+        counters.forget_idle(["waits"])
+    assert counters.served("waits") == 7
+    assert len(counters._served) <= 2 * MOST_IDLE_TENANTS + 1
