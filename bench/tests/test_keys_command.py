@@ -58,7 +58,7 @@ def status_of(router: str, key: str) -> int:
 
 
 def test_a_key_is_made_used_listed_and_revoked(router: str) -> None:
-    made = keys(router, "create", "ci", "--tenant", "blue", "--class", "throughput", "--model", "tiny", "--days", "7")
+    made = keys(router, "create", "ci", "--tenant", "blue", "--class", "throughput", "--model", "tiny", "--rpm", "9", "--days", "7")
     secret, key_id = made.stdout.strip(), made.stderr.split()[0]
     assert status_of(router, secret) == 200
     listed = keys(router, "list").stdout

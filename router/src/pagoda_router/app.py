@@ -17,6 +17,7 @@ from pagoda_router.hosts import is_local_name
 from pagoda_router.keys.admin import KEYS, KeyAdmin
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
+from pagoda_router.keys.limits import RequestLimits
 from pagoda_router.openai.answers import Call, Completions
 from pagoda_router.openai.embeddings import Embeddings
 from pagoda_router.openai.errors import error_body, error_event, error_headers, retry_after_told_s
@@ -93,6 +94,7 @@ class _Surface:
         self._conversions = {"/tokenize": tokenizing.tokenize, "/detokenize": tokenizing.detokenize}
         self._console = Console()
         self._keyring = keyring
+        self._limits = RequestLimits()
         self._key_admin = KeyAdmin(keyring)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,13 +160,14 @@ class _Surface:
             key = self._key_of(scope)
             _check_method(scope, "POST")
             _check_json_type(scope)
+            limits = self._limits.take(key, self._tracer.clock())
             variant, is_traced = variant_of(scope["headers"]), wants_trace(scope["headers"])
             sender = Sender(key.tenant, class_of(scope["headers"], key.request_class), deadline_s_of(scope["headers"]))
             body = await self._body(scope, receive)
             trace.body_s = self._tracer.clock()
             call = Call(
                 body=body,
-                headers=[id_header, trace_header],
+                headers=[id_header, trace_header, *limits],
                 trace=trace,
                 outcome=outcome,
                 key=key,

@@ -12,6 +12,7 @@ RouterError
 ├── BodyTooLarge            413
 ├── Overloaded              429   carries retry_after_s
 │   └── DeadlineInfeasible  429   what waits ahead takes longer than its deadline allows: not worth a retry
+├── RateLimited             429   the key's own limit; carries retry_after_s
 ├── NoWorker                503   carries retry_after_s
 │   ├── ColdStart           503   waited for a worker to come, or too many do already
 │   ├── ModelUnavailable    503   no worker will come until somebody changes something: not worth a retry
@@ -116,6 +117,12 @@ class DeadlineInfeasible(Overloaded):
 
     code = "deadline_infeasible"
     worth_a_retry = False
+
+
+class RateLimited(RouterError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class NoWorker(RouterError):

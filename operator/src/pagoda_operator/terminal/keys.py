@@ -27,12 +27,14 @@ def create(
     tenant: Annotated[str, typer.Option(help="Whose work it is.")] = "default",
     request_class: Annotated[str, typer.Option("--class", help="latency, or throughput for batch work that waits behind.")] = "latency",
     model: Annotated[list[str] | None, typer.Option(help="A served name it may ask; may be repeated. All unless told.")] = None,
+    rpm: Annotated[int | None, typer.Option(min=1, help="Requests a minute to each router. No limit unless told.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="May make and revoke keys and read metrics.")] = False,
     days: Annotated[float | None, typer.Option(min=0.001, max=36_500, help="How long it works. For ever unless told.")] = None,
     router: Router = None,
 ) -> None:
     """Make a key. It goes to stdout, this once."""
     wanted: dict[str, Any] = {"name": name, "tenant": tenant, "class": request_class, "admin": admin, "models": model or None}
+    wanted["requests_per_minute"] = rpm
     if days is not None:
         wanted["expires_at"] = int(time.time() + days * DAY_S)
     made = _ask(router, "POST", "", wanted)

@@ -21,6 +21,7 @@ class KeyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     tenant: Text = "default"
     request_class: RequestClass = msgspec.field(default=RequestClass.LATENCY, name="class")
     models: list[Text] | None = None
+    requests_per_minute: Annotated[int, msgspec.Meta(gt=0, le=1_000_000_000)] | None = None
     admin: bool = False
     expires_at: Annotated[int, msgspec.Meta(gt=0)] | None = None
 
@@ -59,6 +60,7 @@ def _wanted(body: bytes) -> ApiKey:
         tenant=asked.tenant,
         request_class=asked.request_class,
         models=models,
+        requests_per_minute=asked.requests_per_minute,
         is_admin=asked.admin,
         expires_unix_s=asked.expires_at,
     )
@@ -73,6 +75,7 @@ def key_document(key: ApiKey) -> dict[str, Any]:
         "tenant": key.tenant,
         "class": key.request_class,
         "models": None if key.models is None else sorted(key.models),
+        "requests_per_minute": key.requests_per_minute,
         "admin": key.is_admin,
         "created_at": key.created_unix_s,
         "expires_at": key.expires_unix_s,

@@ -27,6 +27,8 @@ class ApiKey:
     """Of its requests, unless one says that it is of a later."""
     models: frozenset[str] | None = None
     """Served names it may ask. None: all."""
+    requests_per_minute: int | None = None
+    """To the endpoints that generate. None: as many as it likes."""
     is_admin: bool = False
     """May make and revoke keys and read metrics."""
     created_unix_s: int = 0

@@ -17,9 +17,11 @@ from pagoda_router.keys.key import ApiKey
 
 BUSY_S = 5.0
 """Wait for another process that writes."""
-INSERT = """INSERT INTO api_key (digest, id, prefix, name, tenant, request_class, models, is_admin, created_unix_s, expires_unix_s)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-SELECT = """SELECT digest, id, prefix, name, tenant, request_class, models, is_admin, created_unix_s, expires_unix_s, revoked_unix_s
+INSERT = """INSERT INTO api_key (
+    digest, id, prefix, name, tenant, request_class, models, requests_per_minute, is_admin, created_unix_s, expires_unix_s
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+SELECT = """SELECT
+    digest, id, prefix, name, tenant, request_class, models, requests_per_minute, is_admin, created_unix_s, expires_unix_s, revoked_unix_s
 FROM api_key ORDER BY created_unix_s, id"""
 
 
@@ -44,6 +46,7 @@ class KeyStore:
             key.tenant,
             key.request_class.value,
             models,
+            key.requests_per_minute,
             key.is_admin,
             key.created_unix_s,
             key.expires_unix_s,
@@ -63,21 +66,7 @@ class KeyStore:
         """By digest, oldest first; expired and revoked ones too."""
         with self._connection() as connection:
             rows = connection.execute(SELECT).fetchall()
-        return {
-            digest: ApiKey(
-                id=key_id,
-                prefix=prefix,
-                name=name,
-                tenant=tenant,
-                request_class=RequestClass(request_class),
-                models=None if models is None else frozenset(msgspec.json.decode(models, type=list[str])),
-                is_admin=bool(is_admin),
-                created_unix_s=created,
-                expires_unix_s=expires,
-                revoked_unix_s=revoked,
-            )
-            for digest, key_id, prefix, name, tenant, request_class, models, is_admin, created, expires, revoked in rows
-        }
+        return {row[0]: _key(*row[1:]) for row in rows}
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -88,6 +77,35 @@ class KeyStore:
             yield connection
         finally:
             connection.close()
+
+
+def _key(
+    key_id: str,
+    prefix: str,
+    name: str,
+    tenant: str,
+    request_class: str,
+    models: str | None,
+    requests_per_minute: int | None,
+    is_admin: int,
+    created_unix_s: int,
+    expires_unix_s: int | None,
+    revoked_unix_s: int | None,
+) -> ApiKey:
+    """Of SELECT's columns, the digest left out."""
+    return ApiKey(
+        id=key_id,
+        prefix=prefix,
+        name=name,
+        tenant=tenant,
+        request_class=RequestClass(request_class),
+        models=None if models is None else frozenset(msgspec.json.decode(models, type=list[str])),
+        requests_per_minute=requests_per_minute,
+        is_admin=bool(is_admin),
+        created_unix_s=created_unix_s,
+        expires_unix_s=expires_unix_s,
+        revoked_unix_s=revoked_unix_s,
+    )
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -6,6 +6,7 @@ CREATE TABLE api_key (
     tenant TEXT NOT NULL,
     request_class TEXT NOT NULL,
     models TEXT,
+    requests_per_minute INTEGER,
     is_admin INTEGER NOT NULL,
     created_unix_s INTEGER NOT NULL,
     expires_unix_s INTEGER,
