@@ -11,6 +11,10 @@ from pagoda_router.rates import WorkerRates
 from pagoda_router.tracing.record import WorkerTimes
 from pagoda_router.wire import worker_pb2 as wire
 
+FRESH_S = 10.0
+"""For so long after its last token a step's time is believed. Then the worker counts as the mean of the others and is tried: a bad figure
+that keeps everybody away would never be mended."""
+
 
 class WorkerKnowledge:
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -20,6 +24,7 @@ class WorkerKnowledge:
         self._prefixes: KnownPrefixes | None = None
         """None: its block size is not known yet."""
         self._heard_s = clock()
+        self._decoded_s = self._heard_s
         self._step = -1
         self._step_at_us = 0
         """Of the last frame."""
@@ -71,6 +76,18 @@ class WorkerKnowledge:
         if step == self._step + 1 and frame.request_ids and not (frame.started or frame.finishes or state.queued_prefill_tokens):
             self.rates.decoded(max(len(frame.request_ids), state.num_running), (at_us - self._step_at_us) / 1000)
         self._step, self._step_at_us = step, at_us
+        if frame.request_ids:
+            self._decoded_s = self._heard_s
+
+    def step_ms(self, running: int) -> float:
+        """0: nobody knows, or nobody knows any more."""
+        return self.rates.step_ms(running) if self._is_fresh(running) else 0.0
+
+    def step_ms_per_sequence(self, running: int) -> float | None:
+        return self.rates.steps.per_sequence_ms if self._is_fresh(running) else None
+
+    def _is_fresh(self, running: int) -> bool:
+        return running > 0 or self._clock() - self._decoded_s < FRESH_S
 
     def woken(self) -> None:
         """Its first request after a pause goes out: silence counts from here."""
