@@ -31,6 +31,8 @@ from pagoda_router.fleet import Fleet
 from pagoda_router.fleet_metrics import FleetCollector, PlacementCollector
 from pagoda_router.generation import ModelName
 from pagoda_router.internal import Probes, first_of, fleet_report, internal_app, routes
+from pagoda_router.keys.keyring import Keyring
+from pagoda_router.keys.store import KeyStore
 from pagoda_router.lanes import QueueLimits
 from pagoda_router.listeners import Listeners, address, bind, closing_when
 from pagoda_router.logs import log_to_stderr
@@ -59,6 +61,7 @@ def main() -> int:
         public = bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT", reuse_port=settings.reuse_port)
         internal = bind(settings.bind_host, settings.internal_port, "PAGODA_INTERNAL_PORT")
         artifacts = _open_cache(settings)
+        keys = None if settings.key_file is None else KeyStore(settings.key_file)
     except ConfigError as error:
         sys.stderr.write(f"pagoda-router: {error}\n")
         return 2
@@ -66,14 +69,16 @@ def main() -> int:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which no dashboard reads
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read at the first channel; its notes of every lost connection are not our log's form
     try:
-        uvloop.run(serve(settings, artifacts, public, internal))
+        uvloop.run(serve(settings, artifacts, keys, public, internal))
     except ConfigError as error:
         sys.stderr.write(f"pagoda-router: {error}\n")
         return 2
     return 0
 
 
-async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: socket.socket, internal: socket.socket) -> None:
+async def serve(
+    settings: RouterSettings, artifacts: ArtifactCache, keys: KeyStore | None, public: socket.socket, internal: socket.socket
+) -> None:
     """Until a signal, then until drained."""
     router_id = settings.pod_name or f"router-{secrets.token_hex(6)}"
     registry = CollectorRegistry()
@@ -90,10 +95,12 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
     discovery = await _discover(settings, fleet.apply)
     probes = Probes(fleet, lambda: fleet.is_loaded)
     probe_routes = routes(probes, registry)
+    keyring = Keyring(settings.api_key, keys, calendar=time.time)
     app = create_app(
         dispatcher=dispatcher,
         catalog=fleet,
-        settings=SurfaceSettings(api_key=settings.api_key, max_body_bytes=settings.max_body_bytes),
+        settings=SurfaceSettings(max_body_bytes=settings.max_body_bytes),
+        keyring=keyring,
         observer=metrics,
         tracer=Tracer(ring, exporter, clock=time.monotonic, calendar=time.time),
         open_routes={path: probe_routes[path] for path in ("/health", "/ready")},
@@ -112,8 +119,11 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
     listeners = Listeners((public, outer), (internal, inner), drain_s=settings.drain_s, linger_s=settings.linger_s)
     stopping = _on_signals(listeners)
     watching = asyncio.create_task(discovery.run, name="discovery")
+    refreshing = asyncio.create_task(keyring.run(), name="keys")
     listeners.start()
     log.info("listening http=%s internal=%s fleet=%s", address(public), address(internal), discovery.where)
+    if keyring.is_open:
+        log.info("no API key is needed: only this machine reaches the router; set PAGODA_API_KEY to need one")
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, 20, 20)
@@ -124,8 +134,9 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
     probes.draining = True
     await listeners.drain(lambda: dispatcher.shut_down("the router is shutting down: send the request again"))
     watching.cancel()
+    refreshing.cancel()
     await fleet.close()
-    await asyncio.gather(watching, return_exceptions=True)
+    await asyncio.gather(watching, refreshing, return_exceptions=True)
     await discovery.close()
     if exporter is not None:
         await asyncio.to_thread(exporter.stop)

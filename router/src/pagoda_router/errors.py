@@ -4,6 +4,7 @@ RouterError
 │   └── ContextTooLong      400   code context_length_exceeded
 ├── Unauthorized            401
 ├── ForeignHost             403   a name that is not this machine's, on a router without keys
+├── Forbidden               403   the key is known and may not do this
 ├── ModelNotFound           404
 ├── NotFound                404   no such route
 ├── MethodNotAllowed        405
@@ -11,10 +12,12 @@ RouterError
 ├── BodyTooLarge            413
 ├── Overloaded              429   carries retry_after_s
 │   └── DeadlineInfeasible  429   what waits ahead takes longer than its deadline allows: not worth a retry
+├── RateLimited             429   the key's own limit; carries retry_after_s
 ├── NoWorker                503   carries retry_after_s
 │   ├── ColdStart           503   waited for a worker to come, or too many do already
 │   ├── ModelUnavailable    503   no worker will come until somebody changes something: not worth a retry
 │   └── Starting            503   the router has not read its models yet
+├── KeysUnavailable         503   keys are kept nowhere, or their database does not answer: an administrator's errand
 ├── UpstreamFailed          502   a worker or its engine was lost under this request
 └── DeadlineExceeded        504   the request's own deadline passed
 
@@ -61,6 +64,12 @@ class ForeignHost(RouterError):
     status = 403
     type = "permission_error"
     code = "foreign_host"
+
+
+class Forbidden(RouterError):
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
 
 
 class ModelNotFound(RouterError):
@@ -110,6 +119,12 @@ class DeadlineInfeasible(Overloaded):
     worth_a_retry = False
 
 
+class RateLimited(RouterError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
 class NoWorker(RouterError):
     status = 503
     type = "server_error"
@@ -127,6 +142,12 @@ class ModelUnavailable(NoWorker):
 
 class Starting(NoWorker):
     code = "router_starting"
+
+
+class KeysUnavailable(RouterError):
+    status = 503
+    type = "server_error"
+    code = "keys_unavailable"
 
 
 class UpstreamFailed(RouterError):

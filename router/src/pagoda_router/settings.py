@@ -41,7 +41,9 @@ class RouterSettings:
     cache_dir: Path
     """Tokenizers and chat templates by content hash, and what each model last described; survives restarts."""
     api_key: str | None = None
-    """Bearer of /v1. None: open."""
+    """An admin key that is in no database: with it, keys are needed. None: open on loopback, and keys only say whose a request is."""
+    database: Path | None = None
+    """SQLite file of keys. None: see key_file."""
     max_body_bytes: int = 10 * 2**20
     max_queue_tokens: int = 200_000
     """Prompt + predicted output of what may wait for one model; about a minute of a small GPU's work. A manifest's
@@ -80,6 +82,13 @@ class RouterSettings:
     def is_loopback(self) -> bool:
         return is_loopback(self.bind_host)
 
+    @property
+    def key_file(self) -> Path | None:
+        """None: no keys but api_key. In a cluster unless database is set: a pod's files end with it, and its siblings do not see them."""
+        if self.database is not None or self.discovery == "kubernetes":
+            return self.database
+        return self.cache_dir / "router.sqlite3"
+
 
 def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
     """Raises ConfigError with one line."""
@@ -102,6 +111,7 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         else _path(values, "fleet_file", "the file in which the supervisor lists models and workers"),
         cache_dir=_path(values, "cache_dir", "a writable folder for tokenizers and chat templates"),
         api_key=values.get("api_key") or None,
+        database=Path(values["database"]) if values.get("database") else None,
         max_body_bytes=_whole(values, "max_body_bytes", 10 * 2**20, least=1024),
         max_queue_tokens=_whole(values, "max_queue_tokens", 200_000, least=0),
         queue_timeout_s=_seconds(values, "queue_timeout_s", 60.0),

@@ -43,7 +43,9 @@ class Completions:
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
         if self._catalog.relays:
-            entry = self._catalog.get(model_named(call.body))
+            name = model_named(call.body)
+            call.key.require_model(name)
+            entry = self._catalog.get(name)
             call, backend = self._chosen(call, entry)
             if backend != OWN_BACKEND:
                 keep_alive = partial(self._keep_alive, call, entry.served_name, exchange)
@@ -51,6 +53,7 @@ class Completions:
                 return
         is_chat = call.outcome.endpoint == "chat"
         request = parse_request(call.body, ChatRequest) if is_chat else parse_request(call.body, CompletionRequest)
+        call.key.require_model(request.model)
         entry = self._catalog.get(request.model)
         if not self._catalog.relays:
             call, _ = self._chosen(call, entry)

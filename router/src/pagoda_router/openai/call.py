@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pagoda_router.asgi import Headers
 from pagoda_router.generation import NOBODY, Sender
+from pagoda_router.keys.key import ANYONE, ApiKey
 from pagoda_router.openai.features import NO_WISHES, Wishes
 from pagoda_router.surface import RequestOutcome
 from pagoda_router.tracing.record import RequestTrace
@@ -16,6 +17,8 @@ class Call:
     """Go onto the answer."""
     trace: RequestTrace
     outcome: RequestOutcome
+    key: ApiKey = ANYONE
+    """Whose request it is."""
     wants_trace: bool = False
     """In the answer."""
     wishes: Wishes = NO_WISHES

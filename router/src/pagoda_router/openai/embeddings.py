@@ -44,6 +44,7 @@ class Embeddings:
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
         request = parse_request(call.body, EmbeddingRequest)
+        call.key.require_model(request.model)
         entry = self._catalog.get(request.model)
         outcome = call.outcome
         outcome.model, outcome.served_name = entry.model, request.model

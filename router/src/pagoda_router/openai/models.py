@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from pagoda_router.generation import Catalog, CatalogEntry
+from pagoda_router.keys.key import ApiKey
 from pagoda_router.relays import OWN_BACKEND
 
 
@@ -25,10 +26,14 @@ def _variants(entry: CatalogEntry) -> list[dict[str, Any]]:
     return [{"name": name, "backend": backend} for name, backend in zip(entry.variants, backends, strict=True)]
 
 
-def model_list_body(catalog: Catalog) -> bytes:
-    return msgspec.json.encode({"object": "list", "data": [model_card(entry) for entry in catalog.list()]})
+def model_list_body(catalog: Catalog, key: ApiKey) -> bytes:
+    """Those that the key may ask."""
+    return msgspec.json.encode(
+        {"object": "list", "data": [model_card(entry) for entry in catalog.list() if key.may_ask(entry.served_name)]}
+    )
 
 
-def model_body(catalog: Catalog, served_name: str) -> bytes:
-    """Raises ModelNotFound."""
+def model_body(catalog: Catalog, served_name: str, key: ApiKey) -> bytes:
+    """Raises ModelNotFound, Forbidden."""
+    key.require_model(served_name)
     return msgspec.json.encode(model_card(catalog.get(served_name)))
