@@ -1,5 +1,5 @@
-"""Exchanges of other people's servers, byte for byte where bytes matter: in the shapes of vLLM 0.32 (the real one: `make test-vllm`), TGI 3 and
-TensorRT-LLM 1, as their documentation and sources give them. Text is shortened, ids are invented.
+"""Exchanges of other people's servers, byte for byte where bytes matter: in the shapes of vLLM 0.32 (the real one: `make test-vllm`), TGI 3
+and TensorRT-LLM 1, as their documentation and sources give them. Text is shortened, ids are invented.
 """
 
 from typing import Any

@@ -70,7 +70,7 @@ class Progress:
     def apply(self, stream: GenerationStream, position: int, events: Sequence[Event]) -> list[Delta]:
         deltas: list[Delta] = []
         for event in events:
-            if isinstance(event, (Started, PromptLogprobs, Embedded)):
+            if isinstance(event, (Started, PromptLogprobs, Embedded, Relayed)):
                 self._saw(position, event)
                 continue
             choice = self.choices[position * self._n + event.sequence]
