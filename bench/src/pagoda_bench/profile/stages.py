@@ -13,7 +13,17 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("template and tokens in", ("pagoda_router/chat.py", "/jinja2/")),
     ("tokens to text", ("pagoda_router/tokens.py", "openai/sequence.py", "pagoda_router/stop.py", "/tokenizers/")),
     ("writing events", ("openai/formats.py", "openai/answers.py", "openai/keepalive.py", "openai/run.py")),
-    ("surface", ("pagoda_router/app.py", "pagoda_router/surface.py", "pagoda_router/admin.py", "openai/")),
+    (
+        "surface",
+        (
+            "pagoda_router/app.py",
+            "pagoda_router/surface.py",
+            "pagoda_router/admin.py",
+            "pagoda_router/hosts.py",
+            "pagoda_router/keys/",
+            "openai/",
+        ),
+    ),
     (
         "admission and placement",
         (
@@ -43,7 +53,16 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("session with the worker", ("pagoda_router/backends/", "pagoda_router/wire/", "/grpc/", "/google/protobuf/")),
     ("tracing", ("pagoda_router/tracing/", "/opentelemetry/")),
-    ("metrics", ("pagoda_router/metrics.py", "pagoda_router/fleet_metrics.py", "pagoda_router/objectives.py", "/prometheus_client/")),
+    (
+        "metrics",
+        (
+            "pagoda_router/metrics.py",
+            "pagoda_router/series.py",
+            "pagoda_router/fleet_metrics.py",
+            "pagoda_router/objectives.py",
+            "/prometheus_client/",
+        ),
+    ),
     ("event loop in Python", ("/asyncio/", "/uvloop/", "/contextlib.py", "<frozen")),
 )
 """The first that a file's path contains decides."""
