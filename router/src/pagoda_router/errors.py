@@ -14,8 +14,11 @@ RouterError
 ├── NoWorker                503   carries retry_after_s
 │   ├── ColdStart           503   waited for a worker to come, or too many do already
 │   ├── ModelUnavailable    503   no worker will come until somebody changes something: not worth a retry
+│   ├── RetryBudgetSpent    503   its worker was lost, and so many were that this one is not tried again
 │   └── Starting            503   the router has not read its models yet
 ├── UpstreamFailed          502   a worker or its engine was lost under this request
+│   ├── FirstTokenTimeout   504   the worker that had it said nothing for too long
+│   └── TokenTimeout        504   the same in the middle of an answer
 └── DeadlineExceeded        504   the request's own deadline passed
 
 Mapped once, in openai/errors.py, to {"error": {"message", "type", "param", "code"}} and the status above.
@@ -129,10 +132,24 @@ class Starting(NoWorker):
     code = "router_starting"
 
 
+class RetryBudgetSpent(NoWorker):
+    code = "retry_budget_spent"
+
+
 class UpstreamFailed(RouterError):
     status = 502
     type = "server_error"
     code = "worker_lost"
+
+
+class FirstTokenTimeout(UpstreamFailed):
+    status = 504
+    code = "first_token_timeout"
+
+
+class TokenTimeout(UpstreamFailed):
+    status = 504
+    code = "token_timeout"
 
 
 class DeadlineExceeded(RouterError):

@@ -124,6 +124,8 @@ class Generation:
     """The client insists on this one. None: by weight."""
     arrival: Arrival | None = None
     """From Dispatcher.hold; None: it arrives now."""
+    resume_ids: Sequence[int] = ()
+    """Output that a lost worker gave (n is 1): context for the next one, counted as output, not sent again."""
     trace: GenerationTrace = field(default_factory=GenerationTrace, compare=False, repr=False)
     """Written while it is placed and runs."""
 
@@ -137,6 +139,7 @@ class EndReason(StrEnum):
     DEADLINE = "deadline"
     ENGINE_ERROR = "engine_error"
     SHUTDOWN = "shutdown"
+    TIMED_OUT = "timed_out"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ class Pending(Held):
     """Workers that refused or lost it."""
     attempts: int = 0
     retries: int = 0
+    served_variant: str | None = None
+    """Of the worker that has it; None: none has."""
     chain: PrefixChain | None = None
     """Of its prompt's blocks, once somebody looked for them."""
 

@@ -56,6 +56,11 @@ class Placer:
         """Of the workers that may run it."""
         return [link.view() for link in self._fleet.links(request.model) if request.variant in (None, link.endpoint.variant)]
 
+    def can_resume(self, request: Pending) -> bool:
+        """Some worker of the variant that had it, here or to come, goes on with what another began."""
+        links = self._fleet.links(request.model)
+        return any(link.can_resume and request.served_variant in (None, link.endpoint.variant) for link in links)
+
     def _start_those_that_fit(self, lane: Lane) -> None:
         lane.room.start_those_that_fit(self._start, self._clock())
 
@@ -90,9 +95,12 @@ class Placer:
             return True
         now_s = self._clock()
         links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
+        if request.generation.resume_ids:
+            links = {worker: link for worker, link in links.items() if link.can_resume}
         if request.chain is None:
             salt = request.generation.cache_salt
-            request.chain = chain_of(request.generation.prompt_ids, self._fleet.block_size(request.model), salt)
+            context = [*request.generation.prompt_ids, *request.generation.resume_ids] if request.generation.resume_ids else None
+            request.chain = chain_of(context or request.generation.prompt_ids, self._fleet.block_size(request.model), salt)
         model = self._fleet.find(request.model)
         policy = POLICY if model is None else model.policy
         choice = self._chooser.choose(list(links.values()), request.cost, request.chain, now_s, avoid=request.avoid, policy=policy)
@@ -113,6 +121,7 @@ class Placer:
         stream = link.submit(generation, cost, found.reserved_tokens, request.chain)
         self._chooser.placed(choice, generation, stream.times, now_s)
         waiting.service_tokens = cost.service_tokens
+        request.served_variant = waiting.group
         request.place.set_result(stream)
         request.note_attempt(found, now_s, stream.times)
         self._metrics.placed(request.model, request.request_class, now_s - request.arrived_s, found)

@@ -26,7 +26,7 @@ class RefusedByWorker(Exception):
         """What the client gets at once; None: worth another worker or another moment."""
 
 
-Failure = Literal["worker_lost", "worker_drained", "engine_error", "refused"]
+Failure = Literal["worker_lost", "worker_drained", "engine_error", "refused", "timed_out"]
 """What a worker can do to a request, other than answer it."""
 
 
@@ -72,7 +72,9 @@ class BackendStream(Protocol):
 
     worker: WorkerId
     lost: bool
-    """The worker went away under it."""
+    """The worker went away under it, or was given up."""
+    progress: int
+    """Grows with every batch of tokens that arrived."""
     begun: bool
     """Its prefill began: only then can it have hurt an engine."""
     failure: str
@@ -83,6 +85,11 @@ class BackendStream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[list[Event]]: ...
 
+    @property
+    def is_awaited(self) -> bool:
+        """Somebody waits for more of it."""
+        ...
+
     def stop(self, sequence: int) -> None: ...
 
     async def wait_for_output(self) -> None:
@@ -91,6 +98,10 @@ class BackendStream(Protocol):
 
     def end_all(self, reason: EndReason, detail: str) -> None:
         """Every open sequence ends now, for its reader and on the worker."""
+        ...
+
+    def give_up(self, detail: str) -> None:
+        """Its worker hangs: every open sequence ends with EndReason.TIMED_OUT, as lost, and is cancelled there should it ever wake."""
         ...
 
     def abandon(self) -> None:
@@ -103,6 +114,8 @@ class WorkerLink(Protocol):
     worker: WorkerId
     accepting: bool
     """Discovery wants new requests here."""
+    can_resume: bool
+    """It takes a Generation's resume_ids for output of its own: streams may go on here that another worker began."""
 
     @property
     def block_size(self) -> int | None:

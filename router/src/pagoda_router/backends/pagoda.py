@@ -87,6 +87,7 @@ class PagodaLink:
         self.endpoint = endpoint
         self.worker = WorkerId(f"{endpoint.name}@{endpoint.target}")
         self.accepting = True
+        self.can_resume: bool = True
         self._router_id = router_id
         self._token = token
         self._artifacts = artifacts
