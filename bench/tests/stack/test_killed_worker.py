@@ -11,7 +11,7 @@ from pagoda_bench.local_stack import LocalStack, local_stack
 
 SCHEMA = {
     "type": "object",
-    "properties": {"names": {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 12, "maxItems": 12}},
+    "properties": {"names": {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 8, "maxItems": 8}},
     "required": ["names"],
     "additionalProperties": False,
 }
@@ -26,14 +26,14 @@ def pair(tmp_path: Path) -> Iterator[LocalStack]:
 
 
 async def test_answers_of_a_killed_worker_come_out_as_they_would_have(pair: LocalStack) -> None:
-    greedy = bodies(20, 120)
-    penalised = [{**body, "frequency_penalty": 0.5, "temperature": 0.8, "seed": 5} for body in bodies(4, 120)]
+    greedy = bodies(20, 80)
+    penalised = [{**body, "frequency_penalty": 0.5, "temperature": 0.8, "seed": 5} for body in bodies(4, 80)]
     formed = [
-        {"prompt": f"names {number}: ", "max_tokens": 400, "temperature": 0, "structured_outputs": {"json": SCHEMA}} for number in range(4)
+        {"prompt": f"names {number}: ", "max_tokens": 300, "temperature": 0, "structured_outputs": {"json": SCHEMA}} for number in range(4)
     ]
     asked = [*greedy, *penalised, *formed]
     calm = await read_all(pair, asked)
-    disturbed = await read_all(pair, asked, kill_after=600)
+    disturbed = await read_all(pair, asked, kill_after=400)
     assert await replays(pair) > 0, "the killed worker had answers under way"
     assert [seen.error for seen in disturbed] == [""] * len(asked)
     for before, after in zip(calm, disturbed, strict=True):
@@ -43,4 +43,4 @@ async def test_answers_of_a_killed_worker_come_out_as_they_would_have(pair: Loca
         assert after.usage["completion_tokens"] == before.usage["completion_tokens"]
         assert after.usage["prompt_tokens"] == before.usage["prompt_tokens"]
     for seen in disturbed[-len(formed) :]:
-        assert len(json.loads(seen.text)["names"]) == 12
+        assert len(json.loads(seen.text)["names"]) == 8
