@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,14 @@ def model_object(name: str = "tiny", **fields: Any) -> ModelObject:
     return ModelObject(name=ModelName(name), **fields)
 
 
-def generation(prompt_tokens: int = 3, max_tokens: int = 16, **fields: Any) -> Generation:
+_BEGINNINGS = count(1)
+
+
+def generation(prompt_tokens: int = 3, max_tokens: int = 16, *, first_id: int | None = None, **fields: Any) -> Generation:
+    """Each begins otherwise than any other, unless `first_id` says how: prompts with one beginning share blocks, and pay for them once."""
+    first = next(_BEGINNINGS) if first_id is None else first_id
     fields = {"request_id": "r", "model": ModelName("tiny"), "explicit_max_tokens": True, **fields}
-    return Generation(prompt_ids=list(range(1, prompt_tokens + 1)), max_tokens=max_tokens, **fields)
+    return Generation(prompt_ids=list(range(first, first + prompt_tokens)), max_tokens=max_tokens, **fields)
 
 
 class Rig:

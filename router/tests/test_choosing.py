@@ -9,13 +9,18 @@ from fleet_rig import Rig, generation, model_object, rig
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.discovery.snapshot import parse_snapshot
-from pagoda_router.generation import ModelName
+from pagoda_router.generation import Generation, ModelName
 from pagoda_router.placement_admin import PlacementAdmin
 from pagoda_router.policy import PolicyName
 from pagoda_router.prefixes import chain_of
 from pagoda_router.wire import worker_pb2 as wire
 
 TINY = ModelName("tiny")
+
+
+def conversation(prompt_tokens: int, max_tokens: int = 16, **fields: Any) -> Generation:
+    """The same one, so far."""
+    return generation(prompt_tokens, max_tokens, first_id=1, **fields)
 
 
 @asynccontextmanager
@@ -50,12 +55,12 @@ async def run_through(router: Rig, workers: list[ScriptedWorker], wanted: Any) -
 
 def cached(router: Rig, name: str, prompt_tokens: int) -> int:
     (link,) = [link for link in router.fleet.links(TINY) if link.endpoint.name == name]
-    return link.view(None, chain_of(generation(prompt_tokens).prompt_ids, 16)).cached_tokens
+    return link.view(None, chain_of(conversation(prompt_tokens).prompt_ids, 16)).cached_tokens
 
 
 async def test_a_burst_of_one_prompt_goes_together_before_anything_is_computed(tmp_path):
     async with fleet(tmp_path) as (workers, router):
-        asked = [await placed(router, workers, generation(200)) for _ in range(3)]
+        asked = [await placed(router, workers, conversation(200)) for _ in range(3)]
         assert len({worker.name for worker, _, _ in asked}) == 1
         for worker, request_id, task in asked:
             worker.finish(request_id)
@@ -67,26 +72,38 @@ async def test_load_counts_from_the_moment_a_request_is_sent(tmp_path):
     """Prompts that share nothing, and workers that have said nothing yet."""
     async with fleet(tmp_path) as (workers, router):
         prompts = [generation(200, 16), generation(216, 16)]
-        prompts[1].prompt_ids[0] = 77
         asked = [await placed(router, workers, each) for each in prompts]
         assert {worker.name for worker, _, _ in asked} == {"w0", "w1"}
         for _, _, task in asked:
             task.cancel()
 
 
+async def test_a_prefix_that_another_request_holds_is_not_paid_for_twice(tmp_path):
+    """Worth more than speed: else a worker runs two requests with one long prompt where it could run twenty."""
+    async with fleet(tmp_path, 1) as ((worker,), router):
+        _, first, one = await placed(router, [worker], conversation(600, 8))
+        assert worker.reserved_tokens == 608
+        _, second, other = await placed(router, [worker], conversation(600, 8))
+        assert worker.reserved_tokens == 608 + 16
+        for request_id, task in ((first, one), (second, other)):
+            worker.finish(request_id)
+            await task
+        assert router.outstanding_tokens == 0
+
+
 async def test_a_conversation_returns_to_the_worker_that_has_its_past(tmp_path):
     async with fleet(tmp_path) as (workers, router):
-        first = await run_through(router, workers, generation(160))
+        first = await run_through(router, workers, conversation(160))
         assert cached(router, first.name, 300) == 160
         for longer in (200, 240, 300):
-            assert await run_through(router, workers, generation(longer)) is first
+            assert await run_through(router, workers, conversation(longer)) is first
 
 
 async def test_the_workers_cache_events_correct_what_was_expected(tmp_path):
     async with fleet(tmp_path, 1) as ((worker,), router):
         assert (await worker.hellos.get()).wants_cache_events
-        await run_through(router, [worker], generation(64))
-        hashes = chain_of(generation(96).prompt_ids, 16).hashes
+        await run_through(router, [worker], conversation(64))
+        hashes = chain_of(conversation(96).prompt_ids, 16).hashes
 
         def tell(kind: Any, *told: bytes) -> None:
             event = wire.CacheEvent(kind=kind, model="tiny", block_size=16, hash_version=1, block_hashes=b"".join(told))
@@ -103,7 +120,7 @@ async def test_the_workers_cache_events_correct_what_was_expected(tmp_path):
 
 async def test_a_lost_session_forgets_what_the_worker_had(tmp_path):
     async with fleet(tmp_path, 1) as ((worker,), router):
-        await run_through(router, [worker], generation(64))
+        await run_through(router, [worker], conversation(64))
         assert cached(router, "w0", 64) == 64
         worker.break_session()
         await router.until(lambda: not router.fleet.links(TINY)[0].view().routable)
@@ -113,7 +130,7 @@ async def test_a_lost_session_forgets_what_the_worker_had(tmp_path):
 
 async def test_a_request_that_never_began_leaves_nothing_expected(tmp_path):
     async with fleet(tmp_path, 1) as ((worker,), router):
-        _, request_id, task = await placed(router, [worker], generation(64))
+        _, request_id, task = await placed(router, [worker], conversation(64))
         assert cached(router, "w0", 64) == 64
         task.cancel()
         await worker.next_cancel()
@@ -130,28 +147,28 @@ async def test_an_older_worker_without_cache_events_is_asked_again_without_them(
 
 async def test_a_worker_that_fails_request_after_request_gets_no_more_of_them(tmp_path):
     async with fleet(tmp_path, policy=PolicyName.PREFIX) as (workers, router):
-        bad = await run_through(router, workers, generation(160))
+        bad = await run_through(router, workers, conversation(160))
         (good,) = [worker for worker in workers if worker is not bad]
         for _ in range(3):
-            worker, request_id, task = await placed(router, workers, generation(160))
+            worker, request_id, task = await placed(router, workers, conversation(160))
             assert worker is bad
             worker.tokens(request_id, [5], started=True)
             worker.finish(request_id, wire.FINISH_ENGINE_ERROR, detail="the engine died")
             await task
-        assert await run_through(router, workers, generation(160)) is good
+        assert await run_through(router, workers, conversation(160)) is good
 
 
 async def test_turns_go_round_in_a_model_that_asks_for_round_robin(tmp_path):
     async with fleet(tmp_path, 3, policy=PolicyName.ROUND_ROBIN) as (workers, router):
-        turns = [(await run_through(router, workers, generation(64))).name for _ in range(6)]
+        turns = [(await run_through(router, workers, conversation(64))).name for _ in range(6)]
         assert turns[:3] == turns[3:]
         assert len(set(turns)) == 3
 
 
 async def test_every_decision_can_be_asked_for_with_what_came_of_it(tmp_path):
     async with fleet(tmp_path) as (workers, router):
-        await run_through(router, workers, generation(160, request_id="first"))
-        worker, request_id, task = await placed(router, workers, generation(200, request_id="second"))
+        await run_through(router, workers, conversation(160, request_id="first"))
+        worker, request_id, task = await placed(router, workers, conversation(200, request_id="second"))
         worker.tokens(request_id, [5], started=True)
         timings = wire.Timings(received_mono_us=1000, first_scheduled_mono_us=1500, first_token_mono_us=13_000, last_token_mono_us=43_000)
         worker.finish(request_id, tokens=4, timings=timings)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,9 @@ def test_text_shows_while_it_arrives_and_stop_ends_the_work(
         page.get_by_role("button", name="Stop").click()
         expect(page.locator(".turn.assistant .note")).to_have_text("stopped")
         expect(page.get_by_role("button", name="Send")).to_be_enabled()
+        deadline_s = time.monotonic() + 30  # the page says so at once; the server hears of it a moment later, in its own thread
+        while not dispatcher.left.is_set() and time.monotonic() < deadline_s:
+            page.wait_for_timeout(20)
         assert dispatcher.left.is_set()
         assert dispatcher.running == 0
 

@@ -44,6 +44,7 @@ async def test_a_submit_carries_everything_that_was_asked(tmp_path, worker):
     async with rig(tmp_path, worker) as router:
         sampling = Sampling(temperature=0.5, top_p=0.9, top_k=7, min_p=0.25, seed=11, logit_bias={4: -1.5}, presence_penalty=0.5)
         wanted = generation(
+            first_id=1,
             max_tokens=9, n=2, sampling=sampling, min_tokens=2, stop_token_ids=(8,), ignore_eos=True, top_logprobs=0, cache_salt=b"t",
             priority=-3, deadline_s=9.0, traceparent="00-a-b-01",
         )  # fmt: skip

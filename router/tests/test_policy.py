@@ -32,6 +32,11 @@ CHOICES = [
     ),
     ("the faster machine", [view("slow", prefill_tokens_per_s=200.0), view("fast", prefill_tokens_per_s=5000.0)], "fast"),
     ("a fast one with some load before a slow idle one", [view("slow", prefill_tokens_per_s=100.0), view("fast", running=4)], "fast"),
+    (
+        "a busy one before one that has not said a word for a second",
+        [view("stuck", running=1, silent_s=1.0), view("busy", running=8)],
+        "busy",
+    ),
     ("nobody waiting before somebody waiting", [view("waiting", running=8, waiting=9), view("full", running=8)], "full"),
     ("the one with room", [view("full", reservable_tokens=None), view("open", running=8)], "open"),
     ("one that takes requests", [view("draining", routable=False, reason="the worker is draining"), view("open", running=8)], "open"),
@@ -89,7 +94,7 @@ def test_the_reason_is_one_of_a_closed_set(workers, avoid, reason):
 def test_a_placement_explains_itself():
     a, b = view("a", running=4), view("b", queued_prefill_tokens=400, cached_tokens=32)
     found = place(COST, [b, a], Random(0))
-    scores = ((a, pytest.approx(110 + 32 * 15)), (b, pytest.approx(468 + 32 * 10 - 16)))
+    scores = ((a, pytest.approx(110 + 16 * 15)), (b, pytest.approx(468 + 16 * 10 - 16)))
     assert found == Placement(
         WorkerId("a"), 160, pytest.approx(110.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(468.0), 0,
         pytest.approx(15.0), PolicyName.PREDICTED, scores, 2,
@@ -149,7 +154,8 @@ BY_POLICY = [
     ("the cached prefix while it costs little", "predicted", [view("idle"), queued("cached", 60, 96)], "cached"),
     ("another one when the cached one is busy", "predicted", [view("idle"), queued("cached", 900, 96)], "idle"),
     ("an idle worker of another lane", "length", [view("own", running=1), view("other")], "other"),
-    ("the own lane among busy workers", "length", [view("own", running=6), view("other", running=1)], "own"),
+    ("the own lane among busy workers", "length", [view("own", running=5), view("other", running=4)], "own"),
+    ("another lane when the own one is overrun", "length", [view("own", running=6), view("other", running=1)], "other"),
     ("the own zone among equals", "predicted", [view("far", is_elsewhere=True), view("near")], "near"),
     ("another zone when the own one is busy", "predicted", [view("far", is_elsewhere=True), view("near", running=1)], "far"),
 ]  # fmt: skip

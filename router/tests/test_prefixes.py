@@ -33,23 +33,35 @@ def test_blocks_of_another_size_say_nothing():
     known = KnownPrefixes(16)
     known.expect(chain_of(PROMPT, 16))
     assert known.cached_tokens(chain_of(PROMPT, 32)) == 0
-    assert known.expect(chain_of(PROMPT, 32)) == ()
+    known.expect(chain_of(PROMPT, 32)).over()
+    assert len(known) == 6
 
 
 def test_what_a_request_that_never_began_was_expected_to_leave_is_taken_back():
     known, chain = KnownPrefixes(16), chain_of(PROMPT, 16)
-    new = known.expect(chain)
+    expectation = known.expect(chain)
     assert known.cached_tokens(chain) == 96
-    known.withdraw(new)
+    expectation.over()
     assert known.cached_tokens(chain) == 0
 
 
 def test_what_another_request_made_true_meanwhile_stays():
     known, chain = KnownPrefixes(16), chain_of(PROMPT, 16)
-    new = known.expect(chain)
+    expectation = known.expect(chain)
     known.stored(chain.hashes[:2])
-    known.withdraw(new)
+    expectation.over()
     assert known.cached_tokens(chain) == 32
+
+
+def test_a_block_is_held_until_the_last_request_with_it_is_over():
+    known, long, short = KnownPrefixes(16), chain_of(PROMPT, 16), chain_of(PROMPT[:40], 16)
+    first, second = known.expect(long), known.expect(short)
+    first.begun()
+    assert (known.held_tokens(long), known.held_tokens(short)) == (96, 32)
+    first.over()
+    assert (known.held_tokens(long), known.cached_tokens(long)) == (32, 96)
+    second.over()
+    assert (known.held_tokens(long), known.cached_tokens(long)) == (0, 96)
 
 
 def test_events_of_the_worker_correct_what_was_expected():

@@ -74,6 +74,13 @@ def test_a_large_request_is_overtaken_once_by_its_own_size_and_then_never():
     assert start_with(room, 100) == ["r0"]
 
 
+def test_a_warm_request_that_does_not_fit_keeps_no_smaller_cold_one_out():
+    room = room_of()
+    room.push(Waiting("warm", 1000, 1, cached_tokens=900))
+    room.push(Waiting("cold", 200, 2))
+    assert start_with(room, 500) == ["cold"]
+
+
 def test_a_scan_looks_only_so_far_ahead():
     room = room_of(*[100] * LOOK_AHEAD, 10)
     assert start_with(room, 50) == []

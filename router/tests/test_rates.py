@@ -30,7 +30,7 @@ def test_batches_of_one_size_teach_no_slope():
     for _ in range(500):
         line.observe(4, 10.0)
     assert line.per_sequence_ms is None
-    for sequences in (1, 8, 2, 16, 4):
+    for sequences in (1, 8, 2, 16, 4) * 3:
         line.observe(sequences, 8 + 0.5 * sequences)
     assert line.at(4) == pytest.approx(10, rel=0.1)
 
@@ -41,5 +41,34 @@ def test_the_workers_own_prefill_rate_is_believed_and_requests_fill_in_where_it_
     rates.prefilled(2000, 1.0)
     rates.prefilled(4, 1.0)
     assert rates.prefill_tokens_per_s == 2000
-    rates.told(1, 500.0, 10.0)
+    rates.told(500.0, 10.0)
     assert rates.prefill_tokens_per_s == 500
+
+
+def test_an_idle_workers_step_is_that_of_one_sequence_not_of_the_batch_it_had():
+    rates = WorkerRates()
+    rates.told(500.0, 40.0)
+    assert rates.step_ms(0) == 40
+    for sequences in list(range(1, 33)) * 3:
+        rates.decoded(sequences, 8 + sequences)
+    assert rates.step_ms(0) == pytest.approx(9, rel=0.05)
+    assert rates.step_ms(32) == pytest.approx(40, rel=0.05)
+
+
+def test_a_step_in_which_something_else_happened_teaches_nothing():
+    rates = WorkerRates()
+    rates.told(500.0, 10.0)
+    for sequences in list(range(1, 9)) * 10:
+        rates.decoded(sequences, 8 + sequences)
+        rates.decoded(sequences, 4000.0)
+    assert rates.step_ms(4) == pytest.approx(12, rel=0.05)
+
+
+def test_one_more_sequence_never_costs_more_than_its_share_of_the_largest_batch():
+    """A few noisy samples of two sizes can say anything."""
+    line = StepLine()
+    for _ in range(40):
+        line.observe(1, 1.0)
+        line.observe(2, 100.0)
+    assert line.per_sequence_ms == pytest.approx(50, rel=0.05)
+    assert line.at(2) == pytest.approx(100, rel=0.05)

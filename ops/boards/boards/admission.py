@@ -46,7 +46,7 @@ REFUSED = Row(
     (
         Panel(
             title="Rejections by reason",
-            description="queue_full: 429, the queue's tokens are used up. cold_start…: no worker ran. queue_timeout: waited in vain.",
+            description="queue_full: 429, the queue is full. displaced: its place went to another. cold_start…: no worker ran.",
             unit="reqps",
             stacked=True,
             queries=[Query(rate("pagoda_router_rejected_total", ROUTER, "model, reason"), "{{model}} {{reason}}")],

@@ -173,9 +173,10 @@ class CreditLedger:
         """The most that one request can ever get: what would be available with nothing in flight."""
         return min(self._granted_total - self._spent_total + self.outstanding_tokens, self.capacity_tokens)
 
-    def reservation_for(self, cost: Price) -> int | None:
-        """Tokens to reserve now, or None: wait. A request dearer than the whole share runs alone on all of it."""
-        wanted = min(cost.kv_tokens, self.share_tokens)
+    def reservation_for(self, cost: Price, shared_tokens: int = 0) -> int | None:
+        """Tokens to reserve now, or None: wait. A request dearer than the whole share runs alone on all of it. `shared_tokens`: in blocks
+        that another request holds there and has paid for."""
+        wanted = min(cost.kv_tokens - shared_tokens, self.share_tokens)
         return wanted if 0 < wanted <= self.available_tokens else None
 
     def spend(self, request: Hashable, tokens: int) -> None:

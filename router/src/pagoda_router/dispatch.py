@@ -20,7 +20,7 @@ from pagoda_router.choosing import WorkerChooser
 from pagoda_router.continuing import ContinuedStream
 from pagoda_router.decisions import DecisionRing
 from pagoda_router.demand import Demand
-from pagoda_router.errors import NoWorker, RouterError
+from pagoda_router.errors import NoWorker
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import (
     NOBODY,
@@ -195,7 +195,7 @@ class FleetDispatcher:
         lane, now_s = self._lane(request.model), self._clock()
         for waiting in self._refusals.make_room(lane, request, cost_tokens, self._limits, now_s):
             lane.room.remove(waiting)
-            _fail(waiting.request, self._refusals.displaced(lane, waiting, now_s))
+            waiting.request.fail(self._refusals.displaced(lane, waiting, now_s))
 
     async def _wait_for_place(self, pending: Pending) -> BackendStream:
         if self._shut_down:
@@ -222,8 +222,10 @@ class FleetDispatcher:
         )
         lane.room.push(waiting)
         self._placer.place_waiting(model, lane)
+        has_to_wait = not request.place.done()
         try:
-            if not request.place.done():
+            if has_to_wait:
+                waiting.cached_tokens = self._placer.cached_tokens(request)
                 self._watch_expiry()
                 self._queue_changed(model)
             return await request.place
@@ -235,7 +237,8 @@ class FleetDispatcher:
         finally:
             if lane.room.remove(waiting):
                 self._placer.place_waiting(model, lane)  # what waited behind it may fit
-            self._queue_changed(model)
+            if has_to_wait:
+                self._queue_changed(model)
 
     # ------------------------------------------------------------ waits that end
 
@@ -255,7 +258,7 @@ class FleetDispatcher:
                 error = self._refusals.overdue(lane, model, waiting, self._limits, now_s)
                 if error is not None:
                     lane.room.remove(waiting)
-                    _fail(waiting.request, error)
+                    waiting.request.fail(error)
             self._placer.place_waiting(name, lane)  # what waited behind them may fit
         if any(len(lane.room) for lane in self._lanes.values()):
             self._watch_expiry()
@@ -304,7 +307,7 @@ class FleetDispatcher:
         for lane in self._lanes.values():
             for waiting in list(lane.room):
                 lane.room.remove(waiting)
-                _fail(waiting.request, NoWorker(reason, retry_after_s=1.0))
+                waiting.request.fail(NoWorker(reason, retry_after_s=1.0))
         for stream in list(self._running):
             stream.end_all(EndReason.SHUTDOWN, reason)
 
@@ -324,8 +327,3 @@ class FleetDispatcher:
     def _queue_changed(self, model: ModelName) -> None:
         lane = self._lane(model)
         self._metrics.queue_changed(model, {each: lane.room.size_of(each) for each in RequestClass})
-
-
-def _fail(request: Held, error: RouterError) -> None:
-    if not request.place.done():
-        request.place.set_exception(error)

@@ -9,6 +9,7 @@ from typing import Any
 from pagoda_router.admission import OutputLengths, Price
 from pagoda_router.demand import Demand, WakeTimes
 from pagoda_router.drain import ClassDrains
+from pagoda_router.errors import RouterError
 from pagoda_router.generation import Generation, ModelName, RequestClass, WorkerId
 from pagoda_router.policy import Placement
 from pagoda_router.prefixes import PrefixChain
@@ -35,6 +36,10 @@ class Held:
     """Its own."""
     place: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """None when a held one may be tokenized; a BackendStream for a Pending."""
+
+    def fail(self, error: RouterError) -> None:
+        if not self.place.done():
+            self.place.set_exception(error)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from pagoda_router.lanes import Held, Lane, Pending
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.policies.facts import WorkerView
 from pagoda_router.policy import POLICY, Refusal, choose_variant
-from pagoda_router.prefixes import chain_of
+from pagoda_router.prefixes import PrefixChain, chain_of
 from pagoda_router.waiting import Waiting
 
 MOST_WISHED = 2**29
@@ -61,6 +61,21 @@ class Placer:
         links = self._fleet.links(request.model)
         return any(link.can_resume and request.served_variant in (None, link.endpoint.variant) for link in links)
 
+    def cached_tokens(self, request: Held) -> int:
+        """Of its prompt, at the worker that has most of it."""
+        if not isinstance(request, Pending):
+            return 0
+        chain = self._chain(request)
+        links = self._fleet.links(request.model)
+        return max((link.view(None, chain).cached_tokens for link in links if request.variant in (None, link.endpoint.variant)), default=0)
+
+    def _chain(self, request: Pending) -> PrefixChain:
+        if request.chain is None:
+            generation = request.generation
+            context = [*generation.prompt_ids, *generation.resume_ids] if generation.resume_ids else generation.prompt_ids
+            request.chain = chain_of(context, self._fleet.block_size(request.model), generation.cache_salt)
+        return request.chain
+
     def _start_those_that_fit(self, lane: Lane) -> None:
         lane.room.start_those_that_fit(self._start, self._clock())
 
@@ -97,13 +112,10 @@ class Placer:
         links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
         if request.generation.resume_ids:
             links = {worker: link for worker, link in links.items() if link.can_resume}
-        if request.chain is None:
-            salt = request.generation.cache_salt
-            context = [*request.generation.prompt_ids, *request.generation.resume_ids] if request.generation.resume_ids else None
-            request.chain = chain_of(context or request.generation.prompt_ids, self._fleet.block_size(request.model), salt)
+        chain = self._chain(request)
         model = self._fleet.find(request.model)
         policy = POLICY if model is None else model.policy
-        choice = self._chooser.choose(list(links.values()), request.cost, request.chain, now_s, avoid=request.avoid, policy=policy)
+        choice = self._chooser.choose(list(links.values()), request.cost, chain, now_s, avoid=request.avoid, policy=policy)
         if isinstance(choice, Refusal):
             if choice.why != "too_large":
                 return False
@@ -118,7 +130,7 @@ class Placer:
             generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
         if (priority := self._priority_there(request, now_s)) != generation.priority:
             generation = replace(generation, priority=priority)
-        stream = link.submit(generation, cost, found.reserved_tokens, request.chain)
+        stream = link.submit(generation, cost, found.reserved_tokens, chain)
         self._chooser.placed(choice, generation, stream.times, now_s)
         waiting.service_tokens = cost.service_tokens
         request.served_variant = waiting.group

@@ -14,6 +14,7 @@ when memory is full is the end of the chain that was used longest ago.
 import array
 import hashlib
 import sys
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -61,6 +62,8 @@ class KnownPrefixes:
         self._known: dict[bytes, bool] = {}
         """In order of use, latest last; of one chain the end before the beginning, so that the end is forgotten first. True: the worker
         computed it. False: expected of a request on its way."""
+        self._holders: dict[bytes, int] = {}
+        """Requests of this router with that block in their prompt, bounded by what runs."""
 
     def __len__(self) -> int:
         return len(self._known)
@@ -81,16 +84,32 @@ class KnownPrefixes:
                 most = middle - 1
         return least * self.block_size
 
-    def expect(self, chain: PrefixChain) -> tuple[bytes, ...]:
-        """A request with this prompt goes to the worker, which will know it. The hashes that are new, for `withdraw`."""
-        if chain.block_size != self.block_size:
-            return ()
-        new = tuple(each for each in chain.hashes if each not in self._known)
-        self._use(chain.hashes, is_stored=False)
-        return new
+    def held_tokens(self, chain: PrefixChain) -> int:
+        """Of the prompt, in blocks that requests of ours on their way or running there hold: they stay, whatever memory is short of."""
+        hashes, held = chain.hashes, self._holders
+        if not hashes or hashes[0] not in held or chain.block_size != self.block_size:
+            return 0
+        return bisect_left(range(len(hashes)), True, key=lambda at: hashes[at] not in held) * self.block_size
+
+    def expect(self, chain: PrefixChain) -> "Expectation":
+        """A request with this prompt goes to the worker, which will know it."""
+        hashes = chain.hashes if chain.block_size == self.block_size else ()
+        new = tuple(each for each in hashes if each not in self._known)
+        self._use(hashes, is_stored=False)
+        for each in hashes:
+            self._holders[each] = self._holders.get(each, 0) + 1
+        return Expectation(self, hashes, new)
+
+    def let_go(self, hashes: Iterable[bytes]) -> None:
+        """Such a request is over."""
+        for each in hashes:
+            if (count := self._holders[each] - 1) > 0:
+                self._holders[each] = count
+            else:
+                del self._holders[each]
 
     def withdraw(self, hashes: Iterable[bytes]) -> None:
-        """That request never began. What another one made true meanwhile stays."""
+        """Such a request never began, and these were new. What another one made true meanwhile stays."""
         for each in hashes:
             if self._known.get(each) is False:
                 del self._known[each]
@@ -112,6 +131,25 @@ class KnownPrefixes:
             known[each] = known.pop(each, False) or is_stored
         while len(known) > self.most_blocks:
             del known[next(iter(known))]
+
+
+class Expectation:
+    """What one request on its way is expected to leave in the cache."""
+
+    def __init__(self, prefixes: KnownPrefixes, hashes: Sequence[bytes], new: Sequence[bytes]) -> None:
+        self._prefixes = prefixes
+        self._hashes = hashes
+        self._new = new
+
+    def begun(self) -> None:
+        """Its prefill did."""
+        self._prefixes.stored(self._hashes)
+        self._new = ()
+
+    def over(self) -> None:
+        """Once."""
+        self._prefixes.withdraw(self._new)
+        self._prefixes.let_go(self._hashes)
 
 
 def split_hashes(packed: bytes) -> list[bytes]:

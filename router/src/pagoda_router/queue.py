@@ -144,7 +144,7 @@ class WaitingRoom(Generic[T]):
                 patience_tokens -= cost_tokens
             else:
                 if cost_tokens <= patience_tokens:
-                    too_dear = min(too_dear, uncached_tokens)
+                    too_dear = min(too_dear, cost_tokens)  # its price where nothing of it is cached
                 blocked[waiting] = None
                 patience_tokens = min(patience_tokens, cost_tokens - waiting.overtaken_tokens)
             if patience_tokens <= 0 or len(blocked) >= LOOK_AHEAD:

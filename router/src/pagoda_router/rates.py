@@ -1,13 +1,17 @@
-"""What one worker can do, learned while it works: prefill rate and decode step, from its state and from requests that are over. Pure.
+"""What one worker can do, learned while it works: prefill rate and decode step, from its state, its frames and finished requests. Pure.
 
 A decode step is a line over the size of its batch, y = base + slope × sequences, kept by recursive least squares with forgetting
-(Ljung, System Identification, 11.2): two numbers and a 2×2 matrix per worker. Owned by a worker's link, which calls it.
+(Ljung, System Identification, 11.2): two numbers and a 2×2 matrix per worker. It is learned from the time between two frames of steps that
+only decoded: the worker's own moving average lags behind its batch, and a line through it says that one sequence more costs ten steps.
+Owned by a worker's link, which calls it.
 """
 
-FORGETTING = 0.98
-"""Of each sample before: about the last fifty count, so that a change is learned within seconds of decoding."""
+FORGETTING = 0.97
+"""Of each sample before: about the last thirty count, so that a change is learned within seconds of decoding."""
 SMOOTHING = 0.2
-FEWEST_SAMPLES = 8
+FEWEST_SAMPLES = 32
+OUTLIER = 5.0
+"""Times the worker's own average: a step in which something else happened."""
 FEWEST_PREFILLED_TOKENS = 16
 """A shorter prefill is all overhead and says nothing about the rate."""
 UNKNOWN = 1e6
@@ -41,14 +45,15 @@ class StepLine:
     @property
     def per_sequence_ms(self) -> float | None:
         """None until batches of different sizes were seen."""
-        if self._samples < FEWEST_SAMPLES or self._most - self._least < 2:
+        if self._samples < FEWEST_SAMPLES or self._most < 2 * self._least:
             return None
-        return max(0.0, self._slope)
+        # No batch is free to begin with: of its step at the largest size seen, one sequence is at most its share.
+        return max(0.0, min(self._slope, (self._base + self._slope * self._most) / self._most))
 
     def at(self, sequences: int) -> float | None:
         """The step of a batch of this size; None until learned."""
         slope = self.per_sequence_ms
-        return None if slope is None else max(0.0, self._base) + slope * sequences
+        return None if slope is None else max(0.0, self._base + (self._slope - slope) * self._most) + slope * sequences
 
 
 class WorkerRates:
@@ -58,12 +63,19 @@ class WorkerRates:
         self._told_prefill_tokens_per_s = 0.0
         self._told_step_ms = 0.0
 
-    def told(self, running: int, prefill_tokens_per_s: float, decode_step_ms: float) -> None:
+    def told(self, prefill_tokens_per_s: float, decode_step_ms: float) -> None:
         """A state of the worker; what it has not measured is 0."""
-        self._told_prefill_tokens_per_s = prefill_tokens_per_s
-        if running and decode_step_ms and decode_step_ms != self._told_step_ms:
-            self.steps.observe(running, decode_step_ms)
-        self._told_step_ms = decode_step_ms
+        self._told_prefill_tokens_per_s, self._told_step_ms = prefill_tokens_per_s, decode_step_ms
+
+    def decoded(self, sequences: int, took_ms: float) -> None:
+        """A step of so many sequences that did nothing else."""
+        if took_ms > 0 and (not self._told_step_ms or took_ms < OUTLIER * self._told_step_ms):
+            self.steps.observe(sequences, took_ms)
+
+    def step_ms(self, sequences: int) -> float:
+        """Of a batch of this size; until that is learned, the worker's own average, whatever batch it is of. 0: neither."""
+        learned = self.steps.at(max(1, sequences))
+        return self._told_step_ms if learned is None else learned
 
     def prefilled(self, tokens: int, took_s: float) -> None:
         """A request's uncached prompt tokens, from its first chunk to its first token."""

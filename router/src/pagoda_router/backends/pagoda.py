@@ -146,28 +146,34 @@ class PagodaLink:
             template=self.endpoint.template,
             capacity_tokens=ledger.capacity_tokens,
             available_tokens=ledger.available_tokens,
-            reservable_tokens=None if cost is None else ledger.reservation_for(cost),
+            reservable_tokens=None if cost is None else ledger.reservation_for(cost, self._shared_tokens(cost, chain)),
             cached_tokens=knowledge.cached_tokens(chain),
             queued_prefill_tokens=max(state.queued_prefill_tokens, requests.unbegun_prompt_tokens),
             running=state.num_running,
             waiting=max(state.num_waiting, own_waiting, 0),
             max_running=max(1, self._description.max_running),
             prefill_tokens_per_s=knowledge.rates.prefill_tokens_per_s or self._description.prefill_tokens_per_s,
-            decode_step_ms=state.decode_step_ms,
-            decode_step_ms_per_sequence=knowledge.rates.steps.per_sequence_ms,
+            decode_step_ms=knowledge.step_ms(state.num_running),
+            decode_step_ms_per_sequence=knowledge.step_ms_per_sequence(state.num_running),
             sleeps=state.sleep_level > 0,
             decode_tokens_per_s=self._description.decode_tokens_per_s,
             is_elsewhere=self._is_elsewhere,
             silent_s=knowledge.silent_s() if len(requests) else 0.0,
         )
 
+    def _shared_tokens(self, cost: Price, chain: PrefixChain) -> int:
+        """Of the price, whole blocks that another request has paid for and holds. Those that only the cache holds are to be paid: they are
+        free for anybody until this request takes them. When the other one ends, the worker's own count of what is free mends the grants."""
+        held_tokens = self._knowledge.held_tokens(chain)
+        return min(held_tokens, (cost.prompt_tokens - 1) // chain.block_size * chain.block_size) if held_tokens else 0
+
     def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> RequestStream:
         assert self._requests is not None
         if not len(self._requests):
-            self._knowledge.heard()
+            self._knowledge.woken()
         uncached_tokens = max(1, cost.prompt_tokens - self._knowledge.cached_tokens(chain))
-        begun = self._knowledge.expect(chain)
-        stream = self._requests.add(generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, on_begun=begun)
+        expectation = self._knowledge.expect(chain)
+        stream = self._requests.add(generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, expectation=expectation)
         self._outbox.put_nowait(submit_message(generation, stream.request_id, reserved_tokens))
         return stream
 
@@ -300,7 +306,7 @@ class PagodaLink:
         assert self._requests is not None
         if kind == "frame":
             frame = message.frame
-            self._knowledge.heard()
+            self._knowledge.heard(frame, self._state)
             for event in frame.cache_events:
                 if event.model == self.endpoint.model:
                     self._knowledge.cache_changed(event)
@@ -332,7 +338,7 @@ class PagodaLink:
         if state is not None:
             self._state = state
             ledger.capacity_tokens = state.kv_capacity_tokens
-            self._knowledge.rates.told(state.num_running, state.prefill_tokens_per_s, state.decode_step_ms)
+            self._knowledge.rates.told(state.prefill_tokens_per_s, state.decode_step_ms)
             if state.ready:
                 self._ready.set()
             else:

@@ -24,6 +24,7 @@ from pagoda_router.generation import (
     Usage,
     WorkerId,
 )
+from pagoda_router.prefixes import Expectation
 from pagoda_router.tracing.clock import WorkerClock
 from pagoda_router.tracing.record import WorkerTimes
 from pagoda_router.wire import worker_pb2 as wire
@@ -50,16 +51,15 @@ class RequestStream:
         cancel: "CancelOnWorker",
         *,
         uncached_tokens: int | None = None,
-        on_begun: Callable[[bool], None] = lambda begun: None,
+        expectation: Expectation | None = None,
     ) -> None:
-        """`uncached_tokens`: of its prompt, those that the worker is expected to compute; None: all. `on_begun` hears once whether the
-        worker began to."""
+        """`uncached_tokens`: of its prompt, those that the worker is expected to compute; None: all."""
         self.worker = worker
         self.generation = generation
         self.cost = cost
         self.request_id = request_id
         self.unbegun_prompt_tokens = cost.prompt_tokens if uncached_tokens is None else uncached_tokens
-        self.on_begun = on_begun
+        self.expectation = expectation
         self.lost = False
         self.begun = False
         self.progress = 0
@@ -215,10 +215,10 @@ class RunningRequests:
         reserved_tokens: int,
         *,
         uncached_tokens: int | None = None,
-        on_begun: Callable[[bool], None] = lambda begun: None,
+        expectation: Expectation | None = None,
     ) -> RequestStream:
         stream = RequestStream(
-            self._next_id, self._worker, generation, cost, self._cancel, uncached_tokens=uncached_tokens, on_begun=on_begun
+            self._next_id, self._worker, generation, cost, self._cancel, uncached_tokens=uncached_tokens, expectation=expectation
         )
         self.ledger.spend(stream.request_id, reserved_tokens)
         self._next_id += 1
@@ -302,9 +302,9 @@ class RunningRequests:
         """The request left the worker: its reservation settles, exactly once."""
         del self._streams[stream.request_id]
         self._prefill_no_longer_ahead(stream)
-        if not stream.begun:
-            stream.on_begun(False)
-        elif ran and self._on_prefilled is not None:
+        if stream.expectation is not None:
+            stream.expectation.over()
+        if stream.begun and ran and self._on_prefilled is not None:
             self._on_prefilled(stream.cost.prompt_tokens - stream.times.cached_tokens, stream.times)
         self.sequences -= len(stream.running)
         stream.running.clear()
@@ -330,7 +330,8 @@ class RunningRequests:
     def _mark_begun(self, stream: RequestStream) -> None:
         if not stream.begun:
             stream.begun = True
-            stream.on_begun(True)
+            if stream.expectation is not None:
+                stream.expectation.begun()
         self._prefill_no_longer_ahead(stream)
 
     def _prefill_no_longer_ahead(self, stream: RequestStream) -> None:

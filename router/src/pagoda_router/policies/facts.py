@@ -7,9 +7,12 @@ from pagoda_router.admission import Price
 from pagoda_router.generation import WorkerId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class WorkerView:
-    """One worker as the router sees it now: its last state, corrected by what this router sent since."""
+    """One worker as the router sees it now: its last state, corrected by what this router sent since.
+
+    Not frozen, since one is made for each worker and request and freezing makes that several times slower; nobody changes one.
+    """
 
     worker: WorkerId
     routable: bool
@@ -33,7 +36,7 @@ class WorkerView:
     prefill_tokens_per_s: float = 0.0
     """0: not measured yet."""
     decode_step_ms: float = 0.0
-    """Of a batch as it is now. 0: not measured yet."""
+    """Of a batch as it is now, or of one sequence while it has none. 0: not measured yet."""
     decode_step_ms_per_sequence: float | None = None
     """What one more sequence adds to it, learned; None: not learned yet."""
     sleeps: bool = False

@@ -2,7 +2,7 @@
 
     ttft = uncached prompt tokens waiting there / prefill rate     whoever is prefilled before us
          + own uncached prompt tokens / prefill rate               us
-         + the step under way, if there is one
+         + the step under way, if there is one: as long as steps are, or as it has lasted already
          + sequences too many × output × step / max_running        those that must end before there is a place for us
          + waking, if it sleeps
     tpot = step + what one more sequence adds to a step
@@ -57,8 +57,9 @@ def times_ms(prompt_tokens: int, output_tokens: int, view: WorkerView, usual: Us
     running, waiting, max_running = view.running, view.waiting, view.max_running or 1
     uncached = prompt_tokens - view.cached_tokens
     ttft_ms = 1000 * (view.queued_prefill_tokens + (max(1, uncached))) / (view.prefill_tokens_per_s or usual.prefill_tokens_per_s)
-    if running:
-        ttft_ms += step_ms
+    # A step that should have ended goes on, nobody knows why: for as long again, as far as anybody can say.
+    silent_ms = 1000 * view.silent_s
+    ttft_ms += max(step_ms, silent_ms) if running else silent_ms
     too_many = running + waiting + 1 - max_running
     if too_many > 0:
         ttft_ms += too_many * output_tokens * step_ms / max_running
@@ -66,4 +67,4 @@ def times_ms(prompt_tokens: int, output_tokens: int, view: WorkerView, usual: Us
         ttft_ms += WAKE_MS
     more_ms = view.decode_step_ms_per_sequence
     # Not learned yet: a full batch is taken to need twice the step of a single sequence.
-    return ttft_ms, step_ms * (1 + running / max_running) if more_ms is None else step_ms + more_ms * (waiting + 1)
+    return ttft_ms, step_ms * (1 + running / max_running) if more_ms is None else step_ms + more_ms * (waiting + (running > 0))

@@ -12,14 +12,16 @@ from pagoda_router.policies.prediction import UsualRates, prefill_ms_per_token, 
 Scores = list[float]
 Policy = Callable[[RequestFacts, Sequence[WorkerView]], Scores]
 
-TPOT_TOKENS = 32
+TPOT_TOKENS = 16
 """Tokens of the answer whose pace counts beside its first: about what a reader waits for before reading along. All of a long answer would
-send the next request to the emptiest batch at the price of a first token seconds later."""
+send the next request to the emptiest batch at the price of a first token seconds later, and weigh a measured step's noise as much."""
 AFFINITY_SHARE = 0.5
 """Of the time that computing a cached prefix a second time takes: so much later a first token may be to keep it on one worker. The copy
 would also push out somebody else's prefix, which no prediction sees."""
 LANE_SHARE = 0.5
 """Of a prompt's prefill, per lane of distance and full batch: what those that run there lose to a prompt of another length."""
+LANE_LOAD = 0.5
+"""Of the mean load, per lane of distance: by so much more a worker of the own lane may have to do (policy `length`)."""
 ELSEWHERE_MS = 2.0
 """For every token's way to another zone and back; traffic between zones also costs money."""
 FAR_MORE_LOADED = 1.5
@@ -76,12 +78,10 @@ def prefix(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
 
 def length(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
     """Workers of the request's own length lane first, the least loaded of them; work conserving, since an idle worker has no lane and every
-    lane of distance costs no more than a full batch."""
-    scores = []
-    for view in views:
-        load = view.running + view.waiting
-        scores.append(facts.lanes_away(view) * (load > 0) + load / max(1, view.max_running))
-    return scores
+    lane of distance costs no more than LANE_LOAD of what a worker has to do."""
+    loads = [view.running + view.waiting for view in views]
+    mean = max(1.0, sum(loads) / len(loads))
+    return [LANE_LOAD * facts.lanes_away(view) * (load > 0) + load / mean for view, load in zip(views, loads, strict=True)]
 
 
 def predicted(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:

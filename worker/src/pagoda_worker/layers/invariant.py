@@ -1,7 +1,7 @@
 """Layers whose result for a token is the same bits whatever else is in the step: docs/batch-invariance.md says what that takes and costs.
 
-Our own CPU kernels add up every row alone: products stay as they are, and all tokens take the attention of prompts. Else products are made of
-one shape only, whatever the number of rows, and attention adds keys up in blocks of one size, from the first key on.
+Our own CPU kernels add up every row alone: products stay as they are, and all tokens take the attention of prompts. Else products are made
+of one shape only, whatever the number of rows, and attention adds keys up in blocks of one size, from the first key on.
 Chosen by the loader in place of the usual operators; knows no models.
 """
 
