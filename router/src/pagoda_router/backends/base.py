@@ -114,8 +114,11 @@ class WorkerLink(Protocol):
     worker: WorkerId
     accepting: bool
     """Discovery wants new requests here."""
-    can_resume: bool
-    """It takes a Generation's resume_ids for output of its own: streams may go on here that another worker began."""
+
+    @property
+    def can_resume(self) -> bool:
+        """It stays, and takes a Generation's resume_ids for output of its own: streams may go on here that another worker began."""
+        ...
 
     @property
     def block_size(self) -> int | None:

@@ -87,7 +87,6 @@ class PagodaLink:
         self.endpoint = endpoint
         self.worker = WorkerId(f"{endpoint.name}@{endpoint.target}")
         self.accepting = True
-        self.can_resume: bool = True
         self._router_id = router_id
         self._token = token
         self._artifacts = artifacts
@@ -118,6 +117,10 @@ class PagodaLink:
         self._serving: asyncio.Task[NoReturn] | None = None
 
     # ------------------------------------------------------------ what the dispatcher sees
+
+    @property
+    def can_resume(self) -> bool:
+        return not self._leaving
 
     @property
     def block_size(self) -> int | None:
