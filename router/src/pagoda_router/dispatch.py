@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -143,24 +142,8 @@ class FleetDispatcher:
     async def _go_on(self, pending: Pending, rest: Generation, lost: BackendStream, end: Ended) -> BackendStream:
         """After a first token: the rest of one sequence, by another worker of the variant that began it. It goes before what came later."""
         self._second_tries.go_on(pending, lost, end, is_shut_down=bool(self._shut_down), in_flight=len(self._running))
-        model, now_s = pending.model, self._clock()
-        if pending.deadline_s < float("inf"):
-            rest = replace(rest, deadline_s=max(0.001, pending.deadline_s - now_s))
-        return await self._begin(
-            Pending(
-                model=model,
-                variant=pending.served_variant,
-                ticket=pending.ticket,
-                arrived_s=now_s,
-                patient_from_s=now_s,
-                tenant=pending.tenant,
-                request_class=pending.request_class,
-                deadline_s=pending.deadline_s,
-                generation=rest,
-                cost=price(rest, self._lane(model).outputs.predict(rest), self._fleet.block_size(model)),
-                avoid={lost.worker},
-            )
-        )
+        cost = price(rest, self._lane(pending.model).outputs.predict(rest), self._fleet.block_size(pending.model))
+        return await self._begin(pending.for_the_rest(rest, cost, lost.worker, self._clock()))
 
     def _stalled(self, stream: BackendStream) -> None:
         self.chooser.timed_out(stream.worker, self._clock())
