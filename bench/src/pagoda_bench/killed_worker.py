@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ async def read(client: httpx.AsyncClient, body: Mapping[str, Any], on_chunk: Cal
     seen, last_s = Seen(), 0.0
     asked = {"model": "tiny", "stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True, **body}
     async with client.stream("POST", "/v1/completions", json=asked) as answer:
+        if answer.status_code != 200:
+            seen.error = (await answer.aread()).decode()
+            return seen
         async for line in answer.aiter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
@@ -82,17 +86,20 @@ async def read(client: httpx.AsyncClient, body: Mapping[str, Any], on_chunk: Cal
 
 
 async def read_all(stack: LocalStack, asked: Sequence[Mapping[str, Any]], *, kill_after: int | None = None) -> list[Seen]:
-    """All at once. `kill_after`: chunks of all together, after which one of the workers is killed (SIGKILL: front and engine)."""
-    chunks = 0
+    """All at once. `kill_after`: chunks of all together, after which one of the workers is killed (SIGKILL: front and engine), once every
+    stream has begun: before that a loss is a retry, of which the router allows itself fewer."""
+    chunks = [0] * len(asked)
+    is_done = kill_after is None
 
-    def count() -> None:
-        nonlocal chunks
-        chunks += 1
-        if chunks == kill_after:
+    def count(number: int) -> None:
+        nonlocal is_done
+        chunks[number] += 1
+        if not is_done and kill_after is not None and sum(chunks) >= kill_after and all(chunks):
+            is_done = True
             kill_a_worker(stack)
 
     async with httpx.AsyncClient(base_url=stack.url, timeout=300, limits=httpx.Limits(max_connections=None)) as client:
-        return await asyncio.gather(*(read(client, body, count) for body in asked))
+        return await asyncio.gather(*(read(client, body, partial(count, number)) for number, body in enumerate(asked)))
 
 
 def kill_a_worker(stack: LocalStack) -> None:
