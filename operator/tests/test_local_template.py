@@ -58,8 +58,8 @@ def test_every_field_of_a_planned_template_is_read_or_knowingly_ignored(name: st
 def test_a_field_nobody_knows_is_noticed() -> None:
     document = deployments()["tiny-default"]["spec"]["template"]
     document["spec"]["hostNetwork"] = True
-    document["spec"]["containers"][0]["lifecycle"] = {"preStop": {"sleep": {"seconds": 1}}}
-    assert unread_fields(document) == ["spec.containers[].lifecycle.preStop.sleep.seconds", "spec.hostNetwork"]
+    document["spec"]["containers"][0]["lifecycle"] = {"postStart": {"sleep": {"seconds": 1}}}
+    assert unread_fields(document) == ["spec.containers[].lifecycle.postStart.sleep.seconds", "spec.hostNetwork"]
 
 
 def test_no_field_is_both_read_and_ignored() -> None:

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Callable[[Spec], object]] = {
     "spec.routing.maxWaiting": lambda spec: spec.routing.max_waiting,
     "spec.routing.policy": lambda spec: spec.routing.policy,
     "spec.routing.wakeTimeout": lambda spec: spec.routing.wake_timeout_s,
+    "spec.engine.backend": lambda spec: spec.engine.backend,
     "spec.engine.dtype": lambda spec: spec.engine.dtype,
     "spec.engine.attention": lambda spec: spec.engine.attention,
     "spec.engine.maxRunning": lambda spec: spec.engine.max_running,

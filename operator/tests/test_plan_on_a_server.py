@@ -33,10 +33,20 @@ EVERYTHING: dict[str, Any] = {
     "variants": [{"name": "default"}, {"name": "canary", "weight": 5, "engine": {"dtype": "fp32"}, "scaling": {"min": 3}}],
     "rollout": {"strategy": "replace"},
 }
+BACKENDS: dict[str, Any] = {
+    "model": {"source": "hf://org/name", "tokenSecretRef": {"name": "hub"}, "cache": {"claim": "models"}},
+    "variants": [
+        {"name": "own"},
+        {"name": "vllm", "engine": {"backend": "vllm", "image": "vllm/vllm-openai:v0.32.0", "args": ["--seed", "1"]}},
+        {"name": "tgi", "weight": 0, "engine": {"backend": "tgi", "image": "tgi:3", "prefixCaching": False}},
+        {"name": "trt", "weight": 0, "engine": {"backend": "tensorrt-llm", "image": "trt:1"}},
+    ],
+}
 SPECS: dict[str, dict[str, Any]] = {
     "shipped": {"model": {"source": TINY}},
     "bounded": {"model": {"source": TINY}, "resources": {"cpu": 1, "memory": "4Gi"}, "scaling": {"min": 3}},
     "everything": EVERYTHING,
+    "backends": BACKENDS,
     "claim": {"model": {"source": "pvc://models/chat"}},
     "bucket": {"model": {"source": "s3://bucket/chat", "credentialsSecretRef": {"name": "s3"}, "cache": {"claim": "models"}}},
 }

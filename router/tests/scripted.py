@@ -189,6 +189,7 @@ class ScriptedDispatcher:
 @dataclass
 class ScriptedCatalog:
     assets: TextAssets
+    relays: bool = False
     entries: list[CatalogEntry] = field(
         default_factory=lambda: [
             CatalogEntry(

@@ -57,6 +57,9 @@ class ScriptedWorker(WorkerServicer):
         self.described_decode_tokens_per_s = 0.0
         self.features: list[int] = []
         self.answers_pings = True
+        self.takes_batches = True
+        self.messages_read = 0
+        """Of a session, after Hello: a batch is one."""
         self.refuses_cache_events = False
         self.grants = True
         self.clock_ahead_us = 0
@@ -139,7 +142,10 @@ class ScriptedWorker(WorkerServicer):
         self._reserved.clear()
         self._sequences.clear()
         self._returned = self._grant_seq = 0
-        yield wire.FromWorker(welcome=wire.Welcome(epoch=self.epoch, worker_id=self.name, state=self.state, grants=self._grant()))
+        welcome = wire.Welcome(
+            epoch=self.epoch, worker_id=self.name, state=self.state, grants=self._grant(), takes_batches=self.takes_batches
+        )
+        yield wire.FromWorker(welcome=welcome)
         reading = asyncio.create_task(self._read(requests))
         try:
             while True:
@@ -151,20 +157,26 @@ class ScriptedWorker(WorkerServicer):
             reading.cancel()
 
     async def _read(self, requests: Any) -> None:
-        async for message in requests:
-            kind = message.WhichOneof("message")
-            if kind == "submit":
-                self._reserved[message.submit.request_id] = message.submit.reserved_kv_tokens
-                self._sequences[message.submit.request_id] = message.submit.n
-                self.submits.put_nowait(message.submit)
-            elif kind == "ping":
-                self.pings.put_nowait(message.ping)
-                if self.answers_pings:
-                    self._outbox.put_nowait(
-                        wire.FromWorker(pong=wire.Pong(sent_mono_us=message.ping.sent_mono_us, worker_mono_us=self.now_us()))
-                    )
-            else:
-                {"cancel": self.cancels, "flow": self.flows}[kind].put_nowait(getattr(message, kind))
+        async for batch in requests:
+            self.messages_read += 1
+            assert self.takes_batches or not batch.more
+            for message in (batch, *batch.more):
+                self._hear(message)
+
+    def _hear(self, message: Any) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "submit":
+            self._reserved[message.submit.request_id] = message.submit.reserved_kv_tokens
+            self._sequences[message.submit.request_id] = message.submit.n
+            self.submits.put_nowait(message.submit)
+        elif kind == "ping":
+            self.pings.put_nowait(message.ping)
+            if self.answers_pings:
+                self._outbox.put_nowait(
+                    wire.FromWorker(pong=wire.Pong(sent_mono_us=message.ping.sent_mono_us, worker_mono_us=self.now_us()))
+                )
+        else:
+            {"cancel": self.cancels, "flow": self.flows}[kind].put_nowait(getattr(message, kind))
 
     def _grant(self) -> list[Any]:
         if not self.grants:

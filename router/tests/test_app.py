@@ -8,6 +8,7 @@ from starlette.responses import PlainTextResponse
 from tokenizers import Tokenizer
 
 from pagoda_router.app import create_app
+from pagoda_router.keys.keyring import Keyring
 from pagoda_router.surface import Endpoint, RequestOutcome, SurfaceSettings
 
 
@@ -34,7 +35,8 @@ def guarded(dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog, recorder: 
         create_app(
             dispatcher=dispatcher,
             catalog=catalog,
-            settings=SurfaceSettings(api_key="secret", max_body_bytes=1000, stalled_reader_s=0.05, body_timeout_s=0.05),
+            keyring=Keyring("secret", None, calendar=lambda: 0.0),
+            settings=SurfaceSettings(max_body_bytes=1000, stalled_reader_s=0.05, body_timeout_s=0.05),
             observer=recorder,
             open_routes={"/health": PlainTextResponse("ok")},
             guarded_routes={"/metrics": PlainTextResponse("counters")},
@@ -72,6 +74,11 @@ ROUTES = [
     ("POST", "/tokenize", {}, 401, "missing_api_key"),
     ("GET", "/detokenize", KEY, 405, "method_not_allowed"),
     ("GET", "/v1", KEY, 404, "not_found"),
+    ("GET", "/admin/v1/keys", {}, 401, "missing_api_key"),
+    ("GET", "/admin/v1/keys", KEY, 200, None),
+    ("PUT", "/admin/v1/keys", KEY, 405, "method_not_allowed"),
+    ("GET", "/admin/v1/keys/key-1", KEY, 405, "method_not_allowed"),
+    ("DELETE", "/admin/v1/keys/key-1", KEY, 503, "keys_unavailable"),
     ("GET", "/console/../app.py", {}, 404, "not_found"),
     ("GET", "/nothing", {}, 404, "not_found"),
 ]
@@ -104,7 +111,8 @@ async def test_models_are_listed_with_their_readiness(call: Caller) -> None:
     cards = (await call("GET", "/v1/models")).json["data"]
     assert [card["id"] for card in cards] == ["tiny", "org/asleep"]
     assert cards[0]["max_model_len"] == 512
-    assert cards[1]["pagoda"] == {"ready": False, "state": "asleep", "reason": "no worker yet"}
+    variants = [{"name": "default", "backend": "pagoda"}]
+    assert cards[1]["pagoda"] == {"ready": False, "state": "asleep", "reason": "no worker yet", "variants": variants}
     assert {"object": "model", "owned_by": "pagoda"}.items() <= cards[0].items()
 
 

@@ -6,7 +6,7 @@ import pytest
 from fleet_rig import ends_of, generation, rig, tokens_of
 from scripted_worker import ScriptedWorker
 
-from pagoda_router.backends.pagoda import ACKNOWLEDGE_EVERY_FRAMES, LinkTiming, first_to_end
+from pagoda_router.backends.pagoda import ACKNOWLEDGE_EVERY_FRAMES, MAX_BATCH_BYTES, LinkTiming, add_waiting, first_to_end
 from pagoda_router.errors import RetryBudgetSpent, UpstreamFailed
 from pagoda_router.generation import Embedded, Feature, ModelName, PromptLogprobs, Sampling, Structured, TokenLogprobs
 from pagoda_router.second_tries import RetryShares
@@ -93,6 +93,33 @@ async def test_a_prompt_of_a_million_tokens_passes(tmp_path):
         assert len(submit.prompt_ids) == 1_000_000
         worker.finish(submit.request_id)
         await task
+
+
+@pytest.mark.parametrize("takes_batches", [True, False])
+async def test_what_is_submitted_in_one_moment_goes_as_one_message_to_a_worker_that_reads_batches(tmp_path, takes_batches):
+    async with ScriptedWorker() as worker, rig(tmp_path) as router:
+        worker.takes_batches = takes_batches
+        router.know(worker)
+        await router.until_routable()
+        await worker.pings.get()
+        before = worker.messages_read
+        tasks = [asyncio.create_task(router.collect(generation(prompt_tokens=size))) for size in range(1, 9)]
+        submits = [await worker.next_submit() for _ in tasks]
+        assert [len(submit.prompt_ids) for submit in submits] == list(range(1, 9)), "in their order"
+        assert worker.messages_read - before == (1 if takes_batches else 8)
+        for submit in submits:
+            worker.finish(submit.request_id)
+        assert [ends_of(await task) for task in tasks] == [{0: "stop"}] * 8
+
+
+def test_a_batch_is_bounded():
+    outbox: asyncio.Queue[wire.ToWorker] = asyncio.Queue()
+    for _ in range(5):
+        outbox.put_nowait(wire.ToWorker(submit=wire.Submit(prompt_ids=[70_000] * (MAX_BATCH_BYTES // 6))))
+    first = wire.ToWorker(ping=wire.Ping(sent_mono_us=1))
+    add_waiting(first, outbox)
+    assert len(first.more) + outbox.qsize() == 5
+    assert 1 <= len(first.more) < 5
 
 
 async def test_frames_for_requests_that_are_gone_are_ignored(tmp_path):

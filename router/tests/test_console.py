@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from pagoda_router.app import create_app
 from pagoda_router.errors import Overloaded
 from pagoda_router.generation import EndReason
+from pagoda_router.keys.keyring import Keyring
 from pagoda_router.surface import SurfaceSettings
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -62,8 +63,9 @@ def say(dispatcher: ScriptedDispatcher, tokenizer: Tokenizer) -> Script:
     return dispatcher.script
 
 
-def serve(dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog, **settings: object) -> object:
-    return served(create_app(dispatcher=dispatcher, catalog=catalog, settings=SurfaceSettings(**settings)))  # type: ignore[arg-type]
+def serve(dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog, api_key: str | None = None) -> object:
+    keyring = Keyring(api_key, None, calendar=time.time)
+    return served(create_app(dispatcher=dispatcher, catalog=catalog, settings=SurfaceSettings(), keyring=keyring))
 
 
 def send(page: Page, text: str) -> None:

@@ -260,3 +260,42 @@ def test_a_wake_took_from_the_pods_creation_to_its_routing():
     assert model.wake_s == 90
     (model,) = parse_snapshot(fleet([changed(MODEL, "status", {"timeline": {"created": "2026-01-02T03:04:05Z"}})])).models
     assert model.wake_s is None
+
+
+# ---------------------------------------------------------------- other people's servers
+
+
+def slice_of(port_name: str, **labels: str) -> dict[str, object]:
+    return {
+        "metadata": {"name": "chat-vllm-0", "labels": {"pagoda.dev/model": "chat", "pagoda.dev/variant": "vllm", **labels}},
+        "ports": [{"name": port_name, "port": 9000}],
+        "endpoints": [{"addresses": ["10.0.0.7"], "conditions": {"serving": True}, "targetRef": {"name": "chat-vllm-0"}}],
+    }
+
+
+@pytest.mark.parametrize("backend", ["vllm", "tgi", "tensorrt-llm"])
+def test_a_label_says_what_an_endpoint_speaks(backend):
+    fleet = {"version": 1, "endpointSlices": [slice_of("openai", **{"pagoda.dev/backend": backend}), slice_of("grpc")]}
+    endpoints = list(parse_snapshot(fleet).endpoints)
+    assert [(endpoint.backend, endpoint.relays) for endpoint in endpoints] == [(backend, True), ("pagoda", False)]
+
+
+def test_a_backend_of_a_newer_operator_is_named_and_not_spoken_to():
+    snapshot = parse_snapshot({"version": 1, "endpointSlices": [slice_of("openai", **{"pagoda.dev/backend": "lmdeploy"})]})
+    assert snapshot.endpoints == {}
+    assert "pagoda.dev/backend is 'lmdeploy'" in snapshot.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "backends"),
+    [
+        ({}, ("pagoda",)),
+        ({"engine": {"backend": "tgi"}}, ("tgi",)),
+        ({"variants": [{"name": "a"}, {"name": "b", "engine": {"backend": "vllm"}}]}, ("pagoda", "vllm")),
+        ({"engine": {"backend": "vllm"}, "variants": [{"name": "a"}, {"name": "b", "engine": {"backend": "pagoda"}}]}, ("vllm", "pagoda")),
+    ],
+)
+def test_a_models_variants_have_the_backends_that_its_spec_gives_them(spec, backends):
+    model = {"metadata": {"name": "chat"}, "spec": {"model": {"source": "hf://a/b"}, **spec}}
+    (found,) = parse_snapshot({"version": 1, "models": [model]}).models
+    assert found.backends == backends

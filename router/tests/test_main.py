@@ -143,6 +143,22 @@ async def test_a_busy_port_is_one_line_and_status_2(tmp_path):
     assert stderr.decode() == f"pagoda-router: port {port} on 127.0.0.1 is in use by another process: stop it or set PAGODA_HTTP_PORT\n"
 
 
+async def test_routers_that_say_so_share_a_port_and_those_that_stay_serve_when_one_ends(tmp_path):
+    settings = {"PAGODA_REUSE_PORT": "on"}
+    (tmp_path / "fleet.json").write_text('{"version": 1}')
+    async with running(tmp_path, **settings) as first:
+        port = first.url.rpartition(":")[2]
+        async with running(tmp_path, **settings, PAGODA_HTTP_PORT=port) as second:
+            assert second.url == first.url
+            other = await start(tmp_path, PAGODA_HTTP_PORT=port)
+            _, stderr = await asyncio.wait_for(other.communicate(), 30)
+            assert (other.returncode, b"in use by another process" in stderr) == (2, True), "others are told as before"
+            first.process.terminate()
+            assert await first.ended() == 0
+            async with httpx.AsyncClient() as client:
+                assert (await client.get(f"{second.url}/v1/models")).json()["data"] == []
+
+
 async def test_a_router_serves_streams_and_drains(tmp_path):
     """From an empty folder to a drained exit: the whole process once, with a scripted worker behind it."""
     async with ScriptedWorker() as worker, running(tmp_path) as router, httpx.AsyncClient(timeout=20) as client:

@@ -9,6 +9,7 @@ from prometheus_client.exposition import generate_latest
 from scripted import Caller, ScriptedCatalog, ScriptedDispatcher, chat
 from scripted_worker import ScriptedWorker
 
+from pagoda_router import series
 from pagoda_router.app import create_app
 from pagoda_router.backends.base import Settlement
 from pagoda_router.errors import ModelUnavailable, Overloaded, UpstreamFailed
@@ -168,3 +169,16 @@ async def test_the_used_blocks_of_several_sequences_share_the_prompts_full_ones(
         assert submit.reserved_kv_tokens == 16 + 2 * 48
         assert router.metric("settled_kv_tokens_total", model="tiny") == 16 + 16 + 32
         assert router.metric("refunded_kv_tokens_total", model="tiny") == 48
+
+
+def test_a_series_is_the_same_object_each_time_and_wrong_labels_are_refused():
+    registry = CollectorRegistry()
+    counter = series.Counter("things", "Things", ("kind",), registry=registry)
+    counter.labels("a").inc()
+    assert counter.labels("a") is counter.labels("a") is counter.labels(kind="a")
+    counter.labels("a").inc(0)
+    assert registry.get_sample_value("things_total", {"kind": "a"}) == 1
+    counter.labels("b").inc(0)
+    assert registry.get_sample_value("things_total", {"kind": "b"}) == 0
+    with pytest.raises(ValueError, match="label count"):
+        counter.labels("a", "b")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 from pagoda_router.app import create_app
 from pagoda_router.errors import ColdStart, DeadlineInfeasible, ModelUnavailable, Overloaded, RouterError
 from pagoda_router.generation import EndReason
+from pagoda_router.keys.keyring import Keyring
 from pagoda_router.surface import SurfaceSettings
 
 HI = [{"role": "user", "content": "hi"}]
@@ -23,8 +25,9 @@ HI = [{"role": "user", "content": "hi"}]
 @pytest.fixture
 def url(dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog, tokenizer: Tokenizer) -> Iterator[Address]:
     dispatcher.script = Script(batches=[[i] for i in tokenizer.encode("hello world 🎉").ids], cached_tokens=2)
-    settings = SurfaceSettings(api_key="secret", stalled_reader_s=0.3)
-    with served(create_app(dispatcher=dispatcher, catalog=catalog, settings=settings)) as base:
+    settings = SurfaceSettings(stalled_reader_s=0.3)
+    keyring = Keyring("secret", None, calendar=time.time)
+    with served(create_app(dispatcher=dispatcher, catalog=catalog, settings=settings, keyring=keyring)) as base:
         yield base
 
 

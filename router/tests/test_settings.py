@@ -1,5 +1,7 @@
 """The router's environment: defaults, bounds, and one line for everything that is wrong."""
 
+from pathlib import Path
+
 import pytest
 
 from pagoda_router.errors import ConfigError
@@ -14,6 +16,7 @@ def test_two_paths_are_all_that_must_be_set():
     assert (settings.bind_host, settings.http_port, settings.internal_port) == ("127.0.0.1", 8000, 8001)
     assert (settings.max_body_bytes, settings.max_queue_tokens, settings.queue_timeout_s, settings.drain_s) == (10 * 2**20, 200_000, 60, 30)
     assert settings.is_loopback
+    assert settings.key_file == settings.cache_dir / "router.sqlite3"
 
 
 def test_everything_can_be_set():
@@ -24,6 +27,7 @@ def test_everything_can_be_set():
             "PAGODA_QUEUE_TIMEOUT_S": "1.5", "PAGODA_DRAIN_S": "0", "PAGODA_LOG_LEVEL": "debug", "PAGODA_POD_NAME": "router-1",
             "PAGODA_TRACE_RING": "7", "PAGODA_OTLP_ENDPOINT": "https://collector:4318",
             "PAGODA_OTLP_HEADERS": "Authorization=Bearer a=b, x-tenant=blue",
+            "PAGODA_DATABASE": "/d/keys",
             "PAGODA_HOME": "/h", "PAGODA_RUN_ID": "r", "PAGODA_REQUIRE_ALL": "1", "PAGODA_KUBE_BIN": "/k",
         }
     )  # fmt: skip
@@ -31,13 +35,16 @@ def test_everything_can_be_set():
     assert (settings.queue_timeout_s, settings.drain_s, settings.log_level, settings.pod_name) == (1.5, 0, "DEBUG", "router-1")
     assert settings.otlp_headers == (("authorization", "Bearer a=b"), ("x-tenant", "blue"))
     assert "Bearer" not in repr(settings)
+    assert not settings.reuse_port
     assert (settings.trace_ring, settings.otlp_endpoint) == (7, "https://collector:4318")
+    assert settings.key_file == Path("/d/keys")
     assert not settings.is_loopback
 
 
 def test_a_cluster_needs_a_namespace_instead_of_a_file():
     settings = parse_settings({"PAGODA_DISCOVERY": "kubernetes", "PAGODA_NAMESPACE": "team-a", "PAGODA_CACHE_DIR": "/run/cache"})
     assert (settings.discovery, settings.namespace, settings.fleet_file) == ("kubernetes", "team-a", None)
+    assert settings.key_file is None
 
 
 BAD = [

@@ -13,8 +13,8 @@ from scripted_worker import ScriptedWorker
 
 from pagoda_router.app import create_app
 from pagoda_router.errors import BadRequest, ColdStart
-from pagoda_router.generation import ModelName
-from pagoda_router.openai.features import variant_of
+from pagoda_router.generation import CatalogEntry, ModelName
+from pagoda_router.openai.features import Wishes, variant_and_backend, wishes_of
 from pagoda_router.policy import choose_variant
 from pagoda_router.surface import SurfaceSettings
 
@@ -84,7 +84,7 @@ HEADERS = [
     (["variant=a-1"], "a-1"),
 ]
 REFUSED = [
-    ([""], "the form is variant=NAME"),
+    ([""], "the forms? (is|are) variant=NAME"),
     (["int8"], "'int8' is not known"),
     (["variant"], "is not known"),
     (["variant="], "is not a variant's name"),
@@ -94,7 +94,8 @@ REFUSED = [
     (["variant=a", "variant=a"], "names two variants"),
     (["variant=a,"], "is not known"),
     (["speculation=off"], "speculation is not available yet"),
-    (["variant=a, prefix-cache=off"], "prefix-cache is not available yet"),
+    (["variant=a, prefix-cache=no"], "prefix-cache is 'no': write on or off"),
+    (["prefix-cache=off", "prefix-cache=on"], "names two values of prefix-cache"),
     (["batching=off"], "batching is not available yet"),
     (["colour=red"], "'colour=red' is not known"),
 ]
@@ -102,20 +103,78 @@ REFUSED = [
 
 @pytest.mark.parametrize(("values", "variant"), HEADERS, ids=str)
 def test_the_header_names_a_variant(values, variant):
-    assert variant_of([(b"x-pagoda-features", value.encode()) for value in values]) == variant
+    assert wishes_of([(b"x-pagoda-features", value.encode()) for value in values]).variant == variant
 
 
 @pytest.mark.parametrize(("values", "sentence"), REFUSED, ids=str)
 def test_a_header_that_would_be_ignored_is_refused(values, sentence):
     with pytest.raises(BadRequest, match=sentence) as refused:
-        variant_of([(b"x-pagoda-features", value.encode()) for value in values])
+        wishes_of([(b"x-pagoda-features", value.encode()) for value in values])
     assert refused.value.param == "X-Pagoda-Features"
 
 
-@pytest.mark.parametrize("name", ["X-Pagoda-Speculation", "X-Backend"])
+@pytest.mark.parametrize("name", ["X-Pagoda-Speculation"])
 def test_other_toggles_are_refused_by_name(name):
     with pytest.raises(BadRequest, match=f"{name} is not available yet"):
-        variant_of([(name.lower().encode(), b"off")])
+        wishes_of([(name.lower().encode(), b"off")])
+
+
+# ---------------------------------------------------------------- backends
+
+
+def test_a_toggle_for_the_prefix_cache_is_read():
+    assert not wishes_of([(b"x-pagoda-features", b"prefix-cache=off, variant=a")]).prefix_cache
+    assert wishes_of([(b"x-pagoda-features", b"prefix-cache=on")]).prefix_cache
+
+
+def entry_of(**fields: object) -> CatalogEntry:
+    known = {"served_name": "chat", "model": "chat", "created": 1, "ready": True, "reason": "", "max_model_len": None}
+    return CatalogEntry(**{**known, **fields})
+
+
+THREE = {"variants": ("own", "fast", "vllm"), "backends": ("pagoda", "pagoda", "vllm"), "weights": (90, 10, 0)}
+CHOICES = [
+    # entry, wishes, variants that can answer, possible outcomes
+    ({}, {}, {"default"}, {(None, "pagoda")}),
+    ({"variants": ("a", "b"), "weights": (1, 1)}, {}, {"a", "b"}, {(None, "pagoda")}),
+    ({"variants": ("a",), "backends": ("tgi",), "weights": (1,)}, {}, set(), {(None, "tgi")}),
+    (THREE, {}, {"own", "fast", "vllm"}, {("own", "pagoda"), ("fast", "pagoda")}),
+    (THREE, {}, {"fast", "vllm"}, {("fast", "pagoda")}),
+    (THREE, {}, {"vllm"}, {("own", "pagoda"), ("fast", "pagoda")}),
+    (THREE, {"backend": "vllm"}, set(), {("vllm", "vllm")}),
+    (THREE, {"backend": "pagoda"}, {"own", "fast"}, {("own", "pagoda"), ("fast", "pagoda")}),
+    (THREE, {"variant": "vllm"}, {"own"}, {("vllm", "vllm")}),
+    (THREE, {"variant": "fast", "backend": "pagoda"}, set(), {("fast", "pagoda")}),
+]
+
+
+@pytest.mark.parametrize(("entry", "wishes", "ready", "outcomes"), CHOICES)
+def test_a_backend_is_chosen_among_those_that_the_model_offers(entry, wishes, ready, outcomes):
+    rng = Random(1)
+    found = {variant_and_backend(entry_of(**entry), Wishes(**wishes), ready.__contains__, rng) for _ in range(200)}
+    assert found == outcomes
+
+
+NOT_OFFERED = [
+    ({}, {"backend": "vllm"}, "X-Backend", "not offered by the backend 'vllm'; it is by: pagoda"),
+    (THREE, {"variant": "own", "backend": "vllm"}, "X-Backend", "in variant own; it is by: pagoda, vllm"),
+    (THREE, {"variant": "slow"}, "X-Pagoda-Features", "it has: own, fast, vllm"),
+]
+
+
+@pytest.mark.parametrize(("entry", "wishes", "param", "words"), NOT_OFFERED)
+def test_what_a_model_does_not_offer_is_named(entry, wishes, param, words):
+    with pytest.raises(BadRequest, match=words) as refused:
+        variant_and_backend(entry_of(**entry), Wishes(**wishes), lambda variant: True, Random(1))
+    assert refused.value.param == param
+
+
+async def test_a_prompt_that_no_cache_may_know_is_salted_for_our_own_worker(call, dispatcher):
+    for headers in ({}, {"X-Pagoda-Features": "prefix-cache=off"}, {"X-Pagoda-Features": "prefix-cache=off"}):
+        await call("POST", "/v1/chat/completions", chat(), headers)
+    salts = [generation.cache_salt for generation in dispatcher.generations]
+    assert salts[0] == b""
+    assert len({*salts}) == 3
 
 
 # ---------------------------------------------------------------- through the router

@@ -158,6 +158,18 @@ async def test_pings_are_answered_with_four_stamps_from_which_the_clocks_offset_
         assert abs(offset_us + ahead_us) <= uncertainty_us + 1
 
 
+async def test_messages_that_came_along_count_as_if_sent_one_by_one():
+    async with running_front() as bench:
+        router = await bench.router()
+        assert router.welcome.takes_batches
+        submits = [pb.ToWorker(submit=pb.Submit(request_id=i, model=MODEL, prompt_ids=[10], max_tokens=100 + i)) for i in (1, 2, 3)]
+        cancel = pb.ToWorker(cancel=pb.Cancel(request_id=2))
+        submits[0].more.extend([*submits[1:], cancel])
+        await router.send(submits[0])
+        assert [(await router.finish(i)).reason for i in (1, 2, 3)] == [pb.FINISH_LENGTH, pb.FINISH_CANCELLED, pb.FINISH_LENGTH]
+        assert len(router.tokens[3, 0]) == 103
+
+
 async def test_a_router_that_does_not_acknowledge_is_cut_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(session_module, "MAX_UNREAD_FRAMES", 20)
     async with running_front() as bench:
@@ -190,6 +202,10 @@ PROTOCOL_ERRORS = [
     (pb.ToWorker(flow=pb.FlowCredit(frames_read_total=1_000_000)), "FlowCredit says 1000000 frames read"),
     (pb.ToWorker(hello=pb.Hello(protocol=1, router_id="again")), "a session's message was hello"),
     (pb.ToWorker(), "a session's message was empty"),
+    (
+        pb.ToWorker(ping=pb.Ping(), more=[pb.ToWorker(ping=pb.Ping(), more=[pb.ToWorker(ping=pb.Ping())])]),
+        "a session's message was a batch in a batch",
+    ),
     (pb.ToWorker(submit=pb.Submit(request_id=1, model=MODEL, prompt_ids=[1], max_tokens=200)), "Submit 1 is already running"),
     (pb.ToWorker(submit=pb.Submit(request_id=2, model=MODEL, reserved_kv_tokens=2**64 - 1)), "reserves more than"),
 ]

@@ -175,6 +175,76 @@ def costs(
         run_costs(what or [], rounds=rounds, output=output, command=_typed())
 
 
+@app.command()
+def sim(
+    workloads: Annotated[list[str] | None, typer.Argument(help="mixed, shared-prefix, agents, burst, flood, …; without one all.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=1000)] = 8,
+    duration: Annotated[str, typer.Option(help="Of simulated arrivals.")] = "60s",
+    profile: Annotated[str, typer.Option(help="h100-8b, or tiny or 0.45b as measured here.")] = "h100-8b",
+    processes: Annotated[int, typer.Option(help="Runs at once.", min=1)] = 2,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The result file. Without it and with everything at its default: that of docs/routing.md.", show_default=False),
+    ] = None,
+) -> None:
+    """Routing policies on simulated fleets that drive the router's own admission, queue and placement (docs/routing.md)."""
+    with _told_in_one_line():
+        from pagoda_bench.errors import SettingsError
+
+        try:
+            from pagoda_bench.sim.study import study
+        except ModuleNotFoundError as error:
+            if error.name != "pagoda_router":
+                raise
+            raise SettingsError("the simulator drives the router's own code: install pagoda-router beside pagoda-bench") from None
+        from pagoda_bench.load.slo import duration_s
+        from pagoda_bench.results import FOLDER
+
+        own = output is None and not workloads and (workers, duration, profile) == (8, "60s", "h100-8b")
+        study(
+            workloads=workloads or (),
+            workers=workers,
+            duration_s=duration_s(duration),
+            profile=profile,
+            processes=processes,
+            output=FOLDER / "sim.json" if own else output or Path("bench-sim.json"),
+            plots=FOLDER.parents[1] / "docs" / "routing" if own else None,
+            command=_typed(),
+        )
+
+
+@app.command()
+def router(
+    systems: Annotated[str | None, typer.Option(help="Of none,nginx,pagoda,sglang-router,vllm-router,litellm; else all.")] = None,
+    cases: Annotated[str | None, typer.Option(help="Parts of their names, like short,paced; else all.")] = None,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    window: Annotated[str, typer.Option(help="What one round of one case measures.")] = "3s",
+    soak: Annotated[str, typer.Option(help="Of the soak.")] = "60s",
+    before: Annotated[Path | None, typer.Option(help="router/src of another commit, to measure beside ours.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option(help="Path without suffix, in place of bench/results/router.", show_default=False)] = None,
+) -> None:
+    """What a router costs in front of mocks that cost nothing: ours beside none, nginx and others' (two cores, Go; 10 minutes)."""
+    with _told_in_one_line():
+        from pagoda_bench.load.slo import duration_s
+        from pagoda_bench.results import FOLDER
+        from pagoda_bench.router_load.run import Options
+        from pagoda_bench.router_load.run import run as run_router
+
+        chosen = {} if systems is None else {"systems": tuple(systems.split(","))}
+        run_router(
+            Options(
+                cases=tuple(cases.split(",")) if cases else (),
+                rounds=rounds,
+                window_s=duration_s(window),
+                soak_s=duration_s(soak),
+                before=before,
+                output=output or FOLDER / "router",
+                **chosen,
+            ),
+            command=_typed(),
+        )
+
+
 def measure_and_write(
     settings: "RunSettings", output: Path, *, command: str, plots: bool = True, packages: tuple[str, ...] = (), notes: Sequence[str] = ()
 ) -> None:

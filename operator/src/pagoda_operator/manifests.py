@@ -8,10 +8,12 @@ come only from PAGODA_* environment variables.
 from collections.abc import Mapping
 from typing import Any
 
+from pagoda_operator.backend_pods import OPENAI_PORT, backend_pod
+from pagoda_operator.backend_rules import OWN_BACKEND
 from pagoda_operator.installation import Settings as Settings
 from pagoda_operator.kinds import KINDS
 from pagoda_operator.labels import PARTS, common_labels
-from pagoda_operator.observed import LABEL_MODEL, LABEL_VARIANT
+from pagoda_operator.observed import LABEL_BACKEND, LABEL_MODEL, LABEL_VARIANT
 from pagoda_operator.pods import (
     API_KEY_SECRET,
     GRPC_PORT,
@@ -88,10 +90,16 @@ def _variant_objects(model: InferenceModel, variant: Variant, settings: Settings
     name = worker_name(model.name, variant.name)
     selector = {**PARTS["worker"], LABEL_MODEL: model.name, LABEL_VARIANT: variant.name}
     labels = common_labels(model.name, "worker", settings.version) | selector
-    ports = [_service_port("grpc", GRPC_PORT), _service_port("http", WORKER_HTTP_PORT)]
+    if variant.engine.backend == OWN_BACKEND:
+        ports = [_service_port("grpc", GRPC_PORT), _service_port("http", WORKER_HTTP_PORT)]
+        pod = worker_pod(model, variant, settings, account=WORKER_ACCOUNT)
+    else:
+        # Endpoint slices have their Service's labels: that is how a router knows what to speak.
+        labels |= {LABEL_BACKEND: variant.engine.backend}
+        ports = [_service_port("openai", OPENAI_PORT)]
+        pod = backend_pod(model, variant, settings, account=WORKER_ACCOUNT)
     # Not-ready workers are published too: the router holds a session to each and decides by the session's own state.
     service = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": selector, "ports": ports}
-    pod = worker_pod(model, variant, settings, account=WORKER_ACCOUNT)
     deployment = _deployment(labels, selector, pod, strategy=model.spec.rollout.strategy, deadline_s=2 * WORKER_STARTUP_S)
     deployment["replicas"] = variant.scaling.at_first
     return [

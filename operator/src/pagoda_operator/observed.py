@@ -21,6 +21,8 @@ LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_MODEL = "pagoda.dev/model"
 LABEL_VARIANT = "pagoda.dev/variant"
 LABEL_TEMPLATE = "pagoda.dev/template"
+LABEL_BACKEND = "pagoda.dev/backend"
+"""Only on what is not our own worker."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

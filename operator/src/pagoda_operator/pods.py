@@ -46,7 +46,7 @@ def router_pod(namespace: str, settings: Settings, *, account: str, selector: Ma
         "image": settings.router_image_reference,
         "command": ["python", "-m", "pagoda_router"],
         "env": [
-            *_plain(
+            *plain(
                 PAGODA_BIND_HOST="0.0.0.0",  # noqa: S104  the pod's own address; the router insists on an API key for it
                 PAGODA_HTTP_PORT=HTTP_PORT,
                 PAGODA_INTERNAL_PORT=INTERNAL_PORT,
@@ -61,15 +61,15 @@ def router_pod(namespace: str, settings: Settings, *, account: str, selector: Ma
             _secret("PAGODA_SESSION_TOKEN", settings.session_secret(namespace), TOKEN_KEY),
             _secret("PAGODA_INTERNAL_TOKEN", settings.internal_secret(namespace), TOKEN_KEY),
             _secret("PAGODA_API_KEY", *API_KEY_SECRET, optional=True),
-            *_plain(**CACHES),
+            *plain(**CACHES),
         ],
-        "ports": [_container_port("http", HTTP_PORT), _container_port("internal", INTERNAL_PORT)],
+        "ports": [container_port("http", HTTP_PORT), container_port("internal", INTERNAL_PORT)],
         "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
         # The internal port's probes need no API key.
-        **_probes("internal", startup_s=ROUTER_STARTUP_S),
+        **probes("internal", startup_s=ROUTER_STARTUP_S),
     }
     folders = {"tmp": "/tmp", "cache": "/var/cache/pagoda"}  # noqa: S108  volumes of the pod's own
-    pod = _pod([_restricted(container, settings, folders)], folders, settings, account=account)
+    pod = pod_of([restricted(container, settings, folders)], folders, settings, account=account)
     # Two routers on one node, or in one zone, go away together.
     spread = [
         {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": dict(selector)}}
@@ -90,7 +90,7 @@ def worker_pod(model: InferenceModel, variant: Variant, settings: Settings, *, a
         "image": settings.worker_image_reference,
         "command": ["python", "-m", "pagoda_worker"],
         "env": [
-            *_plain(
+            *plain(
                 PAGODA_MODEL_NAME=model.name,
                 PAGODA_MODEL_SOURCE=weights.source,
                 **weights.env,
@@ -104,14 +104,14 @@ def worker_pod(model: InferenceModel, variant: Variant, settings: Settings, *, a
             ),
             _field("PAGODA_POD_NAME", "metadata.name"),
             _secret("PAGODA_SESSION_TOKEN", settings.session_secret(model.namespace), TOKEN_KEY),
-            *_plain(**CACHES),
+            *plain(**CACHES),
         ],
-        "ports": [_container_port("grpc", GRPC_PORT), _container_port("http", WORKER_HTTP_PORT)],
-        "resources": _worker_resources(variant.resources),
-        **_probes("http", startup_s=WORKER_STARTUP_S),
+        "ports": [container_port("grpc", GRPC_PORT), container_port("http", WORKER_HTTP_PORT)],
+        "resources": worker_resources(variant.resources),
+        **probes("http", startup_s=WORKER_STARTUP_S),
     }
     folders = {"tmp": "/tmp", "shm": "/dev/shm"}  # noqa: S108  volumes of the pod's own
-    pod = _pod([_restricted(container, settings, folders, weights.mounts)], folders, settings, account=account)
+    pod = pod_of([restricted(container, settings, folders, weights.mounts)], folders, settings, account=account)
     pod["volumes"] += weights.volumes
     pod["readinessGates"] = [{"conditionType": ROUTED_GATE}]
     if weights.fetch:
@@ -126,21 +126,21 @@ def _fetch_container(weights: Weights, resources: Resources, settings: Settings)
         "image": settings.worker_image_reference,
         "command": ["python", "-m", "pagoda_worker.fetch"],
         "env": [
-            *_plain(
+            *plain(
                 PAGODA_MODEL_SOURCE=weights.source,
                 **weights.env,
                 PAGODA_BIND_HOST="0.0.0.0",  # noqa: S104  the pod's own address; it only tells its progress
                 PAGODA_HTTP_PORT=WORKER_HTTP_PORT,
             ),
             *weights.fetch_env,
-            *_plain(**CACHES),
+            *plain(**CACHES),
         ],
         # Its port is the worker's, which comes later, and is declared there: twice, the API server warns.
         # The resources too: the pod needs no more for it, and keeps its quality of service.
-        "resources": _worker_resources(resources, gpus=False),
+        "resources": worker_resources(resources, gpus=False),
     }
     writable = [{name: value for name, value in mount.items() if name != "readOnly"} for mount in weights.mounts]
-    return _restricted(container, settings, {"tmp": "/tmp"}, writable)  # noqa: S108
+    return restricted(container, settings, {"tmp": "/tmp"}, writable)  # noqa: S108
 
 
 def engine_settings(engine: Engine) -> Object:
@@ -178,7 +178,7 @@ def template_with_hash(labels: Mapping[str, str], pod: Object) -> Object:
     return {"metadata": {"labels": {**labels, LABEL_TEMPLATE: digest}}, "spec": pod}
 
 
-def _restricted(container: Object, settings: Settings, folders: Mapping[str, str], mounts: Sequence[Object] = ()) -> Object:
+def restricted(container: Object, settings: Settings, folders: Mapping[str, str], mounts: Sequence[Object] = ()) -> Object:
     return container | {
         "imagePullPolicy": settings.image_pull_policy,
         "securityContext": {
@@ -191,7 +191,7 @@ def _restricted(container: Object, settings: Settings, folders: Mapping[str, str
     }
 
 
-def _pod(containers: list[Object], folders: Mapping[str, str], settings: Settings, *, account: str) -> Object:
+def pod_of(containers: list[Object], folders: Mapping[str, str], settings: Settings, *, account: str) -> Object:
     pod: Object = {
         "serviceAccountName": account,
         "automountServiceAccountToken": False,
@@ -228,7 +228,7 @@ def _bounds(resources: Resources) -> Object:
     return bounds
 
 
-def _worker_resources(resources: Resources, *, gpus: bool = True) -> Object:
+def worker_resources(resources: Resources, *, gpus: bool = True) -> Object:
     """Requests equal limits. With cpu and memory given the pod is Guaranteed: the last to be evicted, and with whole cores it can be
     pinned to them. A worker that computes all day gains nothing from borrowing."""
     bounds: Object = {}
@@ -241,8 +241,8 @@ def _worker_resources(resources: Resources, *, gpus: bool = True) -> Object:
     return {"requests": dict(bounds), "limits": dict(bounds)} if bounds else {}
 
 
-def _probes(port: str, *, startup_s: int) -> Object:
-    """No preStop hook: SIGTERM itself turns /ready off, and a router lingers before it drains."""
+def probes(port: str, *, startup_s: int, ready: str = "/ready") -> Object:
+    """Of our own, no preStop hook: SIGTERM itself turns /ready off, and a router lingers before it drains."""
 
     def probe(path: str, period_s: int, failures: int) -> Object:
         return {
@@ -254,14 +254,14 @@ def _probes(port: str, *, startup_s: int) -> Object:
         }
 
     return {
-        "startupProbe": probe("/ready", 2, startup_s // 2),
-        "readinessProbe": probe("/ready", 2, 2),
+        "startupProbe": probe(ready, 2, startup_s // 2),
+        "readinessProbe": probe(ready, 2, 2),
         # Five minutes: the worker restarts its own engine, and loading again must not be taken for being stuck.
         "livenessProbe": probe("/health", 5, 60),
     }
 
 
-def _plain(**values: object) -> list[Object]:
+def plain(**values: object) -> list[Object]:
     return [{"name": name, "value": str(value)} for name, value in values.items()]
 
 
@@ -274,5 +274,5 @@ def _secret(name: str, secret: str, key: str, *, optional: bool = False) -> Obje
     return {"name": name, "valueFrom": {"secretKeyRef": ref | {"optional": True} if optional else ref}}
 
 
-def _container_port(name: str, port: int) -> Object:
+def container_port(name: str, port: int) -> Object:
     return {"name": name, "containerPort": port, "protocol": "TCP"}

@@ -8,6 +8,7 @@ row in docs/manifest.md.
 from collections.abc import Mapping
 from typing import Any
 
+from pagoda_operator.backend_rules import BACKEND_FIELDS, BACKEND_RULES
 from pagoda_operator.predicates import Field, Rule, at_least, between, lasts, matches, merged, one_of, share_between, unique
 from pagoda_operator.source_rules import MODEL_FIELDS
 
@@ -47,6 +48,7 @@ HOST_MEMORY = "write memory of the host, such as 8Gi, or 0 for none"
 
 _ENGINE: Mapping[str, Field] = {
     "spec.engine": Field("object"),
+    **BACKEND_FIELDS,
     "spec.engine.dtype": Field("string", (Rule(one_of("auto", "bf16", "fp16", "fp32"), "write auto, bf16, fp16 or fp32"),), max_size=32),
     "spec.engine.attention": Field(
         "string",
@@ -224,6 +226,7 @@ FIELDS: Mapping[str, Field] = {
                 _of_merged_scaling(_counted_elsewhere, "replicas"),
                 "variants: a variant's replicas needs mode: external, in the variant or in spec.scaling",
             ),
+            *BACKEND_RULES,
         ),
         required=True,
     ),
@@ -258,7 +261,6 @@ FIELDS: Mapping[str, Field] = {
 
 _NOT_YET = {
     "spec.adapters",
-    "spec.engine.backend",
     "spec.engine.kvCache.dtype",
     "spec.engine.quantization",
     "spec.engine.speculative",

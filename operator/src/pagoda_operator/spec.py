@@ -32,6 +32,12 @@ class KvCache:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
+    backend: str = "pagoda"
+    """pagoda | vllm | tgi | tensorrt-llm: whose server the workers are."""
+    image: str | None = None
+    """Of another backend than ours."""
+    args: tuple[str, ...] = ()
+    """Of its command line, after those made from the fields here."""
     dtype: str = "auto"
     attention: str = "auto"
     max_model_len: int | None = None
@@ -300,6 +306,8 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
     return Engine(
         **_given(
             engine,
+            backend="backend",
+            image="image",
             dtype="dtype",
             attention="attention",
             max_model_len="maxModelLen",
@@ -311,6 +319,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             batch_invariant="batchInvariant",
             compile="compile",
         ),
+        args=tuple(engine.get("args", ())),
         kv_cache=_kv_cache(engine.get("kvCache", {})),
     )
 

@@ -63,27 +63,31 @@ def _fetched(model: InferenceModel) -> Weights:
     if source.endpoint is not None:
         fetch_env.append({"name": "PAGODA_MODEL_ENDPOINT", "value": source.endpoint})
     if source.token_secret is not None:
-        fetch_env.append(_secret("PAGODA_HF_TOKEN", source.token_secret.name, source.token_secret.key))
+        fetch_env.append(secret_variable("PAGODA_HF_TOKEN", source.token_secret.name, source.token_secret.key))
     if source.credentials_secret is not None:
-        fetch_env += [_secret(name, source.credentials_secret, name, optional=optional) for name, optional in CREDENTIALS.items()]
-    if source.cache is None:
-        volume: Object = {"name": "models", "emptyDir": {}}
-    else:
-        volume = {"name": "models", "persistentVolumeClaim": {"claimName": source.cache.claim or cache_name(model.name)}}
+        fetch_env += [secret_variable(name, source.credentials_secret, name, optional=optional) for name, optional in CREDENTIALS.items()]
     return Weights(
         source=source.source,
         env=env,
         fetch_env=fetch_env,
         fetch=True,
-        volumes=[volume],
+        volumes=[cache_volume(model)],
         mounts=[_read_only("models", MODELS_FOLDER)],
     )
+
+
+def cache_volume(model: InferenceModel) -> Object:
+    """Where fetched weights lie: the cache's claim, or a folder that ends with the pod."""
+    cache = model.spec.model.cache
+    if cache is None:
+        return {"name": "models", "emptyDir": {}}
+    return {"name": "models", "persistentVolumeClaim": {"claimName": cache.claim or cache_name(model.name)}}
 
 
 def _read_only(name: str, path: str) -> Object:
     return {"name": name, "mountPath": path, "readOnly": True}
 
 
-def _secret(variable: str, secret: str, key: str, *, optional: bool = False) -> Object:
+def secret_variable(variable: str, secret: str, key: str, *, optional: bool = False) -> Object:
     ref: Object = {"name": secret, "key": key}
     return {"name": variable, "valueFrom": {"secretKeyRef": ref | {"optional": True} if optional else ref}}

@@ -19,7 +19,8 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from pagoda_router.admin import TraceAdmin
 from pagoda_router.app import create_app
 from pagoda_router.artifacts import ArtifactCache
-from pagoda_router.backends.base import LinkListener
+from pagoda_router.backends.base import LinkListener, WorkerLink
+from pagoda_router.backends.openai_http import OpenAiLink
 from pagoda_router.backends.pagoda import PagodaLink
 from pagoda_router.backends.sleep import GrpcSleepCalls
 from pagoda_router.discovery.file import FileDiscovery
@@ -30,12 +31,15 @@ from pagoda_router.fleet import Fleet
 from pagoda_router.fleet_metrics import FleetCollector, PlacementCollector
 from pagoda_router.generation import ModelName
 from pagoda_router.internal import Probes, first_of, fleet_report, internal_app, routes
+from pagoda_router.keys.keyring import Keyring
+from pagoda_router.keys.store import KeyStore
 from pagoda_router.lanes import QueueLimits
 from pagoda_router.listeners import Listeners, address, bind, closing_when
 from pagoda_router.logs import log_to_stderr
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.objectives import Slo
 from pagoda_router.placement_admin import PlacementAdmin
+from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.second_tries import RetryShares
 from pagoda_router.settings import RouterSettings, parse_settings
 from pagoda_router.sleep import TAKES, SleepAdmin
@@ -49,13 +53,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pagoda_router")
 
+YOUNG_OBJECTS = 20_000
+"""Between two looks for cycles; Python's 700 are a few tokens here, and what a request leaves behind has few cycles."""
+
 
 def main() -> int:
     try:
         settings = parse_settings(os.environ)
-        public = bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT")
+        public = bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT", reuse_port=settings.reuse_port)
         internal = bind(settings.bind_host, settings.internal_port, "PAGODA_INTERNAL_PORT")
         artifacts = _open_cache(settings)
+        keys = None if settings.key_file is None else KeyStore(settings.key_file)
     except ConfigError as error:
         sys.stderr.write(f"pagoda-router: {error}\n")
         return 2
@@ -63,14 +71,16 @@ def main() -> int:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which no dashboard reads
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read at the first channel; its notes of every lost connection are not our log's form
     try:
-        uvloop.run(serve(settings, artifacts, public, internal))
+        uvloop.run(serve(settings, artifacts, keys, public, internal))
     except ConfigError as error:
         sys.stderr.write(f"pagoda-router: {error}\n")
         return 2
     return 0
 
 
-async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: socket.socket, internal: socket.socket) -> None:
+async def serve(
+    settings: RouterSettings, artifacts: ArtifactCache, keys: KeyStore | None, public: socket.socket, internal: socket.socket
+) -> None:
     """Until a signal, then until drained."""
     router_id = settings.pod_name or f"router-{secrets.token_hex(6)}"
     registry = CollectorRegistry()
@@ -94,10 +104,12 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
     discovery = await _discover(settings, fleet.apply)
     probes = Probes(fleet, lambda: fleet.is_loaded)
     probe_routes = routes(probes, registry)
+    keyring = Keyring(settings.api_key, keys, calendar=time.time)
     app = create_app(
         dispatcher=dispatcher,
         catalog=fleet,
-        settings=SurfaceSettings(api_key=settings.api_key, max_body_bytes=settings.max_body_bytes),
+        settings=SurfaceSettings(max_body_bytes=settings.max_body_bytes),
+        keyring=keyring,
         observer=metrics,
         tracer=Tracer(ring, exporter, clock=time.monotonic, calendar=time.time),
         open_routes={path: probe_routes[path] for path in ("/health", "/ready")},
@@ -116,10 +128,14 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
     listeners = Listeners((public, outer), (internal, inner), drain_s=settings.drain_s, linger_s=settings.linger_s)
     stopping = _on_signals(listeners)
     watching = asyncio.create_task(discovery.run, name="discovery")
+    refreshing = asyncio.create_task(keyring.run(), name="keys")
     listeners.start()
     log.info("listening http=%s internal=%s fleet=%s", address(public), address(internal), discovery.where)
+    if keyring.is_open:
+        log.info("no API key is needed: only this machine reaches the router; set PAGODA_API_KEY to need one")
     gc.collect()
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 20, 20)
     await asyncio.wait(
         [asyncio.create_task(stopping.wait()), asyncio.create_task(listeners.stopped())], return_when=asyncio.FIRST_COMPLETED
     )
@@ -127,8 +143,9 @@ async def serve(settings: RouterSettings, artifacts: ArtifactCache, public: sock
     probes.draining = True
     await listeners.drain(lambda: dispatcher.shut_down("the router is shutting down: send the request again"))
     watching.cancel()
+    refreshing.cancel()
     await fleet.close()
-    await asyncio.gather(watching, return_exceptions=True)
+    await asyncio.gather(watching, refreshing, return_exceptions=True)
     await discovery.close()
     if exporter is not None:
         await asyncio.to_thread(exporter.stop)
@@ -197,8 +214,10 @@ def _open_cache(settings: RouterSettings) -> ArtifactCache:
         raise ConfigError(f"PAGODA_CACHE_DIR={settings.cache_dir} is not a writable folder: {error.strerror}") from None
 
 
-def _link_factory(settings: RouterSettings, artifacts: ArtifactCache, router_id: str) -> Callable[..., PagodaLink]:
-    def make_link(endpoint: Endpoint, *, listener: LinkListener, on_described: Callable[[Any], Awaitable[None]]) -> PagodaLink:
+def _link_factory(settings: RouterSettings, artifacts: ArtifactCache, router_id: str) -> Callable[..., WorkerLink]:
+    def make_link(endpoint: Endpoint, *, listener: LinkListener, on_described: Callable[[Any], Awaitable[None]]) -> WorkerLink:
+        if endpoint.backend != OWN_BACKEND:
+            return OpenAiLink(endpoint, listener=listener, zone=settings.zone)
         return PagodaLink(
             endpoint,
             router_id=router_id,

@@ -3,8 +3,6 @@
 Knows routes, the API key and request ids; what a completion is lives in openai/. `__main__` builds it with `create_app` and serves it.
 """
 
-import hmac
-import ipaddress
 import logging
 import os
 import time
@@ -13,12 +11,18 @@ from collections.abc import Mapping
 from pagoda_router.asgi import JSON_TYPE, ASGIApp, ClientGone, Exchange, Headers, Message, Receive, Scope, Send, answer, header, read_body
 from pagoda_router.chat import ChatTemplates
 from pagoda_router.console.pages import Console
-from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError, Unauthorized
-from pagoda_router.generation import NOBODY, Catalog, Dispatcher, Sender
-from pagoda_router.openai.answers import Call, Completions
+from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError
+from pagoda_router.generation import Catalog, Dispatcher, Sender
+from pagoda_router.hosts import is_local_name
+from pagoda_router.keys.admin import KEYS, KeyAdmin
+from pagoda_router.keys.key import ApiKey
+from pagoda_router.keys.keyring import Keyring
+from pagoda_router.keys.limits import RequestLimits
+from pagoda_router.openai.answers import Completions
+from pagoda_router.openai.call import Call
 from pagoda_router.openai.embeddings import Embeddings
 from pagoda_router.openai.errors import error_body, error_event, error_headers, retry_after_told_s
-from pagoda_router.openai.features import class_of, deadline_s_of, variant_of, wants_trace
+from pagoda_router.openai.features import class_of, deadline_s_of, wants_trace, wishes_of
 from pagoda_router.openai.models import model_body, model_list_body
 from pagoda_router.openai.prepare import Preparer
 from pagoda_router.openai.target import Targets
@@ -47,17 +51,20 @@ def create_app(
     dispatcher: Dispatcher,
     catalog: Catalog,
     settings: SurfaceSettings,
+    keyring: Keyring | None = None,
     observer: Observer | None = None,
     tracer: Tracer | None = None,
     open_routes: Mapping[str, ASGIApp] = NO_ROUTES,
     guarded_routes: Mapping[str, ASGIApp] = NO_ROUTES,
 ) -> ASGIApp:
-    """`open_routes` ("/health": app) answer everyone, `guarded_routes` ("/metrics": app) only with the API key when one is set.
+    """`open_routes` ("/health": app) answer everyone, `guarded_routes` ("/metrics": app) only admin keys when keys are needed.
 
-    Both match the exact path and get the scope unchanged. Everything under /v1 and `GET /` is ours. Without a tracer no trace is kept.
+    Both match the exact path and get the scope unchanged. Everything under /v1 and `GET /` is ours.
+    Without a keyring no key is needed. Without a tracer no trace is kept.
     """
     tracer = tracer or Tracer(TraceRing(0), None, clock=time.monotonic, calendar=time.time)
-    return _Surface(dispatcher, catalog, settings, observer or SilentObserver(), tracer, open_routes, guarded_routes)
+    keyring = keyring or Keyring(None, None, calendar=time.time)
+    return _Surface(dispatcher, catalog, settings, keyring, observer or SilentObserver(), tracer, open_routes, guarded_routes)
 
 
 class _Surface:
@@ -66,6 +73,7 @@ class _Surface:
         dispatcher: Dispatcher,
         catalog: Catalog,
         settings: SurfaceSettings,
+        keyring: Keyring,
         observer: Observer,
         tracer: Tracer,
         open_routes: Mapping[str, ASGIApp],
@@ -86,7 +94,9 @@ class _Surface:
         tokenizing = Tokenizing(catalog, targets, templates, settings)
         self._conversions = {"/tokenize": tokenizing.tokenize, "/detokenize": tokenizing.detokenize}
         self._console = Console()
-        self._bearer = None if settings.api_key is None else b"Bearer " + settings.api_key.encode()
+        self._keyring = keyring
+        self._limits = RequestLimits()
+        self._key_admin = KeyAdmin(keyring)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -116,25 +126,30 @@ class _Surface:
         if (route := self._open_routes.get(path)) is not None:
             await route(scope, receive, _with_header(send, id_header))
         elif (route := self._guarded_routes.get(path)) is not None:
-            self._check_key(scope)
+            self._key_of(scope).require_admin(path)
             await route(scope, receive, _with_header(send, id_header))
         elif path == MODELS or path.startswith(MODELS + "/"):
-            self._check_key(scope)
+            key = self._key_of(scope)
             _check_method(scope, "GET")
-            body = model_list_body(self._catalog) if path == MODELS else model_body(self._catalog, path.removeprefix(MODELS + "/"))
+            name = path.removeprefix(MODELS + "/")
+            body = model_list_body(self._catalog, key) if path == MODELS else model_body(self._catalog, name, key)
             await answer(send, 200, [JSON_TYPE, id_header], body)
         elif (convert := self._conversions.get(path)) is not None:
-            self._check_key(scope)
+            key = self._key_of(scope)
             _check_method(scope, "POST")
             _check_json_type(scope)
-            given = await read_body(scope, receive, limit_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s)
-            await answer(send, 200, [JSON_TYPE, id_header], await convert(given))
+            await answer(send, 200, [JSON_TYPE, id_header], await convert(await self._body(scope, receive), key))
+        elif path == KEYS or path.startswith(KEYS + "/"):
+            self._key_of(scope).require_admin(KEYS)
+            _check_json_type(scope)
+            status, body = await self._key_admin.answer(scope["method"], path, await self._body(scope, receive))
+            await answer(send, status, [JSON_TYPE, id_header], body)
         elif (page := self._console.page(path)) is not None:
             _check_method(scope, "GET", "HEAD")
             await page.answer(scope, send, id_header)
         else:
             if path.startswith("/v1/"):
-                self._check_key(scope)
+                self._key_of(scope)
             raise NotFound(f"there is no {path[:200]}: see /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings")
 
     async def _generation(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, id_header: tuple[bytes, bytes]) -> None:
@@ -143,20 +158,22 @@ class _Surface:
         trace_header = (b"x-trace-id", trace.context.trace_id.encode())
         self._observer.request_started(endpoint)
         try:
-            self._check_key(scope)
+            key = self._key_of(scope)
             _check_method(scope, "POST")
             _check_json_type(scope)
-            variant, is_traced = variant_of(scope["headers"]), wants_trace(scope["headers"])
-            sender = Sender(NOBODY.tenant, class_of(scope["headers"], NOBODY.request_class), deadline_s_of(scope["headers"]))
-            body = await read_body(scope, receive, limit_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s)
+            limits = self._limits.take(key, self._tracer.clock())
+            wishes, is_traced = wishes_of(scope["headers"]), wants_trace(scope["headers"])
+            sender = Sender(key.tenant, class_of(scope["headers"], key.request_class), deadline_s_of(scope["headers"]))
+            body = await self._body(scope, receive)
             trace.body_s = self._tracer.clock()
             call = Call(
                 body=body,
-                headers=[id_header, trace_header],
+                headers=[id_header, trace_header, *limits],
                 trace=trace,
                 outcome=outcome,
+                key=key,
                 wants_trace=is_traced,
-                variant=variant,
+                wishes=wishes,
                 sender=sender,
             )
             await self._answer(call, receive, send)
@@ -206,19 +223,16 @@ class _Surface:
     def _check_host(self, scope: Scope) -> None:
         """Without a key the router listens on loopback only, but any web page can make its own name resolve there (DNS rebinding) and would
         then be of one origin with us. So only names that no page can have are answered."""
-        if self._bearer is not None or is_local_name(header(scope, b"host")):
+        if not self._keyring.is_open or is_local_name(header(scope, b"host")):
             return
         raise ForeignHost("this router has no API key and answers only to localhost or an IP address: use one, or set PAGODA_API_KEY")
 
-    def _check_key(self, scope: Scope) -> None:
-        if self._bearer is None:
-            return
-        given = header(scope, b"authorization")
-        if given is None:
-            raise Unauthorized("an API key is needed: send the header Authorization: Bearer <key>", code="missing_api_key")
-        scheme, _, key = given.partition(b" ")
-        if not hmac.compare_digest(scheme.title() + b" " + key.strip(), self._bearer):
-            raise Unauthorized("the API key is not the right one: check the header Authorization: Bearer <key>")
+    def _key_of(self, scope: Scope) -> ApiKey:
+        """Raises Unauthorized."""
+        return self._keyring.check(header(scope, b"authorization"))
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        return await read_body(scope, receive, limit_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s)
 
     async def _internal_error(self, send: Send, id_header: tuple[bytes, bytes]) -> None:
         error = _internal()
@@ -226,21 +240,6 @@ class _Surface:
             await answer(send, error.status, [*error_headers(error), id_header], error_body(error))
         except RuntimeError:
             log.warning("the failed request had begun its answer: its connection is closed")
-
-
-def is_local_name(host: bytes | None) -> bool:
-    """Of a Host header, with or without a port; an absent one (HTTP/1.0) cannot come from a web page."""
-    if host is None:
-        return True
-    name = host.decode("latin-1").lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _internal() -> RouterError:

@@ -114,7 +114,7 @@ class ContinuedStream:
 
     def _is_worth_a_replay(self, event: Ended, stream: BackendStream) -> bool:
         is_loss = event.reason in (EndReason.SHUTDOWN, EndReason.TIMED_OUT) or (stream.lost and event.reason is EndReason.ENGINE_ERROR)
-        return is_loss and not (self._is_ending or self._generation.embedding)
+        return is_loss and not (self._is_ending or self._generation.embedding or self._generation.relay is not None)
 
     async def _follow(self, sequence: int, lost: BackendStream, end: Ended) -> None:
         """Makes the rest of one sequence arrive, on as many workers as it takes and the dispatcher allows."""

@@ -4,6 +4,7 @@ RouterError
 │   └── ContextTooLong      400   code context_length_exceeded
 ├── Unauthorized            401
 ├── ForeignHost             403   a name that is not this machine's, on a router without keys
+├── Forbidden               403   the key is known and may not do this
 ├── ModelNotFound           404
 ├── NotFound                404   no such route
 ├── MethodNotAllowed        405
@@ -11,11 +12,13 @@ RouterError
 ├── BodyTooLarge            413
 ├── Overloaded              429   carries retry_after_s
 │   └── DeadlineInfeasible  429   what waits ahead takes longer than its deadline allows: not worth a retry
+├── RateLimited             429   the key's own limit; carries retry_after_s
 ├── NoWorker                503   carries retry_after_s
 │   ├── ColdStart           503   waited for a worker to come, or too many do already
 │   ├── ModelUnavailable    503   no worker will come until somebody changes something: not worth a retry
 │   ├── RetryBudgetSpent    503   its worker was lost, and so many were that this one is not tried again
 │   └── Starting            503   the router has not read its models yet
+├── KeysUnavailable         503   keys are kept nowhere, or their database does not answer: an administrator's errand
 ├── UpstreamFailed          502   a worker or its engine was lost under this request
 │   ├── FirstTokenTimeout   504   the worker that had it said nothing for too long
 │   └── TokenTimeout        504   the same in the middle of an answer
@@ -66,6 +69,12 @@ class ForeignHost(RouterError):
     code = "foreign_host"
 
 
+class Forbidden(RouterError):
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
 class ModelNotFound(RouterError):
     status = 404
     type = "invalid_request_error"
@@ -113,6 +122,12 @@ class DeadlineInfeasible(Overloaded):
     worth_a_retry = False
 
 
+class RateLimited(RouterError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
 class NoWorker(RouterError):
     status = 503
     type = "server_error"
@@ -134,6 +149,12 @@ class Starting(NoWorker):
 
 class RetryBudgetSpent(NoWorker):
     code = "retry_budget_spent"
+
+
+class KeysUnavailable(RouterError):
+    status = 503
+    type = "server_error"
+    code = "keys_unavailable"
 
 
 class UpstreamFailed(RouterError):

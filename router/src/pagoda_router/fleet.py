@@ -18,6 +18,7 @@ from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObjec
 from pagoda_router.errors import ModelNotFound, Starting
 from pagoda_router.generation import CatalogEntry, ModelName, ModelState, ServedName, TextAssets
 from pagoda_router.policy import variants_in_turn
+from pagoda_router.relays import OWN_BACKEND
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class Fleet:
         self._common: dict[ModelName, TextAssets] = {}
         """What holds for every variant that takes requests by weight; made of _assets on demand."""
         self._only_variant: dict[ModelName, str] = {}
+        self.relays = False
+        """Some model has a variant of another backend than ours."""
         self.is_loaded = False
         """A snapshot was read: what is not in it does not exist."""
 
@@ -59,6 +62,7 @@ class Fleet:
         self._models = {model.name: model for model in snapshot.models}
         self._owners = names_to_models(snapshot.models)
         self._awaited = snapshot.awaited
+        self.relays = any(backend != OWN_BACKEND for model in snapshot.models for backend in model.backends)
         for endpoint in [endpoint for endpoint in self._links if endpoint not in snapshot.endpoints]:
             self._links.pop(endpoint).retire()
         for endpoint, accepting in snapshot.endpoints.items():
@@ -190,10 +194,16 @@ class Fleet:
             created=model.created,
             ready=not reason,
             reason=reason,
-            max_model_len=assets.max_model_len if assets is not None else None,
+            max_model_len=assets.max_model_len if assets is not None else self._relayed_len(model.name),
             state=self._state(model) if reason else ModelState.READY,
             variants=tuple(name for name, _ in model.variants),
+            backends=model.backends,
+            weights=tuple(weight for _, weight in model.variants),
         )
+
+    def _relayed_len(self, model: ModelName) -> int | None:
+        """What a model's workers take that describe nothing else of it."""
+        return min((link.max_model_len for link in self.links(model) if link.max_model_len is not None), default=None)
 
     def _state(self, model: ModelObject) -> ModelState:
         if model.hopeless:

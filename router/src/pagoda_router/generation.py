@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
 
+from pagoda_router.relays import Relay, Relayed
 from pagoda_router.tracing.record import GenerationTrace
 
 ServedName = NewType("ServedName", str)
@@ -126,6 +127,8 @@ class Generation:
     """From Dispatcher.hold; None: it arrives now."""
     resume_ids: Sequence[int] = ()
     """Output that a lost worker gave (n is 1): context for the next one, counted as output, not sent again."""
+    relay: Relay | None = None
+    """For a backend that takes text. prompt_ids are then 4-byte pieces of the prompt's JSON: about as many as tokens, equal where it is."""
     trace: GenerationTrace = field(default_factory=GenerationTrace, compare=False, repr=False)
     """Written while it is placed and runs."""
 
@@ -201,7 +204,7 @@ class Ended:
     """For reasons that are errors: one sentence for the client."""
 
 
-Event = Started | Tokens | PromptLogprobs | Embedded | Ended
+Event = Started | Tokens | PromptLogprobs | Embedded | Relayed | Ended
 
 
 class GenerationStream(Protocol):
@@ -271,9 +274,18 @@ class CatalogEntry:
     """None until a worker has described it."""
     state: ModelState = ModelState.READY
     variants: tuple[str, ...] = ("default",)
+    backends: tuple[str, ...] = ()
+    """Of the variants, in their order; empty: all have our own workers."""
+    weights: tuple[int, ...] = ()
+    """The same; empty: equal."""
 
 
 class Catalog(Protocol):
+    @property
+    def relays(self) -> bool:
+        """Some model has a variant whose workers take text instead of tokens."""
+        ...
+
     def list(self) -> Sequence[CatalogEntry]: ...
 
     def get(self, served_name: str) -> CatalogEntry:

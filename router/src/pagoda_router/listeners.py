@@ -21,14 +21,16 @@ LAST_WORDS_S = 2.0
 """Kept of the drain for the error events of streams that did not finish."""
 
 
-def bind(host: str, port: int, variable: str) -> socket.socket:
-    """Raises ConfigError naming the variable."""
+def bind(host: str, port: int, variable: str, *, reuse_port: bool = False) -> socket.socket:
+    """`reuse_port`: others who say so may listen there too. Raises ConfigError naming the variable."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as error:
         raise ConfigError(f"PAGODA_BIND_HOST={host} is not an address of this machine: {error.strerror}") from None
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         bound.bind(address)
         bound.listen(2048)
@@ -120,6 +122,7 @@ def _server(app: ASGIApp, shutdown_s: float) -> _Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks who the client is
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(shutdown_s)),
     )

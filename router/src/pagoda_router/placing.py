@@ -109,7 +109,9 @@ class Placer:
             request.place.set_result(None)
             return True
         now_s = self._clock()
-        links = {link.worker: link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group}
+        relays = request.generation.relay is not None
+        of_group = (link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group)
+        links = {link.worker: link for link in of_group if link.endpoint.relays == relays}
         if request.generation.resume_ids:
             links = {worker: link for worker, link in links.items() if link.can_resume}
         chain = self._chain(request)

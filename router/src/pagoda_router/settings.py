@@ -23,6 +23,9 @@ class RouterSettings:
     """Of both listeners. Beyond loopback needs an API key."""
     http_port: int = 8000
     """/v1, playground, probes, metrics. 0: any free port."""
+    reuse_port: bool = False
+    """Other routers on this machine listen on http_port too (SO_REUSEPORT), to use more cores: the kernel gives each new connection to one
+    of them. Each has an internal port, metrics and a pod_name of its own. Off by default, when a port that is taken is a mistake."""
     internal_port: int = 8001
     """/internal/v1/fleet and probes, for the operator. 0: any free port."""
     internal_token: str | None = None
@@ -38,7 +41,9 @@ class RouterSettings:
     cache_dir: Path
     """Tokenizers and chat templates by content hash, and what each model last described; survives restarts."""
     api_key: str | None = None
-    """Bearer of /v1. None: open."""
+    """An admin key that is in no database: with it, keys are needed. None: open on loopback, and keys only say whose a request is."""
+    database: Path | None = None
+    """SQLite file of keys. None: see key_file."""
     max_body_bytes: int = 10 * 2**20
     max_queue_tokens: int = 200_000
     """Prompt + predicted output of what may wait for one model; about a minute of a small GPU's work. A manifest's
@@ -86,6 +91,13 @@ class RouterSettings:
     def is_loopback(self) -> bool:
         return is_loopback(self.bind_host)
 
+    @property
+    def key_file(self) -> Path | None:
+        """None: no keys but api_key. In a cluster unless database is set: a pod's files end with it, and its siblings do not see them."""
+        if self.database is not None or self.discovery == "kubernetes":
+            return self.database
+        return self.cache_dir / "router.sqlite3"
+
 
 def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
     """Raises ConfigError with one line."""
@@ -97,6 +109,7 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
     settings = RouterSettings(
         bind_host=values.get("bind_host") or "127.0.0.1",
         http_port=_port(values, "http_port", 8000),
+        reuse_port=_switch(values, "reuse_port"),
         internal_port=_port(values, "internal_port", 8001),
         internal_token=values.get("internal_token") or None,
         session_token=values.get("session_token", ""),
@@ -107,6 +120,7 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         else _path(values, "fleet_file", "the file in which the supervisor lists models and workers"),
         cache_dir=_path(values, "cache_dir", "a writable folder for tokenizers and chat templates"),
         api_key=values.get("api_key") or None,
+        database=Path(values["database"]) if values.get("database") else None,
         max_body_bytes=_whole(values, "max_body_bytes", 10 * 2**20, least=1024),
         max_queue_tokens=_whole(values, "max_queue_tokens", 200_000, least=0),
         queue_timeout_s=_seconds(values, "queue_timeout_s", 60.0),

@@ -9,8 +9,6 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurfaceSettings:
-    api_key: str | None = None
-    """Clients must send it as a bearer token on /v1 and guarded routes. None: open (loopback only; `__main__` sees to that)."""
     max_body_bytes: int = 10 * 1024 * 1024
     """Larger request bodies answer 413. 10 MiB holds a million tokens of text."""
     body_timeout_s: float = 60.0

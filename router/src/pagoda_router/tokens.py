@@ -57,7 +57,10 @@ class TokenText:
         return self._encode(text, add_special_tokens)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # The fast form leaves out where in the text each token lies, which nobody asks; it is only there for batches.
+        (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoded.ids
+        return ids
 
     def least_tokens(self, text: str) -> int:
         """A lower bound of the text's length in tokens that costs nothing: a hopeless prompt need not be encoded."""
@@ -90,11 +93,18 @@ class ByteLevelDetokenizer:
         self._token_bytes = token_bytes
         self._skipped_ids = skipped_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._holds = False
+        """The beginning of a character, whose end has not come."""
 
     def feed(self, token_ids: Sequence[int]) -> str:
         table, skipped = self._token_bytes, self._skipped_ids
         known = len(table)
-        return self._utf8.decode(b"".join(table[i] for i in token_ids if i not in skipped and i < known))
+        raw = b"".join([table[i] for i in token_ids if i not in skipped and i < known])
+        if raw.isascii() and not self._holds:
+            return raw.decode()  # most text: the incremental decoder is Python
+        text = self._utf8.decode(raw)
+        self._holds = bool(self._utf8.getstate()[0])
+        return text
 
     def end(self, *, truncated: bool) -> str:
         return "" if truncated else self._utf8.decode(b"", final=True)

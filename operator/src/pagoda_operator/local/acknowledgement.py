@@ -34,7 +34,8 @@ class RouterAddress:
 @dataclass(frozen=True, slots=True)
 class Worker:
     name: str
-    grpc_port: int
+    port: int
+    """That routers speak to."""
 
 
 class Acknowledgement:

@@ -8,6 +8,7 @@ Owns pods, ports, generated secrets and fleet.json. Knows nothing of specs; supe
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -195,7 +196,8 @@ class LocalExecutor:
         if template.fetch is not None and env["PAGODA_MODEL_SOURCE"].startswith(FETCHED):
             fetch = self._fetch(template.fetch, env, ports[template.ports["http"]])
         host = choices.client_host if template.component == "router" else "127.0.0.1"
-        return Launch(argv=self._argv(template.argv), env={**self.machine.inherited, **env}, host=host, ports=ports, fetch=fetch)
+        argv = local.filled_in(self._argv(template.argv), env)
+        return Launch(argv=argv, env={**self.machine.inherited, **env}, host=host, ports=ports, fetch=fetch)
 
     def _source(self, env: Mapping[str, str]) -> dict[str, str]:
         """Where this machine has the weights, or will have them."""
@@ -206,6 +208,8 @@ class LocalExecutor:
             found = resolve_source(source, self.machine.inherited, revision)
         except SourceMissing as error:
             raise NotLaunchable("ModelNotFound", str(error)) from None
+        if "PAGODA_BACKEND_MODEL" in env:  # another backend: it reads a folder, or fetches from the hub by itself
+            return {"PAGODA_MODEL_SOURCE": found, "PAGODA_BACKEND_MODEL": found.removeprefix("hf://")}
         repository, _, written = found.partition("@")
         if not found.startswith(FETCHED):
             return {"PAGODA_MODEL_SOURCE": found} | ({"PAGODA_MODEL_CACHE": str(self._home.models)} if "PAGODA_MODEL_CACHE" in env else {})
@@ -226,7 +230,18 @@ class LocalExecutor:
         return Launch(argv=self._argv(step.argv), env={**self.machine.inherited, **own, **same}, host="127.0.0.1", ports={port: port})
 
     def _argv(self, argv: tuple[str, ...]) -> tuple[str, ...]:
+        if argv[0] in local.PROGRAMS:
+            return (self._program(argv[0]), *argv[1:])
         return tuple(self._python if word in ("python", "python3") else word for word in argv)
+
+    def _program(self, name: str) -> str:
+        found = shutil.which(self.machine.programs.get(name, name), path=self.machine.inherited.get("PATH"))
+        if found is None:
+            variable = local.PROGRAMS[name]
+            wanted = self.machine.programs.get(name, name)
+            message = f"there is no program {wanted} on this machine: install it, or set {variable} to its path before `pagoda up`"
+            raise NotLaunchable("CreateContainerConfigError", message)
+        return found
 
     def _pod(self, name: str) -> Pod:
         return next(pod for pod in self.pods if pod.name == name)
@@ -243,4 +258,5 @@ class LocalExecutor:
 
 def _worker(pod: Pod) -> Worker:
     launch = pod.now.launch
-    return Worker(pod.name, launch.ports[pod.template.ports["grpc"]] if launch is not None else 0)
+    port = next(iter(pod.template.ports[name] for name in ("grpc", "openai") if name in pod.template.ports))
+    return Worker(pod.name, launch.ports[port] if launch is not None else 0)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pagoda_operator.local.pod import Pod
-from pagoda_operator.observed import LABEL_MODEL, LABEL_TEMPLATE, LABEL_VARIANT
+from pagoda_operator.observed import LABEL_BACKEND, LABEL_MODEL, LABEL_TEMPLATE, LABEL_VARIANT
 
 VERSION = 1
 
@@ -22,7 +22,7 @@ def _slice(pod: Pod) -> dict[str, Any]:
     return {
         "metadata": {
             "name": pod.name,
-            "labels": {label: labels[label] for label in (LABEL_MODEL, LABEL_VARIANT, LABEL_TEMPLATE) if label in labels},
+            "labels": {label: labels[label] for label in (LABEL_MODEL, LABEL_VARIANT, LABEL_TEMPLATE, LABEL_BACKEND) if label in labels},
         },
         "addressType": "IPv6" if ":" in launch.host else "IPv4",
         "ports": [{"name": name, "port": launch.ports[port]} for name, port in pod.template.ports.items()],

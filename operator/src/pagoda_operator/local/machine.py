@@ -5,17 +5,36 @@ Called by executor.py. Containers take all of these from PAGODA_* variables only
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pagoda_operator.local.errors import BadSettings
 from pagoda_operator.local.template import FetchStep, PodTemplate, SecretKey
 
 INHERITED = ("PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV")
-INHERITED_PREFIXES = ("LC_", "XDG_", "HF_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KMP_", "GOMP_", "TORCH", "PYTORCH_", "TRITON_")
+INHERITED_PREFIXES = (
+    "LC_",
+    "XDG_",
+    "HF_",
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "GOMP_",
+    "TORCH",
+    "PYTORCH_",
+    "TRITON_",
+    "VLLM_",
+)
 """Of the environment in which the supervisor was started; nothing else reaches a child, so that a stray variable changes nothing."""
+PROGRAMS = {"vllm": "PAGODA_VLLM", "text-generation-launcher": "PAGODA_TGI", "trtllm-serve": "PAGODA_TENSORRT_LLM"}
+"""Of other backends: the variable that says where this machine has the program. Without it, PATH does."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEVICES = ("auto", "cpu", "cuda")
+_REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +66,8 @@ class Machine:
     run_id: str
     log_level: str | None
     inherited: Mapping[str, str]
+    programs: Mapping[str, str] = field(default_factory=dict)
+    """Path of each of PROGRAMS that a variable names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +96,15 @@ def check_choices(choices: Choices, api_key: str | None) -> None:
 
 def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)}
+
+
+def named_programs(environment: Mapping[str, str]) -> dict[str, str]:
+    return {program: path for program, variable in PROGRAMS.items() if (path := environment.get(variable))}
+
+
+def filled_in(argv: tuple[str, ...], env: Mapping[str, str]) -> tuple[str, ...]:
+    """$(NAME) by the variable's value, as Kubernetes does it; a name that is not there stays as it is written."""
+    return tuple(_REFERENCE.sub(lambda found: env.get(found[1], found[0]), word) for word in argv)
 
 
 def fixed_ports(template: PodTemplate, choices: Choices) -> dict[int, int]:

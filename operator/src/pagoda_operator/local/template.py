@@ -41,6 +41,7 @@ IGNORED: Mapping[str, str] = {
     "spec.containers[].image": "the installed distribution runs instead",
     "spec.containers[].imagePullPolicy": "no image",
     "spec.containers[].ports[].protocol": "TCP always",
+    "spec.containers[].lifecycle.preStop": "other backends' own way to end is what there is",
     "spec.containers[].resources": "the machine's own limits hold; what a worker must know of them is in its environment",
     "spec.containers[].securityContext": "processes run as the user who started them",
     "spec.containers[].volumeMounts": "paths come from PAGODA_* variables",

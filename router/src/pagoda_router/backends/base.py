@@ -1,6 +1,7 @@
 """What the router's inside asks of a backend, whatever speaks behind it: one link per worker, one stream per running request.
 
-Knows no wire. fleet.py owns links, the dispatcher submits on them; pagoda.py implements both protocols for our own workers.
+Knows no wire. fleet.py owns links, the dispatcher submits on them; pagoda.py implements both protocols for our own workers, openai_http.py
+and openai_stream.py for other people's servers.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -73,8 +74,6 @@ class BackendStream(Protocol):
     worker: WorkerId
     lost: bool
     """The worker went away under it, or was given up."""
-    progress: int
-    """Grows with every batch of tokens that arrived."""
     begun: bool
     """Its prefill began: only then can it have hurt an engine."""
     failure: str
@@ -84,6 +83,11 @@ class BackendStream(Protocol):
     """What the worker told of when; goes on being filled until it has said its last word."""
 
     def __aiter__(self) -> AsyncIterator[list[Event]]: ...
+
+    @property
+    def progress(self) -> int:
+        """Grows with every batch of tokens that arrived."""
+        ...
 
     @property
     def is_awaited(self) -> bool:
@@ -114,6 +118,9 @@ class WorkerLink(Protocol):
     worker: WorkerId
     accepting: bool
     """Discovery wants new requests here."""
+
+    max_model_len: int | None
+    """Tokens of prompt and output together; None until it is told."""
 
     @property
     def can_resume(self) -> bool:

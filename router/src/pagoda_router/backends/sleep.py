@@ -9,6 +9,7 @@ from typing import Any
 import grpc.aio
 
 from pagoda_router.discovery.snapshot import Endpoint
+from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.wire import worker_pb2 as wire
 from pagoda_router.wire.worker_pb2_grpc import WorkerStub
 
@@ -38,6 +39,8 @@ class GrpcSleepCalls:
         return answer if isinstance(answer, WorkerAnswer) else WorkerAnswer(endpoint.name, load_ms=round(answer.load_us / 1e3, 3))
 
     async def _call(self, endpoint: Endpoint, name: str, request: Any, timeout_s: float) -> Any:
+        if endpoint.backend != OWN_BACKEND:
+            return WorkerAnswer(endpoint.name, error=f"a {endpoint.backend} worker cannot sleep: scale the model to zero instead")
         async with grpc.aio.insecure_channel(endpoint.target, options=[("grpc.enable_http_proxy", 0)]) as channel:
             try:
                 return await getattr(WorkerStub(channel), name)(request, timeout=timeout_s)

@@ -95,7 +95,12 @@ class RequestStream:
                 raise self._refusal
             if len(self.silent) == self.generation.n:
                 raise StopAsyncIteration
-            await self._woken()
+            # As _woken, in place: this is once a token, and a coroutine less.
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         batch, self._pending = self._pending, []
         return batch
 
@@ -250,7 +255,8 @@ class RunningRequests:
             logprobs = {row.row: row for row in frame.logprobs}
             at_us, clock = frame.at_mono_us, self.clock.reading
             end = 0
-            for row, (request_id, sequence, count) in enumerate(zip(frame.request_ids, frame.sequences, frame.token_counts, strict=True)):
+            rows = zip(list(frame.request_ids), list(frame.sequences), list(frame.token_counts), strict=True)  # protobuf's own walk slowly
+            for row, (request_id, sequence, count) in enumerate(rows):
                 start, end = end, end + count
                 stream = streams.get(request_id)
                 if stream is None:

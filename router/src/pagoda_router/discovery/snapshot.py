@@ -13,10 +13,13 @@ from typing import Any
 from pagoda_router.generation import ModelName, ServedName
 from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo
 from pagoda_router.policies.scores import POLICY, PolicyName
+from pagoda_router.relays import BACKENDS, OWN_BACKEND, backends_of
 
 MODEL_LABEL = "pagoda.dev/model"
 VARIANT_LABEL = "pagoda.dev/variant"
 TEMPLATE_LABEL = "pagoda.dev/template"
+BACKEND_LABEL = "pagoda.dev/backend"
+"""Absent on our own workers, which listen on a port named grpc; the others on one named openai."""
 CANARY_LABEL = "pagoda.dev/canary"
 """The operator's own liveness object; no model."""
 
@@ -59,6 +62,8 @@ class ModelObject:
     """By which its workers are chosen."""
     variants: tuple[tuple[str, int], ...] = DEFAULT_VARIANTS
     """Names and weights."""
+    backends: tuple[str, ...] = ()
+    """Of the variants, in their order; empty: all have our own workers."""
     not_ready_reason: str = ""
     """Message of the first false condition in status."""
     hopeless: str = ""
@@ -72,7 +77,7 @@ class ModelObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One worker's gRPC address. Equal endpoints are the same worker process as far as discovery can tell."""
+    """One worker's address. Equal endpoints are the same worker process as far as discovery can tell."""
 
     name: str
     """The pod's."""
@@ -82,8 +87,15 @@ class Endpoint:
     """Pod template hash: which generation of the worker Deployment this is."""
     host: str
     port: int
+    backend: str = OWN_BACKEND
+    """pagoda speaks gRPC there, the others OpenAI's HTTP."""
     zone: str = field(default="", compare=False)
     """Of the node, as Kubernetes writes it into slices; empty: not told."""
+
+    @property
+    def relays(self) -> bool:
+        """It takes a request's text, not its tokens."""
+        return self.backend != OWN_BACKEND
 
     @property
     def target(self) -> str:
@@ -200,6 +212,7 @@ def _model(item: Any, complaints: list[str]) -> ModelObject:
         wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
         policy=_policy(routing.get("policy"), complaints),
         variants=variants,
+        backends=backends_of(spec),
         slo=read_slo(spec, complaints),
         prices=tuple(read_prices(spec, [variant for variant, _ in variants], complaints).items()),
         not_ready_reason=_first_false_condition(conditions),
@@ -217,12 +230,16 @@ def _variants(entries: Any) -> tuple[tuple[str, int], ...]:
 def _endpoints(item: Any) -> Iterator[SeenEndpoint]:
     metadata = item["metadata"]
     labels = metadata.get("labels") or {}
-    port = next((int(p["port"]) for p in item.get("ports") or [] if p.get("name") == "grpc"), None)
+    backend = str(labels.get(BACKEND_LABEL) or OWN_BACKEND)
+    if backend not in BACKENDS:
+        raise ValueError(f"{BACKEND_LABEL} is {backend!r}; this router speaks to {', '.join(sorted(BACKENDS))}")
+    port_name = "grpc" if backend == OWN_BACKEND else "openai"
+    port = next((int(p["port"]) for p in item.get("ports") or [] if p.get("name") == port_name), None)
     entries = item.get("endpoints") or []
     if port is None:
         if not entries:
             return  # the API server drops the ports of a slice that lists nobody
-        raise ValueError("no port is named grpc")
+        raise ValueError(f"no port is named {port_name}")
     for place, entry in enumerate(entries):
         conditions = entry.get("conditions") or {}
         target = entry.get("targetRef") or {}
@@ -234,6 +251,7 @@ def _endpoints(item: Any) -> Iterator[SeenEndpoint]:
             template=str(labels.get(TEMPLATE_LABEL, "")),
             host=_text(entry["addresses"][0], "addresses"),
             port=port,
+            backend=backend,
             zone=str(entry.get("zone") or ""),
         )
         terminating = conditions.get("terminating") is True or bool(metadata.get("deletionTimestamp"))

@@ -5,37 +5,26 @@ app.py calls `Completions.answer` inside an Exchange; a RouterError raised here 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
+from random import Random
 from typing import Any
 
-from pagoda_router.asgi import JSON_TYPE, Exchange, Headers
+from pagoda_router.asgi import JSON_TYPE, Exchange
 from pagoda_router.errors import BadRequest, RouterError
-from pagoda_router.generation import NOBODY, Catalog, CatalogEntry, Dispatcher, Sender
+from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
+from pagoda_router.openai.call import Call
+from pagoda_router.openai.features import variant_and_backend
 from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, ReplyFormat, WholeChoice
 from pagoda_router.openai.keepalive import KeepAlive
 from pagoda_router.openai.prepare import Job, Preparer
+from pagoda_router.openai.relay import Relaying
 from pagoda_router.openai.run import Progress, run
-from pagoda_router.openai.schemas import ChatRequest, CompletionRequest, parse_request
+from pagoda_router.openai.schemas import ChatRequest, CompletionRequest, model_named, parse_request
 from pagoda_router.openai.sequence import Delta
+from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.tracing.document import document
-from pagoda_router.tracing.record import RequestTrace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """What HTTP brought of one request."""
-
-    body: bytes
-    headers: Headers
-    """Go onto the answer."""
-    trace: RequestTrace
-    outcome: RequestOutcome
-    wants_trace: bool = False
-    """In the answer."""
-    variant: str | None = None
-    """The one that the client insists on."""
-    sender: Sender = NOBODY
 
 
 class Completions:
@@ -49,28 +38,47 @@ class Completions:
         self._settings = settings
         self._clock = clock
         self._preparer = preparer
+        self._relaying = Relaying(dispatcher, settings, clock)
+        self._rng = Random()
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
+        if self._catalog.relays:
+            name = model_named(call.body)
+            call.key.require_model(name)
+            entry = self._catalog.get(name)
+            call, backend = self._chosen(call, entry)
+            if backend != OWN_BACKEND:
+                keep_alive = partial(self._keep_alive, call, entry.served_name, exchange)
+                await self._relaying.answer(call, entry, backend, exchange, keep_alive)
+                return
         is_chat = call.outcome.endpoint == "chat"
         request = parse_request(call.body, ChatRequest) if is_chat else parse_request(call.body, CompletionRequest)
+        call.key.require_model(request.model)
         entry = self._catalog.get(request.model)
+        if not self._catalog.relays:
+            call, _ = self._chosen(call, entry)
         call.outcome.model, call.outcome.served_name = entry.model, request.model
         call.outcome.stream = bool(request.stream)
         if not request.stream:
             await self._answer(call, request, entry, exchange, None)
             return
-        async with self._keep_alive(call, request, exchange) as alive:
+        async with self._keep_alive(call, entry.served_name, exchange) as alive:
             await self._answer(call, request, entry, exchange, alive)
+
+    def _chosen(self, call: Call, entry: CatalogEntry) -> tuple[Call, str]:
+        """With the variant that headers, or the difference of backends, make it insist on."""
+        variant, backend = variant_and_backend(entry, call.wishes, lambda one: self._catalog.can_answer(entry.model, one), self._rng)
+        return (call if variant is None else replace(call, variant=variant)), backend
 
     async def _answer(
         self, call: Call, request: ChatRequest | CompletionRequest, entry: CatalogEntry, exchange: Exchange, alive: KeepAlive | None
     ) -> None:
         output_format: Format
         if isinstance(request, ChatRequest):
-            job = await self._preparer.chat(request, entry, call.trace, call.variant, call.sender)
+            job = await self._preparer.chat(request, entry, call)
             output_format = ChatFormat(job) if job.reply is None and not job.shows_token_ids else ReplyFormat(job)
         else:
-            job = await self._preparer.completion(request, entry, call.trace, call.variant, call.sender)
+            job = await self._preparer.completion(request, entry, call)
             output_format = CompletionFormat(job)
         progress = Progress(job)
         writer: _Writer
@@ -84,16 +92,16 @@ class Completions:
         finally:
             _bill(call.outcome, progress)
 
-    def _keep_alive(self, call: Call, request: ChatRequest | CompletionRequest, exchange: Exchange) -> KeepAlive:
+    def _keep_alive(self, call: Call, served_name: str, exchange: Exchange) -> KeepAlive:
         def started() -> None:
             call.outcome.status = 200
 
         def waits_for() -> str:
             try:
-                model = self._catalog.get(request.model).model
+                model = self._catalog.get(served_name).model
             except RouterError:
                 return ""  # deleted in the meantime; the wait itself ends with the reason
-            return "" if self._catalog.can_answer(model, call.variant) else request.model
+            return "" if self._catalog.can_answer(model, call.variant) else served_name
 
         return KeepAlive(exchange, self._settings, headers=call.headers, started=started, waits_for=waits_for)
 
@@ -142,7 +150,9 @@ class _Writer:
         if self._outcome.ttft_s is None:
             self._outcome.ttft_s = since_s
         self._outcome.last_token_s = since_s
-        self._unfinished -= sum(delta.finish_reason is not None for delta in deltas)
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                self._unfinished -= 1
         await self._write(deltas, last=self._unfinished == 0)
 
     async def _write(self, deltas: list[Delta], *, last: bool) -> None:
@@ -173,22 +183,24 @@ class _StreamWriter(_Writer):
         self._is_open = False
 
     async def _write(self, deltas: list[Delta], *, last: bool) -> None:
-        # Headers wait for the first tokens, or for a worker to wake: a failure before them still has a status of its own.
-        chunks: list[bytes] = []
-        if not self._is_open:
-            self._is_open = True
-            await self._alive.stop()
-            await self._alive.start()
-            chunks.append(self._format.opening())
+        chunks = await self._open() if not self._is_open else []
         usage = self._progress.usage if self._job.continuous_usage else None
-        chunks.extend(self._format.chunk(delta, usage) for delta in deltas)
+        for delta in deltas:
+            chunks.append(self._format.chunk(delta, usage))
         if last:
             if self._job.include_usage:
                 chunks.append(self._format.usage_chunk(self._progress.usage))
             if (trace := self._trace_document()) is not None:
                 chunks.append(self._format.trace_chunk(trace))
             chunks.append(DONE)
-        await self._exchange.write(b"".join(chunks), last=last)
+        await self._exchange.write(chunks[0] if len(chunks) == 1 else b"".join(chunks), last=last)
+
+    async def _open(self) -> list[bytes]:
+        """Headers wait for the first tokens, or for a worker to wake: a failure before them still has a status of its own."""
+        self._is_open = True
+        await self._alive.stop()
+        await self._alive.start()
+        return [self._format.opening()]
 
 
 class _WholeWriter(_Writer):

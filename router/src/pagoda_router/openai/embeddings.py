@@ -8,6 +8,7 @@ import base64
 import os
 import struct
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import msgspec
@@ -17,9 +18,12 @@ from pagoda_router.endings import raise_failure
 from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.generation import Catalog, Dispatcher, Embedded, Ended, Feature, Generation
 from pagoda_router.openai import checks
-from pagoda_router.openai.answers import Call
+from pagoda_router.openai.call import Call
+from pagoda_router.openai.features import BACKEND_PARAM, variant_and_backend
+from pagoda_router.openai.prepare import SALT_BYTES
 from pagoda_router.openai.schemas import EmbeddingRequest, parse_request
 from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_or_ids
+from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.surface import SurfaceSettings
 from pagoda_router.tracing.document import document
 
@@ -36,9 +40,11 @@ class Embeddings:
         self._targets = targets
         self._settings = settings
         self._clock = clock
+        self._rng = Random()
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
         request = parse_request(call.body, EmbeddingRequest)
+        call.key.require_model(request.model)
         entry = self._catalog.get(request.model)
         outcome = call.outcome
         outcome.model, outcome.served_name = entry.model, request.model
@@ -51,7 +57,10 @@ class Embeddings:
         def guess() -> int:
             return sum(guessed_tokens(text) if isinstance(text, str) else len(text) for text in inputs)
 
-        target = await self._targets.wait_for(entry, call.trace, call.variant, guess, call.sender)
+        variant, backend = variant_and_backend(entry, call.wishes, lambda one: self._catalog.can_answer(entry.model, one), self._rng)
+        if backend != OWN_BACKEND and call.wishes.backend is not None:
+            raise BadRequest(f"X-Backend: embeddings are made by Pagoda's own workers, not by {backend}: leave it out", param=BACKEND_PARAM)
+        target = await self._targets.wait_for(entry, call.trace, variant, guess, call.sender)
         target.require(Feature.EMBEDDINGS, "model", "make no embeddings: use another model")
         generations = await self._generations(request, inputs, target, call)
         vectors = await self._vectors(generations)
@@ -95,6 +104,7 @@ class Embeddings:
                     request_class=target.sender.request_class,
                     deadline_s=target.sender.deadline_s,
                     priority=checks.priority_of(request.priority),
+                    cache_salt=b"" if call.wishes.prefix_cache else os.urandom(SALT_BYTES),
                     traceparent=trace.context.traceparent,
                     tracestate=trace.context.tracestate,
                     variant=target.variant,

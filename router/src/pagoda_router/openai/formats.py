@@ -128,12 +128,20 @@ class ChatFormat(_Common):
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
 
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        choices = job.n * len(job.generations)
+        self._text_heads = [self._head + b'{"index":%d,"delta":{"content":' % index for index in range(choices)]
+        self._text_tail = b'},"logprobs":null,"finish_reason":null}' + self._tail
+
     def opening(self) -> bytes:
         role = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
         choices = (b'{"index":%d,' % index + role for index in range(self._job.n))
         return b"".join(self._head + choice + self._tail for choice in choices)
 
     def chunk(self, delta: Delta, usage: Usage | None) -> bytes:
+        if delta.finish_reason is None and usage is None and not delta.entries:
+            return self._text_heads[delta.index] + encode(delta.text) + self._text_tail  # nearly all chunks
         head, tail = self._head + b'{"index":%d,"delta":{' % delta.index, self._tail_with(usage)
         chunk = b""
         if delta.text or delta.entries:

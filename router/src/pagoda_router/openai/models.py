@@ -5,6 +5,8 @@ from typing import Any
 import msgspec
 
 from pagoda_router.generation import Catalog, CatalogEntry
+from pagoda_router.keys.key import ApiKey
+from pagoda_router.relays import OWN_BACKEND
 
 
 def model_card(entry: CatalogEntry) -> dict[str, Any]:
@@ -14,14 +16,24 @@ def model_card(entry: CatalogEntry) -> dict[str, Any]:
         "created": entry.created,
         "owned_by": "pagoda",
         "max_model_len": entry.max_model_len,
-        "pagoda": {"ready": entry.ready, "state": entry.state, "reason": entry.reason},
+        "pagoda": {"ready": entry.ready, "state": entry.state, "reason": entry.reason, "variants": _variants(entry)},
     }
 
 
-def model_list_body(catalog: Catalog) -> bytes:
-    return msgspec.json.encode({"object": "list", "data": [model_card(entry) for entry in catalog.list()]})
+def _variants(entry: CatalogEntry) -> list[dict[str, Any]]:
+    """What X-Pagoda-Features and X-Backend may name."""
+    backends = entry.backends or (OWN_BACKEND,) * len(entry.variants)
+    return [{"name": name, "backend": backend} for name, backend in zip(entry.variants, backends, strict=True)]
 
 
-def model_body(catalog: Catalog, served_name: str) -> bytes:
-    """Raises ModelNotFound."""
+def model_list_body(catalog: Catalog, key: ApiKey) -> bytes:
+    """Those that the key may ask."""
+    return msgspec.json.encode(
+        {"object": "list", "data": [model_card(entry) for entry in catalog.list() if key.may_ask(entry.served_name)]}
+    )
+
+
+def model_body(catalog: Catalog, served_name: str, key: ApiKey) -> bytes:
+    """Raises ModelNotFound, Forbidden."""
+    key.require_model(served_name)
     return msgspec.json.encode(model_card(catalog.get(served_name)))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from pagoda_router.chat import ChatTemplates
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import NOBODY, CatalogEntry, Feature, Generation, Sender, Structured
+from pagoda_router.generation import CatalogEntry, Feature, Generation, Structured
 from pagoda_router.openai import checks
+from pagoda_router.openai.call import Call
 from pagoda_router.openai.conversation import check_messages, content_text, render, reply_plan, template_of
 from pagoda_router.openai.reply.reader import ReplyPlan
 from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionRequest
@@ -20,10 +21,11 @@ from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_o
 from pagoda_router.openai.toolset import check_tools, toolset_of
 from pagoda_router.surface import SurfaceSettings
 from pagoda_router.tokens import TokenText
-from pagoda_router.tracing.record import RequestTrace
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; a chat may use what the context leaves."""
+SALT_BYTES = 16
+"""Of a request whose prompt must not be found in a cache, nor be found there later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,16 +73,14 @@ class Preparer:
         self._templates = templates
         self._settings = settings
 
-    async def chat(
-        self, request: ChatRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None, sender: Sender = NOBODY
-    ) -> Job:
+    async def chat(self, request: ChatRequest, entry: CatalogEntry, call: Call) -> Job:
         def guess() -> int:
             check_messages(request.messages, self._settings)
             check_tools(request)
             checks.check_before_waiting(request, 1, self._settings)
             return sum(guessed_tokens(content_text(i, message)) for i, message in enumerate(request.messages))
 
-        target = await self._target(request, entry, trace, variant, guess, sender)
+        target = await self._target(request, entry, call, guess)
         check_messages(request.messages, self._settings)
         toolset = toolset_of(request, template_of(request.model, target.assets))
         constraint, field = _constraint(request, target)
@@ -94,17 +94,15 @@ class Preparer:
         most = checks.most_prompt_tokens(request, target.assets)
         ids = await target.encode(prompt, special=request.add_special_tokens is True, param="messages", most=most)
         plan = reply_plan(request, target.assets, toolset, prompt, is_constrained=constraint is not None)
-        return await self._job(request, "chatcmpl-", target, [ids], trace, constraint=(constraint, field), reply=plan)
+        return await self._job(request, "chatcmpl-", target, [ids], call, constraint=(constraint, field), reply=plan)
 
-    async def completion(
-        self, request: CompletionRequest, entry: CatalogEntry, trace: RequestTrace, variant: str | None = None, sender: Sender = NOBODY
-    ) -> Job:
+    async def completion(self, request: CompletionRequest, entry: CatalogEntry, call: Call) -> Job:
         def guess() -> int:
             prompts = texts_or_ids(request.prompt, "prompt")
             checks.check_before_waiting(request, len(prompts), self._settings)
             return sum(guessed_tokens(prompt) if isinstance(prompt, str) else len(prompt) for prompt in prompts)
 
-        target = await self._target(request, entry, trace, variant, guess, sender)
+        target = await self._target(request, entry, call, guess)
         prompts = texts_or_ids(request.prompt, "prompt")
         checks.choices_of(request, len(prompts), target.assets, self._settings)
         special, most = request.add_special_tokens is not False, checks.most_prompt_tokens(request, target.assets)
@@ -119,22 +117,14 @@ class Preparer:
         if request.echo:
             shown = [prompt if isinstance(prompt, str) and most is None else ids for prompt, ids in zip(prompts, encoded, strict=True)]
             echoes = [echo if isinstance(echo, str) else self._decoded(request, target, echo) for echo in shown]
-        return await self._job(request, "cmpl-", target, encoded, trace, constraint=_constraint(request, target), echoes=echoes)
+        return await self._job(request, "cmpl-", target, encoded, call, constraint=_constraint(request, target), echoes=echoes)
 
     def _decoded(self, request: CompletionRequest, target: Target, ids: list[int]) -> str:
         return target.text.decode(ids, skip_special_tokens=request.skip_special_tokens is not False)
 
-    async def _target(
-        self,
-        request: CommonRequest,
-        entry: CatalogEntry,
-        trace: RequestTrace,
-        variant: str | None,
-        guess_tokens: Callable[[], int],
-        sender: Sender,
-    ) -> Target:
+    async def _target(self, request: CommonRequest, entry: CatalogEntry, call: Call, guess_tokens: Callable[[], int]) -> Target:
         checks.check_stream_options(request)
-        return await self._targets.wait_for(entry, trace, variant, guess_tokens, sender)
+        return await self._targets.wait_for(entry, call.trace, call.variant, guess_tokens, call.sender)
 
     async def _job(
         self,
@@ -142,7 +132,7 @@ class Preparer:
         id_prefix: str,
         target: Target,
         prompts: list[list[int]],
-        trace: RequestTrace,
+        call: Call,
         *,
         constraint: tuple[Structured | None, str],
         echoes: list[str] | None = None,
@@ -152,7 +142,8 @@ class Preparer:
         rules = checks.text_rules_of(request, self._settings, () if reply is None else reply.markers)
         answer_id = id_prefix + os.urandom(12).hex()
         structured, constraint_field = constraint
-        generations = await self._generations(request, target, prompts, trace, answer_id=answer_id, n=n, structured=structured)
+        trace = call.trace
+        generations = await self._generations(request, target, prompts, call, answer_id=answer_id, n=n, structured=structured)
         trace.answer_id, trace.choices = answer_id, n * len(prompts)
         trace.max_tokens = generations[0].max_tokens if generations[0].explicit_max_tokens else None
         trace.generations = [generation.trace for generation in generations]
@@ -180,7 +171,7 @@ class Preparer:
         request: ChatRequest | CompletionRequest,
         target: Target,
         prompts: list[list[int]],
-        trace: RequestTrace,
+        call: Call,
         *,
         answer_id: str,
         n: int,
@@ -219,8 +210,9 @@ class Preparer:
                     request_class=target.sender.request_class,
                     deadline_s=target.sender.deadline_s,
                     priority=checks.priority_of(request.priority),
-                    traceparent=trace.context.traceparent,
-                    tracestate=trace.context.tracestate,
+                    cache_salt=b"" if call.wishes.prefix_cache else os.urandom(SALT_BYTES),
+                    traceparent=call.trace.context.traceparent,
+                    tracestate=call.trace.context.tracestate,
                     variant=target.variant,
                     arrival=target.arrival,
                 )

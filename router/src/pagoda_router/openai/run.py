@@ -17,12 +17,12 @@ from pagoda_router.generation import (
     PromptLogprobs,
     Started,
     TokenLogprobs,
-    Tokens,
     Usage,
 )
 from pagoda_router.openai.prepare import Job
 from pagoda_router.openai.prompt_logprobs import echoed_entries
 from pagoda_router.openai.sequence import Choice, Delta
+from pagoda_router.relays import Relayed
 
 Deliver = Callable[[list[Delta]], Awaitable[None]]
 
@@ -70,7 +70,7 @@ class Progress:
     def apply(self, stream: GenerationStream, position: int, events: Sequence[Event]) -> list[Delta]:
         deltas: list[Delta] = []
         for event in events:
-            if not isinstance(event, (Tokens, Ended)):
+            if isinstance(event, (Started, PromptLogprobs, Embedded, Relayed)):
                 self._saw(position, event)
                 continue
             choice = self.choices[position * self._n + event.sequence]
@@ -82,7 +82,7 @@ class Progress:
                 delta = choice.end(event)
             else:
                 delta = choice.feed(event)
-                if choice.is_cut:
+                if not choice.is_plain and choice.is_cut:
                     stream.stop(event.sequence)
             if delta.finish_reason is not None:
                 self._unfinished[position] -= 1
@@ -90,7 +90,7 @@ class Progress:
                 deltas.append(delta)
         return deltas
 
-    def _saw(self, position: int, event: Started | PromptLogprobs | Embedded) -> None:
+    def _saw(self, position: int, event: Started | PromptLogprobs | Embedded | Relayed) -> None:
         """What is about a prompt."""
         if isinstance(event, Started):
             self._saw_cached(position, event.sequence, event.cached_tokens)

@@ -151,23 +151,44 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest)
 
+Body = TypeVar("Body")
+
 _WHERE = re.compile(r"(?:Object missing required field `(?P<missing>[^`]*)`)?(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 MAX_FIELDS = 256
 """Top-level fields of one body; OpenAI's and vLLM's together are about 80."""
 
 
+class _Named(msgspec.Struct):
+    model: str
+
+
+def model_named(body: bytes) -> str:
+    """The model of a body of which nothing else is read yet. Raises BadRequest."""
+    return _decoded(body, _Named).model
+
+
 def parse_request(body: bytes, request_type: type[Request]) -> Request:
+    request, fields = decode_body(body, request_type)
+    check_unknown_fields(fields, request_type.__struct_fields__)
+    return request
+
+
+def decode_body(body: bytes, request_type: type[Body]) -> tuple[Body, dict[str, msgspec.Raw]]:
+    """With every top-level field as it was written. Raises BadRequest."""
+    fields = _decoded(body, dict[str, msgspec.Raw])
+    request = _decoded(body, request_type)
+    if len(fields) > MAX_FIELDS:
+        raise BadRequest(f"the request has {len(fields)} fields; at most {MAX_FIELDS} are read")
+    return request, fields
+
+
+def _decoded(body: bytes, kind: type[Body]) -> Body:
     try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        request = msgspec.json.decode(body, type=request_type)
+        return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _wrong_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the request body is not valid JSON: {error}", code="invalid_json") from None
-    if len(fields) > MAX_FIELDS:
-        raise BadRequest(f"the request has {len(fields)} fields; at most {MAX_FIELDS} are read")
-    check_unknown_fields(fields, request_type.__struct_fields__)
-    return request
 
 
 def _wrong_field(message: str) -> BadRequest:

@@ -4,7 +4,7 @@ Pure apart from the tokenizer's tables. run.py feeds it; the formats read what i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pagoda_router.generation import Ended, EndReason, TokenLogprobs, Tokens
 from pagoda_router.openai.checks import TextRules
@@ -34,7 +34,7 @@ class Delta:
 
     index: int
     text: str = ""
-    entries: list[TokenEntry] = field(default_factory=list)
+    entries: Sequence[TokenEntry] = ()
     finish_reason: str | None = None
     reasoning: str = ""
     calls: Sequence[CallDelta] = ()
@@ -73,7 +73,8 @@ class Choice:
         self._reply = None if reply is None else ReplyReader(reply)
         self._hides_thinking = reply is not None and not reply.shows_thinking
         self._token_ids: list[int] | None = [] if shows_token_ids else None
-        self._is_plain = self._matcher is None and not wants_logprobs and reply is None and not shows_token_ids
+        self.is_plain = self._matcher is None and not wants_logprobs and reply is None and not shows_token_ids
+        """Its text is decoded and nothing else is done to it: tokens need not be looked at one by one."""
 
     @property
     def stopped_by_string(self) -> bool:
@@ -89,7 +90,7 @@ class Choice:
         self._entries.extend(entries)
 
     def feed(self, tokens: Tokens) -> Delta:
-        if self._is_plain:
+        if self.is_plain:
             self.completion_tokens += len(tokens.token_ids)
             return self._delta(self._decode(tokens.token_ids))
         # Token by token: a stop string is billed to its last token, and each token's logprobs know where its text begins.
@@ -151,8 +152,8 @@ class Choice:
     def _delta(self, piece: str, read: Pieces | None = None) -> Delta:
         text, self._echo = self._echo + piece, ""
         self._sent_chars += len(piece)
-        delta = Delta(self.index, text, finish_reason=self.finish_reason)
-        if self._is_plain:
+        delta = Delta(self.index, text, (), self.finish_reason)
+        if self.is_plain:
             return delta
         if self._reply is not None and read is not None:
             if self.finish_reason is not None:

@@ -5,10 +5,12 @@ Shared by every endpoint that takes text. Owns the tokenizer cache; waits, at th
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import NOBODY, Arrival, Catalog, CatalogEntry, Dispatcher, Feature, ModelName, Sender, TextAssets
 from pagoda_router.openai import checks
+from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.tokens import TokenizerCache, TokenText
 from pagoda_router.tracing.record import RequestTrace
 
@@ -59,10 +61,7 @@ class Targets:
         sender: Sender = NOBODY,
     ) -> Target:
         """Waits while no worker has described the model, at the cost that is guessed for it; an older request is not overtaken for that."""
-        if variant is not None and variant not in entry.variants:
-            raise BadRequest(
-                f"{entry.served_name} has no variant {variant!r}; it has: {', '.join(entry.variants)}", param="X-Pagoda-Features"
-            )
+        _require_tokens(entry)
         arrival: Arrival | None = None
         while (assets := self._catalog.text(entry.model, variant)) is None:
             if trace.held_s is None:
@@ -73,10 +72,19 @@ class Targets:
 
     async def known(self, entry: CatalogEntry) -> Target | None:
         """Without waiting for a worker or waking one."""
+        _require_tokens(entry)
         assets = self._catalog.text(entry.model)
         if assets is None:
             return None
         return Target(entry.served_name, entry.model, assets, await self._tokenizers.get(assets.tokenizer_file), None, None)
+
+
+def _require_tokens(entry: CatalogEntry) -> None:
+    """Raises BadRequest for a model of which no worker takes tokens: none would ever describe it."""
+    if entry.backends and OWN_BACKEND not in entry.backends:
+        raise BadRequest(
+            f"{entry.served_name} is served by {entry.backends[0]}: only /v1/chat/completions and /v1/completions reach it", param="model"
+        )
 
 
 def guessed_tokens(text: str) -> int:
@@ -89,10 +97,7 @@ def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> list[s
         return [given]
     if not given:
         raise BadRequest(f"{param} is empty: send text or token ids", param=param)
-    ids = [item for item in given if isinstance(item, int)]
-    if len(ids) == len(given):
-        return [ids]
-    several = [item for item in given if not isinstance(item, int)]
-    if len(several) != len(given) or len({type(item) for item in several}) != 1:
+    kinds = set(map(type, given))  # not item by item: a prompt may be a hundred thousand ids, and neighbours' streams wait
+    if len(kinds) > 1:
         raise BadRequest(f"{param} mixes texts and token ids: send a string, strings, token ids, or lists of token ids", param=param)
-    return several
+    return [cast(list[int], given)] if kinds == {int} else cast(list[str | list[int]], given)

@@ -8,6 +8,7 @@ import msgspec
 from pagoda_router.chat import ChatTemplates
 from pagoda_router.errors import BadRequest, NoWorker
 from pagoda_router.generation import Catalog, CatalogEntry
+from pagoda_router.keys.key import ApiKey
 from pagoda_router.openai import checks
 from pagoda_router.openai.conversation import check_messages, render, template_of
 from pagoda_router.openai.schemas import ChatRequest, DetokenizeRequest, TokenizeRequest, parse_request
@@ -23,8 +24,9 @@ class Tokenizing:
         self._templates = templates
         self._settings = settings
 
-    async def tokenize(self, body: bytes) -> bytes:
+    async def tokenize(self, body: bytes, key: ApiKey) -> bytes:
         request = parse_request(body, TokenizeRequest)
+        key.require_model(request.model)
         target = await self._target(self._catalog.get(request.model))
         if (request.prompt is None) == (request.messages is None):
             raise BadRequest("tokenize takes either prompt or messages: send one", param="prompt")
@@ -35,8 +37,9 @@ class Tokenizing:
         strings = [target.text.token_bytes(token_id).decode(errors="replace") for token_id in ids] if request.return_token_strs else None
         return msgspec.json.encode({"count": len(ids), "max_model_len": target.assets.max_model_len, "tokens": ids, "token_strs": strings})
 
-    async def detokenize(self, body: bytes) -> bytes:
+    async def detokenize(self, body: bytes, key: ApiKey) -> bytes:
         request = parse_request(body, DetokenizeRequest)
+        key.require_model(request.model)
         target = await self._target(self._catalog.get(request.model))
         checks.check_prompt_ids(request.tokens, target.assets, param="tokens")
         return msgspec.json.encode({"prompt": target.text.decode(request.tokens, skip_special_tokens=False)})

@@ -111,22 +111,24 @@ class WorkerService(WorkerServicer):
 
     async def _read(self, session: RouterSession, messages: AsyncIterator[pb.ToWorker]) -> None:
         """Until the router closes its side, which is the session's end."""
-        async for message in messages:
-            if session.ended.is_set():
-                return
-            kind = message.WhichOneof("message")
-            if kind == "submit":
-                self._switchboard.submit(session, message.submit)
-            elif kind == "cancel":
-                self._switchboard.cancel(session, message.cancel)
-            elif kind == "flow":
-                session.frames_read(message.flow.frames_read_total)
-            elif kind == "ping":
-                session.send(pb.FromWorker(pong=pb.Pong(sent_mono_us=message.ping.sent_mono_us, worker_mono_us=self._switchboard.now_us())))
-            else:
-                session.end(
-                    grpc.StatusCode.INVALID_ARGUMENT, f"a session's message was {kind or 'empty'}: this worker does not know it there"
-                )
+        async for first in messages:
+            for message in (first, *first.more):
+                if session.ended.is_set():
+                    return
+                self._hear(session, message, is_nested=message is not first and bool(message.more))
+
+    def _hear(self, session: RouterSession, message: pb.ToWorker, *, is_nested: bool) -> None:
+        kind = "a batch in a batch" if is_nested else message.WhichOneof("message")
+        if kind == "submit":
+            self._switchboard.submit(session, message.submit)
+        elif kind == "cancel":
+            self._switchboard.cancel(session, message.cancel)
+        elif kind == "flow":
+            session.frames_read(message.flow.frames_read_total)
+        elif kind == "ping":
+            session.send(pb.FromWorker(pong=pb.Pong(sent_mono_us=message.ping.sent_mono_us, worker_mono_us=self._switchboard.now_us())))
+        else:
+            session.end(grpc.StatusCode.INVALID_ARGUMENT, f"a session's message was {kind or 'empty'}: this worker does not know it there")
 
     async def _write(self, session: RouterSession, context: Context) -> None:
         while (outgoing := await session.outbox.get()) is not None:

@@ -151,7 +151,8 @@ class RouterSession:
 
     def welcome(self, worker_id: str, state: pb.WorkerState, grants: Sequence[pb.Grant], now_us: int) -> None:
         self._state_told, self._state_told_us = state, now_us
-        self.send(pb.FromWorker(welcome=pb.Welcome(epoch=self.epoch, worker_id=worker_id, state=state, grants=grants)))
+        welcome = pb.Welcome(epoch=self.epoch, worker_id=worker_id, state=state, grants=grants, takes_batches=True)
+        self.send(pb.FromWorker(welcome=welcome))
 
     def cache_changed(self, events: Sequence[pb.CacheEvent]) -> None:
         if self.wants_cache_events:

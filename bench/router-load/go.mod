@@ -1,0 +1,3 @@
+module pagoda.dev/router-load
+
+go 1.25

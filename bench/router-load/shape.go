@@ -1,0 +1,105 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// requestShape is what each request asks; the prompts differ from their first word on, so that no cache of prefixes knows them.
+type requestShape struct {
+	model       string
+	tokens      int
+	stream      bool
+	promptBytes int
+	ids         bool
+	filler      string // of the prompt, after what is its own
+}
+
+// fill is called once, before requests are built.
+func (r *requestShape) fill() {
+	text := "Sort these numbers: 31, 7, 88, 19. "
+	if r.ids {
+		text = ",101,57,88,140"
+	}
+	r.filler = strings.Repeat(text, max(1, r.promptBytes/len(text)))
+}
+
+func (r *requestShape) build(serial uint64) []byte {
+	out := fmt.Appendf(nil, `{"model":%q,"max_tokens":%d,"temperature":0,`, r.model, r.tokens)
+	if r.stream {
+		out = append(out, `"stream":true,"stream_options":{"include_usage":true},`...)
+	}
+	if r.ids {
+		out = fmt.Appendf(out, `"prompt":[%d,%d`, 10+serial%190, 10+serial/190%190)
+		return append(append(out, r.filler...), `]}`...)
+	}
+	out = fmt.Appendf(out, `"messages":[{"role":"user","content":"%08d `, serial)
+	return append(append(out, r.filler...), `"}]}`...)
+}
+
+// tokenCounter counts events with text in a stream's pieces: each mock token is one event, and no router joins events.
+type tokenCounter struct {
+	matched int // bytes of the mark that the last piece ended in
+	opened  bool
+}
+
+const tokenMark = `"content":"`
+
+func (c *tokenCounter) feed(piece []byte) int {
+	count := 0
+	for len(piece) > 0 {
+		if c.opened {
+			if c.opened = false; piece[0] != '"' {
+				count++
+			}
+		}
+		if c.matched == 0 {
+			at := bytes.Index(piece, []byte(tokenMark))
+			if at < 0 {
+				c.matched = endsIn(piece)
+				return count
+			}
+			piece, c.opened = piece[at+len(tokenMark):], true
+			continue
+		}
+		if piece[0] == tokenMark[c.matched] {
+			if c.matched++; c.matched == len(tokenMark) {
+				c.matched, c.opened = 0, true
+			}
+			piece = piece[1:]
+		} else {
+			c.matched = 0
+		}
+	}
+	return count
+}
+
+// endsIn is how much of the mark a piece ends in.
+func endsIn(piece []byte) int {
+	for n := min(len(piece), len(tokenMark)-1); n > 0; n-- {
+		if bytes.HasSuffix(piece, []byte(tokenMark[:n])) {
+			return n
+		}
+	}
+	return 0
+}
+
+type spread struct {
+	P50 float64 `json:"p50"`
+	P99 float64 `json:"p99"`
+	Max float64 `json:"max"`
+}
+
+func spreadOf(values []float64) spread {
+	if len(values) == 0 {
+		return spread{}
+	}
+	slices.Sort(values)
+	last := len(values) - 1
+	return spread{values[last/2], values[(last*99+99)/100], values[last]}
+}
+
+func ms(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }

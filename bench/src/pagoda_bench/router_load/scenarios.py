@@ -1,0 +1,102 @@
+"""What is asked of each router, and what was promised of ours. Pure tables; run.py walks them, report.py judges by them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pagoda_bench.results import Row
+
+OURS = "pagoda"
+DIRECT = "none"
+"""The load generator straight to the mock backend: what the added latency is added to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    case: str
+    model: str
+    """A mock's name says its pace: its first token comes at once, each further one after so long; at 0 ms all come together."""
+    tokens: int
+    stream: bool
+    connections: int
+    rate: float | None = None
+    """Open loop: requests a second, evenly. None: closed loop, each connection asks again when it is answered."""
+    prompt_bytes: int = 100
+    ids: bool = False
+    """The prompt is token ids, so that the router need not tokenize (peers never do: their backends would)."""
+    counts: Literal["requests", "tokens"] = "requests"
+    """What CPU time and ceilings are told by."""
+    only: tuple[str, ...] = ()
+    """Systems; empty: all."""
+
+    def load_arguments(self, url: str, key: str, *, warm_up_s: float, window_s: float) -> list[str]:
+        path = "/v1/completions" if self.ids else "/v1/chat/completions"
+        arguments = ["load", f"-url={url}{path}", f"-key={key}", f"-model={self.model}", f"-tokens={self.tokens}"]
+        arguments += [f"-connections={self.connections}", f"-prompt-bytes={self.prompt_bytes}"]
+        arguments += [f"-warm-up={warm_up_s}s", f"-window={window_s}s", "-timeout=5s"]
+        if self.rate is not None:
+            arguments.append(f"-rate={self.rate}")
+        return [*arguments, *(f"-{name}" for name in ("stream", "ids") if getattr(self, name))]
+
+
+SHORT_RATE = Scenario(case="short rate=500", model="mock-1ms", tokens=8, stream=True, rate=500, connections=512)
+SHORT_MOST = Scenario(case="short c=64", model="mock-0ms", tokens=8, stream=False, connections=64)
+PACED_50 = Scenario(case="paced c=50", model="mock-10ms", tokens=128, stream=True, connections=50, counts="tokens")
+PACED_200 = Scenario(case="paced c=200", model="mock-10ms", tokens=128, stream=True, connections=200, counts="tokens")
+LONG_TEXT = Scenario(case="220 KB rate=5", model="mock-0ms", tokens=8, stream=True, rate=5, connections=64, prompt_bytes=220_000)
+LONG_IDS = Scenario(
+    case="220 KB ids rate=5", model="mock-0ms", tokens=8, stream=True, rate=5, connections=64, prompt_bytes=220_000, ids=True
+)
+SCENARIOS = (SHORT_RATE, SHORT_MOST, PACED_50, PACED_200, LONG_TEXT, LONG_IDS)
+SOAK = Scenario(case="soak rate=300", model="mock-1ms", tokens=8, stream=True, rate=300, connections=512, only=(OURS,))
+SCALING = (
+    Scenario(case="two cores: short c=64", model="mock-0ms", tokens=8, stream=False, connections=64),
+    Scenario(case="two cores: paced c=200", model="mock-10ms", tokens=128, stream=True, connections=200, counts="tokens"),
+)
+"""Of one and of two processes of ours that share a port; they and the rig may use both cores."""
+
+CEILING_FACTOR = 3.0
+"""So many times the figure must the rig be able to do; below that the run says that it was the rig that was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    case: str
+    metric: str
+    bound: float
+    is_floor: bool = False
+
+    def judged(self, value: float) -> tuple[str, bool]:
+        """The aim as it is shown, and whether it is met."""
+        return (f"≥ {self.bound:g}", value >= self.bound) if self.is_floor else (f"< {self.bound:g}", value < self.bound)
+
+
+AIMS: Sequence[Aim] = (
+    Aim(SHORT_RATE.case, "added_ttft_p50_s", 0.001),
+    Aim(SHORT_RATE.case, "added_ttft_p99_s", 0.005),
+    Aim(SHORT_MOST.case, "requests_per_s", 2600, is_floor=True),
+    Aim(PACED_200.case, "cpu_per_1k_tokens_s", 0.030),
+    Aim(LONG_TEXT.case, "added_ttft_p50_s", 0.003),
+    Aim(SOAK.case, "rss_growth_ratio", 1.05),
+)
+
+
+def with_aim(row: Row) -> Row:
+    """The row as a promise kept or not, where one was made."""
+    if row.system != OURS:
+        return row
+    for aim in AIMS:
+        if (aim.case, aim.metric) == (row.case, row.metric):
+            shown, met = aim.judged(row.value)
+            return Row(
+                case=row.case,
+                system=row.system,
+                metric=row.metric,
+                value=row.value,
+                unit=row.unit,
+                low=row.low,
+                high=row.high,
+                aim=shown,
+                met=met,
+            )
+    return row

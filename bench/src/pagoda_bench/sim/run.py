@@ -1,0 +1,74 @@
+"""One run or all of them: draws the users, simulates, reduces to figures. Called by the command, by report.py, and by the regression test.
+
+Runs are independent, so several processes share them; every one follows from its job alone.
+"""
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from pagoda_bench.sim.demand import conversations
+from pagoda_bench.sim.engine_profile import conversations_per_s, profile_named
+from pagoda_bench.sim.figures import Slo, Window, figures, kept_shares
+from pagoda_bench.sim.fleet import Fault, Simulation
+from pagoda_bench.sim.parameters import read_parameters
+from pagoda_router.policies.scores import PolicyName
+
+WARM_UP = 1 / 4
+"""Of a run's duration."""
+SAMPLE_PER_S, SAMPLE_S = 100.0, 20.0
+"""Conversations whose lengths say how dear one is: always the same, whatever the seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    workload: str
+    policy: PolicyName
+    seed: int
+    workers: int = 8
+    duration_s: float = 60.0
+    profile: str = "h100-8b"
+    load: float | None = None
+    """None: the workload's own."""
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    job: Job
+    figures: Mapping[str, float]
+
+
+def simulate(job: Job) -> Outcome:
+    """Raises SettingsError for a profile that there is not."""
+    workload, profile = read_parameters().workloads[job.workload], profile_named(job.profile)
+    size = profile.block_size
+    sample = [
+        [(turn.prompt_tokens, turn.output_tokens) for turn in conversation.turns]
+        for conversation in conversations(workload, SAMPLE_PER_S, SAMPLE_S, 0, size)
+    ]
+    rate_per_s = conversations_per_s(workload, profile, job.workers, sample)
+    if job.load is not None:
+        rate_per_s *= job.load / workload.load
+    duration_s = job.duration_s * workload.times_longer
+    users = conversations(workload, rate_per_s, duration_s, job.seed, size)
+    requests = Simulation(users, profile, job.workers, job.policy, seed=job.seed, faults=job.faults, until_s=duration_s).run()
+    window = Window(duration_s * WARM_UP, duration_s)
+    found = figures(requests, window, Slo())
+    if workload.tenant_shares:
+        victim = min(range(workload.tenants), key=lambda tenant: workload.tenant_shares[tenant])
+        of_victim = [request for request in requests if request.conversation.tenant == victim]
+        found["victim_share_ratio"] = kept_shares(requests, window).get(victim, 0.0)
+        found |= {f"victim_{name}": value for name, value in figures(of_victim, window, Slo()).items() if name in VICTIM_FIGURES}
+    return Outcome(job, found)
+
+
+VICTIM_FIGURES = ("ttft_p95_s", "shed_ratio")
+
+
+def simulate_all(jobs: Iterable[Job], processes: int) -> list[Outcome]:
+    if processes == 1:
+        return [simulate(job) for job in jobs]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(simulate, jobs))

@@ -1,0 +1,301 @@
+"""One simulated worker: continuous batching, chunked prefill, paged KV with a prefix cache, preemption. Pure; the loop has the clock.
+
+    waiting ──blocks for its present length──▶ prompts ──last chunk: first token──▶ decoding ──last token──▶ over
+       ▲                                                                                │
+       └───────────────────── preempted: no block for the next token ◀─────────────────┘
+
+Plans a step as the engine's scheduler does (pagoda_worker/scheduler.py; a test holds the two rules against each other). Where nothing but
+decoding happens, steps up to the first sequence's end are taken at once, and cut short when a request comes: same times, fewer events.
+"""
+
+import heapq
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pagoda_bench.sim.block_pool import BlockPool
+from pagoda_bench.sim.engine_profile import EngineProfile
+from pagoda_bench.sim.prefill_share import share
+from pagoda_bench.sim.requests import SimRequest
+
+SMOOTHING = 0.1
+"""Of the newest step in the learned speeds, as in the engine's step_meter.py."""
+
+
+class WorkerListener(Protocol):
+    def begun(self, worker: "SimWorker", sequence: "Sequence", now_s: float) -> None: ...
+
+    def first_token(self, worker: "SimWorker", sequence: "Sequence", now_s: float) -> None: ...
+
+    def over(self, worker: "SimWorker", sequence: "Sequence", now_s: float) -> None: ...
+
+    def decoded(self, worker: "SimWorker", sequences: int, steps: int, step_s: float) -> None: ...
+
+    def cache_changed(self, worker: "SimWorker", stored: list[bytes], evicted: list[bytes], now_s: float) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    request: SimRequest
+    target: int
+    """Tokens to have in the cache before the next one can be sampled: the prompt, and after a preemption what was sampled since."""
+    left: int
+    """Output tokens still to come."""
+    began_s: float | None = None
+    computed: int = 0
+    held: list[bytes] = field(default_factory=list)
+    expected_tokens: int = 0
+    """Uncached, as far as known when it came."""
+
+
+class SimWorker:
+    def __init__(self, number: int, profile: EngineProfile, listener: WorkerListener) -> None:
+        self.number = number
+        self.profile = profile
+        self.slowness = 1.0
+        """Times as long as its profile says: a fault."""
+        self.prefill_tokens_per_s = 0.0
+        self.decode_step_ms = 0.0
+        self.queued_prefill_tokens = 0
+        self.preemptions = 0
+        self.ends_s: float | None = None
+        """When the steps under way end. None: idle."""
+        self.pool = BlockPool(profile.kv_tokens // profile.block_size)
+        self._listener = listener
+        self._waiting: deque[Sequence] = deque()
+        self._running: dict[Sequence, None] = {}
+        """In order of admission."""
+        self._prompts: list[Sequence] = []
+        self._decoding: dict[Sequence, int] = {}
+        """And the step count at which each began."""
+        self._finishes: list[tuple[int, int, Sequence]] = []
+        self._phases = [0] * profile.block_size
+        """How many of those that decode need a block at steps of this remainder."""
+        self._context_tokens = 0
+        self._steps = 0
+        """Decode steps so far."""
+        self._began_s = 0.0
+        self._planned = 0
+        """Decode steps under way, each with all that decode."""
+        self._chunks: list[tuple[Sequence, int]] = []
+        self._ticks = 0
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    # ------------------------------------------------------------ what happens to it
+
+    def submit(self, request: SimRequest, now_s: float) -> None:
+        sequence = Sequence(request, request.prompt_tokens, request.output_tokens)
+        cached = self.pool.cached_blocks(request.conversation.hashes(sequence.target - 1)) * self.profile.block_size
+        sequence.expected_tokens = sequence.target - cached
+        self.queued_prefill_tokens += sequence.expected_tokens
+        self._waiting.append(sequence)
+        if self.ends_s is None:
+            self._plan(now_s)
+        elif not self._chunks and self._planned > 1:
+            self._cut_short(now_s)
+
+    def steps_ended(self, now_s: float) -> None:
+        """The steps under way are over; plans the next."""
+        rows, steps, elapsed_s = len(self._decoding), self._planned, now_s - self._began_s
+        prompt_tokens = sum(tokens for _, tokens in self._chunks)
+        self._measure(rows, prompt_tokens, elapsed_s / max(1, steps))
+        self.ends_s = None
+        if rows and not self._chunks and not self.queued_prefill_tokens:
+            self._listener.decoded(self, rows, steps, elapsed_s / steps)
+        if rows:
+            self._take_later_blocks(steps)
+            self._steps += steps
+            self._context_tokens += rows * steps
+        for sequence, tokens in self._chunks:
+            self._computed(sequence, tokens, now_s)
+        while self._finishes and self._finishes[0][0] <= self._steps:
+            _, _, sequence = heapq.heappop(self._finishes)
+            if sequence in self._decoding and self._decoding[sequence] + sequence.left <= self._steps:
+                self._end(sequence, now_s)
+        self._plan(now_s)
+
+    def unfinished(self) -> list[SimRequest]:
+        """What dies with it."""
+        return [sequence.request for sequence in (*self._running, *self._waiting)]
+
+    def latest_step_s(self, now_s: float) -> float:
+        """When the latest step ended, or the one under way began: each step's frame is a word to the router."""
+        if self.ends_s is None:
+            return now_s
+        each_s = (self.ends_s - self._began_s) / self._planned
+        return min(now_s, self._began_s + math.floor((now_s - self._began_s) / each_s) * each_s)
+
+    # ------------------------------------------------------------ planning
+
+    def _plan(self, now_s: float) -> None:
+        self._began_s = now_s
+        self._take_decode_blocks()
+        decoding = len(self._decoding)
+        budget = self.profile.max_batch_tokens - decoding
+        if decoding:
+            budget = min(budget, self.profile.long_prefill_tokens)
+        self._chunks = []
+        if self._prompts:
+            tokens = share([sequence.target - sequence.computed for sequence in self._prompts], budget)
+            self._chunks = [(sequence, n) for sequence, n in zip(self._prompts, tokens, strict=True) if n]
+            budget -= sum(tokens)
+        while budget > 0 and (admitted := self._admit(now_s)) is not None:
+            taken = min(budget, admitted.target - admitted.computed)
+            self._chunks.append((admitted, taken))
+            budget -= taken
+        self._report_cache(now_s)
+        if not (decoding or self._chunks):
+            return
+        self._planned = 1 if self._chunks else self._steps_at_once()
+        prompt_tokens = sum(tokens for _, tokens in self._chunks)
+        self.ends_s = now_s + self._duration_s(self._planned, prompt_tokens)
+
+    def _duration_s(self, steps: int, prompt_tokens: int = 0) -> float:
+        rows, profile = len(self._decoding), self.profile
+        first_s = profile.step_s(rows, prompt_tokens, self._context_tokens)
+        return self.slowness * (steps * first_s + profile.context_token_s * rows * steps * (steps - 1) / 2)
+
+    def _steps_at_once(self) -> int:
+        """Until somebody ends or blocks run out."""
+        steps = max(1, self._finishes[0][0] - self._steps)
+        size, available, grown = self.profile.block_size, self.pool.available, 0
+        rows = len(self._decoding)
+        if (steps // size + 1) * rows <= available:
+            return steps
+        for ahead in range(1, steps):
+            grown += self._phases[(self._steps + ahead) % size]
+            if grown > available:
+                return ahead
+        return steps
+
+    def _take_decode_blocks(self) -> None:
+        """For the first of the next steps."""
+        size = self.profile.block_size
+        while self._decoding and not self.pool.take(self._phases[self._steps % size]):
+            self._preempt(next(reversed(self._running)))
+
+    def _take_later_blocks(self, steps: int) -> None:
+        """Of steps that were taken at once, those that the first one did not need. `_steps_at_once` saw that they are there."""
+        size = self.profile.block_size
+        taken = self.pool.take(sum(self._phases[(self._steps + ahead) % size] for ahead in range(1, steps)))
+        assert taken, "steps were planned beyond the blocks there are"
+
+    def _cut_short(self, now_s: float) -> None:
+        """A request came in the middle of many steps: they end with the one under way."""
+        first_s = self._duration_s(1)
+        bend_s = self.slowness * self.profile.context_token_s * len(self._decoding) / 2
+        line_s, elapsed_s = first_s - bend_s, now_s - self._began_s
+        steps = elapsed_s / line_s if bend_s <= 0 else (math.sqrt(line_s**2 + 4 * bend_s * elapsed_s) - line_s) / (2 * bend_s)
+        self._planned = min(self._planned, max(1, math.ceil(steps - 1e-9)))
+        self.ends_s = max(now_s, self._began_s + self._duration_s(self._planned))
+
+    def _admit(self, now_s: float) -> Sequence | None:
+        if not self._waiting or len(self._running) >= self.profile.max_running:
+            return None
+        sequence, size = self._waiting[0], self.profile.block_size
+        hashes = sequence.request.conversation.hashes(sequence.target - 1)
+        cached = self.pool.cached_blocks(hashes)
+        idle_before = self.pool.available
+        self.pool.hold(hashes[:cached])
+        spare = -(-len(self._running) // 4)
+        need = -(-sequence.target // size) - cached
+        if (self._running and need + spare > self.pool.available) or not self.pool.take(need):
+            self.pool.release(hashes[:cached], 0)
+            assert self.pool.available == idle_before
+            return None
+        self._waiting.popleft()
+        self._running[sequence] = None
+        self._prompts.append(sequence)
+        sequence.held = list(hashes[:cached])
+        sequence.computed = cached * size
+        self.queued_prefill_tokens += (sequence.target - sequence.computed) - sequence.expected_tokens
+        if sequence.began_s is None:
+            sequence.began_s = now_s
+            sequence.request.cached_tokens = sequence.computed
+            self._listener.begun(self, sequence, now_s)
+        return sequence
+
+    # ------------------------------------------------------------ what a step did
+
+    def _computed(self, sequence: Sequence, tokens: int, now_s: float) -> None:
+        sequence.computed += tokens
+        self.queued_prefill_tokens -= tokens
+        full = sequence.request.conversation.hashes(sequence.computed)
+        self.pool.share(full[len(sequence.held) :])
+        sequence.held = list(full)
+        if sequence.computed < sequence.target:
+            return
+        self._prompts.remove(sequence)
+        sequence.left -= 1
+        if sequence.request.first_s is None:
+            self._listener.first_token(self, sequence, now_s)
+        self._decoding[sequence] = self._steps
+        self._phases[(self._steps - sequence.target) % self.profile.block_size] += 1
+        self._context_tokens += sequence.target
+        self._ticks += 1
+        heapq.heappush(self._finishes, (self._steps + sequence.left, self._ticks, sequence))
+
+    def _stop_decoding(self, sequence: Sequence) -> None:
+        """Its context is in `computed` then, its blocks are back."""
+        began = self._decoding.pop(sequence)
+        size, done = self.profile.block_size, self._steps - began
+        self._phases[(began - sequence.target) % size] -= 1
+        sequence.computed = sequence.target + done
+        self._context_tokens -= sequence.computed
+        sequence.left -= done
+
+    def _give_back(self, sequence: Sequence) -> None:
+        size = self.profile.block_size
+        full = sequence.request.conversation.hashes(min(sequence.computed, sequence.request.prompt_tokens + sequence.request.output_tokens))
+        self.pool.share(full[len(sequence.held) :])
+        blocks = -(-max(sequence.computed, sequence.target) // size)
+        self.pool.release(full, blocks - len(full))
+        sequence.held = []
+        del self._running[sequence]
+
+    def _end(self, sequence: Sequence, now_s: float) -> None:
+        self._stop_decoding(sequence)
+        self._give_back(sequence)
+        self._listener.over(self, sequence, now_s)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        if sequence in self._decoding:
+            self._stop_decoding(sequence)
+            self._give_back(sequence)
+            sequence.target = sequence.computed + 1  # the latest sampled token is not in the cache yet
+        else:
+            self.queued_prefill_tokens -= sequence.target - sequence.computed
+            self._prompts.remove(sequence)
+            self._give_back(sequence)
+        sequence.computed = 0
+        sequence.expected_tokens = sequence.target
+        self.queued_prefill_tokens += sequence.target
+        sequence.request.preemptions += 1
+        self.preemptions += 1
+        self._waiting.appendleft(sequence)
+
+    # ------------------------------------------------------------ what it tells
+
+    def _measure(self, rows: int, prompt_tokens: int, step_s: float) -> None:
+        if prompt_tokens > rows:
+            self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, prompt_tokens / step_s)
+        elif rows and not prompt_tokens:
+            self.decode_step_ms = _smooth(self.decode_step_ms, step_s * 1000)
+
+    def _report_cache(self, now_s: float) -> None:
+        if self.pool.stored or self.pool.evicted:
+            stored, evicted = self.pool.stored, self.pool.evicted
+            self.pool.stored, self.pool.evicted = [], []
+            self._listener.cache_changed(self, stored, evicted, now_s)
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if old == 0 else old + SMOOTHING * (new - old)

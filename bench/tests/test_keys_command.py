@@ -1,0 +1,76 @@
+"""`pagoda keys` against a real router process: made, used, listed, revoked; and what it says when it may not."""
+
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+
+def without_pagoda() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PAGODA_")}
+
+
+@pytest.fixture(scope="module")
+def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("router")
+    (folder / "fleet.json").write_text('{"version": 1, "models": [], "endpointSlices": []}')
+    settings = {
+        "PAGODA_HTTP_PORT": "0",
+        "PAGODA_INTERNAL_PORT": "0",
+        "PAGODA_FLEET_FILE": str(folder / "fleet.json"),
+        "PAGODA_CACHE_DIR": str(folder / "cache"),
+        "PAGODA_API_KEY": "root",
+    }
+    command = [sys.executable, "-m", "pagoda_router"]
+    with subprocess.Popen(command, env={**without_pagoda(), **settings}, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if found := re.search(r"listening http=(\S+)", line):
+                    yield f"http://{found[1]}"
+                    break
+        finally:
+            process.kill()
+
+
+def keys(router: str, *arguments: str, key: str = "root", expect: int = 0) -> subprocess.CompletedProcess[str]:
+    program = "import sys; from pagoda_operator.cli import run; sys.exit(run(sys.argv[1:]))"
+    environment = {**without_pagoda(), "PAGODA_API_KEY": key, "PAGODA_ROUTER": router}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "keys", *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def status_of(router: str, key: str) -> int:
+    request = urllib.request.Request(f"{router}/v1/models", headers={"Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_key_is_made_used_listed_and_revoked(router: str) -> None:
+    made = keys(router, "create", "ci", "--tenant", "blue", "--class", "throughput", "--model", "tiny", "--rpm", "9", "--days", "7")
+    secret, key_id = made.stdout.strip(), made.stderr.split()[0]
+    assert status_of(router, secret) == 200
+    listed = keys(router, "list").stdout
+    assert re.search(rf"{key_id} +{re.escape(secret[:12])}… +ci +blue +throughput +tiny +no +valid until ", listed)
+    assert secret not in listed
+    assert keys(router, "revoke", key_id).stdout == f"{key_id} is revoked\n"
+    assert status_of(router, secret) == 401
+    assert f"{key_id} " in keys(router, "list").stdout
+
+
+def test_what_may_not_be_is_one_line(router: str) -> None:
+    plain = keys(router, "create", "plain").stdout.strip()
+    assert keys(router, "create", "more", key=plain, expect=1).stderr.startswith("pagoda: /admin/v1/keys needs an admin key")
+    assert "not the right one" in keys(router, "list", key="wrong", expect=1).stderr
+    assert "there is no key key-0" in keys(router, "revoke", "key-0", expect=1).stderr

@@ -1,0 +1,151 @@
+"""The router benchmark: its tables judge as they say, and the compiled rig carries real requests through a real router."""
+
+import os
+import shutil
+import subprocess
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pagoda_bench.results import Result, Row
+from pagoda_bench.router_load import program as program_module
+from pagoda_bench.router_load.measure import LoadFailed, Measured, measured
+from pagoda_bench.router_load.pinned import Pinned, two_cores
+from pagoda_bench.router_load.program import SOURCE, NoProgram, build
+from pagoda_bench.router_load.report import cautions, markdown, rows
+from pagoda_bench.router_load.run import start_mocks
+from pagoda_bench.router_load.scenarios import DIRECT, OURS, PACED_200, SHORT_MOST, SHORT_RATE, SOAK, with_aim
+from pagoda_bench.router_load.systems import STARTERS, direct, fleet, pagoda
+
+needs_go = pytest.mark.skipif(shutil.which("go") is None, reason="Go ≥ 1.25 is not on PATH (go.dev/dl): the rig cannot be compiled")
+
+
+def one(**fields: object) -> Measured:
+    usual = {
+        "requests": 1000, "errors": 0, "first_error": "", "tokens": 8000, "seconds": 2.0, "ttft_p50_s": 0.002, "ttft_p99_s": 0.004,
+        "late_p99_s": 0.0, "router_cpu_s": 0.5, "rig_cpu_s": 0.05, "rss_bytes": (100, 103),
+    }  # fmt: skip
+    return Measured(**{**usual, **fields})  # type: ignore[arg-type]
+
+
+def value(found: list[Row], system: str, metric: str) -> Row:
+    (row,) = (row for row in found if (row.system, row.metric) == (system, metric))
+    return row
+
+
+def test_added_latency_is_against_the_same_round_without_a_router():
+    bare = [one(ttft_p50_s=0.001), one(ttft_p50_s=0.003), one(ttft_p50_s=0.001)]
+    ours = [one(ttft_p50_s=0.0015), one(ttft_p50_s=0.0037), one(ttft_p50_s=0.0016)]
+    found = rows([SHORT_RATE], {(SHORT_RATE.case, DIRECT): bare, (SHORT_RATE.case, OURS): ours})
+    added = value(found, OURS, "added_ttft_p50_s")
+    assert added.value == pytest.approx(0.0006)
+    assert (added.low, added.high) == (pytest.approx(0.0005), pytest.approx(0.0007))
+    assert (added.aim, added.met) == ("< 0.001", True)
+    assert value(found, OURS, "cpu_per_1k_requests_s").value == 0.5
+    assert not [row for row in found if row.system == DIRECT and row.metric.startswith("added")]
+
+
+@pytest.mark.parametrize(
+    ("case", "metric", "figure", "met"),
+    [
+        (SHORT_MOST.case, "requests_per_s", 2600, True),
+        (SHORT_MOST.case, "requests_per_s", 2599, False),
+        (PACED_200.case, "cpu_per_1k_tokens_s", 0.031, False),
+        (SOAK.case, "rss_growth_ratio", 1.01, True),
+    ],
+)
+def test_an_aim_is_judged_for_our_router_alone(case: str, metric: str, figure: float, met: bool):
+    row = Row(case=case, system=OURS, metric=metric, value=figure, unit="")
+    assert with_aim(row).met is met
+    assert with_aim(replace(row, system="nginx")).met is None
+
+
+def test_a_rig_that_bounds_a_figure_and_failed_requests_are_said():
+    rounds = {(SHORT_MOST.case, "nginx"): [one(rig_cpu_s=1.9, errors=1000)], (SHORT_MOST.case, OURS): [one()]}
+    found = rows([SHORT_MOST], rounds)
+    bound, failed = cautions([SHORT_MOST], found)
+    assert "nginx: the rig could do 526 requests/s" in bound
+    assert "nginx: 50 % of the requests failed" in failed
+    result = Result(
+        benchmark="router", commit="c", date="d", hardware={"cpu": "x", "cores": 2}, command="make", rows=tuple(found), notes=(bound,)
+    )
+    text = markdown(result, {"litellm": "no wheel"})
+    assert "| short c=64 | requests_per_s | ≥ 2600 | 500 |" in text
+    assert "- litellm: not measured: no wheel" in text
+
+
+def test_a_system_that_answered_nothing_has_only_its_errors():
+    (row,) = rows([SHORT_MOST], {(SHORT_MOST.case, "litellm"): [one(requests=0, errors=9)]})
+    assert (row.metric, row.value) == ("error_share", 1)
+
+
+def test_what_router_and_rig_took_is_the_difference_of_the_windows_ends():
+    told = {"requests": 4, "errors": 0, "first_error": "", "tokens": 32, "seconds": 1.0, "cpu_s": 0.25}
+    told |= {name: {"p50": 1.0, "p99": 2.0, "max": 3.0} for name in ("ttft_ms", "whole_ms", "late_ms")}
+    found = measured(told, [(1.0, 10.0, 100), (1.5, 10.125, 110)])
+    assert (found.router_cpu_s, found.rig_cpu_s, found.rss_bytes) == (0.5, 0.375, (100, 110))
+
+
+def test_without_go_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PAGODA_PEERS_HOME", str(tmp_path / "peers"))
+    monkeypatch.setattr(program_module.shutil, "which", lambda name: None)
+    with pytest.raises(NoProgram, match=r"Go ≥ 1\.25 is not on PATH"):
+        build()
+
+
+def test_every_peer_has_a_recipe():
+    assert {"none", "nginx", "pagoda", "sglang-router", "vllm-router", "litellm"} == set(STARTERS)
+    for peer in ("sglang-router", "vllm-router", "litellm"):
+        assert "==" in (SOURCE.parent / "peers" / peer / "requirements.txt").read_text()
+
+
+def test_a_fleet_of_mocks_names_each_worker_once():
+    document = fleet({"mock-0ms": [1, 2], "mock-1ms": [3]})
+    assert [model["metadata"]["name"] for model in document["models"]] == ["mock-0ms", "mock-1ms"]  # type: ignore[attr-defined]
+    assert [part["ports"][0]["port"] for part in document["endpointSlices"]] == [1, 2, 3]  # type: ignore[attr-defined]
+
+
+@needs_go
+@pytest.mark.parametrize("command", [["vet", "./..."], ["test", "./..."]], ids=["vet", "test"])
+def test_the_compiled_rig_is_sound(command: list[str]):
+    done = subprocess.run(["go", *command], cwd=SOURCE, capture_output=True, text=True, check=False, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_go
+def test_a_real_router_carries_the_rigs_requests_and_nothing_is_left(tmp_path: Path):
+    cores = two_cores()
+    with ExitStack() as closing:
+        rig, site = start_mocks(build(), tmp_path, cores, cores, closing)
+        systems = [direct(site), pagoda(site)]
+        closing.callback(systems[1].stop)
+        for system in systems:
+            for scenario in (SHORT_MOST, replace(PACED_200, tokens=8, connections=8)):
+                found = rig.measure(scenario, system, warm_up_s=0.3, window_s=0.5)
+                assert found.errors == 0, found.first_error
+                assert found.requests > 0
+                assert found.tokens > 0
+                assert found.rig_cpu_s > 0
+                assert (found.router_cpu_s > 0) == (system.name == OURS)
+        systems[1].stop()
+        refused = rig.measure(SHORT_MOST, systems[1], warm_up_s=0.1, window_s=0.2)
+        assert refused.errors > 0
+        assert "refused" in refused.first_error
+        with pytest.raises(LoadFailed, match="is no URL"):
+            rig.measure(SHORT_MOST, replace(systems[0], url="nowhere"), warm_up_s=0.1, window_s=0.1)
+    assert all(process.ended() for process in (*systems[1].processes, *rig.mocks.values()))
+
+
+def test_a_system_that_waits_for_its_turn_is_stopped_and_ends_all_the_same(tmp_path: Path):
+    process = Pinned(["sleep", "1000"], two_cores(), log=tmp_path / "log")
+    try:
+        process.pause()
+        assert os.waitid(os.P_PID, process.pid, os.WSTOPPED) is not None
+        process.resume()
+        assert os.waitid(os.P_PID, process.pid, os.WCONTINUED) is not None
+        process.pause()
+    finally:
+        process.stop()
+    assert process.ended()

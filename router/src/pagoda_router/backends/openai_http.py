@@ -1,0 +1,300 @@
+"""The link to a worker that is somebody else's server and speaks OpenAI's HTTP: looked at every second, requests relayed.
+
+Such a worker grants no credits. Its room is its KV cache less the larger of two: what this router has in flight there, and what its own
+metrics say is in use, by whomever. Between two looks only the router's ledger moves. Knows no shapes of any one server: dialects do.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+
+from pagoda_router.admission import Price, service_tokens, used_kv_tokens
+from pagoda_router.backends.answer_rates import Rates
+from pagoda_router.backends.base import LinkListener, Settlement
+from pagoda_router.backends.dialect import Dialect, Load
+from pagoda_router.backends.openai_stream import Destination, OpenAiStream
+from pagoda_router.backends.tgi import Tgi
+from pagoda_router.backends.trtllm import TensorRtLlm
+from pagoda_router.backends.vllm import Vllm
+from pagoda_router.discovery.snapshot import Endpoint
+from pagoda_router.generation import EndReason, Generation, WorkerId
+from pagoda_router.policies.facts import WorkerView
+from pagoda_router.prefixes import NO_CHAIN, KnownPrefixes, PrefixChain
+
+log = logging.getLogger(__name__)
+
+DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (Vllm(), Tgi(), TensorRtLlm())}
+UNTOLD_CAPACITY_TOKENS = 2**31
+"""Of a server that does not tell the size of its KV cache: then only the number of requests bounds what is sent there."""
+USUAL_MAX_RUNNING = 256
+MOST_KNOWN_TOKENS = 2**22
+"""Of prompts remembered per worker whose capacity is not told."""
+MOST_WAITING_THERE = 4
+"""Requests that may queue inside a worker: enough to fill a place that ends between two looks. More wait here, where order is kept."""
+KEEP_CONNECTION_S = 3.0
+"""Under the 5 s after which uvicorn closes an idle connection, so that no request is sent into a closing one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpTiming:
+    """Seconds. Tests shorten them."""
+
+    connect_s: float = 5.0
+    silence_s: float = 600.0
+    """Of an answer, as long as OpenAI's own clients wait."""
+    look_every_s: float = 1.0
+    look_when_away_s: float = 0.5
+    look_timeout_s: float = 5.0
+    failed_looks: int = 3
+    """In a row that time out, after which the worker takes no requests; one that refuses connections takes none at once."""
+
+
+class _Unhealthy(Exception):
+    pass
+
+
+class OpenAiLink:
+    """Implements WorkerLink."""
+
+    def __init__(self, endpoint: Endpoint, *, listener: LinkListener, timing: HttpTiming | None = None, zone: str = "") -> None:
+        """`zone`: this router's; empty: not known."""
+        self.endpoint = endpoint
+        self.worker = WorkerId(f"{endpoint.name}@{endpoint.target}")
+        self.accepting = True
+        self.max_model_len: int | None = None
+        self._dialect = DIALECTS[endpoint.backend]
+        self._url = f"http://{endpoint.target}"
+        self._listener = listener
+        self._timing = timing or HttpTiming()
+        self._load = Load()
+        self._streams: dict[OpenAiStream, int] = {}
+        """Each with the tokens reserved for it."""
+        self._outstanding_tokens = 0
+        """Their sum."""
+        self._since_look_tokens = 0
+        """By how much that sum has grown since the last look, whose metrics do not show it."""
+        self._rates = Rates()
+        self._prefixes: KnownPrefixes | None = None
+        """That its prefix cache should have, by what was sent there: it tells of none. Rebuilt when its blocks turn out otherwise."""
+        self._is_elsewhere = bool(zone and endpoint.zone and zone != endpoint.zone)
+        self._model = ""
+        """What the server calls it; empty until it was healthy and told."""
+        self._reason = "connecting to the worker"
+        self._complaint = ""
+        self._failed_looks = 0
+        self._session: aiohttp.ClientSession | None = None
+        self._leaving = False
+        self._closing = False
+        self._woken = asyncio.Event()
+
+    # ------------------------------------------------------------ what the dispatcher sees
+
+    @property
+    def can_resume(self) -> bool:
+        return False  # its servers take text, and would begin the answer anew
+
+    @property
+    def block_size(self) -> int | None:
+        return self._load.block_size
+
+    @property
+    def available_tokens(self) -> int:
+        """What is used is what this router has there, or what the last look saw and this router sent since: whichever is more."""
+        seen = 0 if self._load.kv_used is None else int(self._load.kv_used * self.capacity_tokens) + self._since_look_tokens
+        return self.capacity_tokens - max(self._outstanding_tokens, seen)
+
+    @property
+    def capacity_tokens(self) -> int:
+        return self._load.capacity_tokens or UNTOLD_CAPACITY_TOKENS
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._streams)
+
+    def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
+        if not self._model or self._leaving or not self.accepting:
+            reason = self._reason if not self._model else "the worker is draining"
+            return WorkerView(
+                worker=self.worker, routable=False, reason=reason, variant=self.endpoint.variant, template=self.endpoint.template
+            )
+        load, own = self._load, sum(stream.generation.n for stream in self._streams)
+        return WorkerView(
+            worker=self.worker,
+            routable=True,
+            variant=self.endpoint.variant,
+            template=self.endpoint.template,
+            capacity_tokens=self.capacity_tokens,
+            available_tokens=self.available_tokens,
+            reservable_tokens=None if cost is None else self._reservation_for(cost),
+            cached_tokens=0 if self._prefixes is None else self._prefixes.cached_tokens(chain),
+            queued_prefill_tokens=sum(stream.cost.prompt_tokens for stream in self._streams if not stream.begun),
+            running=max(load.running, own),
+            waiting=load.waiting,
+            max_running=load.max_running or USUAL_MAX_RUNNING,
+            prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
+            decode_step_ms=self._rates.decode_step_ms,
+            is_elsewhere=self._is_elsewhere,
+        )
+
+    def _reservation_for(self, cost: Price) -> int | None:
+        if self._load.waiting > MOST_WAITING_THERE or self.in_flight >= (self._load.max_running or USUAL_MAX_RUNNING):
+            return None
+        wanted = min(cost.kv_tokens, self.capacity_tokens)
+        return wanted if wanted <= self.available_tokens else None
+
+    def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> OpenAiStream:
+        assert self._session is not None
+        assert self._model
+        stream = OpenAiStream(generation, cost, self.worker, self._over)
+        if chain.hashes:
+            self._expect(chain)
+        self._streams[stream] = reserved_tokens
+        self._outstanding_tokens += reserved_tokens
+        self._since_look_tokens += reserved_tokens
+        destination = Destination(
+            self._session, self._dialect, self._url, self._model, self.endpoint.name, silence_s=self._timing.silence_s
+        )
+        stream.start(destination)
+        return stream
+
+    def _expect(self, chain: PrefixChain) -> None:
+        """The server will have this prompt's blocks; of one that it never computes nothing is taken back, as nobody tells."""
+        if self._prefixes is None or self._prefixes.block_size != chain.block_size:
+            self._prefixes = KnownPrefixes(chain.block_size, max(1, min(self.capacity_tokens, MOST_KNOWN_TOKENS) // chain.block_size))
+        self._prefixes.stored(chain.hashes)
+
+    def _over(self, stream: OpenAiStream) -> None:
+        """Its reservation settles, exactly once."""
+        reserved_tokens = self._streams.pop(stream)
+        self._outstanding_tokens -= reserved_tokens
+        self._since_look_tokens -= reserved_tokens
+        if stream.finished:
+            self._rates.learn(stream)
+        output_tokens = stream.usage.completion_tokens if stream.usage is not None else stream.seen_tokens
+        prompt_tokens = stream.usage.prompt_tokens if stream.usage is not None else stream.cost.prompt_tokens
+        cached_tokens = stream.usage.cached_tokens if stream.usage is not None else 0
+        generation = stream.generation
+        n = generation.n
+        self._listener.settled(
+            Settlement(
+                model=self.endpoint.model,
+                reserved_tokens=reserved_tokens,
+                used_tokens=used_kv_tokens(prompt_tokens, [output_tokens], self.block_size or 16, cached_tokens) if stream.begun else 0,
+                predicted_output_tokens=stream.cost.output_tokens,
+                output_tokens=[output_tokens // n] * n if stream.finished else [],
+                ran=stream.begun,
+                failure=stream.hurt,
+                worker=self.worker,
+                tenant=generation.tenant,
+                request_class=generation.request_class,
+                charged_service_tokens=stream.cost.service_tokens,
+                service_tokens=service_tokens(prompt_tokens, cached_tokens, output_tokens) if stream.begun else 0,
+            )
+        )
+        if stream.lost or stream.hurt == "refused":
+            self._woken.set()  # look again now, not in a second
+        self._listener.capacity_changed(self.endpoint.model)
+
+    # ------------------------------------------------------------ life
+
+    async def run(self) -> None:
+        timing = self._timing
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=timing.connect_s, sock_read=timing.silence_s)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_CONNECTION_S)
+        headers = {"accept-encoding": "identity", "user-agent": "pagoda-router"}
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False, headers=headers) as self._session:
+            while not self._closing and not (self._leaving and not self._streams):
+                self._woken.clear()
+                try:
+                    await self._look(self._session)
+                except Exception:  # the loop's outermost line: a bug costs one look, not the link
+                    log.exception("worker %s: internal error", self.worker)
+                try:
+                    async with asyncio.timeout(timing.look_every_s if self._model else timing.look_when_away_s):
+                        await self._woken.wait()
+                except TimeoutError:
+                    pass
+            for stream in list(self._streams):
+                stream.end_all(EndReason.ENGINE_ERROR, "the router closed the connection")
+            await asyncio.gather(*(stream.closed() for stream in list(self._streams)))
+        self._session = None
+
+    def retire(self) -> None:
+        self._leaving = True
+        self._woken.set()
+
+    async def close(self) -> None:
+        self._leaving = self._closing = True
+        self._woken.set()
+
+    async def _look(self, session: aiohttp.ClientSession) -> None:
+        """Healthy? How full? A server that is healthy and does not tell its load is used by the router's own count alone."""
+        before = (self._model, self._load)
+        try:
+            async with asyncio.timeout(self._timing.look_timeout_s):
+                await self._get(session, "/health")
+                if not self._model:
+                    await self._learn_model(session)
+            self._failed_looks = 0
+        except (aiohttp.ClientError, OSError, TimeoutError, _Unhealthy) as error:
+            self._failed(error)
+            return
+        await self._learn_load(session)
+        if before != (self._model, self._load):
+            self._listener.capacity_changed(self.endpoint.model)
+
+    def _failed(self, error: BaseException) -> None:
+        self._failed_looks += 1
+        is_busy = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientConnectorError)
+        if self._model and is_busy and self._failed_looks < self._timing.failed_looks:
+            return
+        is_starting = isinstance(error, aiohttp.ClientConnectorError) and not self._model
+        was_open, self._model = bool(self._model), ""
+        reason = "it does not listen" if isinstance(error, aiohttp.ClientConnectorError) else str(error) or "it did not answer in time"
+        self._reason = "the worker is starting" if is_starting else f"the worker is away: {reason}"
+        if was_open or self._reason != self._complaint:
+            log.log(logging.DEBUG if is_starting else logging.WARNING, "worker %s: %s", self.worker, self._reason)
+        if was_open:
+            self._listener.session_ended(self.worker, reason)
+        if was_open or self._reason != self._complaint:
+            self._listener.capacity_changed(self.endpoint.model)
+        self._complaint = self._reason
+
+    async def _learn_model(self, session: aiohttp.ClientSession) -> None:
+        """By its list of models: ours if it is there, else the first. A server without a list calls its one model whatever we like."""
+        cards = []
+        try:
+            document = msgspec.json.decode(await self._get(session, "/v1/models"))
+            cards = [card for card in document["data"] if isinstance(card.get("id"), str)]
+        except (_Unhealthy, msgspec.DecodeError, KeyError, TypeError, AttributeError):
+            pass
+        mine = next((card for card in cards if card["id"] == self.endpoint.model), cards[0] if cards else {})
+        length = mine.get("max_model_len")
+        self.max_model_len = length if isinstance(length, int) and length > 0 else None
+        self._model = mine.get("id", self.endpoint.model)
+        self._complaint = ""
+        log.info("worker %s: %s is ready, model %s", self.worker, self._dialect.name, self._model)
+
+    async def _learn_load(self, session: aiohttp.ClientSession) -> None:
+        load = self._load
+        sent_before = self._since_look_tokens
+        for path in self._dialect.load_paths:
+            try:
+                async with asyncio.timeout(self._timing.look_timeout_s):
+                    load = self._dialect.load(path, await self._get(session, path), load)
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError, _Unhealthy) as error:
+                load = Load(capacity_tokens=load.capacity_tokens, block_size=load.block_size, max_running=load.max_running)
+                log.debug("worker %s: no load from %s: %s", self.worker, path, error)
+        self._load = load
+        self._since_look_tokens -= sent_before
+
+    async def _get(self, session: aiohttp.ClientSession, path: str) -> bytes:
+        async with session.get(self._url + path) as response:
+            body = await response.read()
+            if response.status != 200:
+                raise _Unhealthy(f"{path} answered {response.status}")
+            return body

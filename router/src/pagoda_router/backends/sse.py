@@ -1,0 +1,140 @@
+"""A foreign backend's answer on its way through: whole events out, the model under its served name, usage and ends noticed by a byte scan.
+
+Pure. Nothing is parsed but the one event that has the usage, and errors; openai_stream.py feeds it what the network brings.
+"""
+
+import re
+from dataclasses import dataclass
+
+import msgspec
+
+from pagoda_router.generation import Usage
+
+LARGEST_EVENT_BYTES = 16 * 2**20
+_MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"(\w+)"')
+_IS_ERROR = re.compile(rb'\A\s*\{\s*"(?:error"\s*:\s*["{]|object"\s*:\s*"error")')
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+    choices: list[_Choice] = []
+
+
+class NotAnAnswer(Exception):
+    """One sentence: what came instead."""
+
+
+@dataclass(slots=True)
+class Piece:
+    """What one read from the network added."""
+
+    data: bytes = b""
+    """Whole events for the client; [DONE] is not among them."""
+    tokens: int = 0
+    finish_reasons: tuple[str, ...] = ()
+    error: bytes | None = None
+    """The payload of an error event; nothing after it counts."""
+    done: bool = False
+
+
+class EventRewriter:
+    def __init__(self, served_name: str, *, wants_usage: bool) -> None:
+        self.usage: Usage | None = None
+        """The last that was told."""
+        self._model = b'"model":' + msgspec.json.encode(served_name)
+        self._their_model = self._model
+        """As the last event had it: found by a search only when it changes."""
+        self._wants_usage = wants_usage
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> Piece:
+        """Raises NotAnAnswer when an event does not end."""
+        data = self._rest + chunk
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n")
+        end = data.rfind(b"\n\n")
+        self._rest = data if end < 0 else data[end + 2 :]
+        if len(self._rest) > LARGEST_EVENT_BYTES:
+            raise NotAnAnswer(f"an event of its stream is larger than {LARGEST_EVENT_BYTES} bytes")
+        piece = Piece()
+        for event in data[:end].split(b"\n\n") if end >= 0 else ():
+            payload = _payload(event)
+            if payload == b"[DONE]":
+                piece.done = True
+            elif payload:
+                self._take(payload, piece)
+            if piece.done or piece.error is not None:
+                break
+        return piece
+
+    def _take(self, payload: bytes, piece: Piece) -> None:
+        if b'error"' in payload[:32] and _IS_ERROR.match(payload):
+            piece.error = payload
+            return
+        has_choices = b'"choices":[]' not in payload and b'"choices": []' not in payload
+        if b'"usage":{' in payload or b'"usage": {' in payload:
+            self.usage = usage_of(payload) or self.usage
+            if not has_choices and not self._wants_usage:
+                return  # the router asked for it, not the client
+        if has_choices:
+            piece.tokens += 1
+            if b'"finish_reason":"' in payload or b'"finish_reason": "' in payload:
+                piece.finish_reasons += tuple(reason.decode() for reason in _FINISH.findall(payload))
+        piece.data += b"data: " + self._renamed(payload) + b"\n\n"
+
+    def _renamed(self, payload: bytes) -> bytes:
+        if self._their_model not in payload:
+            found = _MODEL.search(payload)
+            if found is None:
+                return payload
+            self._their_model = found[0]
+        return payload if self._their_model == self._model else payload.replace(self._their_model, self._model, 1)
+
+
+def whole_answer(body: bytes, served_name: str) -> tuple[bytes, Usage | None, tuple[str, ...]]:
+    """Of an answer that is no stream: the body under the served name, its usage, its finish reasons. Raises NotAnAnswer."""
+    try:
+        answer = msgspec.json.decode(body, type=_Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NotAnAnswer(f"its answer is not a completion: {error}") from None
+    if not answer.choices:
+        raise NotAnAnswer("its answer has no choices")
+    model = b'"model":' + msgspec.json.encode(served_name)
+    reasons = tuple(choice.finish_reason or "stop" for choice in answer.choices)
+    return _MODEL.sub(lambda _: model, body, count=1), _usage(answer.usage), reasons
+
+
+def usage_of(payload: bytes) -> Usage | None:
+    try:
+        return _usage(msgspec.json.decode(payload, type=_Answer).usage)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _usage(told: _Usage | None) -> Usage | None:
+    if told is None:
+        return None
+    cached = told.prompt_tokens_details.cached_tokens if told.prompt_tokens_details is not None else None
+    return Usage(told.prompt_tokens, cached or 0, told.completion_tokens or 0)
+
+
+def _payload(event: bytes) -> bytes:
+    """Of its data line; comments, names and ids are dropped: an id would break clients that meet a comment later."""
+    if b"\n" in event:
+        event = next((line for line in event.split(b"\n") if line.startswith(b"data:")), b"")
+    return event[5:].strip() if event.startswith(b"data:") else b""

@@ -1,0 +1,73 @@
+"""TensorRT-LLM's trtllm-serve, 1.0 to 1.3: statistics as JSON, flat errors, unknown fields forbidden. Pure; used by openai_http.py.
+
+NOTE: /metrics hands out each iteration's statistics once, to whoever asks first, and none while nothing runs; without
+enable_iter_perf_stats it is always empty. What it told last is then what is known, and the router's own count is the rest.
+"""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from pagoda_router.backends.base import RefusedByWorker
+from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields
+from pagoda_router.errors import UpstreamFailed
+from pagoda_router.relays import Relay
+
+_TOO_LONG = re.compile(r"max_seq_len|max_num_tokens|max_input_len|maximum (context|sequence|input) length", re.IGNORECASE)
+_BOOKKEEPING = frozenset(
+    {
+        *("store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+        *("prediction", "verbosity", "request_id", "session_id"),
+    }
+)
+"""OpenAI's fields whose absence changes no answer: it would refuse the whole request for them."""
+
+
+class TensorRtLlm(Dialect):
+    name = "tensorrt-llm"
+    load_paths = ("/metrics",)
+
+    def load(self, path: str, body: bytes, before: Load) -> Load:
+        told = msgspec.json.decode(body)
+        if not isinstance(told, list):
+            raise ValueError("/metrics is not a list of iterations")
+        if not told:
+            return replace(before, running=0, waiting=0, kv_used=None)  # nothing ran since the last look
+        return _iteration(told[-1], before)
+
+    def request(self, relay: Relay, model: str, salt: str) -> bytes:
+        fields = request_fields(relay, model)
+        for name in _BOOKKEEPING:
+            fields.pop(name, None)
+        if salt:
+            fields["cache_salt"] = msgspec.Raw(msgspec.json.encode(salt))
+        return msgspec.json.encode(fields)
+
+    def failure(self, status: int, body: bytes) -> RefusedByWorker | UpstreamFailed:
+        return failure_of(self.name, status, body, _TOO_LONG)
+
+
+def _iteration(last: Any, before: Load) -> Load:
+    if not isinstance(last, dict):
+        raise ValueError("an iteration in /metrics is not an object")
+    cache = last.get("kvCacheStats") or {}
+    blocks, used, size = (_whole(cache.get(name)) for name in ("maxNumBlocks", "usedNumBlocks", "tokensPerBlock"))
+    batch = last.get("inflightBatchingStats") or {}
+    running = _whole(last.get("numActiveRequests"))
+    if running is None:
+        running = _whole(batch.get("numScheduledRequests"))
+    return replace(
+        before,
+        running=running or 0,
+        waiting=_whole(last.get("numQueuedRequests")) or 0,
+        kv_used=used / blocks if blocks and used is not None else None,
+        capacity_tokens=blocks * size if blocks and size else before.capacity_tokens,
+        block_size=size or before.block_size,
+        max_running=_whole(last.get("maxNumActiveRequests")) or before.max_running,
+    )
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,0 +1,46 @@
+"""vLLM's server, 0.10 to 0.32: Prometheus metrics, OpenAI's error shape, unknown fields allowed. Pure; used by openai_http.py."""
+
+import re
+from dataclasses import replace
+
+import msgspec
+
+from pagoda_router.backends.base import RefusedByWorker
+from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields, samples, total
+from pagoda_router.errors import UpstreamFailed
+from pagoda_router.relays import Relay
+
+_TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum|max_model_len", re.IGNORECASE)
+
+
+class Vllm(Dialect):
+    name = "vllm"
+    load_paths = ("/metrics",)
+
+    def load(self, path: str, body: bytes, before: Load) -> Load:
+        found = samples(body)
+        if "vllm:num_requests_running" not in found:
+            raise ValueError("its metrics name no vllm:num_requests_running")
+        use = found.get("vllm:kv_cache_usage_perc") or found.get("vllm:gpu_cache_usage_perc")  # the older name
+        capacity, block_size = before.capacity_tokens, before.block_size
+        for labels, _ in found.get("vllm:cache_config_info", ()):
+            blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
+            if blocks.isdigit() and size.isdigit() and int(blocks) * int(size):
+                capacity, block_size = int(blocks) * int(size), int(size)
+        return replace(
+            before,
+            running=total(found, "vllm:num_requests_running") or 0,
+            waiting=total(found, "vllm:num_requests_waiting") or 0,
+            kv_used=max(value for _, value in use) if use else None,
+            capacity_tokens=capacity,
+            block_size=block_size,
+        )
+
+    def request(self, relay: Relay, model: str, salt: str) -> bytes:
+        fields = request_fields(relay, model)
+        if salt:
+            fields["cache_salt"] = msgspec.Raw(msgspec.json.encode(salt))
+        return msgspec.json.encode(fields)
+
+    def failure(self, status: int, body: bytes) -> RefusedByWorker | UpstreamFailed:
+        return failure_of(self.name, status, body, _TOO_LONG)

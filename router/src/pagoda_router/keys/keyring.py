@@ -1,0 +1,110 @@
+"""The keys that this router knows now, in memory: what each request is checked against, without I/O.
+
+Owns the lookup table; refreshed from the store every few seconds, at once after this router's own changes. app.py asks, `__main__` runs it.
+"""
+
+import asyncio
+import hmac
+import logging
+import secrets
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NoReturn
+
+from pagoda_router.errors import KeysUnavailable, NotFound, Unauthorized
+from pagoda_router.keys.key import ANYONE, BOOTSTRAP, SECRET_BYTES, SHOWN_CHARS, ApiKey, digest_of, secret_of
+from pagoda_router.keys.store import KeyStore
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 5.0
+"""A key revoked through another process that shares the database stops working within so long, plus one read of the table."""
+
+
+class Keyring:
+    def __init__(self, bootstrap: str | None, store: KeyStore | None, *, calendar: Callable[[], float]) -> None:
+        """`bootstrap`: an admin key that needs no store. None: no key is needed at all; one that is known still says whose a request is."""
+        self._bootstrap = None if bootstrap is None else digest_of(bootstrap.encode())
+        self._store = store
+        self._calendar = calendar
+        self._known: dict[bytes, ApiKey] = {} if store is None else store.all()
+
+    @property
+    def is_open(self) -> bool:
+        return self._bootstrap is None
+
+    def check(self, authorization: bytes | None) -> ApiKey:
+        """Of an Authorization header. Raises Unauthorized."""
+        if authorization is None:
+            if self.is_open:
+                return ANYONE
+            raise Unauthorized("an API key is needed: send the header Authorization: Bearer <key>", code="missing_api_key")
+        scheme, _, secret = authorization.partition(b" ")
+        digest = digest_of(secret.strip())
+        key = self._known.get(digest) if scheme.lower() == b"bearer" else None
+        if key is not None:
+            return self._usable(key)
+        if self._bootstrap is None:
+            return ANYONE  # OpenAI clients always send something
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(digest, self._bootstrap):
+            raise Unauthorized("the API key is not the right one: check the header Authorization: Bearer <key>")
+        return BOOTSTRAP
+
+    def _usable(self, key: ApiKey) -> ApiKey:
+        if key.revoked_unix_s is not None:
+            raise Unauthorized(f"the API key {key.prefix}… has been revoked: ask for another")
+        if key.expires_unix_s is not None and self._calendar() >= key.expires_unix_s:
+            raise Unauthorized(f"the API key {key.prefix}… has expired: ask for another")
+        return key
+
+    def list(self) -> list[ApiKey]:
+        """Of this memory: as old as REFRESH_S at most."""
+        return list(self._known.values())
+
+    async def create(self, wanted: ApiKey) -> tuple[str, ApiKey]:
+        """The secret, which nobody can read again, and the key: `wanted` with id, prefix and creation. Raises KeysUnavailable."""
+        secret = secret_of(secrets.token_bytes(SECRET_BYTES))
+        key = replace(
+            wanted, id="key-" + secrets.token_hex(8), prefix=secret[:SHOWN_CHARS], created_unix_s=int(self._calendar()), revoked_unix_s=None
+        )
+        store = self._stored()
+        try:
+            await asyncio.to_thread(store.add, digest_of(secret.encode()), key)
+            await self._refresh(store)
+        except sqlite3.Error as error:
+            _unavailable(error)
+        return secret, key
+
+    async def revoke(self, key_id: str) -> ApiKey:
+        """Works no more, in this router, once this returns. Raises NotFound, KeysUnavailable."""
+        store = self._stored()
+        try:
+            found = await asyncio.to_thread(store.revoke, key_id, int(self._calendar()))
+            await self._refresh(store)
+        except sqlite3.Error as error:
+            _unavailable(error)
+        if not found:
+            raise NotFound(f"there is no key {key_id[:80]}: GET /admin/v1/keys lists them")
+        return next(key for key in self._known.values() if key.id == key_id)
+
+    async def run(self) -> None:
+        """Until cancelled. While the store cannot be read, what was known last goes on."""
+        while self._store is not None:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                await self._refresh(self._store)
+            except sqlite3.Error as error:
+                log.warning("keys could not be read again; those known go on working: %s", error)
+
+    async def _refresh(self, store: KeyStore) -> None:
+        self._known = await asyncio.to_thread(store.all)
+
+    def _stored(self) -> KeyStore:
+        if self._store is None:
+            raise KeysUnavailable("this router keeps no keys: set PAGODA_DATABASE to a file that survives it")
+        return self._store
+
+
+def _unavailable(error: sqlite3.Error) -> NoReturn:
+    raise KeysUnavailable(f"the database of keys did not answer: {error}") from error

@@ -1,0 +1,27 @@
+"""What HTTP brought of one generation request, for whoever answers it. Plain data; app.py makes it."""
+
+from dataclasses import dataclass
+
+from pagoda_router.asgi import Headers
+from pagoda_router.generation import NOBODY, Sender
+from pagoda_router.keys.key import ANYONE, ApiKey
+from pagoda_router.openai.features import NO_WISHES, Wishes
+from pagoda_router.surface import RequestOutcome
+from pagoda_router.tracing.record import RequestTrace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    body: bytes
+    headers: Headers
+    """Go onto the answer."""
+    trace: RequestTrace
+    outcome: RequestOutcome
+    key: ApiKey = ANYONE
+    """Whose request it is."""
+    wants_trace: bool = False
+    """In the answer."""
+    wishes: Wishes = NO_WISHES
+    sender: Sender = NOBODY
+    variant: str | None = None
+    """The one that the request must go to; known once its model is."""

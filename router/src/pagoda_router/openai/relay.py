@@ -1,0 +1,179 @@
+"""A request that a foreign backend answers: its JSON goes there as the client wrote it, and what comes back is written as it comes.
+
+The router still queues, places, cancels, counts and bills it; it tokenizes nothing and looks into no text. answers.py calls
+`Relaying.answer` for a model, or a variant of one, that such a backend serves.
+"""
+
+import os
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from pagoda_router.asgi import JSON_TYPE, Exchange
+from pagoda_router.errors import BadRequest, UpstreamFailed
+from pagoda_router.generation import CatalogEntry, Dispatcher, Ended, EndReason, Generation
+from pagoda_router.openai import checks
+from pagoda_router.openai.call import Call
+from pagoda_router.openai.formats import DONE
+from pagoda_router.openai.keepalive import KeepAlive
+from pagoda_router.openai.prepare import SALT_BYTES
+from pagoda_router.openai.run import raise_failure
+from pagoda_router.openai.schemas import StreamOptions, decode_body
+from pagoda_router.relays import Relay, Relayed
+from pagoda_router.surface import RequestOutcome, SurfaceSettings
+
+PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+COMPLETION_MAX_TOKENS = 16
+UNTOLD_MAX_TOKENS = 8192
+"""Of a chat without a limit on a server that does not tell its context; only the first prediction depends on it."""
+
+
+class RelayedRequest(msgspec.Struct, kw_only=True):
+    """The fields that the router reads; all others are the backend's to understand or refuse."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    priority: int | None = None
+
+
+class Relaying:
+    def __init__(self, dispatcher: Dispatcher, settings: SurfaceSettings, clock: Callable[[], float]) -> None:
+        """`clock`: the trace's."""
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._clock = clock
+
+    async def answer(self, call: Call, entry: CatalogEntry, backend: str, exchange: Exchange, keep_alive: Callable[[], KeepAlive]) -> None:
+        generation = self._generation(call, entry, backend)
+        relay = generation.relay
+        assert relay is not None
+        call.outcome.model, call.outcome.served_name, call.outcome.stream = entry.model, entry.served_name, relay.stream
+        if relay.stream:
+            async with keep_alive() as alive:
+                await self._stream(call, generation, exchange, alive)
+        else:
+            await self._whole(call, generation, exchange)
+
+    def _generation(self, call: Call, entry: CatalogEntry, backend: str) -> Generation:
+        request, fields = decode_body(call.body, RelayedRequest)
+        if call.wants_trace:
+            raise BadRequest(
+                f"X-Pagoda-Trace: an answer of a {backend} worker carries no trace: leave it out; the router's /admin/traces has it",
+                param="X-Pagoda-Trace",
+            )
+        path = PATHS[call.outcome.endpoint]
+        prompt_field = "messages" if call.outcome.endpoint == "chat" else "prompt"
+        if prompt_field not in fields:
+            raise BadRequest(f"{prompt_field} is required", param=prompt_field)
+        n = 1 if request.n is None else request.n
+        if not 1 <= n <= self._settings.max_choices:
+            raise BadRequest(f"n is {n}: use a value from 1 to {self._settings.max_choices}", param="n")
+        limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+        usual = (entry.max_model_len or UNTOLD_MAX_TOKENS) if call.outcome.endpoint == "chat" else COMPLETION_MAX_TOKENS
+        relay = Relay(
+            path=path,
+            fields={name: bytes(value) for name, value in fields.items()},
+            served_name=entry.served_name,
+            stream=bool(request.stream),
+            wants_usage=request.stream_options is not None and bool(request.stream_options.include_usage),
+            prefix_cache=call.wishes.prefix_cache,
+        )
+        trace, answer_id = call.trace, "relay-" + os.urandom(12).hex()
+        generation = Generation(
+            request_id=answer_id,
+            model=entry.model,
+            prompt_ids=_pieces(relay.fields[prompt_field]),
+            max_tokens=usual if limit is None else max(1, limit),
+            explicit_max_tokens=limit is not None or call.outcome.endpoint == "completions",
+            n=n,
+            min_tokens=max(0, request.min_tokens or 0),
+            ignore_eos=bool(request.ignore_eos),
+            cache_salt=b"" if relay.prefix_cache else os.urandom(SALT_BYTES),
+            tenant=call.sender.tenant,
+            request_class=call.sender.request_class,
+            deadline_s=call.sender.deadline_s,
+            priority=checks.priority_of(request.priority),
+            traceparent=trace.context.traceparent,
+            tracestate=trace.context.tracestate,
+            variant=call.variant,
+            relay=relay,
+        )
+        trace.answer_id, trace.choices, trace.max_tokens = answer_id, n, limit
+        trace.generations = [generation.trace]
+        return generation
+
+    async def _stream(self, call: Call, generation: Generation, exchange: Exchange, alive: KeepAlive) -> None:
+        is_open = False
+        async with self._dispatcher.generate(generation) as stream:
+            async for events in stream:
+                # What arrived together leaves together; what came before a failure leaves before it.
+                relayed = [event for event in events if isinstance(event, Relayed)]
+                ended = next((event for event in events if isinstance(event, Ended)), None)
+                data = b"".join(event.data for event in relayed)
+                if data and not is_open:
+                    is_open = True
+                    await alive.stop()
+                    await alive.start()
+                for event in relayed:
+                    self._count(call, event)
+                if ended is None:
+                    await exchange.write(data)
+                    continue
+                self._bill(call.outcome, ended)
+                if ended.reason in (EndReason.STOP, EndReason.LENGTH):
+                    await exchange.write(data + DONE, last=True)
+                    return
+                if data:
+                    await exchange.write(data)
+                raise_failure(ended)
+        raise _ended_early()
+
+    async def _whole(self, call: Call, generation: Generation, exchange: Exchange) -> None:
+        body = b""
+        async with self._dispatcher.generate(generation) as stream:
+            async for events in stream:
+                for event in events:
+                    if isinstance(event, Relayed):
+                        self._count(call, event)
+                        body += event.data
+                    elif isinstance(event, Ended):
+                        self._bill(call.outcome, event)
+                        raise_failure(event)
+                        call.outcome.status = 200
+                        await exchange.start(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.headers])
+                        await exchange.write(body, last=True)
+                        return
+        raise _ended_early()
+
+    def _count(self, call: Call, event: Relayed) -> None:
+        """As it comes, so that a stream that breaks off is billed for what was sent."""
+        outcome, since_s = call.outcome, self._clock() - call.trace.received_s
+        if outcome.ttft_s is None:
+            outcome.ttft_s = since_s
+        outcome.last_token_s = since_s
+        outcome.completion_tokens += event.tokens
+        outcome.finish_reasons += event.finish_reasons
+        outcome.longest_completion_tokens = outcome.completion_tokens
+
+    def _bill(self, outcome: RequestOutcome, ended: Ended) -> None:
+        outcome.prompt_tokens = ended.usage.prompt_tokens
+        outcome.cached_tokens = ended.usage.cached_tokens
+        outcome.completion_tokens = ended.usage.completion_tokens
+        outcome.longest_completion_tokens = ended.usage.completion_tokens // max(1, len(outcome.finish_reasons))
+
+
+def _pieces(prompt: bytes) -> "array[Any]":
+    """Four bytes each: nearly as many as tokens, and equal where prompts begin alike, which is all that placement asks of ids."""
+    return array("I", prompt + bytes(-len(prompt) % 4))
+
+
+def _ended_early() -> UpstreamFailed:
+    return UpstreamFailed("the worker's stream ended early: send the request again")

@@ -1,0 +1,155 @@
+"""Exchanges of other people's servers, byte for byte where bytes matter: in the shapes of vLLM 0.32 (the real one: `make test-vllm`), TGI 3
+and TensorRT-LLM 1, as their documentation and sources give them. Text is shortened, ids are invented.
+"""
+
+from typing import Any
+
+from foreign_server import Answer, ForeignServer, json_answer, stream
+
+VLLM_METRICS = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="upstream"} 2.0
+vllm:num_requests_waiting{engine="0",model_name="upstream"} 1.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="upstream",reason="capacity"} 1.0
+vllm:kv_cache_usage_perc{engine="0",model_name="upstream"} 0.25
+vllm:prefix_cache_queries_total{engine="0",model_name="upstream"} 100.0
+vllm:cache_config_info{block_size="16",cache_dtype="auto",engine="0",num_gpu_blocks="1024",sliding_window="None"} 1.0
+"""
+VLLM_IDLE = VLLM_METRICS.replace(b"} 2.0", b"} 0.0").replace(b'upstream"} 1.0', b'upstream"} 0.0').replace(b"0.25", b"0.0")
+VLLM_MODELS = {"object": "list", "data": [{"id": "upstream", "object": "model", "owned_by": "vllm", "max_model_len": 2048}]}
+VLLM_TOO_LONG = {
+    "error": {
+        "message": "This model's maximum context length is 2048 tokens. However, you requested 4096 output tokens and your prompt contains "
+        "9 input tokens. Please reduce the length of the input prompt or the number of requested output tokens.",
+        "type": "BadRequestError",
+        "param": "input_tokens",
+        "code": 400,
+    }
+}
+VLLM_STREAM_ERROR = (
+    b'data: {"error":{"message":"EngineCore encountered an issue.","type":"InternalServerError","param":null,"code":500}}\n\n'
+)
+
+
+def _chunk(delta: str, finish: str = "null") -> bytes:
+    return (
+        f'data: {{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1790000000,"model":"upstream",'
+        f'"choices":[{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{finish}}}]}}\n\n'
+    ).encode()
+
+
+VLLM_ROLE = _chunk('{"role":"assistant","content":""}')
+VLLM_TOKENS = (_chunk('{"content":"Hello"}'), _chunk('{"content":" \\"model\\":\\"x\\" \\n\\n"}'))
+VLLM_LAST = _chunk('{"content":""}', '"stop"')
+VLLM_USAGE = (
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1790000000,"model":"upstream","choices":[],'
+    b'"usage":{"prompt_tokens":9,"total_tokens":12,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}\n\n'
+)
+DONE = b"data: [DONE]\n\n"
+VLLM_STREAM = (VLLM_ROLE, *VLLM_TOKENS, VLLM_LAST, VLLM_USAGE, DONE)
+VLLM_WHOLE = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1790000000,
+    "model": "upstream",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "logprobs": None, "finish_reason": "length"}],
+    "usage": {"prompt_tokens": 9, "total_tokens": 11, "completion_tokens": 2, "prompt_tokens_details": None},
+}
+
+TGI_INFO = {
+    "model_id": "org/upstream",
+    "model_sha": None,
+    "model_pipeline_tag": None,
+    "max_concurrent_requests": 8,
+    "max_best_of": 2,
+    "max_stop_sequences": 4,
+    "max_input_tokens": 1024,
+    "max_total_tokens": 2048,
+    "max_batch_total_tokens": 16384,
+    "validation_workers": 2,
+    "max_client_batch_size": 4,
+    "router": "text-generation-router",
+    "version": "3.3.5",
+}
+TGI_METRICS = b"""# TYPE tgi_queue_size gauge
+tgi_queue_size 3
+# TYPE tgi_batch_current_size gauge
+tgi_batch_current_size 5
+# TYPE tgi_batch_current_max_tokens gauge
+tgi_batch_current_max_tokens 4096
+tgi_request_count{method="batch"} 12
+"""
+TGI_MODELS = {"object": "list", "data": [{"id": "org/upstream", "object": "model", "created": 0, "owned_by": "org/upstream"}]}
+TGI_TOO_LONG = {
+    "error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 2048. Given: 9 `inputs` tokens and 4096",
+    "error_type": "validation",
+}
+TGI_OVERLOADED = {"error": "Model is overloaded", "error_type": "overloaded"}
+TGI_FAILED = {"error": "Request failed during generation: Server error: CUDA out of memory", "error_type": "generation"}
+TGI_STREAM_ERROR = b'data: {"error":"Request failed during generation: Server error","error_type":"generation"}\n\n'
+
+
+def _tgi_chunk(choices: str, usage: str = "null") -> bytes:
+    """Without a space after data:, as axum writes it."""
+    return (
+        'data:{"object":"chat.completion.chunk","id":"","created":1790000000,"model":"org/upstream","system_fingerprint":"3.3.5-native",'
+        f'"choices":[{choices}],"usage":{usage}}}\n\n'
+    ).encode()
+
+
+TGI_STREAM = (
+    _tgi_chunk('{"index":0,"delta":{"role":"assistant","content":"Hello"},"logprobs":null,"finish_reason":null}'),
+    b": keep-alive\n\n",
+    _tgi_chunk('{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":"length"}'),
+    _tgi_chunk("", '{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11}'),
+    b"data:[DONE]\n\n",
+)
+
+TRT_ITERATION = {
+    "gpuMemUsage": 76665782272,
+    "iter": 154,
+    "iterLatencyMS": 7.8,
+    "kvCacheStats": {
+        "allocNewBlocks": 3126,
+        "allocTotalBlocks": 3126,
+        "cacheHitRate": 0.00128,
+        "freeNumBlocks": 750,
+        "maxNumBlocks": 1000,
+        "missedBlocks": 3121,
+        "reusedBlocks": 4,
+        "tokensPerBlock": 32,
+        "usedNumBlocks": 250,
+    },
+    "maxNumActiveRequests": 64,
+    "numActiveRequests": 7,
+    "numQueuedRequests": 2,
+}
+TRT_MODELS = {"object": "list", "data": [{"id": "upstream", "object": "model", "created": 1790000000, "owned_by": "tensorrt_llm"}]}
+TRT_BAD = {
+    "object": "error",
+    "message": "1 validation error for ChatCompletionRequest: top_k must be a whole number",
+    "type": "BadRequestError",
+    "param": None,
+    "code": 400,
+}
+TRT_TOO_LONG = TRT_BAD | {
+    "message": "The sum of prompt length (9.0), query length (0) and max_tokens (4096) should not exceed max_num_tokens (2048)",
+}
+
+
+def server(backend: str, completion: Answer | None = None, **more: Any) -> ForeignServer:
+    """Healthy and idle; `completion` is what both generation endpoints answer."""
+    both = dict.fromkeys(("/v1/chat/completions", "/v1/completions"), completion or stream(*STREAMS[backend]))
+    return ForeignServer(backend, {"/health": Answer(), **LOOKS[backend], **both}, **more)
+
+
+STREAMS = {"vllm": VLLM_STREAM, "tgi": TGI_STREAM, "tensorrt-llm": VLLM_STREAM}
+LOOKS = {
+    "vllm": {"/metrics": Answer(200, (VLLM_IDLE,), "text/plain"), "/v1/models": json_answer(VLLM_MODELS)},
+    "tgi": {
+        "/info": json_answer(TGI_INFO),
+        "/metrics": Answer(200, (b"tgi_queue_size 0\ntgi_batch_current_size 0\ntgi_batch_current_max_tokens 0\n",), "text/plain"),
+        "/v1/models": json_answer(TGI_MODELS),
+    },
+    "tensorrt-llm": {"/metrics": json_answer([]), "/v1/models": json_answer(TRT_MODELS)},
+}

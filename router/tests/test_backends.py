@@ -1,0 +1,511 @@
+"""Requests on foreign backends, through the whole router: recorded exchanges of vLLM, TGI and TensorRT-LLM over real HTTP."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import recorded
+from fleet_rig import Rig, model_object
+from foreign_server import Answer, ForeignServer, json_answer, stream
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import Caller, chat
+from scripted_worker import ScriptedWorker
+
+from pagoda_router.app import create_app
+from pagoda_router.backends.base import LinkListener
+from pagoda_router.backends.openai_http import HttpTiming, OpenAiLink
+from pagoda_router.discovery.snapshot import Endpoint, ModelObject
+from pagoda_router.generation import ModelName
+from pagoda_router.surface import RequestOutcome, SilentObserver, SurfaceSettings
+from pagoda_router.tracing.document import document
+from pagoda_router.tracing.ring import TraceRing
+from pagoda_router.tracing.tracer import Tracer
+
+QUICK = HttpTiming(look_every_s=0.05, look_when_away_s=0.02)
+BACKENDS = ("vllm", "tgi", "tensorrt-llm")
+
+
+class Recorder(SilentObserver):
+    def __init__(self) -> None:
+        self.outcomes: list[RequestOutcome] = []
+
+    def request_finished(self, outcome: RequestOutcome) -> None:
+        self.outcomes.append(outcome)
+
+
+class ForeignRig(Rig):
+    http_timing = QUICK
+
+    def _make_link(self, endpoint: Endpoint, *, listener: LinkListener, on_described: Callable[[Any], Awaitable[None]]) -> Any:
+        if endpoint.relays:
+            return OpenAiLink(endpoint, listener=listener, timing=self.http_timing)
+        return super()._make_link(endpoint, listener=listener, on_described=on_described)
+
+    def caller(self) -> Caller:
+        self.recorder, self.ring = Recorder(), TraceRing(10)
+        tracer = Tracer(self.ring, None, clock=time.monotonic, calendar=time.time)
+        surface = SurfaceSettings(keep_alive_first_s=60)
+        app = create_app(dispatcher=self.dispatcher, catalog=self.fleet, settings=surface, observer=self.recorder, tracer=tracer)
+        return Caller(app)
+
+    @property
+    def link(self) -> OpenAiLink:
+        (link,) = self.fleet.links(ModelName("chat"))
+        assert isinstance(link, OpenAiLink)
+        return link
+
+    async def until_nothing_is_held(self) -> None:
+        await self.until(lambda: self.link.in_flight == 0)
+        assert self.link._outstanding_tokens == 0
+
+
+def offered_by(*backends: str, **fields: Any) -> ModelObject:
+    names = ("default",) if len(backends) == 1 else backends
+    variants = tuple((name.replace("-", ""), 100) for name in names)
+    return model_object("chat", backends=backends, variants=variants, **fields)
+
+
+@asynccontextmanager
+async def rig(cache_dir: Path, *servers: Any, models: tuple[ModelObject, ...] = (), **settings: Any) -> AsyncIterator[ForeignRig]:
+    made = ForeignRig(cache_dir, **settings)
+    try:
+        made.know(*servers, models=models or (offered_by(servers[0].backend),))
+        await made.until_routable(len(servers), model="chat")
+        yield made
+    finally:
+        await made.fleet.close()
+
+
+def asks(**fields: object) -> dict[str, object]:
+    return chat(model="chat", **fields)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_stream_is_relayed_under_the_served_name_without_usage_nobody_asked_for(tmp_path, backend):
+    async with recorded.server(backend) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True, temperature=0))
+        asked = await server.next_request()
+        assert (asked.json["stream_options"], asked.json["temperature"]) == ({"include_usage": True}, 0)
+        assert asked.json["model"] == ("org/upstream" if backend == "tgi" else "upstream")
+        *chunks, done = call.events
+        assert (call.status, done) == (200, "[DONE]")
+        assert {chunk["model"] for chunk in chunks} == {"chat"}
+        assert all(chunk["choices"] for chunk in chunks)
+        assert call.headers["content-type"].startswith("text/event-stream")
+        await router.until_nothing_is_held()
+        (outcome,) = router.recorder.outcomes
+        assert (outcome.status, outcome.model, outcome.prompt_tokens) == (200, "chat", 9)
+        assert outcome.completion_tokens == (2 if backend == "tgi" else 3)
+        assert outcome.finish_reasons == (("length",) if backend == "tgi" else ("stop",))
+        assert outcome.ttft_s is not None
+
+
+async def test_a_client_that_asks_for_usage_gets_the_servers(tmp_path):
+    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True, stream_options={"include_usage": True}))
+        *_, usage, _ = call.events
+        assert (usage["choices"], usage["usage"]["prompt_tokens"]) == ([], 9)
+        assert router.recorder.outcomes[0].cached_tokens == 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_whole_answer_is_relayed_and_billed(tmp_path, backend):
+    async with recorded.server(backend, json_answer(recorded.VLLM_WHOLE)) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(max_tokens=2))
+        assert call.json == recorded.VLLM_WHOLE | {"model": "chat"}
+        assert call.headers["content-length"] == str(len(call.body))
+        await router.until_nothing_is_held()
+        (outcome,) = router.recorder.outcomes
+        assert (outcome.prompt_tokens, outcome.completion_tokens, outcome.finish_reasons) == (9, 2, ("length",))
+        assert router.metric("settled_kv_tokens_total", model="chat") == 16
+
+
+async def test_fields_that_this_router_does_not_know_are_the_backends_business(tmp_path):
+    async with recorded.server("vllm", json_answer(recorded.VLLM_WHOLE)) as server, rig(tmp_path, server) as router:
+        call = await router.caller()(
+            "POST", "/v1/completions", {"model": "chat", "prompt": [1, 2], "vllm_xargs": {"a": 1}, "use_beam_search": True}
+        )
+        asked = await server.next_request()
+        assert (call.status, asked.path) == (200, "/v1/completions")
+        assert {"prompt": [1, 2], "vllm_xargs": {"a": 1}, "use_beam_search": True}.items() <= asked.json.items()
+
+
+ERRORS = [
+    # server, status, body, the client's status and code, words
+    ("vllm", 400, recorded.VLLM_TOO_LONG, 400, "context_length_exceeded", "maximum context length"),
+    ("tgi", 422, recorded.TGI_TOO_LONG, 400, "context_length_exceeded", "must be <= 2048"),
+    ("tgi", 429, recorded.TGI_OVERLOADED, 429, "overloaded", "Model is overloaded"),
+    ("tgi", 424, recorded.TGI_FAILED, 502, "worker_lost", "CUDA out of memory"),
+    ("tensorrt-llm", 400, recorded.TRT_BAD, 400, None, "top_k must be"),
+    (
+        "vllm",
+        500,
+        {"error": {"message": "EngineDeadError", "type": "x", "param": None, "code": 500}},
+        502,
+        "worker_lost",
+        "EngineDeadError",
+    ),
+    ("vllm", 503, b"", 503, "no_worker", "503"),
+]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize(("backend", "status", "body", "told_status", "code", "words"), ERRORS)
+async def test_an_error_has_our_shape_and_never_another_error_inside(tmp_path, backend, status, body, told_status, code, words, streams):
+    async with recorded.server(backend, json_answer(body, status)) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=streams))
+        assert (call.status, call.error["code"]) == (told_status, code)
+        assert words in call.error["message"]
+        assert '"error"' not in call.error["message"]
+        assert call.error.keys() == {"message", "type", "param", "code"}
+        assert ("retry-after" in call.headers) == (told_status in (429, 503))
+        await router.until_nothing_is_held()
+
+
+@pytest.mark.parametrize(("backend", "event"), [("vllm", recorded.VLLM_STREAM_ERROR), ("tgi", recorded.TGI_STREAM_ERROR)])
+async def test_an_error_in_a_stream_is_its_last_event_in_our_shape(tmp_path, backend, event):
+    answer = stream(recorded.VLLM_ROLE, recorded.VLLM_TOKENS[0], event, recorded.DONE)
+    async with recorded.server(backend, answer) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+        _, second, error = call.events
+        assert second["choices"][0]["delta"]["content"] == "Hello"
+        assert error["error"]["code"] == "worker_lost"
+        assert error["error"]["type"] == "server_error"
+        assert router.recorder.outcomes[0].completion_tokens == 2, "what was sent is billed"
+
+
+async def test_a_stream_that_breaks_off_says_so(tmp_path):
+    """As TensorRT-LLM does when its generator fails: it has no error event."""
+    answer = stream(recorded.VLLM_ROLE, recorded.VLLM_TOKENS[0], breaks=True)
+    async with recorded.server("tensorrt-llm", answer) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+        *_, error = call.events
+        assert "was lost" in error["error"]["message"]
+        await router.until_nothing_is_held()
+
+
+async def test_a_stream_that_ends_without_done_is_not_called_complete(tmp_path):
+    answer = stream(recorded.VLLM_ROLE, recorded.VLLM_LAST)
+    async with recorded.server("vllm", answer) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+        assert "ended early" in call.events[-1]["error"]["message"]
+
+
+@pytest.mark.parametrize("breaks", [True, False])
+async def test_a_worker_lost_before_its_first_byte_is_replaced(tmp_path, breaks):
+    lost = recorded.server("vllm", stream(breaks=True) if breaks else json_answer(b"", 503), name="lost")
+    async with lost, recorded.server("vllm", name="sound") as sound, rig(tmp_path, lost) as router:
+        router.know(lost, sound, models=(offered_by("vllm"),))
+        await router.until_routable(2, model="chat")
+        while lost.asked.empty():  # between equals the draw decides
+            call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+            assert call.events[-1] == "[DONE]"
+        assert router.metric("retries_total", model="chat", reason="worker_lost" if breaks else "refused") >= 1
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_client_that_leaves_before_the_first_byte_cancels_upstream(tmp_path, streams):
+    async with recorded.server("vllm", stream(asyncio.Event())) as server, rig(tmp_path, server) as router:
+        call = router.caller()
+        task = asyncio.create_task(call("POST", "/v1/chat/completions", asks(stream=streams)))
+        await server.next_request()
+        call.left.set()
+        await task
+        assert await server.next_hang_up() == "/v1/chat/completions"
+        assert call.sent == []
+        await router.until_nothing_is_held()
+        assert router.recorder.outcomes[0].status == 499
+
+
+async def test_a_client_that_leaves_a_stream_cancels_upstream_and_pays_for_what_it_got(tmp_path):
+    answer = stream(recorded.VLLM_ROLE, recorded.VLLM_TOKENS[0], asyncio.Event())
+    async with recorded.server("vllm", answer) as server, rig(tmp_path, server) as router:
+        call = router.caller()
+        task = asyncio.create_task(call("POST", "/v1/chat/completions", asks(stream=True)))
+        while b"Hello" not in (call.body if call.sent else b""):
+            call.got.clear()
+            await call.got.wait()
+        call.left.set()
+        await task
+        assert await server.next_hang_up() == "/v1/chat/completions"
+        await router.until_nothing_is_held()
+        assert router.recorder.outcomes[0].completion_tokens == 2
+
+
+async def test_a_client_that_leaves_the_queue_never_reaches_the_backend(tmp_path):
+    full = Answer(200, (recorded.VLLM_METRICS.replace(b"0.25", b"1.0"),), "text/plain")
+    async with recorded.server("vllm") as server:
+        server.answers["/metrics"] = full
+        async with rig(tmp_path, server) as router:
+            await router.until(lambda: router.link.available_tokens == 0)
+            call = router.caller()
+            task = asyncio.create_task(call("POST", "/v1/chat/completions", asks(stream=True)))
+            await router.until(lambda: True)
+            while router.dispatcher.queue(ModelName("chat"))[0] == 0:
+                await asyncio.sleep(0)
+            call.left.set()
+            await task
+            assert router.dispatcher.queue(ModelName("chat")) == (0, 0)
+            assert server.asked.empty()
+
+
+async def test_a_request_waits_while_the_backend_is_full_and_goes_when_it_is_not(tmp_path):
+    async with recorded.server("vllm") as server:
+        idle = server.answers["/metrics"]
+        server.answers["/metrics"] = Answer(200, (recorded.VLLM_METRICS.replace(b"0.25", b"1.0"),), "text/plain")
+        async with rig(tmp_path, server) as router:
+            await router.until(lambda: router.link.available_tokens == 0)
+            task = asyncio.create_task(router.caller()("POST", "/v1/chat/completions", asks(stream=True)))
+            while router.dispatcher.queue(ModelName("chat"))[0] == 0:
+                await asyncio.sleep(0)
+            server.answers["/metrics"] = idle
+            assert (await task).events[-1] == "[DONE]"
+
+
+async def test_between_two_looks_the_routers_own_count_holds(tmp_path):
+    """A look told of a quarter; what was sent since is added, what ended since is not held against it."""
+    async with recorded.server("vllm", stream(asyncio.Event())) as server:
+        server.answers["/metrics"] = Answer(200, (recorded.VLLM_METRICS,), "text/plain")
+        ForeignRig.http_timing = HttpTiming(look_every_s=60)
+        try:
+            async with rig(tmp_path, server) as router:
+                await router.until(lambda: router.link.available_tokens == 12288)
+                call = router.caller()
+                task = asyncio.create_task(call("POST", "/v1/chat/completions", asks(max_tokens=100)))
+                await server.next_request()
+                assert 12288 - 160 < router.link.available_tokens < 12288 - 96
+                call.left.set()
+                await task
+                await router.until_nothing_is_held()
+                assert router.link.available_tokens == 12288
+        finally:
+            ForeignRig.http_timing = QUICK
+
+
+async def test_a_backend_that_says_nothing_for_too_long_is_given_up(tmp_path):
+    ForeignRig.http_timing = HttpTiming(look_every_s=60, silence_s=0.05)
+    try:
+        async with recorded.server("vllm", stream(asyncio.Event())) as server, rig(tmp_path, server) as router:
+            call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+            assert (call.status, call.error["code"]) == (502, "worker_lost")
+            assert "said nothing for 0.05 s" in call.error["message"]
+            assert await server.next_hang_up() == "/v1/chat/completions"
+    finally:
+        ForeignRig.http_timing = QUICK
+
+
+async def test_a_server_without_metrics_is_used_by_the_routers_own_count(tmp_path):
+    async with recorded.server("vllm") as server:
+        del server.answers["/metrics"]
+        async with rig(tmp_path, server) as router:
+            assert (await router.caller()("POST", "/v1/chat/completions", asks(stream=True))).events[-1] == "[DONE]"
+
+
+async def test_a_server_that_is_not_healthy_gets_nothing_and_is_taken_up_again(tmp_path):
+    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
+        healthy, server.answers["/health"] = server.answers["/health"], Answer(503)
+        await router.until(lambda: not router.link.view().routable)
+        assert "/health answered 503" in router.fleet.why_not(ModelName("chat"))
+        server.answers["/health"] = healthy
+        await router.until_routable(1, model="chat")
+
+
+async def test_a_slow_reader_holds_the_backend_back(tmp_path):
+    lots = _fat_chunks(40)
+    async with recorded.server("vllm", stream(*lots, recorded.DONE)) as server, rig(tmp_path, server) as router:
+        call = router.caller()
+        call.reads.clear()
+        task = asyncio.create_task(call("POST", "/v1/chat/completions", asks(stream=True)))
+        await server.next_request()
+        await router.until(lambda: router.link.in_flight == 1)
+        (stream_of_it,) = router.link._streams
+        while not stream_of_it._pending_bytes:
+            await asyncio.sleep(0)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert stream_of_it._pending_bytes < 1_000_000, "of four million"
+        call.reads.set()
+        await task
+        assert call.events[-1] == "[DONE]"
+        assert len(call.events) == 41
+
+
+def _fat_chunks(count: int) -> list[bytes]:
+    return [recorded.VLLM_TOKENS[0].replace(b"Hello", b"x" * 100_000) for _ in range(count)]
+
+
+async def test_the_router_keeps_a_trace_whose_parts_add_up(tmp_path):
+    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+        trace = router.ring.find(call.headers["x-request-id"])
+        assert trace is not None
+        assert trace.ended_s is not None
+        told = document(trace, trace.ended_s)
+        assert [phase["name"] for phase in told["phases"]] == ["receive", "prepare", "queue_wait", "upstream"]
+        assert sum(phase["ms"] for phase in told["phases"]) == pytest.approx(told["total_ms"], abs=0.01)
+        assert told["tokens"] == {"prompt": 9, "cached": 4, "output": 3}
+        assert told["decision"]["worker"] == router.link.worker
+        refused = await router.caller()("POST", "/v1/chat/completions", asks(), {"X-Pagoda-Trace": "1"})
+        assert (refused.status, refused.error["param"]) == (400, "X-Pagoda-Trace")
+
+
+# ---------------------------------------------------------------- which backend
+
+
+async def test_the_header_picks_a_backend_among_those_that_the_model_offers(tmp_path):
+    vllm, tgi = recorded.server("vllm", variant="vllm", name="v"), recorded.server("tgi", variant="tgi", name="t")
+    async with vllm, tgi, rig(tmp_path, vllm, tgi, models=(offered_by("vllm", "tgi"),)) as router:
+        for backend, server in (("vllm", vllm), ("tgi", tgi), ("vllm", vllm)):
+            call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True), {"X-Backend": backend})
+            assert call.events[-1] == "[DONE]"
+            await server.next_request()
+        assert vllm.asked.empty()
+        assert tgi.asked.empty()
+        call = await router.caller()("POST", "/v1/chat/completions", asks(), {"X-Backend": "tensorrt-llm"})
+        assert (call.status, call.error["param"]) == (400, "X-Backend")
+        assert "it is by: vllm, tgi" in call.error["message"]
+
+
+async def test_a_model_of_two_backends_sends_tokens_to_the_one_and_text_to_the_other(tmp_path):
+    own, vllm = ScriptedWorker("chat", variant="pagoda"), recorded.server("vllm", variant="vllm", name="v")
+    async with own, vllm, rig(tmp_path, own, vllm, models=(offered_by("pagoda", "vllm"),)) as router:
+        relayed = await router.caller()("POST", "/v1/chat/completions", asks(stream=True), {"X-Backend": "vllm"})
+        assert relayed.events[-1] == "[DONE]"
+        assert own.submits.empty()
+        cards = (await router.caller()("GET", "/v1/models")).json["data"]
+        offered = [{"name": "pagoda", "backend": "pagoda"}, {"name": "vllm", "backend": "vllm"}]
+        assert cards[0]["pagoda"]["variants"] == offered
+
+
+async def test_while_a_variant_changes_its_backend_text_goes_to_the_new_workers_only(tmp_path):
+    old, new = ScriptedWorker("chat"), recorded.server("vllm", name="new")
+    async with old, new, rig(tmp_path, old, new, models=(offered_by("vllm"),)) as router:
+        for _ in range(8):
+            call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+            assert call.events[-1] == "[DONE]"
+        assert old.submits.empty()
+
+
+async def test_a_models_length_is_the_one_that_its_server_tells(tmp_path):
+    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
+        (card,) = (await router.caller()("GET", "/v1/models")).json["data"]
+        assert card["max_model_len"] == 2048
+
+
+async def test_a_prompt_that_no_cache_may_know_has_a_salt_of_its_own(tmp_path):
+    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
+        salts = []
+        for headers in ({}, {"X-Pagoda-Features": "prefix-cache=off"}, {"X-Pagoda-Features": "prefix-cache=off"}):
+            await router.caller()("POST", "/v1/chat/completions", asks(stream=True), headers)
+            salts.append((await server.next_request()).json.get("cache_salt"))
+        assert salts[0] is None
+        assert len({*salts}) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/embeddings", {"model": "chat", "input": "hi"}), ("/tokenize", {"model": "chat", "prompt": "hi"})],
+)
+async def test_what_only_our_own_workers_do_is_refused_at_once(tmp_path, path, body):
+    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", path, body)
+        assert (call.status, call.error["param"]) == (400, "model")
+        assert "served by vllm" in call.error["message"]
+
+
+BAD = [
+    ({"model": "chat"}, "messages", "messages is required"),
+    (asks(n=0), "n", "use a value from 1"),
+    (asks(stream="yes"), "stream", "expected bool"),
+    (b"{", None, "not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(("body", "param", "words"), BAD)
+async def test_what_is_wrong_for_any_backend_is_said_before_one_is_asked(tmp_path, body, param, words):
+    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", body if isinstance(body, bytes) else msgspec.json.encode(body))
+        assert (call.status, call.error["param"]) == (400, param)
+        assert words in call.error["message"]
+        assert server.asked.empty()
+
+
+async def test_closing_ends_what_runs_with_an_error(tmp_path):
+    server: ForeignServer
+    async with recorded.server("vllm", stream(recorded.VLLM_ROLE, asyncio.Event())) as server, rig(tmp_path, server) as router:
+        call = router.caller()
+        task = asyncio.create_task(call("POST", "/v1/chat/completions", asks(stream=True)))
+        while not call.sent:
+            call.got.clear()
+            await call.got.wait()
+        await router.fleet.close()
+        await task
+        assert call.events[-1]["error"]["code"] == "worker_lost"
+        assert await server.next_hang_up() == "/v1/chat/completions"
+
+
+async def test_prompts_that_begin_alike_go_to_the_server_that_has_their_beginning(tmp_path):
+    one, other = recorded.server("vllm", name="one"), recorded.server("vllm", name="other")
+    async with one, other, rig(tmp_path, one, other) as router:
+        beginnings = ["You translate. " * 40, "You summarize. " * 40]
+        served = []
+        for turn in range(8):
+            messages = [{"role": "system", "content": beginnings[turn % 2]}, {"role": "user", "content": f"{turn}: hi"}]
+            await router.caller()("POST", "/v1/chat/completions", {"model": "chat", "messages": messages, "stream": True})
+            served.append(one if other.asked.empty() else other)
+            (one if other.asked.empty() else other).asked.get_nowait()
+        assert len({server.name for server in served[0::2]}) == 1
+        assert len({server.name for server in served[1::2]}) == 1
+
+
+async def test_a_deadline_of_the_client_ends_an_answer_upstream_too(tmp_path):
+    async with recorded.server("vllm", stream(recorded.VLLM_ROLE, asyncio.Event())) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True), {"X-Pagoda-Deadline-Ms": "300"})
+        assert call.events[-1]["error"]["code"] == "deadline_exceeded"
+        assert await server.next_hang_up() == "/v1/chat/completions"
+        await router.until_nothing_is_held()
+
+
+@given(
+    fates=st.lists(
+        st.tuples(st.sampled_from(["whole", "stream", "hang", "breaks", "bad", "busy"]), st.booleans(), st.booleans()), max_size=12
+    ),
+    turns=st.integers(0, 60),
+)
+@settings(max_examples=25)
+def test_whatever_becomes_of_requests_nothing_stays_reserved(tmp_path_factory, fates, turns):
+    """Each has an answer, streams or not, and its client leaves sooner or later; `turns` of the loop lie between two of them."""
+    answers = {
+        "whole": json_answer(recorded.VLLM_WHOLE),
+        "stream": stream(*recorded.VLLM_STREAM),
+        "hang": stream(recorded.VLLM_ROLE, asyncio.Event()),
+        "breaks": stream(recorded.VLLM_ROLE, breaks=True),
+        "bad": json_answer(recorded.VLLM_TOO_LONG, 400),
+        "busy": json_answer(recorded.TGI_OVERLOADED, 429),
+    }
+
+    async def run() -> None:
+        async with recorded.server("vllm") as server, rig(tmp_path_factory.mktemp("fates"), server) as router:
+            calls, tasks = [], []
+            for fate, streams, leaves in fates:
+                server.answers["/v1/chat/completions"] = answers[fate]
+                calls.append(call := router.caller())
+                tasks.append(asyncio.create_task(call("POST", "/v1/chat/completions", asks(stream=streams))))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                if leaves:
+                    call.left.set()
+            for call in calls:  # a worker that failed often may be left alone by now: some would wait for long
+                call.left.set()
+            await asyncio.gather(*tasks)
+            await router.until_nothing_is_held()
+            assert router.link._since_look_tokens <= 0
+            assert router.dispatcher.queue(ModelName("chat")) == (0, 0)
+
+    asyncio.run(run())

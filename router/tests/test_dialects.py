@@ -1,0 +1,136 @@
+"""What each kind of foreign server is told, and how its metrics and errors are read. No network."""
+
+import msgspec
+import pytest
+import recorded
+
+from pagoda_router.backends.base import RefusedByWorker
+from pagoda_router.backends.dialect import Load
+from pagoda_router.backends.openai_http import DIALECTS
+from pagoda_router.errors import BadRequest, ContextTooLong, UpstreamFailed
+from pagoda_router.relays import Relay
+
+VLLM, TGI, TRT = DIALECTS["vllm"], DIALECTS["tgi"], DIALECTS["tensorrt-llm"]
+
+
+def relay(stream: bool = True, wants_usage: bool = False, prefix_cache: bool = True, **fields: object) -> Relay:
+    encoded = {name: msgspec.json.encode(value) for name, value in ({"model": "chat", "messages": []} | fields).items()}
+    return Relay(
+        path="/v1/chat/completions", fields=encoded, served_name="chat", stream=stream, wants_usage=wants_usage, prefix_cache=prefix_cache
+    )
+
+
+def sent(dialect, *, salt: str = "", **asked):
+    return msgspec.json.decode(dialect.request(relay(**asked), "upstream", salt))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda one: one.name)
+def test_a_streams_usage_is_always_asked_for_and_the_model_is_the_servers_own(dialect):
+    body = sent(dialect, stream_options=None, temperature=0.5, priority=3)
+    assert body == {"model": "upstream", "messages": [], "temperature": 0.5, "stream_options": {"include_usage": True}}
+    assert "stream_options" not in sent(dialect, stream=False)
+
+
+def test_usage_in_every_chunk_only_reaches_the_server_when_the_client_gets_it():
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    assert sent(VLLM, wants_usage=True, stream_options=options)["stream_options"] == options
+    assert sent(VLLM, stream_options=options | {"include_usage": False})["stream_options"] == {"include_usage": True}
+
+
+def test_a_client_cannot_choose_a_salt_and_the_router_can():
+    assert "cache_salt" not in sent(VLLM, cache_salt="another tenant's")
+    assert sent(VLLM, cache_salt="another tenant's", salt="ab")["cache_salt"] == "ab"
+
+
+def test_fields_that_a_server_would_refuse_the_request_for_stay_away_from_it():
+    extras = {"top_k": 5, "metadata": {"a": "b"}, "service_tier": "auto"}
+    assert extras.items() <= sent(VLLM, **extras).items()
+    assert "metadata" not in sent(TRT, **extras)
+    assert sent(TRT, **extras)["top_k"] == 5
+
+
+def test_tgi_is_told_of_the_output_limit_in_its_own_word():
+    body = sent(TGI, max_completion_tokens=7)
+    assert body["max_tokens"] == 7
+    assert "max_completion_tokens" not in body
+
+
+@pytest.mark.parametrize(("asked", "param"), [({"n": 2}, "n"), ({"prefix_cache": False}, "X-Pagoda-Features")])
+def test_what_tgi_cannot_do_is_refused_by_name(asked, param):
+    with pytest.raises(BadRequest) as refused:
+        sent(TGI, **asked)
+    assert refused.value.param == param
+
+
+def test_vllms_load_is_read_from_its_metrics():
+    load = VLLM.load("/metrics", recorded.VLLM_METRICS, Load())
+    assert load == Load(running=2, waiting=1, kv_used=0.25, capacity_tokens=16384, block_size=16)
+
+
+def test_an_older_vllm_calls_the_use_of_its_cache_otherwise():
+    metrics = recorded.VLLM_METRICS.replace(b"kv_cache_usage", b"gpu_cache_usage")
+    assert VLLM.load("/metrics", metrics, Load()).kv_used == 0.25
+
+
+def test_tgis_load_is_read_from_its_info_and_its_metrics():
+    load = TGI.load("/metrics", recorded.TGI_METRICS, TGI.load("/info", msgspec.json.encode(recorded.TGI_INFO), Load()))
+    assert load == Load(running=5, waiting=3, kv_used=0.25, capacity_tokens=16384, max_running=8)
+
+
+def test_tensorrt_llms_load_is_that_of_its_last_iteration():
+    body = msgspec.json.encode([{"iter": 1}, recorded.TRT_ITERATION])
+    load = TRT.load("/metrics", body, Load())
+    assert load == Load(running=7, waiting=2, kv_used=0.25, capacity_tokens=32000, block_size=32, max_running=64)
+
+
+def test_tensorrt_llm_that_tells_of_no_iteration_keeps_its_capacity():
+    before = Load(running=7, waiting=2, kv_used=0.9, capacity_tokens=32000, block_size=32)
+    assert TRT.load("/metrics", b"[]", before) == Load(capacity_tokens=32000, block_size=32)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "path", "body"),
+    [
+        (VLLM, "/metrics", b"process_cpu_seconds_total 4\n"),
+        (TGI, "/metrics", b"nothing here"),
+        (TGI, "/info", b"[]"),
+        (TRT, "/metrics", b'{"a": 1}'),
+        (TRT, "/metrics", b"# TYPE x gauge"),
+    ],
+)
+def test_a_page_of_something_else_is_not_taken_for_a_load(dialect, path, body):
+    with pytest.raises(ValueError, match=r"\w"):
+        dialect.load(path, body, Load())
+
+
+TOLD = [
+    # server, status, body, error for the client (None: worth another worker), overloaded, words of the message
+    (VLLM, 400, recorded.VLLM_TOO_LONG, ContextTooLong, False, "maximum context length is 2048"),
+    (VLLM, 400, {"object": "error", "message": "top_p must be in (0, 1]", "code": 400}, BadRequest, False, "top_p must be"),
+    (VLLM, 404, {"error": {"message": "The model `x` does not exist.", "param": "model"}}, UpstreamFailed, False, "does not exist"),
+    (VLLM, 503, b"Service Unavailable", None, False, "503: Service Unavailable"),
+    (TGI, 422, recorded.TGI_TOO_LONG, ContextTooLong, False, "must be <= 2048"),
+    (TGI, 422, {"error": "Input validation error: `temperature` must be strictly positive"}, BadRequest, False, "strictly positive"),
+    (TGI, 422, b"Failed to deserialize the JSON body into the target type: missing field `messages`", BadRequest, False, "missing field"),
+    (TGI, 429, recorded.TGI_OVERLOADED, None, True, "Model is overloaded"),
+    (TRT, 400, recorded.TRT_BAD, BadRequest, False, "top_k must be"),
+    (TRT, 400, recorded.TRT_TOO_LONG, ContextTooLong, False, "max_num_tokens"),
+    (TRT, 422, {"detail": [{"loc": ["body", "messages"], "msg": "Field required"}]}, BadRequest, False, "Field required"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dialect", "status", "body", "error", "overloaded", "words"), TOLD)
+def test_an_error_becomes_one_of_ours_with_the_servers_own_sentence(dialect, status, body, error, overloaded, words):
+    failure = dialect.failure(status, body if isinstance(body, bytes) else msgspec.json.encode(body))
+    assert isinstance(failure, RefusedByWorker)
+    assert type(failure.error) is (type(None) if error is None else error)
+    assert failure.overloaded == overloaded
+    assert words in str(failure if failure.error is None else failure.error.message)
+    assert '"error"' not in str(failure), "an error inside an error"
+
+
+@pytest.mark.parametrize(("dialect", "status"), [(VLLM, 500), (TGI, 424), (TGI, 500), (TRT, 500)])
+def test_a_server_that_failed_under_a_request_is_not_asked_again(dialect, status):
+    failure = dialect.failure(status, msgspec.json.encode(recorded.TGI_FAILED))
+    assert isinstance(failure, UpstreamFailed)
+    assert "CUDA out of memory" in failure.message

@@ -1,0 +1,88 @@
+"""Events of a foreign stream on their way through: renamed, usage taken out, nothing lost however the network cuts them."""
+
+from itertools import pairwise
+
+import msgspec
+import pytest
+import recorded
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagoda_router.backends import sse
+from pagoda_router.backends.sse import EventRewriter, NotAnAnswer, whole_answer
+from pagoda_router.generation import Usage
+
+VLLM = b"".join(recorded.VLLM_STREAM)
+
+
+def through(chunks, *, wants_usage=False):
+    rewriter, data, pieces = EventRewriter("chat", wants_usage=wants_usage), b"", []
+    for chunk in chunks:
+        pieces.append(rewriter.feed(chunk))
+        data += pieces[-1].data
+    return rewriter, data, pieces
+
+
+@given(cuts=st.sets(st.integers(1, len(VLLM) - 1)), carriage=st.booleans())
+def test_the_same_events_leave_however_the_network_cuts_them(cuts, carriage):
+    source = VLLM.replace(b"\n", b"\r\n") if carriage else VLLM
+    edges = [0, *sorted(cuts), len(source)]
+    chunks = [source[a:b] for a, b in pairwise(edges)]
+    rewriter, data, pieces = through(chunks)
+    assert (data, rewriter.usage) == (through([VLLM])[1], Usage(9, 4, 3))
+    assert sum(piece.tokens for piece in pieces) == 4
+    assert [reason for piece in pieces for reason in piece.finish_reasons] == ["stop"]
+    assert [piece.done for piece in pieces].count(True) == 1
+
+
+def test_only_the_model_changes_and_not_what_the_text_says_of_models():
+    _, data, _ = through([VLLM])
+    events = [msgspec.json.decode(event.removeprefix(b"data: ")) for event in data.split(b"\n\n")[:-1]]
+    assert {event["model"] for event in events} == {"chat"}
+    assert "".join(event["choices"][0]["delta"]["content"] for event in events) == 'Hello "model":"x" \n\n'
+
+
+@pytest.mark.parametrize("wants_usage", [False, True])
+def test_the_usage_chunk_reaches_only_a_client_that_asked(wants_usage):
+    rewriter, data, _ = through([VLLM], wants_usage=wants_usage)
+    assert (b'"usage":{' in data) is wants_usage
+    assert rewriter.usage == Usage(9, 4, 3)
+
+
+def test_a_stream_of_tgi_is_framed_as_openai_does():
+    rewriter, data, pieces = through(recorded.TGI_STREAM)
+    assert data.count(b"data: {") == 2
+    assert b"keep-alive" not in data
+    assert (rewriter.usage, pieces[-1].done) == (Usage(9, 0, 2), True)
+
+
+@pytest.mark.parametrize("event", [recorded.VLLM_STREAM_ERROR, recorded.TGI_STREAM_ERROR], ids=["vllm", "tgi"])
+def test_an_error_ends_a_stream_and_what_follows_does_not_count(event):
+    _, data, pieces = through([recorded.VLLM_ROLE + event + b"".join(recorded.VLLM_TOKENS) + recorded.DONE])
+    assert data.count(b"data: ") == 1
+    assert pieces[0].error is not None
+    assert not pieces[0].done
+
+
+def test_a_text_about_errors_is_no_error():
+    event = recorded.VLLM_TOKENS[0].replace(b"Hello", rb"{\"error\":{\"message\":\"x\"}}")
+    assert through([event])[2][0].error is None
+
+
+def test_an_event_that_does_not_end_is_not_collected_for_ever(monkeypatch):
+    monkeypatch.setattr(sse, "LARGEST_EVENT_BYTES", 100)
+    with pytest.raises(NotAnAnswer, match="larger than 100 bytes"):
+        through([b"data: " + b"x" * 60, b"x" * 60])
+
+
+def test_a_whole_answer_keeps_its_bytes_but_for_the_model():
+    body = msgspec.json.encode(recorded.VLLM_WHOLE)
+    data, usage, reasons = whole_answer(body, "chat")
+    assert msgspec.json.decode(data) == recorded.VLLM_WHOLE | {"model": "chat"}
+    assert (usage, reasons) == (Usage(9, 0, 2), ("length",))
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"choices": []}', b'{"ok": true}'])
+def test_what_is_no_completion_is_not_passed_off_as_one(body):
+    with pytest.raises(NotAnAnswer):
+        whole_answer(body, "chat")
