@@ -119,6 +119,8 @@ class OpenAiStream:
 
     def give_up(self, detail: str) -> None:
         self.lost, self.hurt = True, "timed_out"
+        if not self._has_output:
+            self.failure, self.failure_reason = detail, EndReason.TIMED_OUT
         self.end_all(EndReason.TIMED_OUT, detail)
 
     def end_all(self, reason: EndReason, detail: str) -> None:
