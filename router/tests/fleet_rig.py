@@ -20,6 +20,7 @@ from pagoda_router.generation import Ended, Event, Generation, ModelName, Served
 from pagoda_router.lanes import QueueLimits
 from pagoda_router.metrics import RouterMetrics
 
+OF_THE_DISPATCHER = ("clock", "rng", "timeouts", "retries")
 QUICK = LinkTiming(welcome_s=5, ping_every_s=5, first_backoff_s=0.02, last_backoff_s=0.05)
 
 
@@ -45,9 +46,9 @@ class Rig:
         self.artifacts = ArtifactCache(cache_dir)
         self.registry = CollectorRegistry()
         bounds = {"max_queue_tokens": "max_tokens", "queue_timeout_s": "timeout_s"}
-        given = {bounds.get(name, name): value for name, value in dispatcher.items() if name not in ("clock", "rng")}
+        given = {bounds.get(name, name): value for name, value in dispatcher.items() if name not in OF_THE_DISPATCHER}
         limits = QueueLimits(**{"max_tokens": 10_000, "timeout_s": 30.0, **given})
-        settings = {name: value for name, value in dispatcher.items() if name in ("clock", "rng")}
+        settings = {name: value for name, value in dispatcher.items() if name in OF_THE_DISPATCHER}
         self.fleet = Fleet(self._make_link, self.artifacts)
         self.metrics = RouterMetrics(self.registry)
         self.dispatcher = FleetDispatcher(self.fleet, self.metrics, limits=limits, **settings)

@@ -7,7 +7,9 @@ from fleet_rig import ends_of, generation, rig, tokens_of
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.backends.pagoda import ACKNOWLEDGE_EVERY_FRAMES, MAX_BATCH_BYTES, LinkTiming, add_waiting, first_to_end
+from pagoda_router.errors import RetryBudgetSpent, UpstreamFailed
 from pagoda_router.generation import Embedded, Feature, ModelName, PromptLogprobs, Sampling, Structured, TokenLogprobs
+from pagoda_router.second_tries import RetryShares
 from pagoda_router.wire import worker_pb2 as wire
 
 TINY = ModelName("tiny")
@@ -44,16 +46,14 @@ async def test_a_worker_that_starts_after_the_router_is_found(tmp_path):
 
 async def test_a_restarted_worker_begins_a_new_epoch_with_all_its_credits(tmp_path):
     async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
-        opened = router.dispatcher.generate(generation())
-        entering = asyncio.create_task(opened.__aenter__())
+        begun = asyncio.create_task(router.collect())
         worker.tokens((await worker.next_submit()).request_id, [5])
-        stream = await entering
         await worker.stop()
-        assert ends_of([event for batch in [batch async for batch in stream] for event in batch]) == {0: "engine_error"}
         await worker.start()
-        await router.until_routable()
+        worker.finish((await worker.next_submit()).request_id)
+        assert ends_of(await begun) == {0: "stop"}
         assert worker.epoch == 2
-        assert router.outstanding_tokens == 0
+        await router.until(lambda: router.outstanding_tokens == 0)
         task = asyncio.create_task(router.collect())
         worker.finish((await worker.next_submit()).request_id)
         assert ends_of(await task) == {0: "stop"}
@@ -61,13 +61,12 @@ async def test_a_restarted_worker_begins_a_new_epoch_with_all_its_credits(tmp_pa
 
 async def test_a_silent_worker_is_given_up(tmp_path):
     timing = LinkTiming(ping_every_s=0.05, silent_pings=2, first_backoff_s=0.02, last_backoff_s=0.05)
-    async with ScriptedWorker() as worker, rig(tmp_path, worker, timing=timing) as router:
+    async with ScriptedWorker() as worker, rig(tmp_path, worker, timing=timing, retries=RetryShares(replays=0)) as router:
         worker.answers_pings = False
         task = asyncio.create_task(router.collect())
         worker.tokens((await worker.next_submit()).request_id, [5])
-        events = await task
-        assert ends_of(events) == {0: "engine_error"}
-        assert "it has been silent for" in events[-1].detail
+        with pytest.raises(RetryBudgetSpent, match="it has been silent for"):
+            await task
 
 
 async def test_a_worker_that_answers_pings_is_kept(tmp_path):
@@ -184,7 +183,8 @@ async def test_closing_ends_every_stream(tmp_path):
         worker.change_state(num_running=1)
         await router.until(lambda: link.view().running == 1)
         await router.fleet.close()
-        assert ends_of(await task) == {0: "engine_error"}
+        with pytest.raises(UpstreamFailed, match="the router closed the session"):
+            await task
 
 
 async def test_the_first_part_to_end_ends_the_others():

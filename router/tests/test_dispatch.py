@@ -139,22 +139,6 @@ async def test_a_stopped_sequence_is_silent_while_the_other_goes_on(tmp_path, wo
 # ---------------------------------------------------------------- failures
 
 
-async def test_a_session_that_breaks_in_mid_stream_ends_the_stream_with_an_error(tmp_path, worker):
-    async with rig(tmp_path, worker) as router:
-        opened = router.dispatcher.generate(generation(n=2))
-        task = asyncio.create_task(opened.__aenter__())
-        submit = await worker.next_submit()
-        worker.tokens(submit.request_id, [5])
-        stream = await task
-        worker.break_session()
-        events = [event for batch in [batch async for batch in stream] for event in batch]
-        assert tokens_of(events) == [5]
-        assert ends_of(events) == {0: "engine_error", 1: "engine_error"}
-        assert "killed by the script" in events[-1].detail
-        await router.until_routable()
-        assert router.outstanding_tokens == 0, "a new epoch starts with nothing spent"
-
-
 async def test_a_request_lost_before_its_first_token_runs_on_another_worker(tmp_path):
     async with ScriptedWorker(name="a") as a, ScriptedWorker(name="b") as b, rig(tmp_path, a, b) as router:
         task = asyncio.create_task(router.collect())

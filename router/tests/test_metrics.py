@@ -17,6 +17,7 @@ from pagoda_router.fleet_metrics import FleetCollector
 from pagoda_router.generation import ModelName
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.objectives import Slo
+from pagoda_router.second_tries import RetryShares
 from pagoda_router.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.wire import worker_pb2 as wire
 
@@ -85,7 +86,7 @@ async def test_a_placement_is_counted_with_its_policy_and_reason(tmp_path):
 
 
 async def test_what_a_worker_does_to_a_request_is_an_upstream_error_and_a_leaving_client_is_none(tmp_path):
-    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+    async with ScriptedWorker() as worker, rig(tmp_path, worker, retries=RetryShares(replays=0)) as router:
 
         def errors() -> dict[str, float]:
             reasons = ("engine_error", "worker_drained", "refused", "worker_lost")
@@ -101,7 +102,7 @@ async def test_what_a_worker_does_to_a_request_is_an_upstream_error_and_a_leavin
         for reason in (wire.FINISH_ENGINE_ERROR, wire.FINISH_SHUTDOWN):
             task, request_id = await begin()
             worker.finish(request_id, reason)
-            await task
+            await asyncio.gather(task, return_exceptions=True)
         left = asyncio.create_task(router.collect())
         submit = await worker.next_submit()
         left.cancel()
@@ -113,7 +114,7 @@ async def test_what_a_worker_does_to_a_request_is_an_upstream_error_and_a_leavin
             await refused
         task, _ = await begin()
         worker.break_session()
-        await task
+        await asyncio.gather(task, return_exceptions=True)
         assert errors() == {"engine_error": 1, "worker_drained": 1, "refused": 1, "worker_lost": 1}
 
 

@@ -40,8 +40,10 @@ from pagoda_router.metrics import RouterMetrics
 from pagoda_router.objectives import Slo
 from pagoda_router.placement_admin import PlacementAdmin
 from pagoda_router.relays import OWN_BACKEND
+from pagoda_router.second_tries import RetryShares
 from pagoda_router.settings import RouterSettings, parse_settings
 from pagoda_router.sleep import TAKES, SleepAdmin
+from pagoda_router.stalls import StageTimeouts
 from pagoda_router.surface import SurfaceSettings
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer
@@ -87,7 +89,14 @@ async def serve(
     fleet = Fleet(_link_factory(settings, artifacts, router_id), artifacts)
     metrics = RouterMetrics(registry, _slos_of(fleet))
     registry.register(FleetCollector(fleet))
-    dispatcher = FleetDispatcher(fleet, metrics, limits=_limits_of(settings), decision_ring=settings.decision_ring)
+    dispatcher = FleetDispatcher(
+        fleet,
+        metrics,
+        limits=_limits_of(settings),
+        decision_ring=settings.decision_ring,
+        timeouts=StageTimeouts(settings.first_token_timeout_s, settings.next_token_timeout_s),
+        retries=RetryShares(settings.retry_share, settings.replay_share),
+    )
     registry.register(PlacementCollector(fleet, dispatcher.chooser))
     fleet.attach(dispatcher)
     exporter = _start_exporter(settings, router_id, registry)

@@ -50,7 +50,7 @@ class OutputHistory:
 
     def predict(self, generation: Generation) -> int:
         """Output tokens of one sequence, at least 1 and at most its limit."""
-        limit = max(1, generation.max_tokens)
+        limit = max(1, generation.max_tokens - len(generation.resume_ids))
         if generation.ignore_eos or (generation.explicit_max_tokens and limit <= FULLY_RESERVED_TOKENS):
             return limit
         usual = self._sorted[int(QUANTILE * (len(self._sorted) - 1))] if self._sorted else PRIOR_OUTPUT_TOKENS
@@ -113,7 +113,7 @@ class Price:
 
 def price(generation: Generation, predicted_output_tokens: int, block_size: int, cached_tokens: int = 0) -> Price:
     """The n sequences share the prompt's full blocks; each copies the part-filled one and owns what follows."""
-    prompt_tokens = len(generation.prompt_ids)
+    prompt_tokens = len(generation.prompt_ids) + len(generation.resume_ids)
     shared = prompt_tokens // block_size * block_size
     own = round_up(prompt_tokens - shared + predicted_output_tokens, block_size)
     whole = Price(

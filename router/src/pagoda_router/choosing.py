@@ -97,10 +97,17 @@ class WorkerChooser:
 
     def settled(self, settlement: Settlement, now_s: float) -> None:
         worker = settlement.worker
+        if settlement.failure == "timed_out":
+            return  # was told when it happened: a worker that hangs may never settle
         group = None if worker is None else self._group_of.get(worker)
         if worker is not None and group is not None:
             is_failure = settlement.failure in ("engine_error", "worker_lost")
             group.health.ended(worker, now_s, is_failure=is_failure, ran=settlement.ran)
+
+    def timed_out(self, worker: WorkerId, now_s: float) -> None:
+        group = self._group_of.get(worker)
+        if group is not None:
+            group.health.ended(worker, now_s, is_failure=True, ran=False)
 
     # ------------------------------------------------------------ what is asked
 

@@ -9,22 +9,36 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 from typing import Any
 
 from pagoda_router.admission import price
 from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settlement
 from pagoda_router.choosing import WorkerChooser
+from pagoda_router.continuing import ContinuedStream
 from pagoda_router.decisions import DecisionRing
 from pagoda_router.demand import Demand
 from pagoda_router.errors import NoWorker
 from pagoda_router.fleet import Fleet
-from pagoda_router.generation import NOBODY, Arrival, EndReason, Generation, GenerationStream, ModelName, RequestClass, Sender, WorkerId
+from pagoda_router.generation import (
+    NOBODY,
+    Arrival,
+    Ended,
+    EndReason,
+    Generation,
+    GenerationStream,
+    ModelName,
+    RequestClass,
+    Sender,
+    WorkerId,
+)
 from pagoda_router.lanes import Held, Lane, Pending, QueueLimits
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.placing import Placer
 from pagoda_router.refusals import Refusals
-from pagoda_router.second_tries import SecondTries
+from pagoda_router.second_tries import RetryShares, SecondTries
+from pagoda_router.stalls import StageTimeouts, StallWatch
 from pagoda_router.waiting import Waiting
 
 EXPIRY_CHECK_S = 0.1
@@ -40,6 +54,8 @@ class FleetDispatcher:
         clock: Callable[[], float] = time.monotonic,
         rng: Random | None = None,
         decision_ring: int = 1000,
+        timeouts: StageTimeouts | None = None,
+        retries: RetryShares | None = None,
     ) -> None:
         self._fleet = fleet
         self._metrics = metrics
@@ -50,9 +66,10 @@ class FleetDispatcher:
         self.chooser = WorkerChooser(rng, self.decisions)
         self._refusals = Refusals(fleet, metrics, rng)
         self._placer = Placer(fleet, metrics, self.chooser, limits.promote_after_s, clock, rng)
-        self._second_tries = SecondTries(metrics, self._placer, self._refusals, clock)
+        self._second_tries = SecondTries(metrics, self._placer, self._refusals, clock, retries or RetryShares())
+        self._stalls = StallWatch(timeouts or StageTimeouts(), clock, self._stalled)
         self._lanes: dict[ModelName, Lane] = {}
-        self._running: set[BackendStream] = set()
+        self._running: set[BackendStream | ContinuedStream] = set()
         self._tickets = 0
         self._expiry: asyncio.TimerHandle | None = None
         self._shut_down = ""
@@ -66,13 +83,19 @@ class FleetDispatcher:
         demand = self._lane(generation.model).demand
         demand.came(again=generation.arrival is not None)
         try:
-            stream = await self._begin(generation)
+            if generation.arrival is None:
+                self._second_tries.came()
+            pending = self._price(generation)
+            first = await self._begin(pending)
+            now_s = self._clock()
+            self._lane(pending.model).demand.answered(now_s, now_s - pending.patient_from_s)
+            stream = ContinuedStream(generation, first, partial(self._go_on, pending))
             self._running.add(stream)
             try:
                 yield stream
             finally:
                 self._running.discard(stream)
-                stream.abandon()
+                await stream.leave()
         finally:
             demand.left(self._clock())
 
@@ -97,19 +120,17 @@ class FleetDispatcher:
         finally:
             demand.left(self._clock())
 
-    async def _begin(self, generation: Generation) -> BackendStream:
+    async def _begin(self, pending: Pending) -> BackendStream:
         """Waits, places, submits, until a worker has answered with a first token (or the request's end)."""
-        pending = self._price(generation)
         while True:
             stream = await self._wait_for_place(pending)
             self._running.add(stream)
+            self._stalls.add(stream)
             try:
                 await stream.wait_for_output()
                 if not stream.failure:
-                    now_s = self._clock()
-                    self._lane(pending.model).demand.answered(now_s, now_s - pending.patient_from_s)
                     return stream
-                self._second_tries.failed(pending, stream, is_shut_down=bool(self._shut_down))
+                self._second_tries.failed(pending, stream, is_shut_down=bool(self._shut_down), in_flight=len(self._running))
             except RefusedByWorker as refused:
                 self._second_tries.refused(pending, stream, refused, self._lane(pending.model))
             except BaseException:
@@ -117,6 +138,15 @@ class FleetDispatcher:
                 raise
             finally:
                 self._running.discard(stream)
+
+    async def _go_on(self, pending: Pending, rest: Generation, lost: BackendStream, end: Ended) -> BackendStream:
+        """After a first token: the rest of one sequence, by another worker of the variant that began it. It goes before what came later."""
+        self._second_tries.go_on(pending, lost, end, is_shut_down=bool(self._shut_down), in_flight=len(self._running))
+        cost = price(rest, self._lane(pending.model).outputs.predict(rest), self._fleet.block_size(pending.model))
+        return await self._begin(pending.for_the_rest(rest, cost, lost.worker, self._clock()))
+
+    def _stalled(self, stream: BackendStream) -> None:
+        self.chooser.timed_out(stream.worker, self._clock())
 
     def _price(self, generation: Generation) -> Pending:
         """Raises Overloaded, DeadlineInfeasible or ColdStart when the waiting room has no place for it."""
@@ -145,26 +175,9 @@ class FleetDispatcher:
         """Others may have to leave a full room for it. Raises when it has no place, or no chance."""
         if self._shut_down:
             raise NoWorker(self._shut_down, retry_after_s=1.0)
-        model, lane = self._fleet.model(request.model), self._lane(request.model)
-        room, now_s = lane.room, self._clock()
-        room.max_tokens = self._limits.max_tokens if model.max_queue_tokens is None else model.max_queue_tokens
-        may_miss = isinstance(request, Pending) and request.deadline_s < float("inf")
-        if not (may_miss or model.hopeless or not room.has_room(cost_tokens) or len(room) >= model.max_waiting):
-            return  # the usual case needs no look at the workers
-        can_answer = self._fleet.can_answer(request.model, request.variant)
-        if model.hopeless and not can_answer:
-            raise self._refusals.hopeless(model)
-        # A model that sleeps is woken by those that wait for it, also by those in a hurry.
-        if can_answer and isinstance(request, Pending) and (too_late := self._refusals.too_late(lane, request, now_s)) is not None:
-            raise too_late
-        bound = None if can_answer else model.max_waiting
-        displaced = room.displaced_by(cost_tokens, request.tenant, request.request_class, bound)
-        if displaced is None:
-            if can_answer:
-                raise self._refusals.queue_full(lane, request, cost_tokens, now_s)
-            raise self._refusals.too_many_wait(lane, model, now_s)
-        for waiting in displaced:
-            room.remove(waiting)
+        lane, now_s = self._lane(request.model), self._clock()
+        for waiting in self._refusals.make_room(lane, request, cost_tokens, self._limits, now_s):
+            lane.room.remove(waiting)
             waiting.request.fail(self._refusals.displaced(lane, waiting, now_s))
 
     async def _wait_for_place(self, pending: Pending) -> BackendStream:

@@ -16,9 +16,12 @@ RouterError
 ├── NoWorker                503   carries retry_after_s
 │   ├── ColdStart           503   waited for a worker to come, or too many do already
 │   ├── ModelUnavailable    503   no worker will come until somebody changes something: not worth a retry
+│   ├── RetryBudgetSpent    503   its worker was lost, and so many were that this one is not tried again
 │   └── Starting            503   the router has not read its models yet
 ├── KeysUnavailable         503   keys are kept nowhere, or their database does not answer: an administrator's errand
 ├── UpstreamFailed          502   a worker or its engine was lost under this request
+│   ├── FirstTokenTimeout   504   the worker that had it said nothing for too long
+│   └── TokenTimeout        504   the same in the middle of an answer
 └── DeadlineExceeded        504   the request's own deadline passed
 
 Mapped once, in openai/errors.py, to {"error": {"message", "type", "param", "code"}} and the status above.
@@ -144,6 +147,10 @@ class Starting(NoWorker):
     code = "router_starting"
 
 
+class RetryBudgetSpent(NoWorker):
+    code = "retry_budget_spent"
+
+
 class KeysUnavailable(RouterError):
     status = 503
     type = "server_error"
@@ -154,6 +161,16 @@ class UpstreamFailed(RouterError):
     status = 502
     type = "server_error"
     code = "worker_lost"
+
+
+class FirstTokenTimeout(UpstreamFailed):
+    status = 504
+    code = "first_token_timeout"
+
+
+class TokenTimeout(UpstreamFailed):
+    status = 504
+    code = "token_timeout"
 
 
 class DeadlineExceeded(RouterError):

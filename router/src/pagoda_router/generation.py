@@ -125,6 +125,8 @@ class Generation:
     """The client insists on this one. None: by weight."""
     arrival: Arrival | None = None
     """From Dispatcher.hold; None: it arrives now."""
+    resume_ids: Sequence[int] = ()
+    """Output that a lost worker gave (n is 1): context for the next one, counted as output, not sent again."""
     relay: Relay | None = None
     """For a backend that takes text. prompt_ids are then 4-byte pieces of the prompt's JSON: about as many as tokens, equal where it is."""
     trace: GenerationTrace = field(default_factory=GenerationTrace, compare=False, repr=False)
@@ -140,6 +142,7 @@ class EndReason(StrEnum):
     DEADLINE = "deadline"
     ENGINE_ERROR = "engine_error"
     SHUTDOWN = "shutdown"
+    TIMED_OUT = "timed_out"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pagoda_router.admission import OutputLengths, Price
@@ -52,8 +52,28 @@ class Pending(Held):
     """Workers that refused or lost it."""
     attempts: int = 0
     retries: int = 0
+    served_variant: str | None = None
+    """Of the worker that has it; None: none has."""
     chain: PrefixChain | None = None
     """Of its prompt's blocks, once somebody looked for them."""
+
+    def for_the_rest(self, rest: Generation, cost: Price, lost: WorkerId, now_s: float) -> "Pending":
+        """What asks for the rest of an answer that its worker began: at the same place in line, of the same variant, with new patience."""
+        if self.deadline_s < float("inf"):
+            rest = replace(rest, deadline_s=max(0.001, self.deadline_s - now_s))
+        return Pending(
+            model=self.model,
+            variant=self.served_variant,
+            ticket=self.ticket,
+            arrived_s=now_s,
+            patient_from_s=now_s,
+            tenant=self.tenant,
+            request_class=self.request_class,
+            deadline_s=self.deadline_s,
+            generation=rest,
+            cost=cost,
+            avoid={lost},
+        )
 
     def note_attempt(self, placement: Placement, now_s: float, times: WorkerTimes) -> None:
         """In the request's trace. `now_s`: when the choice began; `times`: what that worker will tell of it."""

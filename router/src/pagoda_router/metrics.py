@@ -27,7 +27,8 @@ REJECTIONS = (
     *("queue_full", "queue_timeout", "displaced", "deadline", "deadline_infeasible"),
     *("cold_start", "cold_start_full", "unavailable", "worker_refused"),
 )
-RETRIES = ("worker_lost", "worker_drained", "refused")
+RETRIES = ("worker_lost", "worker_drained", "timed_out", "refused")
+BUDGETS = ("retries", "replays")
 TOKEN_KINDS = ("prompt", "cached", "completion")
 TURNED_AWAY = (429, 503)
 
@@ -70,7 +71,10 @@ class RouterMetrics:
     def _build_upstream(self) -> None:
         self._placements = self._counter("placements", "Requests given to a worker", "model", "policy", "reason")
         self._retries = self._counter("retries", "Requests placed again before their first token", "model", "reason")
-        self._replays = self._counter("replays", "Requests continued on another worker after their first token; not done yet", "model")
+        self._replays = self._counter("replays", "Sequences continued on another worker after their first token", "model")
+        self._budget_spent = self._counter(
+            "retry_budget_spent", "Tries not made: the budget of the last minute was spent", "model", "budget"
+        )
         self._upstream_errors = self._counter("upstream_errors", "Requests that a worker failed or refused", "model", "reason")
         self._sessions_ended = self._counter("sessions_ended", "Worker sessions that ended or could not be opened")
 
@@ -100,7 +104,10 @@ class RouterMetrics:
                 self._slo.labels(model, sli, verdict)
         for reason in PlacementReason:
             self._placements.labels(model, POLICY, reason)
-        for metric, reasons in ((self._rejected, REJECTIONS), (self._retries, RETRIES), (self._upstream_errors, get_args(Failure))):
+        for metric, reasons in (
+            *((self._rejected, REJECTIONS), (self._retries, RETRIES)),
+            *((self._upstream_errors, get_args(Failure)), (self._budget_spent, BUDGETS)),
+        ):
             for reason in reasons:
                 metric.labels(model, reason)
 
@@ -148,6 +155,12 @@ class RouterMetrics:
 
     def retried(self, model: ModelName, reason: str) -> None:
         self._retries.labels(model, reason).inc()
+
+    def replayed(self, model: ModelName) -> None:
+        self._replays.labels(model).inc()
+
+    def retry_budget_spent(self, model: ModelName, budget: str) -> None:
+        self._budget_spent.labels(model, budget).inc()
 
     def settled(self, settlement: Settlement) -> None:
         model, reserved_tokens, used_tokens = settlement.model, settlement.reserved_tokens, settlement.used_tokens

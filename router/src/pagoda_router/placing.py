@@ -56,6 +56,11 @@ class Placer:
         """Of the workers that may run it."""
         return [link.view() for link in self._fleet.links(request.model) if request.variant in (None, link.endpoint.variant)]
 
+    def can_resume(self, request: Pending) -> bool:
+        """Some worker of the variant that had it, here or to come, goes on with what another began."""
+        links = self._fleet.links(request.model)
+        return any(link.can_resume and request.served_variant in (None, link.endpoint.variant) for link in links)
+
     def cached_tokens(self, request: Held) -> int:
         """Of its prompt, at the worker that has most of it."""
         if not isinstance(request, Pending):
@@ -66,8 +71,9 @@ class Placer:
 
     def _chain(self, request: Pending) -> PrefixChain:
         if request.chain is None:
-            salt = request.generation.cache_salt
-            request.chain = chain_of(request.generation.prompt_ids, self._fleet.block_size(request.model), salt)
+            generation = request.generation
+            context = [*generation.prompt_ids, *generation.resume_ids] if generation.resume_ids else generation.prompt_ids
+            request.chain = chain_of(context, self._fleet.block_size(request.model), generation.cache_salt)
         return request.chain
 
     def _start_those_that_fit(self, lane: Lane) -> None:
@@ -106,6 +112,8 @@ class Placer:
         relays = request.generation.relay is not None
         of_group = (link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group)
         links = {link.worker: link for link in of_group if link.endpoint.relays == relays}
+        if request.generation.resume_ids:
+            links = {worker: link for worker, link in links.items() if link.can_resume}
         chain = self._chain(request)
         model = self._fleet.find(request.model)
         policy = POLICY if model is None else model.policy
@@ -127,6 +135,7 @@ class Placer:
         stream = link.submit(generation, cost, found.reserved_tokens, chain)
         self._chooser.placed(choice, generation, stream.times, now_s)
         waiting.service_tokens = cost.service_tokens
+        request.served_variant = waiting.group
         request.place.set_result(stream)
         request.note_attempt(found, now_s, stream.times)
         self._metrics.placed(request.model, request.request_class, now_s - request.arrived_s, found)

@@ -22,6 +22,25 @@ class Refusals:
 
     # ------------------------------------------------------------ at the door
 
+    def make_room(self, lane: Lane, request: Held, cost_tokens: int, limits: QueueLimits, now_s: float) -> list[Waiting[Held]]:
+        """Those that have to leave a full room for it. Raises when it has no place, or no chance."""
+        model, room = self._fleet.model(request.model), lane.room
+        room.max_tokens = limits.max_tokens if model.max_queue_tokens is None else model.max_queue_tokens
+        may_miss = isinstance(request, Pending) and request.deadline_s < float("inf")
+        if not (may_miss or model.hopeless or not room.has_room(cost_tokens) or len(room) >= model.max_waiting):
+            return []  # the usual case needs no look at the workers
+        can_answer = self._fleet.can_answer(request.model, request.variant)
+        if model.hopeless and not can_answer:
+            raise self.hopeless(model)
+        # A model that sleeps is woken by those that wait for it, also by those in a hurry.
+        if can_answer and isinstance(request, Pending) and (too_late := self.too_late(lane, request, now_s)) is not None:
+            raise too_late
+        bound = None if can_answer else model.max_waiting
+        displaced = room.displaced_by(cost_tokens, request.tenant, request.request_class, bound)
+        if displaced is None:
+            raise self.queue_full(lane, request, cost_tokens, now_s) if can_answer else self.too_many_wait(lane, model, now_s)
+        return list(displaced)
+
     def queue_full(self, lane: Lane, request: Held, cost_tokens: int, now_s: float) -> Overloaded:
         self._metrics.rejected(request.model, "queue_full")
         retry_s, room = self.retry_after(lane, request, cost_tokens, now_s), lane.room

@@ -1,41 +1,90 @@
-"""Whether a request that a worker failed or refused before its first token is tried again. The dispatcher asks, and waits anew."""
+"""Whether a request that a worker failed or refused is tried again, before its first token or after. The dispatcher asks, and waits anew.
+
+Keeps both within their budgets (retry_budget.py): what a failing fleet is asked again must not be what brings the rest of it down.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pagoda_router.backends.base import BackendStream, RefusedByWorker
-from pagoda_router.errors import NoWorker, Overloaded, UpstreamFailed
-from pagoda_router.generation import EndReason
+from pagoda_router.endings import raise_failure
+from pagoda_router.errors import FirstTokenTimeout, NoWorker, Overloaded, RetryBudgetSpent, UpstreamFailed
+from pagoda_router.generation import Ended, EndReason
 from pagoda_router.lanes import Lane, Pending
 from pagoda_router.metrics import RouterMetrics
 from pagoda_router.placing import Placer
 from pagoda_router.refusals import Refusals
+from pagoda_router.retry_budget import WINDOW_S, RetryBudget
 
 MOST_ATTEMPTS = 3
 """Submits that a worker did not take."""
 MOST_RETRIES = 1
 """Second tries after a worker took a request and was lost: a request that kills engines must not tour the fleet."""
+SPENT_RETRY_S = 5.0
+"""Told with a spent budget: by then its window has moved on by one step."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryShares:
+    """Of the requests of the last minute, or of those in flight where they are more."""
+
+    retries: float = 0.1
+    """Tried again before their first token, which costs the fleet a whole request each."""
+    replays: float = 1.0
+    """Gone on with elsewhere after it. A worker that dies takes its share of all streams with it, at once: half of them in a fleet of two.
+    Each costs a prefill, and was admitted; the bound is for workers that go on dying."""
 
 
 class SecondTries:
-    def __init__(self, metrics: RouterMetrics, placer: Placer, refusals: Refusals, clock: Callable[[], float]) -> None:
+    def __init__(self, metrics: RouterMetrics, placer: Placer, refusals: Refusals, clock: Callable[[], float], shares: RetryShares) -> None:
         self._metrics = metrics
         self._placer = placer
         self._refusals = refusals
         self._clock = clock
+        self._retries = RetryBudget(shares.retries)
+        self._replays = RetryBudget(shares.replays)
 
-    def failed(self, pending: Pending, stream: BackendStream, *, is_shut_down: bool) -> None:
+    def came(self) -> None:
+        """A request: the more there are, the more may be tried again."""
+        now_s = self._clock()
+        self._retries.came(now_s)
+        self._replays.came(now_s)
+
+    def failed(self, pending: Pending, stream: BackendStream, *, is_shut_down: bool, in_flight: int) -> None:
         """A worker took the request and failed before the first token: raises UpstreamFailed unless it deserves another try."""
         stream.abandon()
         drained = stream.failure_reason is EndReason.SHUTDOWN
         harmless = stream.lost or drained or not stream.begun
         if is_shut_down or not harmless or pending.retries >= MOST_RETRIES:
-            raise UpstreamFailed(f"{pending.model} failed before the first token: {stream.failure}")
+            kind = FirstTokenTimeout if stream.failure_reason is EndReason.TIMED_OUT else UpstreamFailed
+            raise kind(f"{pending.model} failed before the first token: {stream.failure}")
+        if not self._retries.take(self._clock(), in_flight):
+            raise self._spent(pending, "retries", stream.failure)
         pending.retries += 1
         pending.patient_from_s = self._clock()
         pending.avoid.add(stream.worker)
-        reason = "worker_drained" if drained else "worker_lost"
+        reason = _reason(stream.failure_reason)
         pending.generation.trace.attempts[-1].failed = reason
         self._metrics.retried(pending.model, reason)
+
+    def go_on(self, pending: Pending, lost: BackendStream, end: Ended, *, is_shut_down: bool, in_flight: int) -> None:
+        """A worker was lost in the middle of an answer: raises what ends the answer unless another one may go on with it."""
+        if is_shut_down or not self._placer.can_resume(pending):
+            raise_failure(end)
+        if not self._replays.take(self._clock(), in_flight):
+            raise self._spent(pending, "replays", end.detail)
+        reason = _reason(end.reason)
+        for attempt in pending.generation.trace.attempts:
+            if attempt.worker == lost.worker and not attempt.failed:
+                attempt.failed = reason
+        self._metrics.replayed(pending.model)
+
+    def _spent(self, pending: Pending, what: str, why: str) -> RetryBudgetSpent:
+        self._metrics.retry_budget_spent(pending.model, what)
+        return RetryBudgetSpent(
+            f"{why}; it was not tried again: too many {what} of {pending.model} in the last {WINDOW_S:.0f} s. Send it again in a moment",
+            retry_after_s=SPENT_RETRY_S,
+        )
 
     def refused(self, pending: Pending, stream: BackendStream, refused: RefusedByWorker, lane: Lane) -> None:
         """Raises what the client gets unless another worker, or another moment, may take it."""
@@ -49,5 +98,11 @@ class SecondTries:
             kind = Overloaded if refused.overloaded else NoWorker
             retry_s = self._refusals.retry_after(lane, pending, pending.cost.kv_tokens, self._clock())
             raise kind(f"{pending.model} takes no more requests now: {refused}", retry_after_s=retry_s)
+        if not self._retries.take(self._clock()):
+            raise self._spent(pending, "retries", str(refused))
         pending.generation.trace.attempts[-1].failed = "refused"
         self._metrics.retried(pending.model, "refused")
+
+
+def _reason(end: EndReason) -> str:
+    return {EndReason.SHUTDOWN: "worker_drained", EndReason.TIMED_OUT: "timed_out"}.get(end, "worker_lost")

@@ -60,6 +60,15 @@ class RouterSettings:
     waves: bool = False
     """While workers are full, requests of similar predicted length go together. Off: it pays nothing here
     (docs/decisions/waves-are-off.md)."""
+    first_token_timeout_s: float = 300.0
+    """From a worker's having a request to its first token: its queue there, waking, prefill. Past it the worker counts as lost to the
+    request."""
+    next_token_timeout_s: float = 60.0
+    """The same between two batches of tokens."""
+    retry_share: float = 0.1
+    """Of the last minute's requests, those that may be tried again before their first token. 0: none."""
+    replay_share: float = 1.0
+    """Of the last minute's requests, or of those in flight where they are more, those whose answer may go on on another worker. 0: none."""
     linger_s: float = 0.0
     """How long after SIGTERM new requests are still taken: whoever leads clients here needs a moment to hear that /ready is off."""
     drain_s: float = 30.0
@@ -119,6 +128,10 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         throughput_queue_timeout_s=_seconds(values, "throughput_queue_timeout_s", 300.0),
         promote_after_s=_seconds(values, "promote_after_s", 30.0),
         waves=_switch(values, "waves"),
+        first_token_timeout_s=_timeout(values, "first_token_timeout_s", 300.0),
+        next_token_timeout_s=_timeout(values, "next_token_timeout_s", 60.0),
+        retry_share=_share(values, "retry_share", 0.1),
+        replay_share=_share(values, "replay_share", 1.0),
         linger_s=_seconds(values, "linger_s", 0.0),
         drain_s=_seconds(values, "drain_s", 30.0),
         trace_ring=_whole(values, "trace_ring", 1000, least=0, most=1_000_000),
@@ -190,6 +203,26 @@ def _seconds(values: Mapping[str, str], name: str, default: float) -> float:
     if not 0 <= number <= 86_400:
         raise ConfigError(f"{_variable(name)}={text} is out of range: 0 to 86400 seconds")
     return number
+
+
+def _timeout(values: Mapping[str, str], name: str, default: float) -> float:
+    seconds = _seconds(values, name, default)
+    if seconds < 0.1:
+        raise ConfigError(f"{_variable(name)}={values[name]} would end every request: give it 0.1 s or more")
+    return seconds
+
+
+def _share(values: Mapping[str, str], name: str, default: float) -> float:
+    text = values.get(name)
+    if text is None or text == "":
+        return default
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{_variable(name)}={text!r} is not a share from 0 to 1")
+    return share
 
 
 def _switch(values: Mapping[str, str], name: str) -> bool:

@@ -27,7 +27,7 @@ class RefusedByWorker(Exception):
         """What the client gets at once; None: worth another worker or another moment."""
 
 
-Failure = Literal["worker_lost", "worker_drained", "engine_error", "refused"]
+Failure = Literal["worker_lost", "worker_drained", "engine_error", "refused", "timed_out"]
 """What a worker can do to a request, other than answer it."""
 
 
@@ -73,7 +73,7 @@ class BackendStream(Protocol):
 
     worker: WorkerId
     lost: bool
-    """The worker went away under it."""
+    """The worker went away under it, or was given up."""
     begun: bool
     """Its prefill began: only then can it have hurt an engine."""
     failure: str
@@ -84,6 +84,16 @@ class BackendStream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[list[Event]]: ...
 
+    @property
+    def progress(self) -> int:
+        """Grows with every batch of tokens that arrived."""
+        ...
+
+    @property
+    def is_awaited(self) -> bool:
+        """Somebody waits for more of it."""
+        ...
+
     def stop(self, sequence: int) -> None: ...
 
     async def wait_for_output(self) -> None:
@@ -92,6 +102,10 @@ class BackendStream(Protocol):
 
     def end_all(self, reason: EndReason, detail: str) -> None:
         """Every open sequence ends now, for its reader and on the worker."""
+        ...
+
+    def give_up(self, detail: str) -> None:
+        """Its worker hangs: every open sequence ends with EndReason.TIMED_OUT, as lost, and is cancelled there should it ever wake."""
         ...
 
     def abandon(self) -> None:
@@ -107,6 +121,11 @@ class WorkerLink(Protocol):
 
     max_model_len: int | None
     """Tokens of prompt and output together; None until it is told."""
+
+    @property
+    def can_resume(self) -> bool:
+        """It stays, and takes a Generation's resume_ids for output of its own: streams may go on here that another worker began."""
+        ...
 
     @property
     def block_size(self) -> int | None:

@@ -94,6 +94,10 @@ class OpenAiLink:
     # ------------------------------------------------------------ what the dispatcher sees
 
     @property
+    def can_resume(self) -> bool:
+        return False  # its servers take text, and would begin the answer anew
+
+    @property
     def block_size(self) -> int | None:
         return self._load.block_size
 

@@ -109,6 +109,20 @@ class OpenAiStream:
     def stop(self, sequence: int) -> None:
         """Never asked for: who relays bytes looks for no stop string."""
 
+    @property
+    def is_awaited(self) -> bool:
+        return not self._ended
+
+    @property
+    def progress(self) -> int:
+        return self.seen_tokens
+
+    def give_up(self, detail: str) -> None:
+        self.lost, self.hurt = True, "timed_out"
+        if not self._has_output:
+            self.failure, self.failure_reason = detail, EndReason.TIMED_OUT
+        self.end_all(EndReason.TIMED_OUT, detail)
+
     def end_all(self, reason: EndReason, detail: str) -> None:
         self._end(reason, detail)
         self.abandon()

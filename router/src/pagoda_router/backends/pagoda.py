@@ -123,6 +123,10 @@ class PagodaLink:
     # ------------------------------------------------------------ what the dispatcher sees
 
     @property
+    def can_resume(self) -> bool:
+        return not self._leaving
+
+    @property
     def block_size(self) -> int | None:
         return int(self._description.block_size) if self._description is not None else None
 

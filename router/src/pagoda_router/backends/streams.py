@@ -32,7 +32,11 @@ from pagoda_router.wire import worker_pb2 as wire
 CancelOnWorker = Callable[["RequestStream", int | None, Any], None]
 """Of one sequence or (None) all, with the wire's reason."""
 
-_FAILURES: dict[EndReason, Failure] = {EndReason.ENGINE_ERROR: "engine_error", EndReason.SHUTDOWN: "worker_drained"}
+_FAILURES: dict[EndReason, Failure] = {
+    EndReason.ENGINE_ERROR: "engine_error",
+    EndReason.SHUTDOWN: "worker_drained",
+    EndReason.TIMED_OUT: "timed_out",
+}
 
 
 class RequestStream:
@@ -58,6 +62,7 @@ class RequestStream:
         self.expectation = expectation
         self.lost = False
         self.begun = False
+        self.progress = 0
         self.failure = ""
         self.failure_reason = EndReason.ENGINE_ERROR
         self.times = WorkerTimes()
@@ -117,6 +122,10 @@ class RequestStream:
     def abandon(self) -> None:
         self._silence(wire.CANCEL_CLIENT_GONE)
 
+    def give_up(self, detail: str) -> None:
+        self.lost, self.hurt = True, "timed_out"
+        self.end_all(EndReason.TIMED_OUT, detail)
+
     def end_all(self, reason: EndReason, detail: str) -> None:
         open_sequences = [sequence for sequence in range(self.generation.n) if sequence not in self.silent]
         for sequence in open_sequences:
@@ -148,6 +157,7 @@ class RequestStream:
         self._pending.append(event)
         if type(event) is Tokens:
             self._has_tokens = self._has_output = True
+            self.progress += 1
         self.wake()
 
     def end(self, event: Ended) -> None:
@@ -282,7 +292,7 @@ class RunningRequests:
             return
         sequence, usage, reason = finish.sequence, usage_from_wire(finish.usage), END_REASONS[finish.reason]
         stream.running.discard(sequence)
-        stream.lengths.append(usage.completion_tokens)
+        stream.lengths.append(usage.completion_tokens - len(stream.generation.resume_ids))  # the rest is its context there
         stream.times.finished(finish.timings, self.clock.reading, usage.completion_tokens)
         if sequence not in stream.silent:
             stream.hurt = stream.hurt or _FAILURES.get(reason)

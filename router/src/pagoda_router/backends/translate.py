@@ -32,6 +32,7 @@ def submit_message(generation: Generation, request_id: int, reserved_tokens: int
         request_id=request_id,
         model=generation.model,
         prompt_ids=generation.prompt_ids,
+        resume_ids=generation.resume_ids,
         n=generation.n,
         sampling=_sampling(generation.sampling),
         max_tokens=generation.max_tokens,

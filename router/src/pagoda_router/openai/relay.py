@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from pagoda_router.asgi import JSON_TYPE, Exchange
+from pagoda_router.endings import raise_failure
 from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.generation import CatalogEntry, Dispatcher, Ended, EndReason, Generation
 from pagoda_router.openai import checks
@@ -19,7 +20,6 @@ from pagoda_router.openai.call import Call
 from pagoda_router.openai.formats import DONE
 from pagoda_router.openai.keepalive import KeepAlive
 from pagoda_router.openai.prepare import SALT_BYTES
-from pagoda_router.openai.run import raise_failure
 from pagoda_router.openai.schemas import StreamOptions, decode_body
 from pagoda_router.relays import Relay, Relayed
 from pagoda_router.surface import RequestOutcome, SurfaceSettings

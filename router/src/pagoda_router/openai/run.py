@@ -6,12 +6,12 @@ The one loop that streams and whole answers share; it knows neither JSON nor HTT
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from pagoda_router.errors import DeadlineExceeded, NoWorker, UpstreamFailed
+from pagoda_router.endings import raise_failure
+from pagoda_router.errors import UpstreamFailed
 from pagoda_router.generation import (
     Dispatcher,
     Embedded,
     Ended,
-    EndReason,
     Event,
     GenerationStream,
     PromptLogprobs,
@@ -110,17 +110,6 @@ class Progress:
         # The sequences of a prompt share its blocks; what the first found is the prompt's, the others also find the first one's work.
         if sequence == 0:
             self._cached_tokens[position] = cached_tokens
-
-
-def raise_failure(ended: Ended) -> None:
-    """Nothing for the ends that answer a request."""
-    if ended.reason in (EndReason.STOP, EndReason.LENGTH):
-        return
-    if ended.reason is EndReason.DEADLINE:
-        raise DeadlineExceeded(ended.detail or "the request's deadline passed: ask for fewer tokens or more time")
-    if ended.reason is EndReason.SHUTDOWN:
-        raise NoWorker(ended.detail or "the worker shut down under this request: send it again")
-    raise UpstreamFailed(ended.detail or "the worker was lost under this request: send it again")
 
 
 async def run(job: Job, dispatcher: Dispatcher, progress: Progress, deliver: Deliver, *, in_flight: int) -> None:
