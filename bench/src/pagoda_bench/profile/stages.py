@@ -21,6 +21,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pagoda_router/admin.py",
             "pagoda_router/hosts.py",
             "pagoda_router/keys/",
+            "pagoda_router/relays.py",
             "openai/",
         ),
     ),
