@@ -80,7 +80,7 @@ class OpenAiLink:
         self._rates = Rates()
         self._prefixes: KnownPrefixes | None = None
         """That its prefix cache should have, by what was sent there: it tells of none. Rebuilt when its blocks turn out otherwise."""
-        self._is_elsewhere = bool(zone and endpoint.zone and zone != endpoint.zone)
+        self._is_elsewhere = endpoint.is_elsewhere(zone)
         self._model = ""
         """What the server calls it; empty until it was healthy and told."""
         self._reason = "connecting to the worker"

@@ -96,7 +96,7 @@ class PagodaLink:
         self._listener = listener
         self._on_described = on_described
         self._timing = timing or LinkTiming()
-        self._is_elsewhere = bool(zone and endpoint.zone and zone != endpoint.zone)
+        self._is_elsewhere = endpoint.is_elsewhere(zone)
         self._wants_cache_events = True
         """Until a worker says that it sends none."""
         self._knowledge = WorkerKnowledge(time.monotonic)

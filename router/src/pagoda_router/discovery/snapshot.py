@@ -101,6 +101,10 @@ class Endpoint:
     def target(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    def is_elsewhere(self, zone: str) -> bool:
+        """In another zone than `zone`, the router's; never where either is not known."""
+        return bool(zone and self.zone and zone != self.zone)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSnapshot:

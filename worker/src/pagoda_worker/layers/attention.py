@@ -181,15 +181,10 @@ def attend_sdpa(query: Tensor, key_value: Tensor, cache: Tensor, batch: Attentio
     out = torch.empty_like(query)
     for group in batch.groups(shape.window):
         out[group.start : group.stop] = _decode(query[group.start : group.stop], cache, group, batch.block_size, shape.scale)
-    attend_chunks(query, key_value, cache, batch, shape, out)
-    return out.flatten(1)
-
-
-def attend_chunks(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape, out: Tensor) -> None:
-    """The chunks' rows of `out` [T, H, D]."""
     for span in batch.spans:
         rows = slice(span.start, span.stop)
         out[rows] = _prefill(query[rows], key_value[rows], cache, span, batch, shape)
+    return out.flatten(1)
 
 
 def _gather(cache: Tensor, blocks: Tensor, block_size: int) -> Tensor:
