@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pagoda_operator.rules import FIELDS
-from pagoda_router.policies.scores import POLICIES, PolicyName
+from pagoda_router.placement.scores import POLICIES, PolicyName
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from pagoda_bench.sim.fleet import Fault, Simulation
 from pagoda_bench.sim.parameters import read_parameters
 from pagoda_bench.sim.report import AIMS, document, rows_of
 from pagoda_bench.sim.run import Job, Outcome, simulate
-from pagoda_router.policies.scores import PolicyName
+from pagoda_router.placement.scores import PolicyName
 
 WORKLOADS = read_parameters().workloads
 

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, settings
 from scripted import Caller, ScriptedCatalog, ScriptedDispatcher, assets_of, byte_level_tokenizer
 from tokenizers import Tokenizer
 
-from pagoda_router.app import create_app
 from pagoda_router.generation import TextAssets
-from pagoda_router.surface import SurfaceSettings
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import SurfaceSettings
 
 # Time says nothing on a machine that is shared; what is tested is behaviour.
 settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -10,15 +10,15 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from scripted_worker import ScriptedWorker
 
-from pagoda_router.artifacts import ArtifactCache
+from pagoda_router.admission.lane import QueueLimits
 from pagoda_router.backends.base import LinkListener, Settlement
 from pagoda_router.backends.pagoda import LinkTiming, PagodaLink
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObject
-from pagoda_router.dispatch import FleetDispatcher
+from pagoda_router.dispatch.dispatcher import FleetDispatcher
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import Ended, Event, Generation, ModelName, ServedName, Tokens
-from pagoda_router.lanes import QueueLimits
-from pagoda_router.metrics import RouterMetrics
+from pagoda_router.metrics.requests import RouterMetrics
+from pagoda_router.text.artifacts import ArtifactCache
 
 OF_THE_DISPATCHER = ("clock", "rng", "timeouts", "retries")
 QUICK = LinkTiming(welcome_s=5, ping_every_s=5, first_backoff_s=0.02, last_backoff_s=0.05)

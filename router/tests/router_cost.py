@@ -20,8 +20,8 @@ from scripted_worker import ScriptedWorker
 from test_main import running, until_ready, word_tokenizer, write_fleet
 
 from pagoda_router.generation import WorkerId
-from pagoda_router.policy import POLICY, Placement, PlacementReason
-from pagoda_router.surface import RequestOutcome
+from pagoda_router.http.surface import RequestOutcome
+from pagoda_router.placement.policy import POLICY, Placement, PlacementReason
 from pagoda_router.tracing.clock import ClockReading
 from pagoda_router.tracing.phases import last_attempt, overhead_us
 from pagoda_router.tracing.record import Attempt, GenerationTrace, WorkerTimes

@@ -12,7 +12,6 @@ import msgspec
 import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pagoda_router.asgi import ASGIApp, Message
 from pagoda_router.errors import ModelNotFound, RouterError
 from pagoda_router.generation import (
     NOBODY,
@@ -35,6 +34,7 @@ from pagoda_router.generation import (
     Usage,
     WorkerId,
 )
+from pagoda_router.http.asgi import ASGIApp, Message
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"

@@ -5,7 +5,7 @@ from fleet_rig import generation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_router.admission import (
+from pagoda_router.admission.credits import (
     FEWEST_SAMPLES,
     PRIOR_OUTPUT_TOKENS,
     WINDOW,

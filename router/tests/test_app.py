@@ -7,9 +7,9 @@ from scripted import Caller, Script, ScriptedCatalog, ScriptedDispatcher, chat
 from starlette.responses import PlainTextResponse
 from tokenizers import Tokenizer
 
-from pagoda_router.app import create_app
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import Endpoint, RequestOutcome, SurfaceSettings
 from pagoda_router.keys.keyring import Keyring
-from pagoda_router.surface import Endpoint, RequestOutcome, SurfaceSettings
 
 
 class Recorder:

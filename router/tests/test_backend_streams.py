@@ -6,7 +6,7 @@ from fleet_rig import generation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_router.admission import CreditLedger, price
+from pagoda_router.admission.credits import CreditLedger, price
 from pagoda_router.backends.base import RefusedByWorker, Settlement
 from pagoda_router.backends.streams import RunningRequests
 from pagoda_router.generation import EndReason, ModelName, Tokens, WorkerId

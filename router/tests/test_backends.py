@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from scripted import Caller, chat
 from scripted_worker import ScriptedWorker
 
-from pagoda_router.app import create_app
 from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.openai_http import HttpTiming, OpenAiLink
 from pagoda_router.discovery.snapshot import Endpoint, ModelObject
 from pagoda_router.generation import ModelName
-from pagoda_router.surface import RequestOutcome, SilentObserver, SurfaceSettings
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import RequestOutcome, SilentObserver, SurfaceSettings
 from pagoda_router.tracing.document import document
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from pagoda_router.chat import ChatTemplates
 from pagoda_router.errors import BadRequest
+from pagoda_router.text.chat import ChatTemplates
 
 CHATML = (
     "{%- for message in messages %}\n"
@@ -105,16 +105,16 @@ def test_a_template_that_writes_too_much_is_stopped_by_its_characters() -> None:
 
 
 def test_a_template_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import pagoda_router.chat
+    import pagoda_router.text.chat
 
     compiled: list[str] = []
-    original = pagoda_router.chat._compile
+    original = pagoda_router.text.chat._compile
 
     def counting(source: str) -> object:
         compiled.append(source)
         return original(source)
 
-    monkeypatch.setattr(pagoda_router.chat, "_compile", counting)
+    monkeypatch.setattr(pagoda_router.text.chat, "_compile", counting)
     templates = ChatTemplates(timeout_s=1, max_chars=1000, max_templates=2)
     for source in ("a", "b", "a", "c", "a", "b"):
         templates.render(source, CONVERSATION, special_tokens={}, variables={}, add_generation_prompt=True)

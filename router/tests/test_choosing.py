@@ -10,9 +10,9 @@ from scripted_worker import ScriptedWorker
 
 from pagoda_router.discovery.snapshot import parse_snapshot
 from pagoda_router.generation import Generation, ModelName
-from pagoda_router.placement_admin import PlacementAdmin
-from pagoda_router.policy import PolicyName
-from pagoda_router.prefixes import chain_of
+from pagoda_router.http.placement import PlacementAdmin
+from pagoda_router.placement.policy import PolicyName
+from pagoda_router.placement.prefixes import chain_of
 from pagoda_router.wire import worker_pb2 as wire
 
 TINY = ModelName("tiny")

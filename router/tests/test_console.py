@@ -14,11 +14,11 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from scripted import Script, ScriptedCatalog, ScriptedDispatcher, served
 from tokenizers import Tokenizer
 
-from pagoda_router.app import create_app
 from pagoda_router.errors import Overloaded
 from pagoda_router.generation import EndReason
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.keyring import Keyring
-from pagoda_router.surface import SurfaceSettings
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [

@@ -6,11 +6,11 @@ import pytest
 from fleet_rig import ends_of, generation, rig, tokens_of
 from scripted_worker import ScriptedWorker
 
-from pagoda_router.continuing import rest_of
+from pagoda_router.dispatch.continuing import rest_of
+from pagoda_router.dispatch.second_tries import RetryShares
+from pagoda_router.dispatch.stalls import StageTimeouts
 from pagoda_router.errors import FirstTokenTimeout, RetryBudgetSpent, UpstreamFailed
 from pagoda_router.generation import Ended, Sampling
-from pagoda_router.second_tries import RetryShares
-from pagoda_router.stalls import StageTimeouts
 from pagoda_router.wire import worker_pb2 as wire
 
 

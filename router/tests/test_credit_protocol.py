@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pagoda_router.admission import CreditLedger, price
+from pagoda_router.admission.credits import CreditLedger, price
 from pagoda_router.generation import Generation, ModelName
 
 if find_spec("pagoda_worker") is None:

@@ -4,11 +4,11 @@ from random import Random
 
 import pytest
 
-from pagoda_router.admission import Price
-from pagoda_router.decisions import DecisionRing, decision_of, regret
+from pagoda_router.admission.credits import Price
 from pagoda_router.generation import ModelName, WorkerId
-from pagoda_router.policies.facts import RequestFacts, WorkerView
-from pagoda_router.policy import KEPT_SCORES, Placement, PolicyName, place
+from pagoda_router.placement.decisions import DecisionRing, decision_of, regret
+from pagoda_router.placement.facts import RequestFacts, WorkerView
+from pagoda_router.placement.policy import KEPT_SCORES, Placement, PolicyName, place
 from pagoda_router.tracing.record import WorkerTimes
 
 TINY = ModelName("tiny")

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_router.demand import Demand, WakeTimes
+from pagoda_router.admission.demand import Demand, WakeTimes
 
 
 def test_idle_counts_from_the_routers_start_and_from_the_last_request_that_left():

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from pagoda_router.drain import Ahead, ClassDrains, DrainRate, retry_after_s
+from pagoda_router.admission.drain import Ahead, ClassDrains, DrainRate, retry_after_s
 from pagoda_router.generation import RequestClass
 
 LATENCY, THROUGHPUT = RequestClass.LATENCY, RequestClass.THROUGHPUT

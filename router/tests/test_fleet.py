@@ -7,10 +7,10 @@ import pytest
 from fleet_rig import model_object, rig
 from scripted_worker import TEMPLATE, TOKENIZER, ScriptedWorker
 
-from pagoda_router.artifacts import ArtifactCache, BadArtifact
 from pagoda_router.discovery.snapshot import FleetSnapshot
 from pagoda_router.errors import ModelNotFound
 from pagoda_router.generation import ModelName
+from pagoda_router.text.artifacts import ArtifactCache, BadArtifact
 
 TINY = ModelName("tiny")
 

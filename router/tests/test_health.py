@@ -3,8 +3,8 @@
 import pytest
 
 from pagoda_router.generation import WorkerId
-from pagoda_router.health import FIRST_OPEN_S, Cause, HealthBoard, slow_workers
-from pagoda_router.policies.facts import WorkerView
+from pagoda_router.placement.facts import WorkerView
+from pagoda_router.placement.health import FIRST_OPEN_S, Cause, HealthBoard, slow_workers
 
 
 def view(name: str, step_ms: float = 10.0, **facts: object) -> WorkerView:

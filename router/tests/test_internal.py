@@ -8,7 +8,7 @@ import pytest
 from fleet_rig import Rig, generation, model_object, rig
 from scripted_worker import ScriptedWorker
 
-from pagoda_router.internal import Probes, fleet_report, internal_app, routes
+from pagoda_router.http.internal import Probes, fleet_report, internal_app, routes
 
 
 async def get(app: Any, path: str, *, token: str | None = None, method: str = "GET", query: str = "") -> tuple[int, Any]:

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import Caller, Script, ScriptedCatalog, ScriptedDispatcher, chat
 
-from pagoda_router.app import create_app
 from pagoda_router.errors import RateLimited
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
 from pagoda_router.keys.limits import RequestLimits, told
 from pagoda_router.keys.store import KeyStore
-from pagoda_router.surface import SurfaceSettings
 
 
 def key(limit: int | None) -> ApiKey:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from scripted import Caller, Script, ScriptedCatalog, ScriptedDispatcher, chat
 
-from pagoda_router.app import create_app
 from pagoda_router.errors import ConfigError, KeysUnavailable, Unauthorized
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
 from pagoda_router.keys.store import KeyStore
-from pagoda_router.surface import SurfaceSettings
 
 NOW_S = 1_800_000_000
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_router.generation import WorkerId
-from pagoda_router.length_lanes import LengthLanes, cuts_of
-from pagoda_router.policies.facts import WorkerView
+from pagoda_router.placement.facts import WorkerView
+from pagoda_router.placement.length_lanes import LengthLanes, cuts_of
 
 
 def workers(*capacities: int) -> list[WorkerView]:

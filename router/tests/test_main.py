@@ -19,7 +19,7 @@ from scripted_api import MODELS, SLICES, scripted_api
 from scripted_worker import ScriptedWorker
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pagoda_router.listeners import Listeners, bind
+from pagoda_router.http.listeners import Listeners, bind
 
 
 @dataclass

@@ -9,16 +9,16 @@ from prometheus_client.exposition import generate_latest
 from scripted import Caller, ScriptedCatalog, ScriptedDispatcher, chat
 from scripted_worker import ScriptedWorker
 
-from pagoda_router import series
-from pagoda_router.app import create_app
 from pagoda_router.backends.base import Settlement
+from pagoda_router.dispatch.second_tries import RetryShares
 from pagoda_router.errors import ModelUnavailable, Overloaded, UpstreamFailed
-from pagoda_router.fleet_metrics import FleetCollector
 from pagoda_router.generation import ModelName
-from pagoda_router.metrics import RouterMetrics
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
+from pagoda_router.metrics import series
+from pagoda_router.metrics.fleet import FleetCollector
+from pagoda_router.metrics.requests import RouterMetrics
 from pagoda_router.objectives import Slo
-from pagoda_router.second_tries import RetryShares
-from pagoda_router.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.wire import worker_pb2 as wire
 
 

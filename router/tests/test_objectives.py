@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from pagoda_router.discovery.snapshot import read_models
+from pagoda_router.http.surface import RequestOutcome
 from pagoda_router.objectives import Slo, tpot_of, verdicts
-from pagoda_router.surface import RequestOutcome
 
 
 def read(**spec: Any) -> tuple[Any, list[str]]:

@@ -13,11 +13,11 @@ import pytest
 from scripted import Address, Script, ScriptedCatalog, ScriptedDispatcher, served
 from tokenizers import Tokenizer
 
-from pagoda_router.app import create_app
 from pagoda_router.errors import ColdStart, DeadlineInfeasible, ModelUnavailable, Overloaded, RouterError
 from pagoda_router.generation import EndReason
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.keyring import Keyring
-from pagoda_router.surface import SurfaceSettings
 
 HI = [{"role": "user", "content": "hi"}]
 

@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client import CollectorRegistry
 
 from pagoda_router.generation import ModelName
-from pagoda_router.surface import RequestOutcome
+from pagoda_router.http.surface import RequestOutcome
 from pagoda_router.tracing.clock import ClockReading
 from pagoda_router.tracing.context import trace_context
 from pagoda_router.tracing.export import OtlpExporter

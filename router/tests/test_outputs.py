@@ -29,10 +29,10 @@ from scripted import (
 from test_reply import texts
 from tokenizers import AddedToken, Tokenizer
 
-from pagoda_router.app import create_app
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import EndReason, Feature, Generation, Structured, TextAssets
-from pagoda_router.surface import SurfaceSettings
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import SurfaceSettings
 
 TEMPLATE = (
     "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools> Answer with <tool_call>.{% endif %}"

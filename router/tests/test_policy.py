@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_router.admission import Price
+from pagoda_router.admission.credits import Price
 from pagoda_router.generation import WorkerId
-from pagoda_router.policy import Placement, PlacementReason, PolicyName, Refusal, RequestFacts, WorkerView, place
+from pagoda_router.placement.policy import Placement, PlacementReason, PolicyName, Refusal, RequestFacts, WorkerView, place
 
 COST = Price(prompt_tokens=100, output_tokens=50, kv_tokens=160, least_kv_tokens=112)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_router.prefixes import KnownPrefixes, chain_of, split_hashes
+from pagoda_router.placement.prefixes import KnownPrefixes, chain_of, split_hashes
 
 PROMPT = list(range(100))
 

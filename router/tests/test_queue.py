@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_router.drain import Ahead
+from pagoda_router.admission.drain import Ahead
+from pagoda_router.admission.queue import AGED_SHARE, LOOK_AHEAD, WaitingRoom
+from pagoda_router.admission.tenants import QUANTUM_TOKENS
+from pagoda_router.admission.waiting import Waiting
 from pagoda_router.generation import RequestClass
-from pagoda_router.queue import AGED_SHARE, LOOK_AHEAD, WaitingRoom
-from pagoda_router.tenants import QUANTUM_TOKENS
-from pagoda_router.waiting import Waiting
 
 LATENCY, THROUGHPUT = RequestClass.LATENCY, RequestClass.THROUGHPUT
 

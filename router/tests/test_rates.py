@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from pagoda_router.rates import StepLine, WorkerRates
+from pagoda_router.placement.rates import StepLine, WorkerRates
 
 
 def test_the_line_of_decode_steps_is_learned_from_noisy_samples():

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_router.retry_budget import FLOOR, WINDOW_S, RetryBudget
+from pagoda_router.dispatch.retry_budget import FLOOR, WINDOW_S, RetryBudget
 
 
 def taken(budget, times, now_s, in_flight=0):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scripted import Caller, Script, ScriptedCatalog, ScriptedDispatcher, chat
 from tokenizers import Tokenizer
 
-from pagoda_router.app import create_app
 from pagoda_router.generation import Sampling
-from pagoda_router.surface import SurfaceSettings
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import SurfaceSettings
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 

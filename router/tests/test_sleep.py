@@ -10,8 +10,8 @@ from scripted_worker import ScriptedWorker
 from test_internal import get
 
 from pagoda_router.backends.sleep import GrpcSleepCalls
-from pagoda_router.internal import internal_app
-from pagoda_router.sleep import TAKES, SleepAdmin
+from pagoda_router.http.internal import internal_app
+from pagoda_router.http.sleep import TAKES, SleepAdmin
 from pagoda_router.wire import worker_pb2 as wire
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pagoda_router.stalls import StageTimeouts, StallWatch
+from pagoda_router.dispatch.stalls import StageTimeouts, StallWatch
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_router.stop import StopMatcher
+from pagoda_router.text.stop import StopMatcher
 
 
 def streamed(pieces: list[str], stops: list[str], *, include_stop: bool = False) -> tuple[str, str | None]:

@@ -1,6 +1,6 @@
 """The tenants' counters: lifted on return, remembered within bounds."""
 
-from pagoda_router.tenants import MOST_IDLE_TENANTS, TenantCounters
+from pagoda_router.admission.tenants import MOST_IDLE_TENANTS, TenantCounters
 
 
 def test_a_newcomer_begins_at_the_least_of_those_that_wait():

@@ -11,7 +11,7 @@ from scripted import byte_level_tokenizer, sentencepiece_tokenizer
 from tokenizers import Tokenizer
 
 from pagoda_router.errors import UpstreamFailed
-from pagoda_router.tokens import ByteLevelDetokenizer, TokenizerCache, TokenText, WindowDetokenizer, load_tokenizer
+from pagoda_router.text.tokens import ByteLevelDetokenizer, TokenizerCache, TokenText, WindowDetokenizer, load_tokenizer
 
 SHIPPED = Path(__file__).parents[2] / "worker/src/pagoda_worker/builtin/tiny/tokenizer.json"
 BYTE_LEVEL = byte_level_tokenizer()

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scripted import Caller, byte_level_tokenizer, chat
 from scripted_worker import ScriptedWorker
 
-from pagoda_router.admin import TraceAdmin
-from pagoda_router.app import create_app
 from pagoda_router.generation import ModelName
-from pagoda_router.surface import RequestOutcome, SurfaceSettings
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
+from pagoda_router.http.traces import TraceAdmin
 from pagoda_router.tracing.clock import ClockReading, WorkerClock
 from pagoda_router.tracing.context import TraceContext, trace_context
 from pagoda_router.tracing.document import document

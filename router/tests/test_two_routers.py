@@ -13,10 +13,10 @@ import pytest
 from fleet_rig import Rig, ends_of, generation, model_object, rig, tokens_of
 from scripted import Caller, chat
 
-from pagoda_router.app import create_app
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot
 from pagoda_router.generation import ModelName, Sampling
-from pagoda_router.surface import SurfaceSettings
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import SurfaceSettings
 
 pytestmark = pytest.mark.skipif(
     find_spec("pagoda_worker") is None or find_spec("torch") is None, reason="the worker and torch are not installed beside the router"

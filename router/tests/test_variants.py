@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from scripted import Caller, byte_level_tokenizer, chat
 from scripted_worker import ScriptedWorker
 
-from pagoda_router.app import create_app
 from pagoda_router.errors import BadRequest, ColdStart
 from pagoda_router.generation import CatalogEntry, ModelName
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai.features import Wishes, variant_and_backend, wishes_of
-from pagoda_router.policy import choose_variant
-from pagoda_router.surface import SurfaceSettings
+from pagoda_router.placement.policy import choose_variant
 
 TINY = ModelName("tiny")
 SPLIT = (("main", 90), ("int8", 10))

@@ -12,10 +12,10 @@ from fleet_rig import Rig, ends_of, generation, model_object, rig
 from scripted import Caller, byte_level_tokenizer, chat
 from scripted_worker import ScriptedWorker
 
-from pagoda_router.app import create_app
 from pagoda_router.errors import ColdStart, ModelNotFound, ModelUnavailable, Overloaded
 from pagoda_router.generation import ModelName
-from pagoda_router.surface import SurfaceSettings
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import SurfaceSettings
 
 TINY = ModelName("tiny")
 CHAT = "/v1/chat/completions"

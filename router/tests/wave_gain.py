@@ -18,11 +18,11 @@ from fleet_rig import generation as generation_of
 from fleet_rig import model_object, rig
 from test_two_routers import TINY, real_worker, until
 
-from pagoda_router.admission import CreditLedger, price
+from pagoda_router.admission.credits import CreditLedger, price
+from pagoda_router.admission.queue import WaitingRoom
+from pagoda_router.admission.waiting import Waiting
 from pagoda_router.discovery.snapshot import FleetSnapshot
 from pagoda_router.generation import Sampling
-from pagoda_router.queue import WaitingRoom
-from pagoda_router.waiting import Waiting
 
 BLOCK = 16
 ENGINE = '{"maxModelLen": 512, "maxRunning": 8}'

@@ -16,35 +16,35 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, disable_created_metrics
 
-from pagoda_router.admin import TraceAdmin
-from pagoda_router.app import create_app
-from pagoda_router.artifacts import ArtifactCache
+from pagoda_router.admission.lane import QueueLimits
 from pagoda_router.backends.base import LinkListener, WorkerLink
 from pagoda_router.backends.openai_http import OpenAiLink
 from pagoda_router.backends.pagoda import PagodaLink
 from pagoda_router.backends.sleep import GrpcSleepCalls
 from pagoda_router.discovery.file import FileDiscovery
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot
-from pagoda_router.dispatch import FleetDispatcher
+from pagoda_router.dispatch.dispatcher import FleetDispatcher
+from pagoda_router.dispatch.second_tries import RetryShares
+from pagoda_router.dispatch.stalls import StageTimeouts
 from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
-from pagoda_router.fleet_metrics import FleetCollector, PlacementCollector
 from pagoda_router.generation import ModelName
-from pagoda_router.internal import Probes, first_of, fleet_report, internal_app, routes
+from pagoda_router.http.app import create_app
+from pagoda_router.http.internal import Probes, first_of, fleet_report, internal_app, routes
+from pagoda_router.http.listeners import Listeners, address, bind, closing_when
+from pagoda_router.http.placement import PlacementAdmin
+from pagoda_router.http.sleep import TAKES, SleepAdmin
+from pagoda_router.http.surface import SurfaceSettings
+from pagoda_router.http.traces import TraceAdmin
 from pagoda_router.keys.keyring import Keyring
 from pagoda_router.keys.store import KeyStore
-from pagoda_router.lanes import QueueLimits
-from pagoda_router.listeners import Listeners, address, bind, closing_when
 from pagoda_router.logs import log_to_stderr
-from pagoda_router.metrics import RouterMetrics
+from pagoda_router.metrics.fleet import FleetCollector, PlacementCollector
+from pagoda_router.metrics.requests import RouterMetrics
 from pagoda_router.objectives import Slo
-from pagoda_router.placement_admin import PlacementAdmin
 from pagoda_router.relays import OWN_BACKEND
-from pagoda_router.second_tries import RetryShares
 from pagoda_router.settings import RouterSettings, parse_settings
-from pagoda_router.sleep import TAKES, SleepAdmin
-from pagoda_router.stalls import StageTimeouts
-from pagoda_router.surface import SurfaceSettings
+from pagoda_router.text.artifacts import ArtifactCache
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer
 

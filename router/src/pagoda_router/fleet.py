@@ -11,14 +11,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from pagoda_router.artifacts import ArtifactCache, StoredDescription
 from pagoda_router.backends.base import LinkListener, WorkerLink
 from pagoda_router.backends.translate import features_of
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObject, names_to_models
 from pagoda_router.errors import ModelNotFound, Starting
 from pagoda_router.generation import CatalogEntry, ModelName, ModelState, ServedName, TextAssets
-from pagoda_router.policy import variants_in_turn
+from pagoda_router.placement.policy import variants_in_turn
 from pagoda_router.relays import OWN_BACKEND
+from pagoda_router.text.artifacts import ArtifactCache, StoredDescription
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """What a model promises and what it costs: spec.slo and spec.cost read leniently, and whether one request kept the promise. Pure.
 
-discovery/snapshot.py reads with it, metrics.py judges with it. The operator refuses a bad manifest in words; here, what cannot be read is a
+discovery/snapshot.py reads with it, metrics/ judges with it. The operator refuses a bad manifest in words; here, what cannot be read is a
 complaint and counts as absent, because a model must not vanish for it.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pagoda_router.surface import RequestOutcome
+from pagoda_router.http.surface import RequestOutcome
 
 DEFAULT_OBJECTIVE = 0.99
 

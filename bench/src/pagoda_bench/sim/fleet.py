@@ -20,7 +20,7 @@ from pagoda_bench.sim.requests import SimRequest
 from pagoda_bench.sim.router import SimRouter
 from pagoda_bench.sim.worker import Sequence as OnWorker
 from pagoda_bench.sim.worker import SimWorker
-from pagoda_router.policies.scores import PolicyName
+from pagoda_router.placement.scores import PolicyName
 
 STATE_INTERVAL_S = 0.1
 """As the worker's session.py."""

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pagoda_bench.sim.worker import SimWorker
-from pagoda_router.admission import CreditLedger, Price
+from pagoda_router.admission.credits import CreditLedger, Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import WorkerId
-from pagoda_router.policies.facts import WorkerView
-from pagoda_router.prefixes import NO_CHAIN, Expectation, KnownPrefixes, PrefixChain
-from pagoda_router.rates import WorkerRates
+from pagoda_router.placement.facts import WorkerView
+from pagoda_router.placement.prefixes import NO_CHAIN, Expectation, KnownPrefixes, PrefixChain
+from pagoda_router.placement.rates import WorkerRates
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,19 @@ from typing import cast
 from pagoda_bench.sim.engine_profile import EngineProfile
 from pagoda_bench.sim.link import SimLink
 from pagoda_bench.sim.requests import SimRequest
-from pagoda_router.admission import CreditLedger, OutputLengths, Price, price, service_tokens
+from pagoda_router.admission.credits import CreditLedger, OutputLengths, Price, price, service_tokens
+from pagoda_router.admission.drain import ClassDrains, retry_after_s
+from pagoda_router.admission.queue import WaitingRoom
+from pagoda_router.admission.waiting import Waiting
 from pagoda_router.backends.base import Settlement, WorkerLink
-from pagoda_router.choosing import WorkerChooser
-from pagoda_router.decisions import DecisionRing
 from pagoda_router.discovery.snapshot import Endpoint
-from pagoda_router.drain import ClassDrains, retry_after_s
+from pagoda_router.dispatch.choosing import WorkerChooser
 from pagoda_router.generation import Generation, ModelName, RequestClass, WorkerId
-from pagoda_router.policies.scores import PolicyName
-from pagoda_router.policy import Refusal
-from pagoda_router.prefixes import KnownPrefixes, PrefixChain
-from pagoda_router.queue import WaitingRoom
+from pagoda_router.placement.decisions import DecisionRing
+from pagoda_router.placement.policy import Refusal
+from pagoda_router.placement.prefixes import KnownPrefixes, PrefixChain
+from pagoda_router.placement.scores import PolicyName
 from pagoda_router.tracing.record import WorkerTimes
-from pagoda_router.waiting import Waiting
 
 MODEL = ModelName("simulated")
 MAX_QUEUE_TOKENS = 200_000

@@ -13,7 +13,7 @@ from pagoda_bench.sim.engine_profile import conversations_per_s, profile_named
 from pagoda_bench.sim.figures import Slo, Window, figures, kept_shares
 from pagoda_bench.sim.fleet import Fault, Simulation
 from pagoda_bench.sim.parameters import read_parameters
-from pagoda_router.policies.scores import PolicyName
+from pagoda_router.placement.scores import PolicyName
 
 WARM_UP = 1 / 4
 """Of a run's duration."""

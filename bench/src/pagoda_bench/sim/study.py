@@ -12,7 +12,7 @@ from pagoda_bench.sim.parameters import read_parameters
 from pagoda_bench.sim.plots import LOAD, draw
 from pagoda_bench.sim.report import WORKLOADS, document, rows_of
 from pagoda_bench.sim.run import Job, simulate_all
-from pagoda_router.policies.scores import PolicyName
+from pagoda_router.placement.scores import PolicyName
 
 LOADS = (0.4, 0.6, 0.8, 0.9, 1.0)
 LOAD_POLICIES = (PolicyName.PREDICTED, PolicyName.LENGTH, PolicyName.LEAST_LOADED, PolicyName.ROUND_ROBIN)

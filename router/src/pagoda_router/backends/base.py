@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pagoda_router.admission import Price
+from pagoda_router.admission.credits import Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.errors import RouterError
 from pagoda_router.generation import EndReason, Event, Generation, ModelName, RequestClass, WorkerId
-from pagoda_router.policies.facts import WorkerView
-from pagoda_router.prefixes import NO_CHAIN, PrefixChain
+from pagoda_router.placement.facts import WorkerView
+from pagoda_router.placement.prefixes import NO_CHAIN, PrefixChain
 from pagoda_router.tracing.record import WorkerTimes
 
 

@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any
 
-from pagoda_router.artifacts import MAX_ARTIFACT_BYTES, ArtifactCache, BadArtifact
 from pagoda_router.generation import ModelName
+from pagoda_router.text.artifacts import MAX_ARTIFACT_BYTES, ArtifactCache, BadArtifact
 from pagoda_router.wire import worker_pb2 as wire
 
 

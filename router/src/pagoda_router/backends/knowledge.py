@@ -6,8 +6,8 @@ A lost session loses all of it: the worker may come back with an empty cache, or
 from collections.abc import Callable
 from typing import Any
 
-from pagoda_router.prefixes import HASH_VERSION, Expectation, KnownPrefixes, PrefixChain, split_hashes
-from pagoda_router.rates import WorkerRates
+from pagoda_router.placement.prefixes import HASH_VERSION, Expectation, KnownPrefixes, PrefixChain, split_hashes
+from pagoda_router.placement.rates import WorkerRates
 from pagoda_router.tracing.record import WorkerTimes
 from pagoda_router.wire import worker_pb2 as wire
 

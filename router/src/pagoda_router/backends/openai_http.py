@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
-from pagoda_router.admission import Price, service_tokens, used_kv_tokens
+from pagoda_router.admission.credits import Price, service_tokens, used_kv_tokens
 from pagoda_router.backends.answer_rates import Rates
 from pagoda_router.backends.base import LinkListener, Settlement
 from pagoda_router.backends.dialect import Dialect, Load
@@ -22,8 +22,8 @@ from pagoda_router.backends.trtllm import TensorRtLlm
 from pagoda_router.backends.vllm import Vllm
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import EndReason, Generation, WorkerId
-from pagoda_router.policies.facts import WorkerView
-from pagoda_router.prefixes import NO_CHAIN, KnownPrefixes, PrefixChain
+from pagoda_router.placement.facts import WorkerView
+from pagoda_router.placement.prefixes import NO_CHAIN, KnownPrefixes, PrefixChain
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from pagoda_router.admission import Price
+from pagoda_router.admission.credits import Price
 from pagoda_router.backends.base import Failure, RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, told
 from pagoda_router.backends.sse import EventRewriter, NotAnAnswer, Piece, whole_answer

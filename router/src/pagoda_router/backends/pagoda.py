@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 
 import grpc.aio
 
-from pagoda_router.admission import CreditLedger, Price
-from pagoda_router.artifacts import ArtifactCache, BadArtifact
+from pagoda_router.admission.credits import CreditLedger, Price
 from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.describe import describe
 from pagoda_router.backends.knowledge import WorkerKnowledge
@@ -23,8 +22,9 @@ from pagoda_router.backends.streams import RequestStream, RunningRequests
 from pagoda_router.backends.translate import refusal, submit_message
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import Generation, WorkerId
-from pagoda_router.policies.facts import WorkerView
-from pagoda_router.prefixes import NO_CHAIN, PrefixChain
+from pagoda_router.placement.facts import WorkerView
+from pagoda_router.placement.prefixes import NO_CHAIN, PrefixChain
+from pagoda_router.text.artifacts import ArtifactCache, BadArtifact
 from pagoda_router.wire import worker_pb2 as wire
 from pagoda_router.wire.worker_pb2_grpc import WorkerStub
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from pagoda_router.admission import CreditLedger, Price, service_tokens, used_kv_tokens
+from pagoda_router.admission.credits import CreditLedger, Price, service_tokens, used_kv_tokens
 from pagoda_router.backends.base import Failure, LinkListener, RefusedByWorker, Settlement
 from pagoda_router.backends.translate import END_REASONS, prompt_logprobs, row_logprobs, usage_from_wire
 from pagoda_router.generation import (
@@ -24,7 +24,7 @@ from pagoda_router.generation import (
     Usage,
     WorkerId,
 )
-from pagoda_router.prefixes import Expectation
+from pagoda_router.placement.prefixes import Expectation
 from pagoda_router.tracing.clock import WorkerClock
 from pagoda_router.tracing.record import WorkerTimes
 from pagoda_router.wire import worker_pb2 as wire

@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 
-from pagoda_router.asgi import Headers, Scope, Send, answer, header
+from pagoda_router.http.asgi import Headers, Scope, Send, answer, header
 
 TYPES = {
     "html": b"text/html; charset=utf-8",

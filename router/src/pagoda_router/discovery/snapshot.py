@@ -12,7 +12,7 @@ from typing import Any
 
 from pagoda_router.generation import ModelName, ServedName
 from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo
-from pagoda_router.policies.scores import POLICY, PolicyName
+from pagoda_router.placement.scores import POLICY, PolicyName
 from pagoda_router.relays import BACKENDS, OWN_BACKEND, backends_of
 
 MODEL_LABEL = "pagoda.dev/model"

@@ -6,8 +6,8 @@ Owned by the app of one router process: with several, each lets through its own.
 import math
 from dataclasses import dataclass
 
-from pagoda_router.asgi import Headers
 from pagoda_router.errors import RateLimited
+from pagoda_router.http.asgi import Headers
 from pagoda_router.keys.key import ApiKey
 
 MINUTE_S = 60.0

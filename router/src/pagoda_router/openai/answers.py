@@ -10,9 +10,10 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from pagoda_router.asgi import JSON_TYPE, Exchange
 from pagoda_router.errors import BadRequest, RouterError
 from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
+from pagoda_router.http.asgi import JSON_TYPE, Exchange
+from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.features import variant_and_backend
 from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, ReplyFormat, WholeChoice
@@ -23,7 +24,6 @@ from pagoda_router.openai.run import Progress, run
 from pagoda_router.openai.schemas import ChatRequest, CompletionRequest, model_named, parse_request
 from pagoda_router.openai.sequence import Delta
 from pagoda_router.relays import OWN_BACKEND
-from pagoda_router.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.tracing.document import document
 
 

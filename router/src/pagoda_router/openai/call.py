@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from pagoda_router.asgi import Headers
 from pagoda_router.generation import NOBODY, Sender
+from pagoda_router.http.asgi import Headers
+from pagoda_router.http.surface import RequestOutcome
 from pagoda_router.keys.key import ANYONE, ApiKey
 from pagoda_router.openai.features import NO_WISHES, Wishes
-from pagoda_router.surface import RequestOutcome
 from pagoda_router.tracing.record import RequestTrace
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from pagoda_router.errors import BadRequest, ContextTooLong
 from pagoda_router.generation import Sampling, TextAssets
+from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionRequest, EmbeddingRequest
 from pagoda_router.openai.structured import structured_of
-from pagoda_router.surface import SurfaceSettings
-from pagoda_router.tokens import TokenText
+from pagoda_router.text.tokens import TokenText
 
 TINY_TOP_P = 1e-6
 """OpenAI allows top_p 0; in float32 this keeps exactly the most likely token."""

@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
-from pagoda_router.chat import ChatTemplates
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import TextAssets
+from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai.reply.reader import ReplyPlan
 from pagoda_router.openai.reply.thinking import CLOSE, OPEN
 from pagoda_router.openai.schemas import ChatMessage, ChatRequest, SaidCall
 from pagoda_router.openai.toolset import Toolset
-from pagoda_router.surface import SurfaceSettings
+from pagoda_router.text.chat import ChatTemplates
 
 
 def check_messages(messages: list[ChatMessage], settings: SurfaceSettings) -> None:

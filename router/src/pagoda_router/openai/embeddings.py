@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
-from pagoda_router.asgi import JSON_TYPE, Exchange
-from pagoda_router.endings import raise_failure
+from pagoda_router.dispatch.endings import raise_failure
 from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.generation import Catalog, Dispatcher, Embedded, Ended, Feature, Generation
+from pagoda_router.http.asgi import JSON_TYPE, Exchange
+from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai import checks
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.features import BACKEND_PARAM, variant_and_backend
@@ -24,7 +25,6 @@ from pagoda_router.openai.prepare import SALT_BYTES
 from pagoda_router.openai.schemas import EmbeddingRequest, parse_request
 from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_or_ids
 from pagoda_router.relays import OWN_BACKEND
-from pagoda_router.surface import SurfaceSettings
 from pagoda_router.tracing.document import document
 
 ENCODINGS = ("float", "base64")

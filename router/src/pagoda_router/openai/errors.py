@@ -4,8 +4,8 @@ import math
 
 import msgspec
 
-from pagoda_router.asgi import JSON_TYPE, Headers
 from pagoda_router.errors import MethodNotAllowed, RouterError
+from pagoda_router.http.asgi import JSON_TYPE, Headers
 
 LONGEST_RETRY_S = 60.0
 """Clients treat a longer Retry-After as "never": openai-python stops retrying."""

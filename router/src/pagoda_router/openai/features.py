@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from pagoda_router.asgi import Headers
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import CatalogEntry, RequestClass
+from pagoda_router.http.asgi import Headers
 from pagoda_router.relays import OWN_BACKEND
 
 FEATURES = b"x-pagoda-features"

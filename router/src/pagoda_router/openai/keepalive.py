@@ -8,8 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from pagoda_router.asgi import EVENT_STREAM_HEADERS, Exchange, Headers
-from pagoda_router.surface import SurfaceSettings
+from pagoda_router.http.asgi import EVENT_STREAM_HEADERS, Exchange, Headers
+from pagoda_router.http.surface import SurfaceSettings
 
 
 class KeepAlive:

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pagoda_router.chat import ChatTemplates
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import CatalogEntry, Feature, Generation, Structured
+from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai import checks
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.conversation import check_messages, content_text, render, reply_plan, template_of
@@ -19,8 +19,8 @@ from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionR
 from pagoda_router.openai.structured import structured_of
 from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_or_ids
 from pagoda_router.openai.toolset import check_tools, toolset_of
-from pagoda_router.surface import SurfaceSettings
-from pagoda_router.tokens import TokenText
+from pagoda_router.text.chat import ChatTemplates
+from pagoda_router.text.tokens import TokenText
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; a chat may use what the context leaves."""

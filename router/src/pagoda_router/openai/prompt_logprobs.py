@@ -8,7 +8,7 @@ from typing import Any
 
 from pagoda_router.generation import TokenLogprobs
 from pagoda_router.openai.sequence import TokenEntry
-from pagoda_router.tokens import TokenText
+from pagoda_router.text.tokens import TokenText
 
 LOWEST_LOGPROB = -9999.0
 """What OpenAI shows for "impossible"; JSON has no infinity."""

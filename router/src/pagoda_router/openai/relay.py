@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
-from pagoda_router.asgi import JSON_TYPE, Exchange
-from pagoda_router.endings import raise_failure
+from pagoda_router.dispatch.endings import raise_failure
 from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.generation import CatalogEntry, Dispatcher, Ended, EndReason, Generation
+from pagoda_router.http.asgi import JSON_TYPE, Exchange
+from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.openai import checks
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.formats import DONE
@@ -22,7 +23,6 @@ from pagoda_router.openai.keepalive import KeepAlive
 from pagoda_router.openai.prepare import SALT_BYTES
 from pagoda_router.openai.schemas import StreamOptions, decode_body
 from pagoda_router.relays import Relay, Relayed
-from pagoda_router.surface import RequestOutcome, SurfaceSettings
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 COMPLETION_MAX_TOKENS = 16

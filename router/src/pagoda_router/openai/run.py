@@ -6,7 +6,7 @@ The one loop that streams and whole answers share; it knows neither JSON nor HTT
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from pagoda_router.endings import raise_failure
+from pagoda_router.dispatch.endings import raise_failure
 from pagoda_router.errors import UpstreamFailed
 from pagoda_router.generation import (
     Dispatcher,

@@ -10,8 +10,8 @@ from pagoda_router.generation import Ended, EndReason, TokenLogprobs, Tokens
 from pagoda_router.openai.checks import TextRules
 from pagoda_router.openai.reply.pieces import CallDelta, Pieces
 from pagoda_router.openai.reply.reader import ReplyPlan, ReplyReader
-from pagoda_router.stop import StopMatcher
-from pagoda_router.tokens import TokenText
+from pagoda_router.text.stop import StopMatcher
+from pagoda_router.text.tokens import TokenText
 
 TOOL_CALLS = "tool_calls"
 """OpenAI's finish reason of an answer that ends with calls to be made."""

@@ -11,7 +11,7 @@ from pagoda_router.errors import BadRequest
 from pagoda_router.generation import NOBODY, Arrival, Catalog, CatalogEntry, Dispatcher, Feature, ModelName, Sender, TextAssets
 from pagoda_router.openai import checks
 from pagoda_router.relays import OWN_BACKEND
-from pagoda_router.tokens import TokenizerCache, TokenText
+from pagoda_router.text.tokens import TokenizerCache, TokenText
 from pagoda_router.tracing.record import RequestTrace
 
 BYTES_PER_TOKEN = 3

@@ -5,16 +5,16 @@ No worker is asked, and none is woken: a model's tokenizer is known once a worke
 
 import msgspec
 
-from pagoda_router.chat import ChatTemplates
 from pagoda_router.errors import BadRequest, NoWorker
 from pagoda_router.generation import Catalog, CatalogEntry
+from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.openai import checks
 from pagoda_router.openai.conversation import check_messages, render, template_of
 from pagoda_router.openai.schemas import ChatRequest, DetokenizeRequest, TokenizeRequest, parse_request
 from pagoda_router.openai.target import Target, Targets
 from pagoda_router.openai.toolset import toolset_of
-from pagoda_router.surface import SurfaceSettings
+from pagoda_router.text.chat import ChatTemplates
 
 
 class Tokenizing:

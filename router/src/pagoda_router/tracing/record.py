@@ -9,7 +9,7 @@ Nothing of a prompt or an answer is in here.
 from dataclasses import dataclass, field
 from typing import Any
 
-from pagoda_router.surface import RequestOutcome
+from pagoda_router.http.surface import RequestOutcome
 from pagoda_router.tracing.clock import ClockReading
 from pagoda_router.tracing.context import TraceContext
 

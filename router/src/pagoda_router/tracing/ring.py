@@ -1,4 +1,4 @@
-"""The traces of the last requests, newest first, bounded in number. Pure; the tracer appends, admin.py asks."""
+"""The traces of the last requests, newest first, bounded in number. Pure; the tracer appends, http/traces.py asks."""
 
 from collections import deque
 from collections.abc import Iterator

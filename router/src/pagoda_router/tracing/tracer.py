@@ -6,7 +6,7 @@ The hot path's whole share of tracing outside the stamps themselves; app.py call
 from collections.abc import Callable
 from typing import Protocol
 
-from pagoda_router.surface import RequestOutcome
+from pagoda_router.http.surface import RequestOutcome
 from pagoda_router.tracing.context import trace_context
 from pagoda_router.tracing.record import RequestTrace
 from pagoda_router.tracing.ring import TraceRing

@@ -10,7 +10,7 @@ from enum import Enum
 from pagoda_router.openai.reply.call_scanner import CallScanner
 from pagoda_router.openai.reply.forms import CallForm
 from pagoda_router.openai.reply.pieces import CallDelta, Pieces, add_call
-from pagoda_router.stop import tail_that_begins
+from pagoda_router.text.stop import tail_that_begins
 
 
 class _Mode(Enum):

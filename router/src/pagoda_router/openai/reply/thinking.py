@@ -5,7 +5,7 @@ The result does not depend on how the text is cut, and the parts with their tags
 
 from enum import Enum
 
-from pagoda_router.stop import tail_that_begins
+from pagoda_router.text.stop import tail_that_begins
 
 OPEN, CLOSE = "<think>", "</think>"
 

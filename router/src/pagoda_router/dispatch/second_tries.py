@@ -6,15 +6,15 @@ Keeps both within their budgets (retry_budget.py): what a failing fleet is asked
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pagoda_router.admission.lane import Lane, Pending
+from pagoda_router.admission.refusals import Refusals
 from pagoda_router.backends.base import BackendStream, RefusedByWorker
-from pagoda_router.endings import raise_failure
+from pagoda_router.dispatch.endings import raise_failure
+from pagoda_router.dispatch.placing import Placer
+from pagoda_router.dispatch.retry_budget import WINDOW_S, RetryBudget
 from pagoda_router.errors import FirstTokenTimeout, NoWorker, Overloaded, RetryBudgetSpent, UpstreamFailed
 from pagoda_router.generation import Ended, EndReason
-from pagoda_router.lanes import Lane, Pending
-from pagoda_router.metrics import RouterMetrics
-from pagoda_router.placing import Placer
-from pagoda_router.refusals import Refusals
-from pagoda_router.retry_budget import WINDOW_S, RetryBudget
+from pagoda_router.metrics.requests import RouterMetrics
 
 MOST_ATTEMPTS = 3
 """Submits that a worker did not take."""

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from pagoda_router.admission import Price
+from pagoda_router.admission.credits import Price
 from pagoda_router.backends.base import Settlement, WorkerLink
-from pagoda_router.decisions import DecisionRing, decision_of
 from pagoda_router.generation import Generation, ModelName, WorkerId
-from pagoda_router.health import Cause, HealthBoard
-from pagoda_router.length_lanes import Cuts, LengthLanes
-from pagoda_router.policies.facts import RequestFacts, WorkerView
-from pagoda_router.policy import POLICY, Placement, PolicyName, Refusal, place
-from pagoda_router.prefixes import PrefixChain
+from pagoda_router.placement.decisions import DecisionRing, decision_of
+from pagoda_router.placement.facts import RequestFacts, WorkerView
+from pagoda_router.placement.health import Cause, HealthBoard
+from pagoda_router.placement.length_lanes import Cuts, LengthLanes
+from pagoda_router.placement.policy import POLICY, Placement, PolicyName, Refusal, place
+from pagoda_router.placement.prefixes import PrefixChain
 from pagoda_router.tracing.record import WorkerTimes
 
 FORGET_EVERY = 256

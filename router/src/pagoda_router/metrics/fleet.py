@@ -10,10 +10,10 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from pagoda_router.backends.base import WorkerLink
-from pagoda_router.choosing import WorkerChooser
 from pagoda_router.discovery.snapshot import ModelObject
+from pagoda_router.dispatch.choosing import WorkerChooser
 from pagoda_router.fleet import Fleet
-from pagoda_router.health import Cause
+from pagoda_router.placement.health import Cause
 
 ROUTABLE, UNREADY, DRAINING = STATES = ("routable", "unready", "draining")
 

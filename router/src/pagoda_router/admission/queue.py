@@ -15,9 +15,9 @@ from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from typing import Generic, TypeVar
 
-from pagoda_router.drain import Ahead
+from pagoda_router.admission.drain import Ahead
+from pagoda_router.admission.waiting import ClassLines, Waiting
 from pagoda_router.generation import RequestClass
-from pagoda_router.waiting import ClassLines, Waiting
 
 T = TypeVar("T")
 

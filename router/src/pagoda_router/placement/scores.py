@@ -6,8 +6,8 @@ policy.py has the frame around them: who is a candidate, who wins among equals, 
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
-from pagoda_router.policies.facts import RequestFacts, WorkerView
-from pagoda_router.policies.prediction import UsualRates, prefill_ms_per_token, times_ms, usual_rates
+from pagoda_router.placement.facts import RequestFacts, WorkerView
+from pagoda_router.placement.prediction import UsualRates, prefill_ms_per_token, times_ms, usual_rates
 
 Scores = list[float]
 Policy = Callable[[RequestFacts, Sequence[WorkerView]], Scores]

@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry
 
 from pagoda_router.backends.base import Failure, Settlement
 from pagoda_router.generation import ModelName, RequestClass
+from pagoda_router.http.surface import Endpoint, RequestOutcome
+from pagoda_router.metrics.series import Counter, Gauge, Histogram
 from pagoda_router.objectives import SLIS, Slo, verdicts
-from pagoda_router.policy import POLICY, Placement, PlacementReason
-from pagoda_router.series import Counter, Gauge, Histogram
-from pagoda_router.surface import Endpoint, RequestOutcome
+from pagoda_router.placement.policy import POLICY, Placement, PlacementReason
 
 _TTFT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
 _DURATION_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120, 300, 600)

@@ -13,12 +13,17 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from pagoda_router.admission import price
+from pagoda_router.admission.credits import price
+from pagoda_router.admission.demand import Demand
+from pagoda_router.admission.lane import Held, Lane, Pending, QueueLimits
+from pagoda_router.admission.refusals import Refusals
+from pagoda_router.admission.waiting import Waiting
 from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settlement
-from pagoda_router.choosing import WorkerChooser
-from pagoda_router.continuing import ContinuedStream
-from pagoda_router.decisions import DecisionRing
-from pagoda_router.demand import Demand
+from pagoda_router.dispatch.choosing import WorkerChooser
+from pagoda_router.dispatch.continuing import ContinuedStream
+from pagoda_router.dispatch.placing import Placer
+from pagoda_router.dispatch.second_tries import RetryShares, SecondTries
+from pagoda_router.dispatch.stalls import StageTimeouts, StallWatch
 from pagoda_router.errors import NoWorker
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import (
@@ -33,13 +38,8 @@ from pagoda_router.generation import (
     Sender,
     WorkerId,
 )
-from pagoda_router.lanes import Held, Lane, Pending, QueueLimits
-from pagoda_router.metrics import RouterMetrics
-from pagoda_router.placing import Placer
-from pagoda_router.refusals import Refusals
-from pagoda_router.second_tries import RetryShares, SecondTries
-from pagoda_router.stalls import StageTimeouts, StallWatch
-from pagoda_router.waiting import Waiting
+from pagoda_router.metrics.requests import RouterMetrics
+from pagoda_router.placement.decisions import DecisionRing
 
 EXPIRY_CHECK_S = 0.1
 

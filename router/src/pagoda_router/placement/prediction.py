@@ -14,7 +14,7 @@ as the mean of those that have. Used by the policy `predicted`, and for every pl
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pagoda_router.policies.facts import RequestFacts, WorkerView
+from pagoda_router.placement.facts import RequestFacts, WorkerView
 
 UNMEASURED_PREFILL_TOKENS_PER_S = 2000.0
 UNMEASURED_DECODE_STEP_MS = 30.0

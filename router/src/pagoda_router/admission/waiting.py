@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from pagoda_router.admission.tenants import TenantCounters
 from pagoda_router.generation import RequestClass
-from pagoda_router.tenants import TenantCounters
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from pagoda_router.asgi import ASGIApp, Message, Receive, Scope, Send
 from pagoda_router.errors import ConfigError
+from pagoda_router.http.asgi import ASGIApp, Message, Receive, Scope, Send
 
 KEEP_ALIVE_S = 75
 """Longer than the usual load balancer's 60 s, so that it is never us who close a connection it is about to use."""

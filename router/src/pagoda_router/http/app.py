@@ -8,12 +8,25 @@ import os
 import time
 from collections.abc import Mapping
 
-from pagoda_router.asgi import JSON_TYPE, ASGIApp, ClientGone, Exchange, Headers, Message, Receive, Scope, Send, answer, header, read_body
-from pagoda_router.chat import ChatTemplates
 from pagoda_router.console.pages import Console
 from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError
 from pagoda_router.generation import Catalog, Dispatcher, Sender
-from pagoda_router.hosts import is_local_name
+from pagoda_router.http.asgi import (
+    JSON_TYPE,
+    ASGIApp,
+    ClientGone,
+    Exchange,
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    header,
+    read_body,
+)
+from pagoda_router.http.hosts import is_local_name
+from pagoda_router.http.surface import Endpoint, Observer, RequestOutcome, SilentObserver, SurfaceSettings
 from pagoda_router.keys.admin import KEYS, KeyAdmin
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
@@ -27,7 +40,7 @@ from pagoda_router.openai.models import model_body, model_list_body
 from pagoda_router.openai.prepare import Preparer
 from pagoda_router.openai.target import Targets
 from pagoda_router.openai.tokenize import Tokenizing
-from pagoda_router.surface import Endpoint, Observer, RequestOutcome, SilentObserver, SurfaceSettings
+from pagoda_router.text.chat import ChatTemplates
 from pagoda_router.tracing.phases import last_attempt, overhead_us
 from pagoda_router.tracing.record import RequestTrace
 from pagoda_router.tracing.ring import TraceRing

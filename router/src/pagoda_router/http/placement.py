@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pagoda_router.choosing import WorkerChooser
-from pagoda_router.decisions import Decision, DecisionRing, Regret, regret
+from pagoda_router.dispatch.choosing import WorkerChooser
 from pagoda_router.fleet import Fleet
-from pagoda_router.internal import error_document
-from pagoda_router.policies.prediction import Prediction
-from pagoda_router.policy import PolicyName
+from pagoda_router.http.internal import error_document
+from pagoda_router.placement.decisions import Decision, DecisionRing, Regret, regret
+from pagoda_router.placement.policy import PolicyName
+from pagoda_router.placement.prediction import Prediction
 
 DECISIONS, LANES = "/internal/v1/decisions", "/internal/v1/lanes"
 USUAL_LIMIT, MOST = 100, 1000

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pagoda_router.admission import Price
+from pagoda_router.admission.credits import Price
 from pagoda_router.generation import WorkerId
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from pagoda_router.generation import WorkerId
-from pagoda_router.policies.facts import WorkerView
+from pagoda_router.placement.facts import WorkerView
 
 MOST_LANES = 4
 WINDOW = 512

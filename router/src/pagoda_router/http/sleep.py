@@ -13,7 +13,7 @@ from pagoda_router.backends.sleep import WorkerAnswer
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.errors import RouterError
 from pagoda_router.fleet import Fleet
-from pagoda_router.internal import error_document
+from pagoda_router.http.internal import error_document
 
 SLEEP, WAKE = "/admin/sleep", "/admin/wake"
 LEVELS = {"1": 1, "2": 2}

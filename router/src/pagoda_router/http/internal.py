@@ -13,11 +13,11 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from pagoda_router.asgi import ASGIApp, Receive, Scope, Send
 from pagoda_router.backends.base import WorkerLink
-from pagoda_router.dispatch import FleetDispatcher
+from pagoda_router.dispatch.dispatcher import FleetDispatcher
 from pagoda_router.fleet import Fleet
-from pagoda_router.policy import WorkerView
+from pagoda_router.http.asgi import ASGIApp, Receive, Scope, Send
+from pagoda_router.placement.policy import WorkerView
 
 
 class Probes:

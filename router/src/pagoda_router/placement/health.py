@@ -13,8 +13,8 @@ from enum import StrEnum
 from statistics import median
 
 from pagoda_router.generation import WorkerId
-from pagoda_router.policies.facts import WorkerView
-from pagoda_router.policies.prediction import UNMEASURED_PREFILL_TOKENS_PER_S
+from pagoda_router.placement.facts import WorkerView
+from pagoda_router.placement.prediction import UNMEASURED_PREFILL_TOKENS_PER_S
 
 FAILURES_IN_A_ROW = 3
 FIRST_OPEN_S, LONGEST_OPEN_S = 5.0, 60.0

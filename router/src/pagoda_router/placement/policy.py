@@ -13,11 +13,11 @@ from heapq import nsmallest
 from random import Random
 from typing import Literal
 
-from pagoda_router.admission import Price
+from pagoda_router.admission.credits import Price
 from pagoda_router.generation import WorkerId
-from pagoda_router.policies.facts import RequestFacts, WorkerView
-from pagoda_router.policies.prediction import predict, usual_rates
-from pagoda_router.policies.scores import POLICIES, POLICY, PolicyName
+from pagoda_router.placement.facts import RequestFacts, WorkerView
+from pagoda_router.placement.prediction import predict, usual_rates
+from pagoda_router.placement.scores import POLICIES, POLICY, PolicyName
 
 __all__ = [
     "POLICY",

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from pagoda_router.choosing import WorkerChooser
+from pagoda_router.admission.lane import Held, Lane, Pending
+from pagoda_router.admission.waiting import Waiting
+from pagoda_router.dispatch.choosing import WorkerChooser
 from pagoda_router.errors import ContextTooLong
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import ModelName, RequestClass
-from pagoda_router.lanes import Held, Lane, Pending
-from pagoda_router.metrics import RouterMetrics
-from pagoda_router.policies.facts import WorkerView
-from pagoda_router.policy import POLICY, Refusal, choose_variant
-from pagoda_router.prefixes import PrefixChain, chain_of
-from pagoda_router.waiting import Waiting
+from pagoda_router.metrics.requests import RouterMetrics
+from pagoda_router.placement.facts import WorkerView
+from pagoda_router.placement.policy import POLICY, Refusal, choose_variant
+from pagoda_router.placement.prefixes import PrefixChain, chain_of
 
 MOST_WISHED = 2**29
 """Of a client's own priority, on a worker: leaves a place below all of them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from pagoda_router.internal import error_document
+from pagoda_router.http.internal import error_document
 from pagoda_router.tracing.document import document, summary
 from pagoda_router.tracing.record import RequestTrace
 from pagoda_router.tracing.ring import TraceRing

@@ -1,6 +1,6 @@
 """prometheus_client's metrics, with children found in a dictionary and zeros not added: a request touches twenty of them.
 
-It validates labels anew at each `labels(…)`, some 3 µs. Knows no names; metrics.py makes them.
+It validates labels anew at each `labels(…)`, some 3 µs. Knows no names; requests.py makes them.
 """
 
 from typing import Any, Self

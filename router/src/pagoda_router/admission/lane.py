@@ -6,14 +6,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pagoda_router.admission import OutputLengths, Price
-from pagoda_router.demand import Demand, WakeTimes
-from pagoda_router.drain import ClassDrains
+from pagoda_router.admission.credits import OutputLengths, Price
+from pagoda_router.admission.demand import Demand, WakeTimes
+from pagoda_router.admission.drain import ClassDrains
+from pagoda_router.admission.queue import WaitingRoom
 from pagoda_router.errors import RouterError
 from pagoda_router.generation import Generation, ModelName, RequestClass, WorkerId
-from pagoda_router.policy import Placement
-from pagoda_router.prefixes import PrefixChain
-from pagoda_router.queue import WaitingRoom
+from pagoda_router.placement.policy import Placement
+from pagoda_router.placement.prefixes import PrefixChain
 from pagoda_router.tracing.record import Attempt, WorkerTimes
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from statistics import median
 from typing import NamedTuple
 
 from pagoda_router.generation import ModelName, WorkerId
-from pagoda_router.policies.facts import RequestFacts, WorkerView
-from pagoda_router.policies.prediction import Prediction, predict, usual_rates
-from pagoda_router.policies.scores import TPOT_TOKENS, PolicyName
-from pagoda_router.policy import Placement, PlacementReason, place
+from pagoda_router.placement.facts import RequestFacts, WorkerView
+from pagoda_router.placement.policy import Placement, PlacementReason, place
+from pagoda_router.placement.prediction import Prediction, predict, usual_rates
+from pagoda_router.placement.scores import TPOT_TOKENS, PolicyName
 from pagoda_router.tracing.record import WorkerTimes
 
 FEWEST_OUTCOMES = 3
