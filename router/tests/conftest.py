@@ -1,10 +1,12 @@
-"""Fixtures of the OpenAI surface's tests; what they are made of is in scripted.py."""
+"""Fixtures of the OpenAI surface's tests, made of what is in scripted.py, and the servers that some need."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from scripted import Caller, ScriptedCatalog, ScriptedDispatcher, assets_of, byte_level_tokenizer
+from servers import RedisServer, postgres_server, redis_server
 from tokenizers import Tokenizer
 
 from pagoda_router.generation import TextAssets
@@ -39,3 +41,16 @@ def dispatcher() -> ScriptedDispatcher:
 @pytest.fixture
 def call(dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog) -> Caller:
     return Caller(create_app(dispatcher=dispatcher, catalog=catalog, settings=SurfaceSettings()))
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """Of a server; a test that writes takes a database of its own in it."""
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server

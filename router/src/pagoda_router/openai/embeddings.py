@@ -63,6 +63,7 @@ class Embeddings:
         target = await self._targets.wait_for(entry, call.trace, variant, guess, call.sender)
         target.require(Feature.EMBEDDINGS, "model", "make no embeddings: use another model")
         generations = await self._generations(request, inputs, target, call)
+        await call.reserve(generations, self._dispatcher)
         vectors = await self._vectors(generations)
         if request.dimensions is not None and request.dimensions != len(vectors[0]):
             raise BadRequest(
