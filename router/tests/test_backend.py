@@ -6,10 +6,11 @@ import pytest
 from fleet_rig import ends_of, generation, rig, tokens_of
 from scripted_worker import ScriptedWorker
 
+from pagoda_router.abilities import Feature
 from pagoda_router.backends.pagoda import ACKNOWLEDGE_EVERY_FRAMES, MAX_BATCH_BYTES, LinkTiming, add_waiting, first_to_end
 from pagoda_router.dispatch.second_tries import RetryShares
 from pagoda_router.errors import RetryBudgetSpent, UpstreamFailed
-from pagoda_router.generation import Embedded, Feature, ModelName, PromptLogprobs, Sampling, Structured, TokenLogprobs
+from pagoda_router.generation import Embedded, ModelName, PromptLogprobs, Sampling, Structured, TokenLogprobs
 from pagoda_router.wire import worker_pb2 as wire
 
 TINY = ModelName("tiny")

@@ -29,8 +29,9 @@ from scripted import (
 from test_reply import texts
 from tokenizers import AddedToken, Tokenizer
 
+from pagoda_router.abilities import Feature
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import EndReason, Feature, Generation, Structured, TextAssets
+from pagoda_router.generation import EndReason, Generation, Structured, TextAssets
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 

@@ -8,7 +8,7 @@ Three kinds, in this order:
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -78,13 +78,20 @@ MISSPELLING_CUTOFF = 0.85
 LONGEST_NAME = 64
 
 
-def check_unknown_fields(fields: Mapping[str, msgspec.Raw], known: Iterable[str]) -> None:
+def check_unknown_fields(
+    fields: Mapping[str, msgspec.Raw],
+    known: Iterable[str],
+    *,
+    harmless: Container[str] = HARMLESS,
+    refused: Mapping[str, tuple[str, tuple[Any, ...]]] = REFUSED,
+) -> None:
+    """Raises BadRequest naming the first that is not to be had."""
     known = frozenset(known)
     for name, raw in fields.items():
-        if name in known or name in HARMLESS:
+        if name in known or name in harmless:
             continue
-        if name in REFUSED:
-            why, allowed = REFUSED[name]
+        if name in refused:
+            why, allowed = refused[name]
             if not _asks_for_nothing(_value(raw), allowed):
                 raise BadRequest(f"{name}: {why}", param=name)
         elif (meant := _misspelt(name, known)) is not None:
