@@ -106,7 +106,9 @@ def test_origins_are_read_as_browsers_write_them(text: str, origins: tuple[str, 
     assert parse_origins(text) == origins
 
 
-@pytest.mark.parametrize("text", ["chat.example", "https://a.example/path", "ftp://a", "*,https://a.example", "https://u@a.example", "null"])
+@pytest.mark.parametrize(
+    "text", ["chat.example", "https://a.example/path", "ftp://a", "*,https://a.example", "https://u@a.example", "null"]
+)
 def test_what_no_browser_sends_is_refused_at_the_start(text: str) -> None:
     with pytest.raises(ConfigError, match="PAGODA_CORS_ORIGINS"):
         parse_origins(text)

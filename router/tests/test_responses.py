@@ -67,7 +67,14 @@ def says(dispatcher: ScriptedDispatcher, tokenizer: Tokenizer, text: str, **scri
 def test_a_response(client: openai.OpenAI, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer) -> None:
     says(dispatcher, tokenizer, HELLO)
     raw = client.responses.with_raw_response.create(
-        model="tiny", input="hi", instructions="be brief", temperature=0.5, max_output_tokens=50, metadata={"run": "7"}, user="me", store=False
+        model="tiny",
+        input="hi",
+        instructions="be brief",
+        temperature=0.5,
+        max_output_tokens=50,
+        metadata={"run": "7"},
+        user="me",
+        store=False,
     )
     assert raw.headers["x-request-id"]
     response = raw.parse()
@@ -214,7 +221,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
     ({"tools": [TOOLS[0]], "tool_choice": {"type": "function", "name": "nope"}}, "tool_choice"),
     ({"tools": [TOOLS[0]], "tool_choice": {"type": "file_search"}}, "tool_choice"),
-    ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "x"}]}}, "tool_choice"),
+    (
+        {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "x"}]}},
+        "tool_choice",
+    ),
     ({"temperature": 9}, "temperature"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
@@ -277,7 +287,10 @@ def test_allowed_tools_and_forms_reach_the_chat() -> None:
     allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "sort"}]}
     asked = chat_of(ResponsesRequest(model="tiny", input="hi", tools=TOOLS, tool_choice=allowed))
     assert [tool.function.name for tool in asked.tools or []] == ["add", "sort"]
-    assert asked.tool_choice == {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"function": allowed["tools"][0]}]}}
+    assert asked.tool_choice == {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "required", "tools": [{"function": allowed["tools"][0]}]},
+    }
 
 
 def test_a_wrong_role_names_the_ones_there_are() -> None:

@@ -1,5 +1,6 @@
 """What each step computes, over a simulated device that notices every wrong, lost or shared block."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -151,7 +152,7 @@ def test_what_runs_alone_has_every_second_step_and_the_others_have_the_rest():
     bench.run()
     steps = [members_of(plan) for plan in bench.plans if not plan.empty]
     assert all(step in ({"a", "b"}, {"x"}) for step in steps)
-    assert all(one != other for one, other in zip(steps, steps[1:16], strict=False))
+    assert all(one != other for one, other in itertools.pairwise(steps[:16]))
     assert len(bench.output["x", 0]) == len(bench.output["a", 0]) == 9
 
 
@@ -162,7 +163,7 @@ def test_several_that_run_alone_take_turns_and_leave_every_second_step():
         bench.submit(name, prompt(5, 9), max_tokens=4, runs_alone=True)
     bench.run()
     steps = ["".join(sorted(members_of(plan))) for plan in bench.plans if not plan.empty]
-    assert all("a" in pair for pair in zip(steps, steps[1:], strict=False))
+    assert all("a" in pair for pair in itertools.pairwise(steps))
     assert [step for step in steps[: 2 * 9] if step != "a"] == ["x", "y", "z"] * 3
 
 

@@ -1,4 +1,7 @@
-"""What a worker may or may not be able to do, and what one request has turned off of it. Plain data; generation.py's halves both speak of it."""
+"""What a worker may or may not be able to do, and what one request has turned off of it.
+
+Plain data; generation.py's halves both speak of it.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -85,9 +85,9 @@ class Admission:
         )
 
     def admit(self, plan: StepPlan, now: float, budget: int, turn: Turn) -> Sequence | None:
-        """The first in waiting, when it is its turn, with all blocks of its present length, or without pages of any length it may reach; nobody overtakes it.
-        A spare block for every four running sequences keeps the newcomer from being preempted at once; one for each left a seventh of the
-        cache unused (docs/log.md)."""
+        """The first in waiting, when it is its turn, with all blocks of its present length, or without pages of any length it may reach;
+        nobody overtakes it. A spare block for every four running sequences keeps the newcomer from being preempted at once; one for each
+        left a seventh of the cache unused (docs/log.md)."""
         roster, policy = self._roster, self._limits.policy
         sequence = roster.first_waiting
         if sequence is None or sequence.pending or not roster.free_rows or not self._places or not turn.includes(sequence):

@@ -103,7 +103,7 @@ class Scheduler:
         preempted = preempted or lacking
         cap = self.limits.long_prefill_tokens if full else None
         budget = prefill_budget(self.limits.max_batch_tokens, len(plan.decodes), cap)
-        if turn.only is not None and cap is not None and len(self.running) > 1:
+        if turn.only is not None and cap is not None and len(self.running) > (turn.only.row >= 0):
             budget = min(budget, cap)  # alone in its step is not alone here: others wait for their next token meanwhile
         budget -= self._plan_prompts(plan, prompts, budget, admitting=full and not preempted and turn.only is None)
         self._admission.open_places(now)

@@ -1,4 +1,4 @@
-"""What every form of an answer is made of: whole choices, usage, logprobs, and the protocol that formats keep. Plain data and small pure functions.
+"""What every form of an answer is made of: whole choices, usage, logprobs, and the protocol that formats keep. Pure.
 
 formats.py and responses/ build on it; answers.py writes what they make.
 """

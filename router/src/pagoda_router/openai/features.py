@@ -114,7 +114,9 @@ def _switches(text: str) -> dict[str, str]:
         if name == "variant" and re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value) is None:
             raise BadRequest(f"{PARAM}: {value[:40]!r} is not a variant's name: the form is variant=NAME", param=PARAM)
         if name == "quantization" and re.fullmatch(r"[a-z0-9][-_.a-z0-9]{0,31}", value) is None:
-            raise BadRequest(f"{PARAM}: quantization is {value[:40]!r}: write none, int8, or what else the model's variants declare", param=PARAM)
+            raise BadRequest(
+                f"{PARAM}: quantization is {value[:40]!r}: write none, int8, or what else the model's variants declare", param=PARAM
+            )
         if name in ON_OR_OFF and value not in ("on", "off"):
             raise BadRequest(f"{PARAM}: {name} is {value[:40]!r}: write on or off", param=PARAM)
         found[name] = value

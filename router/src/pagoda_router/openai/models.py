@@ -22,9 +22,7 @@ def model_card(entry: CatalogEntry) -> dict[str, Any]:
 
 def _variants(entry: CatalogEntry) -> list[dict[str, Any]]:
     """What X-Pagoda-Features and X-Backend may name."""
-    return [
-        {"name": offer.variant, "backend": offer.backend, "quantization": offer.quantization or None} for offer in offers_of(entry)
-    ]
+    return [{"name": offer.variant, "backend": offer.backend, "quantization": offer.quantization or None} for offer in offers_of(entry)]
 
 
 def model_list_body(catalog: Catalog, key: ApiKey) -> bytes:

@@ -101,7 +101,9 @@ def _allowed(choice: dict[str, Any], names: frozenset[str]) -> tuple[str, frozen
     functions = [tool.get("function") if isinstance(tool, dict) else None for tool in tools]
     allowed = {str(function.get("name")) if isinstance(function, dict) else "" for function in functions}
     for name in sorted(allowed - names):
-        raise BadRequest(f"tool_choice allows {name[:60]!r}, which is not among tools: {', '.join(sorted(names))[:200]}", param="tool_choice")
+        raise BadRequest(
+            f"tool_choice allows {name[:60]!r}, which is not among tools: {', '.join(sorted(names))[:200]}", param="tool_choice"
+        )
     return mode, frozenset(allowed)
 
 

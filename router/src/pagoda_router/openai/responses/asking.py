@@ -40,7 +40,9 @@ def _response_format(request: ResponsesRequest) -> dict[str, Any] | None:
     if form is None or form.get("type") != "json_schema":
         return form
     if "schema" not in form:
-        raise BadRequest('text.format.schema is missing: send {"type": "json_schema", "name": …, "schema": {…}}', param="text.format.schema")
+        raise BadRequest(
+            'text.format.schema is missing: send {"type": "json_schema", "name": …, "schema": {…}}', param="text.format.schema"
+        )
     return {"type": "json_schema", "json_schema": {"name": form.get("name"), "schema": form["schema"]}}
 
 

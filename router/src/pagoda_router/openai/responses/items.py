@@ -91,9 +91,7 @@ class _Reader:
         if not all(isinstance(text, str) for text in texts):
             raise BadRequest(f"{param}.content is not a list of parts of type reasoning_text", param=f"{param}.content")
         if not texts and item.get("encrypted_content"):
-            raise BadRequest(
-                f"{param}.encrypted_content cannot be read here: leave the item out", param=f"{param}.encrypted_content"
-            )
+            raise BadRequest(f"{param}.encrypted_content cannot be read here: leave the item out", param=f"{param}.encrypted_content")
         self.end()
         self._turn = None
         self._thought = "".join(str(text) for text in texts) if texts else None
@@ -111,7 +109,9 @@ class _Reader:
     def _output(self, item: dict[str, Any], param: str) -> None:
         call_id = _string(item, "call_id", param)
         if call_id not in self._calls:
-            raise BadRequest(f"{param}.call_id: there is no call {call_id[:_SHOWN_CHARS]!r} before it: send that item too", param=f"{param}.call_id")
+            raise BadRequest(
+                f"{param}.call_id: there is no call {call_id[:_SHOWN_CHARS]!r} before it: send that item too", param=f"{param}.call_id"
+            )
         self._other(ChatMessage(role="tool", tool_call_id=call_id, content=_text_of(item.get("output"), f"{param}.output")))
 
 
