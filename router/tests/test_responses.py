@@ -7,17 +7,22 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted import Address, Caller, Script, ScriptedCatalog, ScriptedDispatcher, assets_of, served
 from tokenizers import Tokenizer
 
-from pagoda_router.errors import BadRequest, Overloaded
-from pagoda_router.generation import EndReason, TextAssets
+from pagoda_router.errors import BadRequest, Overloaded, UpstreamFailed
+from pagoda_router.generation import EndReason, TextAssets, Usage
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.keyring import Keyring
+from pagoda_router.openai.reply.pieces import CallDelta
 from pagoda_router.openai.responses.asking import chat_of
+from pagoda_router.openai.responses.form import ResponseFormat
 from pagoda_router.openai.responses.items import messages_of
 from pagoda_router.openai.responses.request import RESPONSES_REFUSED, ResponsesRequest, parse_responses
+from pagoda_router.openai.sequence import Delta
 
 HELLO = "hello world 🎉"
 THOUGHT = "<think>so</think>"
@@ -197,6 +202,66 @@ def test_errors_before_the_first_token_have_their_status(client: openai.OpenAI, 
         client.responses.retrieve("resp_1")
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").responses.create(model="tiny", input="hi")
+
+
+class Told:
+    """What a format asks of a progress and of a job."""
+
+    usage = Usage(3, 0, 5)
+    answer_id = "resp_1"
+    created = 1
+    text = None
+
+
+@st.composite
+def replies(draw: st.DrawFn) -> list[Delta]:
+    """Deltas as a choice gives them: thinking first, then text and calls in any order, cut anywhere."""
+    text = st.text(alphabet="ab 🎉", min_size=1, max_size=5)
+    deltas = [Delta(0, reasoning=draw(text)) for _ in range(draw(st.integers(0, 2)))]
+    calls = 0
+    for _ in range(draw(st.integers(0, 5))):
+        if draw(st.booleans()):
+            deltas.append(Delta(0, text=draw(text)))
+        else:
+            opened = CallDelta(calls, draw(st.sampled_from(["", "{"])), f"call_{calls}", "add")
+            more = [CallDelta(calls, draw(text)) for _ in range(draw(st.integers(0, 2)))]
+            calls += 1
+            deltas += [Delta(0, calls=[opened]), *(Delta(0, calls=[part]) for part in more)]
+    return [*deltas, Delta(0, finish_reason=draw(st.sampled_from(["stop", "length", "tool_calls"])))]
+
+
+@given(replies(), st.booleans())
+def test_every_stream_opens_fills_and_closes_each_item_once(deltas: list[Delta], breaks: bool) -> None:
+    form = ResponseFormat(Told(), ResponsesRequest(model="tiny", input="hi"))  # type: ignore[arg-type]
+    wire = form.opening() + b"".join(form.chunk(delta, None) for delta in (deltas[:-1] if breaks else deltas))
+    wire += form.failed(UpstreamFailed("gone")) if breaks else form.closing(Told(), None)  # type: ignore[arg-type]
+    events = [json.loads(block.partition("\ndata: ")[2]) for block in wire.decode().strip().split("\n\n")]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    opened: dict[int, dict[str, Any]] = {}
+    filled: dict[int, str] = {}
+    done: list[dict[str, Any]] = []
+    for event in events:
+        match event["type"].removeprefix("response."):
+            case "output_item.added":
+                assert event["output_index"] == len(opened) == len(done), "one at a time, in order"
+                opened[event["output_index"]] = event["item"]
+            case "output_text.delta" | "reasoning_text.delta" | "function_call_arguments.delta":
+                assert event["item_id"] == opened[event["output_index"]]["id"]
+                filled[event["output_index"]] = filled.get(event["output_index"], "") + event["delta"]
+            case "output_text.done" | "reasoning_text.done":
+                assert event["text"] == filled.get(event["output_index"], "")
+            case "function_call_arguments.done":
+                assert event["arguments"] == filled.get(event["output_index"], "")
+            case "output_item.done":
+                done.append(event["item"])
+    last = events[-1]
+    assert last["response"]["output"] == done
+    assert len(opened) == len(done)
+    if breaks:
+        assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
+    else:
+        assert last["type"] == ("response.incomplete" if deltas[-1].finish_reason == "length" else "response.completed")
+        assert done, "an empty answer is an empty message"
 
 
 # ---------------------------------------------------------------- what is asked

@@ -21,14 +21,25 @@ from pagoda_router.http.asgi import JSON_TYPE, Exchange
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai import checks
 from pagoda_router.openai.call import Call
+from pagoda_router.openai.fields import NOTHING, REFUSED, check_unknown_fields
 from pagoda_router.openai.offers import choose_own, require_switches
 from pagoda_router.openai.prepare import SALT_BYTES
-from pagoda_router.openai.schemas import EmbeddingRequest, parse_request
+from pagoda_router.openai.schemas import EmbeddingRequest, decode_body
 from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_or_ids
 from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.tracing.document import document
 
 ENCODINGS = ("float", "base64")
+_LENGTH = "vectors have length 1: leave it out"
+EMBEDDING_REFUSED = {
+    **REFUSED,
+    # vLLM's, as in fields.py: why and what to do, values that ask for nothing
+    "messages": ("send text in input", NOTHING),
+    "normalize": (_LENGTH, (None, True)),
+    "use_activation": (_LENGTH, (None, True)),
+    "embed_dtype": ("vectors are float32: leave it out", (None, "float32")),
+    "endianness": ("base64 is little-endian: leave it out", (None, "native", "little")),
+}
 
 
 class Embeddings:
@@ -44,7 +55,8 @@ class Embeddings:
         self._rng = Random()
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
-        request = parse_request(call.body, EmbeddingRequest)
+        request, fields = decode_body(call.body, EmbeddingRequest)
+        check_unknown_fields(fields, EmbeddingRequest.__struct_fields__, refused=EMBEDDING_REFUSED)
         call.key.require_model(request.model)
         entry = self._catalog.get(request.model)
         outcome = call.outcome

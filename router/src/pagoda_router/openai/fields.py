@@ -30,6 +30,9 @@ _BEAM = "beam search is not supported: use temperature, top_p and n"
 _IDS = "use return_token_ids or logprobs"
 _NOT_RETURNED = "that is not returned: leave it out"
 _TEMPLATE = "the model's own template is used: leave it out"
+_VARIABLE = "it is a variable of some chat templates: send it in chat_template_kwargs"
+_FORM = "use structured_outputs, or response_format"
+_SAMPLER = "this sampler is not supported: use top_p, top_k or min_p"
 
 NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 """Values by which a client says that it does not ask."""
@@ -71,6 +74,20 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "mm_processor_kwargs": (_TEXT_ONLY, NOTHING),
     "ec_transfer_params": (_TEXT_ONLY, NOTHING),
     "repetition_detection": ("use repetition_penalty", NOTHING),
+    # What other servers call it. Accepted as unheard of, it would change the answer there and not here.
+    "max_new_tokens": ("use max_tokens", (None,)),
+    "min_new_tokens": ("use min_tokens", (None, 0)),
+    "do_sample": ("use temperature 0 for the most likely tokens", (None, True)),
+    "num_beams": (_BEAM, (None, 1)),
+    "typical_p": (_SAMPLER, (None, 1, 1.0)),
+    "top_a": (_SAMPLER, (None, 0, 0.0)),
+    "mirostat": (_SAMPLER, (None, 0)),
+    "enable_thinking": (_VARIABLE, (None,)),
+    "thinking": (_VARIABLE, (None,)),
+    "regex": (_FORM, NOTHING),
+    "ebnf": (_FORM, NOTHING),
+    "grammar": (_FORM, NOTHING),
+    "json_schema": (_FORM, NOTHING),
 }
 
 MISSPELLING_CUTOFF = 0.85
