@@ -26,6 +26,8 @@ class Settings:
     """How long routers, after that, and workers finish what they have."""
     otlp_endpoint: str | None = None
     """Where routers send traces, by OTLP over HTTP. None: nowhere."""
+    cors_origins: tuple[str, ...] = ()
+    """Whose pages may call routers from a browser."""
     host_paths: bool = False
     """Allow file:// sources, and mount them from the node. Off: such a model is refused with HostPathForbidden."""
     master_key: bytes | None = field(default=None, repr=False)

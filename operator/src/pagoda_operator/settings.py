@@ -52,6 +52,8 @@ class OperatorSettings:
     """How long routers, after that, and workers finish what they have."""
     otlp_endpoint: str | None = None
     """Where routers send traces: the collector's base URL, for OTLP over HTTP. None: nowhere."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call routers from a browser; routers judge them."""
     host_paths: bool = False
     """Allow file:// sources, which mount a folder of the node."""
     metrics_namespaces: tuple[str, ...] = ()
@@ -92,6 +94,7 @@ class OperatorSettings:
             linger_s=self.linger_s,
             drain_s=self.drain_s,
             otlp_endpoint=self.otlp_endpoint,
+            cors_origins=self.cors_origins,
             host_paths=self.host_paths,
             master_key=self.master_key,
             monitoring=monitoring,
@@ -121,6 +124,7 @@ def parse_settings(environment: Mapping[str, str]) -> OperatorSettings:
         linger_s=_whole(values, "linger_s", 5, least=0, most=3600),
         drain_s=_whole(values, "drain_s", 120, least=0, most=86_400),
         otlp_endpoint=_url(values, "otlp_endpoint"),
+        cors_origins=_names(values, "cors_origins"),
         host_paths=_boolean(values, "host_paths"),
         metrics_namespaces=_names(values, "metrics_namespaces"),
         api_server_cidrs=_names(values, "api_server_cidrs"),

@@ -198,6 +198,7 @@ class Fleet:
             state=self._state(model) if reason else ModelState.READY,
             variants=tuple(name for name, _ in model.variants),
             backends=model.backends,
+            quantizations=model.quantizations,
             weights=tuple(weight for _, weight in model.variants),
         )
 

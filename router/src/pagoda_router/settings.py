@@ -10,6 +10,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from pagoda_router.errors import ConfigError
+from pagoda_router.http.cors import parse_origins
 
 TOLERATED = frozenset({"PAGODA_HOME", "PAGODA_RUN_ID", "PAGODA_REQUIRE_ALL", "PAGODA_KUBE_BIN", "PAGODA_LOG_LEVEL", "PAGODA_POD_NAME"})
 """Set by supervisors and CI for every process; the last two are read here."""
@@ -44,6 +45,8 @@ class RouterSettings:
     """An admin key that is in no database: with it, keys are needed. None: open on loopback, and keys only say whose a request is."""
     database: Path | None = None
     """SQLite file of keys. None: see key_file."""
+    cors_origins: tuple[str, ...] = ()
+    """Whose pages may call /v1 from a browser: origins such as https://chat.example.org with commas between, or *. None by default."""
     max_body_bytes: int = 10 * 2**20
     max_queue_tokens: int = 200_000
     """Prompt + predicted output of what may wait for one model; about a minute of a small GPU's work. A manifest's
@@ -121,6 +124,7 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         cache_dir=_path(values, "cache_dir", "a writable folder for tokenizers and chat templates"),
         api_key=values.get("api_key") or None,
         database=Path(values["database"]) if values.get("database") else None,
+        cors_origins=parse_origins(values.get("cors_origins", "")),
         max_body_bytes=_whole(values, "max_body_bytes", 10 * 2**20, least=1024),
         max_queue_tokens=_whole(values, "max_queue_tokens", 200_000, least=0),
         queue_timeout_s=_seconds(values, "queue_timeout_s", 60.0),

@@ -13,7 +13,7 @@ from typing import Any
 from pagoda_router.generation import ModelName, ServedName
 from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo
 from pagoda_router.placement.scores import POLICY, PolicyName
-from pagoda_router.relays import BACKENDS, OWN_BACKEND, backends_of
+from pagoda_router.relays import BACKENDS, OWN_BACKEND, backends_of, quantizations_of
 
 MODEL_LABEL = "pagoda.dev/model"
 VARIANT_LABEL = "pagoda.dev/variant"
@@ -64,6 +64,8 @@ class ModelObject:
     """Names and weights."""
     backends: tuple[str, ...] = ()
     """Of the variants, in their order; empty: all have our own workers."""
+    quantizations: tuple[str, ...] = ()
+    """The same, as declared; empty: none is."""
     not_ready_reason: str = ""
     """Message of the first false condition in status."""
     hopeless: str = ""
@@ -217,6 +219,7 @@ def _model(item: Any, complaints: list[str]) -> ModelObject:
         policy=_policy(routing.get("policy"), complaints),
         variants=variants,
         backends=backends_of(spec),
+        quantizations=quantizations_of(spec),
         slo=read_slo(spec, complaints),
         prices=tuple(read_prices(spec, [variant for variant, _ in variants], complaints).items()),
         not_ready_reason=_first_false_condition(conditions),
