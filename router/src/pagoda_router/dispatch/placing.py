@@ -125,7 +125,6 @@ class Placer:
                 self._full.add(line)
             return False
         stream, waiting.service_tokens = found
-        request.served_variant = waiting.group
         request.place.set_result(stream)
         return True
 
@@ -172,6 +171,7 @@ class Placer:
             generation = replace(generation, priority=priority)
         stream = link.submit(generation, cost, found.reserved_tokens, chain)
         self._chooser.placed(choice, generation, stream.times, now_s)
+        request.served_variant = group
         request.note_attempt(found, now_s, stream.times)
         self._metrics.placed(request.model, request.request_class, now_s - request.arrived_s, found)
         return stream, cost.service_tokens

@@ -61,7 +61,8 @@ class WithFallback:
     def other(self, call: Call) -> CatalogEntry | None:
         """Who answers in its place: something that can, that its key may ask for; None: nobody, or the answer has begun."""
         outcome = call.outcome
-        insists = call.wishes.variant is not None or call.wishes.backend is not None
+        wishes = call.wishes
+        insists = not (wishes.variant is wishes.backend is wishes.quantization is None)
         if outcome.served_name is None or outcome.ttft_s is not None or insists:
             return None
         try:
