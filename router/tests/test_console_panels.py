@@ -43,12 +43,20 @@ def trace(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def used(hour: int, name: str) -> dict[str, Any]:
+    return {
+        "start": f"2026-11-26T0{hour}:00:00Z", "key": "key-1", "name": name, "tenant": "blue", "model": "tiny", "requests": 1,
+        "prompt_tokens": 1000, "cached_tokens": 16, "completion_tokens": 200, "cost_usd": 0.00125,
+    }  # fmt: skip
+
+
 @pytest.fixture
 def documents() -> Documents:
     """By path below /admin/v1/: what the server tells. A test may change it while the page looks."""
     return {
         "fleet": {"models": {}, "workers": [worker(number) for number in range(MANY)]},
         "traces": {"traces": [trace(number) for number in range(MANY)]},
+        "usage": {"object": "list", "by": "hour", "data": [used(1, "ci"), used(3, "")], "total": used(0, "") | {"requests": 2}},
     }
 
 
@@ -132,6 +140,20 @@ def test_a_panel_that_is_left_asks_no_more(page: Page, url: str, asked: list[str
     with page.expect_response("**/admin/v1/traces?*"):
         page.clock.run_for(60_000)
     assert asked.count("fleet") == before
+
+
+def test_usage_is_shown_with_its_sums_hour_by_hour_and_saved_as_csv(page: Page, url: str, asked: list[str]) -> None:
+    page.goto(f"{url}#usage")
+    expect(rows(page, "usage-table").locator("td:nth-child(-n+2)")).to_have_text(["2026-11-26 03:00", "key-1", "2026-11-26 01:00", "ci"])
+    expect(page.locator("#usage-tiles dd")).to_have_text(["2", "1000", "16", "200", "$0.0013"])
+    chart = page.get_by_role("img", name="Tokens from 2026-11-26 01:00 to 2026-11-26 03:00, at most 1200")
+    expect(chart.locator("rect")).to_have_count(3)
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Download CSV").click()
+    assert saved.value.suggested_filename == "pagoda-usage.csv"
+    with page.expect_request("**/admin/v1/usage?*by=day*"):
+        page.locator("#usage-by").select_option("day")
+        page.get_by_role("button", name="Show").click()
 
 
 def test_panels_are_reached_by_keyboard_and_by_the_back_button(page: Page, url: str) -> None:
@@ -260,11 +282,6 @@ def test_figures_are_short_and_have_units(computed: Computed) -> None:
     ]
 
 
-def test_csv_is_quoted_and_starts_no_formula(computed: Computed) -> None:
-    text = computed("""figures.csv(['a', 'b'], [['x, "y"', -1], ['=HYPERLINK("z")', null], ['-2', 'two\\nlines']])""")
-    assert text == 'a,b\r\n"x, ""y""",-1\r\n"\'=HYPERLINK(""z"")",\r\n\'-2,"two\nlines"\r\n'
-
-
 def test_defaults_are_not_asked_for_but_the_prefix_cache_always_is(computed: Computed) -> None:
     rows = [
         ({}, {"x-pagoda-features": "prefix-cache=on"}),
@@ -311,7 +328,8 @@ def test_a_form_becomes_a_key_with_no_more_than_was_filled_in(computed: Computed
 
 
 def test_hours_without_use_are_bars_of_nothing(computed: Computed) -> None:
-    rows = "[[3600, 5], [3600, 1], [10800, 2]].map(([start, tokens]) => ({start, prompt_tokens: tokens, completion_tokens: 1}))"
+    used = "[['01', 5], ['01', 1], ['03', 2]]"
+    rows = f"{used}.map(([hour, n]) => ({{start: `1970-01-01T${{hour}}:00:00Z`, prompt_tokens: n, completion_tokens: 1}}))"
     assert computed(f"usage.barsOf({rows}, 3600)") == [
         {"start": 3600, "tokens": 8}, {"start": 7200, "tokens": 0}, {"start": 10800, "tokens": 3},
     ]  # fmt: skip

@@ -5,7 +5,8 @@ import { count, milliseconds } from "/console/figures.js";
 import { complete, newAnswer, ServerError } from "/console/server.js";
 import { appliedOf, canTrace, headersOf, partsAt, summary, TOGGLES, togglesOf } from "/console/toggles.js";
 
-const RESULTS = ["TTFT", "TPOT", "Longest gap", "Tokens/s", "Total", "Cached", "Text", "What the server says"];
+const FIGURES = ["TTFT", "TPOT", "Longest gap", "Tokens/s", "Total", "Cached"];
+const RESULTS = [...FIGURES, "Text", "What the server says"];
 const FIRST_ROWS = [{}, { "prefix-cache": "off" }];
 
 export function comparePanel(section, models) {
@@ -23,7 +24,7 @@ export function comparePanel(section, models) {
       row.selects.set(name, select);
       row.element.append(make("td", {}, select));
     }
-    row.results = RESULTS.map((_, at) => row.element.appendChild(make("td", { className: at < 6 ? "figure" : "said" })));
+    row.results = RESULTS.map((_, at) => row.element.appendChild(make("td", { className: at < FIGURES.length ? "figure" : "said" })));
     const remove = make("button", { type: "button", className: "link", textContent: "Remove", onclick: () => removeRow(row) });
     row.element.append(make("td", {}, remove));
     rows.push(row);
@@ -57,8 +58,11 @@ export function comparePanel(section, models) {
           select.value = select.dataset.wanted;
           delete select.dataset.wanted;
         }
-        select.disabled = values.length < 2;
       }
+      // What there is no choice of is no column.
+      const named = values.filter((value) => value);
+      const at = 2 + TOGGLES.findIndex((toggle) => toggle.name === name);
+      for (const cell of element("compare-table").querySelectorAll(`tr > :nth-child(${at})`)) cell.hidden = named.length < 2;
     }
   }
 
@@ -154,7 +158,7 @@ export function comparePanel(section, models) {
   }
 
   const heads = ["Row", ...TOGGLES.map(({ label }) => label), ...RESULTS, ""];
-  element("compare-heads").append(...heads.map((text) => make("th", { scope: "col", textContent: text })));
+  element("compare-heads").append(...heads.map((text) => make("th", { scope: "col", className: FIGURES.includes(text) ? "figure" : "", textContent: text })));
   FIRST_ROWS.forEach(addRow);
   element("compare-add").addEventListener("click", () => addRow());
   element("compare-form").addEventListener("submit", (event) => {

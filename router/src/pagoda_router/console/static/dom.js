@@ -86,7 +86,7 @@ export class Table {
 
 /** A bar from 0 to 1 with its figure beside it. */
 export function drawBar(cell, share, said) {
-  if (!cell.firstElementChild) cell.append(make("span", { className: "bar" }, make("i")), make("span", { className: "said" }));
+  if (!cell.firstElementChild) cell.append(make("span", { className: "bar" }, make("i")), make("span", { className: "beside" }));
   const [bar, text] = cell.children;
   bar.firstElementChild.style.width = `${Math.round(100 * Math.min(1, Math.max(0, share)))}%`;
   bar.classList.toggle("full", share >= 0.9);

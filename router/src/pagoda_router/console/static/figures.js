@@ -40,13 +40,3 @@ export function median(numbers) {
   if (!sorted.length) return null;
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
-
-/** RFC 4180. A text that a spreadsheet would take for a formula gets an apostrophe before it. */
-export function csv(heads, rows) {
-  const cell = (value) => {
-    let text = value === null || value === undefined ? "" : String(value);
-    if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
-    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  };
-  return [heads, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
-}

@@ -12,7 +12,7 @@ const CLASSES = [
   { head: "Tokens", kind: "figure", text: ({ tokens }) => count(tokens) },
   { head: "Oldest", kind: "figure", text: ({ requests, oldestS }) => (requests ? age(oldestS) : "–") },
   { head: "Drains tokens/s", kind: "figure", text: ({ drainTokensPerS: rate }) => (rate ? count(rate) : "–") },
-  { head: "A newcomer waits", kind: "figure", text: ({ waitS }) => (waitS === null ? "not known" : milliseconds(1000 * waitS)) },
+  { head: "A newcomer waits", kind: "figure", text: ({ waitS }) => (waitS === null ? "not known" : waitS ? milliseconds(1000 * waitS) : "not at all") },
 ];
 const TENANTS = [
   { head: "Tenant", text: ({ tenant }) => tenant || "(none)" },

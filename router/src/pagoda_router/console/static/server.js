@@ -47,6 +47,16 @@ export async function ask(path, { method = "GET", body, signal } = {}) {
   return response.json();
 }
 
+/** As a file of this name, to wherever the browser puts them. Raises ServerError. */
+export async function download(path, name) {
+  const response = await send(path, { headers: headers() });
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await response.blob());
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

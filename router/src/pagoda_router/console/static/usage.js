@@ -1,20 +1,22 @@
-// Usage: what each key used of each model, by hour or day, with its cost; sums, a chart, and the same as CSV.
+// Usage: what each key used of each model, by hour or day, with its cost; sums, a chart, and the server's CSV.
 
 import { element, errorLine, make, Table } from "/console/dom.js";
-import { count, csv, day, sum } from "/console/figures.js";
-import { ask } from "/console/server.js";
+import { count, day } from "/console/figures.js";
+import { ask, download } from "/console/server.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const DAY_S = 86_400;
-const FIELDS = ["start", "key_id", "key", "tenant", "model", "requests", "prompt_tokens", "cached_tokens", "completion_tokens", "usd"];
+const STEP_S = { hour: 3600, day: DAY_S, total: 0 };
 
-const tokensOf = (row) => row.prompt_tokens + row.completion_tokens;
-export const usd = (amount) => `$${amount.toFixed(amount && amount < 1 ? 4 : 2)}`;
+const unixS = (text) => Date.parse(text) / 1000;
+const usd = (amount) => `$${amount.toFixed(amount && amount < 1 ? 4 : 2)}`;
 
 /** Tokens by start, in order; starts without use between the first and the last are 0. Pure. */
 export function barsOf(rows, stepS) {
   const tokens = new Map();
-  for (const row of rows) tokens.set(row.start, (tokens.get(row.start) ?? 0) + tokensOf(row));
+  for (const { start, prompt_tokens: prompt, completion_tokens: output } of rows) {
+    tokens.set(unixS(start), (tokens.get(unixS(start)) ?? 0) + prompt + output);
+  }
   if (!tokens.size || !stepS) return [];
   const starts = [...tokens.keys()];
   const bars = [];
@@ -23,51 +25,55 @@ export function barsOf(rows, stepS) {
 }
 
 const COLUMNS = [
-  { head: "From", text: ({ start }) => (start ? day(start) : "–") },
-  { head: "Key", text: ({ key }) => key, tip: ({ key_id: id }) => id },
+  { head: "From", text: ({ start }) => day(unixS(start)) },
+  { head: "Key", text: ({ key, name }) => name || key, tip: ({ key }) => key },
   { head: "Tenant", text: ({ tenant }) => tenant },
   { head: "Model", text: ({ model }) => model },
   { head: "Requests", kind: "figure", text: ({ requests }) => count(requests) },
   { head: "Prompt", kind: "figure", text: ({ prompt_tokens: tokens }) => count(tokens) },
   { head: "of it cached", kind: "figure", text: ({ cached_tokens: tokens }) => count(tokens) },
   { head: "Output", kind: "figure", text: ({ completion_tokens: tokens }) => count(tokens) },
-  { head: "Cost", kind: "figure", text: (row) => usd(row.usd) },
+  { head: "Cost", kind: "figure", text: (row) => usd(row.cost_usd) },
 ];
 
 export function usagePanel(section) {
   const showError = errorLine(section);
   const table = new Table(element("usage-table"), COLUMNS);
-  let rows = [];
+
+  function question() {
+    const query = new URLSearchParams({ by: element("usage-by").value });
+    const [from, until] = [element("usage-from").value, element("usage-until").value];
+    if (from) query.set("from", from);
+    if (until) query.set("until", String(unixS(`${until}T00:00:00Z`) + DAY_S)); // that day is meant too
+    return query;
+  }
 
   async function load() {
-    const unixS = (id) => Date.parse(`${element(id).value}T00:00:00Z`) / 1000;
-    const by = element("usage-by").value;
-    const query = new URLSearchParams({ by });
-    if (element("usage-from").value) query.set("from", String(unixS("usage-from")));
-    if (element("usage-until").value) query.set("until", String(unixS("usage-until") + DAY_S)); // that day is meant too
     try {
-      const [{ data }, names] = await Promise.all([ask(`/admin/v1/usage?${query}`), keyNames()]);
-      rows = data.map((row) => ({ ...row, key: names.get(row.key_id) ?? row.key_id }));
+      const { by, data, total } = await ask(`/admin/v1/usage?${question()}`);
       showError("");
-      show({ hour: 3600, day: DAY_S, total: 0 }[by]);
+      show(data, total, STEP_S[by]);
     } catch (error) {
       showError(error.message);
     }
   }
 
-  async function keyNames() {
-    const { data } = await ask("/admin/v1/keys");
-    return new Map(data.map(({ id, name }) => [id, name]));
+  async function save() {
+    try {
+      await download(`/admin/v1/usage?${question()}&format=csv`, "pagoda-usage.csv");
+      showError("");
+    } catch (error) {
+      showError(error.message);
+    }
   }
 
-  function show(stepS) {
-    table.show([...rows].reverse(), ({ start, key_id: key, model }) => `${start} ${key} ${model}`);
+  function show(rows, total, stepS) {
+    table.show([...rows].reverse(), ({ start, key, model }) => `${start} ${key} ${model}`);
     element("usage-none").hidden = rows.length > 0;
     element("usage-csv").disabled = rows.length === 0;
-    const of = (field) => sum(rows.map((row) => row[field]));
     const tiles = [
-      ["Requests", count(of("requests"))], ["Prompt tokens", count(of("prompt_tokens"))], ["Cached tokens", count(of("cached_tokens"))],
-      ["Output tokens", count(of("completion_tokens"))], ["Cost", usd(of("usd"))],
+      ["Requests", count(total.requests)], ["Prompt tokens", count(total.prompt_tokens)], ["Cached tokens", count(total.cached_tokens)],
+      ["Output tokens", count(total.completion_tokens)], ["Cost", usd(total.cost_usd)],
     ];
     element("usage-tiles").replaceChildren(
       ...tiles.map(([name, said]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: said }))),
@@ -93,18 +99,11 @@ export function usagePanel(section) {
     place.append(chart);
   }
 
-  function download() {
-    const text = csv(FIELDS, rows.map((row) => FIELDS.map((field) => (field === "start" ? day(row.start) : row[field]))));
-    const link = make("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: "pagoda-usage.csv" });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-  }
-
   element("usage-form").addEventListener("submit", (event) => {
     event.preventDefault();
     load();
   });
-  element("usage-csv").addEventListener("click", download);
+  element("usage-csv").addEventListener("click", save);
   const daysAgo = (days) => new Date(Date.now() - 1000 * DAY_S * days).toISOString().slice(0, 10);
   element("usage-from").value = daysAgo(6);
   element("usage-until").value = daysAgo(0);
