@@ -34,8 +34,9 @@ def rows(page: Page, table: str) -> Locator:
     return page.locator(f"#{table} tbody tr")
 
 
-def asked(client: openai.OpenAI, request_id: str) -> None:
-    client.completions.create(model="tiny", prompt="1 2 3", max_tokens=8, extra_headers={"X-Request-Id": request_id})
+def asked(client: openai.OpenAI, request_id: str) -> str:
+    """The answer's id."""
+    return client.completions.create(model="tiny", prompt="1 2 3", max_tokens=8, extra_headers={"X-Request-Id": request_id}).id
 
 
 def test_a_question_in_the_chat_leads_to_its_trace(page: Page, stack: LocalStack) -> None:
@@ -91,9 +92,9 @@ def test_the_queue_shows_promises_classes_and_lanes(page: Page, stack: LocalStac
 
 
 def test_a_decision_shows_its_candidates_and_leads_to_the_trace(page: Page, stack: LocalStack, client: openai.OpenAI) -> None:
-    asked(client, "decision-1")
+    answer_id = asked(client, "decision-1")
     page.goto(f"{stack.url}/#decisions")
-    row = rows(page, "decisions-table").filter(has_text="decision-1")
+    row = rows(page, "decisions-table").filter(has_text=answer_id)
     expect(row).to_contain_text("only worker")
     page.get_by_label("Replay by").select_option("round-robin")
     expect(page.locator("#regret")).to_contain_text("By round-robin")
@@ -118,7 +119,7 @@ def test_traces_are_filtered_by_status(page: Page, stack: LocalStack, client: op
 
 def test_a_key_is_made_shown_once_and_revoked(page: Page, stack: LocalStack) -> None:
     page.goto(f"{stack.url}/#keys")
-    page.get_by_text("New key").click()
+    page.get_by_text("New key", exact=True).click()
     page.get_by_label("Name", exact=True).and_(page.locator("#new-key input")).fill("browser")
     page.get_by_label("Tenant").fill("blue")
     page.get_by_label("Days until it expires").fill("2")
