@@ -29,6 +29,7 @@ from pagoda_router.dispatch.stalls import StageTimeouts
 from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import ModelName
+from pagoda_router.http.admin import admin_routes
 from pagoda_router.http.app import create_app
 from pagoda_router.http.internal import Probes, first_of, fleet_report, internal_app, routes
 from pagoda_router.http.listeners import Listeners, address, bind, closing_when
@@ -114,7 +115,7 @@ async def serve(
         observer=metrics,
         tracer=Tracer(ring, exporter, clock=time.monotonic, calendar=time.time),
         open_routes={path: probe_routes[path] for path in ("/health", "/ready")},
-        guarded_routes={"/metrics": probe_routes["/metrics"]},
+        guarded_routes={"/metrics": probe_routes["/metrics"], **admin_routes(fleet, dispatcher, ring, time.monotonic)},
     )
     inner = internal_app(
         probe_routes,

@@ -44,7 +44,7 @@ from pagoda_router.openai.prepare import Preparer
 from pagoda_router.openai.target import Targets
 from pagoda_router.openai.tokenize import Tokenizing
 from pagoda_router.text.chat import ChatTemplates
-from pagoda_router.tracing.phases import last_attempt, overhead_us
+from pagoda_router.tracing.phases import first_token_us, last_attempt, overhead_us
 from pagoda_router.tracing.record import RequestTrace
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer
@@ -245,6 +245,8 @@ class _Surface:
         outcome.overhead_s = None if added_us is None else added_us / 1e6
         attempt = last_attempt(trace)
         outcome.predicted_cached_tokens = 0 if attempt is None else attempt.predicted_cached_tokens
+        if attempt is not None and (came_us := first_token_us(attempt)) is not None:
+            outcome.first_token_s = attempt.predicted_ms / 1000, came_us / 1e6
         self._observer.request_finished(outcome)
         self._tracer.finish(trace)
 

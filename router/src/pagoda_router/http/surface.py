@@ -75,6 +75,8 @@ class RequestOutcome:
     """…and the code of its refusal."""
     predicted_cached_tokens: int = 0
     """Prompt tokens that placement expected in the worker's prefix cache."""
+    first_token_s: tuple[float, float] | None = None
+    """From its placement: predicted by the policy, and what came. None: there was no first token, or the worker did not tell."""
 
 
 class Observer(Protocol):
