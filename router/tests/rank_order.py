@@ -22,7 +22,8 @@ from pagoda_bench.sim.figures import percentile
 from pagoda_bench.sim.fleet import Simulation
 from pagoda_bench.sim.parameters import read_parameters
 from pagoda_bench.sim.requests import SimRequest
-from pagoda_bench.sim.worker import Sequence, SimWorker
+from pagoda_bench.sim.sequence import Sequence
+from pagoda_bench.sim.worker import SimWorker
 from pagoda_router.placement.scores import PolicyName
 from pagoda_router.wire import worker_pb2 as wire
 
