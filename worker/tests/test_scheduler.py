@@ -9,10 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from simulated_device import VOCAB, expected_output, next_token, simulated
 
 from pagoda_worker.errors import ContextTooLong, RequestRefused
-from pagoda_worker.plan import Sampled, StepPlan
-from pagoda_worker.policy import Speeds
 from pagoda_worker.request import FinishReason, Request, SequenceUpdate
-from pagoda_worker.residency import HostRoom
+from pagoda_worker.scheduling.plan import Sampled, StepPlan
+from pagoda_worker.scheduling.policy import Speeds
+from pagoda_worker.scheduling.residency import HostRoom
 
 COPIES = Speeds(prefill_tokens_per_s=1.0, copy_bytes_per_s=1e9)
 COMPUTES = Speeds(prefill_tokens_per_s=1e9, copy_bytes_per_s=1.0)

@@ -88,7 +88,7 @@ class Request:
 
     @property
     def constrained(self) -> bool:
-        """Some tokens are out of the question at each place of the output: the row has a bitmask (constraints.py)."""
+        """Some tokens are out of the question at each place of the output: the row has a bitmask (sampling/constraints.py)."""
         return self.structured is not None or bool(self.sampling.allowed_token_ids or self.sampling.bad_words)
 
 

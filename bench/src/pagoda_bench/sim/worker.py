@@ -4,7 +4,7 @@
        ▲                                                                                │
        └───────────────────── preempted: no block for the next token ◀─────────────────┘
 
-Plans a step as the engine's scheduler does (pagoda_worker/scheduler.py; a test holds the two rules against each other). Where nothing but
+Plans a step as the engine's scheduler does (its scheduling/; a test holds the two rules against each other). Where nothing but
 decoding happens, steps up to the first sequence's end are taken at once, and cut short when a request comes: same times, fewer events.
 """
 
