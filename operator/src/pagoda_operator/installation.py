@@ -20,6 +20,8 @@ class Settings:
     """Secrets of each namespace with models."""
     router_replicas: int = 1
     """0: the number is not ours to write, because an autoscaler of the cluster has it."""
+    router_settings: tuple[tuple[str, str], ...] = ()
+    """Of the routers' environment: variables and values beyond their defaults."""
     linger_s: int = 0
     """How long routers still take requests after SIGTERM, until all who lead clients to them have heard of it."""
     drain_s: int = 30

@@ -96,6 +96,7 @@ async def serve(
         decision_ring=settings.decision_ring,
         timeouts=StageTimeouts(settings.first_token_timeout_s, settings.next_token_timeout_s),
         retries=RetryShares(settings.retry_share, settings.replay_share),
+        hedge_factor=settings.hedge_factor,
     )
     registry.register(PlacementCollector(fleet, dispatcher.chooser))
     fleet.attach(dispatcher)

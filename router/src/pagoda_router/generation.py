@@ -278,12 +278,21 @@ class CatalogEntry:
     """Of the variants, in their order; empty: all have our own workers."""
     weights: tuple[int, ...] = ()
     """The same; empty: equal."""
+    fallback: ServedName | None = None
+    """Of the model that answers when this one cannot. None: none."""
+    fallback_after_s: float = 0.0
+    """How long a request waits for a worker of this one to come, when the other has one."""
 
 
 class Catalog(Protocol):
     @property
     def relays(self) -> bool:
         """Some model has a variant whose workers take text instead of tokens."""
+        ...
+
+    @property
+    def falls_back(self) -> bool:
+        """Some model names another that answers in its place."""
         ...
 
     def list(self) -> Sequence[CatalogEntry]: ...

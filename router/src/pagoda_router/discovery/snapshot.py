@@ -26,6 +26,7 @@ CANARY_LABEL = "pagoda.dev/canary"
 DEFAULT_VARIANTS = (("default", 100),)
 MAX_WAITING = 256
 WAKE_TIMEOUT_S = 300.0
+FALLBACK_AFTER_S = 10.0
 HOPELESS = frozenset(
     {
         *("SpecInvalid", "HostPathForbidden"),
@@ -58,6 +59,10 @@ class ModelObject:
     """Requests held while no worker can answer."""
     wake_timeout_s: float = WAKE_TIMEOUT_S
     """How long a request waits for a worker to come."""
+    fallback: ModelName | None = None
+    """The model that answers when this one cannot."""
+    fallback_after_s: float = FALLBACK_AFTER_S
+    """How long a request waits for a worker of this one before that."""
     policy: PolicyName = POLICY
     """By which its workers are chosen."""
     variants: tuple[tuple[str, int], ...] = DEFAULT_VARIANTS
@@ -214,6 +219,8 @@ def _model(item: Any, complaints: list[str]) -> ModelObject:
         max_queue_tokens=None if queue_tokens is None else int(queue_tokens),
         max_waiting=MAX_WAITING if max_waiting is None else int(max_waiting),
         wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
+        fallback=ModelName(str(routing["fallback"])) if routing.get("fallback") else None,
+        fallback_after_s=_duration_s(routing.get("fallbackAfter"), FALLBACK_AFTER_S),
         policy=_policy(routing.get("policy"), complaints),
         variants=variants,
         backends=backends_of(spec),

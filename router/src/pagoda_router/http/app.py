@@ -35,6 +35,7 @@ from pagoda_router.openai.answers import Completions
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.embeddings import Embeddings
 from pagoda_router.openai.errors import error_body, error_event, error_headers, retry_after_told_s
+from pagoda_router.openai.fallback import WithFallback, takes_fallback
 from pagoda_router.openai.features import class_of, deadline_s_of, wants_trace, wishes_of
 from pagoda_router.openai.models import model_body, model_list_body
 from pagoda_router.openai.prepare import Preparer
@@ -102,7 +103,8 @@ class _Surface:
         templates = ChatTemplates(
             timeout_s=settings.template_timeout_s, max_chars=settings.template_output_factor * settings.max_body_bytes
         )
-        self._completions = Completions(dispatcher, catalog, Preparer(targets, templates, settings), settings, tracer.clock)
+        completions = Completions(dispatcher, catalog, Preparer(targets, templates, settings), settings, tracer.clock)
+        self._completions = WithFallback(completions, catalog)
         self._embeddings = Embeddings(dispatcher, catalog, targets, settings, tracer.clock)
         tokenizing = Tokenizing(catalog, targets, templates, settings)
         self._conversions = {"/tokenize": tokenizing.tokenize, "/detokenize": tokenizing.detokenize}
@@ -177,6 +179,7 @@ class _Surface:
             limits = self._limits.take(key, self._tracer.clock())
             wishes, is_traced = wishes_of(scope["headers"]), wants_trace(scope["headers"])
             sender = Sender(key.tenant, class_of(scope["headers"], key.request_class), deadline_s_of(scope["headers"]))
+            may_fall_back = takes_fallback(scope["headers"])
             body = await self._body(scope, receive)
             trace.body_s = self._tracer.clock()
             call = Call(
@@ -187,6 +190,7 @@ class _Surface:
                 key=key,
                 wants_trace=is_traced,
                 wishes=wishes,
+                takes_fallback=may_fall_back,
                 sender=sender,
             )
             await self._answer(call, receive, send)

@@ -67,6 +67,10 @@ class RequestOutcome:
     """What the client was told, when it was turned away."""
     overhead_s: float | None = None
     """Added by the router before the worker had the request, waiting excluded. None: the worker did not tell."""
+    fell_back_from: str | None = None
+    """The model that was asked for and could not answer, when another one did…"""
+    fell_back_why: str = ""
+    """…and the code of its refusal."""
     predicted_cached_tokens: int = 0
     """Prompt tokens that placement expected in the worker's prefix cache."""
 

@@ -22,6 +22,8 @@ class Call:
     wants_trace: bool = False
     """In the answer."""
     wishes: Wishes = NO_WISHES
+    takes_fallback: bool = True
+    """Another model may answer when its own cannot."""
     sender: Sender = NOBODY
     variant: str | None = None
     """The one that the request must go to; known once its model is."""
