@@ -17,9 +17,8 @@ from pagoda_bench.sim.engine_profile import EngineProfile
 from pagoda_bench.sim.figures import percentile
 from pagoda_bench.sim.run import first_turns, played
 
-POLICIES = ("predicted", "prefix", "least-loaded", "round-robin")
-WORKLOADS = ("mixed", "shared-prefix", "burst")
-TINY_WORKLOADS = ("mixed", "shared-prefix")
+POLICIES = ("predicted", "least-loaded", "round-robin")
+WORKLOADS = ("mixed", "shared-prefix")
 SEED = 1
 APART = 1.25
 """Times as long at the 95th percentile: policies nearer to each other than that the simulator does not claim to tell apart."""
@@ -45,8 +44,8 @@ def paced(duration_s: float, folder: Path) -> Iterator[Row]:
 
 
 def tiny(duration_s: float, folder: Path) -> Iterator[Row]:
-    real: dict[str, TTFTS] = {name: {} for name in TINY_WORKLOADS}
-    rows: dict[str, list[Row]] = {name: [] for name in TINY_WORKLOADS}
+    real: dict[str, TTFTS] = {name: {} for name in WORKLOADS}
+    rows: dict[str, list[Row]] = {name: [] for name in WORKLOADS}
     users: dict[str, list[Conversation]] = {}
     profile: EngineProfile | None = None
     for policy in reversed(POLICIES):  # the first spreads requests evenly: what measuring needs
@@ -57,14 +56,14 @@ def tiny(duration_s: float, folder: Path) -> Iterator[Row]:
                      f"prompt token {1e6 * profile.prompt_token_s:.0f} µs")  # fmt: skip
                 users = {
                     name: first_turns(name, profile, tiny_workers.WORKERS, duration_s, SEED, shape=tiny_workers.shorter)
-                    for name in TINY_WORKLOADS
+                    for name in WORKLOADS
                 }
-            for name in TINY_WORKLOADS:
+            for name in WORKLOADS:
                 answers = asyncio.run(tiny_workers.ask(running, users[name]))
                 real[name][policy] = _ttfts(answers)
                 rows[name] += _told(f"{name} tiny", policy, answers)
     assert profile is not None
-    for name in TINY_WORKLOADS:
+    for name in WORKLOADS:
         yield from _compared(f"{name} tiny", rows[name], real[name], users[name], profile, tiny_workers.WORKERS)
 
 

@@ -8,6 +8,7 @@ from pagoda_bench.errors import SettingsError
 from pagoda_bench.results import Row, result_here, write
 from pagoda_bench.sim.engine_profile import profile_named
 from pagoda_bench.sim.fleet import Fault
+from pagoda_bench.sim.pages import write_page
 from pagoda_bench.sim.parameters import read_parameters
 from pagoda_bench.sim.plots import LOAD, draw
 from pagoda_bench.sim.report import WORKLOADS, document, rows_of
@@ -65,6 +66,7 @@ def study(
     print(document(result), f"wrote {output} {output.with_suffix('.md')}", sep="\n")
     if plots is not None:
         draw(result, plots)
+        write_page(result)
 
 
 def _cases(workloads: Sequence[str], workers: int, duration_s: float, profile: str) -> Iterator[tuple[str, list[Job]]]:
