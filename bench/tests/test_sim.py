@@ -13,6 +13,7 @@ from pagoda_bench.sim.demand import conversations
 from pagoda_bench.sim.engine_profile import H100_8B, profile_named
 from pagoda_bench.sim.figures import Slo, Window, fair_shares, figures, jain, percentile, service_of
 from pagoda_bench.sim.fleet import Fault, Simulation
+from pagoda_bench.sim.pages import PAGE, with_tables
 from pagoda_bench.sim.parameters import Lengths, Part, read_parameters
 from pagoda_bench.sim.report import AIMS, document, rows_of
 from pagoda_bench.sim.run import Job, Outcome, simulate

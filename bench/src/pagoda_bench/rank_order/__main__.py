@@ -1,4 +1,4 @@
-"""`python -m pagoda_bench.rank_order`: the simulator's order of policies beside that of a real router (ten minutes; bench/results/rank-order.json).
+"""`python -m pagoda_bench.rank_order`: the simulator's order of policies beside that of a real router (ten minutes).
 
 Real: router process, HTTP, gRPC sessions, time, and with tiny workers the engines too. Its tables are written into docs/routing.md.
 """
@@ -34,11 +34,11 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
     notes = [
-        f"paced: a real router process before {WORKERS} workers with real sessions whose steps take {PACE:g} times an H100's, by the "
-        "simulator's own model; asked over HTTP",
-        f"tiny: `pagoda up` with two builtin://tiny workers on this machine's cores, prompts and answers a {SHORTER}th as long; their speed "
-        "for the simulator is measured in the same run",
-        f"simulated_: the same users (seed {SEED}) and workers in `pagoda bench sim`'s model; pairs count where its p95 differ {APART:g}-fold",
+        f"paced: a real router process, asked over HTTP, before {WORKERS} workers with real sessions whose steps are the model's, in real time",
+        f"their steps take {PACE:g} times an H100's",
+        f"tiny: `pagoda up` with two builtin://tiny workers on this machine's cores, prompts and answers a {SHORTER}th as long",
+        "how fast the simulator's tiny workers are is measured in the same run",
+        f"simulated_: the same users (seed {SEED}) and workers in the simulator; pairs count where its p95 differ {APART:g}-fold",
     ]
     command = shlex.join(["python", "-m", "pagoda_bench.rank_order", *sys.argv[1:]])
     result = result_here(RANK_ORDER, rows, command=command, packages=PACKAGES, notes=notes)

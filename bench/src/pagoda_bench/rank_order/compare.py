@@ -77,9 +77,7 @@ def _compared(
     yield from rows
     for where, ttfts in (("", real), ("simulated_", simulated)):
         for policy, found in ttfts.items():
-            yield from (
-                _row(case, policy, f"{where}ttft_p{percent}_s", percentile(found, percent), "s") for percent in (50, 95) if found
-            )
+            yield from (_row(case, policy, f"{where}ttft_p{percent}_s", percentile(found, percent), "s") for percent in (50, 95) if found)
     in_order, pairs = agreement(
         {policy: percentile(found, 95) for policy, found in simulated.items()},
         {policy: percentile(found, 95) for policy, found in real.items() if found},

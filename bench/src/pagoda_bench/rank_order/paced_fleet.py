@@ -50,7 +50,7 @@ class PacedRun:
 
 async def run(users: Sequence[Conversation], policy: str, folder: Path, profile: EngineProfile = PROFILE) -> PacedRun:
     """Users' first turns. Raises BenchError when the router does not come up."""
-    workers = [PacedWorker(number, MODEL, profile, users) for number in range(WORKERS)]
+    workers = [PacedWorker(number, MODEL, profile, users) for number in range(WORKERS)]  # type: ignore[abstract]  # sleeps and the like are not asked
     asks = [Ask.completion(user.at_s, prompt_of(user), model=MODEL, max_tokens=MAX_TOKENS) for user in users]
     for worker in workers:
         await worker.start()

@@ -54,7 +54,7 @@ class PacedWorker(WorkerServicer):
 
     async def start(self) -> None:
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES)])
-        add_WorkerServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        add_WorkerServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
 
