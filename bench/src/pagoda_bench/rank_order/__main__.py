@@ -34,7 +34,7 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
     notes = [
-        f"paced: a real router process, asked over HTTP, before {WORKERS} workers with real sessions whose steps are the model's, in real time",
+        f"paced: a router process, asked over HTTP, before {WORKERS} workers with real sessions whose steps the model plays",
         f"their steps take {PACE:g} times an H100's",
         f"tiny: `pagoda up` with two builtin://tiny workers on this machine's cores, prompts and answers a {SHORTER}th as long",
         "how fast the simulator's tiny workers are is measured in the same run",

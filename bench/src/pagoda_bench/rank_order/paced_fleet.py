@@ -1,4 +1,4 @@
-"""A real router process over real gRPC sessions with paced workers, asked over HTTP in real time: everything but the engines is the product.
+"""A real router process over real gRPC sessions with paced workers, asked over HTTP in real time: all but the engines is the product.
 
 Called by compare.py.
 """
