@@ -179,7 +179,9 @@ def test_an_unknown_profile_is_refused_with_those_there_are():
         profile_named("b200")
 
 
-@pytest.mark.parametrize("file", [FOLDER / "sim.json", FOLDER / "rank-order.json"], ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [file for name in ("sim", "rank-order") for file in FOLDER.glob(f"{name}.json")], ids=lambda file: file.stem
+)
 def test_the_page_has_the_figures_of_the_result_file(file):
     text = PAGE.read_text()
     assert with_tables(text, read(file)) == text, "run its command: it writes docs/routing.md"
