@@ -220,6 +220,10 @@ class Dispatcher(Protocol):
 
     def generate(self, generation: Generation) -> AbstractAsyncContextManager[GenerationStream]: ...
 
+    def expected_output_tokens(self, generation: Generation) -> int:
+        """Of all its sequences together, as admission predicts them."""
+        ...
+
     async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         """Waits, as a request of about this cost does, until Catalog.text has an answer for the model. Raises what entering raises."""
         ...

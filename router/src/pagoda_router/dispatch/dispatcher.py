@@ -103,6 +103,9 @@ class FleetDispatcher:
         finally:
             demand.left(self._clock())
 
+    def expected_output_tokens(self, generation: Generation) -> int:
+        return generation.n * self._lane(generation.model).outputs.predict(generation)
+
     async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         self._fleet.model(model)
         demand = self._lane(model).demand

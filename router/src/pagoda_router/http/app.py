@@ -32,7 +32,6 @@ from pagoda_router.http.surface import Endpoint, Observer, RequestOutcome, Silen
 from pagoda_router.keys.admin import KEYS, KeyAdmin
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
-from pagoda_router.keys.limits import RequestLimits
 from pagoda_router.openai.answers import Completions
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.embeddings import Embeddings
@@ -48,6 +47,9 @@ from pagoda_router.tracing.phases import first_token_us, last_attempt, overhead_
 from pagoda_router.tracing.record import RequestTrace
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer
+from pagoda_router.usage.account import Account
+from pagoda_router.usage.admin import USAGE, UsageAdmin
+from pagoda_router.usage.ledger import UsageLedger
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ def create_app(
     catalog: Catalog,
     settings: SurfaceSettings,
     keyring: Keyring | None = None,
+    ledger: UsageLedger | None = None,
     observer: Observer | None = None,
     tracer: Tracer | None = None,
     open_routes: Mapping[str, ASGIApp] = NO_ROUTES,
@@ -76,11 +79,12 @@ def create_app(
     """`open_routes` ("/health": app) answer everyone, `guarded_routes` ("/metrics": app) only admin keys when keys are needed.
 
     Both match the exact path and get the scope unchanged. Everything under /v1 and `GET /` is ours.
-    Without a keyring no key is needed. Without a tracer no trace is kept.
+    Without a keyring no key is needed. Without a ledger usage is not kept. Without a tracer no trace is kept.
     """
     tracer = tracer or Tracer(TraceRing(0), None, clock=time.monotonic, calendar=time.time)
     keyring = keyring or Keyring(None, None, calendar=time.time)
-    return _Surface(dispatcher, catalog, settings, keyring, observer or SilentObserver(), tracer, open_routes, guarded_routes)
+    ledger = ledger or UsageLedger(None, None, lambda model: None, clock=time.monotonic, calendar=time.time)
+    return _Surface(dispatcher, catalog, settings, keyring, ledger, observer or SilentObserver(), tracer, open_routes, guarded_routes)
 
 
 class _Surface:
@@ -90,6 +94,7 @@ class _Surface:
         catalog: Catalog,
         settings: SurfaceSettings,
         keyring: Keyring,
+        ledger: UsageLedger,
         observer: Observer,
         tracer: Tracer,
         open_routes: Mapping[str, ASGIApp],
@@ -113,8 +118,9 @@ class _Surface:
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._console = Console()
         self._keyring = keyring
-        self._limits = RequestLimits()
+        self._ledger = ledger
         self._key_admin = KeyAdmin(keyring)
+        self._usage_admin = UsageAdmin(ledger, keyring)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -168,6 +174,11 @@ class _Surface:
             _check_json_type(scope)
             status, body = await self._key_admin.answer(scope["method"], path, await self._body(scope, receive))
             await answer(send, status, [JSON_TYPE, *common], body)
+        elif path == USAGE:
+            self._key_of(scope).require_admin(USAGE)
+            _check_method(scope, "GET")
+            content_type, body = await self._usage_admin.answer(scope.get("query_string", b""))
+            await answer(send, 200, [content_type, *common], body)
         elif (page := self._console.page(path)) is not None:
             _check_method(scope, "GET", "HEAD")
             await page.answer(scope, send, common[0])
@@ -181,13 +192,14 @@ class _Surface:
     async def _generation(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, common: Headers) -> None:
         outcome = RequestOutcome(endpoint=endpoint, request_id=common[0][1].decode())
         trace = self._tracer.begin(outcome, header(scope, b"traceparent"), header(scope, b"tracestate"))
-        trace_header = (b"x-trace-id", trace.context.trace_id.encode())
+        headers = [*common, (b"x-trace-id", trace.context.trace_id.encode())]
+        account: Account | None = None
         self._observer.request_started(endpoint)
         try:
             key = self._key_of(scope)
             _check_method(scope, "POST")
             _check_json_type(scope)
-            limits = self._limits.take(key, self._tracer.clock())
+            account = self._ledger.open(key, outcome, headers)
             wishes, is_traced = wishes_of(scope["headers"]), wants_trace(scope["headers"])
             sender = Sender(key.tenant, class_of(scope["headers"], key.request_class), deadline_s_of(scope["headers"]))
             may_fall_back = takes_fallback(scope["headers"])
@@ -195,9 +207,10 @@ class _Surface:
             trace.body_s = self._tracer.clock()
             call = Call(
                 body=body,
-                headers=[*common, trace_header, *limits],
+                headers=headers,
                 trace=trace,
                 outcome=outcome,
+                account=account,
                 key=key,
                 wants_trace=is_traced,
                 wishes=wishes,
@@ -210,13 +223,14 @@ class _Surface:
             raise
         except RouterError as error:
             outcome.status, outcome.error_code = error.status, error.code
-            headers = error_headers(error)
             outcome.retry_after_s = retry_after_told_s(error) if error.status in (429, 503) else None
-            await answer(send, error.status, [*headers, *common, trace_header], error_body(error))
+            await answer(send, error.status, [*error_headers(error), *headers], error_body(error))
         except Exception:
             outcome.status, outcome.error_code = 500, "internal_error"
             raise
         finally:
+            if account is not None:
+                account.close()
             self._finish(trace, outcome)
 
     async def _answer(self, call: Call, receive: Receive, send: Send) -> None:

@@ -119,6 +119,8 @@ class Completions:
             writer = _StreamWriter(job, output_format, progress, exchange, call, self._clock, alive)
         else:
             writer = _WholeWriter(job, output_format, progress, exchange, call, self._clock)
+        await call.reserve(job.generations, self._dispatcher)
+        call.account.look = partial(_bill, call.outcome, progress)
         try:
             with _in_the_requests_words(job):
                 await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight)

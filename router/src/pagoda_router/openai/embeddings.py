@@ -75,6 +75,7 @@ class Embeddings:
         target.require(Feature.EMBEDDINGS, "model", "make no embeddings: use another model")
         require_switches(call.wishes, OWN_BACKEND, 1, target.assets)
         generations = await self._generations(request, inputs, target, call)
+        await call.reserve(generations, self._dispatcher)
         vectors = await self._vectors(generations)
         if request.dimensions is not None and request.dimensions != len(vectors[0]):
             raise BadRequest(

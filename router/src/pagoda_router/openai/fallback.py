@@ -89,11 +89,11 @@ class WithFallback:
         if other is None:
             raise refused
         asked = outcome.model
-        headers = [*call.headers, (HEADER, why.encode())]
+        call.account.release()
         body = _naming(call.body, other.served_name)
         outcome.fell_back_from, outcome.fell_back_why = asked, why
         try:
-            await self._inner.answer(replace(call, body=body, headers=headers), exchange)
+            await self._inner.answer(replace(call, body=body, fell_back=[(HEADER, why.encode())]), exchange)
         except RouterError as error:
             if outcome.ttft_s is not None:
                 raise

@@ -57,6 +57,7 @@ class Relaying:
         relay = generation.relay
         assert relay is not None
         call.outcome.model, call.outcome.served_name, call.outcome.stream = entry.model, entry.served_name, relay.stream
+        await call.reserve([generation], self._dispatcher)
         if relay.stream:
             async with keep_alive() as alive:
                 await self._stream(call, generation, exchange, alive)
