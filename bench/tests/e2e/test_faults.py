@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import httpx
 import openai
 import pytest
-from conftest import SYSTEM, Installation, kill_nine, leader, operator_pods, ready_routers, ready_workers, the_operator_has_looked
+from conftest import ROOT, SYSTEM, Installation, kill_nine, leader, operator_pods, ready_routers, ready_workers, the_operator_has_looked
 from foreign import needs_devcluster
 from kube import Namespace, Object, eventually, names, run
 from openai.types import Completion
@@ -157,8 +157,7 @@ def test_kubectl_replace_touches_no_pod(installation: Installation) -> None:
 def test_without_the_api_server_requests_are_answered_and_nothing_moves(installation: Installation) -> None:
     models = installation.models
     before = models.pod_uids()
-    root = __file__.rpartition("/bench/")[0]
-    run("python3", f"{root}/ops/devcluster", "stop", "apiserver")
+    _devcluster("stop", "apiserver")
     try:
         ends = time.monotonic() + OUTAGE_S
         answered = 0
@@ -166,12 +165,11 @@ def test_without_the_api_server_requests_are_answered_and_nothing_moves(installa
             assert "73" in installation.sum()
             answered += 1
     finally:
-        run("python3", f"{root}/ops/devcluster", "start", "apiserver")
+        _devcluster("start", "apiserver")
         # They may wait a minute before they ask again. Until then no pod is made or started, and Services lead to pods that are gone.
         restarted = datetime.now(UTC).replace(microsecond=0)
-        for component in ("controller-manager", "scheduler", "kubelet", "kube-proxy"):
-            for action in ("stop", "start"):
-                run("python3", f"{root}/ops/devcluster", action, component)
+        with ThreadPoolExecutor() as restarting:
+            list(restarting.map(_restart, ("controller-manager", "scheduler", "kubelet", "kube-proxy")))
     assert answered > 1, "each was answered rightly, and there was more than one"
     # A kubelet that starts takes every pod for not ready until it has asked.
     eventually(
@@ -209,6 +207,15 @@ def test_a_killed_router_costs_no_request_but_those_that_still_lead_to_it(instal
 
 def _long_stream(client: openai.OpenAI) -> openai.Stream[Completion]:
     return client.completions.create(model="tiny", prompt="copy: a b c d", max_tokens=900, stream=True, extra_body={"ignore_eos": True})
+
+
+def _devcluster(action: str, component: str) -> None:
+    run("python3", str(ROOT / "ops/devcluster"), action, component)
+
+
+def _restart(component: str) -> None:
+    _devcluster("stop", component)
+    _devcluster("start", component)
 
 
 def _is_draining(worker: Object) -> bool:

@@ -18,7 +18,7 @@ def asleep(installation: Installation, name: str) -> bool:
 
 def test_an_idle_model_sleeps_and_a_request_wakes_it(installation: Installation) -> None:
     models = installation.models
-    scaling = {"min": 0, "max": 1, "idleSeconds": 5, "stableSeconds": 5}
+    scaling = {"min": 0, "max": 1, "idleSeconds": 2, "stableSeconds": 2}
     models.apply(quickstart(name="sleepy", spec={"scaling": scaling, "resources": UNBOUND}))
     eventually(lambda: asleep(installation, "sleepy"), within_s=120, of="the idle model sleeps at zero")
     with installation.client() as client:
