@@ -1,6 +1,7 @@
 """The whole simulation: what a seed decides, what no run may lose, and a small regression of the policies."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -8,9 +9,9 @@ from pagoda_bench.errors import SettingsError
 from pagoda_bench.results import FOLDER, read
 from pagoda_bench.sim.demand import conversations
 from pagoda_bench.sim.engine_profile import H100_8B, profile_named
-from pagoda_bench.sim.figures import Slo, Window, fair_shares, figures, jain, percentile
+from pagoda_bench.sim.figures import Slo, Window, fair_shares, figures, jain, percentile, service_of
 from pagoda_bench.sim.fleet import Fault, Simulation
-from pagoda_bench.sim.parameters import read_parameters
+from pagoda_bench.sim.parameters import Lengths, Part, read_parameters
 from pagoda_bench.sim.report import AIMS, document, rows_of
 from pagoda_bench.sim.run import Job, Outcome, simulate
 from pagoda_router.placement.scores import PolicyName
@@ -76,6 +77,26 @@ def test_predicted_finds_shared_prefixes():
 def test_a_flooded_tenant_keeps_its_share():
     """Longer than the others: empty workers take what comes in any order, and they have to fill first."""
     assert small("flood", PolicyName.PREDICTED, workers=2, duration_s=30.0)["victim_share_ratio"] >= 0.8
+
+
+def saturated(*, is_bounded: bool) -> tuple[float, float]:
+    """One worker, short answers, four of five requests one tenant's: tokens served a second, and the p95 of the other's wait."""
+    lengths = Part(1.0, Lengths(100, 0.5, 16, 1000), Lengths(16, 0.5, 2, 100))
+    users = conversations(replace(WORKLOADS["flood"], parts=(lengths,)), 220.0, 10.0, 1, H100_8B.block_size)
+    simulation = Simulation(users, replace(H100_8B, max_running=64), 1, PolicyName.PREDICTED, until_s=10.0)
+    if not is_bounded:
+        for link in simulation.links:
+            link.depth.max_running = 0
+    requests = simulation.run()
+    served = sum(service_of(request) for request in requests if request.ended_s is not None and 3 <= request.ended_s < 10) / 7
+    waits = sorted(r.ttft_s for r in requests if r.conversation.tenant == 1 and r.ttft_s is not None and 3 <= r.arrived_s < 10)
+    return served, percentile(waits, 95)
+
+
+def test_waiting_in_the_router_instead_of_a_full_worker_costs_no_throughput_and_keeps_a_flooded_tenant_quick():
+    (bounded, wait_s), (unbounded, crowded_s) = saturated(is_bounded=True), saturated(is_bounded=False)
+    assert bounded >= 0.98 * unbounded
+    assert wait_s <= 0.3 * crowded_s
 
 
 # ---- arithmetic

@@ -96,6 +96,7 @@ async def serve(
         decision_ring=settings.decision_ring,
         timeouts=StageTimeouts(settings.first_token_timeout_s, settings.next_token_timeout_s),
         retries=RetryShares(settings.retry_share, settings.replay_share),
+        hedge_factor=settings.hedge_factor,
     )
     registry.register(PlacementCollector(fleet, dispatcher.chooser))
     fleet.attach(dispatcher)
@@ -108,7 +109,7 @@ async def serve(
     app = create_app(
         dispatcher=dispatcher,
         catalog=fleet,
-        settings=SurfaceSettings(max_body_bytes=settings.max_body_bytes),
+        settings=SurfaceSettings(max_body_bytes=settings.max_body_bytes, cors_origins=settings.cors_origins),
         keyring=keyring,
         observer=metrics,
         tracer=Tracer(ring, exporter, clock=time.monotonic, calendar=time.time),

@@ -51,7 +51,10 @@ class Supervisor:
         self.journal = Journal()
         self._scrape_files = ScrapeFiles(home)
         self._settings = Settings(
-            version=distribution_version(), host_paths=True, otlp_endpoint=environment.get("PAGODA_OTLP_ENDPOINT") or None
+            version=distribution_version(),
+            host_paths=True,
+            otlp_endpoint=environment.get("PAGODA_OTLP_ENDPOINT") or None,
+            cors_origins=tuple(filter(None, environment.get("PAGODA_CORS_ORIGINS", "").split(","))),
         )
         self._history = ScalingHistory()
         self._told: deque[tuple[str, str, str]] = deque(maxlen=1000)
