@@ -29,7 +29,7 @@ from pagoda_operator.local.version import code_version, distribution_version
 from pagoda_operator.manifests import Settings
 from pagoda_operator.observed import LABEL_MODEL
 from pagoda_operator.reconcile import reconcile
-from pagoda_operator.scaling import ScalingHistory
+from pagoda_operator.scaling.history import ScalingHistory
 from pagoda_operator.spec import parse
 
 log = logging.getLogger(__name__)
