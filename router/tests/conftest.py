@@ -1,7 +1,9 @@
 """Fixtures of the OpenAI surface's tests, made of what is in scripted.py, and the servers that some need."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +14,9 @@ from tokenizers import Tokenizer
 from pagoda_router.generation import TextAssets
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 # Time says nothing on a machine that is shared; what is tested is behaviour.
 settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -41,6 +46,25 @@ def dispatcher() -> ScriptedDispatcher:
 @pytest.fixture
 def call(dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog) -> Caller:
     return Caller(create_app(dispatcher=dispatcher, catalog=catalog, settings=SurfaceSettings()))
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Of a module, not of the run: its driver holds the event loop for as long as it lives."""
+    from pagoda_bench.chromium import CHROMIUM, chromium
+
+    if not CHROMIUM.exists():
+        (pytest.fail if os.environ.get("PAGODA_REQUIRE_ALL") == "1" else pytest.skip)("needs the package 'chromium'")
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: "Browser") -> "Iterator[Page]":
+    from pagoda_bench.chromium import watched_page
+
+    with watched_page(browser) as page:
+        yield page
 
 
 @pytest.fixture(scope="session")

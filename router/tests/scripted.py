@@ -193,6 +193,7 @@ class ScriptedDispatcher:
 class ScriptedCatalog:
     assets: TextAssets
     relays: bool = False
+    falls_back: bool = False
     entries: list[CatalogEntry] = field(
         default_factory=lambda: [
             CatalogEntry(

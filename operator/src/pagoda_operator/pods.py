@@ -56,6 +56,8 @@ def router_pod(namespace: str, settings: Settings, *, account: str, selector: Ma
                 PAGODA_LINGER_S=settings.linger_s,
                 PAGODA_DRAIN_S=settings.drain_s,
                 **({"PAGODA_OTLP_ENDPOINT": settings.otlp_endpoint} if settings.otlp_endpoint else {}),
+                **({"PAGODA_CORS_ORIGINS": ",".join(settings.cors_origins)} if settings.cors_origins else {}),
+                **dict(settings.router_settings),
             ),
             _field("PAGODA_POD_NAME", "metadata.name"),
             _field("PAGODA_NAMESPACE", "metadata.namespace"),

@@ -31,6 +31,7 @@ from pagoda_router.dispatch.stalls import StageTimeouts
 from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import ModelName
+from pagoda_router.http.admin import admin_routes
 from pagoda_router.http.app import create_app
 from pagoda_router.http.internal import Probes, first_of, fleet_report, internal_app, routes
 from pagoda_router.http.listeners import Listeners, address, bind, closing_when
@@ -100,6 +101,7 @@ async def serve(
         decision_ring=settings.decision_ring,
         timeouts=StageTimeouts(settings.first_token_timeout_s, settings.next_token_timeout_s),
         retries=RetryShares(settings.retry_share, settings.replay_share),
+        hedge_factor=settings.hedge_factor,
     )
     registry.register(PlacementCollector(fleet, dispatcher.chooser))
     fleet.attach(dispatcher)
@@ -113,13 +115,13 @@ async def serve(
     app = create_app(
         dispatcher=dispatcher,
         catalog=fleet,
-        settings=SurfaceSettings(max_body_bytes=settings.max_body_bytes),
+        settings=SurfaceSettings(max_body_bytes=settings.max_body_bytes, cors_origins=settings.cors_origins),
         keyring=keyring,
         ledger=ledger,
         observer=metrics,
         tracer=Tracer(ring, exporter, clock=time.monotonic, calendar=time.time),
         open_routes={path: probe_routes[path] for path in ("/health", "/ready")},
-        guarded_routes={"/metrics": probe_routes["/metrics"]},
+        guarded_routes={"/metrics": probe_routes["/metrics"], **admin_routes(fleet, dispatcher, ring, time.monotonic)},
     )
     inner = internal_app(
         probe_routes,

@@ -23,6 +23,7 @@ RouterError
 ├── KeysUnavailable         503   keys are kept nowhere, or their database does not answer: an administrator's errand
 ├── UsageUnavailable        503   the same of usage
 ├── UpstreamFailed          502   a worker or its engine was lost under this request
+│   ├── EnginesDied         502   it ran in two engines that died: not worth a retry
 │   ├── FirstTokenTimeout   504   the worker that had it said nothing for too long
 │   └── TokenTimeout        504   the same in the middle of an answer
 └── DeadlineExceeded        504   the request's own deadline passed
@@ -50,7 +51,7 @@ class RouterError(Exception):
     type = "server_error"
     code: str | None = None
     worth_a_retry = True
-    """Of a 429 or 503: the same request may succeed later."""
+    """The same request may succeed later."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -190,6 +191,11 @@ class UpstreamFailed(RouterError):
     status = 502
     type = "server_error"
     code = "worker_lost"
+
+
+class EnginesDied(UpstreamFailed):
+    code = "engines_died"
+    worth_a_retry = False
 
 
 class FirstTokenTimeout(UpstreamFailed):

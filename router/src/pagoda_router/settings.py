@@ -10,6 +10,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from pagoda_router.errors import ConfigError
+from pagoda_router.http.cors import parse_origins
 
 TOLERATED = frozenset({"PAGODA_HOME", "PAGODA_RUN_ID", "PAGODA_REQUIRE_ALL", "PAGODA_KUBE_BIN", "PAGODA_LOG_LEVEL", "PAGODA_POD_NAME"})
 """Set by supervisors and CI for every process; the last two are read here."""
@@ -42,6 +43,8 @@ class RouterSettings:
     """Tokenizers and chat templates by content hash, and what each model last described; survives restarts."""
     api_key: str | None = None
     """An admin key that is in no database: with it, keys are needed. None: open on loopback, and keys only say whose a request is."""
+    cors_origins: tuple[str, ...] = ()
+    """Whose pages may call /v1 from a browser: origins such as https://chat.example.org with commas between, or *. None by default."""
     database: str | None = field(default=None, repr=False)
     """Of keys and usage: postgresql://…, which routers on several machines share, or the path of a SQLite file. None: see key_database."""
     redis: str | None = field(default=None, repr=False)
@@ -71,6 +74,8 @@ class RouterSettings:
     """Of the last minute's requests, those that may be tried again before their first token. 0: none."""
     replay_share: float = 1.0
     """Of the last minute's requests, or of those in flight where they are more, those whose answer may go on on another worker. 0: none."""
+    hedge_factor: float = 0.0
+    """A request whose first token takes so many times as long as predicted is sent to a second, half empty worker too. 0: none is."""
     linger_s: float = 0.0
     """How long after SIGTERM new requests are still taken: whoever leads clients here needs a moment to hear that /ready is off."""
     drain_s: float = 30.0
@@ -122,6 +127,7 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         else _path(values, "fleet_file", "the file in which the supervisor lists models and workers"),
         cache_dir=_path(values, "cache_dir", "a writable folder for tokenizers and chat templates"),
         api_key=values.get("api_key") or None,
+        cors_origins=parse_origins(values.get("cors_origins", "")),
         database=_database(values),
         redis=_redis(values),
         max_body_bytes=_whole(values, "max_body_bytes", 10 * 2**20, least=1024),
@@ -135,6 +141,7 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         next_token_timeout_s=_timeout(values, "next_token_timeout_s", 60.0),
         retry_share=_share(values, "retry_share", 0.1),
         replay_share=_share(values, "replay_share", 1.0),
+        hedge_factor=_factor(values, "hedge_factor"),
         linger_s=_seconds(values, "linger_s", 0.0),
         drain_s=_seconds(values, "drain_s", 30.0),
         trace_ring=_whole(values, "trace_ring", 1000, least=0, most=1_000_000),
@@ -226,6 +233,17 @@ def _share(values: Mapping[str, str], name: str, default: float) -> float:
     if not 0 <= share <= 1:
         raise ConfigError(f"{_variable(name)}={text!r} is not a share from 0 to 1")
     return share
+
+
+def _factor(values: Mapping[str, str], name: str) -> float:
+    text = values.get(name) or "0"
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = -1.0
+    if not (factor == 0 or 1 <= factor <= 1000):
+        raise ConfigError(f"{_variable(name)}={text!r} is neither 0 nor a number from 1 to 1000")
+    return factor
 
 
 def _switch(values: Mapping[str, str], name: str) -> bool:

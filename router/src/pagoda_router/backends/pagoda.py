@@ -21,7 +21,7 @@ from pagoda_router.backends.knowledge import WorkerKnowledge
 from pagoda_router.backends.streams import RequestStream, RunningRequests
 from pagoda_router.backends.translate import refusal, submit_message
 from pagoda_router.discovery.snapshot import Endpoint
-from pagoda_router.generation import Generation, WorkerId
+from pagoda_router.generation import Generation, RequestClass, WorkerId
 from pagoda_router.placement.facts import WorkerView
 from pagoda_router.placement.prefixes import NO_CHAIN, PrefixChain
 from pagoda_router.text.artifacts import ArtifactCache, BadArtifact
@@ -146,6 +146,9 @@ class PagodaLink:
             )
         state, requests, ledger, knowledge = self._state, self._requests, self._requests.ledger, self._knowledge
         own_waiting = requests.sequences - state.num_running
+        yielding = 0 if cost is None or cost.request_class is RequestClass.THROUGHPUT else requests.yielding
+        step_ms = knowledge.step_ms(state.num_running)
+        is_full = not requests.depth.has_room(requests.sequences, step_ms, yielding)
         return WorkerView(
             worker=self.worker,
             routable=True,
@@ -153,14 +156,15 @@ class PagodaLink:
             template=self.endpoint.template,
             capacity_tokens=ledger.capacity_tokens,
             available_tokens=ledger.available_tokens,
-            reservable_tokens=None if cost is None else ledger.reservation_for(cost, self._shared_tokens(cost, chain)),
+            reservable_tokens=None if cost is None or is_full else ledger.reservation_for(cost, self._shared_tokens(cost, chain)),
+            batch_full=is_full,
             cached_tokens=knowledge.cached_tokens(chain),
             queued_prefill_tokens=max(state.queued_prefill_tokens, requests.unbegun_prompt_tokens),
             running=state.num_running,
             waiting=max(state.num_waiting, own_waiting, 0),
             max_running=max(1, self._description.max_running),
             prefill_tokens_per_s=knowledge.rates.prefill_tokens_per_s or self._description.prefill_tokens_per_s,
-            decode_step_ms=knowledge.step_ms(state.num_running),
+            decode_step_ms=step_ms,
             decode_step_ms_per_sequence=knowledge.step_ms_per_sequence(state.num_running),
             sleeps=state.sleep_level > 0,
             decode_tokens_per_s=self._description.decode_tokens_per_s,
@@ -351,6 +355,7 @@ class PagodaLink:
             self._state = state
             ledger.capacity_tokens = state.kv_capacity_tokens
             self._knowledge.rates.told(state.prefill_tokens_per_s, state.decode_step_ms)
+            self._requests.depth.told(state.num_running + state.num_waiting, self._requests.sequences, state.routers)
             if state.ready:
                 self._ready.set()
             else:
@@ -389,6 +394,8 @@ class PagodaLink:
                 self._description = description
                 self.max_model_len = description.max_model_len or None
                 self._knowledge.described(description.block_size, description.kv_capacity_tokens)
+                if self._requests is not None:
+                    self._requests.depth.max_running = description.max_running
             except (grpc.aio.AioRpcError, BadArtifact, OSError, ValueError) as error:
                 complaint = f"the worker cannot be described: {_sentence(error)}"
                 if complaint != self._reason:

@@ -13,7 +13,7 @@ from typing import Any
 from pagoda_router.generation import ModelName, ServedName
 from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo, read_token_prices
 from pagoda_router.placement.scores import POLICY, PolicyName
-from pagoda_router.relays import BACKENDS, OWN_BACKEND, backends_of
+from pagoda_router.relays import BACKENDS, OWN_BACKEND, backends_of, quantizations_of
 from pagoda_router.usage.amounts import TokenPrices
 
 MODEL_LABEL = "pagoda.dev/model"
@@ -27,6 +27,7 @@ CANARY_LABEL = "pagoda.dev/canary"
 DEFAULT_VARIANTS = (("default", 100),)
 MAX_WAITING = 256
 WAKE_TIMEOUT_S = 300.0
+FALLBACK_AFTER_S = 10.0
 HOPELESS = frozenset(
     {
         *("SpecInvalid", "HostPathForbidden"),
@@ -59,12 +60,18 @@ class ModelObject:
     """Requests held while no worker can answer."""
     wake_timeout_s: float = WAKE_TIMEOUT_S
     """How long a request waits for a worker to come."""
+    fallback: ModelName | None = None
+    """The model that answers when this one cannot."""
+    fallback_after_s: float = FALLBACK_AFTER_S
+    """How long a request waits for a worker of this one before that."""
     policy: PolicyName = POLICY
     """By which its workers are chosen."""
     variants: tuple[tuple[str, int], ...] = DEFAULT_VARIANTS
     """Names and weights."""
     backends: tuple[str, ...] = ()
     """Of the variants, in their order; empty: all have our own workers."""
+    quantizations: tuple[str, ...] = ()
+    """The same, as declared; empty: none is."""
     not_ready_reason: str = ""
     """Message of the first false condition in status."""
     hopeless: str = ""
@@ -217,9 +224,12 @@ def _model(item: Any, complaints: list[str]) -> ModelObject:
         max_queue_tokens=None if queue_tokens is None else int(queue_tokens),
         max_waiting=MAX_WAITING if max_waiting is None else int(max_waiting),
         wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
+        fallback=ModelName(str(routing["fallback"])) if routing.get("fallback") else None,
+        fallback_after_s=_duration_s(routing.get("fallbackAfter"), FALLBACK_AFTER_S),
         policy=_policy(routing.get("policy"), complaints),
         variants=variants,
         backends=backends_of(spec),
+        quantizations=quantizations_of(spec),
         slo=read_slo(spec, complaints),
         prices=tuple(read_prices(spec, [variant for variant, _ in variants], complaints).items()),
         token_prices=read_token_prices(spec, complaints),

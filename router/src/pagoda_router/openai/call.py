@@ -1,7 +1,7 @@
 """What HTTP brought of one generation request, for whoever answers it. Plain data; app.py makes it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from pagoda_router.generation import NOBODY, Dispatcher, Generation, Sender
 from pagoda_router.http.asgi import Headers
@@ -16,7 +16,7 @@ from pagoda_router.usage.account import Account
 class Call:
     body: bytes
     headers: Headers
-    """Go onto the answer; reserving changes them."""
+    """Go onto the answer, with `applied`; reserving changes them."""
     trace: RequestTrace
     outcome: RequestOutcome
     account: Account
@@ -26,9 +26,19 @@ class Call:
     wants_trace: bool = False
     """In the answer."""
     wishes: Wishes = NO_WISHES
+    takes_fallback: bool = True
+    """Another model may answer when its own cannot."""
     sender: Sender = NOBODY
     variant: str | None = None
     """The one that the request must go to; known once its model is."""
+    applied: Callable[[], tuple[bytes, bytes]] | None = None
+    """One header more: what was done of the wishes. Made when the headers leave, since a variant may be drawn as late as that."""
+
+    fell_back: Headers = field(default_factory=list)
+    """More of them: why another model answers than the one that was asked for."""
+
+    def answer_headers(self) -> Headers:
+        return [*self.headers, *self.fell_back, *([] if self.applied is None else [self.applied()])]
 
     async def reserve(self, generations: Sequence[Generation], dispatcher: Dispatcher) -> None:
         """Of the key's tokens and budget, for all of them or none. Raises RateLimited, LargerThanLimit, QuotaSpent."""

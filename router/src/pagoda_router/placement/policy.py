@@ -75,7 +75,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    why: Literal["no_worker", "no_room", "too_large"]
+    why: Literal["no_worker", "no_room", "batches_full", "too_large"]
     message: str
 
 
@@ -104,6 +104,8 @@ def place(
     open_now = [view for view in sound if view.reservable_tokens is not None]
     candidates = ([view for view in open_now if view.worker not in avoid] or open_now) if avoid else open_now
     if not candidates:
+        if all(view.batch_full for view in routable):
+            return Refusal("batches_full", "no worker takes one more sequence now")
         return Refusal("no_room", f"{cost.kv_tokens} tokens do not fit now, {max(v.available_tokens for v in sound)} are free")
     scores = POLICIES[policy](facts, candidates)
     draws = [rng.random() for _ in scores]  # a fixed order among equals would send every cold request to the same worker

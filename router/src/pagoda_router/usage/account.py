@@ -42,6 +42,8 @@ class Keeper(Protocol):
         self, key: ApiKey, model: str, prompt_tokens: int, output_tokens: int, tell: Callable[[Told], None]
     ) -> Reservation: ...
 
+    def release(self, account: "Account") -> None: ...
+
     def settle(self, account: "Account") -> None: ...
 
 
@@ -71,6 +73,10 @@ class Account:
         self._expected_prompt_tokens = prompt_tokens
         if self.key.has_limit:
             self.reservation = await self._keeper.reserve(self.key, model, prompt_tokens, output_tokens(), self.tell)
+
+    def release(self) -> None:
+        """What was reserved is free again, as another model will answer: it is reserved anew."""
+        self._keeper.release(self)
 
     def tell(self, told: Told) -> None:
         """Replaces what was told before."""

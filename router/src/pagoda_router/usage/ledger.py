@@ -132,7 +132,12 @@ class UsageLedger:
         """It is over, however it ended: what it used is recorded, what it held beyond that is free again."""
         self._open.pop(account, None)
         self.record(account)
+        self.release(account)
+
+    def release(self, account: Account) -> None:
+        """What it holds and did not use."""
         reservation, key = account.reservation, account.key
+        account.reservation = Reservation()
         used = account.recorded.amount
         self._limits.settle(key, reservation.minute_tokens, used.tokens, self._clock())
         rest = reservation.release_all()
