@@ -44,6 +44,22 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     yield server.replace("/postgres?", f"/{name}?")
 
 
+OPENED: list[Database] = []
+
+
+def at(target: str) -> Database:
+    """Closed at the test's end."""
+    OPENED.append(opened(target))
+    return OPENED[-1]
+
+
+@pytest.fixture(autouse=True)
+def _closes() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
 def batch(number: int, *places: Place) -> Batch:
     return Batch(number, {place: Counted(1, Used(10, 4, 5, 700)) for place in places})
 
@@ -70,11 +86,11 @@ KEY = ApiKey(
 
 
 def test_a_key_comes_back_as_it_was_and_changes_as_told(target: str) -> None:
-    store = KeyStore(opened(target))
+    store = KeyStore(at(target))
     store.add(b"\x00digest\xff", KEY)
     assert store.all() == {b"\x00digest\xff": KEY}
     assert store.limit(ApiKey(id="key-1", prefix="", name="", tenant=""))
-    (limited,) = KeyStore(opened(target)).all().values()
+    (limited,) = KeyStore(at(target)).all().values()
     assert (limited.requests_per_minute, limited.tokens_per_minute, limited.monthly_tokens, limited.monthly_nano_usd) == (None,) * 4
     assert store.revoke("key-1", 9)
     assert store.revoke("key-1", 10)
@@ -84,7 +100,7 @@ def test_a_key_comes_back_as_it_was_and_changes_as_told(target: str) -> None:
 
 
 def test_usage_is_summed_by_hour_day_and_in_total_and_filtered(target: str) -> None:
-    store = UsageStore(opened(target), "writer")
+    store = UsageStore(at(target), "writer")
     totals = store.write(batch(1, place(), place(1), place(24), place(0, "key-2"), place(0, "key-1", "big")), MONTH, 0)
     assert totals == {"key-1": Amount(60, 2800), "key-2": Amount(15, 700)}
     assert [each.start_unix_s for each in store.sums(Question(from_unix_s=0, until_unix_s=2**40, key_id="key-1", model="tiny"))] == [
@@ -100,7 +116,7 @@ def test_usage_is_summed_by_hour_day_and_in_total_and_filtered(target: str) -> N
 
 
 def test_a_batch_that_comes_twice_is_counted_once_and_another_writers_is_its_own(target: str) -> None:
-    database = opened(target)
+    database = at(target)
     ours, theirs = UsageStore(database, "ours"), UsageStore(database, "theirs")
     for store, number in ((ours, 1), (ours, 1), (theirs, 1), (ours, 2), (ours, 1)):
         totals = store.write(batch(number, place()), MONTH, 0)
@@ -112,7 +128,7 @@ def test_routers_that_write_at_once_neither_lose_nor_deadlock(target: str) -> No
     places = [place(hour, f"key-{number}") for hour in range(3) for number in range(10)]
 
     def write(writer: int) -> None:
-        store = UsageStore(opened(target), f"writer-{writer}")
+        store = UsageStore(at(target), f"writer-{writer}")
         for number in range(1, 6):
             store.write(batch(number, *(places if writer % 2 else reversed(places))), MONTH, 0)
 
@@ -121,7 +137,7 @@ def test_routers_that_write_at_once_neither_lose_nor_deadlock(target: str) -> No
         thread.start()
     for thread in threads:
         thread.join(60)
-    sums = UsageStore(opened(target), "reader").sums(ALL)
+    sums = UsageStore(at(target), "reader").sums(ALL)
     assert [each.requests for each in sums] == [20] * len(places)
 
 
@@ -144,7 +160,7 @@ with database.transaction(writes=True) as transaction:
 
 def test_kill_9_leaves_what_was_committed_and_nothing_of_what_was_not(target: str) -> None:
     assert subprocess.run([sys.executable, "-c", WRITER, target], check=False).returncode == -signal.SIGKILL
-    assert [(each.requests, each.prompt_tokens) for each in UsageStore(opened(target), "reader").sums(ALL)] == [(1, 10)]
+    assert [(each.requests, each.prompt_tokens) for each in UsageStore(at(target), "reader").sums(ALL)] == [(1, 10)]
 
 
 def test_the_first_versions_file_gets_what_is_new(tmp_path: Path) -> None:
@@ -160,17 +176,17 @@ def test_the_first_versions_file_gets_what_is_new(tmp_path: Path) -> None:
 
 
 def test_a_newer_schema_is_refused(target: str) -> None:
-    database = opened(target)
+    database = at(target)
     newer = "UPDATE pagoda_schema SET version = 999" if target.startswith("postgresql") else "PRAGMA user_version = 999"
     with database.transaction(writes=True) as transaction:
         transaction.change(newer)
     with pytest.raises(ConfigError, match="newer Pagoda"):
-        opened(target)
+        at(target)
 
 
 def test_routers_that_start_at_once_migrate_once(target: str) -> None:
     started: list[Database] = []
-    threads = [threading.Thread(target=lambda: started.append(opened(target))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: started.append(at(target))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -187,7 +203,7 @@ def test_a_server_that_is_away_is_one_line_without_the_password() -> None:
 
 
 def test_a_connection_that_the_server_ended_is_opened_again(postgres_url: str) -> None:
-    database = PostgresDatabase(postgres_url)
+    database = at(postgres_url)
     with psycopg.connect(postgres_url, autocommit=True) as other:
         other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
@@ -197,7 +213,7 @@ def test_a_connection_that_the_server_ended_is_opened_again(postgres_url: str) -
 
 
 def test_what_a_server_refuses_is_undone_and_told(postgres_url: str) -> None:
-    database = PostgresDatabase(postgres_url)
+    database = at(postgres_url)
     with pytest.raises(DatabaseError, match="no_such_table"), database.transaction(writes=True) as transaction:
         transaction.change("CREATE TABLE made_here (one BIGINT)")
         transaction.change("DELETE FROM no_such_table")
