@@ -214,8 +214,13 @@ def test_a_connection_that_the_server_ended_is_opened_again(postgres_url: str) -
 
 def test_what_a_server_refuses_is_undone_and_told(postgres_url: str) -> None:
     database = at(postgres_url)
-    with pytest.raises(DatabaseError, match="no_such_table"), database.transaction(writes=True) as transaction:
-        transaction.change("CREATE TABLE made_here (one BIGINT)")
-        transaction.change("DELETE FROM no_such_table")
+
+    def refused() -> None:
+        with database.transaction(writes=True) as transaction:
+            transaction.change("CREATE TABLE made_here (one BIGINT)")
+            transaction.change("DELETE FROM no_such_table")
+
+    with pytest.raises(DatabaseError, match="no_such_table"):
+        refused()
     with database.transaction() as transaction:
         assert transaction.rows("SELECT 1 FROM pg_tables WHERE tablename = 'made_here'") == []
