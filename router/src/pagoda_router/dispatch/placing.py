@@ -109,15 +109,13 @@ class Placer:
             request.place.set_result(None)
             return True
         now_s = self._clock()
-        relays = request.generation.relay is not None
-        of_group = (link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group)
-        links = {link.worker: link for link in of_group if link.endpoint.relays == relays}
+        links = self._fleet.group(request.model, waiting.group, relays=request.generation.relay is not None)
         if request.generation.resume_ids:
-            links = {worker: link for worker, link in links.items() if link.can_resume}
+            links = [link for link in links if link.can_resume]
         chain = self._chain(request)
         model = self._fleet.find(request.model)
         policy = POLICY if model is None else model.policy
-        choice = self._chooser.choose(list(links.values()), request.cost, chain, now_s, avoid=request.avoid, policy=policy)
+        choice = self._chooser.choose(links, request.cost, chain, now_s, avoid=request.avoid, policy=policy)
         if isinstance(choice, Refusal):
             if choice.why != "too_large":
                 return False
@@ -125,7 +123,7 @@ class Placer:
             waiting.service_tokens = 0
             return True
         found = choice.placement
-        link = links[found.worker]
+        link = next(link for link in links if link.worker == found.worker)
         cost = request.cost.with_cached(found.cached_tokens, link.block_size or self._fleet.block_size(request.model))
         generation = request.generation
         if generation.deadline_s is not None:
