@@ -18,8 +18,8 @@ from google.protobuf.message import DecodeError
 from pagoda_router.admission.credits import CreditLedger, Price
 from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.describe import describe
-from pagoda_router.backends.knowledge import WorkerKnowledge
 from pagoda_router.backends.http2 import UNIMPLEMENTED, Http2Error
+from pagoda_router.backends.knowledge import WorkerKnowledge
 from pagoda_router.backends.session_call import CallEnded, Outbox, Unreachable, open_call
 from pagoda_router.backends.session_view import SessionView, for_request
 from pagoda_router.backends.streams import RequestStream, RunningRequests
@@ -239,9 +239,7 @@ class PagodaLink:
             call = await open_call(self.endpoint.host, self.endpoint.port, SESSION, self._receive, most_message_bytes=MAX_MESSAGE_BYTES)
         try:
             self._welcomed, self._outbox = asyncio.Event(), Outbox(call)
-            hello = wire.Hello(
-                protocol=PROTOCOL, router_id=self._router_id, token=self._token, wants_cache_events=self._wants_cache_events
-            )
+            hello = wire.Hello(protocol=PROTOCOL, router_id=self._router_id, token=self._token, wants_cache_events=self._wants_cache_events)
             self._outbox.put(wire.ToWorker(hello=hello))
             await first_to_end(until(call.ended), self._expect_welcome(), self._ping(), self._keep_described())
         finally:

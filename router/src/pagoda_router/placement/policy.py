@@ -92,9 +92,7 @@ def place(
     facts = request if isinstance(request, RequestFacts) else RequestFacts(request)
     cost, least_tokens = facts.cost, facts.cost.least_kv_tokens
     # One pass where nobody is to be left out, which is nearly always.
-    candidates = [
-        view for view in workers if view.routable and view.reservable_tokens is not None and view.capacity_tokens >= least_tokens
-    ]
+    candidates = [view for view in workers if view.routable and view.reservable_tokens is not None and view.capacity_tokens >= least_tokens]
     if shunned or avoid or not candidates:
         left = _left_over(cost, workers, avoid, shunned)
         if isinstance(left, Refusal):

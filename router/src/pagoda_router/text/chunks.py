@@ -111,12 +111,12 @@ class KnownChunks:
         packed = array("I", ids)
         if (key := (scope, chunk)) not in self._ids:
             self._ids[key] = packed
-            self.held_bytes += _held_bytes(chunk, packed)
+            self.held_bytes += held_bytes(chunk, packed)
             while self.held_bytes > self._most_bytes:
                 (_, oldest), forgotten = self._ids.popitem(last=False)
-                self.held_bytes -= _held_bytes(oldest, forgotten)
+                self.held_bytes -= held_bytes(oldest, forgotten)
         return packed
 
 
-def _held_bytes(chunk: str, ids: "array[int]") -> int:
+def held_bytes(chunk: str, ids: "array[int]") -> int:
     return getsizeof(chunk) + ids.itemsize * len(ids) + ENTRY_BYTES

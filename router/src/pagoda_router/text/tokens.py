@@ -48,7 +48,8 @@ class TokenText:
     def __init__(self, tokenizer: Tokenizer, *, byte_level: bool, can_be_cut: bool = False) -> None:
         """`can_be_cut`: as chunks.can_be_cut said of its file."""
         self._tokenizer = tokenizer
-        self._chunks = KnownChunks() if can_be_cut else None
+        self.known_chunks = KnownChunks()
+        self._can_be_cut = can_be_cut
         self._around = _specials_around(tokenizer)
         added = tokenizer.get_added_tokens_decoder()
         self._special = {token_id: token.content for token_id, token in added.items() if token.special}
@@ -63,8 +64,8 @@ class TokenText:
 
     async def encode(self, text: str, *, add_special_tokens: bool, scope: str = "") -> Sequence[int]:
         """`scope`: whose text it is. What others sent is not remembered for them."""
-        if len(text) >= LEAST_CUT_CHARS and self._chunks is not None and (self._around is not None or not add_special_tokens):
-            return await self._encode_cut(text, scope, self._chunks, self._around if add_special_tokens else None)
+        if len(text) >= LEAST_CUT_CHARS and self._can_be_cut and (self._around is not None or not add_special_tokens):
+            return await self._encode_cut(text, scope, self._around if add_special_tokens else None)
         if len(text) > LONG_TEXT_CHARS:
             return (await asyncio.to_thread(self._encode, [text], add_special_tokens))[0]
         return self._encode([text], add_special_tokens)[0]
@@ -73,8 +74,8 @@ class TokenText:
         # The fast form leaves out where in the text each token lies, which nobody asks; it is only there for batches.
         return [encoded.ids for encoded in self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
 
-    async def _encode_cut(self, text: str, scope: str, known: KnownChunks, around: "tuple[Ids, Ids] | None") -> Sequence[int]:
-        chunks = list(chunks_of(text))
+    async def _encode_cut(self, text: str, scope: str, around: "tuple[Ids, Ids] | None") -> Sequence[int]:
+        chunks, known = list(chunks_of(text)), self.known_chunks
         parts: list[array[int] | None] = [known.get(scope, chunk) for chunk in chunks[:-1]]
         parts.append(None)  # the last one is as long as the text happens to be, and would seldom be met again
         missing = [at for at, part in enumerate(parts) if part is None]
