@@ -7,11 +7,12 @@ import pytest
 from fleet_rig import ends_of, generation, rig, tokens_of
 from scripted_worker import ScriptedWorker
 
+from pagoda_router.abilities import ALL_ON, Feature, Switches
 from pagoda_router.backends.pagoda import ACKNOWLEDGE_EVERY_FRAMES, LinkTiming, first_to_end
 from pagoda_router.backends.session_call import MAX_BATCH_BYTES, add_waiting
 from pagoda_router.dispatch.second_tries import RetryShares
 from pagoda_router.errors import RetryBudgetSpent, UpstreamFailed
-from pagoda_router.generation import Embedded, Feature, ModelName, PromptLogprobs, Sampling, Structured, TokenLogprobs
+from pagoda_router.generation import Embedded, ModelName, PromptLogprobs, Sampling, Structured, TokenLogprobs
 from pagoda_router.wire import worker_pb2 as wire
 
 TINY = ModelName("tiny")
@@ -223,6 +224,18 @@ async def test_the_form_of_an_answer_reaches_the_worker(tmp_path, form, expected
         worker.finish(submit.request_id)
         await task
         assert submit.structured == expected
+
+
+@pytest.mark.parametrize("off", [(), ("prefix_cache",), ("batching", "speculation")], ids=str)
+async def test_what_is_switched_off_reaches_the_worker_and_nothing_else(tmp_path, off):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        switches = Switches(**dict.fromkeys(off, False)) if off else ALL_ON
+        task = asyncio.create_task(router.collect(generation(switches=switches)))
+        submit = await worker.next_submit()
+        worker.finish(submit.request_id)
+        await task
+        assert submit.HasField("toggles") is bool(off)
+        assert {name for name in ("prefix_cache", "batching", "speculation") if getattr(submit.toggles, f"no_{name}")} == set(off)
 
 
 async def test_what_sampling_must_and_must_not_say_reaches_the_worker(tmp_path):

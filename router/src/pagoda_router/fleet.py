@@ -48,6 +48,8 @@ class Fleet:
         self._only_variant: dict[ModelName, str] = {}
         self.relays = False
         """Some model has a variant of another backend than ours."""
+        self.falls_back = False
+        """Some model has another that answers in its place."""
         self.is_loaded = False
         """A snapshot was read: what is not in it does not exist."""
 
@@ -64,6 +66,7 @@ class Fleet:
         self._owners = names_to_models(snapshot.models)
         self._awaited = snapshot.awaited
         self.relays = any(backend != OWN_BACKEND for model in snapshot.models for backend in model.backends)
+        self.falls_back = any(model.fallback is not None for model in snapshot.models)
         for endpoint in [endpoint for endpoint in self._links if endpoint not in snapshot.endpoints]:
             self._links.pop(endpoint).retire()
         for endpoint, accepting in snapshot.endpoints.items():
@@ -208,8 +211,16 @@ class Fleet:
             state=self._state(model) if reason else ModelState.READY,
             variants=tuple(name for name, _ in model.variants),
             backends=model.backends,
+            quantizations=model.quantizations,
             weights=tuple(weight for _, weight in model.variants),
+            fallback=self._fallback_name(model),
+            fallback_after_s=model.fallback_after_s,
         )
+
+    def _fallback_name(self, model: ModelObject) -> ServedName | None:
+        """One under which the other model is reached; None: there is none, or it has none."""
+        other = None if model.fallback is None else self._models.get(model.fallback)
+        return None if other is None else next((name for name in other.served_names if self._owners.get(name) is other), None)
 
     def _relayed_len(self, model: ModelName) -> int | None:
         """What a model's workers take that describe nothing else of it."""

@@ -99,6 +99,7 @@ class Price:
     sequences: int = 1
     cached_tokens: int = 0
     """Whole blocks of the prompt, expected in the worker's prefix cache."""
+    request_class: RequestClass = RequestClass.LATENCY
 
     @property
     def service_tokens(self) -> int:
@@ -126,6 +127,7 @@ def price(generation: Generation, predicted_output_tokens: int, block_size: int,
         kv_tokens=shared + generation.n * own,
         least_kv_tokens=round_up(prompt_tokens + 1, block_size),
         sequences=generation.n,
+        request_class=generation.request_class,
     )
     return whole.with_cached(cached_tokens, block_size) if cached_tokens else whole
 

@@ -344,6 +344,7 @@ class PagodaLink:
             self._state = state
             ledger.capacity_tokens = state.kv_capacity_tokens
             self._knowledge.rates.told(state.prefill_tokens_per_s, state.decode_step_ms)
+            self._requests.depth.told(state.num_running + state.num_waiting, self._requests.sequences, state.routers)
             if state.ready:
                 self._ready.set()
             else:
@@ -386,6 +387,8 @@ class PagodaLink:
                 self.max_model_len = description.max_model_len or None
                 self._knowledge.described(description.block_size, description.kv_capacity_tokens)
                 self._view.changed()
+                if self._requests is not None:
+                    self._requests.depth.max_running = description.max_running
             except (grpc.aio.AioRpcError, BadArtifact, OSError, ValueError) as error:
                 complaint = f"the worker cannot be described: {_sentence(error)}"
                 if complaint != self._reason:

@@ -9,7 +9,7 @@ from pagoda_router.admission.credits import Price
 from pagoda_router.backends.knowledge import WorkerKnowledge
 from pagoda_router.backends.streams import RunningRequests
 from pagoda_router.discovery.snapshot import Endpoint
-from pagoda_router.generation import WorkerId
+from pagoda_router.generation import RequestClass, WorkerId
 from pagoda_router.placement.facts import WorkerView
 from pagoda_router.placement.prefixes import PrefixChain
 
@@ -62,7 +62,10 @@ def for_request(
         view.cached_tokens, held_tokens = knowledge.cached_tokens(chain), knowledge.held_tokens(chain)
     else:
         view.cached_tokens = held_tokens = 0
-    if cost is None:
+    # The worker interrupts throughput requests for others: these find room where it has none for their like.
+    yielding = 0 if cost is None or cost.request_class is RequestClass.THROUGHPUT else requests.yielding
+    view.batch_full = not requests.depth.has_room(requests.sequences, view.decode_step_ms, yielding)
+    if cost is None or view.batch_full:
         view.reservable_tokens = None
     else:
         # Whole blocks that another request has paid for and holds are not paid again. Those that only the cache holds are: they are free

@@ -26,6 +26,8 @@ class WorkerView:
     available_tokens: int = 0
     reservable_tokens: int | None = None
     """What a request of this price would reserve now; None: no room yet. Set by the caller for the request at hand."""
+    batch_full: bool = False
+    """No room yet for any request of this class, however small."""
     cached_tokens: int = 0
     """Of its prompt, expected in this worker's prefix cache. Set in the same way."""
     queued_prefill_tokens: int = 0

@@ -74,7 +74,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    why: Literal["no_worker", "no_room", "too_large"]
+    why: Literal["no_worker", "no_room", "batches_full", "too_large"]
     message: str
 
 
@@ -137,6 +137,8 @@ def _left_over(
     sound = ([view for view in large_enough if view.worker not in shunned] or large_enough) if shunned else large_enough
     open_now = [view for view in sound if view.reservable_tokens is not None]
     if not open_now:
+        if all(view.batch_full for view in routable):
+            return Refusal("batches_full", "no worker takes one more sequence now")
         return Refusal("no_room", f"{cost.kv_tokens} tokens do not fit now, {max(v.available_tokens for v in sound)} are free")
     return ([view for view in open_now if view.worker not in avoid] or open_now) if avoid else open_now
 
