@@ -62,6 +62,7 @@ class WorkerView:
             capacity_tokens=self.capacity_tokens,
             available_tokens=self.available_tokens,
             reservable_tokens=self.reservable_tokens,
+            batch_full=self.batch_full,
             cached_tokens=self.cached_tokens,
             queued_prefill_tokens=self.queued_prefill_tokens,
             running=self.running,

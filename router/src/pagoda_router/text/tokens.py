@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 from pagoda_router.errors import UpstreamFailed
 from pagoda_router.text.chunks import CHUNK_CHARS, KnownChunks, can_be_cut, chunks_of
 
-Ids = array  # of unsigned ints: four bytes each, copied as bytes
 LEAST_CUT_CHARS = 2 * CHUNK_CHARS
 LONG_TEXT_CHARS = 8192
 """Longer texts are encoded in a thread: about 5 ms of work that neighbours' streams would wait for."""
@@ -74,7 +73,7 @@ class TokenText:
         # The fast form leaves out where in the text each token lies, which nobody asks; it is only there for batches.
         return [encoded.ids for encoded in self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
 
-    async def _encode_cut(self, text: str, scope: str, around: "tuple[Ids, Ids] | None") -> Sequence[int]:
+    async def _encode_cut(self, text: str, scope: str, around: "tuple[array[int], array[int]] | None") -> Sequence[int]:
         chunks, known = list(chunks_of(text)), self.known_chunks
         parts: list[array[int] | None] = [known.get(scope, chunk) for chunk in chunks[:-1]]
         parts.append(None)  # the last one is as long as the text happens to be, and would seldom be met again
@@ -124,7 +123,7 @@ class TokenText:
         return WindowDetokenizer(self._tokenizer, seed_ids, skip_special_tokens=skip_special_tokens)
 
 
-def _specials_around(tokenizer: Tokenizer) -> "tuple[Ids, Ids] | None":
+def _specials_around(tokenizer: Tokenizer) -> "tuple[array[int], array[int]] | None":
     """What a text gets before and after it when special tokens are asked for. None: it cannot be told from the text's own."""
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a", add_special_tokens=True).ids
