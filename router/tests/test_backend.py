@@ -1,13 +1,15 @@
 """The link to one worker: its session's life, from Hello to the last reconnect."""
 
 import asyncio
+from collections import deque
 
 import pytest
 from fleet_rig import ends_of, generation, rig, tokens_of
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.abilities import ALL_ON, Feature, Switches
-from pagoda_router.backends.pagoda import ACKNOWLEDGE_EVERY_FRAMES, MAX_BATCH_BYTES, LinkTiming, add_waiting, first_to_end
+from pagoda_router.backends.pagoda import ACKNOWLEDGE_EVERY_FRAMES, LinkTiming, first_to_end
+from pagoda_router.backends.session_call import MAX_BATCH_BYTES, add_waiting
 from pagoda_router.dispatch.second_tries import RetryShares
 from pagoda_router.errors import RetryBudgetSpent, UpstreamFailed
 from pagoda_router.generation import Embedded, ModelName, PromptLogprobs, Sampling, Structured, TokenLogprobs
@@ -114,12 +116,12 @@ async def test_what_is_submitted_in_one_moment_goes_as_one_message_to_a_worker_t
 
 
 def test_a_batch_is_bounded():
-    outbox: asyncio.Queue[wire.ToWorker] = asyncio.Queue()
+    outbox: deque[wire.ToWorker] = deque()
     for _ in range(5):
-        outbox.put_nowait(wire.ToWorker(submit=wire.Submit(prompt_ids=[70_000] * (MAX_BATCH_BYTES // 6))))
+        outbox.append(wire.ToWorker(submit=wire.Submit(prompt_ids=[70_000] * (MAX_BATCH_BYTES // 6))))
     first = wire.ToWorker(ping=wire.Ping(sent_mono_us=1))
     add_waiting(first, outbox)
-    assert len(first.more) + outbox.qsize() == 5
+    assert len(first.more) + len(outbox) == 5
     assert 1 <= len(first.more) < 5
 
 

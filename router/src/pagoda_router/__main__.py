@@ -74,6 +74,7 @@ def main() -> int:
         return 2
     log_to_stderr(settings.log_level)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which no dashboard reads
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a short text handed to a pool of threads takes twice as long
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read at the first channel; its notes of every lost connection are not our log's form
     try:
         uvloop.run(serve(settings, artifacts, database, public, internal))

@@ -5,7 +5,7 @@ The step between schemas.py (what was sent) and run.py (what happens). Owns the 
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pagoda_router.abilities import Feature
@@ -109,7 +109,7 @@ class Preparer:
         prompts = texts_or_ids(request.prompt, "prompt")
         checks.choices_of(request, len(prompts), target.assets, self._settings)
         special, most = request.add_special_tokens is not False, checks.most_prompt_tokens(request, target.assets)
-        encoded: list[list[int]] = []
+        encoded: list[Sequence[int]] = []
         for prompt in prompts:
             if isinstance(prompt, str):
                 encoded.append(await target.encode(prompt, special=special, param="prompt", most=most))
@@ -122,7 +122,7 @@ class Preparer:
             echoes = [echo if isinstance(echo, str) else self._decoded(request, target, echo) for echo in shown]
         return await self._job(request, "cmpl-", target, encoded, call, constraint=_constraint(request, target), echoes=echoes)
 
-    def _decoded(self, request: CompletionRequest, target: Target, ids: list[int]) -> str:
+    def _decoded(self, request: CompletionRequest, target: Target, ids: Sequence[int]) -> str:
         return target.text.decode(ids, skip_special_tokens=request.skip_special_tokens is not False)
 
     async def _target(self, request: CommonRequest, entry: CatalogEntry, call: Call, guess_tokens: Callable[[], int]) -> Target:
@@ -134,7 +134,7 @@ class Preparer:
         request: ChatRequest | CompletionRequest,
         id_prefix: str,
         target: Target,
-        prompts: list[list[int]],
+        prompts: Sequence[Sequence[int]],
         call: Call,
         *,
         constraint: tuple[Structured | None, str],
@@ -174,7 +174,7 @@ class Preparer:
         self,
         request: ChatRequest | CompletionRequest,
         target: Target,
-        prompts: list[list[int]],
+        prompts: Sequence[Sequence[int]],
         call: Call,
         *,
         answer_id: str,

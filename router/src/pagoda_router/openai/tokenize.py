@@ -32,7 +32,7 @@ class Tokenizing:
         # A chat template has written the special tokens.
         special = request.prompt is not None if request.add_special_tokens is None else request.add_special_tokens
         text = request.prompt if request.prompt is not None else self._chat(request, target)
-        ids = await target.text.encode(text, add_special_tokens=special)
+        ids = list(await target.text.encode(text, add_special_tokens=special, scope=key.tenant))
         strings = [target.text.token_bytes(token_id).decode(errors="replace") for token_id in ids] if request.return_token_strs else None
         return msgspec.json.encode({"count": len(ids), "max_model_len": target.assets.max_model_len, "tokens": ids, "token_strs": strings})
 
