@@ -20,7 +20,7 @@ import yaml
 from pagoda_router.discovery.snapshot import parse_snapshot
 from pagoda_router.settings import parse_settings as router_settings
 from pagoda_worker.fetch.settings import parse_settings as fetch_settings
-from pagoda_worker.settings import parse_settings as worker_settings
+from pagoda_worker.settings.worker import parse_settings as worker_settings
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "images"

@@ -11,7 +11,7 @@ from cases import EXAMPLES, NOW, REPOSITORY, SETTINGS, ManifestCase, inference_m
 from pagoda_operator.observed import Capacity, Observed
 from pagoda_operator.plan import plan
 from pagoda_operator.predicates import KIND_MESSAGES, Field
-from pagoda_operator.rules import FIELDS, NAME
+from pagoda_operator.rules import FIELDS, NAME, OWN_FALLBACK
 from pagoda_operator.status import model_status
 from pagoda_operator.validate import API_VERSION, KIND
 
@@ -82,8 +82,8 @@ def test_a_field_is_required_in_both_or_in_neither(path: str) -> None:
     assert (name in schema.get("required", [])) == FIELDS[path].required
 
 
-def test_the_objects_name_has_one_rule() -> None:
-    assert [rule["message"] for rule in rules_of(ROOT)] == [NAME.message]
+def test_what_is_said_of_the_whole_object_is_its_name_and_that_it_is_not_its_own_fallback() -> None:
+    assert [rule["message"] for rule in rules_of(ROOT)] == [NAME.message, OWN_FALLBACK]
 
 
 def test_no_field_is_ruled_by_words_that_kubectl_would_choose_itself() -> None:

@@ -16,6 +16,8 @@ ROWS = {row[1]: row[2].strip() for row in re.finditer(r"^\| `(spec[^`]*)` \|([^|
 DEFAULTS: dict[str, Callable[[Spec], object]] = {
     "spec.model.tokenSecretRef.key": lambda _: SecretKey(name="x").key,
     "spec.model.cache.accessMode": lambda _: Cache().access_mode,
+    "spec.routing.fallback": lambda spec: spec.routing.fallback,
+    "spec.routing.fallbackAfter": lambda spec: spec.routing.fallback_after_s,
     "spec.routing.maxQueueTokens": lambda spec: spec.routing.max_queue_tokens,
     "spec.routing.maxWaiting": lambda spec: spec.routing.max_waiting,
     "spec.routing.policy": lambda spec: spec.routing.policy,

@@ -106,7 +106,14 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "target": {"queuedTokens": 9, "kvUsePercent": 50, "ttft": "250ms"},
                 },
                 "rollout": {"strategy": "replace"},
-                "routing": {"maxQueueTokens": 7, "maxWaiting": 8, "policy": "prefix", "wakeTimeout": "2m"},
+                "routing": {
+                    "fallback": "other",
+                    "fallbackAfter": "3s",
+                    "maxQueueTokens": 7,
+                    "maxWaiting": 8,
+                    "policy": "prefix",
+                    "wakeTimeout": "2m",
+                },
             },
         )
     ).spec
@@ -136,7 +143,9 @@ def test_every_written_field_reaches_the_spec() -> None:
     target = ScalingTarget(queued_tokens=9, kv_use_percent=50, ttft_s=0.25)
     assert spec.scaling == Scaling(min=0, max=3, mode="external", replicas=2, idle_s=30, stable_s=5, target=target)
     assert spec.rollout == Rollout(strategy="replace")
-    assert spec.routing == Routing(max_queue_tokens=7, max_waiting=8, policy="prefix", wake_timeout_s=120.0)
+    assert spec.routing == Routing(
+        fallback="other", fallback_after_s=3.0, max_queue_tokens=7, max_waiting=8, policy="prefix", wake_timeout_s=120.0
+    )
 
 
 def test_a_bucket_has_credentials_and_a_claim_that_exists() -> None:

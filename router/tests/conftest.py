@@ -1,4 +1,4 @@
-"""Fixtures of the OpenAI surface's tests; what they are made of is in scripted.py."""
+"""Fixtures of the OpenAI surface's tests, made of what is in scripted.py, and the servers that some need."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 from scripted import Caller, ScriptedCatalog, ScriptedDispatcher, assets_of, byte_level_tokenizer
+from servers import RedisServer, postgres_server, redis_server
 from tokenizers import Tokenizer
 
 from pagoda_router.generation import TextAssets
@@ -64,3 +65,16 @@ def page(browser: "Browser") -> "Iterator[Page]":
 
     with watched_page(browser) as page:
         yield page
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """Of a server; a test that writes takes a database of its own in it."""
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server

@@ -20,7 +20,7 @@ from pagoda_router.generation import Ended, Event, Generation, ModelName, Served
 from pagoda_router.metrics.requests import RouterMetrics
 from pagoda_router.text.artifacts import ArtifactCache
 
-OF_THE_DISPATCHER = ("clock", "rng", "timeouts", "retries")
+OF_THE_DISPATCHER = ("clock", "rng", "timeouts", "retries", "hedge_factor")
 QUICK = LinkTiming(welcome_s=5, ping_every_s=5, first_backoff_s=0.02, last_backoff_s=0.05)
 
 

@@ -54,6 +54,7 @@ class ScriptedWorker(WorkerServicer):
         self.sends_corrupt_artifacts = False
         self.described_model = ""
         self.max_model_len = 2048
+        self.max_running = 8
         self.described_decode_tokens_per_s = 0.0
         self.features: list[int] = []
         self.answers_pings = True
@@ -113,7 +114,7 @@ class ScriptedWorker(WorkerServicer):
             special_tokens_json='{"eos_token": "<eos>"}',
             block_size=16,
             kv_capacity_tokens=self.state.kv_capacity_tokens,
-            max_running=8,
+            max_running=self.max_running,
             max_sequences_per_request=8,
             max_top_logprobs=5,
             features=self.features,
@@ -225,6 +226,7 @@ class ScriptedWorker(WorkerServicer):
         tokens: int = 1,
         detail: str = "",
         timings: Any = None,
+        engine_died: bool = False,
     ) -> None:
         self._sequences[request_id] -= 1
         grants = []
@@ -233,7 +235,14 @@ class ScriptedWorker(WorkerServicer):
             grants = self._grant()
         usage = wire.Usage(prompt_tokens=3, cached_tokens=2, completion_tokens=tokens)
         finish = wire.Finish(
-            request_id=request_id, sequence=sequence, reason=reason, stop_token_id=0, detail=detail, usage=usage, timings=timings
+            request_id=request_id,
+            sequence=sequence,
+            reason=reason,
+            stop_token_id=0,
+            detail=detail,
+            usage=usage,
+            timings=timings,
+            engine_died=engine_died,
         )
         self._frame(finishes=[finish], grants=grants)
 

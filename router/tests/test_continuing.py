@@ -9,8 +9,9 @@ from scripted_worker import ScriptedWorker
 from pagoda_router.dispatch.continuing import rest_of
 from pagoda_router.dispatch.second_tries import RetryShares
 from pagoda_router.dispatch.stalls import StageTimeouts
-from pagoda_router.errors import FirstTokenTimeout, RetryBudgetSpent, UpstreamFailed
+from pagoda_router.errors import EnginesDied, FirstTokenTimeout, RetryBudgetSpent, UpstreamFailed
 from pagoda_router.generation import Ended, Sampling
+from pagoda_router.openai.errors import error_headers
 from pagoda_router.wire import worker_pb2 as wire
 
 
@@ -103,6 +104,62 @@ async def test_a_sequence_that_had_all_its_tokens_asks_nobody_for_more(tmp_path,
         assert tokens_of(events) == [5, 6]
         assert (ends_of(events), events[-1].usage.completion_tokens) == ({0: "length"}, 2)
         assert other.submits.empty()
+
+
+async def test_a_stream_whose_engine_died_goes_on_elsewhere(tmp_path, pair):
+    async with rig(tmp_path, *pair) as router:
+        task = asyncio.create_task(router.collect())
+        lost, other, submit = await first_asked(*pair)
+        lost.tokens(submit.request_id, [5], started=True)
+        lost.finish(submit.request_id, wire.FINISH_ENGINE_ERROR, detail="the engine died", engine_died=True)
+        again = await other.next_submit()
+        assert list(again.resume_ids) == [5]
+        other.tokens(again.request_id, [6])
+        other.finish(again.request_id)
+        assert tokens_of(await task) == [5, 6]
+        await router.until(lambda: router.outstanding_tokens == 0)
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["after its first token", "before it"])
+async def test_a_request_that_two_engines_had_when_they_died_is_ended(tmp_path, pair, begun):
+    async with rig(tmp_path, *pair) as router:
+        task = asyncio.create_task(router.collect())
+        first, second, submit = await first_asked(*pair)
+        for worker in (first, second):
+            submit = submit if worker is first else await worker.next_submit()
+            if begun:
+                worker.tokens(submit.request_id, [5], started=True)
+            worker.finish(submit.request_id, wire.FINISH_ENGINE_ERROR, detail="the engine died", engine_died=True)
+        with pytest.raises(EnginesDied, match="2 engines of tiny died while they had this request"):
+            await task
+        assert (first.submits.empty(), second.submits.empty()) == (True, True)
+        assert router.metric("suspected_requests_total", model="tiny") == 1
+        assert (b"x-should-retry", b"false") in error_headers(EnginesDied("so"))
+
+
+async def test_the_sequences_of_one_request_are_in_one_death_together(tmp_path, pair):
+    async with rig(tmp_path, *pair) as router:
+        task = asyncio.create_task(router.collect(generation(n=2)))
+        lost, other, submit = await first_asked(*pair)
+        lost.rows([(submit.request_id, 0, [5]), (submit.request_id, 1, [6])])
+        for sequence in range(2):
+            lost.finish(submit.request_id, wire.FINISH_ENGINE_ERROR, sequence=sequence, engine_died=True)
+        for again in [await other.next_submit(), await other.next_submit()]:
+            other.finish(again.request_id)
+        assert ends_of(await task) == {0: "stop", 1: "stop"}
+
+
+async def test_an_engine_that_died_and_a_worker_that_was_killed_are_not_two_engines(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        task = asyncio.create_task(router.collect())
+        submit = await worker.next_submit()
+        worker.tokens(submit.request_id, [5])
+        worker.finish(submit.request_id, wire.FINISH_ENGINE_ERROR, engine_died=True)
+        submit = await worker.next_submit()
+        worker.break_session()
+        submit = await worker.next_submit()
+        worker.finish(submit.request_id)
+        assert tokens_of(await task) == [5]
 
 
 async def test_a_stream_that_loses_every_worker_it_gets_ends_with_the_error(tmp_path):

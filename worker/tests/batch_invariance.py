@@ -18,7 +18,7 @@ from torch import Tensor
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.request import Request
-from pagoda_worker.sources import BUILTIN_DIR
+from pagoda_worker.settings.sources import BUILTIN_DIR
 
 CROWDS = ((3, 512), (15, 64), (31, 40))
 """(strangers, tokens a step may compute)."""

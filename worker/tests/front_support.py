@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.front.gpu import GpuReader
 from pagoda_worker.front.process import Front
-from pagoda_worker.settings import WorkerSettings
-from pagoda_worker.sources import BUILTIN_DIR
+from pagoda_worker.settings.sources import BUILTIN_DIR
+from pagoda_worker.settings.worker import WorkerSettings
 from pagoda_worker.wire import worker_pb2 as pb
 from pagoda_worker.wire.worker_pb2_grpc import WorkerStub
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pagoda_worker.engine import Engine
-from pagoda_worker.row_masks import BatchMasks
-from pagoda_worker.row_tables import History, IntArray
-from pagoda_worker.sampler import Logprobs
+from pagoda_worker.sampling.row_masks import BatchMasks
+from pagoda_worker.sampling.row_tables import History, IntArray
+from pagoda_worker.sampling.sampler import Logprobs
 
 
 @contextmanager

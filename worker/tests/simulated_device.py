@@ -4,11 +4,11 @@ Keeps its own rows from the plans' deltas alone, as the real runner does. The "m
 whose cache was mixed up, computed twice or shared wrongly samples something else.
 """
 
-from pagoda_worker.blocks import BlockPool
-from pagoda_worker.plan import Sampled, Sequence, StepPlan
 from pagoda_worker.request import Request
-from pagoda_worker.scheduler import Scheduler
-from pagoda_worker.scheduler_limits import SchedulerLimits
+from pagoda_worker.scheduling.blocks import BlockPool
+from pagoda_worker.scheduling.plan import Sampled, Sequence, StepPlan
+from pagoda_worker.scheduling.scheduler import Scheduler
+from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
 
 VOCAB = 50
 EOS = 1

@@ -24,8 +24,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.request import Request, StructuredOutput
-from pagoda_worker.sources import BUILTIN_DIR
-from pagoda_worker.structured import compile_grammar, read_tokenizer
+from pagoda_worker.sampling.structured import compile_grammar, read_tokenizer
+from pagoda_worker.settings.sources import BUILTIN_DIR
 
 CORPUS_BYTES = 80 << 20
 CASES: dict[str, Any] = json.loads(Path(__file__).with_name("structured_cases.json").read_text("utf-8"))

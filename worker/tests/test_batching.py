@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_device import expected_output, simulated
 
-from pagoda_worker.batching import STATIC_PATIENCE_S, AdmissionPolicy, open_places, reserved_tokens
 from pagoda_worker.config import Batching
 from pagoda_worker.request import Request
-from pagoda_worker.scheduler import Scheduler
+from pagoda_worker.scheduling.batching import STATIC_PATIENCE_S, AdmissionPolicy, open_places, reserved_tokens
+from pagoda_worker.scheduling.scheduler import Scheduler
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_worker.blocks import BlockPool, chain_hash, root_hash
+from pagoda_worker.scheduling.blocks import BlockPool, chain_hash, root_hash
 
 
 def named(name: int) -> bytes:

@@ -34,7 +34,7 @@ def test_a_step_that_cleared_and_stored_tells_so_in_this_order():
 
 def test_cache_events_travel_with_frames_and_cost_one_of_their_own_ten_times_a_second_at_most():
     session = RouterSession(1, "r", wants_cache_events=True)
-    state = worker_state(None, draining=False, not_ready_reason="")
+    state = worker_state(None, draining=False, not_ready_reason="", routers=1)
     session.welcome("w", state, [], 0)
     event = pb.CacheEvent(kind=pb.CacheEvent.STORED, block_hashes=named(1))
     for now_us in range(1_000_000, 1_200_000, 10_000):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from random_checkpoint import small_engine
 
-from pagoda_worker import compiled
-from pagoda_worker.compiled import CompiledModel, cxx
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
+from pagoda_worker.models import compiled
+from pagoda_worker.models.compiled import CompiledModel, cxx
 from pagoda_worker.request import Request
 
 Checkpoint = Callable[..., Path]

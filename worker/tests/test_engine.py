@@ -370,8 +370,8 @@ def test_the_offline_process_times_a_job(checkpoint: Checkpoint):
 def test_the_offline_process_refuses_a_field_it_does_not_know(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     import io
 
-    from pagoda_worker import offline
+    from pagoda_worker.offline import batch
 
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"max_token": 3}'))
-    assert offline.main() == 2
+    assert batch.main() == 2
     assert "unknown fields ['max_token']" in capsys.readouterr().err

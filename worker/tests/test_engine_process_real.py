@@ -9,8 +9,8 @@ from front_support import TINY
 from pagoda_worker.channel import Cancelled, Stepped
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
+from pagoda_worker.execution.runner import Runner
 from pagoda_worker.request import FinishReason
-from pagoda_worker.runner import Runner
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from hub_server import CHUNK, TOKEN, ModelServer, Repository, model_server
 from pagoda_worker.errors import AccessDenied, ConfigError, DiskFull, FetchError, SourceMissing
 from pagoda_worker.fetch.settings import parse_settings
 from pagoda_worker.fetch.step import FetchState, Step, free_bytes, open_origin
-from pagoda_worker.model_cache import MARKER, Fetched
-from pagoda_worker.sources import resolve_source
+from pagoda_worker.settings.model_cache import MARKER, Fetched
+from pagoda_worker.settings.sources import resolve_source
 
 MODEL = "pagoda/small"
 MIB = 1 << 20

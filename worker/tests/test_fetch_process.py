@@ -21,8 +21,8 @@ from hub_server import ModelServer, Repository, model_server
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.front.engine_link import ENGINE_COMMAND
-from pagoda_worker.model_cache import MARKER
-from pagoda_worker.sources import resolve_source
+from pagoda_worker.settings.model_cache import MARKER
+from pagoda_worker.settings.sources import resolve_source
 
 MODEL = "pagoda/small"
 SIZE = 12 << 20

@@ -15,8 +15,8 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.front.process import Front
 from pagoda_worker.front.progress import Backoff
-from pagoda_worker.limits import Limits
-from pagoda_worker.settings import WorkerSettings
+from pagoda_worker.loading.limits import Limits
+from pagoda_worker.settings.worker import WorkerSettings
 from pagoda_worker.wire import worker_pb2 as pb
 
 

@@ -10,10 +10,10 @@ import pytest_asyncio
 from front_support import TINY, Bench, running_front
 from tokenizers import Tokenizer
 
-from pagoda_worker.blocks import chain_hash, root_hash
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.front.engine_link import ENGINE_COMMAND
+from pagoda_worker.scheduling.blocks import chain_hash, root_hash
 from pagoda_worker.wire import worker_pb2 as pb
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

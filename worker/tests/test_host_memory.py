@@ -11,11 +11,11 @@ from random_checkpoint import kv_bytes, small_engine
 
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError, OutOfMemory
-from pagoda_worker.host_memory import HostMemory
-from pagoda_worker.memory import check_host_fits
-from pagoda_worker.offline import timed
-from pagoda_worker.plan import StepPlan
-from pagoda_worker.runner import InFlight
+from pagoda_worker.execution.host_memory import HostMemory
+from pagoda_worker.execution.runner import InFlight
+from pagoda_worker.loading.memory import check_host_fits
+from pagoda_worker.offline.batch import timed
+from pagoda_worker.scheduling.plan import StepPlan
 
 Checkpoint = Callable[..., Path]
 PROMPTS = [[3 + i] * 9 + [20 + i] for i in range(6)]

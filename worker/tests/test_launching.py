@@ -8,10 +8,10 @@ import torch
 from random_checkpoint import small_engine
 
 from pagoda_worker.engine import Engine
-from pagoda_worker.launching import MAX_LAUNCHES
-from pagoda_worker.plan import StepPlan
+from pagoda_worker.execution.launching import MAX_LAUNCHES
+from pagoda_worker.execution.runner import InFlight
 from pagoda_worker.request import Finish, FinishReason, Request
-from pagoda_worker.runner import InFlight
+from pagoda_worker.scheduling.plan import StepPlan
 
 Checkpoint = Callable[..., Path]
 PROMPTS = {"long": [5] * 90, "short": [3, 1, 4], "n": [7] * 20, "prefix": [5] * 40}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pagoda_worker.limits import Limits
+from pagoda_worker.loading.limits import Limits
 
 Files = dict[str, str]
 World = Callable[[Files], Limits]

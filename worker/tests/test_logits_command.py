@@ -10,9 +10,9 @@ from logits_tap import Truth
 from typer.testing import CliRunner
 
 from pagoda_worker.engine import MAX_TOP_LOGPROBS
-from pagoda_worker.logits_command import TOP_AT_MOST, logits
-from pagoda_worker.next_tokens import next_tokens
-from pagoda_worker.sources import BUILTIN_DIR
+from pagoda_worker.offline.logits_command import TOP_AT_MOST, logits
+from pagoda_worker.offline.next_tokens import next_tokens
+from pagoda_worker.settings.sources import BUILTIN_DIR
 
 TEXT = "What is 27 + 46?"
 app = typer.Typer()

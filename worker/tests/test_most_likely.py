@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_worker.most_likely import most_likely
+from pagoda_worker.sampling.most_likely import most_likely
 
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan, 1.0, -1.0, 2.0, -2.0, 1e-6, -1e-6]
 value = st.one_of(st.sampled_from(SPECIAL), st.floats(-100, 100, width=16))

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pagoda_worker.penalties import Penalties
 from pagoda_worker.request import Sampling
-from pagoda_worker.row_tables import History
+from pagoda_worker.sampling.penalties import Penalties
+from pagoda_worker.sampling.row_tables import History
 
 VOCAB, ROWS, COLUMNS = 7, 4, 40
 SETTINGS = [

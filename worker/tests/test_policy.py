@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_worker.policy import Speeds, choose_restore, prefill_budget, share_prefill, victims_needed
+from pagoda_worker.scheduling.policy import Speeds, choose_restore, prefill_budget, share_prefill, victims_needed
 
 
 @pytest.mark.parametrize(

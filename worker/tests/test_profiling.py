@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from random_checkpoint import VOCAB, small_engine
 
-from pagoda_worker import profiling
-from pagoda_worker.profiling import OVERHEAD, REST, PhaseTimer, Point, points_of
+from pagoda_worker.offline import profiling
+from pagoda_worker.offline.profiling import OVERHEAD, REST, PhaseTimer, Point, points_of
 
 
 class Work:

@@ -12,7 +12,7 @@ from random_checkpoint import VOCAB, kv_bytes, small_engine
 from transformers import AutoModelForCausalLM
 
 from pagoda_worker.errors import RequestRefused
-from pagoda_worker.prompt_logprobs import PromptLogprobsCollector
+from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.request import PromptLogprobs, Request, Sampling
 
 Checkpoint = Callable[..., Path]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from random_checkpoint import kv_bytes
 
-from pagoda_worker import offline
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
-from pagoda_worker.replay import Arrival, replay
+from pagoda_worker.offline import batch
+from pagoda_worker.offline.replay import Arrival, replay
 
 Checkpoint = Callable[..., Path]
 
@@ -65,7 +65,7 @@ def test_the_minimal_loop_computes_each_sequence_anew_for_each_token(minimal: di
 
 
 def test_the_last_of_a_static_batch_that_nobody_completes_waits_and_then_runs(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pagoda_worker.batching.STATIC_PATIENCE_S", 0.0)
+    monkeypatch.setattr("pagoda_worker.scheduling.batching.STATIC_PATIENCE_S", 0.0)
     answer = replay(engine_with(checkpoint(), **STAGES["static"]), arrivals()[:5])
     assert [len(ids) for ids in answer["token_ids"]] == [2, 7, 12, 17, 2]
 
@@ -109,7 +109,7 @@ def test_jobs_come_a_line_each_and_share_nothing(
     job = {"model_dir": str(checkpoint()), "device": "cpu", "dtype": "fp32", "max_model_len": 64, "requests": requests, "warmup": True}
     monkeypatch.setattr(sys, "argv", ["offline", "--lines"])
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{json.dumps(job)}\n{json.dumps({**job, 'max_running': 1})}\n"))
-    assert offline.main() == 0
+    assert batch.main() == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["token_ids"] == second["token_ids"]
     assert (first["prefix_hit_tokens"], second["prefix_hit_tokens"]) == (0, 0)

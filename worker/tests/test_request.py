@@ -24,7 +24,8 @@ WITHOUT_TORCH = """
 import sys
 for name in ("torch", "numpy", "grpc", "msgspec"):
     sys.modules[name] = None
-import pagoda_worker.scheduler, pagoda_worker.blocks, pagoda_worker.request, pagoda_worker.plan, pagoda_worker.config, pagoda_worker.errors
+import pagoda_worker.scheduling.scheduler, pagoda_worker.scheduling.blocks, pagoda_worker.scheduling.plan
+import pagoda_worker.request, pagoda_worker.config, pagoda_worker.errors
 """
 
 
@@ -33,7 +34,7 @@ def test_scheduling_imports_neither_torch_nor_numpy_nor_a_network():
 
 
 def test_the_engine_imports_without_grpc_prometheus_and_msgspec():
-    code = WITHOUT_TORCH.replace('"torch", "numpy", ', '"prometheus_client", ') + "\nimport pagoda_worker.engine, pagoda_worker.offline\n"
+    code = WITHOUT_TORCH.replace('"torch", "numpy", ', '"prometheus_client", ') + "import pagoda_worker.engine, pagoda_worker.offline.batch"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=110)
 
 

@@ -22,7 +22,7 @@ from pagoda_worker.front.engine_link import ENGINE_COMMAND
 from pagoda_worker.front.process import Front
 from pagoda_worker.front.residents import Residents
 from pagoda_worker.request import Request
-from pagoda_worker.settings import WorkerSettings, parse_shared_device
+from pagoda_worker.settings.worker import WorkerSettings, parse_shared_device
 from pagoda_worker.wire import worker_pb2 as pb
 from pagoda_worker.wire.worker_pb2_grpc import WorkerStub
 

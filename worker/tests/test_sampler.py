@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from pagoda_worker.request import Request, Sampling
-from pagoda_worker.row_tables import History
-from pagoda_worker.sampler import BROKEN, Sampler
+from pagoda_worker.sampling.row_tables import History
+from pagoda_worker.sampling.sampler import BROKEN, Sampler
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from simulated_device import expected_output
 from test_scheduler import COMPUTES, COPIES, Bench, prompt
 
-from pagoda_worker.host_slots import HostTier, SwapSpace
 from pagoda_worker.request import FinishReason
-from pagoda_worker.residency import HostRoom
+from pagoda_worker.scheduling.host_slots import HostTier, SwapSpace
+from pagoda_worker.scheduling.residency import HostRoom
 
 SWAP = HostRoom(swap_slots=16, block_bytes=1)
 TIER = HostRoom(tier_slots=16, block_bytes=1)

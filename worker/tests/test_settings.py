@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pagoda_worker.errors import ConfigError
-from pagoda_worker.settings import parse_settings
+from pagoda_worker.settings.worker import parse_settings
 
 MINIMAL = {"PAGODA_MODEL_NAME": "tiny", "PAGODA_MODEL_SOURCE": "builtin://tiny"}
 

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_checkpoint import small_engine
 
-from pagoda_worker.blocks import BlockPool
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import CannotSleep, ModelError, OutOfMemory
+from pagoda_worker.loading.sleep import HostCopy, tensors_of
+from pagoda_worker.loading.warm import doubling, sizes_to_come, warm
 from pagoda_worker.request import FinishReason, ModelFacts, Request
-from pagoda_worker.scheduler import Scheduler
-from pagoda_worker.scheduler_limits import SchedulerLimits
-from pagoda_worker.sleep import HostCopy, tensors_of
-from pagoda_worker.warm import doubling, sizes_to_come, warm
+from pagoda_worker.scheduling.blocks import BlockPool
+from pagoda_worker.scheduling.scheduler import Scheduler
+from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
 
 Checkpoint = Callable[..., Path]
 PROMPTS = [[(7919 * each) % 150 + 2 for each in range(40)], [3, 4, 5]]
@@ -201,7 +201,7 @@ class Ticks:
         self.batches: set[int] = set()
 
     def step(self) -> None:
-        from pagoda_worker.plan import Sampled
+        from pagoda_worker.scheduling.plan import Sampled
 
         plan = self.scheduler.schedule(self.now)
         self.chunks |= {chunk.count for chunk in plan.chunks}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pagoda_worker.errors import ConfigError
-from pagoda_worker.sources import resolve_source
+from pagoda_worker.settings.sources import resolve_source
 
 
 def test_the_shipped_models_have_folders():

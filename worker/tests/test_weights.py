@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import pagoda_worker
 from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
-from pagoda_worker.weights import load_weights, stored_dtype
+from pagoda_worker.models.weights import load_weights, stored_dtype
 
 Checkpoint = Callable[..., Path]
 

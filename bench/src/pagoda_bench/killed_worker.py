@@ -2,7 +2,7 @@
 
     python -m pagoda_bench.killed_worker [--streams 100] [--tokens 300]
 
-which starts its own stack of two tiny CPU workers, and prints what was lost and the longest gap between two tokens of each stream. Batch
+which starts its own stack of two tiny CPU workers, prints what was lost and how long streams paused, and writes bench/results/. Batch
 invariance is on: a replay computes as a prompt what was decoded before, and without it a tie of logits may fall the other way.
 Requests go to the workers in turn, so that whichever is killed has half of them.
 """
@@ -25,6 +25,7 @@ import psutil
 
 from pagoda_bench.local_stack import LocalStack, local_stack
 from pagoda_bench.processes import running
+from pagoda_bench.results import FOLDER, Row, result_here, write
 
 TWO_WORKERS = """apiVersion: pagoda.dev/v1alpha1
 kind: InferenceModel
@@ -36,6 +37,18 @@ spec:
   scaling: {min: 2, max: 2}
   routing: {policy: round-robin}
 """
+NAMES = 8
+FORM = {
+    "type": "object",
+    "properties": {"names": {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": NAMES, "maxItems": NAMES}},
+    "required": ["names"],
+    "additionalProperties": False,
+}
+NOTES = (
+    "one of two workers with the tiny model is killed (SIGKILL, front and engine) under all streams at once, each of them begun",
+    "same_…: as in a run of the same requests without the loss; the last of the streams are held to a JSON schema",
+    "added_gap: the longest pause between two chunks of a stream, less that of the same stream undisturbed; low and high: least and most",
+)
 WORDS = ("My", "The", "What is 27 + 46?", "Once", "Write a list:", "A", "In the", "One, two, three,")
 
 
@@ -49,6 +62,23 @@ class Seen:
     usage: Mapping[str, Any] | None = None
     error: str = ""
     longest_gap_s: float = 0.0
+
+
+def formed_bodies(count: int) -> list[dict[str, Any]]:
+    """Greedy ones that must be JSON of one form, long enough to be in the middle of it when the worker goes."""
+    return [
+        {"prompt": f"names {number}: ", "max_tokens": 300, "temperature": 0, "structured_outputs": {"json": FORM}}
+        for number in range(count)
+    ]
+
+
+def is_of_the_form(text: str) -> bool:
+    try:
+        document = json.loads(text)
+        names = document["names"]
+        return set(document) == {"names"} and len(names) == NAMES and all(isinstance(name, str) for name in names)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def bodies(count: int, tokens: int) -> list[dict[str, Any]]:
@@ -118,26 +148,69 @@ async def replays(stack: LocalStack) -> int:
     return int(sum(float(line.rpartition(" ")[2]) for line in lines))
 
 
-async def compare(stack: LocalStack, streams: int, tokens: int) -> int:
-    asked = bodies(streams, tokens)
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The same requests with and without the loss, in one order; `formed`: how many of the last ones were held to FORM."""
+
+    calm: Sequence[Seen]
+    disturbed: Sequence[Seen]
+    formed: int
+    continued: int
+    """Streams that went on on the other worker."""
+
+    @property
+    def pairs(self) -> list[tuple[Seen, Seen]]:
+        return list(zip(self.calm, self.disturbed, strict=True))
+
+
+async def compare(stack: LocalStack, streams: int, tokens: int, formed: int) -> Comparison:
+    asked = [*bodies(streams, tokens), *formed_bodies(formed)]
     calm = await read_all(stack, asked)
     disturbed = await read_all(stack, asked, kill_after=streams * tokens // 8)
-    pairs = list(zip(calm, disturbed, strict=True))
-    same = sum(before.token_ids == after.token_ids and before.text == after.text for before, after in pairs)
-    billed = sum(_billed(before) == _billed(after) for before, after in pairs)
-    complete = sum(after.finish_reason == "length" for after in disturbed)
-    print(f"streams {streams}, tokens each {tokens}, continued on the other worker {await replays(stack)}")
-    print(f"complete {complete}, tokens and text as undisturbed {same}, usage as undisturbed {billed}")
-    for before, after in pairs:
+    return Comparison(calm, disturbed, formed, await replays(stack))
+
+
+def rows_of(found: Comparison, tokens: int) -> list[Row]:
+    pairs, count = found.pairs, len(found.calm)
+    case = f"{count - found.formed} greedy streams of {tokens} tokens"
+
+    def row(metric: str, value: float, unit: str, **more: Any) -> Row:
+        return Row(case=case, system="pagoda", metric=metric, value=value, unit=unit, **more)
+
+    def counted(metric: str, whole: int, value: int) -> Row:
+        return row(metric, value, "streams", aim=f"= {whole}", met=value == whole)
+
+    def longest_s(seen: Sequence[Seen]) -> float:
+        return at_p99(sorted(each.longest_gap_s for each in seen))
+
+    added_s = sorted(after.longest_gap_s - before.longest_gap_s for before, after in pairs)
+    p99_s = at_p99(added_s)
+    return [
+        row("continued", found.continued, "streams"),
+        counted("complete", count, sum(after.finish_reason is not None and not after.error for _, after in pairs)),
+        counted("same_tokens_and_text", count, sum((b.token_ids, b.text) == (a.token_ids, a.text) for b, a in pairs)),
+        counted("same_usage", count, sum(_billed(before) == _billed(after) for before, after in pairs)),
+        counted("valid_json", found.formed, sum(is_of_the_form(after.text) for after in found.disturbed[count - found.formed :])),
+        row("added_gap_p99_s", p99_s, "s", low=added_s[0], high=added_s[-1], aim="≤ 2", met=p99_s <= 2),
+        row("gap_undisturbed_p99_s", longest_s(found.calm), "s"),
+        row("gap_disturbed_p99_s", longest_s(found.disturbed), "s"),
+    ]
+
+
+def at_p99(ordered: Sequence[float]) -> float:
+    return ordered[int(0.99 * (len(ordered) - 1))]
+
+
+def show(found: Comparison, rows: Sequence[Row]) -> None:
+    for row in rows:
+        verdict = "" if row.met is None else f"  aim {row.aim}: {'met' if row.met else 'MISSED'}"
+        print(f"{row.metric:24} {row.value:10.3f} {row.unit}{verdict}")
+    for before, after in found.pairs:
         if before.token_ids != after.token_ids:
             at = next((i for i, (a, b) in enumerate(zip(before.token_ids, after.token_ids, strict=False)) if a != b), len(after.token_ids))
             print(f"differs from token {at} on: {before.token_ids[at : at + 4]} became {after.token_ids[at : at + 4]}")
-    for name, run in (("undisturbed", calm), ("disturbed", disturbed)):
-        gaps_s = sorted(seen.longest_gap_s for seen in run)
-        print(f"longest gap of each stream, {name}: p50 {gaps_s[len(gaps_s) // 2]:.3f} s, p99 {gaps_s[int(0.99 * len(gaps_s))]:.3f} s")
-    for error in sorted({after.error for after in disturbed if after.error}):
+    for error in sorted({after.error for after in found.disturbed if after.error}):
         print(f"error: {error}")
-    return 0 if same == billed == complete == streams else 1
 
 
 def _billed(seen: Seen) -> tuple[int, int] | None:
@@ -148,12 +221,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pagoda_bench.killed_worker", description=__doc__)
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=300)
-    arguments = parser.parse_args()
+    parser.add_argument("--formed", type=int, default=8, help="streams besides, held to a JSON schema")
+    parser.add_argument("--output", type=Path, default=FOLDER / "killed-worker.json", help="result file")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder) / "two.yaml"
         manifest.write_text(TWO_WORKERS)
         with local_stack(manifest, extra_env={"PAGODA_DEVICE": "cpu"}) as stack:
-            return asyncio.run(compare(stack, arguments.streams, arguments.tokens))
+            found = asyncio.run(compare(stack, given.streams, given.tokens, given.formed))
+    rows = rows_of(found, given.tokens)
+    show(found, rows)
+    command = f"python -m pagoda_bench.killed_worker --streams {given.streams} --tokens {given.tokens} --formed {given.formed}"
+    write(result_here("killed-worker", rows, command=command, packages=("pagoda-router", "pagoda-worker"), notes=NOTES), given.output)
+    print(f"wrote {given.output}")
+    return 0 if all(row.met is not False for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -6,6 +6,14 @@ from pagoda_operator.slo_rules import RUNBOOKS
 from pagoda_operator.tokens import Purpose, plain_name, secret_name, token
 
 
+@dataclass(frozen=True, slots=True)
+class SecretPort:
+    """A server whose URL, with its password, only a Secret knows, and the port at which a network policy lets it be reached."""
+
+    secret: str
+    port: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     version: str
@@ -20,12 +28,20 @@ class Settings:
     """Secrets of each namespace with models."""
     router_replicas: int = 1
     """0: the number is not ours to write, because an autoscaler of the cluster has it."""
+    router_settings: tuple[tuple[str, str], ...] = ()
+    """Of the routers' environment: variables and values beyond their defaults."""
     linger_s: int = 0
     """How long routers still take requests after SIGTERM, until all who lead clients to them have heard of it."""
     drain_s: int = 30
     """How long routers, after that, and workers finish what they have."""
     otlp_endpoint: str | None = None
     """Where routers send traces, by OTLP over HTTP. None: nowhere."""
+    cors_origins: tuple[str, ...] = ()
+    """Whose pages may call routers from a browser."""
+    database: SecretPort | None = None
+    """The Secret of each namespace with models whose key `url` is the routers' PAGODA_DATABASE. None: no keys but the one Secret's."""
+    redis: SecretPort | None = None
+    """The same of PAGODA_REDIS. None: each router limits on its own."""
     host_paths: bool = False
     """Allow file:// sources, and mount them from the node. Off: such a model is refused with HostPathForbidden."""
     master_key: bytes | None = field(default=None, repr=False)

@@ -18,6 +18,9 @@ NAME = Rule(
 )
 """Shorter than Kubernetes allows: worker pods add a variant and two hashes to it, and labels end at 63."""
 
+OWN_FALLBACK = "spec.routing.fallback: write the name of another model, not its own"
+"""Said of the whole object, the only one that knows its name."""
+
 SPEC = "spec"
 VARIANT = "spec.variants[]"
 OVERRIDABLE = ("engine", "resources", "scaling")
@@ -162,6 +165,7 @@ _VARIANTS: Mapping[str, Field] = {
 """No dashes in a variant's name: MODEL-VARIANT then names one Deployment, whatever dashes the model's own name has."""
 
 _PRICE = Field("number", (Rule(between(0, 100_000), "write 0 to 100000 US dollars for an hour, such as 2.5"),))
+_TOKEN_PRICE = Field("number", (Rule(between(0, 100_000), "write 0 to 100000 US dollars for a million tokens, such as 0.15"),))
 _PROMISES: Mapping[str, Field] = {
     "spec.slo": Field("object"),
     "spec.slo.ttft": Field("string", (Rule(lasts("1ms", "1h"), "write a time of 1ms to 1h, such as 500ms or 2s"),), max_size=16),
@@ -180,13 +184,16 @@ _PROMISES: Mapping[str, Field] = {
         "object",
         (
             Rule(
-                lambda given: "gpuHourUsd" in given or "workerHourUsd" in given,
-                "write gpuHourUsd or workerHourUsd, or leave cost out",
+                lambda given: not given.keys().isdisjoint(("gpuHourUsd", "workerHourUsd", "millionInputUsd", "millionOutputUsd")),
+                "write gpuHourUsd, workerHourUsd, millionInputUsd or millionOutputUsd, or leave cost out",
             ),
         ),
     ),
     "spec.cost.gpuHourUsd": _PRICE,
     "spec.cost.workerHourUsd": _PRICE,
+    "spec.cost.millionInputUsd": _TOKEN_PRICE,
+    "spec.cost.millionCachedUsd": _TOKEN_PRICE,
+    "spec.cost.millionOutputUsd": _TOKEN_PRICE,
 }
 
 
@@ -242,6 +249,10 @@ FIELDS: Mapping[str, Field] = {
         "string", (Rule(one_of("surge", "replace"), "write surge, or replace for nodes without room for one worker more"),), max_size=32
     ),
     "spec.routing": Field("object"),
+    "spec.routing.fallback": Field(
+        "string", (Rule(matches("[a-z]([-a-z0-9]{0,38}[a-z0-9])?"), "write the metadata.name of another InferenceModel"),), max_size=40
+    ),
+    "spec.routing.fallbackAfter": Field("string", (Rule(lasts("0s", "1h"), "write a time of 0s to 1h, such as 10s"),), max_size=16),
     "spec.routing.maxQueueTokens": Field("integer", (Rule(between(0, 1_000_000_000), "write 0 to 1000000000 tokens"),)),
     "spec.routing.maxWaiting": Field("integer", (Rule(between(0, 100_000), "write 0 to 100000 requests"),)),
     "spec.routing.policy": Field(
@@ -265,7 +276,6 @@ _NOT_YET = {
     "spec.engine.quantization",
     "spec.engine.speculative",
     "spec.engine.tensorParallel",
-    "spec.fallback",
     "spec.routing.classes",
 }
 NOT_YET = frozenset(_NOT_YET | {f"{VARIANT}{path.removeprefix(SPEC)}" for path in _NOT_YET if path.startswith("spec.engine.")})

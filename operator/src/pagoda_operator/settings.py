@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pagoda_operator.errors import OperatorError
-from pagoda_operator.installation import Settings
+from pagoda_operator.installation import SecretPort, Settings
+from pagoda_operator.router_settings import parse_router_settings
 from pagoda_operator.slo_rules import RUNBOOKS
 
 TOLERATED = frozenset({"PAGODA_HOME", "PAGODA_RUN_ID", "PAGODA_REQUIRE_ALL", "PAGODA_KUBE_BIN"})
@@ -46,12 +47,23 @@ class OperatorSettings:
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     router_replicas: int = 2
+    router_settings: tuple[tuple[str, str], ...] = ()
+    """Variables of the routers' environment, from NAME=VALUE,NAME=VALUE by the chart's names (router_settings.py)."""
     linger_s: int = 5
     """How long routers still take requests after SIGTERM, until kube-proxies and load balancers have heard of it."""
     drain_s: int = 120
     """How long routers, after that, and workers finish what they have."""
     otlp_endpoint: str | None = None
     """Where routers send traces: the collector's base URL, for OTLP over HTTP. None: nowhere."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call routers from a browser; routers judge them."""
+    database_secret: str | None = None
+    """A Secret of each namespace with models, whose key `url` is where routers keep keys and usage. None: nowhere."""
+    database_port: int = 5432
+    """Of its server, for the routers' network policy."""
+    redis_secret: str | None = None
+    """The same where routers share their keys' limits."""
+    redis_port: int = 6379
     host_paths: bool = False
     """Allow file:// sources, which mount a folder of the node."""
     metrics_namespaces: tuple[str, ...] = ()
@@ -89,9 +101,13 @@ class OperatorSettings:
             image_pull_policy=self.image_pull_policy,
             image_pull_secrets=self.image_pull_secrets,
             router_replicas=self.router_replicas,
+            router_settings=self.router_settings,
             linger_s=self.linger_s,
             drain_s=self.drain_s,
             otlp_endpoint=self.otlp_endpoint,
+            cors_origins=self.cors_origins,
+            database=SecretPort(self.database_secret, self.database_port) if self.database_secret else None,
+            redis=SecretPort(self.redis_secret, self.redis_port) if self.redis_secret else None,
             host_paths=self.host_paths,
             master_key=self.master_key,
             monitoring=monitoring,
@@ -118,9 +134,15 @@ def parse_settings(environment: Mapping[str, str]) -> OperatorSettings:
         image_pull_policy=_one_of(values, "image_pull_policy", "IfNotPresent", ("Always", "IfNotPresent", "Never")),
         image_pull_secrets=_names(values, "image_pull_secrets"),
         router_replicas=_whole(values, "router_replicas", 2, least=0, most=1000),
+        router_settings=_router_settings(values),
         linger_s=_whole(values, "linger_s", 5, least=0, most=3600),
         drain_s=_whole(values, "drain_s", 120, least=0, most=86_400),
         otlp_endpoint=_url(values, "otlp_endpoint"),
+        cors_origins=_names(values, "cors_origins"),
+        database_secret=values.get("database_secret") or None,
+        database_port=_whole(values, "database_port", 5432, least=1, most=65535),
+        redis_secret=values.get("redis_secret") or None,
+        redis_port=_whole(values, "redis_port", 6379, least=1, most=65535),
         host_paths=_boolean(values, "host_paths"),
         metrics_namespaces=_names(values, "metrics_namespaces"),
         api_server_cidrs=_names(values, "api_server_cidrs"),
@@ -181,6 +203,13 @@ def _url(values: Mapping[str, str], name: str) -> str | None:
 
 def _names(values: Mapping[str, str], name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in values.get(name, "").split(",") if part.strip()))
+
+
+def _router_settings(values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    try:
+        return parse_router_settings(values.get("router_settings", ""))
+    except ValueError as error:
+        raise SettingsError(f"PAGODA_ROUTER_SETTINGS: {error}") from None
 
 
 def _canary(values: Mapping[str, str]) -> tuple[str, str] | None:

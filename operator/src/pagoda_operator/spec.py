@@ -113,6 +113,12 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Routing:
+    """Routers read it from the object themselves."""
+
+    fallback: str | None = None
+    """Name of the model that answers when this one cannot. None: none."""
+    fallback_after_s: float = 10.0
+    """How long a request waits for a worker of this one before that."""
     max_queue_tokens: int = 200_000
     """Tokens that may wait for this model before the router answers 429."""
     max_waiting: int = 256
@@ -298,8 +304,14 @@ def _variant(spec: Mapping[str, Any], written: Mapping[str, Any]) -> Variant:
 
 
 def _routing(routing: Mapping[str, Any]) -> Routing:
-    wake: dict[str, Any] = {"wake_timeout_s": float(parse_duration(routing["wakeTimeout"]))} if "wakeTimeout" in routing else {}
-    return Routing(**_given(routing, max_queue_tokens="maxQueueTokens", max_waiting="maxWaiting", policy="policy"), **wake)
+    times: dict[str, Any] = {
+        attribute: float(parse_duration(routing[name]))
+        for attribute, name in (("fallback_after_s", "fallbackAfter"), ("wake_timeout_s", "wakeTimeout"))
+        if name in routing
+    }
+    return Routing(
+        **_given(routing, fallback="fallback", max_queue_tokens="maxQueueTokens", max_waiting="maxWaiting", policy="policy"), **times
+    )
 
 
 def _engine(engine: Mapping[str, Any]) -> Engine:

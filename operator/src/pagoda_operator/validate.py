@@ -8,7 +8,7 @@ from typing import Any
 
 from pagoda_operator.errors import Problem
 from pagoda_operator.predicates import KIND_MESSAGES, Field, Kind
-from pagoda_operator.rules import FIELDS, NAME, NOT_YET, NOT_YET_MESSAGE, SPEC, children_of
+from pagoda_operator.rules import FIELDS, NAME, NOT_YET, NOT_YET_MESSAGE, OWN_FALLBACK, SPEC, children_of
 
 API_VERSION = "pagoda.dev/v1alpha1"
 KIND = "InferenceModel"
@@ -17,7 +17,7 @@ TOP_LEVEL = ("apiVersion", "kind", "metadata", "spec", "status")
 
 
 def problems_of(document: Mapping[str, Any]) -> list[Problem]:
-    return [*_envelope(document), *_field(SPEC, SPEC, document)]
+    return [*_envelope(document), *_field(SPEC, SPEC, document), *_own_fallback(document)]
 
 
 def _envelope(document: Mapping[str, Any]) -> Iterator[Problem]:
@@ -40,6 +40,16 @@ def _envelope(document: Mapping[str, Any]) -> Iterator[Problem]:
     generation = metadata.get("generation")
     if generation is not None and not is_kind("integer", generation):
         yield Problem("metadata.generation", "leave it out: it counts the changes of spec and is kept by the server", shown(generation))
+
+
+def _own_fallback(document: Mapping[str, Any]) -> Iterator[Problem]:
+    metadata, spec = document.get("metadata"), document.get("spec")
+    routing = spec.get("routing") if isinstance(spec, Mapping) else None
+    if not isinstance(metadata, Mapping) or not isinstance(routing, Mapping):
+        return
+    path, _, message = OWN_FALLBACK.partition(": ")
+    if "fallback" in routing and routing["fallback"] == metadata.get("name"):
+        yield Problem(path, message, shown(routing["fallback"]))
 
 
 def _field(path: str, shape: str, parent: Mapping[str, Any]) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from pagoda_router.errors import ConfigError
+from pagoda_router.http.cors import parse_origins
 
 TOLERATED = frozenset({"PAGODA_HOME", "PAGODA_RUN_ID", "PAGODA_REQUIRE_ALL", "PAGODA_KUBE_BIN", "PAGODA_LOG_LEVEL", "PAGODA_POD_NAME"})
 """Set by supervisors and CI for every process; the last two are read here."""
@@ -42,8 +43,12 @@ class RouterSettings:
     """Tokenizers and chat templates by content hash, and what each model last described; survives restarts."""
     api_key: str | None = None
     """An admin key that is in no database: with it, keys are needed. None: open on loopback, and keys only say whose a request is."""
-    database: Path | None = None
-    """SQLite file of keys. None: see key_file."""
+    cors_origins: tuple[str, ...] = ()
+    """Whose pages may call /v1 from a browser: origins such as https://chat.example.org with commas between, or *. None by default."""
+    database: str | None = field(default=None, repr=False)
+    """Of keys and usage: postgresql://…, which routers on several machines share, or the path of a SQLite file. None: see key_database."""
+    redis: str | None = field(default=None, repr=False)
+    """redis://…, rediss://… or unix://…, where routers that share a database share their keys' limits too. None: each has its own."""
     max_body_bytes: int = 10 * 2**20
     max_queue_tokens: int = 200_000
     """Prompt + predicted output of what may wait for one model; about a minute of a small GPU's work. A manifest's
@@ -69,6 +74,8 @@ class RouterSettings:
     """Of the last minute's requests, those that may be tried again before their first token. 0: none."""
     replay_share: float = 1.0
     """Of the last minute's requests, or of those in flight where they are more, those whose answer may go on on another worker. 0: none."""
+    hedge_factor: float = 0.0
+    """A request whose first token takes so many times as long as predicted is sent to a second, half empty worker too. 0: none is."""
     linger_s: float = 0.0
     """How long after SIGTERM new requests are still taken: whoever leads clients here needs a moment to hear that /ready is off."""
     drain_s: float = 30.0
@@ -92,11 +99,11 @@ class RouterSettings:
         return is_loopback(self.bind_host)
 
     @property
-    def key_file(self) -> Path | None:
+    def key_database(self) -> str | None:
         """None: no keys but api_key. In a cluster unless database is set: a pod's files end with it, and its siblings do not see them."""
         if self.database is not None or self.discovery == "kubernetes":
             return self.database
-        return self.cache_dir / "router.sqlite3"
+        return str(self.cache_dir / "router.sqlite3")
 
 
 def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
@@ -120,7 +127,9 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         else _path(values, "fleet_file", "the file in which the supervisor lists models and workers"),
         cache_dir=_path(values, "cache_dir", "a writable folder for tokenizers and chat templates"),
         api_key=values.get("api_key") or None,
-        database=Path(values["database"]) if values.get("database") else None,
+        cors_origins=parse_origins(values.get("cors_origins", "")),
+        database=_database(values),
+        redis=_redis(values),
         max_body_bytes=_whole(values, "max_body_bytes", 10 * 2**20, least=1024),
         max_queue_tokens=_whole(values, "max_queue_tokens", 200_000, least=0),
         queue_timeout_s=_seconds(values, "queue_timeout_s", 60.0),
@@ -132,6 +141,7 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         next_token_timeout_s=_timeout(values, "next_token_timeout_s", 60.0),
         retry_share=_share(values, "retry_share", 0.1),
         replay_share=_share(values, "replay_share", 1.0),
+        hedge_factor=_factor(values, "hedge_factor"),
         linger_s=_seconds(values, "linger_s", 0.0),
         drain_s=_seconds(values, "drain_s", 30.0),
         trace_ring=_whole(values, "trace_ring", 1000, least=0, most=1_000_000),
@@ -225,6 +235,17 @@ def _share(values: Mapping[str, str], name: str, default: float) -> float:
     return share
 
 
+def _factor(values: Mapping[str, str], name: str) -> float:
+    text = values.get(name) or "0"
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = -1.0
+    if not (factor == 0 or 1 <= factor <= 1000):
+        raise ConfigError(f"{_variable(name)}={text!r} is neither 0 nor a number from 1 to 1000")
+    return factor
+
+
 def _switch(values: Mapping[str, str], name: str) -> bool:
     match (values.get(name) or "off").lower():
         case "on" | "true" | "1":
@@ -253,6 +274,21 @@ def _url(values: Mapping[str, str], name: str) -> str | None:
         is_url = False
     if not is_url:
         raise ConfigError(f"{_variable(name)}={text!r} is not a URL such as http://collector:4318")
+    return text
+
+
+def _database(values: Mapping[str, str]) -> str | None:
+    """The value may hold a password: it is in no message."""
+    text = values.get("database") or None
+    if text is not None and "://" in text and not text.startswith(("postgresql://", "postgres://")):
+        raise ConfigError("PAGODA_DATABASE is a URL of something else: write postgresql://USER:PASSWORD@HOST/NAME, or a file's path")
+    return text
+
+
+def _redis(values: Mapping[str, str]) -> str | None:
+    text = values.get("redis") or None
+    if text is not None and not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ConfigError("PAGODA_REDIS is not a URL such as redis://:PASSWORD@HOST:6379/0 or rediss://…")
     return text
 
 

@@ -11,7 +11,7 @@ from pagoda_worker.errors import ConfigError, last_line
 from pagoda_worker.front.process import Front
 from pagoda_worker.front.residents import Residents
 from pagoda_worker.logs import log_to_stderr
-from pagoda_worker.settings import WorkerSettings, parse_settings, parse_shared_device
+from pagoda_worker.settings.worker import WorkerSettings, parse_settings, parse_shared_device
 
 
 async def serve(models: Sequence[WorkerSettings], residents: Residents | None = None) -> None:

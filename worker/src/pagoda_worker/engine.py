@@ -1,6 +1,6 @@
 """The engine: requests in, one StepOutput per step out. Usable alone: `Engine(EngineConfig(model_dir=…)).generate([[1, 2, 3]], …)`.
 
-Owns scheduler and runner and the clock they are given; knows no network. Called by the engine process, by offline.py and by gpu_check/.
+Owns scheduler and runner and the clock they are given; knows no network. Called by the engine process, by offline/ and by gpu_check/.
 One thread calls everything here.
 """
 
@@ -14,26 +14,26 @@ from typing import TypeVar
 
 import torch
 
-from pagoda_worker.batching import policy_of
-from pagoda_worker.blocks import BlockPool
 from pagoda_worker.completions import Completion, Completions
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.constraints import Constraints
-from pagoda_worker.decode_graphs import capture_graphs
 from pagoda_worker.errors import CannotSleep
-from pagoda_worker.launching import Flight, launch
-from pagoda_worker.loading import News, kernels_in_use, load, out_of_memory_says
+from pagoda_worker.execution.decode_graphs import capture_graphs
+from pagoda_worker.execution.launching import Flight, launch
+from pagoda_worker.execution.runner import Runner, RunnerShape
+from pagoda_worker.loading.loader import News, kernels_in_use, load, out_of_memory_says
+from pagoda_worker.loading.self_test import Measured, measure
+from pagoda_worker.loading.sleep import Weights
+from pagoda_worker.loading.warm import warm
 from pagoda_worker.models.base import Model
 from pagoda_worker.request import EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
 from pagoda_worker.request_check import check_request
-from pagoda_worker.runner import Runner, RunnerShape
-from pagoda_worker.scheduler import Scheduler
-from pagoda_worker.scheduler_limits import SchedulerLimits
-from pagoda_worker.self_test import Measured, measure
-from pagoda_worker.sleep import Weights
-from pagoda_worker.step_meter import StepMeter
-from pagoda_worker.structured import GrammarCompiler
-from pagoda_worker.warm import warm
+from pagoda_worker.sampling.constraints import Constraints
+from pagoda_worker.sampling.structured import GrammarCompiler
+from pagoda_worker.scheduling.batching import policy_of
+from pagoda_worker.scheduling.blocks import BlockPool
+from pagoda_worker.scheduling.scheduler import Scheduler
+from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
+from pagoda_worker.scheduling.step_meter import StepMeter
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20

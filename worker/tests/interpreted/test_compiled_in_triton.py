@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from pagoda_worker.compiled import cxx
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.decode_graphs import DecodeGraphs
 from pagoda_worker.engine import Engine
+from pagoda_worker.execution.decode_graphs import DecodeGraphs
 from pagoda_worker.gpu_check.shapes import Shape, write_checkpoint
+from pagoda_worker.models.compiled import cxx
 
 SMALL = Shape(
     name="small", hidden=64, layers=1, heads=2, kv_heads=1, head_dim=32, intermediate=64, vocab=100, positions=64, dtype="float32",

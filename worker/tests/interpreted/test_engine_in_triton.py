@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pagoda_worker.config import Attention, EngineConfig
-from pagoda_worker.decode_graphs import DecodeGraphs
 from pagoda_worker.engine import Engine
+from pagoda_worker.execution.decode_graphs import DecodeGraphs
 from pagoda_worker.gpu_check.shapes import Shape, write_checkpoint
 from pagoda_worker.kernels import norm, silu
 from pagoda_worker.layers import selection

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pagoda_worker.kernels.sample import BROKEN, choose, choose_reference, noise
 from pagoda_worker.request import Request, Sampling
-from pagoda_worker.row_tables import History
-from pagoda_worker.sampler import Sampler, _mix, _row_keys, gumbel
+from pagoda_worker.sampling.row_tables import History
+from pagoda_worker.sampling.sampler import Sampler, _mix, _row_keys, gumbel
 
 SETTINGS = [
     Sampling(temperature=0.0),

@@ -1,4 +1,4 @@
-"""Profiles the engine's decode step by starting `python -m pagoda_worker.profiling` for each case. Called by __main__."""
+"""Profiles the engine's decode step by starting `python -m pagoda_worker.offline.profiling` for each case. Called by __main__."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def profile_engine(
         "repeats": repeats,
         "trace": str(trace),
     }
-    command = [sys.executable, "-m", "pagoda_worker.profiling"]
+    command = [sys.executable, "-m", "pagoda_worker.offline.profiling"]
     env = {**AS_SERVED, **os.environ}
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, env=env, check=False)
     if done.returncode != 0:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pagoda_bench.sim.worker import SimWorker
 from pagoda_router.admission.credits import CreditLedger, Price
+from pagoda_router.admission.depth import BatchDepth
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import WorkerId
 from pagoda_router.placement.facts import WorkerView
@@ -46,6 +47,7 @@ class SimLink:
     ledger: CreditLedger
     prefixes: KnownPrefixes
     max_running: int
+    depth: BatchDepth
     rates: WorkerRates = field(default_factory=WorkerRates)
     state: State = field(default_factory=State)
     is_up: bool = True
@@ -65,19 +67,22 @@ class SimLink:
             return WorkerView(worker=self.worker, routable=False, reason="the worker is gone")
         state, ledger = self.state, self.ledger
         cached_tokens = self.prefixes.cached_tokens(chain)
+        step_ms = self.rates.step_ms(state.running)
+        is_full = not self.depth.has_room(len(self.sent), step_ms)
         return WorkerView(
             worker=self.worker,
             routable=True,
             capacity_tokens=ledger.capacity_tokens,
             available_tokens=ledger.available_tokens,
-            reservable_tokens=None if cost is None else ledger.reservation_for(cost, self._shared_tokens(cost, chain)),
+            reservable_tokens=None if cost is None or is_full else ledger.reservation_for(cost, self._shared_tokens(cost, chain)),
+            batch_full=is_full,
             cached_tokens=cached_tokens,
             queued_prefill_tokens=max(state.queued_prefill_tokens, self.unbegun_tokens),
             running=state.running,
             waiting=max(state.waiting, len(self.sent) - state.running, 0),
             max_running=self.max_running,
             prefill_tokens_per_s=self.rates.prefill_tokens_per_s,
-            decode_step_ms=self.rates.step_ms(state.running),
+            decode_step_ms=step_ms,
             decode_step_ms_per_sequence=self.rates.steps.per_sequence_ms,
             silent_s=self.now_s - max(self.idle_until_s, self.latest_word_s(self.now_s)) if self.sent else 0.0,
         )
@@ -101,8 +106,10 @@ class SimLink:
         self.unbegun_tokens -= sent.unbegun_tokens
         sent.unbegun_tokens = 0
 
-    def over(self, number: int) -> int:
-        """Its credits come back with the next grant. Returns what it had reserved."""
+    def over(self, number: int, output_tokens: int | None) -> int:
+        """Its credits come back with the next grant. Returns what it had reserved. `output_tokens` None: it was lost."""
+        if output_tokens is not None:
+            self.depth.ended(output_tokens)
         sent = self.sent.pop(number)
         self.unbegun_tokens -= sent.unbegun_tokens
         sent.expectation.over()

@@ -1,4 +1,4 @@
-"""Who gets how much of a step's prompt tokens: the engine's rule (pagoda_worker/policy.py), which a test holds it against. Pure."""
+"""Who gets how much of a step's prompt tokens: the engine's rule (worker scheduling/policy.py), which a test holds it against. Pure."""
 
 
 def share(remaining: list[int], budget: int) -> list[int]:

@@ -12,6 +12,7 @@ from pagoda_bench.sim.engine_profile import EngineProfile
 from pagoda_bench.sim.link import SimLink
 from pagoda_bench.sim.requests import SimRequest
 from pagoda_router.admission.credits import CreditLedger, OutputLengths, Price, price, service_tokens
+from pagoda_router.admission.depth import BatchDepth
 from pagoda_router.admission.drain import ClassDrains, retry_after_s
 from pagoda_router.admission.queue import WaitingRoom
 from pagoda_router.admission.waiting import Waiting
@@ -63,6 +64,8 @@ class SimRouter:
         self._in_flight: dict[int, Priced] = {}
         self._refused: list[SimRequest] = []
         self._charged: dict[int, int] = {}
+        self._is_full = False
+        """Every batch, within one look at the queue, as in placing.py: what waits behind need not be tried."""
         self.links = [self._new_link(number, 0) for number in range(workers)]
         self._numbers = {link.worker: link.number for link in self.links}
 
@@ -76,6 +79,7 @@ class SimRouter:
             CreditLedger(epoch, capacity_tokens),
             KnownPrefixes(profile.block_size, capacity_tokens // profile.block_size),
             profile.max_running,
+            BatchDepth(profile.max_running),
         )
         link.grant()
         return link
@@ -130,6 +134,7 @@ class SimRouter:
         return refused
 
     def place_waiting(self, now_s: float) -> None:
+        self._is_full = False
         if len(self._room):
             self._room.start_those_that_fit(lambda waiting: self._start(waiting, now_s), now_s)
 
@@ -140,6 +145,8 @@ class SimRouter:
         self.place_waiting(now_s)
 
     def _start(self, waiting: Waiting[Priced], now_s: float) -> bool:
+        if self._is_full:
+            return False
         priced, request = waiting.request, waiting.request.sim
         for link in self.links:
             link.now_s = now_s
@@ -149,6 +156,7 @@ class SimRouter:
         choice = self._chooser.choose(links, priced.cost, priced.chain, now_s, avoid=avoid, policy=self._policy)
         if isinstance(choice, Refusal):
             if choice.why != "too_large":
+                self._is_full = choice.why == "batches_full"
                 return False
             self._refuse(priced, "too_large", now_s)
             waiting.service_tokens = 0
@@ -170,7 +178,8 @@ class SimRouter:
         assert request.worker is not None
         link = self.links[request.worker]
         priced = self._in_flight.pop(request.number)
-        reserved_tokens, generation = link.over(request.number), priced.generation
+        reserved_tokens = link.over(request.number, None if is_lost else request.output_tokens)
+        generation = priced.generation
         done = 0 if is_lost else service_tokens(request.prompt_tokens, request.cached_tokens, request.output_tokens)
         self._room.settle(generation.tenant, generation.request_class, self._charged.pop(request.number) - done)
         self._chooser.settled(

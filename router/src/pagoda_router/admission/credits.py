@@ -99,6 +99,7 @@ class Price:
     sequences: int = 1
     cached_tokens: int = 0
     """Whole blocks of the prompt, expected in the worker's prefix cache."""
+    request_class: RequestClass = RequestClass.LATENCY
 
     @property
     def service_tokens(self) -> int:
@@ -108,7 +109,11 @@ class Price:
     def with_cached(self, cached_tokens: int, block_size: int) -> "Price":
         """The price at a worker that has so many of the prompt's tokens: of whole blocks, and never the last token, which is computed."""
         whole = min(cached_tokens, max(0, self.prompt_tokens - 1)) // block_size * block_size
-        return replace(self, kv_tokens=self.kv_tokens + self.cached_tokens - whole, cached_tokens=whole)
+        return (
+            self
+            if whole == self.cached_tokens
+            else replace(self, kv_tokens=self.kv_tokens + self.cached_tokens - whole, cached_tokens=whole)
+        )
 
 
 def price(generation: Generation, predicted_output_tokens: int, block_size: int, cached_tokens: int = 0) -> Price:
@@ -122,6 +127,7 @@ def price(generation: Generation, predicted_output_tokens: int, block_size: int,
         kv_tokens=shared + generation.n * own,
         least_kv_tokens=round_up(prompt_tokens + 1, block_size),
         sequences=generation.n,
+        request_class=generation.request_class,
     )
     return whole.with_cached(cached_tokens, block_size) if cached_tokens else whole
 

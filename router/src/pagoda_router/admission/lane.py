@@ -52,6 +52,8 @@ class Pending(Held):
     """Workers that refused or lost it."""
     attempts: int = 0
     retries: int = 0
+    engines_died: set[object] = field(default_factory=set)
+    """Its streams whose engine died while it had them; one set for all that is asked of this request."""
     served_variant: str | None = None
     """Of the worker that has it; None: none has."""
     chain: PrefixChain | None = None
@@ -73,6 +75,7 @@ class Pending(Held):
             generation=rest,
             cost=cost,
             avoid={lost},
+            engines_died=self.engines_died,
         )
 
     def note_attempt(self, placement: Placement, now_s: float, times: WorkerTimes) -> None:
@@ -89,6 +92,7 @@ class Pending(Held):
                 runner_up=placement.runner_up,
                 runner_up_ms=placement.runner_up_ms,
                 times=times,
+                variant=self.served_variant or "",
             )
         )
         if log.isEnabledFor(logging.DEBUG):

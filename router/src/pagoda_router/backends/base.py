@@ -73,7 +73,9 @@ class BackendStream(Protocol):
 
     worker: WorkerId
     lost: bool
-    """The worker went away under it, or was given up."""
+    """The worker went away under it, or its engine did, or it was given up."""
+    engine_died: bool
+    """The worker is there, but its engine died while it had this request: maybe because of it."""
     begun: bool
     """Its prefill began: only then can it have hurt an engine."""
     failure: str
@@ -108,8 +110,9 @@ class BackendStream(Protocol):
         """Its worker hangs: every open sequence ends with EndReason.TIMED_OUT, as lost, and is cancelled there should it ever wake."""
         ...
 
-    def abandon(self) -> None:
-        """Nobody reads on: what still runs is cancelled on the worker. The reservation settles when the worker confirms."""
+    def abandon(self, *, lost_hedge: bool = False) -> None:
+        """Nobody reads on: what still runs is cancelled on the worker. The reservation settles when the worker confirms. `lost_hedge`:
+        another worker was faster, which the worker is told."""
         ...
 
 

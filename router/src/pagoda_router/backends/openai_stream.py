@@ -54,6 +54,7 @@ class OpenAiStream:
         self.relay: Relay = generation.relay
         self.cost = cost
         self.lost = False
+        self.engine_died = False
         self.begun = False
         self.failure = ""
         self.failure_reason = EndReason.ENGINE_ERROR
@@ -127,7 +128,7 @@ class OpenAiStream:
         self._end(reason, detail)
         self.abandon()
 
-    def abandon(self) -> None:
+    def abandon(self, *, lost_hedge: bool = False) -> None:
         """Closing the connection is how these servers are told to stop."""
         self._ended = True
         self._changed.set()

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from pagoda_router.admission.credits import CreditLedger, Price, service_tokens, used_kv_tokens
+from pagoda_router.admission.depth import BatchDepth
 from pagoda_router.backends.base import Failure, LinkListener, RefusedByWorker, Settlement
 from pagoda_router.backends.translate import END_REASONS, prompt_logprobs, row_logprobs, usage_from_wire
 from pagoda_router.generation import (
@@ -19,6 +20,7 @@ from pagoda_router.generation import (
     Generation,
     ModelName,
     PromptLogprobs,
+    RequestClass,
     Started,
     Tokens,
     Usage,
@@ -61,6 +63,7 @@ class RequestStream:
         self.unbegun_prompt_tokens = cost.prompt_tokens if uncached_tokens is None else uncached_tokens
         self.expectation = expectation
         self.lost = False
+        self.engine_died = False
         self.begun = False
         self.progress = 0
         self.failure = ""
@@ -119,8 +122,8 @@ class RequestStream:
         self._pending = [event for event in self._pending if event.sequence != sequence]
         self._cancel(self, sequence, wire.CANCEL_STOP_STRING)
 
-    def abandon(self) -> None:
-        self._silence(wire.CANCEL_CLIENT_GONE)
+    def abandon(self, *, lost_hedge: bool = False) -> None:
+        self._silence(wire.CANCEL_HEDGE_LOST if lost_hedge else wire.CANCEL_CLIENT_GONE)
 
     def give_up(self, detail: str) -> None:
         self.lost, self.hurt = True, "timed_out"
@@ -197,10 +200,13 @@ class RunningRequests:
         """`block_size`: tokens per KV block, as far as known at the time of the call. `on_prefilled` hears of each request that ran to its
         end how many tokens of its prompt were computed, and what the worker told of when."""
         self.ledger = ledger
+        self.depth = BatchDepth()
         self.clock = WorkerClock()
         self.unbegun_prompt_tokens = 0
         """Sent, not expected to be cached, and not yet reported as begun: prefill work that the worker's last state may not show."""
         self.sequences = 0
+        self.yielding = 0
+        """Of those, of throughput requests, which make way on the worker."""
         self._worker = worker
         self._model = model
         self._listener = listener
@@ -229,7 +235,7 @@ class RunningRequests:
         self._next_id += 1
         self._streams[stream.request_id] = stream
         self.unbegun_prompt_tokens += stream.unbegun_prompt_tokens
-        self.sequences += generation.n
+        self._count(generation, generation.n)
         return stream
 
     def deliver(self, frame: Any) -> None:
@@ -296,7 +302,10 @@ class RunningRequests:
         stream.times.finished(finish.timings, self.clock.reading, usage.completion_tokens)
         if sequence not in stream.silent:
             stream.hurt = stream.hurt or _FAILURES.get(reason)
-        self.sequences -= 1
+        if finish.engine_died:
+            stream.lost = stream.engine_died = True
+        self._count(stream.generation, -1)
+        self.depth.ended(stream.lengths[-1])
         if (reason in (EndReason.STOP, EndReason.LENGTH) or sequence in stream.stopped) and not stream.generation.embedding:
             stream.output_tokens.append(usage.completion_tokens)
         stop_token_id = finish.stop_token_id if reason is EndReason.STOP else None
@@ -312,7 +321,7 @@ class RunningRequests:
             stream.expectation.over()
         if stream.begun and ran and self._on_prefilled is not None:
             self._on_prefilled(stream.cost.prompt_tokens - stream.times.cached_tokens, stream.times)
-        self.sequences -= len(stream.running)
+        self._count(stream.generation, -len(stream.running))
         stream.running.clear()
         generation, prompt_tokens, cached_tokens = stream.generation, stream.cost.prompt_tokens, stream.times.cached_tokens
         used = used_kv_tokens(prompt_tokens, stream.lengths, self._block_size(), cached_tokens) if stream.begun else 0
@@ -332,6 +341,11 @@ class RunningRequests:
                 service_tokens=service_tokens(prompt_tokens, cached_tokens, sum(stream.lengths)) if ran and stream.begun else 0,
             )
         )
+
+    def _count(self, generation: Generation, sequences: int) -> None:
+        self.sequences += sequences
+        if generation.request_class is RequestClass.THROUGHPUT:
+            self.yielding += sequences
 
     def _mark_begun(self, stream: RequestStream) -> None:
         if not stream.begun:

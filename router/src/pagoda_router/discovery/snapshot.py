@@ -11,9 +11,10 @@ from datetime import datetime
 from typing import Any
 
 from pagoda_router.generation import ModelName, ServedName
-from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo
+from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo, read_token_prices
 from pagoda_router.placement.scores import POLICY, PolicyName
-from pagoda_router.relays import BACKENDS, OWN_BACKEND, backends_of
+from pagoda_router.relays import BACKENDS, OWN_BACKEND, backends_of, quantizations_of
+from pagoda_router.usage.amounts import TokenPrices
 
 MODEL_LABEL = "pagoda.dev/model"
 VARIANT_LABEL = "pagoda.dev/variant"
@@ -26,6 +27,7 @@ CANARY_LABEL = "pagoda.dev/canary"
 DEFAULT_VARIANTS = (("default", 100),)
 MAX_WAITING = 256
 WAKE_TIMEOUT_S = 300.0
+FALLBACK_AFTER_S = 10.0
 HOPELESS = frozenset(
     {
         *("SpecInvalid", "HostPathForbidden"),
@@ -58,12 +60,18 @@ class ModelObject:
     """Requests held while no worker can answer."""
     wake_timeout_s: float = WAKE_TIMEOUT_S
     """How long a request waits for a worker to come."""
+    fallback: ModelName | None = None
+    """The model that answers when this one cannot."""
+    fallback_after_s: float = FALLBACK_AFTER_S
+    """How long a request waits for a worker of this one before that."""
     policy: PolicyName = POLICY
     """By which its workers are chosen."""
     variants: tuple[tuple[str, int], ...] = DEFAULT_VARIANTS
     """Names and weights."""
     backends: tuple[str, ...] = ()
     """Of the variants, in their order; empty: all have our own workers."""
+    quantizations: tuple[str, ...] = ()
+    """The same, as declared; empty: none is."""
     not_ready_reason: str = ""
     """Message of the first false condition in status."""
     hopeless: str = ""
@@ -71,6 +79,8 @@ class ModelObject:
     slo: Slo | None = None
     prices: tuple[tuple[str, float], ...] = ()
     """$ per hour of one worker, by variant; empty: not told."""
+    token_prices: TokenPrices | None = None
+    """By which keys pay. None: they pay nothing."""
     wake_s: float | None = None
     """From the creation to the routing of the pod that status tells of: how long a wake takes."""
 
@@ -214,11 +224,15 @@ def _model(item: Any, complaints: list[str]) -> ModelObject:
         max_queue_tokens=None if queue_tokens is None else int(queue_tokens),
         max_waiting=MAX_WAITING if max_waiting is None else int(max_waiting),
         wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
+        fallback=ModelName(str(routing["fallback"])) if routing.get("fallback") else None,
+        fallback_after_s=_duration_s(routing.get("fallbackAfter"), FALLBACK_AFTER_S),
         policy=_policy(routing.get("policy"), complaints),
         variants=variants,
         backends=backends_of(spec),
+        quantizations=quantizations_of(spec),
         slo=read_slo(spec, complaints),
         prices=tuple(read_prices(spec, [variant for variant, _ in variants], complaints).items()),
+        token_prices=read_token_prices(spec, complaints),
         not_ready_reason=_first_false_condition(conditions),
         hopeless=_hopeless(conditions, metadata.get("generation"), has_served="routed" in (status.get("timeline") or {})),
         wake_s=_wake_s(status.get("timeline")),

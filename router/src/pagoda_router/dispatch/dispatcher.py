@@ -21,6 +21,7 @@ from pagoda_router.admission.waiting import Waiting
 from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settlement
 from pagoda_router.dispatch.choosing import WorkerChooser
 from pagoda_router.dispatch.continuing import ContinuedStream
+from pagoda_router.dispatch.hedging import Hedges
 from pagoda_router.dispatch.placing import Placer
 from pagoda_router.dispatch.second_tries import RetryShares, SecondTries
 from pagoda_router.dispatch.stalls import StageTimeouts, StallWatch
@@ -56,7 +57,9 @@ class FleetDispatcher:
         decision_ring: int = 1000,
         timeouts: StageTimeouts | None = None,
         retries: RetryShares | None = None,
+        hedge_factor: float = 0.0,
     ) -> None:
+        """`hedge_factor`: times its predicted first token's wait, after which a request is sent to a second worker too. 0: never."""
         self._fleet = fleet
         self._metrics = metrics
         self._limits = limits
@@ -67,6 +70,7 @@ class FleetDispatcher:
         self._refusals = Refusals(fleet, metrics, rng)
         self._placer = Placer(fleet, metrics, self.chooser, limits.promote_after_s, clock, rng)
         self._second_tries = SecondTries(metrics, self._placer, self._refusals, clock, retries or RetryShares())
+        self._hedges = Hedges(hedge_factor, self._placer, self._second_tries, metrics)
         self._stalls = StallWatch(timeouts or StageTimeouts(), clock, self._stalled)
         self._lanes: dict[ModelName, Lane] = {}
         self._running: set[BackendStream | ContinuedStream] = set()
@@ -99,6 +103,9 @@ class FleetDispatcher:
         finally:
             demand.left(self._clock())
 
+    def expected_output_tokens(self, generation: Generation) -> int:
+        return generation.n * self._lane(generation.model).outputs.predict(generation)
+
     async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         self._fleet.model(model)
         demand = self._lane(model).demand
@@ -124,12 +131,12 @@ class FleetDispatcher:
         """Waits, places, submits, until a worker has answered with a first token (or the request's end)."""
         while True:
             stream = await self._wait_for_place(pending)
-            self._running.add(stream)
-            self._stalls.add(stream)
+            asked: set[BackendStream] = set()
             try:
-                await stream.wait_for_output()
-                if not stream.failure:
-                    return stream
+                self._runs(asked, stream)
+                won = await self._hedges.first_output(pending, stream, self._lane(pending.model), partial(self._runs, asked))
+                if not won.failure:
+                    return won
                 self._second_tries.failed(pending, stream, is_shut_down=bool(self._shut_down), in_flight=len(self._running))
             except RefusedByWorker as refused:
                 self._second_tries.refused(pending, stream, refused, self._lane(pending.model))
@@ -137,7 +144,12 @@ class FleetDispatcher:
                 stream.abandon()
                 raise
             finally:
-                self._running.discard(stream)
+                self._running -= asked
+
+    def _runs(self, asked: set[BackendStream], stream: BackendStream) -> None:
+        asked.add(stream)
+        self._running.add(stream)
+        self._stalls.add(stream)
 
     async def _go_on(self, pending: Pending, rest: Generation, lost: BackendStream, end: Ended) -> BackendStream:
         """After a first token: the rest of one sequence, by another worker of the variant that began it. It goes before what came later."""

@@ -9,10 +9,11 @@ from random import Random
 
 from pagoda_router.admission.lane import Held, Lane, Pending
 from pagoda_router.admission.waiting import Waiting
+from pagoda_router.backends.base import BackendStream
 from pagoda_router.dispatch.choosing import WorkerChooser
 from pagoda_router.errors import ContextTooLong
 from pagoda_router.fleet import Fleet
-from pagoda_router.generation import ModelName, RequestClass
+from pagoda_router.generation import ModelName, RequestClass, WorkerId
 from pagoda_router.metrics.requests import RouterMetrics
 from pagoda_router.placement.facts import WorkerView
 from pagoda_router.placement.policy import POLICY, Refusal, choose_variant
@@ -38,6 +39,8 @@ class Placer:
         self._promote_after_s = promote_after_s
         self._clock = clock
         self._rng = rng
+        self._full: set[tuple[str, RequestClass]] = set()
+        """Groups whose batches had no place for a class, within one look at the queue: what waits behind need not be tried."""
 
     def place_waiting(self, model: ModelName, lane: Lane) -> None:
         """All that fit, in turn."""
@@ -77,6 +80,7 @@ class Placer:
         return request.chain
 
     def _start_those_that_fit(self, lane: Lane) -> None:
+        self._full.clear()
         lane.room.start_those_that_fit(self._start, self._clock())
 
     def _review(self, model: ModelName, lane: Lane) -> bool:
@@ -108,38 +112,67 @@ class Placer:
                 return False
             request.place.set_result(None)
             return True
-        now_s = self._clock()
-        relays = request.generation.relay is not None
-        of_group = (link for link in self._fleet.links(request.model) if link.endpoint.variant == waiting.group)
-        links = {link.worker: link for link in of_group if link.endpoint.relays == relays}
-        if request.generation.resume_ids:
-            links = {worker: link for worker, link in links.items() if link.can_resume}
+        line = (waiting.group, request.request_class)
+        if line in self._full:
+            return False
+        found = self._submit(request, waiting.group, request.avoid)
+        if isinstance(found, Refusal):
+            if found.why == "too_large":
+                request.place.set_exception(ContextTooLong(f"{found.message}: shorten the prompt", param="messages"))
+                waiting.service_tokens = 0
+                return True
+            if found.why == "batches_full" and not request.generation.resume_ids:
+                self._full.add(line)
+            return False
+        stream, waiting.service_tokens = found
+        request.place.set_result(stream)
+        return True
+
+    def place_once_more(self, request: Pending, lane: Lane) -> BackendStream | None:
+        """The same request to a second worker, of the variant that has it already; None: no other is half empty, or somebody waits. Its
+        tenant pays for that too, until the loser's settlement says what it came to."""
+        assert request.served_variant is not None
+        taken = {WorkerId(attempt.worker) for attempt in request.generation.trace.attempts}
+        views = [view for view in self.views(request) if view.routable and view.variant == request.served_variant]
+        busy = {view.worker for view in views if view.running + view.waiting >= view.max_running / 2}
+        if len(lane.room) or not any(view.worker not in taken | busy for view in views):
+            return None
+        found = self._submit(request, request.served_variant, taken | busy, may_be_avoided=False)
+        if isinstance(found, Refusal):
+            return None
+        stream, service_tokens = found
+        lane.room.settle(request.tenant, request.request_class, -service_tokens)
+        return stream
+
+    def _submit(
+        self, request: Pending, group: str, avoid: set[WorkerId], *, may_be_avoided: bool = True
+    ) -> tuple[BackendStream, int] | Refusal:
+        """To the best worker of the variant; with it what its tenant pays. `may_be_avoided`: one of `avoid`, where there is no other."""
+        now_s, generation = self._clock(), request.generation
+        links = self._fleet.group(request.model, group, relays=generation.relay is not None)
+        if not may_be_avoided:
+            links = [link for link in links if link.worker not in avoid]
+        if generation.resume_ids:
+            links = [link for link in links if link.can_resume]
         chain = self._chain(request)
         model = self._fleet.find(request.model)
         policy = POLICY if model is None else model.policy
-        choice = self._chooser.choose(list(links.values()), request.cost, chain, now_s, avoid=request.avoid, policy=policy)
+        choice = self._chooser.choose(links, request.cost, chain, now_s, avoid=avoid, policy=policy)
         if isinstance(choice, Refusal):
-            if choice.why != "too_large":
-                return False
-            request.place.set_exception(ContextTooLong(f"{choice.message}: shorten the prompt", param="messages"))
-            waiting.service_tokens = 0
-            return True
+            return choice
         found = choice.placement
-        link = links[found.worker]
+        link = next(link for link in links if link.worker == found.worker)
         cost = request.cost.with_cached(found.cached_tokens, link.block_size or self._fleet.block_size(request.model))
-        generation = request.generation
         if generation.deadline_s is not None:
             generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
         if (priority := self._priority_there(request, now_s)) != generation.priority:
             generation = replace(generation, priority=priority)
         stream = link.submit(generation, cost, found.reserved_tokens, chain)
         self._chooser.placed(choice, generation, stream.times, now_s)
-        waiting.service_tokens = cost.service_tokens
-        request.served_variant = waiting.group
-        request.place.set_result(stream)
+        request.served_variant = group
         request.note_attempt(found, now_s, stream.times)
         self._metrics.placed(request.model, request.request_class, now_s - request.arrived_s, found)
-        return True
+        return stream, cost.service_tokens
 
     def _priority_there(self, request: Pending, now_s: float) -> int:
         """A worker's order goes over all tenants: so what a client wishes for itself counts there only where all are one tenant. Throughput

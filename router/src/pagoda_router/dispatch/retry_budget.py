@@ -35,11 +35,16 @@ class RetryBudget:
     def take(self, now_s: float, in_flight: int = 0) -> bool:
         """Whether one more try may be made; True spends it. `in_flight`: requests that run now, also those that came before the window."""
         newest = self._slot(now_s)
-        requests = max(in_flight, sum(slot.requests for slot in self._slots))
-        if sum(slot.tries for slot in self._slots) >= max(self._floor, int(self._share * requests)):
+        if not self.has(now_s, in_flight):
             return False
         newest.tries += 1
         return True
+
+    def has(self, now_s: float, in_flight: int = 0) -> bool:
+        """What `take` would answer, without spending it."""
+        self._slot(now_s)
+        requests = max(in_flight, sum(slot.requests for slot in self._slots))
+        return sum(slot.tries for slot in self._slots) < max(self._floor, int(self._share * requests))
 
     def _slot(self, now_s: float) -> _Slot:
         number = int(now_s // self._slot_s)

@@ -12,7 +12,7 @@ from pagoda_router.backends.base import BackendStream, RefusedByWorker
 from pagoda_router.dispatch.endings import raise_failure
 from pagoda_router.dispatch.placing import Placer
 from pagoda_router.dispatch.retry_budget import WINDOW_S, RetryBudget
-from pagoda_router.errors import FirstTokenTimeout, NoWorker, Overloaded, RetryBudgetSpent, UpstreamFailed
+from pagoda_router.errors import EnginesDied, FirstTokenTimeout, NoWorker, Overloaded, RetryBudgetSpent, UpstreamFailed
 from pagoda_router.generation import Ended, EndReason
 from pagoda_router.metrics.requests import RouterMetrics
 
@@ -20,6 +20,8 @@ MOST_ATTEMPTS = 3
 """Submits that a worker did not take."""
 MOST_RETRIES = 1
 """Second tries after a worker took a request and was lost: a request that kills engines must not tour the fleet."""
+MOST_ENGINES = 2
+"""That may die while they have a request. Then it is taken for the cause: a third one would be stopped for it too."""
 SPENT_RETRY_S = 5.0
 """Told with a spent budget: by then its window has moved on by one step."""
 
@@ -53,6 +55,7 @@ class SecondTries:
     def failed(self, pending: Pending, stream: BackendStream, *, is_shut_down: bool, in_flight: int) -> None:
         """A worker took the request and failed before the first token: raises UpstreamFailed unless it deserves another try."""
         stream.abandon()
+        self._suspect(pending, stream)
         drained = stream.failure_reason is EndReason.SHUTDOWN
         harmless = stream.lost or drained or not stream.begun
         if is_shut_down or not harmless or pending.retries >= MOST_RETRIES:
@@ -63,21 +66,40 @@ class SecondTries:
         pending.retries += 1
         pending.patient_from_s = self._clock()
         pending.avoid.add(stream.worker)
-        reason = _reason(stream.failure_reason)
+        reason = _reason(stream, stream.failure_reason)
         pending.generation.trace.attempts[-1].failed = reason
         self._metrics.retried(pending.model, reason)
 
     def go_on(self, pending: Pending, lost: BackendStream, end: Ended, *, is_shut_down: bool, in_flight: int) -> None:
         """A worker was lost in the middle of an answer: raises what ends the answer unless another one may go on with it."""
+        self._suspect(pending, lost)
         if is_shut_down or not self._placer.can_resume(pending):
             raise_failure(end)
         if not self._replays.take(self._clock(), in_flight):
             raise self._spent(pending, "replays", end.detail)
-        reason = _reason(end.reason)
+        reason = _reason(lost, end.reason)
         for attempt in pending.generation.trace.attempts:
             if attempt.worker == lost.worker and not attempt.failed:
                 attempt.failed = reason
         self._metrics.replayed(pending.model)
+
+    def may_hedge(self) -> bool:
+        """Whether the budget of retries has one left: looked at before somebody is asked twice, spent by `hedged`."""
+        return self._retries.has(self._clock())
+
+    def hedged(self) -> None:
+        self._retries.take(self._clock())
+
+    def _suspect(self, pending: Pending, stream: BackendStream) -> None:
+        if not stream.engine_died:
+            return
+        pending.engines_died.add(stream)
+        if len(pending.engines_died) >= MOST_ENGINES:
+            self._metrics.suspected(pending.model)
+            raise EnginesDied(
+                f"{len(pending.engines_died)} engines of {pending.model} died while they had this request, so it is not tried again: "
+                "if it was the cause, others like it will be too"
+            )
 
     def _spent(self, pending: Pending, what: str, why: str) -> RetryBudgetSpent:
         self._metrics.retry_budget_spent(pending.model, what)
@@ -104,5 +126,7 @@ class SecondTries:
         self._metrics.retried(pending.model, "refused")
 
 
-def _reason(end: EndReason) -> str:
+def _reason(stream: BackendStream, end: EndReason) -> str:
+    if stream.engine_died:
+        return "engine_died"
     return {EndReason.SHUTDOWN: "worker_drained", EndReason.TIMED_OUT: "timed_out"}.get(end, "worker_lost")

@@ -29,11 +29,13 @@ class SurfaceSettings:
     """Prompts of one batched /v1/completions request that run together; the rest wait inside the request."""
     template_timeout_s: float = 2.0
     """A chat template that renders longer is stopped and answers 400."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call /v1 from a browser; `*` is everyone. None by default."""
     template_output_factor: int = 4
     """A rendered chat may be this many times max_body_bytes, in characters."""
 
 
-Endpoint = Literal["chat", "completions", "embeddings"]
+Endpoint = Literal["chat", "completions", "responses", "embeddings"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,6 +69,10 @@ class RequestOutcome:
     """What the client was told, when it was turned away."""
     overhead_s: float | None = None
     """Added by the router before the worker had the request, waiting excluded. None: the worker did not tell."""
+    fell_back_from: str | None = None
+    """The model that was asked for and could not answer, when another one did…"""
+    fell_back_why: str = ""
+    """…and the code of its refusal."""
     predicted_cached_tokens: int = 0
     """Prompt tokens that placement expected in the worker's prefix cache."""
     first_token_s: tuple[float, float] | None = None

@@ -27,7 +27,8 @@ REJECTIONS = (
     *("queue_full", "queue_timeout", "displaced", "deadline", "deadline_infeasible"),
     *("cold_start", "cold_start_full", "unavailable", "worker_refused"),
 )
-RETRIES = ("worker_lost", "worker_drained", "timed_out", "refused")
+RETRIES = ("worker_lost", "worker_drained", "engine_died", "timed_out", "refused")
+FALLBACKS = ("cold_start", "deadline_infeasible", "model_unavailable", "no_worker", "overloaded", "retry_budget_spent")
 BUDGETS = ("retries", "replays")
 TOKEN_KINDS = ("prompt", "cached", "completion")
 TURNED_AWAY = (429, 503)
@@ -80,6 +81,9 @@ class RouterMetrics:
         self._budget_spent = self._counter(
             "retry_budget_spent", "Tries not made: the budget of the last minute was spent", "model", "budget"
         )
+        self._suspects = self._counter("suspected_requests", "Requests not tried again since two engines had died with them", "model")
+        self._fallbacks = self._counter("fallbacks", "Requests that another model answered", "model", "reason")
+        self._hedges = self._counter("hedges", "Requests that a second worker was asked for too", "model", "won")
         self._upstream_errors = self._counter("upstream_errors", "Requests that a worker failed or refused", "model", "reason")
         self._sessions_ended = self._counter("sessions_ended", "Worker sessions that ended or could not be opened")
 
@@ -96,7 +100,7 @@ class RouterMetrics:
         """Once per model: its series begin at 0, so that their first increase is seen as one."""
         for metric in (
             *(self._ttft, self._duration, self._overhead, self._prefix_predicted, self._prefix_cached, self._retry_after),
-            *(self._reserved, self._settled, self._refunded, self._overrun, self._predicted, self._actual, self._replays),
+            *(self._reserved, self._settled, self._refunded, self._overrun, self._predicted, self._actual, self._replays, self._suspects),
             *(self._first_token_predicted, self._first_token_actual, self._first_token_error),
         ):
             metric.labels(model)
@@ -105,6 +109,8 @@ class RouterMetrics:
         self.queue_changed(model, dict.fromkeys(RequestClass, (0, 0)))
         for kind in TOKEN_KINDS:
             self._tokens.labels(model, kind)
+        for won in ("first", "second"):
+            self._hedges.labels(model, won)
         for sli in SLIS:
             for verdict in ("good", "bad"):
                 self._slo.labels(model, sli, verdict)
@@ -112,7 +118,7 @@ class RouterMetrics:
             self._placements.labels(model, POLICY, reason)
         for metric, reasons in (
             *((self._rejected, REJECTIONS), (self._retries, RETRIES)),
-            *((self._upstream_errors, get_args(Failure)), (self._budget_spent, BUDGETS)),
+            *((self._upstream_errors, get_args(Failure)), (self._budget_spent, BUDGETS), (self._fallbacks, FALLBACKS)),
         ):
             for reason in reasons:
                 metric.labels(model, reason)
@@ -128,6 +134,8 @@ class RouterMetrics:
         self._requests.labels(model, outcome.endpoint, str(outcome.status)).inc()
         if outcome.model is None:
             return
+        if outcome.fell_back_from is not None:
+            self._fallbacks.labels(outcome.fell_back_from, outcome.fell_back_why).inc()
         self._duration.labels(model).observe(outcome.duration_s)
         if outcome.ttft_s is not None:
             self._ttft.labels(model).observe(outcome.ttft_s)
@@ -172,6 +180,13 @@ class RouterMetrics:
 
     def retry_budget_spent(self, model: ModelName, budget: str) -> None:
         self._budget_spent.labels(model, budget).inc()
+
+    def suspected(self, model: ModelName) -> None:
+        self._suspects.labels(model).inc()
+
+    def hedged(self, model: ModelName, *, won: bool) -> None:
+        """`won`: by the second one."""
+        self._hedges.labels(model, "second" if won else "first").inc()
 
     def settled(self, settlement: Settlement) -> None:
         model, reserved_tokens, used_tokens = settlement.model, settlement.reserved_tokens, settlement.used_tokens

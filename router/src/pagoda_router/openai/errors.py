@@ -38,9 +38,10 @@ def error_headers(error: RouterError) -> Headers:
         headers.append((b"connection", b"close"))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allow.encode()))
-    if error.status in (429, 503):
+    if error.status in (429, 503) or not error.worth_a_retry:
         # openai-python obeys it: for what no retry heals it reports the error at once.
         headers.append((b"x-should-retry", b"true" if error.worth_a_retry else b"false"))
+    if error.status in (429, 503):
         retry_s = retry_after_told_s(error)
         headers.append((b"retry-after", str(max(1, math.ceil(retry_s))).encode()))
         headers.append((b"retry-after-ms", str(math.ceil(retry_s * 1000)).encode()))

@@ -1158,6 +1158,7 @@ class Finish(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    ENGINE_DIED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     sequence: _builtins.int
     reason: Global___FinishReason.ValueType
@@ -1165,6 +1166,8 @@ class Finish(_message.Message):
     """with FINISH_STOP; not among the row's token_ids when it is eos; eos also where a grammar was complete"""
     detail: _builtins.str
     """one sentence, for errors"""
+    engine_died: _builtins.bool
+    """with FINISH_ENGINE_ERROR: the whole engine went while it had this request, whoever's fault that is"""
     @_builtins.property
     def usage(self) -> Global___Usage: ...
     @_builtins.property
@@ -1179,10 +1182,11 @@ class Finish(_message.Message):
         detail: _builtins.str = ...,
         usage: Global___Usage | None = ...,
         timings: Global___Timings | None = ...,
+        engine_died: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "reason", b"reason", "request_id", b"request_id", "sequence", b"sequence", "stop_token_id", b"stop_token_id", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "engine_died", b"engine_died", "reason", b"reason", "request_id", b"request_id", "sequence", b"sequence", "stop_token_id", b"stop_token_id", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1302,6 +1306,7 @@ class WorkerState(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     NOT_READY_REASON_FIELD_NUMBER: _builtins.int
     SLEEP_LEVEL_FIELD_NUMBER: _builtins.int
+    ROUTERS_FIELD_NUMBER: _builtins.int
     num_running: _builtins.int
     """sequences, all routers"""
     num_waiting: _builtins.int
@@ -1320,6 +1325,8 @@ class WorkerState(_message.Message):
     """one sentence"""
     sleep_level: _builtins.int
     """0: awake. 1, 2: asleep as Sleep has it, or not loaded yet: a Submit wakes it first"""
+    routers: _builtins.int
+    """that have a session here, the one that reads this among them; 0: not told"""
     def __init__(
         self,
         *,
@@ -1334,10 +1341,11 @@ class WorkerState(_message.Message):
         ready: _builtins.bool = ...,
         not_ready_reason: _builtins.str = ...,
         sleep_level: _builtins.int = ...,
+        routers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_step_ms", b"decode_step_ms", "draining", b"draining", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_free_tokens", b"kv_free_tokens", "not_ready_reason", b"not_ready_reason", "num_running", b"num_running", "num_waiting", b"num_waiting", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_prefill_tokens", b"queued_prefill_tokens", "ready", b"ready", "sleep_level", b"sleep_level"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_step_ms", b"decode_step_ms", "draining", b"draining", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_free_tokens", b"kv_free_tokens", "not_ready_reason", b"not_ready_reason", "num_running", b"num_running", "num_waiting", b"num_waiting", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_prefill_tokens", b"queued_prefill_tokens", "ready", b"ready", "routers", b"routers", "sleep_level", b"sleep_level"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,7 +14,7 @@ from obstore.store import S3Store
 
 from pagoda_worker.errors import AccessDenied, ConnectionLost, FetchError, SourceMissing
 from pagoda_worker.fetch.origin import Bytes, Listing, RemoteFile, choose
-from pagoda_worker.model_cache import RemoteSource
+from pagoda_worker.settings.model_cache import RemoteSource
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pagoda_worker.errors import ConnectionLost, DiskFull, FetchError
 from pagoda_worker.fetch.origin import Origin, RemoteFile
-from pagoda_worker.model_cache import PART
+from pagoda_worker.settings.model_cache import PART
 
 MAX_FAILURES = 8
 """In a row without a new byte worth the name; about a minute with the waits between."""

@@ -10,7 +10,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from pagoda_worker.errors import AccessDenied, ConnectionLost, FetchError, SourceMissing
 from pagoda_worker.fetch.origin import Bytes, Digest, Listing, RemoteFile, choose
-from pagoda_worker.model_cache import RemoteSource, is_commit
+from pagoda_worker.settings.model_cache import RemoteSource, is_commit
 
 PUBLIC = "https://huggingface.co"
 TIMEOUT_S = 30.0

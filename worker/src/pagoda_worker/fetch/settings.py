@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pagoda_worker.environment import absolute_folder, one_of, port, refuse_unknown, required
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.logs import LEVELS
-from pagoda_worker.model_cache import DEFAULT_REVISION
-from pagoda_worker.settings import OWN_NAMES as WORKER_NAMES
+from pagoda_worker.settings.environment import absolute_folder, one_of, port, refuse_unknown, required
+from pagoda_worker.settings.model_cache import DEFAULT_REVISION
+from pagoda_worker.settings.worker import OWN_NAMES as WORKER_NAMES
 
 OWN_NAMES = WORKER_NAMES | {"PAGODA_MODEL_ENDPOINT", "PAGODA_HF_TOKEN"}
 

@@ -20,7 +20,8 @@ from pagoda_worker.errors import ConfigError, ConnectionLost, DiskFull, FetchErr
 from pagoda_worker.fetch.download import NO_SPACE, Pause, Tally, download
 from pagoda_worker.fetch.origin import Listing, Origin
 from pagoda_worker.fetch.settings import FetchSettings
-from pagoda_worker.model_cache import (
+from pagoda_worker.readiness import Readiness
+from pagoda_worker.settings.model_cache import (
     MARKER,
     PART,
     Fetched,
@@ -31,7 +32,6 @@ from pagoda_worker.model_cache import (
     sync_folder,
     write_atomically,
 )
-from pagoda_worker.readiness import Readiness
 
 PARALLEL_FILES = 4
 LOCK_POLL_S = 0.5

@@ -5,8 +5,8 @@ Fed by the switchboard with each step's changes; knows no sessions.
 
 from collections.abc import Iterator, Sequence
 
-from pagoda_worker.blocks import HASH_VERSION
 from pagoda_worker.request import CacheChanges
+from pagoda_worker.scheduling.blocks import HASH_VERSION
 from pagoda_worker.wire import worker_pb2 as pb
 
 MOST_HASHES = 2048

@@ -94,13 +94,14 @@ class Call:
             ),
         )
 
-    def finish_unsaid(self, sequence: int, reason: "pb.FinishReason.ValueType", detail: str) -> pb.Finish:
+    def finish_unsaid(self, sequence: int, reason: "pb.FinishReason.ValueType", detail: str, *, engine_died: bool = False) -> pb.Finish:
         """The end of a sequence of which the engine says nothing any more: what the front has seen of it."""
         return pb.Finish(
             request_id=self.request_id,
             sequence=sequence,
             reason=reason,
             detail=detail,
+            engine_died=engine_died,
             usage=pb.Usage(
                 prompt_tokens=self.prompt_tokens, cached_tokens=self.cached_tokens, completion_tokens=self.completion_tokens[sequence]
             ),

@@ -25,7 +25,7 @@ from pagoda_worker.front.supervisor import EngineSupervisor
 from pagoda_worker.front.switchboard import Switchboard
 from pagoda_worker.readiness import Readiness
 from pagoda_worker.request import ModelFacts
-from pagoda_worker.settings import WorkerSettings
+from pagoda_worker.settings.worker import WorkerSettings
 from pagoda_worker.wire.worker_pb2_grpc import add_WorkerServicer_to_server
 
 FLUSH_S = 8.0

@@ -12,13 +12,13 @@ from typing import Any, NoReturn, Protocol
 import grpc
 from grpc import aio
 
-from pagoda_worker.blocks import HASH_VERSION
 from pagoda_worker.errors import CannotSleep
 from pagoda_worker.front.artifacts import TextArtifact, TextArtifacts
 from pagoda_worker.front.outputs import features_of
 from pagoda_worker.front.session import RouterSession
 from pagoda_worker.front.switchboard import Switchboard
 from pagoda_worker.request import ModelFacts
+from pagoda_worker.scheduling.blocks import HASH_VERSION
 from pagoda_worker.wire import worker_pb2 as pb
 from pagoda_worker.wire.worker_pb2_grpc import WorkerServicer
 

@@ -19,7 +19,7 @@ STATE_INTERVAL_US = 100_000
 """A router without rows in a step hears of changed load this often; of readiness at once."""
 
 
-TOLD_AT_ONCE = ("ready", "draining", "not_ready_reason", "sleep_level")
+TOLD_AT_ONCE = ("ready", "draining", "not_ready_reason", "sleep_level", "routers")
 
 
 class FrameDraft:
@@ -225,9 +225,9 @@ class RouterSession:
         self.outbox.put_nowait(None)
 
 
-def worker_state(state: EngineState | None, *, draining: bool, not_ready_reason: str) -> pb.WorkerState:
+def worker_state(state: EngineState | None, *, draining: bool, not_ready_reason: str, routers: int) -> pb.WorkerState:
     """`state` None: no engine."""
-    message = pb.WorkerState(draining=draining, ready=not not_ready_reason, not_ready_reason=not_ready_reason)
+    message = pb.WorkerState(draining=draining, ready=not not_ready_reason, not_ready_reason=not_ready_reason, routers=routers)
     if state is not None:
         message.num_running = state.num_running
         message.num_waiting = state.num_waiting

@@ -16,7 +16,7 @@ from pagoda_worker.errors import CannotSleep, ConfigError, gibibytes, gigabytes
 from pagoda_worker.front.answers import Answers
 from pagoda_worker.front.engine_link import ENGINE_COMMAND, EngineLink, describe_exit
 from pagoda_worker.front.progress import Backoff, ProgressClock
-from pagoda_worker.limits import Limits
+from pagoda_worker.loading.limits import Limits
 from pagoda_worker.readiness import Readiness, Reason
 from pagoda_worker.request import EngineState, ModelFacts, Request, StepOutput
 

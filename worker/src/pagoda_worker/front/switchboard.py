@@ -200,7 +200,7 @@ class Switchboard:
         self._tell_cache(self._cache.clear())
         self._metrics.engine_down()
         self._ledger.set_capacity(0)
-        self._end_calls(list(self._calls.values()), pb.FINISH_ENGINE_ERROR, f"{reason}; ask again")
+        self._end_calls(list(self._calls.values()), pb.FINISH_ENGINE_ERROR, f"{reason}; ask again", engine_died=True)
 
     # ---- drain
 
@@ -271,10 +271,10 @@ class Switchboard:
             self._metrics.request_ended(call)
             self._forget(call)
 
-    def _end_calls(self, calls: Sequence[Call], reason: "pb.FinishReason.ValueType", detail: str) -> None:
+    def _end_calls(self, calls: Sequence[Call], reason: "pb.FinishReason.ValueType", detail: str, *, engine_died: bool = False) -> None:
         for call in calls:
             for sequence in sorted(call.open_sequences):
-                call.session.draft.add_finish(call, call.finish_unsaid(sequence, reason, detail))
+                call.session.draft.add_finish(call, call.finish_unsaid(sequence, reason, detail, engine_died=engine_died))
             self._metrics.ended_unsaid(reason, len(call.open_sequences))
             self._metrics.request_ended(call)
             self._forget(call)
@@ -308,7 +308,7 @@ class Switchboard:
             session.send_frame(step, at_us, state, None if total is None else session.grant(self.model, total))
 
     def _state_message(self) -> pb.WorkerState:
-        return worker_state(self._state, draining=self._draining, not_ready_reason=self.refusal_reason)
+        return worker_state(self._state, draining=self._draining, not_ready_reason=self.refusal_reason, routers=len(self._sessions))
 
     def now_us(self) -> int:
         return int(self._clock() * 1e6)

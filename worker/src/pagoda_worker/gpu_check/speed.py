@@ -15,7 +15,7 @@ from pagoda_worker.config import Device, EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
 from pagoda_worker.gpu_check.shapes import Shape
-from pagoda_worker.offline import random_prompts
+from pagoda_worker.offline.batch import random_prompts
 from pagoda_worker.request import FinishReason, Request, Sampling
 
 WARM_STEPS = 3

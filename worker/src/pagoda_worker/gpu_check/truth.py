@@ -14,7 +14,7 @@ from pagoda_worker.completions import Completion
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.gpu_check.shapes import Shape, write_checkpoint
-from pagoda_worker.offline import random_prompts
+from pagoda_worker.offline.batch import random_prompts
 from pagoda_worker.request import Request, Sampling
 
 SHAPE = Shape(

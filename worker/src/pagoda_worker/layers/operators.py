@@ -25,7 +25,7 @@ and pinned memory. No block is written twice, or both read and written."""
 class Operators:
     name = "torch"
     choose: Choose | None = None
-    """None: as sampler.py does it, step by step."""
+    """None: as sampling/sampler.py does it, step by step."""
     copy_blocks: CopyBlocks | None = None
     """None: by torch's operations, and to the host through memory of the device."""
 

@@ -12,7 +12,7 @@ from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.gpt2 import GPT2
 from pagoda_worker.models.llama import Llama
 from pagoda_worker.models.llama_config import PARSERS
-from pagoda_worker.weights import Copied, fill_randomly, load_weights
+from pagoda_worker.models.weights import Copied, fill_randomly, load_weights
 
 ARCHITECTURES: dict[str, type[GPT2] | type[Llama]] = {"GPT2LMHeadModel": GPT2, **dict.fromkeys(PARSERS, Llama)}
 

@@ -1,0 +1,56 @@
+"""From PAGODA_MODEL_SOURCE to a folder on this machine. Knows the file system only; fetching from elsewhere is an earlier step's work.
+
+Called by settings, before any process is started. What `python -m pagoda_worker.fetch` completed is found here by the same names.
+"""
+
+from pathlib import Path
+
+from pagoda_worker.errors import ConfigError, ModelMissing
+from pagoda_worker.settings.model_cache import DEFAULT_REVISION, SourceFolder, parse_remote
+
+BUILTIN_DIR = Path(__file__).parents[1] / "builtin"
+FETCHED_SCHEMES = ("hf://", "s3://")
+REMOTE_SCHEMES = (*FETCHED_SCHEMES, "pvc://")
+
+
+def resolve_source(source: str, *, revision: str = DEFAULT_REVISION, cache: Path | None = None) -> Path:
+    """The model's folder. Raises ConfigError with one sentence: what was asked, what there is, what to write."""
+    if source.startswith("builtin://"):
+        return _builtin(source.removeprefix("builtin://"))
+    if source.startswith(FETCHED_SCHEMES) and cache is not None:
+        return _fetched(source, revision, cache)
+    if source.startswith(REMOTE_SCHEMES):
+        raise ConfigError(
+            f"PAGODA_MODEL_SOURCE {source}: a worker reads folders only; fetch the model first and name its folder, for example file:///models/chat"
+        )
+    path = Path(source.removeprefix("file://"))
+    if not path.is_absolute():
+        raise ConfigError(f"PAGODA_MODEL_SOURCE {source}: write builtin://tiny, file:///absolute/folder or an absolute folder")
+    return _model_folder(source, path)
+
+
+def _builtin(name: str) -> Path:
+    shipped = sorted(folder.name for folder in BUILTIN_DIR.iterdir() if (folder / "config.json").is_file()) if BUILTIN_DIR.is_dir() else []
+    if name not in shipped:
+        raise ModelMissing(
+            f"PAGODA_MODEL_SOURCE builtin://{name}: this worker ships {', '.join(f'builtin://{each}' for each in shipped) or 'no model'}"
+        )
+    return BUILTIN_DIR / name
+
+
+def _fetched(source: str, revision: str, cache: Path) -> Path:
+    found = SourceFolder(cache, parse_remote(source)).find(revision)
+    if found is None:
+        raise ModelMissing(
+            f"PAGODA_MODEL_SOURCE {source}: {cache} holds no complete copy of its revision {revision}; "
+            f"run python -m pagoda_worker.fetch with the same settings first"
+        )
+    return _model_folder(source, found.folder)
+
+
+def _model_folder(source: str, path: Path) -> Path:
+    if not path.is_dir():
+        raise ModelMissing(f"PAGODA_MODEL_SOURCE {source}: there is no folder {path}")
+    if not (path / "config.json").is_file():
+        raise ModelMissing(f"PAGODA_MODEL_SOURCE {source}: {path} has no config.json; it must be a Hugging Face model folder")
+    return path
