@@ -89,6 +89,7 @@ func TestABodyIsReadHoweverARouterRewroteIt(t *testing.T) {
 	for _, body := range []string{
 		`{"model":"mock-1ms","max_tokens":3,"stream":true,"stream_options":{"include_usage":true}}`,
 		`{"stream_options": {"include_usage": true}, "stream": true, "max_tokens": 3, "model": "mock-1ms"}`,
+		`{"model":"mock-1ms","max_completion_tokens":3,"stream":true,"stream_options":{"include_usage":true}}`,
 	} {
 		if got := readAsked([]byte(body)); got != (asked{"mock-1ms", 3, true, true}) {
 			t.Errorf("%s: %+v", body, got)
