@@ -19,6 +19,7 @@ ROUTE = {"namespace": "models", "host": "models.example.org"}
 EVERYTHING: Object = {
     "image": {"registry": "registry.example:5000/team", "pullSecrets": ["pull"]},
     "operator": {"priorityClassName": "system-cluster-critical", "nodeSelector": {"pool": "system"}},
+    "router": {"database": {"secret": "pagoda-database"}, "redis": {"secret": "pagoda-redis"}},
     "metrics": {"serviceMonitor": True, "rules": True, "dashboards": True},
     "ingress": {"className": "nginx", "routes": [{**ROUTE, "tlsSecret": "models-tls"}]},
     "httpRoutes": [{**ROUTE, "gateway": "public", "gatewayNamespace": "gateways", "listener": "https"}],
@@ -131,7 +132,15 @@ def test_the_operator_understands_every_variable_that_the_chart_sets() -> None:
         "image": {"registry": "registry.example", "tag": "9.9", "pullPolicy": "Always", "pullSecrets": ["one", "two"]},
         "watchNamespaces": ["a", "b"],
         "operator": {"leaseSeconds": 20, "pollSeconds": 2.5, "logLevel": "DEBUG"},
-        "router": {"image": "r:1", "replicas": 0, "lingerSeconds": 3, "corsOrigins": ["https://a.example", "https://b.example"]},
+        "router": {
+            "image": "r:1",
+            "replicas": 0,
+            "lingerSeconds": 3,
+            "corsOrigins": ["https://a.example", "https://b.example"],
+            "settings": {"waves": True},
+            "database": {"secret": "pagoda-database", "port": 5433},
+            "redis": {"secret": "pagoda-redis", "port": 6380},
+        },
         "worker": {"image": "w:1"},
         "drainSeconds": 7,
         "tracing": {"otlpEndpoint": "http://collector.monitoring:4318"},
@@ -153,6 +162,11 @@ def test_the_operator_understands_every_variable_that_the_chart_sets() -> None:
         "router_replicas": 0,
         "worker_image": "w:1",
         "linger_s": 3,
+        "router_settings": [["PAGODA_WAVES", "on"]],
+        "database_secret": "pagoda-database",
+        "database_port": 5433,
+        "redis_secret": "pagoda-redis",
+        "redis_port": 6380,
         "drain_s": 7,
         "otlp_endpoint": "http://collector.monitoring:4318",
         "cors_origins": ["https://a.example", "https://b.example"],
@@ -352,6 +366,10 @@ def test_a_value_that_is_not_one_is_refused_by_its_name(path: str, value: Any, w
 
 MIXES: list[tuple[Object, str]] = [
     (
+        {"router": {"redis": {"secret": "pagoda-redis"}}},
+        "router.redis: limits belong to keys, and keys need router.database.secret: name it too",
+    ),
+    (
         {"masterKey": {"existingSecret": "pagoda-operator"}},
         (
             "masterKey.existingSecret: pagoda-operator is the release's own Secret, which goes away once a name is given: "
@@ -408,6 +426,7 @@ OTHER: Object = {
     "operator.podAnnotations": {"team": "blue"},
     "tracing.otlpEndpoint": "http://collector:4318",
     "router.corsOrigins": ["https://a.example"],
+    "router.settings": {"waves": True},
     "networkPolicy.apiServerCidrs": ["10.0.0.1/32"],
     "networkPolicy.metricsNamespaces": ["monitoring"],
     "ingress.routes": [],
@@ -454,7 +473,7 @@ def test_the_schema_names_every_value_and_no_other() -> None:
     def named(schema: Object, path: str = "") -> Iterator[str]:
         for key, part in schema["properties"].items():
             here = f"{path}.{key}" if path else key
-            if "properties" in part and key != "resources":
+            if "properties" in part and key not in ("resources", "settings"):
                 assert part["additionalProperties"] is False, here
                 yield from named(part, here)
             else:

@@ -124,6 +124,7 @@ def test_a_key_is_made_shown_once_and_revoked(page: Page, stack: LocalStack) -> 
     page.get_by_label("Tenant").fill("blue")
     page.get_by_label("Days until it expires").fill("2")
     page.get_by_role("button", name="Create").click()
+    expect(page.locator("#secret")).to_have_text(re.compile("pgd-."))
     secret = page.locator("#secret").inner_text()
     row = rows(page, "keys-table").filter(has_text="browser")
     expect(row).to_contain_text(secret[:12])
@@ -139,3 +140,16 @@ def test_a_key_is_made_shown_once_and_revoked(page: Page, stack: LocalStack) -> 
     row.get_by_role("button", name="Revoke browser").click()
     expect(row).to_contain_text("revoked")
     assert status() == 401
+
+
+def test_usage_shows_what_was_asked_by_key_and_model(page: Page, stack: LocalStack, client: openai.OpenAI) -> None:
+    asked(client, "usage-1")
+    page.goto(f"{stack.url}/#usage")
+    row = rows(page, "usage-table").filter(has_text="anyone").first
+    expect(row).to_contain_text("tiny")
+    assert int(row.locator("td").nth(4).inner_text()) >= 1
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Download CSV").click()
+    head, first, *_ = saved.value.path().read_text().splitlines()
+    assert head.startswith("start,key,name,tenant,model,requests")
+    assert "tiny" in first

@@ -156,6 +156,8 @@ async def serve(
     await fleet.close()
     await asyncio.gather(watching, *refreshing, return_exceptions=True)
     await ledger.close()
+    if database is not None:
+        await asyncio.to_thread(database.close)
     await discovery.close()
     if exporter is not None:
         await asyncio.to_thread(exporter.stop)

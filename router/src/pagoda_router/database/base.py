@@ -29,6 +29,10 @@ class Database(Protocol):
         """All of it happens, and lasts, or nothing. Raises DatabaseError, after which a commit may have happened all the same."""
         ...
 
+    def close(self) -> None:
+        """Until the next transaction."""
+        ...
+
 
 def migrations(dialect: str) -> list[list[str]]:
     """Statements of each numbered file, in order. A file's statements end in ";" at a line's end, and its comments hold none."""

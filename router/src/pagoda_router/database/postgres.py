@@ -31,6 +31,9 @@ class PostgresDatabase:
                 _migrate(transaction, _shown(url))
         except DatabaseError as error:
             raise ConfigError(f"PAGODA_DATABASE={_shown(url)} cannot be used: {error}") from None
+        except ConfigError:
+            self._close()
+            raise
 
     @contextmanager
     def transaction(self, *, writes: bool = False) -> Iterator[Transaction]:
@@ -46,6 +49,10 @@ class PostgresDatabase:
             except psycopg.Error as error:
                 self._close()
                 raise DatabaseError(_one_line(error)) from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._close()
 
     def _begun(self) -> "psycopg.Connection[Row]":
         """With a transaction open. Nothing was done in it yet, so a connection that broke while it was idle may be replaced."""
@@ -83,8 +90,8 @@ class _PostgresTransaction:
 
 
 def _in_postgres(sql: str) -> bytes:
-    """Our statements hold neither "?" nor "%" otherwise."""
-    return sql.replace("?", "%s").encode()
+    """Our statements hold no other "?"."""
+    return sql.replace("%", "%%").replace("?", "%s").encode()
 
 
 def _migrate(transaction: Transaction, shown: str) -> None:

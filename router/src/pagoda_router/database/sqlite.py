@@ -38,6 +38,9 @@ class SqliteDatabase:
         except sqlite3.Error as error:
             raise DatabaseError(str(error)) from error
 
+    def close(self) -> None:
+        pass
+
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """Closing it undoes what was not committed."""

@@ -63,7 +63,7 @@ class SharedLimits:
         pool = BlockingConnectionPool.from_url(
             url, max_connections=CONNECTIONS, timeout=ANSWER_S, socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S
         )
-        self._redis: Redis = Redis(connection_pool=pool)
+        self._redis: Redis = Redis.from_pool(pool)
         self._router_id = router_id
         scripts = files("pagoda_router.usage")
         self._reserve = self._redis.register_script(scripts.joinpath("reserve.lua").read_text())

@@ -25,7 +25,7 @@ export function comparePanel(section, models) {
       row.element.append(make("td", {}, select));
     }
     row.results = RESULTS.map((_, at) => row.element.appendChild(make("td", { className: at < FIGURES.length ? "figure" : "said" })));
-    const remove = make("button", { type: "button", className: "link", textContent: "Remove", onclick: () => removeRow(row) });
+    const remove = make("button", { type: "button", className: "link", textContent: "×", onclick: () => removeRow(row) });
     row.element.append(make("td", {}, remove));
     rows.push(row);
     body.append(row.element);
