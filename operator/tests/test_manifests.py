@@ -8,6 +8,7 @@ from cases import SETTINGS, TINY, inference_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pagoda_operator.installation import SecretPort
 from pagoda_operator.kinds import MONITORING
 from pagoda_operator.manifests import Settings, model_objects, namespace_objects
 from pagoda_operator.observed import LABEL_MANAGED_BY, LABEL_MODEL, LABEL_TEMPLATE, LABEL_VARIANT, MANAGED_BY
@@ -198,6 +199,18 @@ def test_routers_and_nobody_else_are_told_where_traces_go_and_whose_pages_may_ca
     told = {name: environment_of(template(name, settings=settings)["spec"]).get(variable) for name in DEPLOYMENTS}
     assert told == {name: value if "router" in name else None for name in DEPLOYMENTS}
     assert variable not in environment_of(template(next(name for name in told if told[name]))["spec"])
+
+
+def test_routers_and_nobody_else_get_the_urls_of_database_and_redis_from_secrets() -> None:
+    settings = replace(SETTINGS, database=SecretPort("pagoda-database", 5432), redis=SecretPort("pagoda-redis", 6379))
+    for name in DEPLOYMENTS:
+        entries = template(name, settings=settings)["spec"]["containers"][0]["env"]
+        given = {entry["name"]: entry.get("valueFrom") for entry in entries if entry["name"] in ("PAGODA_DATABASE", "PAGODA_REDIS")}
+        wanted = {
+            "PAGODA_DATABASE": {"secretKeyRef": {"name": "pagoda-database", "key": "url"}},
+            "PAGODA_REDIS": {"secretKeyRef": {"name": "pagoda-redis", "key": "url"}},
+        }
+        assert given == (wanted if "router" in name else {})
 
 
 def environment_of(pod: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from cases import SETTINGS, TINY, inference_model
 
+from pagoda_operator.installation import SecretPort
 from pagoda_operator.manifests import Settings, model_objects, namespace_objects
 from pagoda_operator.observed import LABEL_COMPONENT, LABEL_MANAGED_BY, LABEL_MODEL, MANAGED_BY
 from pagoda_operator.spec import parse
@@ -98,6 +99,14 @@ def test_routers_reach_the_collector_of_traces_where_one_is_named(endpoint: str,
     name = "pagoda-router-egress-to-collector"
     policy = policies(settings=replace(CLUSTER, otlp_endpoint=endpoint))[name]
     assert (policy["podSelector"]["matchLabels"], policy["egress"]) == (ROUTER, [{"ports": ports}])
+    assert name not in policies(settings=CLUSTER)
+
+
+@pytest.mark.parametrize(("field", "port"), [("database", 5433), ("redis", 6379)])
+def test_routers_reach_the_servers_that_an_installation_names_by_their_ports(field: str, port: int) -> None:
+    name = f"pagoda-router-egress-to-{field}"
+    policy = policies(settings=replace(CLUSTER, **{field: SecretPort("secret", port)}))[name]
+    assert (policy["podSelector"]["matchLabels"], policy["egress"]) == (ROUTER, [{"ports": tcp(port)}])
     assert name not in policies(settings=CLUSTER)
 
 

@@ -317,6 +317,8 @@ def test_a_promise_is_read_exactly(written: dict[str, Any], parsed: Slo, indicat
 def test_prices_are_read_whole_or_with_decimals() -> None:
     model = parse(inference_model(spec={"model": {"source": TINY}, "cost": {"gpuHourUsd": 3, "workerHourUsd": 0.4}}))
     assert model.spec.cost == Cost(gpu_hour_usd=3.0, worker_hour_usd=0.4)
+    model = parse(inference_model(spec={"model": {"source": TINY}, "cost": {"millionInputUsd": 0.15, "millionOutputUsd": 1}}))
+    assert model.spec.cost == Cost(million_input_usd=0.15, million_output_usd=1.0)
 
 
 def test_without_a_word_nothing_is_promised_and_nothing_costs() -> None:

@@ -7,6 +7,7 @@ import pytest
 from pagoda_router.discovery.snapshot import read_models
 from pagoda_router.http.surface import RequestOutcome
 from pagoda_router.objectives import Slo, tpot_of, verdicts
+from pagoda_router.usage.amounts import TokenPrices
 
 
 def read(**spec: Any) -> tuple[Any, list[str]]:
@@ -51,7 +52,25 @@ def test_a_worker_costs_what_its_variant_uses(spec, prices):
     assert (dict(model.prices), problems) == (prices, [])
 
 
+TOKENS = [
+    (
+        {"millionInputUsd": 1, "millionOutputUsd": "2.5"},
+        TokenPrices(input_pico_usd=1_000_000, cached_pico_usd=1_000_000, output_pico_usd=2_500_000),
+    ),
+    ({"millionInputUsd": 1, "millionCachedUsd": 0.1}, TokenPrices(input_pico_usd=1_000_000, cached_pico_usd=100_000)),
+    ({"gpuHourUsd": 2}, None),
+    (None, None),
+]
+
+
+@pytest.mark.parametrize(("cost", "prices"), TOKENS, ids=str)
+def test_tokens_cost_what_the_manifest_says(cost, prices):
+    model, problems = read(cost=cost)
+    assert (model.token_prices, problems) == (prices, [])
+
+
 UNREADABLE = [
+    ({"cost": {"millionInputUsd": "cheap"}}, "tiny: spec.cost.millionInputUsd 'cheap' cannot be read and is ignored"),
     ({"slo": {"ttft": "soon", "tpot": "50ms"}}, "tiny: spec.slo.ttft 'soon' cannot be read and is ignored"),
     ({"slo": {"objective": "110%"}}, "tiny: spec.slo.objective '110%' cannot be read and is ignored"),
     ({"slo": "fast"}, "tiny: spec.slo is no object and is ignored"),

@@ -77,10 +77,9 @@ class Budgets:
 
 def refused(key: ApiKey, month: Month, spent: Amount, held: Amount, cost: Amount) -> QuotaSpent | None:
     """None: the cost fits into what is left."""
-    ends = f"a new month begins on {day_of(month.end_unix_s)} (UTC)"
     tokens, nano_usd = key.monthly_tokens, key.monthly_nano_usd
     if tokens is not None and spent.tokens + held.tokens + cost.tokens > tokens:
-        left = tokens - spent.tokens
+        left, ends = tokens - spent.tokens, _ends(month)
         if left <= 0:
             return _quota(
                 f"the key {key.prefix}… has used its {tokens} tokens of {month.name}: {ends}; an administrator may raise monthly_tokens"
@@ -91,7 +90,7 @@ def refused(key: ApiKey, month: Month, spent: Amount, held: Amount, cost: Amount
         )
     # What costs nothing may go on: a model without prices is in no budget of dollars.
     if nano_usd is not None and cost.nano_usd and spent.nano_usd + held.nano_usd + cost.nano_usd > nano_usd:
-        left = nano_usd - spent.nano_usd
+        left, ends = nano_usd - spent.nano_usd, _ends(month)
         if left <= 0:
             return _quota(
                 f"the key {key.prefix}… has spent its {_usd(nano_usd)} of {month.name}: {ends}; an administrator may raise monthly_usd"
@@ -102,6 +101,10 @@ def refused(key: ApiKey, month: Month, spent: Amount, held: Amount, cost: Amount
             f"monthly_usd raised; {ends}"
         )
     return None
+
+
+def _ends(month: Month) -> str:
+    return f"a new month begins on {day_of(month.end_unix_s)} (UTC)"
 
 
 def _quota(message: str) -> QuotaSpent:

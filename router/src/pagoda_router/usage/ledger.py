@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pagoda_router.errors import DatabaseError, SharedLimitsAway, UsageUnavailable
+from pagoda_router.errors import DatabaseError, RateLimited, SharedLimitsAway, UsageUnavailable
 from pagoda_router.http.surface import RequestOutcome
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.limits import RateLimits, Told
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FLUSH_S = 2.0
 """What kill -9 can lose: usage of so long, plus one write. Streams are counted while they run."""
 FREE = TokenPrices()
+NOTHING_USED = Used()
 
 
 class UsageLedger:
@@ -55,13 +56,14 @@ class UsageLedger:
     # ------------------------------------------------------------ one request
 
     def open(self, key: ApiKey, outcome: RequestOutcome, headers: Told) -> Account:
-        """Of a request that just arrived; `headers` of its answer get the key's limits, also of a refusal. Raises RateLimited."""
+        """Of a request that just arrived; `headers` of its answer get its limits once it reserves, or is refused. Raises RateLimited."""
         account = Account(self, key, outcome, headers)
         if key.has_limit:
             try:
                 self._limits.arrive(key, self._clock())
-            finally:
+            except RateLimited:
                 account.tell(self._limits.told(key, self._clock()))
+                raise
         self._open[account] = None
         return account
 
@@ -110,10 +112,10 @@ class UsageLedger:
     def record(self, account: Account) -> None:
         """What it has used since it was looked at last."""
         model = account.outcome.model
-        used = account.used_until_now(self._priced)
-        if used == account.recorded or model is None:
+        used, before = account.used_until_now(self._priced), account.recorded
+        if used == before or model is None:
             return
-        more = Used(*(now - then for now, then in zip(used, account.recorded, strict=True)))
+        more = used if before == NOTHING_USED else Used(*map(int.__sub__, used, before))
         now_unix_s = self._calendar()
         place = Place(hour_of(now_unix_s), account.key.id, model, account.key.tenant)
         self._budgets.turn(now_unix_s)
@@ -125,8 +127,8 @@ class UsageLedger:
         self._budgets.record(account.key.id, more.amount)
         if account.key.has_budget:
             self._budgets.release(account.key.id, released)
-        if self._shared is not None and account.key.has_budget:
-            self._shared.record(account.key, self._budgets.month, more.amount, account.reservation.lease, released)
+            if self._shared is not None:
+                self._shared.record(account.key, self._budgets.month, more.amount, account.reservation.lease, released)
 
     def settle(self, account: Account) -> None:
         """It is over, however it ended: what it used is recorded, what it held beyond that is free again."""
