@@ -131,7 +131,7 @@ def test_the_operator_understands_every_variable_that_the_chart_sets() -> None:
         "image": {"registry": "registry.example", "tag": "9.9", "pullPolicy": "Always", "pullSecrets": ["one", "two"]},
         "watchNamespaces": ["a", "b"],
         "operator": {"leaseSeconds": 20, "pollSeconds": 2.5, "logLevel": "DEBUG"},
-        "router": {"image": "r:1", "replicas": 0, "lingerSeconds": 3},
+        "router": {"image": "r:1", "replicas": 0, "lingerSeconds": 3, "settings": {"maxBodyBytes": 20_971_520, "retryShare": 0.05, "waves": True}},
         "worker": {"image": "w:1"},
         "drainSeconds": 7,
         "tracing": {"otlpEndpoint": "http://collector.monitoring:4318"},
@@ -151,6 +151,7 @@ def test_the_operator_understands_every_variable_that_the_chart_sets() -> None:
         "log_level": "DEBUG",
         "router_image": "r:1",
         "router_replicas": 0,
+        "router_settings": [["PAGODA_MAX_BODY_BYTES", "20971520"], ["PAGODA_RETRY_SHARE", "0.05"], ["PAGODA_WAVES", "on"]],
         "worker_image": "w:1",
         "linger_s": 3,
         "drain_s": 7,
@@ -405,6 +406,7 @@ OTHER: Object = {
     "operator.affinity": {"nodeAffinity": {}},
     "operator.podLabels": {"team": "blue"},
     "operator.podAnnotations": {"team": "blue"},
+    "router.settings": {"queueTimeoutSeconds": 30},
     "tracing.otlpEndpoint": "http://collector:4318",
     "networkPolicy.apiServerCidrs": ["10.0.0.1/32"],
     "networkPolicy.metricsNamespaces": ["monitoring"],
@@ -446,6 +448,16 @@ def test_every_value_changes_what_is_rendered(path: str, value: Any) -> None:
     last = last.replace("nginx-ingress", "nginx.ingress.kubernetes.io")
     here[last] = another(path, value)
     assert without_key(render_text(base)) != without_key(render_text(EVERYTHING))
+
+
+def test_the_schema_takes_the_settings_of_routers_that_the_operator_knows() -> None:
+    script = "import json, sys; from pagoda_operator.router_settings import ROUTER_SETTINGS; json.dump(list(ROUTER_SETTINGS), sys.stdout)"
+    known = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)  # noqa: S603
+    schema = json.loads((CHARTS / "pagoda" / "values.schema.json").read_text())["definitions"]["routerSettings"]
+    assert sorted(schema["properties"]) == sorted(known)
+    assert schema["additionalProperties"] is False
+    page = (CHARTS.parent / "docs/install.md").read_text()
+    assert [name for name in known if f"`{name}`" not in page] == []
 
 
 def test_the_schema_names_every_value_and_no_other() -> None:
