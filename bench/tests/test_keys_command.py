@@ -62,7 +62,7 @@ def test_a_key_is_made_used_listed_and_revoked(router: str) -> None:
     secret, key_id = made.stdout.strip(), made.stderr.split()[0]
     assert status_of(router, secret) == 200
     listed = keys(router, "list").stdout
-    assert re.search(rf"{key_id} +{re.escape(secret[:12])}… +ci +blue +throughput +tiny +no +valid until ", listed)
+    assert re.search(rf"{key_id} +{re.escape(secret[:12])}… +ci +blue +throughput +tiny +9 requests/min +no +valid until ", listed)
     assert secret not in listed
     assert keys(router, "revoke", key_id).stdout == f"{key_id} is revoked\n"
     assert status_of(router, secret) == 401

@@ -27,7 +27,7 @@ TINY = SOURCES / "worker/src/pagoda_worker/builtin/tiny"
         (f"{ROUTER}/openai/sequence.py", "tokens to text"),
         (f"{ROUTER}/openai/formats.py", "writing events"),
         (f"{ROUTER}/openai/models.py", "surface"),
-        (f"{ROUTER}/dispatch.py", "admission and placement"),
+        (f"{ROUTER}/dispatch/dispatcher.py", "admission and placement"),
         (f"{ROUTER}/backends/streams.py", "session with the worker"),
         ("/v/site-packages/grpc/aio/_call.py", "session with the worker"),
         ("/usr/lib/python3.11/asyncio/events.py", "event loop in Python"),
@@ -58,7 +58,7 @@ def test_time_in_c_belongs_to_the_stage_that_called_it():
 
 
 def test_what_the_profiler_added_is_taken_off_by_calls():
-    loop, reader = f"{ROUTER}/app.py", f"{ROUTER}/backends/streams.py"
+    loop, reader = f"{ROUTER}/http/app.py", f"{ROUTER}/backends/streams.py"
     functions = [function(loop, calls=1, own_s=10.0), function(reader, calls=9, own_s=10.0, callers=[[loop, 1, "f", 9, 10.0]])]
     seconds = stage_seconds({"process_s": 30.0, "functions": functions}, plain_s=20.0)
     # 10 calls cost 10 s more: half a second for each side of each call; the one from nowhere is the loop's.

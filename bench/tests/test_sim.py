@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 
 from pagoda_bench.errors import SettingsError
+from pagoda_bench.rank_order.compare import agreement
+from pagoda_bench.rank_order.prompts import number_of, prompt_of
 from pagoda_bench.results import FOLDER, read
 from pagoda_bench.sim.demand import conversations
 from pagoda_bench.sim.engine_profile import H100_8B, profile_named
 from pagoda_bench.sim.figures import Slo, Window, fair_shares, figures, jain, percentile, service_of
 from pagoda_bench.sim.fleet import Fault, Simulation
+from pagoda_bench.sim.pages import PAGE, with_tables
 from pagoda_bench.sim.parameters import Lengths, Part, read_parameters
 from pagoda_bench.sim.report import AIMS, document, rows_of
 from pagoda_bench.sim.run import Job, Outcome, simulate
@@ -99,6 +102,38 @@ def test_waiting_in_the_router_instead_of_a_full_worker_costs_no_throughput_and_
     assert wait_s <= 0.3 * crowded_s
 
 
+@pytest.mark.parametrize("workload", ["agents", "burst", "trace-conversation"])
+def test_predicted_is_no_worse_than_least_loaded_elsewhere(workload):
+    ours, theirs = small(workload, PolicyName.PREDICTED), small(workload, PolicyName.LEAST_LOADED)
+    assert ours["ttft_p95_s"] <= 1.05 * theirs["ttft_p95_s"]
+
+
+@pytest.mark.parametrize("slowness", [None, 4.0], ids=["joins late", "slow"])
+def test_predicted_is_no_worse_with_a_worker_less(slowness):
+    fault = Fault(0, 0.0, 13.0) if slowness is None else Fault(0, 5.0, 15.0, slowness)
+    ours, theirs = (small("mixed", policy, load=0.6, faults=(fault,)) for policy in (PolicyName.PREDICTED, PolicyName.LEAST_LOADED))
+    assert ours["shed_ratio"] == 0
+    assert ours["ttft_p95_s"] <= 1.05 * theirs["ttft_p95_s"]
+
+
+def test_who_joins_late_gets_its_part():
+    users = conversations(WORKLOADS["mixed"], 12.0, 10.0, 7, H100_8B.block_size)
+    requests = Simulation(users, H100_8B, 2, PolicyName.PREDICTED, faults=[Fault(1, 0.0, 4.0)]).run()
+    assert min(request.placed_s for request in requests if request.worker == 1) >= 4.0
+    assert not any(request.refused for request in requests)
+
+
+def test_order_counts_only_where_the_simulator_tells_policies_apart():
+    assert agreement({"a": 1.0, "b": 1.1, "c": 2.0}, {"a": 3.0, "b": 2.0, "c": 2.5}) == (1, 2)
+
+
+def test_a_prompt_of_ids_says_whose_it_is():
+    for user in conversations(WORKLOADS["shared-prefix"], 40.0, 10.0, 1, 16):
+        prompt = prompt_of(user)
+        assert len(prompt) == user.turns[0].prompt_tokens
+        assert number_of(prompt) == user.id
+
+
 # ---- arithmetic
 
 
@@ -142,3 +177,11 @@ def test_the_tables_are_those_of_the_result_file(file):
 def test_an_unknown_profile_is_refused_with_those_there_are():
     with pytest.raises(SettingsError, match="h100-8b, tiny"):
         profile_named("b200")
+
+
+@pytest.mark.parametrize(
+    "file", [file for name in ("sim", "rank-order") for file in FOLDER.glob(f"{name}.json")], ids=lambda file: file.stem
+)
+def test_the_page_has_the_figures_of_the_result_file(file):
+    text = PAGE.read_text()
+    assert with_tables(text, read(file)) == text, "run its command: it writes docs/routing.md"

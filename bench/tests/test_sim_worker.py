@@ -12,7 +12,8 @@ from pagoda_bench.sim.demand import Conversation, Turn
 from pagoda_bench.sim.engine_profile import H100_8B, EngineProfile, measured
 from pagoda_bench.sim.prefill_share import share
 from pagoda_bench.sim.requests import SimRequest
-from pagoda_bench.sim.worker import Sequence, SimWorker
+from pagoda_bench.sim.sequence import Sequence
+from pagoda_bench.sim.worker import SimWorker
 from pagoda_worker.scheduling.policy import share_prefill
 
 SIZE = 16

@@ -51,7 +51,7 @@ def test_up_starts_detached_waits_and_says_how_to_ask(stack: Stack, model: Path)
     done = stack.up(str(manifest(model)))
     assert "m created" in done.stdout
     assert f"m is ready at http://127.0.0.1:{stack.port}/v1" in done.stdout
-    assert f"playground  http://127.0.0.1:{stack.port}/" in done.stdout
+    assert f"console     http://127.0.0.1:{stack.port}/" in done.stdout
     assert done.stderr == ""
     [curl] = [line for line in done.stdout.splitlines() if "curl" in line]
     answer = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=30, check=True)

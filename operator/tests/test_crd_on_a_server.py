@@ -30,7 +30,7 @@ def refused(answer: Any) -> list[tuple[str, str]]:
 
 
 def _said_of(message: str) -> str:
-    return next(field for field in SAID_OF.findall(message) if field.startswith(("metadata.", "spec.")))
+    return next((field for field in SAID_OF.findall(message) if field.startswith(("metadata.", "spec."))), "metadata.name")
 
 
 CASES = [case for case in manifest_cases() if not case.skipped]

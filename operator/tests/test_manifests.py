@@ -184,11 +184,20 @@ def test_a_pod_may_drain_longer_than_its_process_needs_and_has_no_hook(name: str
     assert "lifecycle" not in pod["containers"][0]
 
 
-def test_routers_and_nobody_else_are_told_where_traces_go() -> None:
-    settings = replace(SETTINGS, otlp_endpoint="http://collector:4318")
-    told = {name: environment_of(template(name, settings=settings)["spec"]).get("PAGODA_OTLP_ENDPOINT") for name in DEPLOYMENTS}
-    assert {name for name, endpoint in told.items() if endpoint is not None} == {name for name in DEPLOYMENTS if "router" in name}
-    assert "PAGODA_OTLP_ENDPOINT" not in environment_of(template(next(name for name in told if told[name]))["spec"])
+@pytest.mark.parametrize(
+    ("fields", "variable", "value"),
+    [
+        ({"otlp_endpoint": "http://collector:4318"}, "PAGODA_OTLP_ENDPOINT", "http://collector:4318"),
+        ({"cors_origins": ("https://a.example", "https://b.example")}, "PAGODA_CORS_ORIGINS", "https://a.example,https://b.example"),
+    ],
+)
+def test_routers_and_nobody_else_are_told_where_traces_go_and_whose_pages_may_call(
+    fields: dict[str, Any], variable: str, value: str
+) -> None:
+    settings = replace(SETTINGS, **fields)
+    told = {name: environment_of(template(name, settings=settings)["spec"]).get(variable) for name in DEPLOYMENTS}
+    assert told == {name: value if "router" in name else None for name in DEPLOYMENTS}
+    assert variable not in environment_of(template(next(name for name in told if told[name]))["spec"])
 
 
 def environment_of(pod: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_operator.observed import ModelReport, Observed, RouterReport, WorkerReport
-from pagoda_operator.scaling import DECISIONS, FRESH_S, Sample, ScalingDecision, ScalingHistory, decide, sample_of
+from pagoda_operator.scaling.decide import FRESH_S, Sample, ScalingDecision, decide
+from pagoda_operator.scaling.demand import sample_of
+from pagoda_operator.scaling.history import DECISIONS, ScalingHistory
 from pagoda_operator.spec import Scaling, ScalingTarget, parse
 
 T = 1000.0

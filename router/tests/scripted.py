@@ -164,6 +164,9 @@ class ScriptedDispatcher:
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def expected_output_tokens(self, generation: Generation) -> int:
+        return generation.n * generation.max_tokens
+
     async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         raise NotImplementedError("every scripted model is described")
 

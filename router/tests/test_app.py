@@ -111,7 +111,7 @@ async def test_models_are_listed_with_their_readiness(call: Caller) -> None:
     cards = (await call("GET", "/v1/models")).json["data"]
     assert [card["id"] for card in cards] == ["tiny", "org/asleep"]
     assert cards[0]["max_model_len"] == 512
-    variants = [{"name": "default", "backend": "pagoda"}]
+    variants = [{"name": "default", "backend": "pagoda", "quantization": "none"}]
     assert cards[1]["pagoda"] == {"ready": False, "state": "asleep", "reason": "no worker yet", "variants": variants}
     assert {"object": "model", "owned_by": "pagoda"}.items() <= cards[0].items()
 

@@ -1,15 +1,18 @@
 """The link to one worker: its session's life, from Hello to the last reconnect."""
 
 import asyncio
+from collections import deque
 
 import pytest
 from fleet_rig import ends_of, generation, rig, tokens_of
 from scripted_worker import ScriptedWorker
 
-from pagoda_router.backends.pagoda import ACKNOWLEDGE_EVERY_FRAMES, MAX_BATCH_BYTES, LinkTiming, add_waiting, first_to_end
+from pagoda_router.abilities import ALL_ON, Feature, Switches
+from pagoda_router.backends.pagoda import ACKNOWLEDGE_EVERY_FRAMES, LinkTiming, first_to_end
+from pagoda_router.backends.session_call import MAX_BATCH_BYTES, add_waiting
 from pagoda_router.dispatch.second_tries import RetryShares
 from pagoda_router.errors import RetryBudgetSpent, UpstreamFailed
-from pagoda_router.generation import Embedded, Feature, ModelName, PromptLogprobs, Sampling, Structured, TokenLogprobs
+from pagoda_router.generation import Embedded, ModelName, PromptLogprobs, Sampling, Structured, TokenLogprobs
 from pagoda_router.wire import worker_pb2 as wire
 
 TINY = ModelName("tiny")
@@ -113,12 +116,12 @@ async def test_what_is_submitted_in_one_moment_goes_as_one_message_to_a_worker_t
 
 
 def test_a_batch_is_bounded():
-    outbox: asyncio.Queue[wire.ToWorker] = asyncio.Queue()
+    outbox: deque[wire.ToWorker] = deque()
     for _ in range(5):
-        outbox.put_nowait(wire.ToWorker(submit=wire.Submit(prompt_ids=[70_000] * (MAX_BATCH_BYTES // 6))))
+        outbox.append(wire.ToWorker(submit=wire.Submit(prompt_ids=[70_000] * (MAX_BATCH_BYTES // 6))))
     first = wire.ToWorker(ping=wire.Ping(sent_mono_us=1))
     add_waiting(first, outbox)
-    assert len(first.more) + outbox.qsize() == 5
+    assert len(first.more) + len(outbox) == 5
     assert 1 <= len(first.more) < 5
 
 
@@ -221,6 +224,18 @@ async def test_the_form_of_an_answer_reaches_the_worker(tmp_path, form, expected
         worker.finish(submit.request_id)
         await task
         assert submit.structured == expected
+
+
+@pytest.mark.parametrize("off", [(), ("prefix_cache",), ("batching", "speculation")], ids=str)
+async def test_what_is_switched_off_reaches_the_worker_and_nothing_else(tmp_path, off):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        switches = Switches(**dict.fromkeys(off, False)) if off else ALL_ON
+        task = asyncio.create_task(router.collect(generation(switches=switches)))
+        submit = await worker.next_submit()
+        worker.finish(submit.request_id)
+        await task
+        assert submit.HasField("toggles") is bool(off)
+        assert {name for name in ("prefix_cache", "batching", "speculation") if getattr(submit.toggles, f"no_{name}")} == set(off)
 
 
 async def test_what_sampling_must_and_must_not_say_reaches_the_worker(tmp_path):

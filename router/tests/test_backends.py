@@ -379,7 +379,10 @@ async def test_a_model_of_two_backends_sends_tokens_to_the_one_and_text_to_the_o
         assert relayed.events[-1] == "[DONE]"
         assert own.submits.empty()
         cards = (await router.caller()("GET", "/v1/models")).json["data"]
-        offered = [{"name": "pagoda", "backend": "pagoda"}, {"name": "vllm", "backend": "vllm"}]
+        offered = [
+            {"name": "pagoda", "backend": "pagoda", "quantization": "none"},
+            {"name": "vllm", "backend": "vllm", "quantization": None},
+        ]
         assert cards[0]["pagoda"]["variants"] == offered
 
 

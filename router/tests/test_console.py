@@ -1,4 +1,4 @@
-"""The playground in a real browser: streaming, stopping, errors, keys, copy as curl; and offline, under its own policy."""
+"""The chat in a real browser: streaming, stopping, errors, keys, copy as curl; and offline, under its own policy."""
 
 import asyncio
 import json
@@ -6,11 +6,10 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from scripted import Script, ScriptedCatalog, ScriptedDispatcher, served
 from tokenizers import Tokenizer
 
@@ -19,42 +18,6 @@ from pagoda_router.generation import EndReason
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.keyring import Keyring
-
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        (pytest.fail if os.environ.get("PAGODA_REQUIRE_ALL") == "1" else pytest.skip)("needs the package 'chromium'")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """Fails the test when the page logs an error or asks anyone but its own server."""
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], viewport={"width": 1100, "height": 720})
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if "Content Security Policy" in message.text else None)
-    page.on("request", lambda request: problems.append(request.url) if not request.url.startswith("http://127.0.0.1:") else None)
-    yield page
-    context.close()
-    assert problems == []
 
 
 @pytest.fixture
@@ -86,7 +49,7 @@ def test_a_question_streams_its_answer_with_figures(
         send(page, "hello")
         expect(page.locator(".turn.assistant")).to_have_text("größer 🎉 <b>hello</b> world")
         expect(page.locator("#figures")).to_have_text(
-            re.compile(r"first token \d+ ms · \d+(\.\d)? tokens/s · \d+ \(3 cached\) \+ \d+ tokens")
+            re.compile(r"first token [\d.]+ m?s · \d+(\.\d)? tokens/s · \d+ \(3 cached\) \+ \d+ tokens")
         )
         send(page, "again")
         expect(page.locator(".turn.assistant")).to_have_count(2)
@@ -143,10 +106,10 @@ def test_a_guarded_server_asks_for_the_key_and_keeps_it_in_the_tab(
 ) -> None:
     with serve(dispatcher, catalog, api_key="secret") as url:  # type: ignore[attr-defined]
         page.goto(url)
-        page.get_by_label("API key").fill("wrong")
+        page.get_by_label("This server asks for an API key").fill("wrong")
         page.get_by_role("button", name="Use key").click()
         expect(page.get_by_role("alert")).to_contain_text("not the right one")
-        page.get_by_label("API key").fill("secret")
+        page.get_by_label("This server asks for an API key").fill("secret")
         page.get_by_role("button", name="Use key").click()
         expect(page.locator("#readiness")).to_have_text("ready")
         page.reload()
@@ -172,5 +135,5 @@ def test_a_model_that_is_not_ready_says_why(page: Page, dispatcher: ScriptedDisp
     with serve(dispatcher, catalog) as url:  # type: ignore[attr-defined]
         page.goto(url)
         expect(page.locator("#readiness")).to_have_text("ready")
-        page.get_by_label("Model").select_option("org/asleep")
+        page.get_by_label("Model", exact=True).select_option("org/asleep")
         expect(page.locator("#readiness")).to_have_text("no worker yet")

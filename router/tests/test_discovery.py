@@ -299,3 +299,17 @@ def test_a_models_variants_have_the_backends_that_its_spec_gives_them(spec, back
     model = {"metadata": {"name": "chat"}, "spec": {"model": {"source": "hf://a/b"}, **spec}}
     (found,) = parse_snapshot({"version": 1, "models": [model]}).models
     assert found.backends == backends
+
+
+@pytest.mark.parametrize(
+    ("spec", "quantizations"),
+    [
+        ({}, ()),
+        ({"engine": {"quantization": "int8"}}, ("int8",)),
+        ({"variants": [{"name": "a"}, {"name": "b", "engine": {"quantization": "int4"}}]}, ("", "int4")),
+    ],
+)
+def test_a_models_variants_have_the_quantization_that_its_spec_declares(spec, quantizations):
+    model = {"metadata": {"name": "chat"}, "spec": {"model": {"source": "hf://a/b"}, **spec}}
+    (found,) = parse_snapshot({"version": 1, "models": [model]}).models
+    assert found.quantizations == quantizations

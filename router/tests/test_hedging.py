@@ -1,4 +1,4 @@
-"""A second worker is asked where a first token is long overdue and the fleet half empty: who answers first wins, the other is cancelled."""
+"""A second worker is asked where a first token is long overdue and the fleet half empty: the first to answer wins, the other is left."""
 
 import asyncio
 from typing import Any

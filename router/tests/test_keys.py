@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from scripted import Caller, Script, ScriptedCatalog, ScriptedDispatcher, chat
 
+from pagoda_router.database.sqlite import SqliteDatabase
 from pagoda_router.errors import ConfigError, KeysUnavailable, Unauthorized
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
@@ -35,7 +36,7 @@ def calendar() -> Calendar:
 
 @pytest.fixture
 def store(tmp_path: Path) -> KeyStore:
-    return KeyStore(tmp_path / "router.sqlite3")
+    return KeyStore(SqliteDatabase(tmp_path / "router.sqlite3"))
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ async def test_another_routers_change_is_known_after_a_refresh(
     store: KeyStore, calendar: Calendar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pagoda_router.keys.keyring.REFRESH_S", 0.0)
-    ours, theirs = (Keyring("root", KeyStore(tmp_path / "router.sqlite3"), calendar=calendar) for _ in range(2))
+    ours, theirs = (Keyring("root", KeyStore(SqliteDatabase(tmp_path / "router.sqlite3")), calendar=calendar) for _ in range(2))
     secret, key = await theirs.create(ApiKey(id="", prefix="", name="n", tenant="blue"))
     refreshing = asyncio.create_task(ours.run())
     async with asyncio.timeout(10):
@@ -171,9 +172,10 @@ async def test_known_keys_go_on_working_without_their_database(store: KeyStore, 
 WRITER = """
 import os, signal, sys
 from pathlib import Path
+from pagoda_router.database.sqlite import SqliteDatabase
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.store import KeyStore
-store = KeyStore(Path(sys.argv[1]))
+store = KeyStore(SqliteDatabase(Path(sys.argv[1])))
 for number in range(20):
     store.add(bytes([number]) * 32, ApiKey(id=f"key-{number}", prefix="pgd-", name="n", tenant="t", created_unix_s=number))
 store.revoke("key-3", 99)
@@ -184,19 +186,19 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_keys_survive_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "router.sqlite3"
     assert subprocess.run([sys.executable, "-c", WRITER, path], check=False).returncode == -9
-    keys = list(KeyStore(path).all().values())
+    keys = list(KeyStore(SqliteDatabase(path)).all().values())
     assert [key.id for key in keys] == [f"key-{number}" for number in range(20)]
     assert [key.id for key in keys if key.revoked_unix_s == 99] == ["key-3"]
 
 
 def test_a_database_of_a_newer_version_or_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "router.sqlite3"
-    KeyStore(path)
+    SqliteDatabase(path)
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 999")
     connection.close()
     with pytest.raises(ConfigError, match="newer Pagoda"):
-        KeyStore(path)
+        SqliteDatabase(path)
     path.write_bytes(b"not a database " * 100)
     with pytest.raises(ConfigError, match="cannot be used"):
-        KeyStore(path)
+        SqliteDatabase(path)

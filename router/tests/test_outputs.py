@@ -29,8 +29,9 @@ from scripted import (
 from test_reply import texts
 from tokenizers import AddedToken, Tokenizer
 
+from pagoda_router.abilities import Feature
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import EndReason, Feature, Generation, Structured, TextAssets
+from pagoda_router.generation import EndReason, Generation, Structured, TextAssets
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 
@@ -189,6 +190,22 @@ def test_a_named_functions_arguments_are_the_whole_reply(
     assert dispatcher.generations[0].structured == Structured(json_schema=json.dumps(PARAMETERS, separators=(",", ":")))
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+async def test_of_many_tools_only_the_allowed_ones_are_shown_and_forced(
+    call: Caller, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer, mode: str
+) -> None:
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [NOW]}}
+    await call("POST", "/v1/chat/completions", chat(tools=[WEATHER, NOW], tool_choice=allowed))
+    assert call.status == 200
+    assert '"now"' in prompt_of(dispatcher, tokenizer)
+    assert "weather" not in prompt_of(dispatcher, tokenizer)
+    structured = dispatcher.generations[0].structured
+    schema = json.loads(structured.json_schema or "") if structured is not None else None
+    assert (schema is None) == (mode == "auto")
+    if schema is not None:
+        assert schema["items"]["properties"]["name"]["const"] == "now"
+
+
 async def test_definitions_of_a_tools_parameters_move_to_the_schemas_root(call: Caller, dispatcher: ScriptedDispatcher) -> None:
     parameters = {"type": "object", "properties": {"at": {"$ref": "#/$defs/Place"}}, "$defs": {"Place": {"type": "string"}}}
     tool = {"type": "function", "function": {"name": "go", "parameters": parameters}}
@@ -211,6 +228,8 @@ BAD_TOOLS = [
     ({"tools": [NOW], "tool_choice": {"type": "function"}}, "tool_choice"),
     ({"tools": [NOW], "tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
     ({"tools": [NOW], "tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
+    ({"tools": [NOW], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "none", "tools": [NOW]}}}, "tool_choice"),
+    ({"tools": [NOW], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": [WEATHER]}}}, "tool_choice"),
     (
         {"messages": [*HI, {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": "{"}}]}]},
         "messages[1].tool_calls[0].function.arguments",
@@ -305,6 +324,19 @@ def test_a_template_may_open_the_thinking(client: openai.OpenAI, dispatcher: Scr
     assert last.usage is not None
     assert last.usage.completion_tokens_details is not None
     assert last.usage.completion_tokens_details.reasoning_tokens == len(tokenizer.encode("hello</think>").ids)
+
+
+@pytest.mark.parametrize(("effort", "thinks"), [("none", False), ("high", True)])
+async def test_an_effort_of_none_turns_a_templates_thinking_off(
+    dispatcher: ScriptedDispatcher, able: ScriptedCatalog, tokenizer: Tokenizer, effort: str, thinks: bool
+) -> None:
+    template = able.assets.chat_template or ""
+    able.assets = dataclasses.replace(
+        able.assets, chat_template=template.replace("{% if enable_thinking %}", "{% if enable_thinking is not false %}")
+    )
+    call = Caller(create_app(dispatcher=dispatcher, catalog=able, settings=SurfaceSettings()))
+    await call("POST", "/v1/chat/completions", chat(reasoning_effort=effort))
+    assert prompt_of(dispatcher, tokenizer).endswith("<think>\n") is thinks
 
 
 def test_thinking_that_nobody_wants_is_dropped_but_counted(
@@ -526,6 +558,9 @@ BAD_EMBEDDINGS = [
     ({"input": "x " * 600}, "input"),
     ({"input": ["x"] * 2000}, "input"),
     ({"input": "x", "encoding_format": "hex"}, "encoding_format"),
+    ({"input": "x", "normalize": False}, "normalize"),
+    ({"input": "x", "embed_dtype": "float16"}, "embed_dtype"),
+    ({"input": "x", "messages": HI}, "messages"),
     ({"input": "x", "dimensions": 2}, "dimensions"),
     ({}, "input"),
 ]
@@ -561,6 +596,8 @@ def test_tokens_of_a_prompt_and_of_a_chat_and_back(url: str, dispatcher: Scripte
     ids = tokenizer.encode("hello world").ids
     answer = httpx.post(f"{url}/tokenize", json={"model": "tiny", "prompt": "hello world", "return_token_strs": True})
     assert answer.json() == {"count": 2, "max_model_len": 512, "tokens": ids, "token_strs": ["hello", " world"]}
+    with_model = httpx.post(f"{url}/tokenize", json={"model": "tiny", "prompt": "hello world"})
+    assert with_model.json()["tokens"] == ids
     answer = httpx.post(f"{url}/tokenize", json={"model": "tiny", "messages": HI, "tools": [NOW]})
     text = httpx.post(f"{url}/detokenize", json={"model": "tiny", "tokens": answer.json()["tokens"]}).json()["prompt"]
     assert text.endswith("<|user|>hi<|end|><|assistant|>")
@@ -582,6 +619,15 @@ def test_tokens_of_a_prompt_and_of_a_chat_and_back(url: str, dispatcher: Scripte
 async def test_wrong_token_requests_are_named(call: Caller, path: str, fields: dict[str, object], param: str) -> None:
     await call("POST", path, {"model": "tiny", **fields})
     assert (call.status, call.error["param"]) == (400, param), call.error
+
+
+async def test_a_model_may_be_left_out_where_there_is_one(dispatcher: ScriptedDispatcher, able: ScriptedCatalog) -> None:
+    app = create_app(dispatcher=dispatcher, catalog=able, settings=SurfaceSettings())
+    call = await Caller(app)("POST", "/tokenize", {"prompt": "x"})
+    assert (call.status, call.error["param"], call.error["message"]) == (400, "model", "model is required: 2 are served")
+    able.entries = able.entries[:1]
+    tokens = (await Caller(app)("POST", "/tokenize", {"prompt": "hello"})).json["tokens"]
+    assert (await Caller(app)("POST", "/detokenize", {"tokens": tokens})).json == {"prompt": "hello"}
 
 
 async def test_tokens_of_a_model_that_nobody_described_wake_nobody(dispatcher: ScriptedDispatcher, able: ScriptedCatalog) -> None:

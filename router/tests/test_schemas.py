@@ -129,6 +129,10 @@ WRONG = [
     (CHAT, chat(maxTokens=5), "maxTokens", "did you mean max_tokens"),
     (CHAT, chat(max_token=5), "max_token", "did you mean max_tokens"),
     (CHAT, chat(**{f"x{i}": 1 for i in range(300)}), None, "at most 256"),
+    (CHAT, chat(max_new_tokens=5), "max_new_tokens", "use max_tokens"),
+    (CHAT, chat(do_sample=False), "do_sample", "temperature 0"),
+    (CHAT, chat(enable_thinking=False), "enable_thinking", "chat_template_kwargs"),
+    (CHAT, chat(regex="a+"), "regex", "structured_outputs"),
     (TEXT, {"model": "tiny"}, "prompt", "required"),
     (TEXT, text(prompt=None), "prompt", "expected"),
     (TEXT, text(prompt=""), "prompt", "empty"),
@@ -175,6 +179,15 @@ HARMLESS = [
     {"stop": None, "seed": None, "temperature": None, "n": None, "max_tokens": None, "stream": None, "stream_options": None, "top_p": None},
     {"stop": [], "prompt_logprobs": None, "best_of": 1, "echo": False, "priority": 0},
     {"a_field_of_next_year": {"deep": [1]}},
+    {
+        "stream": True,
+        "stream_options": {"include_usage": True, "include_obfuscation": False},
+        "safety_identifier": "u",
+        "prompt_cache_key": "k",
+    },
+    {"do_sample": True, "typical_p": 1.0, "num_beams": 1, "max_completion_tokens": 5, "service_tier": "flex", "verbosity": "low"},
+    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "refusal": "no", "audio": None}]},
+    {"messages": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, {"role": "user", "content": "why"}]},
 ]
 
 

@@ -1,7 +1,5 @@
 """The router's environment: defaults, bounds, and one line for everything that is wrong."""
 
-from pathlib import Path
-
 import pytest
 
 from pagoda_router.errors import ConfigError
@@ -16,7 +14,7 @@ def test_two_paths_are_all_that_must_be_set():
     assert (settings.bind_host, settings.http_port, settings.internal_port) == ("127.0.0.1", 8000, 8001)
     assert (settings.max_body_bytes, settings.max_queue_tokens, settings.queue_timeout_s, settings.drain_s) == (10 * 2**20, 200_000, 60, 30)
     assert settings.is_loopback
-    assert settings.key_file == settings.cache_dir / "router.sqlite3"
+    assert settings.key_database == str(settings.cache_dir / "router.sqlite3")
 
 
 def test_everything_can_be_set():
@@ -27,7 +25,7 @@ def test_everything_can_be_set():
             "PAGODA_QUEUE_TIMEOUT_S": "1.5", "PAGODA_DRAIN_S": "0", "PAGODA_LOG_LEVEL": "debug", "PAGODA_POD_NAME": "router-1",
             "PAGODA_TRACE_RING": "7", "PAGODA_OTLP_ENDPOINT": "https://collector:4318",
             "PAGODA_OTLP_HEADERS": "Authorization=Bearer a=b, x-tenant=blue",
-            "PAGODA_DATABASE": "/d/keys",
+            "PAGODA_DATABASE": "postgresql://u:secret@h/d", "PAGODA_REDIS": "redis://:secret@h/0",
             "PAGODA_HOME": "/h", "PAGODA_RUN_ID": "r", "PAGODA_REQUIRE_ALL": "1", "PAGODA_KUBE_BIN": "/k",
         }
     )  # fmt: skip
@@ -37,20 +35,23 @@ def test_everything_can_be_set():
     assert "Bearer" not in repr(settings)
     assert not settings.reuse_port
     assert (settings.trace_ring, settings.otlp_endpoint) == (7, "https://collector:4318")
-    assert settings.key_file == Path("/d/keys")
+    assert (settings.key_database, settings.redis) == ("postgresql://u:secret@h/d", "redis://:secret@h/0")
+    assert "secret" not in repr(settings)
     assert not settings.is_loopback
 
 
 def test_a_cluster_needs_a_namespace_instead_of_a_file():
     settings = parse_settings({"PAGODA_DISCOVERY": "kubernetes", "PAGODA_NAMESPACE": "team-a", "PAGODA_CACHE_DIR": "/run/cache"})
     assert (settings.discovery, settings.namespace, settings.fleet_file) == ("kubernetes", "team-a", None)
-    assert settings.key_file is None
+    assert settings.key_database is None
 
 
 BAD = [
     ({"PAGODA_OTLP_ENDPOINT": "collector:4318"}, "PAGODA_OTLP_ENDPOINT='collector:4318' is not a URL such as http://collector:4318"),
     ({"PAGODA_OTLP_ENDPOINT": "http://c:99999"}, "is not a URL such as http://collector:4318"),
     ({"PAGODA_OTLP_HEADERS": "authorization"}, "PAGODA_OTLP_HEADERS is not of the form name=value,name=value"),
+    ({"PAGODA_DATABASE": "mysql://h/d"}, "PAGODA_DATABASE is a URL of something else: write postgresql://"),
+    ({"PAGODA_REDIS": "h:6379"}, "PAGODA_REDIS is not a URL such as redis://"),
     ({"PAGODA_TRACE_RING": "-1"}, "PAGODA_TRACE_RING=-1 is out of range: 0 to 1000000"),
     ({"PAGODA_FLEET_FILE": ""}, "PAGODA_FLEET_FILE is not set"),
     ({"PAGODA_DISCOVERY": "dns"}, "PAGODA_DISCOVERY='dns' is not one of file, kubernetes"),

@@ -426,6 +426,14 @@ def test_one_trace_is_found_by_its_request_id_and_the_latest_wins(ring):
     assert admin("/admin/other", b"") is None
 
 
+@pytest.mark.parametrize("known_as", ["r", "cmpl-1f", "cmpl-1f-2"], ids=["its own", "its answer's", "one prompt's"])
+def test_a_trace_is_found_by_the_ids_that_answers_and_decisions_have(ring, known_as):
+    trace = kept("r")
+    trace.answer_id = "cmpl-1f"
+    ring.append(trace)
+    assert ring.find(known_as) is trace
+
+
 @pytest.mark.parametrize(("query", "word"), [(b"modle=x", "modle"), (b"status=good", "whole numbers"), (b"min_ms=x", "min_ms")])
 def test_a_filter_that_would_be_ignored_is_refused(ring, query, word):
     status, told = TraceAdmin(ring, lambda: 0.0)("/admin/traces", query)

@@ -2,20 +2,23 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
 from fleet_rig import ends_of, generation, model_object, rig
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import Caller, byte_level_tokenizer, chat
+from scripted import Caller, Script, ScriptedCatalog, byte_level_tokenizer, chat
 from scripted_worker import ScriptedWorker
 
+from pagoda_router.abilities import ALL_ON, Switches
 from pagoda_router.errors import BadRequest, ColdStart
 from pagoda_router.generation import CatalogEntry, ModelName
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
-from pagoda_router.openai.features import Wishes, variant_and_backend, wishes_of
+from pagoda_router.openai.features import Wishes, wishes_of
+from pagoda_router.openai.offers import require_switches, variant_and_backend
 from pagoda_router.placement.policy import choose_variant
 
 TINY = ModelName("tiny")
@@ -90,13 +93,15 @@ REFUSED = [
     (["variant="], "is not a variant's name"),
     (["variant=INT8"], "is not a variant's name"),
     (["variant = int8"], "is not known"),
-    (["variant=a,variant=b"], "names two variants"),
-    (["variant=a", "variant=a"], "names two variants"),
+    (["variant=a,variant=b"], "names variant twice"),
+    (["variant=a", "variant=a"], "names variant twice"),
     (["variant=a,"], "is not known"),
-    (["speculation=off"], "speculation is not available yet"),
+    (["speculation=maybe"], "speculation is 'maybe': write on or off"),
     (["variant=a, prefix-cache=no"], "prefix-cache is 'no': write on or off"),
-    (["prefix-cache=off", "prefix-cache=on"], "names two values of prefix-cache"),
-    (["batching=off"], "batching is not available yet"),
+    (["prefix-cache=off", "prefix-cache=on"], "names prefix-cache twice"),
+    (["batching=OFF"], "batching is 'OFF': write on or off"),
+    (["quantization=INT8"], "quantization is 'INT8': write none, int8"),
+    (["quantization="], "quantization is '': write none, int8"),
     (["colour=red"], "'colour=red' is not known"),
 ]
 
@@ -113,18 +118,30 @@ def test_a_header_that_would_be_ignored_is_refused(values, sentence):
     assert refused.value.param == "X-Pagoda-Features"
 
 
-@pytest.mark.parametrize("name", ["X-Pagoda-Speculation"])
-def test_other_toggles_are_refused_by_name(name):
-    with pytest.raises(BadRequest, match=f"{name} is not available yet"):
-        wishes_of([(name.lower().encode(), b"off")])
+SWITCHES = [
+    ("prefix-cache=off, variant=a", Switches(prefix_cache=False)),
+    ("prefix-cache=on", ALL_ON),
+    ("batching=off,speculation=off", Switches(batching=False, speculation=False)),
+    ("speculation=on, batching=on", ALL_ON),
+]
+
+
+@pytest.mark.parametrize(("value", "switches"), SWITCHES)
+def test_switches_are_read(value, switches):
+    assert wishes_of([(b"x-pagoda-features", value.encode())]).switches == switches
+
+
+def test_speculation_has_a_header_of_its_own_too():
+    assert wishes_of([(b"x-pagoda-speculation", b"off")]) == wishes_of([(b"x-pagoda-features", b"speculation=off")])
+    with pytest.raises(BadRequest, match="names speculation twice"):
+        wishes_of([(b"x-pagoda-speculation", b"off"), (b"x-pagoda-features", b"speculation=off")])
+
+
+def test_a_quantization_is_read():
+    assert wishes_of([(b"x-pagoda-features", b"quantization=int8")]).quantization == "int8"
 
 
 # ---------------------------------------------------------------- backends
-
-
-def test_a_toggle_for_the_prefix_cache_is_read():
-    assert not wishes_of([(b"x-pagoda-features", b"prefix-cache=off, variant=a")]).prefix_cache
-    assert wishes_of([(b"x-pagoda-features", b"prefix-cache=on")]).prefix_cache
 
 
 def entry_of(**fields: object) -> CatalogEntry:
@@ -132,6 +149,8 @@ def entry_of(**fields: object) -> CatalogEntry:
     return CatalogEntry(**{**known, **fields})
 
 
+KINDS = {"variants": ("own", "q8", "q8b", "vllm"), "backends": ("pagoda",) * 3 + ("vllm",), "weights": (90, 10, 0, 0)}
+KINDS["quantizations"] = ("", "int8", "int8", "")
 THREE = {"variants": ("own", "fast", "vllm"), "backends": ("pagoda", "pagoda", "vllm"), "weights": (90, 10, 0)}
 CHOICES = [
     # entry, wishes, variants that can answer, possible outcomes
@@ -145,6 +164,10 @@ CHOICES = [
     (THREE, {"backend": "pagoda"}, {"own", "fast"}, {("own", "pagoda"), ("fast", "pagoda")}),
     (THREE, {"variant": "vllm"}, {"own"}, {("vllm", "vllm")}),
     (THREE, {"variant": "fast", "backend": "pagoda"}, set(), {("fast", "pagoda")}),
+    (KINDS, {"quantization": "int8"}, {"q8", "q8b"}, {("q8", "pagoda")}),
+    (KINDS, {"quantization": "none"}, set(), {("own", "pagoda")}),
+    (KINDS, {"quantization": "int8", "variant": "q8b"}, set(), {("q8b", "pagoda")}),
+    ({}, {"quantization": "none"}, set(), {("default", "pagoda")}),
 ]
 
 
@@ -159,6 +182,9 @@ NOT_OFFERED = [
     ({}, {"backend": "vllm"}, "X-Backend", "not offered by the backend 'vllm'; it is by: pagoda"),
     (THREE, {"variant": "own", "backend": "vllm"}, "X-Backend", "in variant own; it is by: pagoda, vllm"),
     (THREE, {"variant": "slow"}, "X-Pagoda-Features", "it has: own, fast, vllm"),
+    ({}, {"quantization": "int8"}, "X-Pagoda-Features", r"no weights in int8; its variants are: default \(none\)"),
+    (KINDS, {"quantization": "fp8"}, "X-Pagoda-Features", r"own \(none\), q8 \(int8\), q8b \(int8\), vllm \(not told\)"),
+    (KINDS, {"quantization": "int8", "variant": "own"}, "X-Pagoda-Features", "no weights in int8 in variant own"),
 ]
 
 
@@ -169,12 +195,50 @@ def test_what_a_model_does_not_offer_is_named(entry, wishes, param, words):
     assert refused.value.param == param
 
 
+async def test_what_was_applied_is_told_where_something_was_asked(dispatcher, catalog, assets):
+    able = replace(assets, features=frozenset({"batching_toggle"}))
+    app = create_app(dispatcher=dispatcher, catalog=ScriptedCatalog(able), settings=SurfaceSettings())
+    asked = {"X-Pagoda-Features": "batching=off, speculation=on"}
+    told = "variant=default, quantization=none, prefix-cache=on, batching=off, speculation=off"
+    for body in (chat(), chat(stream=True)):
+        dispatcher.script = Script(batches=[[5]])
+        assert (await Caller(app)("POST", "/v1/chat/completions", body, asked)).headers["x-pagoda-features"] == told
+        assert "x-pagoda-features" not in (await Caller(app)("POST", "/v1/chat/completions", body)).headers
+    assert [generation.switches.batching for generation in dispatcher.generations] == [False, True, False, True]
+
+
+CANNOT = [
+    (frozenset(), {}, "batching=off: these workers cannot run a request alone"),
+    (None, {}, "batching=off: these workers cannot run a request alone"),
+    (frozenset({"batching_toggle"}), {"n": 2}, "batching=off: n is 2, and one choice runs alone"),
+]
+
+
+@pytest.mark.parametrize(("features", "fields", "sentence"), CANNOT)
+async def test_a_switch_that_cannot_be_carried_out_is_refused_by_name(dispatcher, assets, features, fields, sentence):
+    catalog = ScriptedCatalog(replace(assets, features=features))
+    app = create_app(dispatcher=dispatcher, catalog=catalog, settings=SurfaceSettings())
+    call = await Caller(app)("POST", "/v1/chat/completions", chat(**fields), {"X-Pagoda-Features": "batching=off"})
+    assert (call.status, call.error["param"]) == (400, "X-Pagoda-Features")
+    assert sentence in call.error["message"]
+    assert "x-pagoda-features" not in call.headers
+
+
+def test_other_backends_switch_nothing_but_their_prefix_cache():
+    for name in ("batching", "speculation"):
+        wishes = wishes_of([(b"x-pagoda-features", f"{name}=off".encode())])
+        with pytest.raises(BadRequest, match=f"{name}=off: a vllm worker decides that itself"):
+            require_switches(wishes, "vllm", 1, None)
+    require_switches(wishes_of([(b"x-pagoda-features", b"prefix-cache=off")]), "vllm", 2, None)
+
+
 async def test_a_prompt_that_no_cache_may_know_is_salted_for_our_own_worker(call, dispatcher):
     for headers in ({}, {"X-Pagoda-Features": "prefix-cache=off"}, {"X-Pagoda-Features": "prefix-cache=off"}):
         await call("POST", "/v1/chat/completions", chat(), headers)
     salts = [generation.cache_salt for generation in dispatcher.generations]
     assert salts[0] == b""
     assert len({*salts}) == 3
+    assert [generation.switches.prefix_cache for generation in dispatcher.generations] == [True, False, False]
 
 
 # ---------------------------------------------------------------- through the router
@@ -193,6 +257,21 @@ async def test_requests_are_shared_by_weight_and_the_header_overrules_it(tmp_pat
             task = asyncio.create_task(router.collect(generation(variant=variant)))
             assert await served_by(main, int8) == variant
             await task
+
+
+async def test_the_variant_that_was_drawn_is_told(tmp_path):
+    main, int8 = worker_of("main"), worker_of("int8")
+    for worker in (main, int8):
+        worker.use_tokenizer(byte_level_tokenizer().to_str().encode())
+    async with main, int8, rig(tmp_path, main, int8, rng=Random(3)) as router:
+        router.know(main, int8, models=[model_object(variants=SPLIT)])
+        await router.until_routable(2)
+        app = create_app(dispatcher=router.dispatcher, catalog=router.fleet, settings=SurfaceSettings())
+        asked = {"X-Pagoda-Features": "prefix-cache=off, speculation=off"}
+        task = asyncio.create_task(Caller(app)("POST", "/v1/completions", {"model": "tiny", "prompt": [5, 6]}, asked))
+        served = await served_by(main, int8)
+        told = (await task).headers["x-pagoda-features"]
+        assert told == f"variant={served}, quantization=none, prefix-cache=off, batching=on, speculation=off"
 
 
 async def test_a_variant_of_weight_zero_serves_only_those_who_insist(tmp_path):

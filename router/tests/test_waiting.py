@@ -224,7 +224,7 @@ async def test_a_model_that_cannot_come_is_refused_at_once_with_its_reason(tmp_p
         assert HOPELESS in call.error["message"]
         assert call.headers["x-should-retry"] == "false"
         assert (await caller(router)("GET", "/v1/models/tiny")).json["pagoda"] == {
-            "variants": [{"name": "default", "backend": "pagoda"}],
+            "variants": [{"name": "default", "backend": "pagoda", "quantization": "none"}],
             "ready": False,
             "state": "unavailable",
             "reason": HOPELESS,

@@ -1,5 +1,6 @@
 """What each step computes, over a simulated device that notices every wrong, lost or shared block."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -60,6 +61,8 @@ class Bench:
 
     def _launch(self) -> tuple[StepPlan, Sampled]:
         plan = self.scheduler.schedule(self.now)
+        if any(sequence.request.runs_alone for sequence in [*plan.decodes, *(chunk.sequence for chunk in plan.chunks)]):
+            assert plan.sequences == 1, "what runs alone was computed with something else"
         return plan, self.device.run(plan)
 
     def catch_up(self) -> None:
@@ -132,6 +135,52 @@ def test_decoding_goes_before_an_earlier_prompt_still_in_progress():
         plan = bench.step()
         assert [s.request.request_id for s in plan.decodes] == ["short"]
         assert [(c.sequence.request.request_id, c.count) for c in plan.chunks] == [("long", 9)]
+
+
+# ---------------------------------------------------------------- requests that run alone
+
+
+def members_of(plan: StepPlan) -> set[str]:
+    return {sequence.request_id for sequence in [*plan.decodes, *(chunk.sequence for chunk in plan.chunks)]}
+
+
+def test_what_runs_alone_has_every_second_step_and_the_others_have_the_rest():
+    bench = Bench()
+    for name in ("a", "b"):
+        bench.submit(name, prompt(5), max_tokens=9)
+    bench.submit("x", prompt(5, 9), max_tokens=9, runs_alone=True)
+    bench.run()
+    steps = [members_of(plan) for plan in bench.plans if not plan.empty]
+    assert all(step in ({"a", "b"}, {"x"}) for step in steps)
+    assert all(one != other for one, other in itertools.pairwise(steps[:16]))
+    assert len(bench.output["x", 0]) == len(bench.output["a", 0]) == 9
+
+
+def test_several_that_run_alone_take_turns_and_leave_every_second_step():
+    bench = Bench()
+    bench.submit("a", prompt(5), max_tokens=30)
+    for name in ("x", "y", "z"):
+        bench.submit(name, prompt(5, 9), max_tokens=4, runs_alone=True)
+    bench.run()
+    steps = ["".join(sorted(members_of(plan))) for plan in bench.plans if not plan.empty]
+    assert all("a" in pair for pair in itertools.pairwise(steps))
+    assert [step for step in steps[: 2 * 9] if step != "a"] == ["x", "y", "z"] * 3
+
+
+def test_what_runs_alone_with_nobody_else_here_loses_no_step():
+    bench = Bench()
+    bench.submit("x", prompt(5), max_tokens=6, runs_alone=True)
+    bench.run()
+    assert len([plan for plan in bench.plans if not plan.empty]) == 6
+
+
+def test_a_long_prompt_that_runs_alone_delays_the_others_no_more_than_another():
+    bench = Bench(long_prefill_tokens=8)
+    bench.submit("a", prompt(5), max_tokens=30)
+    bench.step()
+    bench.submit("x", prompt(40, 9), runs_alone=True)
+    bench.run()
+    assert max(chunk.count for plan in bench.plans for chunk in plan.chunks if chunk.sequence.request_id == "x") == 8
 
 
 def test_the_answer_ends_at_max_tokens_without_an_extra_step():
@@ -512,12 +561,13 @@ class AnyOrder(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         resume=st.integers(0, 3),
         cached=st.booleans(),
+        alone=st.booleans(),
     )
-    def submit(self, length: int, family: int, n: int, max_tokens: int, resume: int, cached: bool, **fields: Any) -> None:
+    def submit(self, length: int, family: int, n: int, max_tokens: int, resume: int, cached: bool, alone: bool, **fields: Any) -> None:
         name = f"r{len(self.requests)}"
         seed = len(self.requests) % 3
         tokens = prompt(length, family)
-        fields |= {"n": n, "max_tokens": max_tokens, "use_prefix_cache": cached}
+        fields |= {"n": n, "max_tokens": max_tokens, "use_prefix_cache": cached, "runs_alone": alone and n == 1}
         if n == 1 and 0 < resume < max_tokens:
             fields["resume_ids"] = prompt(resume, 5)
         try:

@@ -256,6 +256,7 @@ async def test_what_describe_names_can_be_fetched_by_hash():
         assert list(model.features) == [
             pb.FEATURE_CACHE_EVENTS,
             pb.FEATURE_PREFIX_CACHE_TOGGLE,
+            pb.FEATURE_BATCHING_TOGGLE,
             pb.FEATURE_SLEEP,
             pb.FEATURE_PROMPT_LOGPROBS,
             pb.FEATURE_EMBEDDINGS,

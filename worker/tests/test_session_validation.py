@@ -80,6 +80,7 @@ INVALID = [
     (structured(grammar="x" * (1 << 18) + "x"), "structured.grammar", "has 262145 bytes; at most 262144"),
     (structured(choices=pb.Choices(choices=[])), "structured.choices", "holds 0 texts; it must hold 1 to 1024"),
     (structured(choices=pb.Choices(choices=["a", ""])), "structured.choices", "none of them empty"),
+    ({"toggles": pb.FeatureToggles(no_batching=True), "n": 2}, "toggles.no_batching", "2 sequences cannot run alone: ask for n = 1"),
     ({"embedding": True, "n": 2}, "n", "an embedding has no output: leave n out"),
     ({"embedding": True, "prompt_logprobs": 0}, "prompt_logprobs", "an embedding has no output"),
     ({"embedding": True, "resume_ids": [1]}, "resume_ids", "an embedding has no output"),
@@ -88,7 +89,6 @@ INVALID = [
 RESERVED = [
     ({"adapter": "sql"}, "adapter"),
     ({"speculation": pb.Speculation(max_draft_tokens=4)}, "speculation"),
-    ({"toggles": pb.FeatureToggles(no_batching=True)}, "toggles.no_batching"),
 ]
 
 
@@ -166,6 +166,8 @@ def test_everything_said_arrives():
     assert (request.n, request.min_tokens, request.stop_token_ids, request.ignore_eos, request.top_logprobs) == (2, 5, [9], True, 0)
     assert (request.cache_salt, request.priority, request.deadline_s, request.use_prefix_cache) == (b"salt", -3, 1.5, False)
     assert request.want_timings
+    assert not request.runs_alone
+    assert to_request(submit(toggles=pb.FeatureToggles(no_batching=True)), "1:1", FACTS).runs_alone
 
 
 STRUCTURES = [

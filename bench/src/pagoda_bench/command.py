@@ -7,7 +7,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,7 +17,7 @@ from pagoda_bench.errors import BenchError
 from pagoda_bench.load.scenarios import Scenario
 
 if TYPE_CHECKING:
-    from pagoda_bench.load.settings import Level, RunSettings
+    from pagoda_bench.load.settings import Level
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure an OpenAI-compatible server, or the engine alone.")
 
@@ -53,6 +53,7 @@ def run(
 ) -> None:
     """Load a server and write what it did: CSV, JSON, Markdown, pictures."""
     with _told_in_one_line():
+        from pagoda_bench.load.present import measure_and_write
         from pagoda_bench.load.scenarios import Lengths
         from pagoda_bench.load.settings import RunSettings
         from pagoda_bench.load.slo import Slo, duration_s
@@ -243,26 +244,6 @@ def router(
             ),
             command=_typed(),
         )
-
-
-def measure_and_write(
-    settings: "RunSettings", output: Path, *, command: str, plots: bool = True, packages: tuple[str, ...] = (), notes: Sequence[str] = ()
-) -> None:
-    """Runs, shows a bar and the tables, writes the files. Raises BenchError."""
-    from rich.console import Console
-
-    from pagoda_bench.load import report
-    from pagoda_bench.load.files import write_all
-    from pagoda_bench.load.run import run as run_load
-    from pagoda_bench.load.watching import watching
-
-    with watching(Console(stderr=True)) as watch:
-        measured = run_load(settings, watch)
-    print(report.rates_table(measured), report.latency_table(measured), sep="\n\n")
-    for note in measured.notes:
-        print(f"note: {note}")
-    paths = write_all(measured, output, command=command, packages=packages, notes=notes, with_plots=plots)
-    print(f"wrote {' '.join(str(path) for path in paths)}")
 
 
 def _levels(concurrency: str | None, rate: str | None, trace: Path | None, trace_speed: str) -> tuple["Level", ...]:

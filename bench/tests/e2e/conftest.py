@@ -25,6 +25,9 @@ from openai.types.chat import ChatCompletion
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "docs/quickstart/inferencemodel.yaml"
+UNBOUND: Object = {"cpu": None, "memory": "2Gi"}
+"""Resources of a model beside the quickstart's: no share of the node's cores is set aside for it, and none is its limit. At a tenth of
+a core a worker imports its libraries for half a minute."""
 SYSTEM = Namespace("pagoda-system")
 FIRST = ["test_serving", "test_faults", "test_rollout", "test_upgrade", "test_scaling"]
 LAST = ["test_security", "test_flows", "test_uninstall"]
@@ -138,6 +141,16 @@ def addresses(installation: Installation) -> None:
             eventually(lambda: connects(str(url.hostname), int(url.port or 0)), within_s=30, of="the routers' Service answers")
         except AssertionError:
             pytest.skip(f"{url.netloc}, a Service's address, does not answer from here: run it on a node or in a pod of that cluster")
+
+
+def the_operator_has_looked(models: Namespace) -> None:
+    """At the model `tiny`, after everything that was done before this call: an edit of its Deployment is put back."""
+    models.kubectl("label", "deployment", "tiny-default", "app.kubernetes.io/part-of=somebody", "--overwrite")
+
+    def put_back() -> bool:
+        return bool(models.get("deployment", "tiny-default")["metadata"]["labels"]["app.kubernetes.io/part-of"] == "pagoda")
+
+    eventually(put_back, within_s=30, of="the operator has put the Deployment's label back")
 
 
 def leader() -> str:

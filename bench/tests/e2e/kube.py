@@ -95,14 +95,22 @@ class Namespace:
 
     def is_ready(self, model: str) -> bool:
         """Ready, and said so of the spec as it is now."""
-        document = self.get("inferencemodel", model)
-        status = document.get("status", {})
-        return bool(status.get("ready") == "True" and status.get("observedGeneration") == document["metadata"]["generation"])
+        return _is_ready(self.get("inferencemodel", model))
 
     def is_settled(self, model: str) -> bool:
         """Ready, and nothing of an older spec is left."""
-        progressing = self.condition(model, "Progressing")
-        return self.is_ready(model) and progressing["status"] == "False" and progressing["reason"] == "Settled"
+        document = self.get("inferencemodel", model)  # once: two looks could see the old spec settled and the new one ready
+        progressing = next(condition for condition in document["status"]["conditions"] if condition["type"] == "Progressing")
+        return _is_ready(document) and progressing["status"] == "False" and progressing["reason"] == "Settled"
+
+    def pod_uids(self) -> set[str]:
+        """Of all pods that are not on their way out: what a test that nothing moves compares."""
+        return {pod["metadata"]["uid"] for pod in self.all("pods") if "deletionTimestamp" not in pod["metadata"]}
+
+
+def _is_ready(model: Object) -> bool:
+    status = model.get("status", {})
+    return bool(status.get("ready") == "True" and status.get("observedGeneration") == model["metadata"]["generation"])
 
 
 def pod_is_ready(pod: Object) -> bool:
@@ -123,8 +131,8 @@ def age_s(timestamp: str) -> float:
 
 
 def merged(document: Object, changes: Object) -> Object:
-    """`document` with `changes` laid over it, mapping by mapping."""
+    """`document` with `changes` laid over it, mapping by mapping; None takes a field away."""
     result = dict(document)
     for key, value in changes.items():
         result[key] = merged(result[key], value) if isinstance(value, dict) and isinstance(result.get(key), dict) else value
-    return result
+    return {key: value for key, value in result.items() if value is not None}

@@ -2,10 +2,9 @@
 
 from datetime import timedelta
 
-from conftest import Installation, quickstart
+from conftest import UNBOUND, Installation, quickstart
 from kube import Object, eventually, written_at
 
-SMALL = {"cpu": "100m", "memory": "2Gi"}
 KINDS = {"pods": "api/v1", "inferencemodels": "apis/pagoda.dev/v1alpha1"}
 COPIED_WITHIN = timedelta(seconds=5)
 """From a version of the pod to one of the model, by the API server's clock alone: how fast this test looks does not count."""
@@ -18,7 +17,7 @@ def told(installation: Installation, name: str, reason: str, *words: str, **spec
     models = installation.models
     paths = {kind: f"/{group}/namespaces/{models.name}/{kind}" for kind, group in KINDS.items()}
     since = {kind: models.now(path) for kind, path in paths.items()}
-    models.apply(quickstart(name=name, spec={"resources": SMALL} | spec))
+    models.apply(quickstart(name=name, spec={"resources": UNBOUND} | spec))
     try:
         eventually(lambda: shows(models.get("inferencemodel", name), reason), within_s=90, of=f"READY shows {reason}")
         pods, statuses = (models.versions(paths[kind], since[kind]) for kind in KINDS)
@@ -64,11 +63,11 @@ def test_more_cores_than_any_node_has(installation: Installation) -> None:
 
 
 def test_a_gpu_where_there_is_none(installation: Installation) -> None:
-    told(installation, "gpu", "Unschedulable", "nvidia.com/gpu", resources={"gpus": 1, "cpu": "100m", "memory": "2Gi"})
+    told(installation, "gpu", "Unschedulable", "nvidia.com/gpu", resources=UNBOUND | {"gpus": 1})
 
 
 def test_memory_too_small_for_the_engine(installation: Installation) -> None:
-    told(installation, "tight", "OutOfMemory", "96 MiB", "raise the limit", resources={"cpu": "100m", "memory": "96Mi"})
+    told(installation, "tight", "OutOfMemory", "96 MiB", "raise the limit", resources=UNBOUND | {"memory": "96Mi"})
 
 
 def test_a_hub_that_cannot_be_reached(installation: Installation) -> None:

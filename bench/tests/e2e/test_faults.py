@@ -10,13 +10,16 @@ from datetime import UTC, datetime
 import httpx
 import openai
 import pytest
-from conftest import SYSTEM, Installation, kill_nine, leader, operator_pods, ready_routers, ready_workers
+from conftest import ROOT, SYSTEM, Installation, kill_nine, leader, operator_pods, ready_routers, ready_workers, the_operator_has_looked
 from foreign import needs_devcluster
 from kube import Namespace, Object, eventually, names, run
 from openai.types import Completion
 from traffic import steady_traffic
 
 pytestmark = pytest.mark.usefixtures("addresses")
+
+OUTAGE_S = 12.0
+"""Of the API server. Longer than the Lease lasts, and the operator that held it has ended: it does some 6 s after it last renewed it."""
 
 
 def test_a_killed_worker_costs_only_its_own_streams_and_comes_back(installation: Installation) -> None:
@@ -92,6 +95,7 @@ def test_a_foreign_object_is_left_alone_and_named(installation: Installation) ->
     assert "taken-default" in eventually(told, within_s=20, of="the condition names the object")
     models.delete("inferencemodel", "taken")
     eventually(lambda: not models.all("deployments", "pagoda.dev/model=taken"), within_s=30, of="its children are gone")
+    the_operator_has_looked(models)
     assert models.get("service", "taken-default")["metadata"]["resourceVersion"] == before
     models.delete("service", "taken-default")
 
@@ -120,8 +124,9 @@ def test_when_the_active_operator_leaves_the_other_takes_the_lease(installation:
 def test_an_operator_that_dies_touches_no_healthy_pod(installation: Installation) -> None:
     models = installation.models
     eventually(lambda: models.is_settled("tiny"), within_s=120, of="settled")
-    before = {pod["metadata"]["uid"] for pod in models.all("pods")}
-    killed = [pod["metadata"]["name"] for pod in operator_pods()]
+    before = models.pod_uids()
+    pods = eventually(lambda: len(operator_pods()) == 2 and operator_pods(), within_s=90, of="two operators are ready")
+    killed = [pod["metadata"]["name"] for pod in pods]
     for pod in killed:
         SYSTEM.delete("pod", pod, wait=False, grace_period=0, force="true")
     # Asked by pod: by the time the last is deleted, a new one may hold the Lease already.
@@ -129,12 +134,12 @@ def test_an_operator_that_dies_touches_no_healthy_pod(installation: Installation
     assert "73" in installation.sum()
     models.kubectl("patch", "inferencemodel", "tiny", "--subresource=status", "--type=merge", "-p", '{"status": null}')
     eventually(lambda: models.is_settled("tiny"), within_s=60, of="the wiped status is written anew")
-    assert {pod["metadata"]["uid"] for pod in models.all("pods")} == before
+    assert models.pod_uids() == before
 
 
 def test_kubectl_replace_touches_no_pod(installation: Installation) -> None:
     models = installation.models
-    before = {pod["metadata"]["uid"] for pod in models.all("pods")}
+    before = models.pod_uids()
     document = models.get("inferencemodel", "tiny")
     bare = {
         "apiVersion": document["apiVersion"],
@@ -143,39 +148,37 @@ def test_kubectl_replace_touches_no_pod(installation: Installation) -> None:
         "spec": document["spec"],
     }
     models.kubectl("replace", "-f", "-", stdin=json.dumps(bare))
+    the_operator_has_looked(models)
     eventually(lambda: models.is_settled("tiny"), within_s=30, of="settled again")
-    assert {pod["metadata"]["uid"] for pod in models.all("pods")} == before
+    assert models.pod_uids() == before
 
 
 @needs_devcluster
 def test_without_the_api_server_requests_are_answered_and_nothing_moves(installation: Installation) -> None:
     models = installation.models
-    before = {pod["metadata"]["uid"] for pod in models.all("pods")}
-    root = __file__.rpartition("/bench/")[0]
-    run("python3", f"{root}/ops/devcluster", "stop", "apiserver")
+    before = models.pod_uids()
+    _devcluster("stop", "apiserver")
     try:
-        ends = time.monotonic() + 20
+        ends = time.monotonic() + OUTAGE_S
         answered = 0
         while time.monotonic() < ends:
             assert "73" in installation.sum()
             answered += 1
     finally:
-        run("python3", f"{root}/ops/devcluster", "start", "apiserver")
+        _devcluster("start", "apiserver")
         # They may wait a minute before they ask again. Until then no pod is made or started, and Services lead to pods that are gone.
         restarted = datetime.now(UTC).replace(microsecond=0)
-        for component in ("controller-manager", "scheduler", "kubelet", "kube-proxy"):
-            for action in ("stop", "start"):
-                run("python3", f"{root}/ops/devcluster", action, component)
+        with ThreadPoolExecutor() as restarting:
+            list(restarting.map(_restart, ("controller-manager", "scheduler", "kubelet", "kube-proxy")))
     assert answered > 1, "each was answered rightly, and there was more than one"
     # A kubelet that starts takes every pod for not ready until it has asked.
     eventually(
         lambda: all(_is_ready_since(pod, restarted) for pod in models.all("pods")), within_s=60, of="the kubelet knows every pod again"
     )
     eventually(lambda: _answered(installation), within_s=30, of="requests are answered by the Service")
-    eventually(lambda: leader(), within_s=30, of="an operator holds the Lease")
     models.delete("networkpolicy", "pagoda-default-deny")
     eventually(lambda: models.get("networkpolicy", "pagoda-default-deny"), within_s=60, of="the operator works again")
-    assert {pod["metadata"]["uid"] for pod in models.all("pods")} == before
+    assert models.pod_uids() == before
 
 
 @needs_devcluster
@@ -194,12 +197,25 @@ def test_a_killed_router_costs_no_request_but_those_that_still_lead_to_it(instal
     eventually(led_away, within_s=60, of="kube-proxy has heard that the endpoint is gone")
     for _ in range(10):
         assert "73" in installation.sum()
-    eventually(lambda: _routers_behind_service(models) == names(models.pods("router")), within_s=60, of="the Service leads to both routers")
+    eventually(
+        lambda: len(both := names(ready_routers(models))) == 2 and _routers_behind_service(models) == both,
+        within_s=60,
+        of="the Service leads to both routers",
+    )
     eventually(lambda: models.is_settled("tiny"), within_s=90, of="settled again")
 
 
 def _long_stream(client: openai.OpenAI) -> openai.Stream[Completion]:
     return client.completions.create(model="tiny", prompt="copy: a b c d", max_tokens=900, stream=True, extra_body={"ignore_eos": True})
+
+
+def _devcluster(action: str, component: str) -> None:
+    run("python3", str(ROOT / "ops/devcluster"), action, component)
+
+
+def _restart(component: str) -> None:
+    _devcluster("stop", component)
+    _devcluster("start", component)
 
 
 def _is_draining(worker: Object) -> bool:
@@ -239,5 +255,5 @@ def _bare(name: str) -> dict[str, object]:
         "apiVersion": "pagoda.dev/v1alpha1",
         "kind": "InferenceModel",
         "metadata": {"name": name},
-        "spec": {"model": {"source": "builtin://tiny"}, "resources": {"cpu": "100m", "memory": "2Gi"}},
+        "spec": {"model": {"source": "builtin://tiny"}, "resources": {"memory": "2Gi"}},
     }

@@ -88,7 +88,7 @@ def test_a_bad_new_version_never_takes_the_old_one_down_and_says_why(installatio
 
 def test_a_canary_takes_its_share_and_weight_zero_takes_it_back(installation: Installation) -> None:
     models = installation.models
-    small = {"cpu": "100m", "memory": "2Gi"}
+    small = {"cpu": "400m", "memory": "2Gi"}  # a limit too: with a tenth of a core it would import its libraries for half a minute
     variants = [{"name": "default", "weight": 50}, {"name": "canary", "weight": 50, "engine": {"maxRunning": 8}, "resources": small}]
     with steady_traffic(installation.url, installation.api_key, "tiny") as traffic:
         change(models, engine={"maxModelLen": 1024}, variants=variants)

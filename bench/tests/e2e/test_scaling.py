@@ -1,15 +1,14 @@
 """To zero when nobody asks, back when somebody does, and by somebody else's autoscaler where that is wanted."""
 
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
-from conftest import Installation, quickstart, ready_routers, ready_workers
-from kube import eventually
+from conftest import UNBOUND, Installation, quickstart, ready_routers, ready_workers
+from kube import Object, eventually
 
 pytestmark = pytest.mark.usefixtures("addresses")
-
-SMALL = {"cpu": "100m", "memory": "2Gi"}
 
 
 def asleep(installation: Installation, name: str) -> bool:
@@ -19,8 +18,8 @@ def asleep(installation: Installation, name: str) -> bool:
 
 def test_an_idle_model_sleeps_and_a_request_wakes_it(installation: Installation) -> None:
     models = installation.models
-    scaling = {"min": 0, "max": 1, "idleSeconds": 5, "stableSeconds": 5}
-    models.apply(quickstart(name="sleepy", spec={"scaling": scaling, "resources": SMALL}))
+    scaling = {"min": 0, "max": 1, "idleSeconds": 2, "stableSeconds": 2}
+    models.apply(quickstart(name="sleepy", spec={"scaling": scaling, "resources": UNBOUND}))
     eventually(lambda: asleep(installation, "sleepy"), within_s=120, of="the idle model sleeps at zero")
     with installation.client() as client:
         assert "sleepy" in [model.id for model in client.models.list()]
@@ -63,19 +62,23 @@ def test_every_router_lists_a_sleeping_model_also_straight_after_a_restart(insta
     eventually(lambda: asleep(installation, "sleepy"), within_s=120, of="the idle model sleeps again")
     old = {pod["metadata"]["uid"] for pod in models.pods("router")}
     models.kubectl("delete", "pods", "--selector", "app.kubernetes.io/component=router", "--wait=true")
-    eventually(
-        lambda: len([p for p in models.pods("router") if p["metadata"]["uid"] not in old and p["status"].get("podIP")]) == 2,
-        within_s=60,
-        of="two new routers",
-    )
-    eventually(lambda: models.is_ready("tiny"), within_s=90, of="the routers are back")
-    assert "42" in installation.sum("sleepy", 20, 22)
+
+    def new_routers() -> list[Object]:
+        return [pod for pod in ready_routers(models) if pod["metadata"]["uid"] not in old]
+
+    for router in eventually(lambda: len(new_routers()) == 2 and new_routers(), within_s=90, of="two new routers are ready"):
+        beside = replace(installation, url=f"http://{router['status']['podIP']}:8000/v1")
+        with beside.client() as client:
+            assert "sleepy" in [model.id for model in client.models.list()]
+    assert asleep(installation, "sleepy"), "listing wakes nobody"
+    assert "42" in beside.sum("sleepy", 20, 22)
     models.delete("inferencemodel", "sleepy")
 
 
 def test_replicas_belong_to_the_scale_subresource_in_external_mode(installation: Installation) -> None:
     models = installation.models
-    models.apply(quickstart(name="outside", spec={"scaling": {"mode": "external", "replicas": 1, "min": 1, "max": 3}, "resources": SMALL}))
+    scaling = {"mode": "external", "replicas": 1, "min": 1, "max": 3}
+    models.apply(quickstart(name="outside", spec={"scaling": scaling, "resources": UNBOUND}))
     eventually(lambda: len(ready_workers(models, "outside")) == 1, within_s=120, of="one worker")
     models.kubectl("scale", "inferencemodel", "outside", "--replicas=2")
     eventually(lambda: len(ready_workers(models, "outside")) == 2, within_s=120, of="two workers, as the scale subresource says")

@@ -4,7 +4,7 @@ import json
 
 import openai
 import pytest
-from conftest import SYSTEM, Installation, leader, operator_pods
+from conftest import SYSTEM, Installation, leader, operator_pods, ready_routers
 from kube import eventually, run
 
 pytestmark = pytest.mark.usefixtures("addresses")
@@ -68,9 +68,8 @@ def test_status_tells_the_timeline_and_the_measured_capacity(installation: Insta
 
 def test_two_router_replicas_give_the_same_answers(installation: Installation) -> None:
     models = installation.models
-    eventually(lambda: len(models.pods("router")) == 2, within_s=60, of="two routers")
     answers = []
-    for pod in models.pods("router"):
+    for pod in eventually(lambda: len(ready_routers(models)) == 2 and ready_routers(models), within_s=60, of="two routers are ready"):
         with openai.OpenAI(base_url=f"http://{pod['status']['podIP']}:8000/v1", api_key=installation.api_key, max_retries=0) as client:
             listed = [model.id for model in client.models.list()]
             answer = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "What is 12 + 30?"}], temperature=0)

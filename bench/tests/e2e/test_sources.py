@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Installation, quickstart, ready_workers
+from conftest import ROOT, UNBOUND, Installation, quickstart, ready_workers
 from foreign import IN_DEVCLUSTER
 from kube import Object, eventually, run
 
@@ -18,7 +18,6 @@ from hub_server import TOKEN, ModelServer, Repository, model_server
 pytestmark = pytest.mark.usefixtures("addresses")
 
 TINY = ROOT / "worker/src/pagoda_worker/builtin/tiny"
-SMALL = {"cpu": "200m", "memory": "2Gi"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def hub() -> Iterator[ModelServer]:
 
 def model(name: str, hub: ModelServer, repository: str = "pagoda/tiny", **fields: Object) -> Object:
     source = {"source": f"hf://{repository}", "endpoint": hub.url}
-    return quickstart(name=name, spec={"model": source | fields.pop("model", {}), "resources": SMALL, **fields})
+    return quickstart(name=name, spec={"model": source | fields.pop("model", {}), "resources": UNBOUND, **fields})
 
 
 def remove(installation: Installation, name: str) -> None:
@@ -118,7 +117,7 @@ def test_replicas_share_one_download(installation: Installation, hub: ModelServe
 
 def test_a_folder_of_a_claim_is_read_where_it_lies(installation: Installation, claim: str) -> None:
     models = installation.models
-    models.apply(quickstart(name="claimed", spec={"model": {"source": f"pvc://{claim}/models/tiny"}, "resources": SMALL}))
+    models.apply(quickstart(name="claimed", spec={"model": {"source": f"pvc://{claim}/models/tiny"}, "resources": UNBOUND}))
     eventually(lambda: models.is_ready("claimed"), within_s=120, of="the model of the claim is Ready")
     assert "42" in installation.sum("claimed", 20, 22)
     (pod,) = models.pods("worker", "claimed")

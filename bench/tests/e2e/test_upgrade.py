@@ -66,7 +66,3 @@ def test_an_upgrade_costs_no_request_and_no_stream(installation: Installation, t
     after = models.get("inferencemodel", "tiny")
     assert (after["metadata"]["uid"], after["spec"]) == (document["metadata"]["uid"], document["spec"])
     assert names(models.pods("worker", "tiny")) == workers, "no worker moved"
-    old = names(models.pods("router"))
-    install()
-    eventually(lambda: len(fresh := ready_routers(models)) == 2 and not names(fresh) & old, within_s=120, of="the routers are as before")
-    eventually(lambda: models.is_settled("tiny"), within_s=120, of="settled")

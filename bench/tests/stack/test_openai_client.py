@@ -1,6 +1,7 @@
 """The unmodified `openai` package against the running quickstart: what our users' programs do."""
 
 import asyncio
+import json
 
 import httpx
 import openai
@@ -161,3 +162,89 @@ def test_bad_requests_get_openai_shaped_errors(
     assert error["message"]
     assert error["param"] == param
     assert answer.headers["x-request-id"]
+
+
+# ---------------------------------------------------------------- responses
+
+
+def test_a_response_is_the_chats_answer_streamed_or_not(client: openai.OpenAI) -> None:
+    question = "Sort these numbers: 31, 7, 88, 19"
+    chat = client.chat.completions.create(model=MODEL, messages=ask(question), temperature=0)
+    whole = client.responses.create(model=MODEL, input=question, temperature=0)
+    with client.responses.stream(model=MODEL, input=question, temperature=0) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert whole.output_text == final.output_text == "".join(pieces) == chat.choices[0].message.content
+    assert (whole.status, final.status) == ("completed", "completed")
+    assert whole.usage is not None
+    assert chat.usage is not None
+    assert (whole.usage.input_tokens, whole.usage.output_tokens) == (chat.usage.prompt_tokens, chat.usage.completion_tokens)
+
+
+def test_a_response_in_a_form_is_of_that_form(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 8}},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+    answer = client.responses.create(
+        model=MODEL,
+        input="Give me a name.",
+        temperature=0,
+        max_output_tokens=100,
+        text={"format": {"type": "json_schema", "name": "named", "schema": schema, "strict": True}},
+    )
+    assert list(json.loads(answer.output_text)) == ["name"]
+
+
+def test_a_response_at_its_limit_is_incomplete(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model=MODEL, input=ask("Sort these numbers: 31, 7, 88, 19"), temperature=0, max_output_tokens=2)  # type: ignore[arg-type]
+    assert answer.status == "incomplete"
+    assert answer.incomplete_details is not None
+    assert answer.incomplete_details.reason == "max_output_tokens"
+
+
+# ---------------------------------------------------------------- switches
+
+
+async def test_with_batching_off_a_request_shares_no_step_and_says_the_same(stack: LocalStack) -> None:
+    question = ask("Sort these numbers: 31, 7, 88, 19")
+    off = {"x-pagoda-features": "batching=off", "x-pagoda-trace": "1"}
+
+    async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="unused", max_retries=0, timeout=120) as client:
+
+        async def one(headers: dict[str, str]) -> tuple[str, list[int], str]:
+            raw = await client.chat.completions.with_raw_response.create(
+                model=MODEL,
+                messages=question,  # type: ignore[arg-type]
+                temperature=0,
+                extra_headers=headers,
+            )
+            answer = raw.parse()
+            sizes = [size for size, _ in answer.pagoda_trace["worker"]["batch_sizes"]]  # type: ignore[attr-defined]
+            return answer.choices[0].message.content or "", sizes, raw.headers.get("x-pagoda-features", "")
+
+        answers = await asyncio.gather(*(one(off if i % 2 else {"x-pagoda-trace": "1"}) for i in range(8)))
+    assert len({text for text, _, _ in answers}) == 1
+    assert all(set(sizes) == {1} for _, sizes, _ in answers[1::2])
+    assert max(size for _, sizes, _ in answers[::2] for size in sizes) > 1, "the others go on together"
+    applied = "variant=default, quantization=none, prefix-cache=on, batching=off, speculation=off"
+    assert [told for _, _, told in answers] == ["", applied] * 4
+
+
+def test_with_the_prefix_cache_off_nothing_is_found_nor_left(client: openai.OpenAI) -> None:
+    prompt = "remember " * 60
+
+    def cached(features: str) -> int:
+        answer = client.completions.create(
+            model=MODEL, prompt=prompt, max_tokens=1, temperature=0, extra_headers={"x-pagoda-features": features}
+        )
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        return answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    assert cached("prefix-cache=off") == 0
+    assert cached("prefix-cache=on") == 0, "the first left nothing"
+    assert cached("prefix-cache=off") == 0
+    assert cached("prefix-cache=on") >= 16

@@ -8,6 +8,9 @@
 {{- fail (printf "operator.podLabels: %s is a label of the chart's own: choose another" $label) }}
 {{- end }}
 {{- end }}
+{{- if and .Values.router.redis.secret (not .Values.router.database.secret) }}
+{{- fail "router.redis: limits belong to keys, and keys need router.database.secret: name it too" }}
+{{- end }}
 {{- $hosts := dict }}
 {{- range .Values.ingress.routes }}
 {{- include "pagoda.validRoute" (dict "root" $ "hosts" $hosts "route" . "value" "ingress.routes") }}

@@ -30,11 +30,13 @@ from pagoda_operator.terminal.keys import keys
 from pagoda_operator.terminal.model_argument import as_yaml, manifest_for
 from pagoda_operator.terminal.submission import check, load
 from pagoda_operator.terminal.up import Up
+from pagoda_operator.terminal.usage import usage
 
 app = typer.Typer(
     name="pagoda", help="Serve language models on this machine.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 app.add_typer(keys)
+app.command()(usage)
 EVENTS_SHOWN = 40
 """A first start alone plans some twenty objects."""
 out = Console(soft_wrap=True, highlight=False)

@@ -6,6 +6,14 @@ from pagoda_operator.slo_rules import RUNBOOKS
 from pagoda_operator.tokens import Purpose, plain_name, secret_name, token
 
 
+@dataclass(frozen=True, slots=True)
+class SecretPort:
+    """A server whose URL, with its password, only a Secret knows, and the port at which a network policy lets it be reached."""
+
+    secret: str
+    port: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     version: str
@@ -28,6 +36,12 @@ class Settings:
     """How long routers, after that, and workers finish what they have."""
     otlp_endpoint: str | None = None
     """Where routers send traces, by OTLP over HTTP. None: nowhere."""
+    cors_origins: tuple[str, ...] = ()
+    """Whose pages may call routers from a browser."""
+    database: SecretPort | None = None
+    """The Secret of each namespace with models whose key `url` is the routers' PAGODA_DATABASE. None: no keys but the one Secret's."""
+    redis: SecretPort | None = None
+    """The same of PAGODA_REDIS. None: each router limits on its own."""
     host_paths: bool = False
     """Allow file:// sources, and mount them from the node. Off: such a model is refused with HostPathForbidden."""
     master_key: bytes | None = field(default=None, repr=False)

@@ -21,6 +21,7 @@ GRPC_PORT = 9000
 WORKER_HTTP_PORT = 9001
 
 TOKEN_KEY = "token"  # noqa: S105  the name of a key
+URL_KEY = "url"
 API_KEY_SECRET = ("pagoda-api-key", "key")
 """(Secret, key). The Secrets of tokens must exist before the pods start. This one is optional; without it a router bound beyond loopback
 stops."""
@@ -55,6 +56,7 @@ def router_pod(namespace: str, settings: Settings, *, account: str, selector: Ma
                 PAGODA_LINGER_S=settings.linger_s,
                 PAGODA_DRAIN_S=settings.drain_s,
                 **({"PAGODA_OTLP_ENDPOINT": settings.otlp_endpoint} if settings.otlp_endpoint else {}),
+                **({"PAGODA_CORS_ORIGINS": ",".join(settings.cors_origins)} if settings.cors_origins else {}),
                 **dict(settings.router_settings),
             ),
             _field("PAGODA_POD_NAME", "metadata.name"),
@@ -62,6 +64,8 @@ def router_pod(namespace: str, settings: Settings, *, account: str, selector: Ma
             _secret("PAGODA_SESSION_TOKEN", settings.session_secret(namespace), TOKEN_KEY),
             _secret("PAGODA_INTERNAL_TOKEN", settings.internal_secret(namespace), TOKEN_KEY),
             _secret("PAGODA_API_KEY", *API_KEY_SECRET, optional=True),
+            *([_secret("PAGODA_DATABASE", settings.database.secret, URL_KEY)] if settings.database else []),
+            *([_secret("PAGODA_REDIS", settings.redis.secret, URL_KEY)] if settings.redis else []),
             *plain(**CACHES),
         ],
         "ports": [container_port("http", HTTP_PORT), container_port("internal", INTERNAL_PORT)],

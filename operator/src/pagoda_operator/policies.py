@@ -6,6 +6,7 @@ router → worker 9000                   router-egress-to-worker, router-to-work
 router → API server                    router-egress-to-api-server
 router → DNS                           router-egress-to-dns
 router → collector of traces           router-egress-to-collector   (only where one is named; by its port, as its address is a name)
+router → database, Redis               router-egress-to-database, -to-redis   (the same)
 operator → worker 9001                 operator-to-worker
 Prometheus → worker 9001               metrics-of-worker        (a router's metrics are on 8000, behind the API key)
 worker → hub or S3 server, DNS         MODEL-fetch-egress       only for models whose weights are fetched
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from pagoda_operator.installation import Settings
+from pagoda_operator.installation import SecretPort, Settings
 from pagoda_operator.labels import PARTS
 from pagoda_operator.observed import LABEL_MANAGED_BY, LABEL_MODEL, MANAGED_BY
 from pagoda_operator.pods import GRPC_PORT, HTTP_PORT, INTERNAL_PORT, WORKER_HTTP_PORT
@@ -54,6 +55,8 @@ def namespace_policies(settings: Settings) -> dict[str, Object]:
         ),
         "pagoda-router-egress-to-dns": _egress(router, DNS),
         **_to_collector(router, settings.otlp_endpoint),
+        **_to_server(router, "database", settings.database),
+        **_to_server(router, "redis", settings.redis),
         "pagoda-router-to-worker": _ingress(worker, {"from": [_pods(router)], "ports": _ports(GRPC_PORT)}),
         "pagoda-operator-to-worker": _ingress(worker, {"from": [operator], "ports": _ports(WORKER_HTTP_PORT)}),
         "pagoda-metrics-of-worker": _ingress(worker, _from(settings.metrics_namespaces, WORKER_HTTP_PORT)),
@@ -66,6 +69,10 @@ def _to_collector(router: Mapping[str, str], endpoint: str | None) -> dict[str, 
         return {}
     parts = urlsplit(endpoint)
     return {"pagoda-router-egress-to-collector": _egress(router, {"ports": _ports(parts.port or (443 if parts.scheme == "https" else 80))})}
+
+
+def _to_server(router: Mapping[str, str], name: str, server: SecretPort | None) -> dict[str, Object]:
+    return {} if server is None else {f"pagoda-router-egress-to-{name}": _egress(router, {"ports": _ports(server.port)})}
 
 
 def fetch_policy(model_name: str, source: ModelSource) -> Object:

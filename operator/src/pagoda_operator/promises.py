@@ -37,6 +37,11 @@ class Cost:
     """US dollars; a worker costs it times its GPUs."""
     worker_hour_usd: float | None = None
     """In place of gpu_hour_usd, whatever the worker has."""
+    million_input_usd: float | None = None
+    """What keys pay for a million prompt tokens. None: nothing."""
+    million_cached_usd: float | None = None
+    """For those that the worker had in its cache. None: as the others."""
+    million_output_usd: float | None = None
 
 
 def slo(written: Mapping[str, Any]) -> Slo:
@@ -45,7 +50,13 @@ def slo(written: Mapping[str, Any]) -> Slo:
 
 
 def cost(written: Mapping[str, Any]) -> Cost:
-    return Cost(gpu_hour_usd=_price(written, "gpuHourUsd"), worker_hour_usd=_price(written, "workerHourUsd"))
+    return Cost(
+        gpu_hour_usd=_price(written, "gpuHourUsd"),
+        worker_hour_usd=_price(written, "workerHourUsd"),
+        million_input_usd=_price(written, "millionInputUsd"),
+        million_cached_usd=_price(written, "millionCachedUsd"),
+        million_output_usd=_price(written, "millionOutputUsd"),
+    )
 
 
 def _seconds(written: Mapping[str, Any], name: str) -> float | None:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from pagoda_operator.manifests import Settings, worker_name
 from pagoda_operator.observed import ObjectRef, Observed
 from pagoda_operator.plan import Plan, is_ours, plan
-from pagoda_operator.scaling import ScalingDecision, ScalingHistory
+from pagoda_operator.scaling.decide import ScalingDecision
+from pagoda_operator.scaling.history import ScalingHistory
 from pagoda_operator.spec import InferenceModel, key_of
 from pagoda_operator.status import model_status
 

@@ -165,6 +165,7 @@ _VARIANTS: Mapping[str, Field] = {
 """No dashes in a variant's name: MODEL-VARIANT then names one Deployment, whatever dashes the model's own name has."""
 
 _PRICE = Field("number", (Rule(between(0, 100_000), "write 0 to 100000 US dollars for an hour, such as 2.5"),))
+_TOKEN_PRICE = Field("number", (Rule(between(0, 100_000), "write 0 to 100000 US dollars for a million tokens, such as 0.15"),))
 _PROMISES: Mapping[str, Field] = {
     "spec.slo": Field("object"),
     "spec.slo.ttft": Field("string", (Rule(lasts("1ms", "1h"), "write a time of 1ms to 1h, such as 500ms or 2s"),), max_size=16),
@@ -183,13 +184,16 @@ _PROMISES: Mapping[str, Field] = {
         "object",
         (
             Rule(
-                lambda given: "gpuHourUsd" in given or "workerHourUsd" in given,
-                "write gpuHourUsd or workerHourUsd, or leave cost out",
+                lambda given: not given.keys().isdisjoint(("gpuHourUsd", "workerHourUsd", "millionInputUsd", "millionOutputUsd")),
+                "write gpuHourUsd, workerHourUsd, millionInputUsd or millionOutputUsd, or leave cost out",
             ),
         ),
     ),
     "spec.cost.gpuHourUsd": _PRICE,
     "spec.cost.workerHourUsd": _PRICE,
+    "spec.cost.millionInputUsd": _TOKEN_PRICE,
+    "spec.cost.millionCachedUsd": _TOKEN_PRICE,
+    "spec.cost.millionOutputUsd": _TOKEN_PRICE,
 }
 
 

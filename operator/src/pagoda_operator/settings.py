@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pagoda_operator.errors import OperatorError
-from pagoda_operator.installation import Settings
+from pagoda_operator.installation import SecretPort, Settings
 from pagoda_operator.router_settings import parse_router_settings
 from pagoda_operator.slo_rules import RUNBOOKS
 
@@ -55,6 +55,15 @@ class OperatorSettings:
     """How long routers, after that, and workers finish what they have."""
     otlp_endpoint: str | None = None
     """Where routers send traces: the collector's base URL, for OTLP over HTTP. None: nowhere."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call routers from a browser; routers judge them."""
+    database_secret: str | None = None
+    """A Secret of each namespace with models, whose key `url` is where routers keep keys and usage. None: nowhere."""
+    database_port: int = 5432
+    """Of its server, for the routers' network policy."""
+    redis_secret: str | None = None
+    """The same where routers share their keys' limits."""
+    redis_port: int = 6379
     host_paths: bool = False
     """Allow file:// sources, which mount a folder of the node."""
     metrics_namespaces: tuple[str, ...] = ()
@@ -96,6 +105,9 @@ class OperatorSettings:
             linger_s=self.linger_s,
             drain_s=self.drain_s,
             otlp_endpoint=self.otlp_endpoint,
+            cors_origins=self.cors_origins,
+            database=SecretPort(self.database_secret, self.database_port) if self.database_secret else None,
+            redis=SecretPort(self.redis_secret, self.redis_port) if self.redis_secret else None,
             host_paths=self.host_paths,
             master_key=self.master_key,
             monitoring=monitoring,
@@ -126,6 +138,11 @@ def parse_settings(environment: Mapping[str, str]) -> OperatorSettings:
         linger_s=_whole(values, "linger_s", 5, least=0, most=3600),
         drain_s=_whole(values, "drain_s", 120, least=0, most=86_400),
         otlp_endpoint=_url(values, "otlp_endpoint"),
+        cors_origins=_names(values, "cors_origins"),
+        database_secret=values.get("database_secret") or None,
+        database_port=_whole(values, "database_port", 5432, least=1, most=65535),
+        redis_secret=values.get("redis_secret") or None,
+        redis_port=_whole(values, "redis_port", 6379, least=1, most=65535),
         host_paths=_boolean(values, "host_paths"),
         metrics_namespaces=_names(values, "metrics_namespaces"),
         api_server_cidrs=_names(values, "api_server_cidrs"),

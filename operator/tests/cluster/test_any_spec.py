@@ -15,7 +15,7 @@ from pagoda_operator.kinds import APPLY_ORDER, MONITORING
 from pagoda_operator.observed import ObjectRef, Observed, ref_of
 from pagoda_operator.plan import Plan
 from pagoda_operator.reconcile import reconcile
-from pagoda_operator.scaling import ScalingHistory
+from pagoda_operator.scaling.history import ScalingHistory
 from pagoda_operator.spec import parse
 
 INSTALLATION = Settings(

@@ -48,6 +48,7 @@ def test_settings_are_read_once_with_their_defaults() -> None:
             "PAGODA_CANARY": "x/y",
             "PAGODA_HOST_PATHS": "true",
             "PAGODA_OTLP_ENDPOINT": "http://c:4318",
+            "PAGODA_CORS_ORIGINS": "https://a.example, https://b.example",
             "HOME": "/",
         }
     )
@@ -55,6 +56,7 @@ def test_settings_are_read_once_with_their_defaults() -> None:
     assert settings.canary == ("x", "y")
     assert settings.host_paths
     assert settings.for_manifests().otlp_endpoint == "http://c:4318"
+    assert settings.for_manifests().cors_origins == ("https://a.example", "https://b.example")
     assert settings.renew_deadline_s < settings.lease_duration_s
     assert settings.lease_duration_s + settings.retry_s < 15, "the next one looks that often, and is at work within 15 s"
     assert settings.for_manifests().worker_image_reference == "pagoda/worker:1.2.3"

@@ -1,4 +1,4 @@
-"""Board: what routers let in, hold back, refuse and place, and whether they guessed right."""
+"""Board: what routers let in, hold back and refuse, and what they reserve for it. Where it goes: placement.py."""
 
 from boards.grafana import Board, Panel, Query, Row
 from boards.queries import MODEL, NAMESPACE, ROUTER, mean, quantile, quantiles, rate, ratio
@@ -76,12 +76,14 @@ RESERVED = Row(
     (
         Panel(
             title="KV tokens reserved, settled, refunded",
-            description="Reserved when a request is placed. When it ends: what it used is settled, what it did not need is refunded.",
+            description="Reserved when a request is placed. When it ends: what it used is settled, what it did not need is refunded, "
+            "what it took beyond is overrun.",
             unit="suffix: tok/s",
             queries=[
                 Query(rate("pagoda_router_reserved_kv_tokens_total", ROUTER), "reserved"),
                 Query(rate("pagoda_router_settled_kv_tokens_total", ROUTER), "settled"),
                 Query(rate("pagoda_router_refunded_kv_tokens_total", ROUTER), "refunded"),
+                Query(rate("pagoda_router_overrun_kv_tokens_total", ROUTER), "overrun"),
             ],
         ),
         Panel(
@@ -101,25 +103,9 @@ RESERVED = Row(
         ),
     ),
 )
-PLACED = Row(
-    "Placement",
+ADDED = Row(
+    "What the router takes",
     (
-        Panel(
-            title="Placements by policy and reason",
-            description="Why the chosen worker was chosen.",
-            unit="suffix: /s",
-            stacked=True,
-            queries=[Query(rate("pagoda_router_placements_total", ROUTER, "policy, reason"), "{{policy}}: {{reason}}")],
-        ),
-        Panel(
-            title="Prefix tokens: predicted and found",
-            description="The router's guess of what a worker's prefix cache holds, beside what it held.",
-            unit="suffix: tok/s",
-            queries=[
-                Query(rate("pagoda_router_prefix_predicted_tokens_total", ROUTER), "predicted"),
-                Query(rate("pagoda_router_prefix_cached_tokens_total", ROUTER), "found"),
-            ],
-        ),
         Panel(
             title="Time that the router adds",
             description="Parsing, templating, tokenizing and placing; waiting excluded.",
@@ -129,37 +115,6 @@ PLACED = Row(
                 Query(quantile(0.99, "pagoda_router_overhead_seconds", ROUTER), "p99"),
                 Query(mean("pagoda_router_overhead_seconds", ROUTER), "mean"),
             ],
-        ),
-    ),
-)
-WORKERS = Row(
-    "Workers, as routers see them",
-    (
-        Panel(
-            title="Workers by variant and state",
-            description="The largest count that a router has. Routers that disagree: one of them cannot reach a worker.",
-            unit="short",
-            queries=[
-                Query(f"max by (model, variant, state) (pagoda_router_workers{{{ROUTER}}})", "{{model}}-{{variant}} {{state}}"),
-            ],
-        ),
-        Panel(
-            title="Upstream errors",
-            description="Calls to workers that failed, by reason.",
-            unit="suffix: /s",
-            queries=[Query(rate("pagoda_router_upstream_errors_total", ROUTER, "model, reason"), "{{model}} {{reason}}")],
-        ),
-        Panel(
-            title="Retries",
-            description="Placed again before the first token: invisible to the client, but for the time.",
-            unit="suffix: /s",
-            queries=[Query(rate("pagoda_router_retries_total", ROUTER, "model, reason"), "{{model}} {{reason}}")],
-        ),
-        Panel(
-            title="Replays",
-            description="Streams that were continued on another worker after their first token.",
-            unit="suffix: /s",
-            queries=[Query(rate("pagoda_router_replays_total", ROUTER, "model"), "{{model}}")],
         ),
         Panel(
             title="Sessions that ended",
@@ -172,13 +127,21 @@ WORKERS = Row(
                 )
             ],
         ),
+        Panel(
+            title="Workers by variant and state",
+            description="The largest count that a router has. Routers that disagree: one of them cannot reach a worker.",
+            unit="short",
+            queries=[
+                Query(f"max by (model, variant, state) (pagoda_router_workers{{{ROUTER}}})", "{{model}}-{{variant}} {{state}}"),
+            ],
+        ),
     ),
 )
 
 BOARD = Board(
     uid="pagoda-admission",
     title="Pagoda / Router admission",
-    description="What waits, what is refused and why, where requests go, and how good the router's guesses are.",
+    description="What waits, what is refused and why, what is reserved, and what the router itself takes.",
     variables=(NAMESPACE, MODEL),
-    rows=(QUEUE, REFUSED, RESERVED, PLACED, WORKERS),
+    rows=(QUEUE, REFUSED, RESERVED, ADDED),
 )

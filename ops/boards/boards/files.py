@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from boards import admission, cost, engine, fleet, gpu, slo
+from boards import admission, cost, engine, fleet, gpu, placement, slo
 from boards.grafana import Board
 from pagoda_operator.promises import Slo
 from pagoda_operator.slo_rules import slo_groups
@@ -14,7 +14,7 @@ from pagoda_operator.slo_rules import slo_groups
 ROOT = Path(__file__).resolve().parents[3]
 OPS = ROOT / "ops"
 CHART = ROOT / "charts/pagoda/files"
-BOARDS: tuple[Board, ...] = tuple(module.BOARD for module in (fleet, slo, admission, engine, gpu, cost))
+BOARDS: tuple[Board, ...] = tuple(module.BOARD for module in (fleet, slo, admission, placement, engine, gpu, cost))
 
 EXAMPLE = Slo(ttft_s=0.5, tpot_s=0.05, objective=Fraction(99, 100))
 EXAMPLE_HEAD = """\

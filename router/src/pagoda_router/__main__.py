@@ -21,6 +21,8 @@ from pagoda_router.backends.base import LinkListener, WorkerLink
 from pagoda_router.backends.openai_http import OpenAiLink
 from pagoda_router.backends.pagoda import PagodaLink
 from pagoda_router.backends.sleep import GrpcSleepCalls
+from pagoda_router.database.base import Database
+from pagoda_router.database.opened import opened
 from pagoda_router.discovery.file import FileDiscovery
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot
 from pagoda_router.dispatch.dispatcher import FleetDispatcher
@@ -29,6 +31,7 @@ from pagoda_router.dispatch.stalls import StageTimeouts
 from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import ModelName
+from pagoda_router.http.admin import admin_routes
 from pagoda_router.http.app import create_app
 from pagoda_router.http.internal import Probes, first_of, fleet_report, internal_app, routes
 from pagoda_router.http.listeners import Listeners, address, bind, closing_when
@@ -47,6 +50,8 @@ from pagoda_router.settings import RouterSettings, parse_settings
 from pagoda_router.text.artifacts import ArtifactCache
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer
+from pagoda_router.usage.amounts import TokenPrices
+from pagoda_router.usage.opened import opened_ledger
 
 if TYPE_CHECKING:
     from pagoda_router.tracing.export import OtlpExporter
@@ -63,15 +68,16 @@ def main() -> int:
         public = bind(settings.bind_host, settings.http_port, "PAGODA_HTTP_PORT", reuse_port=settings.reuse_port)
         internal = bind(settings.bind_host, settings.internal_port, "PAGODA_INTERNAL_PORT")
         artifacts = _open_cache(settings)
-        keys = None if settings.key_file is None else KeyStore(settings.key_file)
+        database = None if settings.key_database is None else opened(settings.key_database)
     except ConfigError as error:
         sys.stderr.write(f"pagoda-router: {error}\n")
         return 2
     log_to_stderr(settings.log_level)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which no dashboard reads
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a short text handed to a pool of threads takes twice as long
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read at the first channel; its notes of every lost connection are not our log's form
     try:
-        uvloop.run(serve(settings, artifacts, keys, public, internal))
+        uvloop.run(serve(settings, artifacts, database, public, internal))
     except ConfigError as error:
         sys.stderr.write(f"pagoda-router: {error}\n")
         return 2
@@ -79,7 +85,7 @@ def main() -> int:
 
 
 async def serve(
-    settings: RouterSettings, artifacts: ArtifactCache, keys: KeyStore | None, public: socket.socket, internal: socket.socket
+    settings: RouterSettings, artifacts: ArtifactCache, database: Database | None, public: socket.socket, internal: socket.socket
 ) -> None:
     """Until a signal, then until drained."""
     router_id = settings.pod_name or f"router-{secrets.token_hex(6)}"
@@ -102,19 +108,21 @@ async def serve(
     fleet.attach(dispatcher)
     exporter = _start_exporter(settings, router_id, registry)
     ring = TraceRing(settings.trace_ring)
+    keyring = Keyring(settings.api_key, None if database is None else KeyStore(database), calendar=time.time)
+    ledger = await opened_ledger(database, settings.redis, router_id, _token_prices_of(fleet))
     discovery = await _discover(settings, fleet.apply)
     probes = Probes(fleet, lambda: fleet.is_loaded)
     probe_routes = routes(probes, registry)
-    keyring = Keyring(settings.api_key, keys, calendar=time.time)
     app = create_app(
         dispatcher=dispatcher,
         catalog=fleet,
-        settings=SurfaceSettings(max_body_bytes=settings.max_body_bytes),
+        settings=SurfaceSettings(max_body_bytes=settings.max_body_bytes, cors_origins=settings.cors_origins),
         keyring=keyring,
+        ledger=ledger,
         observer=metrics,
         tracer=Tracer(ring, exporter, clock=time.monotonic, calendar=time.time),
         open_routes={path: probe_routes[path] for path in ("/health", "/ready")},
-        guarded_routes={"/metrics": probe_routes["/metrics"]},
+        guarded_routes={"/metrics": probe_routes["/metrics"], **admin_routes(fleet, dispatcher, ring, time.monotonic)},
     )
     inner = internal_app(
         probe_routes,
@@ -129,7 +137,7 @@ async def serve(
     listeners = Listeners((public, outer), (internal, inner), drain_s=settings.drain_s, linger_s=settings.linger_s)
     stopping = _on_signals(listeners)
     watching = asyncio.create_task(discovery.run, name="discovery")
-    refreshing = asyncio.create_task(keyring.run(), name="keys")
+    refreshing = [asyncio.create_task(keyring.run(), name="keys"), asyncio.create_task(ledger.run(), name="usage")]
     listeners.start()
     log.info("listening http=%s internal=%s fleet=%s", address(public), address(internal), discovery.where)
     if keyring.is_open:
@@ -143,10 +151,13 @@ async def serve(
     log.info("not ready any more; taking requests for another %g s, then draining for up to %g s", settings.linger_s, settings.drain_s)
     probes.draining = True
     await listeners.drain(lambda: dispatcher.shut_down("the router is shutting down: send the request again"))
-    watching.cancel()
-    refreshing.cancel()
+    for task in (watching, *refreshing):
+        task.cancel()
     await fleet.close()
-    await asyncio.gather(watching, refreshing, return_exceptions=True)
+    await asyncio.gather(watching, *refreshing, return_exceptions=True)
+    await ledger.close()
+    if database is not None:
+        await asyncio.to_thread(database.close)
     await discovery.close()
     if exporter is not None:
         await asyncio.to_thread(exporter.stop)
@@ -170,6 +181,14 @@ def _slos_of(fleet: Fleet) -> Callable[[ModelName], Slo | None]:
         return None if model is None else model.slo
 
     return slo_of
+
+
+def _token_prices_of(fleet: Fleet) -> Callable[[str], TokenPrices | None]:
+    def prices_of(name: str) -> TokenPrices | None:
+        model = fleet.find(ModelName(name))
+        return None if model is None else model.token_prices
+
+    return prices_of
 
 
 def _start_exporter(settings: RouterSettings, router_id: str, registry: CollectorRegistry) -> "OtlpExporter | None":

@@ -13,12 +13,15 @@ RouterError
 ├── Overloaded              429   carries retry_after_s
 │   └── DeadlineInfeasible  429   what waits ahead takes longer than its deadline allows: not worth a retry
 ├── RateLimited             429   the key's own limit; carries retry_after_s
+│   └── LargerThanLimit     429   no minute is enough for it: not worth a retry
+├── QuotaSpent              429   the key's budget of this month is spent, or too small for this request: not worth a retry
 ├── NoWorker                503   carries retry_after_s
 │   ├── ColdStart           503   waited for a worker to come, or too many do already
 │   ├── ModelUnavailable    503   no worker will come until somebody changes something: not worth a retry
 │   ├── RetryBudgetSpent    503   its worker was lost, and so many were that this one is not tried again
 │   └── Starting            503   the router has not read its models yet
 ├── KeysUnavailable         503   keys are kept nowhere, or their database does not answer: an administrator's errand
+├── UsageUnavailable        503   the same of usage
 ├── UpstreamFailed          502   a worker or its engine was lost under this request
 │   ├── EnginesDied         502   it ran in two engines that died: not worth a retry
 │   ├── FirstTokenTimeout   504   the worker that had it said nothing for too long
@@ -26,12 +29,21 @@ RouterError
 └── DeadlineExceeded        504   the request's own deadline passed
 
 Mapped once, in openai/errors.py, to {"error": {"message", "type", "param", "code"}} and the status above.
-ConfigError stops the process with one line.
+ConfigError stops the process with one line. No client is told of DatabaseError and SharedLimitsAway: whoever hears of one goes on by what
+is known.
 """
 
 
 class ConfigError(Exception):
     pass
+
+
+class DatabaseError(Exception):
+    """The database did not answer, or refused: what was under way may be committed or not."""
+
+
+class SharedLimitsAway(Exception):
+    """Redis did not answer in time."""
 
 
 class RouterError(Exception):
@@ -129,6 +141,17 @@ class RateLimited(RouterError):
     code = "rate_limit_exceeded"
 
 
+class LargerThanLimit(RateLimited):
+    worth_a_retry = False
+
+
+class QuotaSpent(RouterError):
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    worth_a_retry = False
+
+
 class NoWorker(RouterError):
     status = 503
     type = "server_error"
@@ -156,6 +179,12 @@ class KeysUnavailable(RouterError):
     status = 503
     type = "server_error"
     code = "keys_unavailable"
+
+
+class UsageUnavailable(RouterError):
+    status = 503
+    type = "server_error"
+    code = "usage_unavailable"
 
 
 class UpstreamFailed(RouterError):

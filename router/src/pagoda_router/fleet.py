@@ -5,20 +5,19 @@ factory, and what they notice goes to the listener (the dispatcher).
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from pagoda_router.backends.base import LinkListener, WorkerLink
-from pagoda_router.backends.translate import features_of
+from pagoda_router.backends.describe import stored_description
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObject, names_to_models
 from pagoda_router.errors import ModelNotFound, Starting
 from pagoda_router.generation import CatalogEntry, ModelName, ModelState, ServedName, TextAssets
 from pagoda_router.placement.policy import variants_in_turn
 from pagoda_router.relays import OWN_BACKEND
-from pagoda_router.text.artifacts import ArtifactCache, StoredDescription
+from pagoda_router.text.artifacts import ArtifactCache
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,8 @@ class Fleet:
         self._awaited: frozenset[ModelName] = frozenset()
         self._links: dict[Endpoint, WorkerLink] = {}
         self._by_model: dict[ModelName, list[WorkerLink]] = {}
+        self._groups: dict[tuple[ModelName, str, bool], list[WorkerLink]] = {}
+        """Of _by_model by variant, and by whether they take text; made on demand."""
         self._tasks: dict[asyncio.Task[None], WorkerLink] = {}
         self._assets: dict[ModelName, dict[str, TextAssets]] = {}
         """By variant."""
@@ -73,6 +74,7 @@ class Fleet:
                 self._links[endpoint] = self._start_link(endpoint)
             self._links[endpoint].accepting = accepting
         self._by_model = {}
+        self._groups.clear()
         for endpoint, link in self._links.items():
             self._by_model.setdefault(endpoint.model, []).append(link)
         for name, model in self._models.items():
@@ -130,6 +132,14 @@ class Fleet:
 
     def links(self, model: ModelName) -> Sequence[WorkerLink]:
         return self._by_model.get(model, ())
+
+    def group(self, model: ModelName, variant: str, *, relays: bool) -> Sequence[WorkerLink]:
+        """Those that may run one request."""
+        found = self._groups.get((model, variant, relays))
+        if found is None:
+            links = [link for link in self.links(model) if link.endpoint.variant == variant and link.endpoint.relays == relays]
+            found = self._groups[model, variant, relays] = links
+        return found
 
     def only_variant(self, model: ModelName) -> str | None:
         """The one that all workers are of; None when there is a choice."""
@@ -201,6 +211,7 @@ class Fleet:
             state=self._state(model) if reason else ModelState.READY,
             variants=tuple(name for name, _ in model.variants),
             backends=model.backends,
+            quantizations=model.quantizations,
             weights=tuple(weight for _, weight in model.variants),
             fallback=self._fallback_name(model),
             fallback_after_s=model.fallback_after_s,
@@ -254,19 +265,7 @@ class Fleet:
         """Raises ValueError for a worker that must not be used."""
         name, variant = endpoint.model, endpoint.variant
         model = self._models.get(name)
-        stored = StoredDescription(
-            source=model.source if model is not None else "",
-            tokenizer_sha256=description.tokenizer.sha256,
-            chat_template_sha256=description.chat_template.sha256 if description.HasField("chat_template") else None,
-            special_tokens=_special_tokens(description.special_tokens_json),
-            eos_token_ids=tuple(description.eos_token_ids),
-            bos_token_id=description.bos_token_id if description.HasField("bos_token_id") else None,
-            vocab_size=description.vocab_size,
-            max_model_len=description.max_model_len,
-            max_sequences_per_request=description.max_sequences_per_request,
-            max_top_logprobs=description.max_top_logprobs,
-            features=features_of(description),
-        )
+        stored = stored_description(description, model.source if model is not None else "")
         assets = await asyncio.to_thread(self._artifacts.assets, stored)
         for other in self.routable_variants(name) - {variant}:
             theirs = self._assets.get(name, {}).get(other)
@@ -296,11 +295,3 @@ def _common(described: Sequence[TextAssets]) -> TextAssets:
         if (told := [assets.features for assets in described if assets.features is not None])
         else None,
     )
-
-
-def _special_tokens(text: str) -> dict[str, str]:
-    """Raises ValueError when the worker sent something else than names and strings."""
-    document = json.loads(text) if text else {}
-    if not isinstance(document, dict):
-        raise ValueError(f"special_tokens_json is an object, not {type(document).__name__}")
-    return {str(key): value for key, value in document.items() if isinstance(value, str)}

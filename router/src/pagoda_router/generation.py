@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
 
+from pagoda_router.abilities import ALL_ON, Switches
 from pagoda_router.relays import Relay, Relayed
 from pagoda_router.tracing.record import GenerationTrace
 
@@ -72,14 +73,6 @@ class Structured:
     choices: tuple[str, ...] = ()
 
 
-class Feature(StrEnum):
-    """What a worker may or may not be able to do, by the wire's names."""
-
-    PROMPT_LOGPROBS = "prompt_logprobs"
-    EMBEDDINGS = "embeddings"
-    STRUCTURED_OUTPUT = "structured_output"
-
-
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """A request's place in line, kept from before its prompt could be tokenized."""
@@ -113,6 +106,7 @@ class Generation:
     embedding: bool = False
     """No output: the last hidden state of the prompt."""
     cache_salt: bytes = b""
+    switches: Switches = ALL_ON
     tenant: str = ""
     request_class: RequestClass = RequestClass.LATENCY
     priority: int = 0
@@ -226,6 +220,10 @@ class Dispatcher(Protocol):
 
     def generate(self, generation: Generation) -> AbstractAsyncContextManager[GenerationStream]: ...
 
+    def expected_output_tokens(self, generation: Generation) -> int:
+        """Of all its sequences together, as admission predicts them."""
+        ...
+
     async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         """Waits, as a request of about this cost does, until Catalog.text has an answer for the model. Raises what entering raises."""
         ...
@@ -278,6 +276,8 @@ class CatalogEntry:
     """Of the variants, in their order; empty: all have our own workers."""
     weights: tuple[int, ...] = ()
     """The same; empty: equal."""
+    quantizations: tuple[str, ...] = ()
+    """The same, as manifests declare them, "" where one declares none; empty: none does."""
     fallback: ServedName | None = None
     """Of the model that answers when this one cannot. None: none."""
     fallback_after_s: float = 0.0

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pagoda_router.http.surface import RequestOutcome
+from pagoda_router.usage.amounts import TokenPrices, token_prices
 
 DEFAULT_OBJECTIVE = 0.99
+TOKEN_PRICES = ("millionInputUsd", "millionCachedUsd", "millionOutputUsd")
 
 Sli = Literal["availability", "ttft", "tpot"]
 SLIS: tuple[Sli, ...] = ("availability", "ttft", "tpot")
@@ -82,6 +84,14 @@ def read_prices(spec: Mapping[str, Any], variants: Sequence[str], complaints: li
     entries = spec.get("variants") or []
     own = {entry["name"]: _gpus(entry, f"spec.variants {entry['name']}", usual, complaints) for entry in entries}
     return {variant: gpu_usd * own.get(variant, usual) for variant in variants}
+
+
+def read_token_prices(spec: Mapping[str, Any], complaints: list[str]) -> TokenPrices | None:
+    """What a key's tokens cost; None where spec.cost prices none."""
+    cost = _section(spec, "cost", [])
+    if cost is None:
+        return None
+    return token_prices(*(_read(cost, f"cost.{name}", amount, complaints) for name in TOKEN_PRICES))
 
 
 def _gpus(holder: Mapping[str, Any], where: str, default: int, complaints: list[str]) -> int:

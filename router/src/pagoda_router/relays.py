@@ -43,5 +43,15 @@ class Relayed:
 
 def backends_of(spec: Any) -> tuple[str, ...]:
     """Of a manifest's variants, in their order; a variant that names none has the model's own."""
-    usual = (spec.get("engine") or {}).get("backend") or OWN_BACKEND
-    return tuple(str((variant.get("engine") or {}).get("backend") or usual) for variant in spec.get("variants") or [{}])
+    return _of_engines(spec, "backend", OWN_BACKEND)
+
+
+def quantizations_of(spec: Any) -> tuple[str, ...]:
+    """The same of what their weights are quantized to; "" where that is not declared. Empty: nowhere."""
+    declared = _of_engines(spec, "quantization", "")
+    return declared if any(declared) else ()
+
+
+def _of_engines(spec: Any, field: str, default: str) -> tuple[str, ...]:
+    usual = (spec.get("engine") or {}).get(field) or default
+    return tuple(str((variant.get("engine") or {}).get(field) or usual) for variant in spec.get("variants") or [{}])

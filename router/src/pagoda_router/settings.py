@@ -10,6 +10,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from pagoda_router.errors import ConfigError
+from pagoda_router.http.cors import parse_origins
 
 TOLERATED = frozenset({"PAGODA_HOME", "PAGODA_RUN_ID", "PAGODA_REQUIRE_ALL", "PAGODA_KUBE_BIN", "PAGODA_LOG_LEVEL", "PAGODA_POD_NAME"})
 """Set by supervisors and CI for every process; the last two are read here."""
@@ -42,8 +43,12 @@ class RouterSettings:
     """Tokenizers and chat templates by content hash, and what each model last described; survives restarts."""
     api_key: str | None = None
     """An admin key that is in no database: with it, keys are needed. None: open on loopback, and keys only say whose a request is."""
-    database: Path | None = None
-    """SQLite file of keys. None: see key_file."""
+    cors_origins: tuple[str, ...] = ()
+    """Whose pages may call /v1 from a browser: origins such as https://chat.example.org with commas between, or *. None by default."""
+    database: str | None = field(default=None, repr=False)
+    """Of keys and usage: postgresql://…, which routers on several machines share, or the path of a SQLite file. None: see key_database."""
+    redis: str | None = field(default=None, repr=False)
+    """redis://…, rediss://… or unix://…, where routers that share a database share their keys' limits too. None: each has its own."""
     max_body_bytes: int = 10 * 2**20
     max_queue_tokens: int = 200_000
     """Prompt + predicted output of what may wait for one model; about a minute of a small GPU's work. A manifest's
@@ -94,11 +99,11 @@ class RouterSettings:
         return is_loopback(self.bind_host)
 
     @property
-    def key_file(self) -> Path | None:
+    def key_database(self) -> str | None:
         """None: no keys but api_key. In a cluster unless database is set: a pod's files end with it, and its siblings do not see them."""
         if self.database is not None or self.discovery == "kubernetes":
             return self.database
-        return self.cache_dir / "router.sqlite3"
+        return str(self.cache_dir / "router.sqlite3")
 
 
 def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
@@ -122,7 +127,9 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         else _path(values, "fleet_file", "the file in which the supervisor lists models and workers"),
         cache_dir=_path(values, "cache_dir", "a writable folder for tokenizers and chat templates"),
         api_key=values.get("api_key") or None,
-        database=Path(values["database"]) if values.get("database") else None,
+        cors_origins=parse_origins(values.get("cors_origins", "")),
+        database=_database(values),
+        redis=_redis(values),
         max_body_bytes=_whole(values, "max_body_bytes", 10 * 2**20, least=1024),
         max_queue_tokens=_whole(values, "max_queue_tokens", 200_000, least=0),
         queue_timeout_s=_seconds(values, "queue_timeout_s", 60.0),
@@ -267,6 +274,21 @@ def _url(values: Mapping[str, str], name: str) -> str | None:
         is_url = False
     if not is_url:
         raise ConfigError(f"{_variable(name)}={text!r} is not a URL such as http://collector:4318")
+    return text
+
+
+def _database(values: Mapping[str, str]) -> str | None:
+    """The value may hold a password: it is in no message."""
+    text = values.get("database") or None
+    if text is not None and "://" in text and not text.startswith(("postgresql://", "postgres://")):
+        raise ConfigError("PAGODA_DATABASE is a URL of something else: write postgresql://USER:PASSWORD@HOST/NAME, or a file's path")
+    return text
+
+
+def _redis(values: Mapping[str, str]) -> str | None:
+    text = values.get("redis") or None
+    if text is not None and not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ConfigError("PAGODA_REDIS is not a URL such as redis://:PASSWORD@HOST:6379/0 or rediss://…")
     return text
 
 

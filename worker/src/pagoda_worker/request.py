@@ -85,6 +85,8 @@ class Request:
     """Of the prompt's tokens after the first. None: none; 0: of the tokens themselves; k: also the k most likely at each place."""
     embedding: bool = False
     """The final hidden state of the prompt's last token instead of an output; then n and max_tokens are 1."""
+    runs_alone: bool = False
+    """No step computes it together with another request: steps alternate between it and all others. n must be 1."""
 
     @property
     def constrained(self) -> bool:

@@ -7,8 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from pagoda_bench.command import measure_and_write
 from pagoda_bench.errors import BenchError
+from pagoda_bench.load.present import measure_and_write
 from pagoda_bench.load.scenarios import Scenario
 from pagoda_bench.load.settings import Level, RunSettings
 from pagoda_bench.load.slo import Slo

@@ -10,7 +10,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
         "checking the request",
         ("openai/schemas.py", "openai/fields.py", "openai/checks.py", "openai/prepare.py", "openai/features.py", "/msgspec/"),
     ),
-    ("template and tokens in", ("pagoda_router/text/chat.py", "/jinja2/")),
+    ("template and tokens in", ("pagoda_router/text/chat.py", "pagoda_router/text/chunks.py", "/jinja2/")),
     ("tokens to text", ("pagoda_router/text/tokens.py", "openai/sequence.py", "pagoda_router/text/stop.py", "/tokenizers/")),
     ("writing events", ("openai/formats.py", "openai/answers.py", "openai/keepalive.py", "openai/run.py")),
     (
@@ -18,6 +18,9 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "pagoda_router/http/",
             "pagoda_router/keys/",
+            "pagoda_router/usage/",
+            "pagoda_router/database/",
+            "pagoda_router/abilities.py",
             "pagoda_router/relays.py",
             "openai/",
         ),

@@ -18,7 +18,7 @@ from pagoda_bench.sim.link import SimLink, state_of
 from pagoda_bench.sim.oracle import Oracle
 from pagoda_bench.sim.requests import SimRequest
 from pagoda_bench.sim.router import SimRouter
-from pagoda_bench.sim.worker import Sequence as OnWorker
+from pagoda_bench.sim.sequence import Sequence as OnWorker
 from pagoda_bench.sim.worker import SimWorker
 from pagoda_router.placement.scores import PolicyName
 

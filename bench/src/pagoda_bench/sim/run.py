@@ -3,16 +3,17 @@
 Runs are independent, so several processes share them; every one follows from its job alone.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
-from pagoda_bench.sim.demand import conversations
-from pagoda_bench.sim.engine_profile import conversations_per_s, profile_named
+from pagoda_bench.sim.demand import Conversation, conversations
+from pagoda_bench.sim.engine_profile import EngineProfile, conversations_per_s, profile_named
 from pagoda_bench.sim.figures import Slo, Window, figures, kept_shares
 from pagoda_bench.sim.fleet import Fault, Simulation
-from pagoda_bench.sim.parameters import read_parameters
+from pagoda_bench.sim.parameters import Workload, read_parameters
+from pagoda_bench.sim.requests import SimRequest
 from pagoda_router.placement.scores import PolicyName
 
 WARM_UP = 1 / 4
@@ -44,11 +45,7 @@ def simulate(job: Job) -> Outcome:
     """Raises SettingsError for a profile that there is not."""
     workload, profile = read_parameters().workloads[job.workload], profile_named(job.profile)
     size = profile.block_size
-    sample = [
-        [(turn.prompt_tokens, turn.output_tokens) for turn in conversation.turns]
-        for conversation in conversations(workload, SAMPLE_PER_S, SAMPLE_S, 0, size)
-    ]
-    rate_per_s = conversations_per_s(workload, profile, job.workers, sample)
+    rate_per_s = conversations_per_s(workload, profile, job.workers, _lengths(workload, size))
     if job.load is not None:
         rate_per_s *= job.load / workload.load
     duration_s = job.duration_s * workload.times_longer
@@ -62,6 +59,43 @@ def simulate(job: Job) -> Outcome:
         found["victim_share_ratio"] = kept_shares(requests, window).get(victim, 0.0)
         found |= {f"victim_{name}": value for name, value in figures(of_victim, window, Slo()).items() if name in VICTIM_FIGURES}
     return Outcome(job, found)
+
+
+Shape = Callable[[Conversation], Conversation]
+
+
+def _as_it_is(user: Conversation) -> Conversation:
+    return user
+
+
+def _lengths(workload: Workload, block_size: int, shape: Shape = _as_it_is) -> list[list[tuple[int, int]]]:
+    """Of the turns of conversations like those to come."""
+    sample = (shape(conversation) for conversation in conversations(workload, SAMPLE_PER_S, SAMPLE_S, 0, block_size))
+    return [[(turn.prompt_tokens, turn.output_tokens) for turn in conversation.turns] for conversation in sample]
+
+
+def first_turns(
+    workload_name: str,
+    profile: EngineProfile,
+    workers: int,
+    duration_s: float,
+    seed: int,
+    shape: Shape = _as_it_is,
+) -> list[Conversation]:
+    """Users whose first turns ask for the workload's part of this fleet's capacity, for a run outside of the simulator. `shape`: makes each
+    as long as the workers there can take it."""
+    workload, size = read_parameters().workloads[workload_name], profile.block_size
+
+    def alone(user: Conversation) -> Conversation:
+        return shape(replace(user, turns=user.turns[:1], _own_hashes=[]))
+
+    rate_per_s = conversations_per_s(workload, profile, workers, _lengths(workload, size, alone))
+    return [alone(user) for user in conversations(workload, rate_per_s, duration_s, seed, size)]
+
+
+def played(users: Sequence[Conversation], profile: EngineProfile, workers: int, policy: str, seed: int) -> list[SimRequest]:
+    """Given users on given workers, simulated."""
+    return Simulation(users, profile, workers, PolicyName(policy), seed=seed).run()
 
 
 VICTIM_FIGURES = ("ttft_p95_s", "shed_ratio")

@@ -11,46 +11,20 @@ decoding happens, steps up to the first sequence's end are taken at once, and cu
 import heapq
 import math
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from pagoda_bench.sim.block_pool import BlockPool
 from pagoda_bench.sim.engine_profile import EngineProfile
 from pagoda_bench.sim.prefill_share import share
 from pagoda_bench.sim.requests import SimRequest
+from pagoda_bench.sim.sequence import Sequence, WorkerListener
 
 SMOOTHING = 0.1
 """Of the newest step in the learned speeds, as in the engine's step_meter.py."""
 
 
-class WorkerListener(Protocol):
-    def begun(self, worker: "SimWorker", sequence: "Sequence", now_s: float) -> None: ...
-
-    def first_token(self, worker: "SimWorker", sequence: "Sequence", now_s: float) -> None: ...
-
-    def over(self, worker: "SimWorker", sequence: "Sequence", now_s: float) -> None: ...
-
-    def decoded(self, worker: "SimWorker", sequences: int, steps: int, step_s: float) -> None: ...
-
-    def cache_changed(self, worker: "SimWorker", stored: list[bytes], evicted: list[bytes], now_s: float) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    request: SimRequest
-    target: int
-    """Tokens to have in the cache before the next one can be sampled: the prompt, and after a preemption what was sampled since."""
-    left: int
-    """Output tokens still to come."""
-    began_s: float | None = None
-    computed: int = 0
-    held: list[bytes] = field(default_factory=list)
-    expected_tokens: int = 0
-    """Uncached, as far as known when it came."""
-
-
 class SimWorker:
-    def __init__(self, number: int, profile: EngineProfile, listener: WorkerListener) -> None:
+    def __init__(self, number: int, profile: EngineProfile, listener: WorkerListener, *, one_by_one: bool = False) -> None:
+        """`one_by_one`: every step ends by itself, for a listener that plays them in real time."""
         self.number = number
         self.profile = profile
         self.slowness = 1.0
@@ -63,6 +37,7 @@ class SimWorker:
         """When the steps under way end. None: idle."""
         self.pool = BlockPool(profile.kv_tokens // profile.block_size)
         self._listener = listener
+        self._one_by_one = one_by_one
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Sequence, None] = {}
         """In order of admission."""
@@ -88,6 +63,11 @@ class SimWorker:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def decoding(self) -> list[SimRequest]:
+        """Those that the step under way gives a token each."""
+        return [sequence.request for sequence in self._decoding]
 
     # ------------------------------------------------------------ what happens to it
 
@@ -165,7 +145,7 @@ class SimWorker:
 
     def _steps_at_once(self) -> int:
         """Until somebody ends or blocks run out."""
-        steps = max(1, self._finishes[0][0] - self._steps)
+        steps = 1 if self._one_by_one else max(1, self._finishes[0][0] - self._steps)
         size, available, grown = self.profile.block_size, self.pool.available, 0
         rows = len(self._decoding)
         if (steps // size + 1) * rows <= available:

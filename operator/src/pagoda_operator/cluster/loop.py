@@ -25,7 +25,7 @@ from pagoda_operator.manifests import ROUTER_NAME, Settings
 from pagoda_operator.observed import ObjectRef, Observed
 from pagoda_operator.plan import Plan, plan_model, plan_namespace
 from pagoda_operator.reconcile import Outcome, Scaling, carry_out, scale, scalings
-from pagoda_operator.scaling import ScalingHistory
+from pagoda_operator.scaling.history import ScalingHistory
 from pagoda_operator.status import model_status
 
 log = logging.getLogger(__name__)

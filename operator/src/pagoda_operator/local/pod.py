@@ -11,17 +11,17 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pagoda_operator.local.backoff import Backoff
+from pagoda_operator.local.condition import Condition
 from pagoda_operator.local.machine import Launch
 from pagoda_operator.local.probe import Answer, Prober
 from pagoda_operator.local.processes import LARGEST_LOG_BYTES, ChildProcess, describe_exit, last_lines, plain, rotate
 from pagoda_operator.local.template import PodTemplate, Probe
-from pagoda_operator.observed import Capacity, PodView
+from pagoda_operator.observed import PodView
 from pagoda_operator.terminations import cause_in
 
 log = logging.getLogger(__name__)
@@ -37,33 +37,6 @@ class NotLaunchable(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-@dataclass
-class Condition:
-    """What is known of the pod now."""
-
-    phase: str = "Pending"
-    reason: str = ""
-    message: str = ""
-    ready: bool = False
-    served: bool = False
-    """It was ready once in this life: routers keep their sessions to it even while it recovers."""
-    progress: float | None = None
-    bytes_done: int | None = None
-    bytes_total: int | None = None
-    capacity: Capacity | None = None
-    restarts: int = 0
-    pid: int | None = None
-    launch: Launch | None = None
-    created_at: datetime | None = None
-    image_at: datetime | None = None
-    """Its first process started."""
-    weights_at: datetime | None = None
-    engine_at: datetime | None = None
-    routed_at: datetime | None = None
-    last_exit: int | None = None
-    backoff: Backoff = field(default_factory=Backoff)
 
 
 class Pod:
@@ -128,28 +101,7 @@ class Pod:
             await self._task
 
     def view(self) -> PodView:
-        now = self.now
-        return PodView(
-            name=self.name,
-            labels=self.template.labels,
-            namespace=self.template.namespace,
-            serving=now.ready and not self.ending,
-            terminating=self.ending,
-            phase=now.phase,
-            reason=now.reason,
-            message=now.message,
-            restarts=now.restarts,
-            progress=now.progress,
-            bytes_done=now.bytes_done,
-            bytes_total=now.bytes_total,
-            capacity=now.capacity,
-            created_at=now.created_at,
-            scheduled_at=now.created_at,
-            image_at=now.image_at,
-            weights_at=now.weights_at,
-            engine_at=now.engine_at,
-            routed_at=now.routed_at,
-        )
+        return self.now.view(self.name, self.template, ending=self.ending)
 
     async def _live(self) -> None:
         try:

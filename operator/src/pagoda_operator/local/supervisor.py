@@ -29,7 +29,7 @@ from pagoda_operator.local.version import code_version, distribution_version
 from pagoda_operator.manifests import Settings
 from pagoda_operator.observed import LABEL_MODEL
 from pagoda_operator.reconcile import reconcile
-from pagoda_operator.scaling import ScalingHistory
+from pagoda_operator.scaling.history import ScalingHistory
 from pagoda_operator.spec import parse
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,10 @@ class Supervisor:
         self.journal = Journal()
         self._scrape_files = ScrapeFiles(home)
         self._settings = Settings(
-            version=distribution_version(), host_paths=True, otlp_endpoint=environment.get("PAGODA_OTLP_ENDPOINT") or None
+            version=distribution_version(),
+            host_paths=True,
+            otlp_endpoint=environment.get("PAGODA_OTLP_ENDPOINT") or None,
+            cors_origins=tuple(filter(None, environment.get("PAGODA_CORS_ORIGINS", "").split(","))),
         )
         self._history = ScalingHistory()
         self._told: deque[tuple[str, str, str]] = deque(maxlen=1000)

@@ -1,24 +1,27 @@
-"""`pagoda keys create|list|revoke`: asks the router's /admin/v1/keys with an admin key. cli.py mounts it; the router checks and decides."""
+"""`pagoda keys create|list|limit|revoke` asks the router's /admin/v1/keys with an admin key, which checks and decides. cli.py mounts it."""
 
-import os
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from pagoda_operator.local.errors import NotRunning
-from pagoda_operator.local.home import home_from
-from pagoda_operator.local.launch import running
-from pagoda_operator.local.secret_files import read_api_key
 from pagoda_operator.terminal.errors import CommandError
+from pagoda_operator.terminal.router_admin import Router, ask_json
 
-TIMEOUT_S = 15.0
+PATH = "/admin/v1/keys"
 DAY_S = 86_400
-HEADINGS = ("ID", "PREFIX", "NAME", "TENANT", "CLASS", "MODELS", "ADMIN", "STATE")
+OPTIONS = {"rpm": "requests_per_minute", "tpm": "tokens_per_minute", "monthly-tokens": "monthly_tokens", "monthly-usd": "monthly_usd"}
+"""Of the limits, and the fields that they become."""
+HEADINGS = ("ID", "PREFIX", "NAME", "TENANT", "CLASS", "MODELS", "LIMITS", "ADMIN", "STATE")
 
-keys = typer.Typer(name="keys", help="API keys of the router: make, list, revoke. PAGODA_API_KEY is the admin key.", no_args_is_help=True)
-Router = Annotated[str | None, typer.Option(envvar="PAGODA_ROUTER", help="Its public URL; what `pagoda up` started here unless told.")]
+keys = typer.Typer(
+    name="keys", help="API keys of the router: make, list, limit, revoke. PAGODA_API_KEY is the admin key.", no_args_is_help=True
+)
+Rpm = Annotated[int | None, typer.Option(min=1, help="Requests a minute.")]
+Tpm = Annotated[int | None, typer.Option(min=1, help="Tokens a minute, prompt and output together.")]
+MonthlyTokens = Annotated[int | None, typer.Option(min=1, help="Tokens a calendar month (UTC).")]
+MonthlyUsd = Annotated[float | None, typer.Option(min=0.000001, help="US dollars a calendar month (UTC), by the models' prices.")]
 
 
 @keys.command()
@@ -27,17 +30,20 @@ def create(
     tenant: Annotated[str, typer.Option(help="Whose work it is.")] = "default",
     request_class: Annotated[str, typer.Option("--class", help="latency, or throughput for batch work that waits behind.")] = "latency",
     model: Annotated[list[str] | None, typer.Option(help="A served name it may ask; may be repeated. All unless told.")] = None,
-    rpm: Annotated[int | None, typer.Option(min=1, help="Requests a minute to each router. No limit unless told.")] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="May make and revoke keys and read metrics.")] = False,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    monthly_tokens: MonthlyTokens = None,
+    monthly_usd: MonthlyUsd = None,
+    admin: Annotated[bool, typer.Option("--admin", help="May make and revoke keys, and read metrics and usage.")] = False,
     days: Annotated[float | None, typer.Option(min=0.001, max=36_500, help="How long it works. For ever unless told.")] = None,
     router: Router = None,
 ) -> None:
-    """Make a key. It goes to stdout, this once."""
+    """Make a key. It goes to stdout, this once. What is not told is not limited."""
     wanted: dict[str, Any] = {"name": name, "tenant": tenant, "class": request_class, "admin": admin, "models": model or None}
-    wanted["requests_per_minute"] = rpm
+    wanted |= _limits(rpm, tpm, monthly_tokens, monthly_usd)
     if days is not None:
         wanted["expires_at"] = int(time.time() + days * DAY_S)
-    made = _ask(router, "POST", "", wanted)
+    made = ask_json(router, "POST", PATH, wanted)
     typer.echo(f"{made['id']} made; nobody can show it again:", err=True)
     typer.echo(made["key"])
 
@@ -45,7 +51,7 @@ def create(
 @keys.command("list")
 def list_keys(router: Router = None) -> None:
     """All keys, the revoked and expired too; never the secrets."""
-    rows = [HEADINGS, *(_row(key, time.time()) for key in _ask(router, "GET", "")["data"])]
+    rows = [HEADINGS, *(_row(key, time.time()) for key in ask_json(router, "GET", PATH)["data"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -54,7 +60,46 @@ def list_keys(router: Router = None) -> None:
 @keys.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `pagoda keys list` shows it.")], router: Router = None) -> None:
     """Make a key useless, at once in the router that is asked."""
-    typer.echo(f"{_ask(router, 'DELETE', f'/{key_id}')['id']} is revoked")
+    typer.echo(f"{ask_json(router, 'DELETE', f'{PATH}/{key_id}')['id']} is revoked")
+
+
+@keys.command("limit")
+def limit_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As `pagoda keys list` shows it.")],
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    monthly_tokens: MonthlyTokens = None,
+    monthly_usd: MonthlyUsd = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(help="rpm, tpm, monthly-tokens or monthly-usd: no limit any more. Repeatable.")
+    ] = None,
+    router: Router = None,
+) -> None:
+    """Give a key other limits or budgets; those that are not named stay."""
+    wanted = {name: limit for name, limit in _limits(rpm, tpm, monthly_tokens, monthly_usd).items() if limit is not None}
+    for option in remove or ():
+        if option not in OPTIONS:
+            raise CommandError(f"--remove {option}: write {', '.join(OPTIONS)}", status=2)
+        wanted[OPTIONS[option]] = None
+    if not wanted:
+        raise CommandError("nothing to change: name a limit, or --remove one", status=2)
+    key = ask_json(router, "PATCH", f"{PATH}/{key_id}", wanted)
+    typer.echo(f"{key['id']}: {_told(key)}")
+
+
+def _limits(rpm: int | None, tpm: int | None, monthly_tokens: int | None, monthly_usd: float | None) -> dict[str, Any]:
+    return dict(zip(OPTIONS.values(), (rpm, tpm, monthly_tokens, monthly_usd), strict=True))
+
+
+def _told(key: dict[str, Any]) -> str:
+    """Such as 60 requests/min, 5 USD/month."""
+    units = ("requests/min", "tokens/min", "tokens/month", "USD/month")
+    told = [
+        f"{key[field]:g} {unit}" if unit == "USD/month" else f"{key[field]} {unit}"
+        for field, unit in zip(OPTIONS.values(), units, strict=True)
+        if key[field] is not None
+    ]
+    return ", ".join(told) or "none"
 
 
 def _row(key: dict[str, Any], now_unix_s: float) -> tuple[str, ...]:
@@ -66,6 +111,7 @@ def _row(key: dict[str, Any], now_unix_s: float) -> tuple[str, ...]:
         key["tenant"],
         key["class"],
         models,
+        _told(key),
         "yes" if key["admin"] else "no",
         _state(key, now_unix_s),
     )
@@ -81,31 +127,3 @@ def _state(key: dict[str, Any], now_unix_s: float) -> str:
 
 def _day(unix_s: int) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%MZ")
-
-
-def _ask(router: str | None, method: str, below: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    # imported here: an HTTP client is half of what starting this program would cost every other command
-    import httpx
-
-    url, key = _where(router)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        response = httpx.request(method, f"{url}/admin/v1/keys{below}", json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False)
-        answer: dict[str, Any] = response.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise CommandError(f"the router at {url} did not answer: {error}") from error
-    if not response.is_success:
-        raise CommandError(str(answer.get("error", {}).get("message", f"the router answered {response.status_code}")))
-    return answer
-
-
-def _where(router: str | None) -> tuple[str, str | None]:
-    """Base URL and admin key."""
-    given = os.environ.get("PAGODA_API_KEY") or None
-    if router is not None:
-        return router.rstrip("/").removesuffix("/v1"), given
-    home = home_from(os.environ)
-    supervised = running(home)
-    if supervised is None:
-        raise NotRunning("nothing runs here: start with `pagoda up`, or name a router with --router URL")
-    return supervised.choices.endpoint.removesuffix("/v1"), given or read_api_key(home.secrets)

@@ -62,7 +62,7 @@ class Up:
         self._say("")
         self._say(f"  {curl_line(choices.endpoint, names[0], key)}")
         self._say("")
-        self._say(f"  playground  {choices.endpoint.removesuffix('/v1')}/")
+        self._say(f"  console     {choices.endpoint.removesuffix('/v1')}/")
         self._say(f"  chat        {pagoda} chat{f' {names[0]}' if len(names) > 1 else ''}")
         self._say(f"  stop        {pagoda} down")
 

@@ -109,7 +109,11 @@ class Price:
     def with_cached(self, cached_tokens: int, block_size: int) -> "Price":
         """The price at a worker that has so many of the prompt's tokens: of whole blocks, and never the last token, which is computed."""
         whole = min(cached_tokens, max(0, self.prompt_tokens - 1)) // block_size * block_size
-        return replace(self, kv_tokens=self.kv_tokens + self.cached_tokens - whole, cached_tokens=whole)
+        return (
+            self
+            if whole == self.cached_tokens
+            else replace(self, kv_tokens=self.kv_tokens + self.cached_tokens - whole, cached_tokens=whole)
+        )
 
 
 def price(generation: Generation, predicted_output_tokens: int, block_size: int, cached_tokens: int = 0) -> Price:

@@ -54,4 +54,4 @@ class BatchDepth:
         """Sequences that wait on the worker so that its batch stays full."""
         steps = TURNAROUND_STEPS + TURNAROUND_MS / (step_ms or UNKNOWN_STEP_MS)
         ended = self.max_running * steps / (self._answer_tokens or UNKNOWN_ANSWER_TOKENS)
-        return min(self.max_running, math.ceil(ended))
+        return math.ceil(min(self.max_running, ended))

@@ -92,6 +92,7 @@ class Pending(Held):
                 runner_up=placement.runner_up,
                 runner_up_ms=placement.runner_up_ms,
                 times=times,
+                variant=self.served_variant or "",
             )
         )
         if log.isEnabledFor(logging.DEBUG):

@@ -80,6 +80,10 @@ class WaitingRoom(Generic[T]):
         """Requests and tokens of one class."""
         return self._classes[request_class].requests, self._classes[request_class].tokens
 
+    def served_tokens(self, tenant: str, request_class: RequestClass) -> int:
+        """The counter by which it takes turns with others of its class."""
+        return self._classes[request_class].counters.served(tenant)
+
     # ------------------------------------------------------------ bounds
 
     def has_room(self, cost_tokens: int) -> bool:

@@ -1,10 +1,12 @@
 """What a worker says of one model, and the artifacts it names brought into the cache. Called by a worker's link in each new session."""
 
 import asyncio
+import json
 from typing import Any
 
+from pagoda_router.backends.translate import features_of
 from pagoda_router.generation import ModelName
-from pagoda_router.text.artifacts import MAX_ARTIFACT_BYTES, ArtifactCache, BadArtifact
+from pagoda_router.text.artifacts import MAX_ARTIFACT_BYTES, ArtifactCache, BadArtifact, StoredDescription
 from pagoda_router.wire import worker_pb2 as wire
 
 
@@ -19,6 +21,30 @@ async def describe(stub: Any, model: ModelName, artifacts: ArtifactCache, timeou
     if description.HasField("chat_template"):
         await _fetch(stub, description.chat_template, artifacts, timeout_s)
     return description
+
+
+def stored_description(description: Any, source: str) -> StoredDescription:
+    """The part that outlives its worker. Raises ValueError for one that must not be used."""
+    return StoredDescription(
+        source=source,
+        tokenizer_sha256=description.tokenizer.sha256,
+        chat_template_sha256=description.chat_template.sha256 if description.HasField("chat_template") else None,
+        special_tokens=_special_tokens(description.special_tokens_json),
+        eos_token_ids=tuple(description.eos_token_ids),
+        bos_token_id=description.bos_token_id if description.HasField("bos_token_id") else None,
+        vocab_size=description.vocab_size,
+        max_model_len=description.max_model_len,
+        max_sequences_per_request=description.max_sequences_per_request,
+        max_top_logprobs=description.max_top_logprobs,
+        features=features_of(description),
+    )
+
+
+def _special_tokens(text: str) -> dict[str, str]:
+    document = json.loads(text) if text else {}
+    if not isinstance(document, dict):
+        raise ValueError(f"special_tokens_json is an object, not {type(document).__name__}")
+    return {str(key): value for key, value in document.items() if isinstance(value, str)}
 
 
 async def _fetch(stub: Any, artifact: Any, artifacts: ArtifactCache, timeout_s: float) -> None:

@@ -17,6 +17,7 @@ from pagoda_router.backends.answer_rates import Rates
 from pagoda_router.backends.base import LinkListener, Settlement
 from pagoda_router.backends.dialect import Dialect, Load
 from pagoda_router.backends.openai_stream import Destination, OpenAiStream
+from pagoda_router.backends.session_view import views_of
 from pagoda_router.backends.tgi import Tgi
 from pagoda_router.backends.trtllm import TensorRtLlm
 from pagoda_router.backends.vllm import Vllm
@@ -75,12 +76,16 @@ class OpenAiLink:
         """Each with the tokens reserved for it."""
         self._outstanding_tokens = 0
         """Their sum."""
+        self._sequences = 0
+        """Of theirs."""
+        self._unbegun: list[OpenAiStream] = []
+        """Of them, those that may not have begun."""
         self._since_look_tokens = 0
         """By how much that sum has grown since the last look, whose metrics do not show it."""
         self._rates = Rates()
         self._prefixes: KnownPrefixes | None = None
         """That its prefix cache should have, by what was sent there: it tells of none. Rebuilt when its blocks turn out otherwise."""
-        self._is_elsewhere = endpoint.is_elsewhere(zone)
+        self._away, self._here = views_of(self.worker, endpoint, is_elsewhere=endpoint.is_elsewhere(zone))
         self._model = ""
         """What the server calls it; empty until it was healthy and told."""
         self._reason = "connecting to the worker"
@@ -117,28 +122,18 @@ class OpenAiLink:
 
     def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
         if not self._model or self._leaving or not self.accepting:
-            reason = self._reason if not self._model else "the worker is draining"
-            return WorkerView(
-                worker=self.worker, routable=False, reason=reason, variant=self.endpoint.variant, template=self.endpoint.template
-            )
-        load, own = self._load, sum(stream.generation.n for stream in self._streams)
-        return WorkerView(
-            worker=self.worker,
-            routable=True,
-            variant=self.endpoint.variant,
-            template=self.endpoint.template,
-            capacity_tokens=self.capacity_tokens,
-            available_tokens=self.available_tokens,
-            reservable_tokens=None if cost is None else self._reservation_for(cost),
-            cached_tokens=0 if self._prefixes is None else self._prefixes.cached_tokens(chain),
-            queued_prefill_tokens=sum(stream.cost.prompt_tokens for stream in self._streams if not stream.begun),
-            running=max(load.running, own),
-            waiting=load.waiting,
-            max_running=load.max_running or USUAL_MAX_RUNNING,
-            prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
-            decode_step_ms=self._rates.decode_step_ms,
-            is_elsewhere=self._is_elsewhere,
-        )
+            self._away.reason = self._reason if not self._model else "the worker is draining"
+            return self._away
+        view, load = self._here, self._load
+        view.capacity_tokens, view.available_tokens = self.capacity_tokens, self.available_tokens
+        view.reservable_tokens = None if cost is None else self._reservation_for(cost)
+        view.cached_tokens = 0 if self._prefixes is None else self._prefixes.cached_tokens(chain)
+        self._unbegun = [stream for stream in self._unbegun if not stream.begun]  # so a look costs what waits there, not what runs
+        view.queued_prefill_tokens = sum([stream.cost.prompt_tokens for stream in self._unbegun])
+        view.running, view.waiting = max(load.running, self._sequences), load.waiting
+        view.max_running = load.max_running or USUAL_MAX_RUNNING
+        view.prefill_tokens_per_s, view.decode_step_ms = self._rates.prefill_tokens_per_s, self._rates.decode_step_ms
+        return view
 
     def _reservation_for(self, cost: Price) -> int | None:
         if self._load.waiting > MOST_WAITING_THERE or self.in_flight >= (self._load.max_running or USUAL_MAX_RUNNING):
@@ -153,6 +148,8 @@ class OpenAiLink:
         if chain.hashes:
             self._expect(chain)
         self._streams[stream] = reserved_tokens
+        self._sequences += generation.n
+        self._unbegun.append(stream)
         self._outstanding_tokens += reserved_tokens
         self._since_look_tokens += reserved_tokens
         destination = Destination(
@@ -170,6 +167,9 @@ class OpenAiLink:
     def _over(self, stream: OpenAiStream) -> None:
         """Its reservation settles, exactly once."""
         reserved_tokens = self._streams.pop(stream)
+        self._sequences -= stream.generation.n
+        if stream in self._unbegun:
+            self._unbegun.remove(stream)
         self._outstanding_tokens -= reserved_tokens
         self._since_look_tokens -= reserved_tokens
         if stream.finished:

@@ -1,4 +1,4 @@
-"""The link to one of our own workers: a channel, one Session on it, reconnected for as long as discovery names the worker.
+"""The link to one of our own workers: a connection, one Session on it, reconnected for as long as discovery names the worker.
 
 Owns the session's life: Hello, state, credits, pings, acknowledgements, Describe and artifacts. What runs in it belongs to
 streams.RunningRequests. Knows no policy; fleet.py makes and retires links, the dispatcher submits on them.
@@ -13,15 +13,19 @@ from random import Random
 from typing import Any, NoReturn
 
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from pagoda_router.admission.credits import CreditLedger, Price
 from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.describe import describe
+from pagoda_router.backends.http2 import UNIMPLEMENTED, Http2Error
 from pagoda_router.backends.knowledge import WorkerKnowledge
+from pagoda_router.backends.session_call import CallEnded, Outbox, Unreachable, open_call
+from pagoda_router.backends.session_view import SessionView, for_request
 from pagoda_router.backends.streams import RequestStream, RunningRequests
 from pagoda_router.backends.translate import refusal, submit_message
 from pagoda_router.discovery.snapshot import Endpoint
-from pagoda_router.generation import Generation, RequestClass, WorkerId
+from pagoda_router.generation import Generation, WorkerId
 from pagoda_router.placement.facts import WorkerView
 from pagoda_router.placement.prefixes import NO_CHAIN, PrefixChain
 from pagoda_router.text.artifacts import ArtifactCache, BadArtifact
@@ -31,12 +35,11 @@ from pagoda_router.wire.worker_pb2_grpc import WorkerStub
 log = logging.getLogger(__name__)
 
 PROTOCOL = 1
+SESSION = "/pagoda.worker.v1.Worker/Session"
 USUAL_BLOCK_SIZE = 16
 """What workers use unless told otherwise; in force until one has said."""
 ACKNOWLEDGE_EVERY_FRAMES = 64
 """The worker cuts a router off at 1024 frames unread."""
-MAX_BATCH_BYTES = 2**20
-"""What waits to be sent goes as one message until it is so large."""
 MAX_MESSAGE_BYTES = 64 * 2**20
 """A prompt of a million ids is about 4 MB."""
 CHANNEL_OPTIONS = [
@@ -88,7 +91,6 @@ class PagodaLink:
         this router's; empty: not known."""
         self.endpoint = endpoint
         self.worker = WorkerId(f"{endpoint.name}@{endpoint.target}")
-        self.accepting = True
         self.max_model_len: int | None = None
         self._router_id = router_id
         self._token = token
@@ -96,7 +98,8 @@ class PagodaLink:
         self._listener = listener
         self._on_described = on_described
         self._timing = timing or LinkTiming()
-        self._is_elsewhere = endpoint.is_elsewhere(zone)
+        self._view = SessionView(self.worker, endpoint, is_elsewhere=endpoint.is_elsewhere(zone))
+        self._accepting = True
         self._wants_cache_events = True
         """Until a worker says that it sends none."""
         self._knowledge = WorkerKnowledge(time.monotonic)
@@ -105,8 +108,9 @@ class PagodaLink:
         self._state: Any = None
         self._requests: RunningRequests | None = None
         """Of the open session."""
-        self._outbox: asyncio.Queue[Any] = asyncio.Queue()
-        self._takes_batches = False
+        self._welcomed = asyncio.Event()
+        self._outbox: Outbox | None = None
+        """Both of the latest session."""
         self._ready = asyncio.Event()
         self._leaving = False
         self._saying_goodbye = False
@@ -138,45 +142,24 @@ class PagodaLink:
     def in_flight(self) -> int:
         return len(self._requests) if self._requests is not None else 0
 
-    def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
-        routable, reason = self._routable()
-        if not routable or self._requests is None:
-            return WorkerView(
-                worker=self.worker, routable=False, reason=reason, variant=self.endpoint.variant, template=self.endpoint.template
-            )
-        state, requests, ledger, knowledge = self._state, self._requests, self._requests.ledger, self._knowledge
-        own_waiting = requests.sequences - state.num_running
-        yielding = 0 if cost is None or cost.request_class is RequestClass.THROUGHPUT else requests.yielding
-        step_ms = knowledge.step_ms(state.num_running)
-        is_full = not requests.depth.has_room(requests.sequences, step_ms, yielding)
-        return WorkerView(
-            worker=self.worker,
-            routable=True,
-            variant=self.endpoint.variant,
-            template=self.endpoint.template,
-            capacity_tokens=ledger.capacity_tokens,
-            available_tokens=ledger.available_tokens,
-            reservable_tokens=None if cost is None or is_full else ledger.reservation_for(cost, self._shared_tokens(cost, chain)),
-            batch_full=is_full,
-            cached_tokens=knowledge.cached_tokens(chain),
-            queued_prefill_tokens=max(state.queued_prefill_tokens, requests.unbegun_prompt_tokens),
-            running=state.num_running,
-            waiting=max(state.num_waiting, own_waiting, 0),
-            max_running=max(1, self._description.max_running),
-            prefill_tokens_per_s=knowledge.rates.prefill_tokens_per_s or self._description.prefill_tokens_per_s,
-            decode_step_ms=step_ms,
-            decode_step_ms_per_sequence=knowledge.step_ms_per_sequence(state.num_running),
-            sleeps=state.sleep_level > 0,
-            decode_tokens_per_s=self._description.decode_tokens_per_s,
-            is_elsewhere=self._is_elsewhere,
-            silent_s=knowledge.silent_s() if len(requests) else 0.0,
-        )
+    @property
+    def accepting(self) -> bool:
+        return self._accepting
 
-    def _shared_tokens(self, cost: Price, chain: PrefixChain) -> int:
-        """Of the price, whole blocks that another request has paid for and holds. Those that only the cache holds are to be paid: they are
-        free for anybody until this request takes them. When the other one ends, the worker's own count of what is free mends the grants."""
-        held_tokens = self._knowledge.held_tokens(chain)
-        return min(held_tokens, (cost.prompt_tokens - 1) // chain.block_size * chain.block_size) if held_tokens else 0
+    @accepting.setter
+    def accepting(self, accepting: bool) -> None:
+        self._accepting = accepting
+        self._view.changed()
+
+    def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
+        requests, view = self._requests, self._view.current
+        if view is None:
+            routable, reason = self._routable()
+            if not routable or requests is None:
+                view = self._view.away(reason)
+            else:
+                view = self._view.routable(self._state, self._description, requests, self._knowledge)
+        return for_request(view, cost, chain, requests, self._knowledge) if view.routable and requests is not None else view
 
     def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> RequestStream:
         assert self._requests is not None
@@ -185,7 +168,8 @@ class PagodaLink:
         uncached_tokens = max(1, cost.prompt_tokens - self._knowledge.cached_tokens(chain))
         expectation = self._knowledge.expect(chain)
         stream = self._requests.add(generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, expectation=expectation)
-        self._outbox.put_nowait(submit_message(generation, stream.request_id, reserved_tokens))
+        self._say(submit_message(generation, stream.request_id, reserved_tokens))
+        self._view.changed()
         return stream
 
     def _routable(self) -> tuple[bool, str]:
@@ -208,12 +192,12 @@ class PagodaLink:
             self._serving = asyncio.create_task(self._serve(), name=f"session {self.worker}")
             try:
                 await self._serving
-            except (grpc.aio.AioRpcError, SessionBroken, TimeoutError) as error:
-                if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            except (CallEnded, DecodeError, Http2Error, SessionBroken, TimeoutError, Unreachable) as error:
+                if isinstance(error, CallEnded) and error.status == UNIMPLEMENTED:
                     self._wants_cache_events = False  # an older worker: it is asked again without them
-                if _is_unreachable(error):
+                if isinstance(error, Unreachable):
                     longest_s = min(longest_s, self._timing.starting_backoff_s)
-                self._end_session(_sentence(error), is_starting=_is_unreachable(error) and not self._was_open)
+                self._end_session(_sentence(error), is_starting=isinstance(error, Unreachable) and not self._was_open)
             except asyncio.CancelledError:
                 self._end_session("the router closed the session")
                 if not self._leaving:
@@ -232,10 +216,12 @@ class PagodaLink:
 
     def retire(self) -> None:
         self._leaving = True
+        self._view.changed()
         self._leave_when_idle()
 
     async def close(self) -> None:
         self._leaving = True
+        self._view.changed()
         self._leave()
 
     def _leave_when_idle(self) -> None:
@@ -249,35 +235,32 @@ class PagodaLink:
 
     async def _serve(self) -> NoReturn:
         """One session, from connecting to its end. Always raises."""
-        async with grpc.aio.insecure_channel(self.endpoint.target, options=CHANNEL_OPTIONS) as channel:
-            stub = WorkerStub(channel)
-            call = stub.Session()
-            self._outbox, self._takes_batches = asyncio.Queue(), False
+        async with asyncio.timeout(self._timing.welcome_s):
+            call = await open_call(self.endpoint.host, self.endpoint.port, SESSION, self._receive, most_message_bytes=MAX_MESSAGE_BYTES)
+        try:
+            self._welcomed, self._outbox = asyncio.Event(), Outbox(call)
             hello = wire.Hello(protocol=PROTOCOL, router_id=self._router_id, token=self._token, wants_cache_events=self._wants_cache_events)
-            self._outbox.put_nowait(wire.ToWorker(hello=hello))
-            await first_to_end(self._write(call), self._read(call), self._ping(), self._keep_described(stub))
+            self._outbox.put(wire.ToWorker(hello=hello))
+            await first_to_end(until(call.ended), self._expect_welcome(), self._ping(), self._keep_described())
+        finally:
+            call.close()
         raise SessionBroken("the session ended")
 
-    async def _write(self, call: Any) -> None:
-        outbox = self._outbox
-        while True:
-            message = await outbox.get()
-            if self._takes_batches:
-                add_waiting(message, outbox)
-            await call.write(message)
-
-    async def _read(self, call: Any) -> None:
+    async def _expect_welcome(self) -> None:
         async with asyncio.timeout(self._timing.welcome_s):
-            first = await call.read()
-        if first is grpc.aio.EOF or first.WhichOneof("message") != "welcome":
-            raise SessionBroken("it did not begin with Welcome")
-        self._open_session(first.welcome)
-        while True:
-            message = await call.read()
-            if message is grpc.aio.EOF:
-                raise SessionBroken("it closed the session")
+            await self._welcomed.wait()
+        await asyncio.Event().wait()
+
+    def _receive(self, data: bytes) -> None:
+        message = wire.FromWorker.FromString(data)
+        if self._welcomed.is_set():
             self._messages_seen += 1
             self._handle(message)
+        elif message.WhichOneof("message") == "welcome":
+            self._welcomed.set()
+            self._open_session(message.welcome)
+        else:
+            raise SessionBroken("it did not begin with Welcome")
 
     async def _ping(self) -> None:
         silent, seen = 0, -1
@@ -294,6 +277,7 @@ class PagodaLink:
     # ------------------------------------------------------------ messages
 
     def _open_session(self, welcome: Any) -> None:
+        assert self._outbox is not None
         ledger = CreditLedger(welcome.epoch, welcome.state.kv_capacity_tokens)
         self._knowledge = WorkerKnowledge(time.monotonic)
         self._requests = RunningRequests(
@@ -301,21 +285,25 @@ class PagodaLink:
             self.endpoint.model,
             ledger,
             self._listener,
-            self._outbox.put_nowait,
+            self._say,
             block_size=lambda: self.block_size or USUAL_BLOCK_SIZE,
             on_prefilled=self._knowledge.prefilled,
         )
         self._saying_goodbye = False
         self._was_open = True
         self._frames_seen = 0
-        self._takes_batches = welcome.takes_batches
+        self._outbox.takes_batches = welcome.takes_batches
         self._reason = "the worker is describing its model"
         log.info("session %s: open, epoch %d", self.worker, welcome.epoch)
         self._learn(welcome.state, welcome.grants)
         self._send_ping()  # the first request's times need to know how far apart the clocks are
 
+    def _say(self, message: Any) -> None:
+        assert self._outbox is not None
+        self._outbox.put(message)
+
     def _send_ping(self) -> None:
-        self._outbox.put_nowait(wire.ToWorker(ping=wire.Ping(sent_mono_us=time.monotonic_ns() // 1000)))
+        self._say(wire.ToWorker(ping=wire.Ping(sent_mono_us=time.monotonic_ns() // 1000)))
 
     def _handle(self, message: Any) -> None:
         kind = message.WhichOneof("message")
@@ -331,7 +319,7 @@ class PagodaLink:
                 self._learn(frame.state if frame.HasField("state") else None, frame.grants)
             self._frames_seen += 1
             if self._frames_seen % ACKNOWLEDGE_EVERY_FRAMES == 0:
-                self._outbox.put_nowait(wire.ToWorker(flow=wire.FlowCredit(frames_read_total=self._frames_seen)))
+                self._say(wire.ToWorker(flow=wire.FlowCredit(frames_read_total=self._frames_seen)))
         elif kind == "refused":
             refused = message.refused
             if refused.code == wire.Refused.NOT_READY and self._state is not None:
@@ -346,6 +334,7 @@ class PagodaLink:
         elif kind == "goodbye":
             self._saying_goodbye = True
             log.info("session %s: the worker drains: %s", self.worker, message.goodbye.reason)
+        self._view.changed()
         self._leave_when_idle()
 
     def _learn(self, state: Any, grants: Any) -> None:
@@ -363,12 +352,14 @@ class PagodaLink:
         for grant in grants:
             if grant.model == self.endpoint.model and not grant.adapter:
                 ledger.grant(grant.epoch, grant.seq, grant.granted_kv_tokens_total)
+        self._view.changed()
         self._listener.capacity_changed(self.endpoint.model)
 
     def _end_session(self, reason: str, *, is_starting: bool = False) -> None:
         """`is_starting`: it does not listen yet, which is nothing to speak of."""
         was_open, requests = self._requests is not None, self._requests
         self._requests = self._state = self._description = None
+        self._view.changed()
         self._reason = "the worker is starting" if is_starting else f"the worker is away: {reason}"
         self._ready.clear()
         if requests is not None:
@@ -383,17 +374,19 @@ class PagodaLink:
 
     # ------------------------------------------------------------ description
 
-    async def _keep_described(self, stub: Any) -> None:
+    async def _keep_described(self) -> None:
         """Asks once the worker is ready, until it has an answer; then there is nothing more to do in this session."""
         backoff_s = self._timing.first_backoff_s
         while self._description is None:
             await self._ready.wait()
             try:
-                description = await describe(stub, self.endpoint.model, self._artifacts, self._timing.describe_s)
+                async with grpc.aio.insecure_channel(self.endpoint.target, options=CHANNEL_OPTIONS) as channel:
+                    description = await describe(WorkerStub(channel), self.endpoint.model, self._artifacts, self._timing.describe_s)
                 await self._on_described(description)
                 self._description = description
                 self.max_model_len = description.max_model_len or None
                 self._knowledge.described(description.block_size, description.kv_capacity_tokens)
+                self._view.changed()
                 if self._requests is not None:
                     self._requests.depth.max_running = description.max_running
             except (grpc.aio.AioRpcError, BadArtifact, OSError, ValueError) as error:
@@ -401,6 +394,7 @@ class PagodaLink:
                 if complaint != self._reason:
                     log.warning("session %s: %s", self.worker, complaint)
                 self._reason = complaint
+                self._view.changed()
                 self._listener.capacity_changed(self.endpoint.model)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, self._timing.last_backoff_s)
@@ -421,17 +415,8 @@ async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
         task.result()
 
 
-def add_waiting(message: Any, outbox: asyncio.Queue[Any]) -> None:
-    """What waits goes along: a write costs 100 µs whatever it carries, and under load a moment's submits become one."""
-    size_bytes = 0
-    while not outbox.empty() and size_bytes < MAX_BATCH_BYTES:
-        following = outbox.get_nowait()
-        size_bytes += following.ByteSize()
-        message.more.append(following)
-
-
-def _is_unreachable(error: BaseException) -> bool:
-    return isinstance(error, grpc.aio.AioRpcError) and "failed to connect" in (error.details() or "")
+async def until(ended: "asyncio.Future[None]") -> None:
+    await ended
 
 
 def _sentence(error: BaseException) -> str:
@@ -440,6 +425,8 @@ def _sentence(error: BaseException) -> str:
         if "failed to connect" in details:
             return f"it cannot be reached ({details.rpartition(': ')[2]})"
         return details if error.code() is grpc.StatusCode.UNAVAILABLE else f"{error.code().name}: {details}"
+    if isinstance(error, DecodeError):
+        return "it sent what is no message of this protocol"
     if isinstance(error, TimeoutError):
         return "it did not answer in time"
     return str(error)

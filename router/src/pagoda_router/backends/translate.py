@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from pagoda_router.abilities import ALL_ON
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.errors import BadRequest, ContextTooLong, ModelNotFound, RouterError
 from pagoda_router.generation import EndReason, Generation, PromptLogprobs, Sampling, Structured, TokenLogprobs, Usage
@@ -48,6 +49,10 @@ def submit_message(generation: Generation, request_id: int, reserved_tokens: int
         deadline_us=None if generation.deadline_s is None else max(1, int(generation.deadline_s * 1e6)),
         reserved_kv_tokens=reserved_tokens,
     )
+    if (switches := generation.switches) is not ALL_ON:
+        submit.toggles.no_prefix_cache = not switches.prefix_cache
+        submit.toggles.no_batching = not switches.batching
+        submit.toggles.no_speculation = not switches.speculation
     submit.trace.traceparent = generation.traceparent
     submit.trace.tracestate = generation.tracestate
     submit.trace.want_timings = True  # every request has its trace, and batch sizes are two bytes a token

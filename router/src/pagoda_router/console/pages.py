@@ -1,6 +1,6 @@
 """The console's static files, read once into memory: no build, no external resource, a policy that forbids both.
 
-Knows nothing of models; the pages call /v1 like any client. app.py asks `page(path)`.
+Knows nothing of models; the pages call /v1 and /admin/v1 like any client. app.py asks `page(path)`.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class Page:
 
 
 class Console:
-    """`/` is the playground; its files lie under /console/."""
+    """`/` is the page; its files lie under /console/."""
 
     def __init__(self) -> None:
         static = files("pagoda_router.console").joinpath("static")

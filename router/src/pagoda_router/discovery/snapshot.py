@@ -11,9 +11,10 @@ from datetime import datetime
 from typing import Any
 
 from pagoda_router.generation import ModelName, ServedName
-from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo
+from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo, read_token_prices
 from pagoda_router.placement.scores import POLICY, PolicyName
-from pagoda_router.relays import BACKENDS, OWN_BACKEND, backends_of
+from pagoda_router.relays import BACKENDS, OWN_BACKEND, backends_of, quantizations_of
+from pagoda_router.usage.amounts import TokenPrices
 
 MODEL_LABEL = "pagoda.dev/model"
 VARIANT_LABEL = "pagoda.dev/variant"
@@ -69,6 +70,8 @@ class ModelObject:
     """Names and weights."""
     backends: tuple[str, ...] = ()
     """Of the variants, in their order; empty: all have our own workers."""
+    quantizations: tuple[str, ...] = ()
+    """The same, as declared; empty: none is."""
     not_ready_reason: str = ""
     """Message of the first false condition in status."""
     hopeless: str = ""
@@ -76,6 +79,8 @@ class ModelObject:
     slo: Slo | None = None
     prices: tuple[tuple[str, float], ...] = ()
     """$ per hour of one worker, by variant; empty: not told."""
+    token_prices: TokenPrices | None = None
+    """By which keys pay. None: they pay nothing."""
     wake_s: float | None = None
     """From the creation to the routing of the pod that status tells of: how long a wake takes."""
 
@@ -224,8 +229,10 @@ def _model(item: Any, complaints: list[str]) -> ModelObject:
         policy=_policy(routing.get("policy"), complaints),
         variants=variants,
         backends=backends_of(spec),
+        quantizations=quantizations_of(spec),
         slo=read_slo(spec, complaints),
         prices=tuple(read_prices(spec, [variant for variant, _ in variants], complaints).items()),
+        token_prices=read_token_prices(spec, complaints),
         not_ready_reason=_first_false_condition(conditions),
         hopeless=_hopeless(conditions, metadata.get("generation"), has_served="routed" in (status.get("timeline") or {})),
         wake_s=_wake_s(status.get("timeline")),

@@ -50,6 +50,8 @@ class Choice:
     placement: Placement
     facts: RequestFacts
     views: Sequence[WorkerView]
+    """Of the links: to be read before the event loop goes on."""
+    group: Group
 
 
 class WorkerChooser:
@@ -80,12 +82,11 @@ class WorkerChooser:
             cached = max(view.cached_tokens for view in views)
             facts = RequestFacts(cost, lanes.lane(max(1, cost.prompt_tokens - cached), cost.output_tokens), lanes.lane_of, group.turn_of)
         found = place(facts, views, self._rng, avoid, policy=policy, shunned=group.health.shunned(views, now_s))
-        return found if isinstance(found, Refusal) else Choice(found, facts, views)
+        return found if isinstance(found, Refusal) else Choice(found, facts, views, group)
 
     def placed(self, choice: Choice, generation: Generation, times: WorkerTimes, now_s: float) -> None:
         """The request is on its way."""
-        placement, cost = choice.placement, choice.facts.cost
-        group = self._group(generation.model, next(v.variant for v in choice.views if v.worker == placement.worker))
+        placement, cost, group = choice.placement, choice.facts.cost, choice.group
         self._group_of[placement.worker] = group
         group.turn += 1
         group.turn_of[placement.worker] = group.turn

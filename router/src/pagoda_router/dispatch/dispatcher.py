@@ -103,6 +103,9 @@ class FleetDispatcher:
         finally:
             demand.left(self._clock())
 
+    def expected_output_tokens(self, generation: Generation) -> int:
+        return generation.n * self._lane(generation.model).outputs.predict(generation)
+
     async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         self._fleet.model(model)
         demand = self._lane(model).demand
@@ -292,6 +295,10 @@ class FleetDispatcher:
         """Requests and tokens that wait."""
         lane = self._lanes.get(model)
         return (len(lane.room), lane.room.tokens) if lane is not None else (0, 0)
+
+    def line(self, model: ModelName) -> Lane:
+        """To be read."""
+        return self._lane(model)
 
     def shut_down(self, reason: str) -> None:
         """The drain ran out of time: everything still waiting or running ends with `reason`, nothing new begins."""

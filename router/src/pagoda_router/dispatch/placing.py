@@ -125,7 +125,6 @@ class Placer:
                 self._full.add(line)
             return False
         stream, waiting.service_tokens = found
-        request.served_variant = waiting.group
         request.place.set_result(stream)
         return True
 
@@ -150,21 +149,19 @@ class Placer:
     ) -> tuple[BackendStream, int] | Refusal:
         """To the best worker of the variant; with it what its tenant pays. `may_be_avoided`: one of `avoid`, where there is no other."""
         now_s, generation = self._clock(), request.generation
-        relays = generation.relay is not None
-        of_group = (link for link in self._fleet.links(request.model) if link.endpoint.variant == group)
-        links = {link.worker: link for link in of_group if link.endpoint.relays == relays}
+        links = self._fleet.group(request.model, group, relays=generation.relay is not None)
         if not may_be_avoided:
-            links = {worker: link for worker, link in links.items() if worker not in avoid}
+            links = [link for link in links if link.worker not in avoid]
         if generation.resume_ids:
-            links = {worker: link for worker, link in links.items() if link.can_resume}
+            links = [link for link in links if link.can_resume]
         chain = self._chain(request)
         model = self._fleet.find(request.model)
         policy = POLICY if model is None else model.policy
-        choice = self._chooser.choose(list(links.values()), request.cost, chain, now_s, avoid=avoid, policy=policy)
+        choice = self._chooser.choose(links, request.cost, chain, now_s, avoid=avoid, policy=policy)
         if isinstance(choice, Refusal):
             return choice
         found = choice.placement
-        link = links[found.worker]
+        link = next(link for link in links if link.worker == found.worker)
         cost = request.cost.with_cached(found.cached_tokens, link.block_size or self._fleet.block_size(request.model))
         if generation.deadline_s is not None:
             generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
@@ -172,6 +169,7 @@ class Placer:
             generation = replace(generation, priority=priority)
         stream = link.submit(generation, cost, found.reserved_tokens, chain)
         self._chooser.placed(choice, generation, stream.times, now_s)
+        request.served_variant = group
         request.note_attempt(found, now_s, stream.times)
         self._metrics.placed(request.model, request.request_class, now_s - request.arrived_s, found)
         return stream, cost.service_tokens

@@ -4,7 +4,6 @@ Knows routes, the API key and request ids; what a completion is lives in openai/
 """
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 
@@ -17,20 +16,22 @@ from pagoda_router.http.asgi import (
     ClientGone,
     Exchange,
     Headers,
-    Message,
     Receive,
     Scope,
     Send,
+    acknowledge_lifespan,
     answer,
     header,
     read_body,
+    request_id,
+    with_header,
 )
+from pagoda_router.http.cors import Cors
 from pagoda_router.http.hosts import is_local_name
 from pagoda_router.http.surface import Endpoint, Observer, RequestOutcome, SilentObserver, SurfaceSettings
 from pagoda_router.keys.admin import KEYS, KeyAdmin
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
-from pagoda_router.keys.limits import RequestLimits
 from pagoda_router.openai.answers import Completions
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.embeddings import Embeddings
@@ -42,10 +43,13 @@ from pagoda_router.openai.prepare import Preparer
 from pagoda_router.openai.target import Targets
 from pagoda_router.openai.tokenize import Tokenizing
 from pagoda_router.text.chat import ChatTemplates
-from pagoda_router.tracing.phases import last_attempt, overhead_us
+from pagoda_router.tracing.phases import first_token_us, last_attempt, overhead_us
 from pagoda_router.tracing.record import RequestTrace
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer
+from pagoda_router.usage.account import Account
+from pagoda_router.usage.admin import USAGE, UsageAdmin
+from pagoda_router.usage.ledger import UsageLedger
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +57,11 @@ NO_ROUTES: Mapping[str, ASGIApp] = {}
 GENERATION_ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
+    "/v1/responses": "responses",
     "/v1/embeddings": "embeddings",
 }
 MODELS = "/v1/models"
 CLIENT_GONE_STATUS = 499
-LONGEST_REQUEST_ID = 128
 
 
 def create_app(
@@ -66,6 +70,7 @@ def create_app(
     catalog: Catalog,
     settings: SurfaceSettings,
     keyring: Keyring | None = None,
+    ledger: UsageLedger | None = None,
     observer: Observer | None = None,
     tracer: Tracer | None = None,
     open_routes: Mapping[str, ASGIApp] = NO_ROUTES,
@@ -74,11 +79,12 @@ def create_app(
     """`open_routes` ("/health": app) answer everyone, `guarded_routes` ("/metrics": app) only admin keys when keys are needed.
 
     Both match the exact path and get the scope unchanged. Everything under /v1 and `GET /` is ours.
-    Without a keyring no key is needed. Without a tracer no trace is kept.
+    Without a keyring no key is needed. Without a ledger usage is not kept. Without a tracer no trace is kept.
     """
     tracer = tracer or Tracer(TraceRing(0), None, clock=time.monotonic, calendar=time.time)
     keyring = keyring or Keyring(None, None, calendar=time.time)
-    return _Surface(dispatcher, catalog, settings, keyring, observer or SilentObserver(), tracer, open_routes, guarded_routes)
+    ledger = ledger or UsageLedger(None, None, lambda model: None, clock=time.monotonic, calendar=time.time)
+    return _Surface(dispatcher, catalog, settings, keyring, ledger, observer or SilentObserver(), tracer, open_routes, guarded_routes)
 
 
 class _Surface:
@@ -88,6 +94,7 @@ class _Surface:
         catalog: Catalog,
         settings: SurfaceSettings,
         keyring: Keyring,
+        ledger: UsageLedger,
         observer: Observer,
         tracer: Tracer,
         open_routes: Mapping[str, ASGIApp],
@@ -108,75 +115,91 @@ class _Surface:
         self._embeddings = Embeddings(dispatcher, catalog, targets, settings, tracer.clock)
         tokenizing = Tokenizing(catalog, targets, templates, settings)
         self._conversions = {"/tokenize": tokenizing.tokenize, "/detokenize": tokenizing.detokenize}
+        self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._console = Console()
         self._keyring = keyring
-        self._limits = RequestLimits()
+        self._ledger = ledger
         self._key_admin = KeyAdmin(keyring)
+        self._usage_admin = UsageAdmin(ledger, keyring)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _acknowledge_lifespan(receive, send)
+            await acknowledge_lifespan(receive, send)
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
             return
-        id_header = (b"x-request-id", _request_id(scope))
-        endpoint = GENERATION_ENDPOINTS.get(scope["path"])
+        path: str = scope["path"]
+        common: list[tuple[bytes, bytes]] = [(b"x-request-id", request_id(scope))]
+        cors = self._cors if self._cors is not None and (path.startswith("/v1/") or path in self._conversions) else None
+        if cors is not None:
+            common += cors.headers(scope)
+        endpoint = GENERATION_ENDPOINTS.get(path)
         try:
             self._check_host(scope)
-            if endpoint is not None:
-                await self._generation(endpoint, scope, receive, send, id_header)
+            if cors is not None and (permission := cors.preflight(scope)) is not None:
+                await answer(send, 204, [common[0], *permission], b"")
+            elif endpoint is not None:
+                await self._generation(endpoint, scope, receive, send, common)
             else:
-                await self._other(scope, receive, send, id_header)
+                await self._other(path, scope, receive, send, common)
         except ClientGone:
             pass
         except RouterError as error:
-            await answer(send, error.status, [*error_headers(error), id_header], error_body(error))
+            await answer(send, error.status, [*error_headers(error), *common], error_body(error))
         except Exception:
-            log.exception("a request failed by our own fault: %s %s", scope["method"], scope["path"])
-            await self._internal_error(send, id_header)
+            log.exception("a request failed by our own fault: %s %s", scope["method"], path)
+            await self._internal_error(send, common)
 
-    async def _other(self, scope: Scope, receive: Receive, send: Send, id_header: tuple[bytes, bytes]) -> None:
-        path: str = scope["path"]
+    async def _other(self, path: str, scope: Scope, receive: Receive, send: Send, common: Headers) -> None:
+        """`common`: headers of every answer, the request id first."""
         if (route := self._open_routes.get(path)) is not None:
-            await route(scope, receive, _with_header(send, id_header))
+            await route(scope, receive, with_header(send, common[0]))
         elif (route := self._guarded_routes.get(path)) is not None:
             self._key_of(scope).require_admin(path)
-            await route(scope, receive, _with_header(send, id_header))
+            await route(scope, receive, with_header(send, common[0]))
         elif path == MODELS or path.startswith(MODELS + "/"):
             key = self._key_of(scope)
             _check_method(scope, "GET")
             name = path.removeprefix(MODELS + "/")
             body = model_list_body(self._catalog, key) if path == MODELS else model_body(self._catalog, name, key)
-            await answer(send, 200, [JSON_TYPE, id_header], body)
+            await answer(send, 200, [JSON_TYPE, *common], body)
         elif (convert := self._conversions.get(path)) is not None:
             key = self._key_of(scope)
             _check_method(scope, "POST")
             _check_json_type(scope)
-            await answer(send, 200, [JSON_TYPE, id_header], await convert(await self._body(scope, receive), key))
+            await answer(send, 200, [JSON_TYPE, *common], await convert(await self._body(scope, receive), key))
         elif path == KEYS or path.startswith(KEYS + "/"):
             self._key_of(scope).require_admin(KEYS)
             _check_json_type(scope)
             status, body = await self._key_admin.answer(scope["method"], path, await self._body(scope, receive))
-            await answer(send, status, [JSON_TYPE, id_header], body)
+            await answer(send, status, [JSON_TYPE, *common], body)
+        elif path == USAGE:
+            self._key_of(scope).require_admin(USAGE)
+            _check_method(scope, "GET")
+            content_type, body = await self._usage_admin.answer(scope.get("query_string", b""))
+            await answer(send, 200, [content_type, *common], body)
         elif (page := self._console.page(path)) is not None:
             _check_method(scope, "GET", "HEAD")
-            await page.answer(scope, send, id_header)
+            await page.answer(scope, send, common[0])
         else:
             if path.startswith("/v1/"):
                 self._key_of(scope)
-            raise NotFound(f"there is no {path[:200]}: see /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings")
+            if path.startswith("/v1/responses/"):
+                raise NotFound("responses are not kept: each is in the answer to its own POST /v1/responses, and nowhere else")
+            raise NotFound(f"there is no {path[:200]}: see {', '.join((MODELS, *GENERATION_ENDPOINTS))}")
 
-    async def _generation(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, id_header: tuple[bytes, bytes]) -> None:
-        outcome = RequestOutcome(endpoint=endpoint, request_id=id_header[1].decode())
+    async def _generation(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, common: Headers) -> None:
+        outcome = RequestOutcome(endpoint=endpoint, request_id=common[0][1].decode())
         trace = self._tracer.begin(outcome, header(scope, b"traceparent"), header(scope, b"tracestate"))
-        trace_header = (b"x-trace-id", trace.context.trace_id.encode())
+        headers = [*common, (b"x-trace-id", trace.context.trace_id.encode())]
+        account: Account | None = None
         self._observer.request_started(endpoint)
         try:
             key = self._key_of(scope)
             _check_method(scope, "POST")
             _check_json_type(scope)
-            limits = self._limits.take(key, self._tracer.clock())
+            account = self._ledger.open(key, outcome, headers)
             wishes, is_traced = wishes_of(scope["headers"]), wants_trace(scope["headers"])
             sender = Sender(key.tenant, class_of(scope["headers"], key.request_class), deadline_s_of(scope["headers"]))
             may_fall_back = takes_fallback(scope["headers"])
@@ -184,9 +207,10 @@ class _Surface:
             trace.body_s = self._tracer.clock()
             call = Call(
                 body=body,
-                headers=[id_header, trace_header, *limits],
+                headers=headers,
                 trace=trace,
                 outcome=outcome,
+                account=account,
                 key=key,
                 wants_trace=is_traced,
                 wishes=wishes,
@@ -199,13 +223,14 @@ class _Surface:
             raise
         except RouterError as error:
             outcome.status, outcome.error_code = error.status, error.code
-            headers = error_headers(error)
             outcome.retry_after_s = retry_after_told_s(error) if error.status in (429, 503) else None
-            await answer(send, error.status, [*headers, id_header, trace_header], error_body(error))
+            await answer(send, error.status, [*error_headers(error), *headers], error_body(error))
         except Exception:
             outcome.status, outcome.error_code = 500, "internal_error"
             raise
         finally:
+            if account is not None:
+                account.close()
             self._finish(trace, outcome)
 
     async def _answer(self, call: Call, receive: Receive, send: Send) -> None:
@@ -219,13 +244,13 @@ class _Surface:
                 if not exchange.started:
                     raise
                 outcome.status, outcome.error_code = error.status, error.code
-                await exchange.write(error_event(error), last=True)
+                await exchange.write(_last_event(exchange, error), last=True)
             except Exception:
                 if not exchange.started:
                     raise
                 log.exception("a stream failed by our own fault: %s", outcome.request_id)
                 outcome.status, outcome.error_code = 500, "internal_error"
-                await exchange.write(error_event(_internal()), last=True)
+                await exchange.write(_last_event(exchange, _internal()), last=True)
 
     def _finish(self, trace: RequestTrace, outcome: RequestOutcome) -> None:
         trace.ended_s = self._tracer.clock()
@@ -234,6 +259,8 @@ class _Surface:
         outcome.overhead_s = None if added_us is None else added_us / 1e6
         attempt = last_attempt(trace)
         outcome.predicted_cached_tokens = 0 if attempt is None else attempt.predicted_cached_tokens
+        if attempt is not None and (came_us := first_token_us(attempt)) is not None:
+            outcome.first_token_s = attempt.predicted_ms / 1000, came_us / 1e6
         self._observer.request_finished(outcome)
         self._tracer.finish(trace)
 
@@ -251,12 +278,17 @@ class _Surface:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         return await read_body(scope, receive, limit_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s)
 
-    async def _internal_error(self, send: Send, id_header: tuple[bytes, bytes]) -> None:
+    async def _internal_error(self, send: Send, common: Headers) -> None:
         error = _internal()
         try:
-            await answer(send, error.status, [*error_headers(error), id_header], error_body(error))
+            await answer(send, error.status, [*error_headers(error), *common], error_body(error))
         except RuntimeError:
             log.warning("the failed request had begun its answer: its connection is closed")
+
+
+def _last_event(exchange: Exchange, error: RouterError) -> bytes:
+    """Of a stream whose headers have left."""
+    return error_event(error) if exchange.failure is None else exchange.failure(error)
 
 
 def _internal() -> RouterError:
@@ -273,29 +305,3 @@ def _check_json_type(scope: Scope) -> None:
     content_type = header(scope, b"content-type")
     if content_type is not None and not content_type.split(b";")[0].strip().lower().endswith(b"json"):
         raise BadRequest("the request body must be JSON: send the header Content-Type: application/json")
-
-
-def _request_id(scope: Scope) -> bytes:
-    """The client's own x-request-id when it is sane, so that its logs and ours speak of the same thing."""
-    given = header(scope, b"x-request-id")
-    if given is not None and 0 < len(given) <= LONGEST_REQUEST_ID and all(33 <= byte <= 126 for byte in given):
-        return given
-    return b"req-" + os.urandom(12).hex().encode()
-
-
-def _with_header(send: Send, extra: tuple[bytes, bytes]) -> Send:
-    async def send_with_header(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers: Headers = message.get("headers", [])
-            message = {**message, "headers": [*headers, extra]}
-        await send(message)
-
-    return send_with_header
-
-
-async def _acknowledge_lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": message["type"] + ".complete"})
-        if message["type"] == "lifespan.shutdown":
-            return

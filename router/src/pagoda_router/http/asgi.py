@@ -4,12 +4,13 @@ Knows HTTP only. Used by app and openai/ on the /v1 path, where a framework's re
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from pagoda_router.errors import BodyTooLarge, RequestTimeout
+from pagoda_router.errors import BodyTooLarge, RequestTimeout, RouterError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -24,6 +25,7 @@ EVENT_STREAM_HEADERS: Headers = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+LONGEST_REQUEST_ID = 128
 
 
 class ClientGone(Exception):
@@ -76,6 +78,32 @@ async def answer(send: Send, status: int, headers: Headers, body: bytes) -> None
     await send({"type": "http.response.body", "body": body})
 
 
+def request_id(scope: Scope) -> bytes:
+    """The client's own x-request-id when it is sane, so that its logs and ours speak of the same thing."""
+    given = header(scope, b"x-request-id")
+    if given is not None and 0 < len(given) <= LONGEST_REQUEST_ID and all(33 <= byte <= 126 for byte in given):
+        return given
+    return b"req-" + os.urandom(12).hex().encode()
+
+
+def with_header(send: Send, extra: tuple[bytes, bytes]) -> Send:
+    async def send_with_header(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers: Headers = message.get("headers", [])
+            message = {**message, "headers": [*headers, extra]}
+        await send(message)
+
+    return send_with_header
+
+
+async def acknowledge_lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
 class Exchange:
     """One request's connection while its answer is being made: leaving client or stalled reader cancels the work inside.
 
@@ -86,6 +114,8 @@ class Exchange:
     def __init__(self, receive: Receive, send: Send, *, stalled_reader_s: float) -> None:
         self.started = False
         """Response headers have left; an error can only be an event now."""
+        self.failure: Callable[[RouterError], bytes] | None = None
+        """Makes that event, where it is not the usual one."""
         self._receive = receive
         self._send = send
         self._stalled_reader_s = stalled_reader_s

@@ -58,11 +58,11 @@ def fleet_report(fleet: Fleet, dispatcher: FleetDispatcher) -> dict[str, Any]:
             "ttftS": demand.ttft_s(now_s),
             "arrivals": demand.arrivals,
         }
-        workers += _workers(links)
+        workers += _workers(links, dispatcher)
     return {"models": models, "workers": workers}
 
 
-def _workers(links: Sequence[WorkerLink]) -> list[dict[str, Any]]:
+def _workers(links: Sequence[WorkerLink], dispatcher: FleetDispatcher) -> list[dict[str, Any]]:
     report = []
     for link in links:
         view = link.view()
@@ -73,11 +73,15 @@ def _workers(links: Sequence[WorkerLink]) -> list[dict[str, Any]]:
                 "variant": link.endpoint.variant,
                 "template": link.endpoint.template,
                 "address": link.endpoint.target,
+                "backend": link.endpoint.backend,
                 "routable": view.routable,
                 "reason": view.reason,
+                "draining": not link.accepting,
+                "shunned": dispatcher.chooser.cause(link.worker),
                 "inFlight": link.in_flight,
                 "running": view.running,
                 "waiting": view.waiting,
+                "maxRunning": view.max_running,
                 "queuedPrefillTokens": view.queued_prefill_tokens,
                 "kvCapacityTokens": view.capacity_tokens,
                 "kvAvailableTokens": view.available_tokens,

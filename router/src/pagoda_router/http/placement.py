@@ -1,6 +1,6 @@
 """GET /internal/v1/decisions and /internal/v1/lanes: why requests went where they went, what that cost, and who is left alone.
 
-Pure answers to a path and a query; internal.py checks the token and speaks HTTP.
+Pure answers to a path and a query; internal.py checks the token and speaks HTTP, admin.py does it on the public port.
 """
 
 from collections.abc import Callable
@@ -31,15 +31,19 @@ class PlacementAdmin:
 
     def __call__(self, path: str, query: bytes) -> tuple[int, dict[str, Any]] | None:
         if path == DECISIONS:
-            return self._decisions(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
+            return self.decisions(query)
         if path == LANES:
-            return 200, {"models": {model.name: self._lanes(model.name) for model in self._fleet.models()}}
+            return 200, self.lanes()
         return None
 
-    def _decisions(self, given: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    def lanes(self) -> dict[str, Any]:
+        return {"models": {model.name: self._lanes(model.name) for model in self._fleet.models()}}
+
+    def decisions(self, query: bytes) -> tuple[int, dict[str, Any]]:
+        given = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
         unknown = given.keys() - set(FILTERS)
         if unknown:
-            return 400, error_document(f"{DECISIONS} knows no {min(unknown)[:40]!r}: it takes {', '.join(FILTERS)}", "unknown_filter")
+            return 400, error_document(f"decisions know no {min(unknown)[:40]!r}: they take {', '.join(FILTERS)}", "unknown_filter")
         try:
             limit = min(MOST, max(0, int(given.get("limit", USUAL_LIMIT))))
         except ValueError:

@@ -29,11 +29,13 @@ class SurfaceSettings:
     """Prompts of one batched /v1/completions request that run together; the rest wait inside the request."""
     template_timeout_s: float = 2.0
     """A chat template that renders longer is stopped and answers 400."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call /v1 from a browser; `*` is everyone. None by default."""
     template_output_factor: int = 4
     """A rendered chat may be this many times max_body_bytes, in characters."""
 
 
-Endpoint = Literal["chat", "completions", "embeddings"]
+Endpoint = Literal["chat", "completions", "responses", "embeddings"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,6 +75,8 @@ class RequestOutcome:
     """…and the code of its refusal."""
     predicted_cached_tokens: int = 0
     """Prompt tokens that placement expected in the worker's prefix cache."""
+    first_token_s: tuple[float, float] | None = None
+    """From its placement: predicted by the policy, and what came. None: there was no first token, or the worker did not tell."""
 
 
 class Observer(Protocol):

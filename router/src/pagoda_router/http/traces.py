@@ -1,6 +1,6 @@
-"""GET /admin/traces and /admin/traces/{request id}: what the ring holds, for whoever may see the internal port.
+"""GET /admin/traces and /admin/traces/{request id}: what the ring holds, for whoever may see the internal port or has an admin key.
 
-Pure answers to a path and a query; internal.py checks the token and speaks HTTP.
+Pure answers to a path and a query; internal.py checks the token and speaks HTTP, admin.py does it on the public port.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ class TraceAdmin:
 
     def __call__(self, path: str, query: bytes) -> tuple[int, dict[str, Any]] | None:
         if path == TRACES:
-            return self._list(query)
+            return self.latest(query)
         if path.startswith(TRACES + "/"):
-            return self._one(unquote(path.removeprefix(TRACES + "/")))
+            return self.one(unquote(path.removeprefix(TRACES + "/")))
         return None
 
-    def _one(self, request_id: str) -> tuple[int, dict[str, Any]]:
+    def one(self, request_id: str) -> tuple[int, dict[str, Any]]:
         trace = self._ring.find(request_id)
         if trace is None:
             return 404, error_document(
@@ -37,11 +37,11 @@ class TraceAdmin:
             )
         return 200, document(trace, self._end_s(trace))
 
-    def _list(self, query: bytes) -> tuple[int, dict[str, Any]]:
+    def latest(self, query: bytes) -> tuple[int, dict[str, Any]]:
         given = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
         unknown = given.keys() - set(FILTERS)
         if unknown:
-            return 400, error_document(f"{TRACES} knows no {min(unknown)[:40]!r}: it takes {', '.join(FILTERS)}", "unknown_filter")
+            return 400, error_document(f"traces know no {min(unknown)[:40]!r}: they take {', '.join(FILTERS)}", "unknown_filter")
         try:
             status = int(given["status"]) if "status" in given else None
             least_s = float(given.get("min_ms", 0)) / 1000

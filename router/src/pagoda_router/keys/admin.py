@@ -1,8 +1,9 @@
-"""/admin/v1/keys on the public port: create, list and revoke, for holders of an admin key. Checks what was sent; the keyring does it.
+"""/admin/v1/keys on the public port: create, list, limit and revoke, for holders of an admin key. Checks what was sent.
 
-Knows no store. app.py calls it after it has checked the caller's key.
+The keyring does it; no store is known here. app.py calls it after it has checked the caller's key.
 """
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
@@ -13,15 +14,33 @@ from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
 
 KEYS = "/admin/v1/keys"
+NANO = 1_000_000_000
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Count = Annotated[int, msgspec.Meta(gt=0, le=1_000_000_000)]
+Tokens = Annotated[int, msgspec.Meta(gt=0, le=10**15)]
+Usd = Annotated[float, msgspec.Meta(gt=0, le=1_000_000)]
 
 
-class KeyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What may change in a key that exists; null takes a limit away."""
+
+    requests_per_minute: Count | msgspec.UnsetType | None = msgspec.UNSET
+    tokens_per_minute: Count | msgspec.UnsetType | None = msgspec.UNSET
+    monthly_tokens: Tokens | msgspec.UnsetType | None = msgspec.UNSET
+    monthly_usd: Usd | msgspec.UnsetType | None = msgspec.UNSET
+
+    def given_to(self, key: ApiKey) -> ApiKey:
+        limits: dict[str, Any] = {name: getattr(self, name) for name in ("requests_per_minute", "tokens_per_minute", "monthly_tokens")}
+        usd = self.monthly_usd
+        limits["monthly_nano_usd"] = round(usd * NANO) if isinstance(usd, float) else usd
+        return replace(key, **{name: limit for name, limit in limits.items() if limit is not msgspec.UNSET})
+
+
+class KeyRequest(Limits, kw_only=True):
     name: Text
     tenant: Text = "default"
     request_class: RequestClass = msgspec.field(default=RequestClass.LATENCY, name="class")
     models: list[Text] | None = None
-    requests_per_minute: Annotated[int, msgspec.Meta(gt=0, le=1_000_000_000)] | None = None
     admin: bool = False
     expires_at: Annotated[int, msgspec.Meta(gt=0)] | None = None
 
@@ -34,15 +53,24 @@ class KeyAdmin:
         """Status and JSON. `path` is KEYS or below it. Raises BadRequest, NotFound, MethodNotAllowed, KeysUnavailable."""
         key_id = path.removeprefix(KEYS).removeprefix("/")
         if key_id:
-            if method != "DELETE":
-                raise MethodNotAllowed(f"{KEYS}/ID takes DELETE, not {method[:20]}", allow="DELETE")
-            return 200, msgspec.json.encode(key_document(await self._keyring.revoke(key_id)))
+            return 200, msgspec.json.encode(key_document(await self._one(method, key_id, body)))
         if method == "GET":
             return 200, msgspec.json.encode({"object": "list", "data": [key_document(key) for key in self._keyring.list()]})
         if method != "POST":
             raise MethodNotAllowed(f"{KEYS} takes GET or POST, not {method[:20]}", allow="GET, POST")
         secret, key = await self._keyring.create(_wanted(body))
         return 201, msgspec.json.encode({**key_document(key), "key": secret})
+
+    async def _one(self, method: str, key_id: str, body: bytes) -> ApiKey:
+        if method == "DELETE":
+            return await self._keyring.revoke(key_id)
+        if method != "PATCH":
+            raise MethodNotAllowed(f"{KEYS}/ID takes PATCH or DELETE, not {method[:20]}", allow="PATCH, DELETE")
+        try:
+            limits = msgspec.json.decode(body, type=Limits)
+        except msgspec.MsgspecError as error:
+            raise BadRequest(f"these are no limits of a key: {error}") from None
+        return await self._keyring.limit(key_id, limits.given_to)
 
 
 def _wanted(body: bytes) -> ApiKey:
@@ -53,16 +81,17 @@ def _wanted(body: bytes) -> ApiKey:
     models = None if asked.models is None else frozenset(asked.models)
     if models is not None and not models:
         raise BadRequest("models is empty: name some, or leave it out for all", param="models")
-    return ApiKey(
-        id="",
-        prefix="",
-        name=asked.name,
-        tenant=asked.tenant,
-        request_class=asked.request_class,
-        models=models,
-        requests_per_minute=asked.requests_per_minute,
-        is_admin=asked.admin,
-        expires_unix_s=asked.expires_at,
+    return asked.given_to(
+        ApiKey(
+            id="",
+            prefix="",
+            name=asked.name,
+            tenant=asked.tenant,
+            request_class=asked.request_class,
+            models=models,
+            is_admin=asked.admin,
+            expires_unix_s=asked.expires_at,
+        )
     )
 
 
@@ -76,6 +105,9 @@ def key_document(key: ApiKey) -> dict[str, Any]:
         "class": key.request_class,
         "models": None if key.models is None else sorted(key.models),
         "requests_per_minute": key.requests_per_minute,
+        "tokens_per_minute": key.tokens_per_minute,
+        "monthly_tokens": key.monthly_tokens,
+        "monthly_usd": None if key.monthly_nano_usd is None else key.monthly_nano_usd / NANO,
         "admin": key.is_admin,
         "created_at": key.created_unix_s,
         "expires_at": key.expires_unix_s,

@@ -29,12 +29,26 @@ class ApiKey:
     """Served names it may ask. None: all."""
     requests_per_minute: int | None = None
     """To the endpoints that generate. None: as many as it likes."""
+    tokens_per_minute: int | None = None
+    """Prompt and output together. None: no limit."""
+    monthly_tokens: int | None = None
+    """The same in one calendar month of UTC."""
+    monthly_nano_usd: int | None = None
+    """By the models' prices, in one calendar month of UTC: billionths of a US dollar, so that sums are exact. None: no budget."""
     is_admin: bool = False
-    """May make and revoke keys and read metrics."""
+    """May make and revoke keys, and read metrics and usage."""
     created_unix_s: int = 0
     expires_unix_s: int | None = None
     """None: never."""
     revoked_unix_s: int | None = None
+
+    @property
+    def has_budget(self) -> bool:
+        return self.monthly_tokens is not None or self.monthly_nano_usd is not None
+
+    @property
+    def has_limit(self) -> bool:
+        return self.requests_per_minute is not None or self.tokens_per_minute is not None or self.has_budget
 
     def may_ask(self, served_name: str) -> bool:
         return self.models is None or served_name in self.models

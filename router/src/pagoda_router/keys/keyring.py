@@ -7,12 +7,11 @@ import asyncio
 import hmac
 import logging
 import secrets
-import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NoReturn
 
-from pagoda_router.errors import KeysUnavailable, NotFound, Unauthorized
+from pagoda_router.errors import DatabaseError, KeysUnavailable, NotFound, Unauthorized
 from pagoda_router.keys.key import ANYONE, BOOTSTRAP, SECRET_BYTES, SHOWN_CHARS, ApiKey, digest_of, secret_of
 from pagoda_router.keys.store import KeyStore
 
@@ -72,9 +71,22 @@ class Keyring:
         try:
             await asyncio.to_thread(store.add, digest_of(secret.encode()), key)
             await self._refresh(store)
-        except sqlite3.Error as error:
+        except DatabaseError as error:
             _unavailable(error)
         return secret, key
+
+    async def limit(self, key_id: str, change: Callable[[ApiKey], ApiKey]) -> ApiKey:
+        """With the limits and budgets that `change` gives it. Raises NotFound, KeysUnavailable, and what `change` raises."""
+        store = self._stored()
+        try:
+            await self._refresh(store)
+            key = next((key for key in self._known.values() if key.id == key_id and key.revoked_unix_s is None), None)
+            if key is None or not await asyncio.to_thread(store.limit, changed := change(key)):
+                raise NotFound(f"there is no key {key_id[:80]} that works: GET /admin/v1/keys lists them")
+            await self._refresh(store)
+        except DatabaseError as error:
+            _unavailable(error)
+        return changed
 
     async def revoke(self, key_id: str) -> ApiKey:
         """Works no more, in this router, once this returns. Raises NotFound, KeysUnavailable."""
@@ -82,7 +94,7 @@ class Keyring:
         try:
             found = await asyncio.to_thread(store.revoke, key_id, int(self._calendar()))
             await self._refresh(store)
-        except sqlite3.Error as error:
+        except DatabaseError as error:
             _unavailable(error)
         if not found:
             raise NotFound(f"there is no key {key_id[:80]}: GET /admin/v1/keys lists them")
@@ -94,7 +106,7 @@ class Keyring:
             await asyncio.sleep(REFRESH_S)
             try:
                 await self._refresh(self._store)
-            except sqlite3.Error as error:
+            except DatabaseError as error:
                 log.warning("keys could not be read again; those known go on working: %s", error)
 
     async def _refresh(self, store: KeyStore) -> None:
@@ -106,5 +118,5 @@ class Keyring:
         return self._store
 
 
-def _unavailable(error: sqlite3.Error) -> NoReturn:
+def _unavailable(error: DatabaseError) -> NoReturn:
     raise KeysUnavailable(f"the database of keys did not answer: {error}") from error

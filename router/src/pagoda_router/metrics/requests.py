@@ -53,6 +53,11 @@ class RouterMetrics:
         self._slo = self._counter("slo_requests", "Requests judged by availability and by spec.slo", "model", "sli", "verdict")
         self._prefix_predicted = self._counter("prefix_predicted_tokens", "Prompt tokens that placement expected to be cached", "model")
         self._prefix_cached = self._counter("prefix_cached_tokens", "Prompt tokens that the worker found cached", "model")
+        self._first_token_predicted = self._counter(
+            "predicted_first_token_seconds", "From placements to first tokens, as predicted", "model"
+        )
+        self._first_token_actual = self._counter("actual_first_token_seconds", "From placements to first tokens, as they came", "model")
+        self._first_token_error = self._counter("first_token_error_seconds", "How far these two were apart, either way", "model")
         self._retry_after = self._histogram("retry_after_seconds", "Told to clients that were turned away", _RETRY_AFTER_S)
         self._build_admission()
         self._build_upstream()
@@ -96,6 +101,7 @@ class RouterMetrics:
         for metric in (
             *(self._ttft, self._duration, self._overhead, self._prefix_predicted, self._prefix_cached, self._retry_after),
             *(self._reserved, self._settled, self._refunded, self._overrun, self._predicted, self._actual, self._replays, self._suspects),
+            *(self._first_token_predicted, self._first_token_actual, self._first_token_error),
         ):
             metric.labels(model)
         for request_class in RequestClass:
@@ -142,6 +148,11 @@ class RouterMetrics:
         self._tokens.labels(model, "completion").inc(outcome.completion_tokens)
         self._prefix_predicted.labels(model).inc(outcome.predicted_cached_tokens)
         self._prefix_cached.labels(model).inc(outcome.cached_tokens)
+        if outcome.first_token_s is not None:
+            predicted_s, actual_s = outcome.first_token_s
+            self._first_token_predicted.labels(model).inc(predicted_s)
+            self._first_token_actual.labels(model).inc(actual_s)
+            self._first_token_error.labels(model).inc(abs(predicted_s - actual_s))
         for sli, good in verdicts(outcome, self._slo_of(ModelName(model))):
             self._slo.labels(model, sli, "good" if good else "bad").inc()
 

@@ -5,7 +5,6 @@ app.py calls `Completions.answer` inside an Exchange; a RouterError raised here 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -14,12 +13,16 @@ from pagoda_router.errors import BadRequest, RouterError
 from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
 from pagoda_router.http.asgi import JSON_TYPE, Exchange
 from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
+from pagoda_router.openai.answer_parts import Format, WholeChoice
 from pagoda_router.openai.call import Call
-from pagoda_router.openai.features import variant_and_backend
-from pagoda_router.openai.formats import DONE, ChatFormat, CompletionFormat, Format, ReplyFormat, WholeChoice
+from pagoda_router.openai.formats import ChatFormat, CompletionFormat, ReplyFormat
 from pagoda_router.openai.keepalive import KeepAlive
+from pagoda_router.openai.offers import choose, choose_own
 from pagoda_router.openai.prepare import Job, Preparer
 from pagoda_router.openai.relay import Relaying
+from pagoda_router.openai.responses.asking import chat_of
+from pagoda_router.openai.responses.form import ResponseFormat, failed_early
+from pagoda_router.openai.responses.request import ResponsesRequest, in_own_words, parse_responses
 from pagoda_router.openai.run import Progress, run
 from pagoda_router.openai.schemas import ChatRequest, CompletionRequest, model_named, parse_request
 from pagoda_router.openai.sequence import Delta
@@ -28,7 +31,7 @@ from pagoda_router.tracing.document import document
 
 
 class Completions:
-    """Both generation endpoints."""
+    """The endpoints that generate text."""
 
     def __init__(
         self, dispatcher: Dispatcher, catalog: Catalog, preparer: Preparer, settings: SurfaceSettings, clock: Callable[[], float]
@@ -42,11 +45,14 @@ class Completions:
         self._rng = Random()
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
+        if call.outcome.endpoint == "responses":
+            await self._respond(call, exchange)
+            return
         if self._catalog.relays:
             name = model_named(call.body)
             call.key.require_model(name)
             entry = self._catalog.get(name)
-            call, backend = self._chosen(call, entry)
+            call, backend = choose(call, entry, self._catalog, self._rng)
             if backend != OWN_BACKEND:
                 keep_alive = partial(self._keep_alive, call, entry.served_name, exchange)
                 await self._relaying.answer(call, entry, backend, exchange, keep_alive)
@@ -56,25 +62,52 @@ class Completions:
         call.key.require_model(request.model)
         entry = self._catalog.get(request.model)
         if not self._catalog.relays:
-            call, _ = self._chosen(call, entry)
+            call, _ = choose(call, entry, self._catalog, self._rng)
+        await self._reply(call, request, entry, exchange)
+
+    async def _respond(self, call: Call, exchange: Exchange) -> None:
+        """A response is a chat in other words."""
+        asked = parse_responses(call.body)
+        call.key.require_model(asked.model)
+        entry = self._catalog.get(asked.model)
+        call = choose_own(call, entry, self._catalog, self._rng, "responses are made")
+        exchange.failure = partial(failed_early, asked)
+        try:
+            await self._reply(call, chat_of(asked), entry, exchange, asked)
+        except BadRequest as error:
+            raise in_own_words(error) from None
+
+    async def _reply(
+        self,
+        call: Call,
+        request: ChatRequest | CompletionRequest,
+        entry: CatalogEntry,
+        exchange: Exchange,
+        asked: ResponsesRequest | None = None,
+    ) -> None:
         call.outcome.model, call.outcome.served_name = entry.model, request.model
         call.outcome.stream = bool(request.stream)
         if not request.stream:
-            await self._answer(call, request, entry, exchange, None)
+            await self._answer(call, request, entry, exchange, None, asked)
             return
         async with self._keep_alive(call, entry.served_name, exchange) as alive:
-            await self._answer(call, request, entry, exchange, alive)
-
-    def _chosen(self, call: Call, entry: CatalogEntry) -> tuple[Call, str]:
-        """With the variant that headers, or the difference of backends, make it insist on."""
-        variant, backend = variant_and_backend(entry, call.wishes, lambda one: self._catalog.can_answer(entry.model, one), self._rng)
-        return (call if variant is None else replace(call, variant=variant)), backend
+            await self._answer(call, request, entry, exchange, alive, asked)
 
     async def _answer(
-        self, call: Call, request: ChatRequest | CompletionRequest, entry: CatalogEntry, exchange: Exchange, alive: KeepAlive | None
+        self,
+        call: Call,
+        request: ChatRequest | CompletionRequest,
+        entry: CatalogEntry,
+        exchange: Exchange,
+        alive: KeepAlive | None,
+        asked: ResponsesRequest | None,
     ) -> None:
         output_format: Format
-        if isinstance(request, ChatRequest):
+        if isinstance(request, ChatRequest) and asked is not None:
+            job = await self._preparer.chat(request, entry, call, id_prefix="resp_")
+            output_format = ResponseFormat(job, asked)
+            exchange.failure = output_format.failed
+        elif isinstance(request, ChatRequest):
             job = await self._preparer.chat(request, entry, call)
             output_format = ChatFormat(job) if job.reply is None and not job.shows_token_ids else ReplyFormat(job)
         else:
@@ -86,6 +119,8 @@ class Completions:
             writer = _StreamWriter(job, output_format, progress, exchange, call, self._clock, alive)
         else:
             writer = _WholeWriter(job, output_format, progress, exchange, call, self._clock)
+        await call.reserve(job.generations, self._dispatcher)
+        call.account.look = partial(_bill, call.outcome, progress)
         try:
             with _in_the_requests_words(job):
                 await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight)
@@ -103,7 +138,7 @@ class Completions:
                 return ""  # deleted in the meantime; the wait itself ends with the reason
             return "" if self._catalog.can_answer(model, call.variant) else served_name
 
-        return KeepAlive(exchange, self._settings, headers=call.headers, started=started, waits_for=waits_for)
+        return KeepAlive(exchange, self._settings, headers=call.answer_headers, started=started, waits_for=waits_for)
 
 
 @contextmanager
@@ -138,7 +173,7 @@ class _Writer:
         self._format = output_format
         self._progress = progress
         self._exchange = exchange
-        self._headers = call.headers
+        self._headers = call.answer_headers
         self._outcome = call.outcome
         self._trace = call.trace
         self._wants_trace = call.wants_trace
@@ -188,11 +223,7 @@ class _StreamWriter(_Writer):
         for delta in deltas:
             chunks.append(self._format.chunk(delta, usage))
         if last:
-            if self._job.include_usage:
-                chunks.append(self._format.usage_chunk(self._progress.usage))
-            if (trace := self._trace_document()) is not None:
-                chunks.append(self._format.trace_chunk(trace))
-            chunks.append(DONE)
+            chunks.append(self._format.closing(self._progress, self._trace_document()))
         await self._exchange.write(chunks[0] if len(chunks) == 1 else b"".join(chunks), last=last)
 
     async def _open(self) -> list[bytes]:
@@ -217,5 +248,5 @@ class _WholeWriter(_Writer):
             body = self._format.whole(self._choices, self._progress, self._trace_document())
             self._outcome.status = 200
             length = (b"content-length", str(len(body)).encode())
-            await self._exchange.start(200, [JSON_TYPE, length, *self._headers])
+            await self._exchange.start(200, [JSON_TYPE, length, *self._headers()])
             await self._exchange.write(body, last=True)

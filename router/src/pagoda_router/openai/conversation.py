@@ -39,6 +39,8 @@ def render(templates: ChatTemplates, request: ChatRequest, assets: TextAssets, t
     variables = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort is not None:
         variables["reasoning_effort"] = request.reasoning_effort
+        if request.reasoning_effort == "none":  # how templates of models that think say it, Qwen's for one
+            variables.setdefault("enable_thinking", False)
     if toolset is not None:
         variables["tools"] = toolset.shown
     knows_developer = "developer" in template
@@ -81,8 +83,8 @@ def content_text(position: int, message: ChatMessage) -> str:
     """Text parts are joined with newlines."""
     content = message.content
     if content is None:
-        if message.role == "assistant" and message.tool_calls:
-            return ""
+        if message.role == "assistant" and (message.tool_calls or message.refusal):
+            return message.refusal or ""
         raise BadRequest(
             f"messages[{position}].content is missing: send a string or a list of text parts", param=f"messages[{position}].content"
         )
@@ -90,11 +92,12 @@ def content_text(position: int, message: ChatMessage) -> str:
         return content
     texts: list[str] = []
     for part in content:
-        if part.type != "text" or part.text is None:
+        text = part.refusal if part.type == "refusal" else part.text if part.type == "text" else None
+        if text is None:
             raise BadRequest(
                 f"messages[{position}] holds a part of type {part.type[:40]!r}: this model takes text parts only", param="messages"
             )
-        texts.append(part.text)
+        texts.append(text)
     return "\n".join(texts)
 
 

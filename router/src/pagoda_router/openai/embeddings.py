@@ -13,21 +13,33 @@ from typing import Any
 
 import msgspec
 
+from pagoda_router.abilities import Feature
 from pagoda_router.dispatch.endings import raise_failure
 from pagoda_router.errors import BadRequest, UpstreamFailed
-from pagoda_router.generation import Catalog, Dispatcher, Embedded, Ended, Feature, Generation
+from pagoda_router.generation import Catalog, Dispatcher, Embedded, Ended, Generation
 from pagoda_router.http.asgi import JSON_TYPE, Exchange
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai import checks
 from pagoda_router.openai.call import Call
-from pagoda_router.openai.features import BACKEND_PARAM, variant_and_backend
+from pagoda_router.openai.fields import NOTHING, REFUSED, check_unknown_fields
+from pagoda_router.openai.offers import choose_own, require_switches
 from pagoda_router.openai.prepare import SALT_BYTES
-from pagoda_router.openai.schemas import EmbeddingRequest, parse_request
+from pagoda_router.openai.schemas import EmbeddingRequest, decode_body
 from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_or_ids
 from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.tracing.document import document
 
 ENCODINGS = ("float", "base64")
+_LENGTH = "vectors have length 1: leave it out"
+EMBEDDING_REFUSED = {
+    **REFUSED,
+    # vLLM's, as in fields.py: why and what to do, values that ask for nothing
+    "messages": ("send text in input", NOTHING),
+    "normalize": (_LENGTH, (None, True)),
+    "use_activation": (_LENGTH, (None, True)),
+    "embed_dtype": ("vectors are float32: leave it out", (None, "float32")),
+    "endianness": ("base64 is little-endian: leave it out", (None, "native", "little")),
+}
 
 
 class Embeddings:
@@ -43,7 +55,8 @@ class Embeddings:
         self._rng = Random()
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
-        request = parse_request(call.body, EmbeddingRequest)
+        request, fields = decode_body(call.body, EmbeddingRequest)
+        check_unknown_fields(fields, EmbeddingRequest.__struct_fields__, refused=EMBEDDING_REFUSED)
         call.key.require_model(request.model)
         entry = self._catalog.get(request.model)
         outcome = call.outcome
@@ -57,12 +70,12 @@ class Embeddings:
         def guess() -> int:
             return sum(guessed_tokens(text) if isinstance(text, str) else len(text) for text in inputs)
 
-        variant, backend = variant_and_backend(entry, call.wishes, lambda one: self._catalog.can_answer(entry.model, one), self._rng)
-        if backend != OWN_BACKEND and call.wishes.backend is not None:
-            raise BadRequest(f"X-Backend: embeddings are made by Pagoda's own workers, not by {backend}: leave it out", param=BACKEND_PARAM)
-        target = await self._targets.wait_for(entry, call.trace, variant, guess, call.sender)
+        call = choose_own(call, entry, self._catalog, self._rng, "embeddings are made")
+        target = await self._targets.wait_for(entry, call.trace, call.variant, guess, call.sender)
         target.require(Feature.EMBEDDINGS, "model", "make no embeddings: use another model")
+        require_switches(call.wishes, OWN_BACKEND, 1, target.assets)
         generations = await self._generations(request, inputs, target, call)
+        await call.reserve(generations, self._dispatcher)
         vectors = await self._vectors(generations)
         if request.dimensions is not None and request.dimensions != len(vectors[0]):
             raise BadRequest(
@@ -74,7 +87,7 @@ class Embeddings:
         outcome.status = 200
         trace = document(call.trace, self._clock()) if call.wants_trace else None
         body = _body(request, vectors, outcome.prompt_tokens, trace)
-        await exchange.start(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.headers])
+        await exchange.start(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.answer_headers()])
         await exchange.write(body, last=True)
 
     async def _generations(
@@ -104,7 +117,8 @@ class Embeddings:
                     request_class=target.sender.request_class,
                     deadline_s=target.sender.deadline_s,
                     priority=checks.priority_of(request.priority),
-                    cache_salt=b"" if call.wishes.prefix_cache else os.urandom(SALT_BYTES),
+                    cache_salt=b"" if call.wishes.switches.prefix_cache else os.urandom(SALT_BYTES),
+                    switches=call.wishes.switches,
                     traceparent=trace.context.traceparent,
                     tracestate=trace.context.tracestate,
                     variant=target.variant,

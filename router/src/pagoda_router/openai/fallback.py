@@ -61,7 +61,8 @@ class WithFallback:
     def other(self, call: Call) -> CatalogEntry | None:
         """Who answers in its place: something that can, that its key may ask for; None: nobody, or the answer has begun."""
         outcome = call.outcome
-        insists = call.wishes.variant is not None or call.wishes.backend is not None
+        wishes = call.wishes
+        insists = not (wishes.variant is wishes.backend is wishes.quantization is None)
         if outcome.served_name is None or outcome.ttft_s is not None or insists:
             return None
         try:
@@ -88,11 +89,11 @@ class WithFallback:
         if other is None:
             raise refused
         asked = outcome.model
-        headers = [*call.headers, (HEADER, why.encode())]
+        call.account.release()
         body = _naming(call.body, other.served_name)
         outcome.fell_back_from, outcome.fell_back_why = asked, why
         try:
-            await self._inner.answer(replace(call, body=body, headers=headers), exchange)
+            await self._inner.answer(replace(call, body=body, fell_back=[(HEADER, why.encode())]), exchange)
         except RouterError as error:
             if outcome.ttft_s is not None:
                 raise

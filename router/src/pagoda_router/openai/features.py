@@ -1,24 +1,23 @@
 """What headers ask of one request: `X-Pagoda-Features: variant=NAME, prefix-cache=off`, `X-Backend: vllm`, `X-Pagoda-Class: throughput`,
 `X-Pagoda-Deadline-Ms: 1500`, `X-Pagoda-Trace: 1`.
 
-Pure; app.py calls it before the body is read. Read strictly: a toggle that would be ignored makes two measurements look alike that are not,
-so everything else is refused.
+Pure; app.py calls it before the body is read. Read strictly: a switch that would be ignored makes two measurements look alike that are not,
+so everything else is refused. Which variant a switch leads to is offers.py's.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from random import Random
 
+from pagoda_router.abilities import ALL_ON, Switches
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import CatalogEntry, RequestClass
+from pagoda_router.generation import RequestClass
 from pagoda_router.http.asgi import Headers
-from pagoda_router.relays import OWN_BACKEND
 
 FEATURES = b"x-pagoda-features"
 BACKEND = b"x-backend"
-NOT_AVAILABLE = frozenset({"speculation", "batching"})
-ALIASES = {b"x-pagoda-speculation": "X-Pagoda-Speculation"}
+SPECULATION = b"x-pagoda-speculation"
+ON_OR_OFF = ("prefix-cache", "batching", "speculation")
+FORMS = "variant=NAME, quantization=KIND, " + ", ".join(f"{name}=off" for name in ON_OR_OFF)
 PARAM = "X-Pagoda-Features"
 BACKEND_PARAM = "X-Backend"
 TRACE = b"x-pagoda-trace"
@@ -35,8 +34,9 @@ class Wishes:
     """The one that the client insists on."""
     backend: str | None = None
     """The same of spec.engine.backend."""
-    prefix_cache: bool = True
-    """False: nothing that earlier requests left in a KV cache is used."""
+    quantization: str | None = None
+    """The same of what its variant declares as spec.engine.quantization."""
+    switches: Switches = ALL_ON
 
 
 NO_WISHES = Wishes()
@@ -51,15 +51,19 @@ def wishes_of(headers: Headers) -> Wishes:
             features.append(value.decode("latin-1"))
         elif name == BACKEND:
             backends.append(value.decode("latin-1").strip(" \t"))
-        elif name in ALIASES:
-            raise BadRequest(f"{ALIASES[name]} is not available yet: leave it out", param=ALIASES[name])
+        elif name == SPECULATION:
+            features.append("speculation=" + value.decode("latin-1").strip(" \t"))
     if not features and not backends:
         return NO_WISHES
     if len(set(backends)) > 1:
         raise BadRequest("X-Backend names two backends: name one", param=BACKEND_PARAM)
-    toggles = _toggles(",".join(features)) if features else {}
+    given = _switches(",".join(features)) if features else {}
+    switches = Switches(*(given.get(name) != "off" for name in ON_OR_OFF))
     return Wishes(
-        variant=toggles.get("variant"), backend=backends[0] if backends else None, prefix_cache=toggles.get("prefix-cache") != "off"
+        variant=given.get("variant"),
+        backend=backends[0] if backends else None,
+        quantization=given.get("quantization"),
+        switches=ALL_ON if switches == ALL_ON else switches,
     )
 
 
@@ -99,51 +103,21 @@ def wants_trace(headers: Headers) -> bool:
     return b"1" in given
 
 
-def variant_and_backend(entry: CatalogEntry, wishes: Wishes, can_answer: Callable[[str], bool], rng: Random) -> tuple[str | None, str]:
-    """The variant to insist on, and the backend that the request is written for. None: any variant, drawn when it is placed.
-
-    Where the variants have different backends the draw is made here, before the prompt is read: one of them takes tokens, another text.
-    `can_answer`: of a variant, now. Raises BadRequest for what the model does not offer.
-    """
-    backends_told = entry.backends or (OWN_BACKEND,) * len(entry.variants)
-    if wishes.variant is wishes.backend is None and len(set(backends_told)) == 1:
-        return None, backends_told[0]
-    offered = list(zip(entry.variants, backends_told, entry.weights or (1,) * len(entry.variants), strict=True))
-    if wishes.variant is not None:
-        offered = [offer for offer in offered if offer[0] == wishes.variant]
-        if not offered:
-            has = ", ".join(entry.variants)
-            raise BadRequest(f"{entry.served_name} has no variant {wishes.variant!r}; it has: {has}", param=PARAM)
-    if wishes.backend is not None:
-        offered = [offer for offer in offered if offer[1] == wishes.backend]
-        if not offered:
-            has = ", ".join(dict.fromkeys(backends_told))
-            of = f" in variant {wishes.variant}" if wishes.variant is not None else ""
-            raise BadRequest(
-                f"{entry.served_name} is not offered by the backend {wishes.backend[:40]!r}{of}; it is by: {has}", param=BACKEND_PARAM
-            )
-    if wishes.variant is not None:
-        return wishes.variant, offered[0][1]
-    weighed = [offer for offer in offered if offer[2] > 0] or [(variant, backend, 1) for variant, backend, _ in offered]
-    ready = [offer for offer in weighed if can_answer(offer[0])] or weighed
-    ((variant, backend, _),) = rng.choices(ready, weights=[weight for _, _, weight in ready])
-    return variant, backend
-
-
-def _toggles(text: str) -> dict[str, str]:
+def _switches(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in text.split(","):
         name, equals, value = part.strip(" \t").partition("=")
-        if name in NOT_AVAILABLE and equals:
-            raise BadRequest(f"{PARAM}: {name} is not available yet: leave it out", param=PARAM)
-        if name not in ("variant", "prefix-cache") or not equals:
-            raise BadRequest(f"{PARAM}: {part.strip()[:40]!r} is not known: the forms are variant=NAME and prefix-cache=off", param=PARAM)
+        if name not in ("variant", "quantization", *ON_OR_OFF) or not equals:
+            raise BadRequest(f"{PARAM}: {part.strip()[:40]!r} is not known: the forms are {FORMS}", param=PARAM)
         if name in found:
-            what = "variants" if name == "variant" else "values of prefix-cache"
-            raise BadRequest(f"{PARAM} names two {what}: name one", param=PARAM)
+            raise BadRequest(f"{PARAM} names {name} twice: name it once", param=PARAM)
         if name == "variant" and re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value) is None:
             raise BadRequest(f"{PARAM}: {value[:40]!r} is not a variant's name: the form is variant=NAME", param=PARAM)
-        if name == "prefix-cache" and value not in ("on", "off"):
-            raise BadRequest(f"{PARAM}: prefix-cache is {value[:40]!r}: write on or off", param=PARAM)
+        if name == "quantization" and re.fullmatch(r"[a-z0-9][-_.a-z0-9]{0,31}", value) is None:
+            raise BadRequest(
+                f"{PARAM}: quantization is {value[:40]!r}: write none, int8, or what else the model's variants declare", param=PARAM
+            )
+        if name in ON_OR_OFF and value not in ("on", "off"):
+            raise BadRequest(f"{PARAM}: {name} is {value[:40]!r}: write on or off", param=PARAM)
         found[name] = value
     return found

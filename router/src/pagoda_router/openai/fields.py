@@ -8,7 +8,7 @@ Three kinds, in this order:
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -30,6 +30,9 @@ _BEAM = "beam search is not supported: use temperature, top_p and n"
 _IDS = "use return_token_ids or logprobs"
 _NOT_RETURNED = "that is not returned: leave it out"
 _TEMPLATE = "the model's own template is used: leave it out"
+_VARIABLE = "it is a variable of some chat templates: send it in chat_template_kwargs"
+_FORM = "use structured_outputs, or response_format"
+_SAMPLER = "this sampler is not supported: use top_p, top_k or min_p"
 
 NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 """Values by which a client says that it does not ask."""
@@ -71,6 +74,20 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "mm_processor_kwargs": (_TEXT_ONLY, NOTHING),
     "ec_transfer_params": (_TEXT_ONLY, NOTHING),
     "repetition_detection": ("use repetition_penalty", NOTHING),
+    # What other servers call it. Accepted as unheard of, it would change the answer there and not here.
+    "max_new_tokens": ("use max_tokens", (None,)),
+    "min_new_tokens": ("use min_tokens", (None, 0)),
+    "do_sample": ("use temperature 0 for the most likely tokens", (None, True)),
+    "num_beams": (_BEAM, (None, 1)),
+    "typical_p": (_SAMPLER, (None, 1, 1.0)),
+    "top_a": (_SAMPLER, (None, 0, 0.0)),
+    "mirostat": (_SAMPLER, (None, 0)),
+    "enable_thinking": (_VARIABLE, (None,)),
+    "thinking": (_VARIABLE, (None,)),
+    "regex": (_FORM, NOTHING),
+    "ebnf": (_FORM, NOTHING),
+    "grammar": (_FORM, NOTHING),
+    "json_schema": (_FORM, NOTHING),
 }
 
 MISSPELLING_CUTOFF = 0.85
@@ -78,13 +95,20 @@ MISSPELLING_CUTOFF = 0.85
 LONGEST_NAME = 64
 
 
-def check_unknown_fields(fields: Mapping[str, msgspec.Raw], known: Iterable[str]) -> None:
+def check_unknown_fields(
+    fields: Mapping[str, msgspec.Raw],
+    known: Iterable[str],
+    *,
+    harmless: Container[str] = HARMLESS,
+    refused: Mapping[str, tuple[str, tuple[Any, ...]]] = REFUSED,
+) -> None:
+    """Raises BadRequest naming the first that is not to be had."""
     known = frozenset(known)
     for name, raw in fields.items():
-        if name in known or name in HARMLESS:
+        if name in known or name in harmless:
             continue
-        if name in REFUSED:
-            why, allowed = REFUSED[name]
+        if name in refused:
+            why, allowed = refused[name]
             if not _asks_for_nothing(_value(raw), allowed):
                 raise BadRequest(f"{name}: {why}", param=name)
         elif (meant := _misspelt(name, known)) is not None:

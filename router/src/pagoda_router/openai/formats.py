@@ -4,12 +4,10 @@ A chunk is four byte strings joined; only its text is encoded. One class per end
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import msgspec
+from typing import Any
 
 from pagoda_router.generation import Usage
+from pagoda_router.openai.answer_parts import WholeChoice, encode, token_logprobs, usage_object
 from pagoda_router.openai.prepare import Job
 from pagoda_router.openai.prompt_logprobs import shown_logprob, vllm_prompt_logprobs
 from pagoda_router.openai.reply.pieces import CallDelta
@@ -17,62 +15,6 @@ from pagoda_router.openai.run import Progress
 from pagoda_router.openai.sequence import Delta, TokenEntry
 
 DONE = b"data: [DONE]\n\n"
-
-encode = msgspec.json.encode
-
-
-@dataclass(slots=True)
-class WholeChoice:
-    """One choice of an answer that is not streamed."""
-
-    texts: list[str] = field(default_factory=list)
-    entries: list[TokenEntry] = field(default_factory=list)
-    finish_reason: str | None = None
-    reasoning: list[str] = field(default_factory=list)
-    calls: list[list[CallDelta]] = field(default_factory=list)
-    """Per call, its parts."""
-    token_ids: list[int] = field(default_factory=list)
-
-    def add(self, delta: Delta) -> None:
-        self.texts.append(delta.text)
-        self.entries.extend(delta.entries)
-        self.finish_reason = delta.finish_reason
-        self.reasoning.append(delta.reasoning)
-        self.token_ids.extend(delta.token_ids)
-        for call in delta.calls:
-            if call.index == len(self.calls):
-                self.calls.append([])
-            self.calls[call.index].append(call)
-
-
-class Format(Protocol):
-    def opening(self) -> bytes:
-        """What precedes the first delta of a stream."""
-        ...
-
-    def chunk(self, delta: Delta, usage: Usage | None) -> bytes:
-        """`usage` only with continuous_usage_stats."""
-        ...
-
-    def usage_chunk(self, usage: Usage) -> bytes: ...
-
-    def trace_chunk(self, trace: dict[str, Any]) -> bytes:
-        """A chunk without choices, as the usage chunk: clients that know nothing of traces pass it on."""
-        ...
-
-    def whole(self, choices: Sequence[WholeChoice], progress: Progress, trace: dict[str, Any] | None) -> bytes: ...
-
-
-def usage_object(usage: Usage) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
-    if usage.reasoning_tokens is not None:
-        shown["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
-    return shown
 
 
 class _Common:
@@ -90,11 +32,12 @@ class _Common:
     def _tail_with(self, usage: Usage | None) -> bytes:
         return self._tail if usage is None else b'],"usage":' + encode(usage_object(usage)) + b"}\n\n"
 
-    def usage_chunk(self, usage: Usage) -> bytes:
-        return self._head + self._tail_with(usage)
-
-    def trace_chunk(self, trace: dict[str, Any]) -> bytes:
-        return self._head + (b'],"usage":null' if self._job.include_usage else b"]") + b',"pagoda_trace":' + encode(trace) + b"}\n\n"
+    def closing(self, progress: Progress, trace: dict[str, Any] | None) -> bytes:
+        """Usage and trace come in chunks without choices: clients that know nothing of traces pass theirs on."""
+        last = self._head + self._tail_with(progress.usage) if self._job.include_usage else b""
+        if trace is not None:
+            last += self._head + (b'],"usage":null' if self._job.include_usage else b"]") + b',"pagoda_trace":' + encode(trace) + b"}\n\n"
+        return last + DONE
 
     def _whole(self, choices: list[dict[str, Any]], usage: Usage, trace: dict[str, Any] | None, **more: Any) -> bytes:
         job = self._job
@@ -172,22 +115,7 @@ class ChatFormat(_Common):
         return {"role": "assistant", "content": "".join(choice.texts), "refusal": None}
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> dict[str, Any]:
-        return {
-            "content": [
-                {
-                    **self._token(entry.token_id, entry.logprobs.sampled),
-                    "top_logprobs": [self._token(token_id, logprob) for token_id, logprob in entry.logprobs.top],
-                }
-                for entry in entries
-                if entry.logprobs is not None
-            ],
-            "refusal": None,
-        }
-
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        # A token may be part of a character: its bytes say what the text cannot.
-        raw = self._text.token_bytes(token_id)
-        return {"token": raw.decode("utf-8", errors="backslashreplace"), "logprob": shown_logprob(logprob), "bytes": list(raw)}
+        return {"content": token_logprobs(entries, self._text), "refusal": None}
 
 
 class ReplyFormat(ChatFormat):

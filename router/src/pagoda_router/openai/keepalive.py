@@ -20,11 +20,12 @@ class KeepAlive:
         exchange: Exchange,
         settings: SurfaceSettings,
         *,
-        headers: Headers,
+        headers: Callable[[], Headers],
         started: Callable[[], None],
         waits_for: Callable[[], str],
     ) -> None:
-        """`started` is told when headers leave; `waits_for` names the model while it has no worker, and is empty while it has."""
+        """`headers` is asked, and `started` told, when headers leave; `waits_for` names the model while it
+        has no worker, and is empty while it has."""
         self._exchange = exchange
         self._settings = settings
         self._headers = headers
@@ -46,7 +47,7 @@ class KeepAlive:
         """The stream's headers, unless they have left."""
         if not self._exchange.started:
             self._started()
-            await self._exchange.start(200, [*EVENT_STREAM_HEADERS, *self._headers])
+            await self._exchange.start(200, [*EVENT_STREAM_HEADERS, *self._headers()])
 
     async def stop(self) -> None:
         """Returns when nothing of it is being written any more."""

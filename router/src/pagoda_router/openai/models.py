@@ -6,7 +6,7 @@ import msgspec
 
 from pagoda_router.generation import Catalog, CatalogEntry
 from pagoda_router.keys.key import ApiKey
-from pagoda_router.relays import OWN_BACKEND
+from pagoda_router.openai.offers import offers_of
 
 
 def model_card(entry: CatalogEntry) -> dict[str, Any]:
@@ -22,8 +22,7 @@ def model_card(entry: CatalogEntry) -> dict[str, Any]:
 
 def _variants(entry: CatalogEntry) -> list[dict[str, Any]]:
     """What X-Pagoda-Features and X-Backend may name."""
-    backends = entry.backends or (OWN_BACKEND,) * len(entry.variants)
-    return [{"name": name, "backend": backend} for name, backend in zip(entry.variants, backends, strict=True)]
+    return [{"name": offer.variant, "backend": offer.backend, "quantization": offer.quantization or None} for offer in offers_of(entry)]
 
 
 def model_list_body(catalog: Catalog, key: ApiKey) -> bytes:

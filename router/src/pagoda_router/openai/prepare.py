@@ -5,20 +5,23 @@ The step between schemas.py (what was sent) and run.py (what happens). Owns the 
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pagoda_router.abilities import Feature
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import CatalogEntry, Feature, Generation, Structured
+from pagoda_router.generation import CatalogEntry, Generation, Structured
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai import checks
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.conversation import check_messages, content_text, render, reply_plan, template_of
+from pagoda_router.openai.offers import require_switches
 from pagoda_router.openai.reply.reader import ReplyPlan
 from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionRequest
 from pagoda_router.openai.structured import structured_of
 from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_or_ids
 from pagoda_router.openai.toolset import check_tools, toolset_of
+from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.text.chat import ChatTemplates
 from pagoda_router.text.tokens import TokenText
 
@@ -73,7 +76,7 @@ class Preparer:
         self._templates = templates
         self._settings = settings
 
-    async def chat(self, request: ChatRequest, entry: CatalogEntry, call: Call) -> Job:
+    async def chat(self, request: ChatRequest, entry: CatalogEntry, call: Call, *, id_prefix: str = "chatcmpl-") -> Job:
         def guess() -> int:
             check_messages(request.messages, self._settings)
             check_tools(request)
@@ -94,7 +97,7 @@ class Preparer:
         most = checks.most_prompt_tokens(request, target.assets)
         ids = await target.encode(prompt, special=request.add_special_tokens is True, param="messages", most=most)
         plan = reply_plan(request, target.assets, toolset, prompt, is_constrained=constraint is not None)
-        return await self._job(request, "chatcmpl-", target, [ids], call, constraint=(constraint, field), reply=plan)
+        return await self._job(request, id_prefix, target, [ids], call, constraint=(constraint, field), reply=plan)
 
     async def completion(self, request: CompletionRequest, entry: CatalogEntry, call: Call) -> Job:
         def guess() -> int:
@@ -106,7 +109,7 @@ class Preparer:
         prompts = texts_or_ids(request.prompt, "prompt")
         checks.choices_of(request, len(prompts), target.assets, self._settings)
         special, most = request.add_special_tokens is not False, checks.most_prompt_tokens(request, target.assets)
-        encoded: list[list[int]] = []
+        encoded: list[Sequence[int]] = []
         for prompt in prompts:
             if isinstance(prompt, str):
                 encoded.append(await target.encode(prompt, special=special, param="prompt", most=most))
@@ -119,7 +122,7 @@ class Preparer:
             echoes = [echo if isinstance(echo, str) else self._decoded(request, target, echo) for echo in shown]
         return await self._job(request, "cmpl-", target, encoded, call, constraint=_constraint(request, target), echoes=echoes)
 
-    def _decoded(self, request: CompletionRequest, target: Target, ids: list[int]) -> str:
+    def _decoded(self, request: CompletionRequest, target: Target, ids: Sequence[int]) -> str:
         return target.text.decode(ids, skip_special_tokens=request.skip_special_tokens is not False)
 
     async def _target(self, request: CommonRequest, entry: CatalogEntry, call: Call, guess_tokens: Callable[[], int]) -> Target:
@@ -131,7 +134,7 @@ class Preparer:
         request: ChatRequest | CompletionRequest,
         id_prefix: str,
         target: Target,
-        prompts: list[list[int]],
+        prompts: Sequence[Sequence[int]],
         call: Call,
         *,
         constraint: tuple[Structured | None, str],
@@ -139,6 +142,7 @@ class Preparer:
         reply: ReplyPlan | None = None,
     ) -> Job:
         n = checks.choices_of(request, len(prompts), target.assets, self._settings)
+        require_switches(call.wishes, OWN_BACKEND, n, target.assets)
         rules = checks.text_rules_of(request, self._settings, () if reply is None else reply.markers)
         answer_id = id_prefix + os.urandom(12).hex()
         structured, constraint_field = constraint
@@ -170,7 +174,7 @@ class Preparer:
         self,
         request: ChatRequest | CompletionRequest,
         target: Target,
-        prompts: list[list[int]],
+        prompts: Sequence[Sequence[int]],
         call: Call,
         *,
         answer_id: str,
@@ -210,7 +214,8 @@ class Preparer:
                     request_class=target.sender.request_class,
                     deadline_s=target.sender.deadline_s,
                     priority=checks.priority_of(request.priority),
-                    cache_salt=b"" if call.wishes.prefix_cache else os.urandom(SALT_BYTES),
+                    cache_salt=b"" if call.wishes.switches.prefix_cache else os.urandom(SALT_BYTES),
+                    switches=call.wishes.switches,
                     traceparent=call.trace.context.traceparent,
                     tracestate=call.trace.context.tracestate,
                     variant=target.variant,

@@ -20,6 +20,7 @@ from pagoda_router.openai import checks
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.formats import DONE
 from pagoda_router.openai.keepalive import KeepAlive
+from pagoda_router.openai.offers import require_switches
 from pagoda_router.openai.prepare import SALT_BYTES
 from pagoda_router.openai.schemas import StreamOptions, decode_body
 from pagoda_router.relays import Relay, Relayed
@@ -56,6 +57,7 @@ class Relaying:
         relay = generation.relay
         assert relay is not None
         call.outcome.model, call.outcome.served_name, call.outcome.stream = entry.model, entry.served_name, relay.stream
+        await call.reserve([generation], self._dispatcher)
         if relay.stream:
             async with keep_alive() as alive:
                 await self._stream(call, generation, exchange, alive)
@@ -76,6 +78,7 @@ class Relaying:
         n = 1 if request.n is None else request.n
         if not 1 <= n <= self._settings.max_choices:
             raise BadRequest(f"n is {n}: use a value from 1 to {self._settings.max_choices}", param="n")
+        require_switches(call.wishes, backend, n, None)
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
         usual = (entry.max_model_len or UNTOLD_MAX_TOKENS) if call.outcome.endpoint == "chat" else COMPLETION_MAX_TOKENS
         relay = Relay(
@@ -84,7 +87,7 @@ class Relaying:
             served_name=entry.served_name,
             stream=bool(request.stream),
             wants_usage=request.stream_options is not None and bool(request.stream_options.include_usage),
-            prefix_cache=call.wishes.prefix_cache,
+            prefix_cache=call.wishes.switches.prefix_cache,
         )
         trace, answer_id = call.trace, "relay-" + os.urandom(12).hex()
         generation = Generation(
@@ -148,7 +151,7 @@ class Relaying:
                         self._bill(call.outcome, event)
                         raise_failure(event)
                         call.outcome.status = 200
-                        await exchange.start(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.headers])
+                        await exchange.start(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.answer_headers()])
                         await exchange.write(body, last=True)
                         return
         raise _ended_early()

@@ -60,6 +60,8 @@ class CommonRequest(msgspec.Struct, kw_only=True):
 class ContentPart(msgspec.Struct, kw_only=True):
     type: str
     text: str | None = None
+    refusal: str | None = None
+    """Of an assistant that said no; text all the same."""
 
 
 class SaidFunction(msgspec.Struct, kw_only=True):
@@ -84,6 +86,7 @@ class ChatMessage(msgspec.Struct, kw_only=True):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    refusal: str | None = None
 
 
 class Function(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -133,7 +136,8 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 class TokenizeRequest(msgspec.Struct, kw_only=True):
     """A prompt, or a chat's messages with what shapes them."""
 
-    model: str
+    model: str | None = None
+    """May be left out where one model is served."""
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
     add_special_tokens: bool | None = None
@@ -145,8 +149,8 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True):
-    model: str
     tokens: list[int]
+    model: str | None = None
 
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest)

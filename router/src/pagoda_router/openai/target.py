@@ -3,12 +3,13 @@
 Shared by every endpoint that takes text. Owns the tokenizer cache; waits, at the dispatcher's, for a model that nobody has described yet.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from pagoda_router.abilities import Feature
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import NOBODY, Arrival, Catalog, CatalogEntry, Dispatcher, Feature, ModelName, Sender, TextAssets
+from pagoda_router.generation import NOBODY, Arrival, Catalog, CatalogEntry, Dispatcher, ModelName, Sender, TextAssets
 from pagoda_router.openai import checks
 from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.text.tokens import TokenizerCache, TokenText
@@ -30,11 +31,11 @@ class Target:
     arrival: Arrival | None
     sender: Sender = NOBODY
 
-    async def encode(self, prompt: str, *, special: bool, param: str, most: int | None = None) -> list[int]:
+    async def encode(self, prompt: str, *, special: bool, param: str, most: int | None = None) -> Sequence[int]:
         """`most`: only the last so many tokens are kept. Raises ContextTooLong when it can be seen before encoding."""
         if most is None:
             checks.check_context(self.text.least_tokens(prompt), self.assets, param=param, at_least=True)
-        ids = await self.text.encode(prompt, add_special_tokens=special)
+        ids = await self.text.encode(prompt, add_special_tokens=special, scope=self.sender.tenant)
         return ids if most is None else ids[-most:]
 
     def require(self, feature: Feature, field: str, what: str) -> None:

@@ -26,27 +26,25 @@ class Tokenizing:
 
     async def tokenize(self, body: bytes, key: ApiKey) -> bytes:
         request = parse_request(body, TokenizeRequest)
-        key.require_model(request.model)
-        target = await self._target(self._catalog.get(request.model))
+        target = await self._target(self._entry(request.model, key))
         if (request.prompt is None) == (request.messages is None):
             raise BadRequest("tokenize takes either prompt or messages: send one", param="prompt")
         # A chat template has written the special tokens.
         special = request.prompt is not None if request.add_special_tokens is None else request.add_special_tokens
         text = request.prompt if request.prompt is not None else self._chat(request, target)
-        ids = await target.text.encode(text, add_special_tokens=special)
+        ids = list(await target.text.encode(text, add_special_tokens=special, scope=key.tenant))
         strings = [target.text.token_bytes(token_id).decode(errors="replace") for token_id in ids] if request.return_token_strs else None
         return msgspec.json.encode({"count": len(ids), "max_model_len": target.assets.max_model_len, "tokens": ids, "token_strs": strings})
 
     async def detokenize(self, body: bytes, key: ApiKey) -> bytes:
         request = parse_request(body, DetokenizeRequest)
-        key.require_model(request.model)
-        target = await self._target(self._catalog.get(request.model))
+        target = await self._target(self._entry(request.model, key))
         checks.check_prompt_ids(request.tokens, target.assets, param="tokens")
         return msgspec.json.encode({"prompt": target.text.decode(request.tokens, skip_special_tokens=False)})
 
     def _chat(self, request: TokenizeRequest, target: Target) -> str:
         chat = ChatRequest(
-            model=request.model,
+            model=target.served_name,
             messages=request.messages or [],
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
@@ -55,6 +53,16 @@ class Tokenizing:
         )
         check_messages(chat.messages, self._settings)
         return render(self._templates, chat, target.assets, toolset_of(chat, template_of(chat.model, target.assets)))
+
+    def _entry(self, name: str | None, key: ApiKey) -> CatalogEntry:
+        """Without a name, as vLLM has it, the only one that the key may ask. Raises BadRequest where there are several."""
+        if name is None:
+            entries = [entry for entry in self._catalog.list() if key.may_ask(entry.served_name)]
+            if len({entry.model for entry in entries}) != 1:
+                raise BadRequest(f"model is required: {len(entries)} are served", param="model")
+            return entries[0]
+        key.require_model(name)
+        return self._catalog.get(name)
 
     async def _target(self, entry: CatalogEntry) -> Target:
         target = await self._targets.known(entry)

@@ -46,21 +46,25 @@ def toolset_of(request: ChatRequest, template: str) -> Toolset | None:
             param="tools",
         )
     only_one = request.parallel_tool_calls is False
-    shown = [msgspec.to_builtins(tool) for tool in request.tools]
+    tools = [tool for tool in request.tools if tool.function.name in names]
+    shown = [msgspec.to_builtins(tool) for tool in tools]
     if choice == "auto":
         return Toolset(shown=shown, names=names, form=form, only_one_call=only_one)
     if choice == "required":
-        forced = Structured(json_schema=_array_of_calls(request.tools, only_one=only_one))
+        forced = Structured(json_schema=_array_of_calls(tools, only_one=only_one))
         return Toolset(shown=shown, names=names, form=FORCED, forced=forced, only_one_call=only_one)
     name = choice.removeprefix("=")
-    parameters = next(tool.function.parameters for tool in request.tools if tool.function.name == name)
+    parameters = next(tool.function.parameters for tool in tools if tool.function.name == name)
     schema = msgspec.json.encode(_ANY_OBJECT if parameters is None else parameters).decode()
     return Toolset(shown=shown, names=names, form=form, forced=Structured(json_schema=schema), forced_name=name)
 
 
 def check_tools(request: ChatRequest) -> tuple[str, frozenset[str]]:
-    """What can be said of them without knowing the model. Returns the choice, as _choice_of does, and the tools' names."""
-    choice, names = _choice_of(request), _names(request.tools or [])
+    """What can be said of them without knowing the model. Returns the choice, as _choice_of does, and the names of tools that it allows."""
+    names = _names(request.tools or [])
+    if isinstance(request.tool_choice, dict) and request.tool_choice.get("type") == "allowed_tools":
+        return _allowed(request.tool_choice, names)
+    choice = _choice_of(request)
     if not names and choice not in ("none", "auto"):
         raise BadRequest("tool_choice asks for a call, but there are no tools: send tools", param="tool_choice")
     if choice.startswith("=") and choice[1:] not in names:
@@ -86,6 +90,21 @@ def _choice_of(request: ChatRequest) -> str:
             param="tool_choice",
         )
     return "=" + name
+
+
+def _allowed(choice: dict[str, Any], names: frozenset[str]) -> tuple[str, frozenset[str]]:
+    """OpenAI's way to allow a few of the tools: the model is shown only those."""
+    asked = choice.get("allowed_tools")
+    mode, tools = (asked.get("mode", "auto"), asked.get("tools")) if isinstance(asked, dict) else (None, None)
+    if mode not in ("auto", "required") or not isinstance(tools, list) or not tools:
+        raise BadRequest("tool_choice: allowed_tools needs a mode, auto or required, and tools, a list of functions", param="tool_choice")
+    functions = [tool.get("function") if isinstance(tool, dict) else None for tool in tools]
+    allowed = {str(function.get("name")) if isinstance(function, dict) else "" for function in functions}
+    for name in sorted(allowed - names):
+        raise BadRequest(
+            f"tool_choice allows {name[:60]!r}, which is not among tools: {', '.join(sorted(names))[:200]}", param="tool_choice"
+        )
+    return mode, frozenset(allowed)
 
 
 def _names(tools: Sequence[Tool]) -> frozenset[str]:

@@ -5,7 +5,7 @@ Pure, bounded in number and in candidates. choosing.py appends; what a worker to
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from statistics import median
 from typing import NamedTuple
@@ -54,12 +54,12 @@ class Decision:
 
 
 def decision_of(placement: Placement, facts: RequestFacts, request_id: str, model: ModelName, now_s: float, times: WorkerTimes) -> Decision:
-    kept = [view.worker for view, _ in placement.scores]
+    turn_of = {view.worker: facts.turn_of.get(view.worker, 0) for view, _ in placement.scores}  # turns go on under way
     return Decision(
         at_s=now_s,
         request_id=request_id,
         model=model,
-        facts=replace(facts, turn_of={worker: facts.turn_of.get(worker, 0) for worker in kept}),  # turns go on under way
+        facts=RequestFacts(facts.cost, facts.lane, facts.lane_of, turn_of),
         policy=placement.policy,
         reason=placement.reason,
         candidates=placement.scores,

@@ -11,7 +11,8 @@ from pagoda_router.generation import WorkerId
 class WorkerView:
     """One worker as the router sees it now: its last state, corrected by what this router sent since.
 
-    Not frozen, since one is made for each worker and request and freezing makes that several times slower; nobody changes one.
+    It belongs to the worker's link, which rewrites it at each look: a hundred new ones for each request cost more than all
+    else in a choice. So a view is good until the event loop goes on; who keeps one keeps a copy.
     """
 
     worker: WorkerId
@@ -49,6 +50,32 @@ class WorkerView:
     """In another zone than this router. False also when either zone is not known."""
     silent_s: float = 0.0
     """It has something of this router's to do and has not said a word for so long."""
+
+    def copied(self) -> "WorkerView":
+        """Several times as fast as dataclasses.replace."""
+        return WorkerView(
+            worker=self.worker,
+            routable=self.routable,
+            reason=self.reason,
+            variant=self.variant,
+            template=self.template,
+            capacity_tokens=self.capacity_tokens,
+            available_tokens=self.available_tokens,
+            reservable_tokens=self.reservable_tokens,
+            batch_full=self.batch_full,
+            cached_tokens=self.cached_tokens,
+            queued_prefill_tokens=self.queued_prefill_tokens,
+            running=self.running,
+            waiting=self.waiting,
+            max_running=self.max_running,
+            prefill_tokens_per_s=self.prefill_tokens_per_s,
+            decode_step_ms=self.decode_step_ms,
+            decode_step_ms_per_sequence=self.decode_step_ms_per_sequence,
+            sleeps=self.sleeps,
+            decode_tokens_per_s=self.decode_tokens_per_s,
+            is_elsewhere=self.is_elsewhere,
+            silent_s=self.silent_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)

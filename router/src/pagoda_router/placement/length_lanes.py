@@ -23,6 +23,8 @@ OUTPUT_WEIGHT = 2
 """Work of an output token in prompt tokens, as in VTC."""
 SPREAD = 4.0
 """Of the ninth decile to the first: traffic more even than that is one lane."""
+MAN_EVERY = 16
+"""Requests, after which workers that came or went are noticed; until then a new one takes every length."""
 MOVED = 0.25
 """Share by which a cut must differ from the one in force, twice in a row, before lanes move: caches follow lanes, and moving costs them."""
 
@@ -66,7 +68,8 @@ class LengthLanes:
         if self._since_fit >= REFIT_EVERY:
             self._since_fit = 0
             self._refit(min(MOST_LANES, len(workers)))
-        self.man(workers)
+        if self._since_fit % MAN_EVERY == 0 or not self._workers:
+            self.man(workers)
 
     def man(self, workers: Sequence[WorkerView]) -> None:
         """Which worker is whose: equal parts, those with less KV cache in the lanes of shorter requests."""

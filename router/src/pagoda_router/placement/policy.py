@@ -9,7 +9,6 @@ choosing.py for every request, and by the simulator.
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from heapq import nsmallest
 from random import Random
 from typing import Literal
 
@@ -91,7 +90,42 @@ def place(
     """`avoid`: workers that refused or lost this very request. `shunned`: those that failed or fell behind their peers lately. Both are
     taken only when there is no other: an avoided one when no other has room now, a shunned one when no other could ever run the request."""
     facts = request if isinstance(request, RequestFacts) else RequestFacts(request)
-    cost = facts.cost
+    cost, least_tokens = facts.cost, facts.cost.least_kv_tokens
+    # One pass where nobody is to be left out, which is nearly always.
+    candidates = [view for view in workers if view.routable and view.reservable_tokens is not None and view.capacity_tokens >= least_tokens]
+    if shunned or avoid or not candidates:
+        left = _left_over(cost, workers, avoid, shunned)
+        if isinstance(left, Refusal):
+            return left
+        candidates = left
+    usual = usual_rates(candidates)
+    scores = POLICIES[policy](facts, candidates, usual)
+    best = _best(scores, rng)
+    chosen = candidates[best[0]]
+    assert chosen.reservable_tokens is not None
+    prediction = predict(facts, chosen, usual)
+    runner_up = candidates[best[1]] if len(best) > 1 else None
+    is_tie = len(best) > 1 and scores[best[0]] == scores[best[1]]
+    is_alone = runner_up is None and sum(view.routable for view in workers) == 1
+    return Placement(
+        chosen.worker,
+        chosen.reservable_tokens,
+        prediction.ttft_ms,
+        _reason(policy, chosen, runner_up, is_tie=is_tie, is_avoided=chosen.worker in avoid, is_alone=is_alone),
+        None if runner_up is None else runner_up.worker,
+        None if runner_up is None else predict(facts, runner_up, usual).ttft_ms,
+        min(chosen.cached_tokens, cost.prompt_tokens - 1),
+        prediction.tpot_ms,
+        policy,
+        tuple([(candidates[at].copied(), scores[at]) for at in best]),
+        len(candidates),
+    )
+
+
+def _left_over(
+    cost: Price, workers: Sequence[WorkerView], avoid: Collection[WorkerId], shunned: Collection[WorkerId]
+) -> list[WorkerView] | Refusal:
+    """Step by step: who is a candidate when somebody is to be left alone, or why there is none."""
     routable = [view for view in workers if view.routable]
     if not routable:
         reasons = sorted({view.reason for view in workers if view.reason})
@@ -102,33 +136,19 @@ def place(
         return Refusal("too_large", f"the prompt needs {cost.least_kv_tokens} tokens of KV cache, the largest worker has {most}")
     sound = ([view for view in large_enough if view.worker not in shunned] or large_enough) if shunned else large_enough
     open_now = [view for view in sound if view.reservable_tokens is not None]
-    candidates = ([view for view in open_now if view.worker not in avoid] or open_now) if avoid else open_now
-    if not candidates:
+    if not open_now:
         if all(view.batch_full for view in routable):
             return Refusal("batches_full", "no worker takes one more sequence now")
         return Refusal("no_room", f"{cost.kv_tokens} tokens do not fit now, {max(v.available_tokens for v in sound)} are free")
-    scores = POLICIES[policy](facts, candidates)
-    draws = [rng.random() for _ in scores]  # a fixed order among equals would send every cold request to the same worker
-    best = nsmallest(KEPT_SCORES, zip(scores, draws, range(len(scores)), strict=True))
-    chosen = candidates[best[0][2]]
-    assert chosen.reservable_tokens is not None
-    usual = usual_rates(candidates)
-    prediction = predict(facts, chosen, usual)
-    runner_up = candidates[best[1][2]] if len(best) > 1 else None
-    is_tie = len(best) > 1 and best[0][0] == best[1][0]
-    return Placement(
-        chosen.worker,
-        chosen.reservable_tokens,
-        prediction.ttft_ms,
-        _reason(policy, chosen, runner_up, is_tie=is_tie, is_avoided=chosen.worker in avoid, is_alone=len(routable) == 1),
-        None if runner_up is None else runner_up.worker,
-        None if runner_up is None else predict(facts, runner_up, usual).ttft_ms,
-        min(chosen.cached_tokens, cost.prompt_tokens - 1),
-        prediction.tpot_ms,
-        policy,
-        tuple((candidates[at], score) for score, _, at in best),
-        len(candidates),
-    )
+    return ([view for view in open_now if view.worker not in avoid] or open_now) if avoid else open_now
+
+
+def _best(scores: Sequence[float], rng: Random) -> list[int]:
+    """Where the lowest KEPT_SCORES are, lowest first and equals in any order: a fixed one among them would send every cold request to the
+    same worker."""
+    last = sorted(scores)[:KEPT_SCORES][-1]
+    kept = [(score, rng.random(), at) for at, score in enumerate(scores) if score <= last]
+    return [at for _, _, at in sorted(kept)[:KEPT_SCORES]]
 
 
 def _reason(

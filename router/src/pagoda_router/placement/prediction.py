@@ -35,11 +35,16 @@ class Prediction(NamedTuple):
 
 
 def usual_rates(views: Sequence[WorkerView]) -> UsualRates:
-    prefill = [view.prefill_tokens_per_s for view in views if view.prefill_tokens_per_s > 0]
-    decode = [view.decode_step_ms for view in views if view.decode_step_ms > 0]
+    prefill_sum = decode_sum = 0.0
+    prefill = decode = 0
+    for view in views:
+        if (rate := view.prefill_tokens_per_s) > 0:
+            prefill_sum, prefill = prefill_sum + rate, prefill + 1
+        if (step_ms := view.decode_step_ms) > 0:
+            decode_sum, decode = decode_sum + step_ms, decode + 1
     return UsualRates(
-        sum(prefill) / len(prefill) if prefill else UNMEASURED_PREFILL_TOKENS_PER_S,
-        sum(decode) / len(decode) if decode else UNMEASURED_DECODE_STEP_MS,
+        prefill_sum / prefill if prefill else UNMEASURED_PREFILL_TOKENS_PER_S,
+        decode_sum / decode if decode else UNMEASURED_DECODE_STEP_MS,
     )
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
 from pagoda_router.placement.facts import RequestFacts, WorkerView
-from pagoda_router.placement.prediction import UsualRates, prefill_ms_per_token, times_ms, usual_rates
+from pagoda_router.placement.prediction import UsualRates, prefill_ms_per_token, times_ms
 
 Scores = list[float]
-Policy = Callable[[RequestFacts, Sequence[WorkerView]], Scores]
+Policy = Callable[[RequestFacts, Sequence[WorkerView], UsualRates], Scores]
+"""The rates: of the candidates, for those that have not measured yet."""
 
 TPOT_TOKENS = 16
 """Tokens of the answer whose pace counts beside its first: about what a reader waits for before reading along. All of a long answer would
@@ -43,17 +44,17 @@ POLICY = PolicyName.PREDICTED
 """Unless the manifest names another."""
 
 
-def round_robin(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+def round_robin(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRates) -> Scores:
     """Whoever had a turn longest ago."""
     return [facts.turn_of.get(view.worker, 0) for view in views]
 
 
-def least_loaded(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+def least_loaded(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRates) -> Scores:
     """Fewest sequences, running and waiting."""
     return [view.running + view.waiting for view in views]
 
 
-def gpu_aware(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+def gpu_aware(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRates) -> Scores:
     """Share of the KV cache in use with this request in it, plus share of the batch: a larger device takes more."""
     needed = facts.cost.kv_tokens
     return [
@@ -63,7 +64,7 @@ def gpu_aware(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
     ]
 
 
-def prefix(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+def prefix(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRates) -> Scores:
     """Fewest tokens to compute; among equals the least loaded. A worker with far more to compute than the others keeps nobody for its
     cache: affinity without a bound melts whoever holds the prompt that everybody shares."""
     bound = FAR_MORE_LOADED * sum(view.queued_prefill_tokens for view in views) / len(views) + facts.cost.prompt_tokens
@@ -76,7 +77,7 @@ def prefix(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
     return scores
 
 
-def length(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+def length(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRates) -> Scores:
     """Workers of the request's own length lane first, the least loaded of them; work conserving, since an idle worker has no lane and every
     lane of distance costs no more than LANE_LOAD of what a worker has to do."""
     loads = [view.running + view.waiting for view in views]
@@ -84,10 +85,9 @@ def length(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
     return [LANE_LOAD * facts.lanes_away(view) * (load > 0) + load / mean for view, load in zip(views, loads, strict=True)]
 
 
-def predicted(facts: RequestFacts, views: Sequence[WorkerView]) -> Scores:
+def predicted(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRates) -> Scores:
     """Milliseconds: first token and the pace of the next ones, what the request costs those of other lengths, and the way to another zone.
     The best cached worker gets a bonus of AFFINITY_SHARE of the prefill that it saves over the fastest one."""
-    usual = usual_rates(views)
     prompt_tokens, output_tokens, has_lanes = facts.cost.prompt_tokens, facts.cost.output_tokens, bool(facts.lane_of)
     pace_tokens = min(output_tokens, TPOT_TOKENS)
     scores: Scores = []

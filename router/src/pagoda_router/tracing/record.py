@@ -92,6 +92,8 @@ class Attempt:
     runner_up: str | None
     runner_up_ms: float | None
     times: WorkerTimes
+    variant: str = ""
+    """The worker's; empty: not told."""
     failed: str = ""
     """Why another one had to be asked; empty: it answered, or the request ended under it."""
 

@@ -18,8 +18,11 @@ class TraceRing:
         self._traces.append(trace)
 
     def find(self, request_id: str) -> RequestTrace | None:
-        """The latest of this id: clients may use one twice."""
-        return next((trace for trace in reversed(self._traces) if trace.outcome.request_id == request_id), None)
+        """The latest of this id: clients may use one twice. Its answer's will do too, and one prompt's of several."""
+        known_as = {request_id, request_id.rpartition("-")[0]} - {""}
+        return next(
+            (trace for trace in reversed(self._traces) if trace.outcome.request_id == request_id or trace.answer_id in known_as), None
+        )
 
     def select(
         self, *, model: str | None = None, status: int | None = None, least_duration_s: float = 0.0, limit: int = 100

@@ -17,7 +17,7 @@ from pagoda_router.tracing.record import Attempt, RequestTrace
 
 Value = str | bool | int | float | tuple[str, ...] | None
 
-OPERATIONS = {"chat": "chat", "completions": "text_completion", "embeddings": "embeddings"}
+OPERATIONS = {"chat": "chat", "responses": "chat", "completions": "text_completion", "embeddings": "embeddings"}
 SAMPLED = 0x01
 HAS_IS_REMOTE, IS_REMOTE = 0x100, 0x200
 """Of a span's flags: whether its parent is another process's."""

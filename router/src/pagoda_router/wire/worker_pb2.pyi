@@ -737,8 +737,9 @@ class FeatureToggles(_message.Message):
     no_prefix_cache: _builtins.bool
     """neither read nor fill it for this request"""
     no_batching: _builtins.bool
-    """reserved: run alone"""
+    """no step computes it together with another request; steps alternate with the others. n must be 1"""
     no_speculation: _builtins.bool
+    """no draft tokens; nothing drafts yet"""
     def __init__(
         self,
         *,

@@ -64,6 +64,7 @@ def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
         structured=structured_output(submit, facts),
         prompt_logprobs=submit.prompt_logprobs if submit.HasField("prompt_logprobs") else None,
         embedding=submit.embedding,
+        runs_alone=submit.toggles.no_batching,
     )
 
 
@@ -80,8 +81,8 @@ def _refuse_reserved(submit: pb.Submit) -> None:
         )
     if submit.HasField("speculation") and not submit.speculation.off:
         raise NotImplementedYet("speculation does not exist yet: leave speculation out or switch it off", param="speculation")
-    if submit.toggles.no_batching:
-        raise NotImplementedYet("requests cannot run alone yet: leave toggles.no_batching out", param="toggles.no_batching")
+    if submit.toggles.no_batching and submit.n > 1:
+        raise RequestRefused(f"{submit.n} sequences cannot run alone: ask for n = 1, or leave no_batching out", param="toggles.no_batching")
     if len(UnknownFieldSet(submit)) > 0:
         number = UnknownFieldSet(submit)[0].field_number
         raise NotImplementedYet(

@@ -12,6 +12,7 @@ from pagoda_worker.scheduling.policy import victims_needed
 from pagoda_worker.scheduling.residency import Found, Residency
 from pagoda_worker.scheduling.roster import Roster, priority_of
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits, Totals
+from pagoda_worker.scheduling.turns import Turn
 
 MAX_NEWCOMERS = 8
 """Waiting sequences that one step weighs against prompts in progress."""
@@ -27,11 +28,12 @@ class Admission:
         self._places = 0
         """How many of those waiting may still join the batch that runs."""
 
-    def make_way(self, plan: StepPlan, now: float) -> bool:
+    def make_way(self, plan: StepPlan, now: float, turn: Turn) -> bool:
         """Before anything else is planned: who makes way must not be part of the step. Says whether someone was preempted."""
         preempted, running = False, self._roster.running
         while (first := self._roster.first_waiting) and running and priority_of(running[-1]) < priority_of(first):
-            if first.pending:  # preempted by this plan, or by the one before: its newest token is not known yet
+            # Preempted by this plan, or by the one before: its newest token is not known yet. Or it is not its turn.
+            if first.pending or not turn.includes(first):
                 break
             victims = [s for s in reversed(running) if priority_of(s) < priority_of(first)]
             count = self._victims_needed(self._find(first), victims)
@@ -41,7 +43,7 @@ class Admission:
                 self._roster.preempt(plan, victim)
             preempted = True
             self._places = self._limits.max_running
-            if self.admit(plan, now, self._limits.max_batch_tokens) is None:
+            if self.admit(plan, now, self._limits.max_batch_tokens, turn) is None:
                 break
         return preempted
 
@@ -82,13 +84,13 @@ class Admission:
             waited_s=now - waiting[0].accepted if waiting else 0.0,
         )
 
-    def admit(self, plan: StepPlan, now: float, budget: int) -> Sequence | None:
-        """The first in waiting, with all blocks of its present length, or without pages of any length it may reach; nobody overtakes it.
-        A spare block for every four running sequences keeps the newcomer from being preempted at once; one for each left a seventh of the
-        cache unused (docs/log.md)."""
+    def admit(self, plan: StepPlan, now: float, budget: int, turn: Turn) -> Sequence | None:
+        """The first in waiting, when it is its turn, with all blocks of its present length, or without pages of any length it may reach;
+        nobody overtakes it. A spare block for every four running sequences keeps the newcomer from being preempted at once; one for each
+        left a seventh of the cache unused (docs/log.md)."""
         roster, policy = self._roster, self._limits.policy
         sequence = roster.first_waiting
-        if sequence is None or sequence.pending or not roster.free_rows or not self._places:
+        if sequence is None or sequence.pending or not roster.free_rows or not self._places or not turn.includes(sequence):
             return None
         found = self._find(sequence)
         if policy.whole_prompts and len(sequence.tokens) - found.computed > budget:

@@ -37,6 +37,8 @@ class Roster:
         self._arrivals = 0
         self._live = 0
         """Sequences in `_requests`."""
+        self.alone = 0
+        """Of them, those that no step may compute together with others."""
         self._eos = eos
 
     # ------------------------------------------------------------ coming
@@ -49,6 +51,7 @@ class Roster:
         ]
         self._arrivals += 1
         self._live += len(family)
+        self.alone += request.runs_alone
         self._requests[request.request_id] = {sequence.index: sequence for sequence in family}
         if request.deadline_s is not None:
             self._timed.update(family)
@@ -103,6 +106,7 @@ class Roster:
         family = self._requests[request_id]
         del family[sequence.index]
         self._live -= 1
+        self.alone -= sequence.request.runs_alone
         if not family:
             del self._requests[request_id]
         self._timed.discard(sequence)
@@ -164,6 +168,7 @@ class Roster:
         assert {each for each in self.running if each.remaining > 1} <= self.prefilling <= set(self.running)
         assert all(each.remaining for each in self.prefilling), "a prompt that is computed counts as one that is not"
         assert self._live == len(self.everyone()), "the count of sequences is wrong"
+        assert self.alone == sum(each.request.runs_alone for each in self.everyone()), "the count of those that run alone is wrong"
         assert self.running == sorted(self.running, key=order_of)
         assert self.waiting == sorted(self.waiting, key=order_of)
         if not self._requests:

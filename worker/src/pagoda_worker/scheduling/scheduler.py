@@ -22,6 +22,7 @@ from pagoda_worker.scheduling.residency import KvUse, Residency
 from pagoda_worker.scheduling.roster import Roster, priority_of
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits, Totals, check_room
 from pagoda_worker.scheduling.settling import Settling
+from pagoda_worker.scheduling.turns import SHARED, Turn, Turns
 
 
 class Scheduler:
@@ -33,6 +34,7 @@ class Scheduler:
         self._roster = Roster(self.residency, self.totals, rows=limits.max_running, eos=frozenset(limits.eos_token_ids))
         self._admission = Admission(self._roster, self.residency, limits, self.totals)
         self._settling = Settling(self._roster, self.residency, limits, self.totals)
+        self._turns = Turns()
 
     # ------------------------------------------------------------ what comes in
 
@@ -86,25 +88,34 @@ class Scheduler:
         new owner's writes come after, and nobody reads a slot before its owner wrote it."""
         self._roster.expire(now)
         plan = self.residency.begin_step()
-        full = self.limits.policy == FULL_ENGINE
-        preempted = self._admission.make_way(plan, now) if full else False
-        lacking, prompts = self._plan_decodes(plan)
-        preempted = preempted or lacking
-        cap = self.limits.long_prefill_tokens if full else None
-        budget = prefill_budget(self.limits.max_batch_tokens, len(plan.decodes), cap)
-        budget -= self._plan_prompts(plan, prompts, budget, admitting=full and not preempted)
-        self._admission.open_places(now)
-        while budget > 0 and not preempted and (admitted := self._admission.admit(plan, now, budget)):
-            budget -= self._plan_chunk(plan, admitted, budget)
+        turn = self._turns.next(self.running, self._roster.first_waiting) if self._roster.alone else SHARED
+        self._plan(plan, turn, now)
+        if plan.empty and turn.only is not None:  # it found no room: then the others may have theirs
+            self._plan(plan, SHARED, now)
         self.residency.end_step(plan)
         return plan
 
-    def _plan_decodes(self, plan: StepPlan) -> "tuple[bool, list[tuple[Sequence, int]]]":
+    def _plan(self, plan: StepPlan, turn: Turn, now: float) -> None:
+        full = self.limits.policy == FULL_ENGINE
+        preempted = self._admission.make_way(plan, now, turn) if full else False
+        members = [sequence for sequence in self.running if turn.includes(sequence)] if self._roster.alone else list(self.running)
+        lacking, prompts = self._plan_decodes(plan, members)
+        preempted = preempted or lacking
+        cap = self.limits.long_prefill_tokens if full else None
+        budget = prefill_budget(self.limits.max_batch_tokens, len(plan.decodes), cap)
+        if turn.only is not None and cap is not None and len(self.running) > (turn.only.row >= 0):
+            budget = min(budget, cap)  # alone in its step is not alone here: others wait for their next token meanwhile
+        budget -= self._plan_prompts(plan, prompts, budget, admitting=full and not preempted and turn.only is None)
+        self._admission.open_places(now)
+        while budget > 0 and not preempted and (admitted := self._admission.admit(plan, now, budget, turn)):
+            budget -= self._plan_chunk(plan, admitted, budget)
+
+    def _plan_decodes(self, plan: StepPlan, members: list[Sequence]) -> "tuple[bool, list[tuple[Sequence, int]]]":
         """Everyone in order gets the block its next token needs, if need be from the last in order. Says whether someone was preempted, and
         who is left with how many tokens of a prompt. The one loop over everything that runs: it looks at each sequence once."""
         preempted, prompts, residency, decodes = False, [], self.residency, plan.decodes
         most, block_size = self.limits.max_batch_tokens, self.blocks.block_size
-        for sequence in list(self.running):
+        for sequence in members:
             if len(decodes) == most:
                 break
             remaining = sequence.remaining

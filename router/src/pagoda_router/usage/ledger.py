@@ -1,0 +1,210 @@
+"""Who used what, in this router: limits and budgets before a request runs; usage by hour, key and model from then on, stored in batches.
+
+Owns the open accounts, the counters, this month's budgets and the rate limits. app.py opens an account for each request that generates;
+`__main__` runs the flushing. No request waits for the database; one of a key with limits waits for Redis, once, where there is one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pagoda_router.errors import DatabaseError, SharedLimitsAway, UsageUnavailable
+from pagoda_router.http.surface import RequestOutcome
+from pagoda_router.keys.key import ApiKey
+from pagoda_router.keys.limits import RateLimits, Told
+from pagoda_router.usage.account import Account, Reservation
+from pagoda_router.usage.amounts import Amount, TokenPrices, Used
+from pagoda_router.usage.budgets import Budgets
+from pagoda_router.usage.counters import Place, UsageCounters
+from pagoda_router.usage.months import hour_of
+from pagoda_router.usage.store import Question, UsageStore, UsageSum
+
+if TYPE_CHECKING:
+    from pagoda_router.usage.shared import SharedLimits
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 2.0
+"""What kill -9 can lose: usage of so long, plus one write. Streams are counted while they run."""
+FREE = TokenPrices()
+
+
+class UsageLedger:
+    def __init__(
+        self,
+        store: UsageStore | None,
+        shared: "SharedLimits | None",
+        prices_of: Callable[[str], TokenPrices | None],
+        *,
+        clock: Callable[[], float],
+        calendar: Callable[[], float],
+    ) -> None:
+        """`prices_of`: by name of the InferenceModel. Without a store usage is counted nowhere, and budgets are what this process saw."""
+        self._store = store
+        self._shared = shared
+        self._prices_of = prices_of
+        self._clock = clock
+        self._calendar = calendar
+        self._limits = RateLimits()
+        self._budgets = Budgets(calendar())
+        self._counters = UsageCounters()
+        self._open: dict[Account, None] = {}
+        self._flushing = asyncio.Lock()
+
+    # ------------------------------------------------------------ one request
+
+    def open(self, key: ApiKey, outcome: RequestOutcome, headers: Told) -> Account:
+        """Of a request that just arrived; `headers` of its answer get the key's limits, also of a refusal. Raises RateLimited."""
+        account = Account(self, key, outcome, headers)
+        if key.has_limit:
+            try:
+                self._limits.arrive(key, self._clock())
+            finally:
+                account.tell(self._limits.told(key, self._clock()))
+        self._open[account] = None
+        return account
+
+    async def reserve(self, key: ApiKey, model: str, prompt_tokens: int, output_tokens: int, tell: Callable[[Told], None]) -> Reservation:
+        """All of what it is predicted to need, or nothing. Raises RateLimited, LargerThanLimit, QuotaSpent."""
+        cost = Amount(prompt_tokens + output_tokens, self._priced(model, prompt_tokens, 0, output_tokens))
+        self._budgets.turn(self._calendar())
+        minute_tokens = 0
+        try:
+            minute_tokens = self._limits.reserve(key, prompt_tokens, output_tokens, self._clock())
+            if key.has_budget:
+                self._budgets.reserve(key, cost)
+        except BaseException:
+            self._limits.settle(key, minute_tokens, 0, self._clock())
+            raise
+        finally:
+            tell(self._limits.told(key, self._clock()))
+        reservation = Reservation(minute_tokens, cost if key.has_budget else Amount())
+        if self._shared is not None:
+            await self._share(self._shared, key, reservation, cost, tell)
+        return reservation
+
+    async def _share(
+        self, shared: "SharedLimits", key: ApiKey, reservation: Reservation, cost: Amount, tell: Callable[[Told], None]
+    ) -> None:
+        """The same with what all routers let through; while Redis is away, this router's own limits and the database's sums count."""
+        try:
+            answer = await shared.reserve(key, self._budgets.month, reservation.minute_tokens, cost, self._budgets.spent(key.id))
+        except SharedLimitsAway:
+            return
+        except BaseException:
+            self._undo(key, reservation)
+            raise
+        tell(answer.told)
+        if answer.refusal is not None:
+            self._undo(key, reservation)
+            self._limits.give_back_request(key)
+            raise answer.refusal
+        reservation.lease = answer.lease
+
+    def _undo(self, key: ApiKey, reservation: Reservation) -> None:
+        self._limits.settle(key, reservation.minute_tokens, 0, self._clock())
+        if reservation.held != Amount():
+            self._budgets.release(key.id, reservation.held)
+
+    def record(self, account: Account) -> None:
+        """What it has used since it was looked at last."""
+        model = account.outcome.model
+        used = account.used_until_now(self._priced)
+        if used == account.recorded or model is None:
+            return
+        more = Used(*(now - then for now, then in zip(used, account.recorded, strict=True)))
+        now_unix_s = self._calendar()
+        place = Place(hour_of(now_unix_s), account.key.id, model, account.key.tenant)
+        self._budgets.turn(now_unix_s)
+        if self._store is not None:
+            self._counters.add(place, 0 if account.is_counted else 1, more)
+        account.is_counted = True
+        account.recorded = used
+        released = account.reservation.release(used.amount)
+        self._budgets.record(account.key.id, more.amount)
+        if account.key.has_budget:
+            self._budgets.release(account.key.id, released)
+        if self._shared is not None and account.key.has_budget:
+            self._shared.record(account.key, self._budgets.month, more.amount, account.reservation.lease, released)
+
+    def settle(self, account: Account) -> None:
+        """It is over, however it ended: what it used is recorded, what it held beyond that is free again."""
+        self._open.pop(account, None)
+        self.record(account)
+        self.release(account)
+
+    def release(self, account: Account) -> None:
+        """What it holds and did not use."""
+        reservation, key = account.reservation, account.key
+        account.reservation = Reservation()
+        used = account.recorded.amount
+        self._limits.settle(key, reservation.minute_tokens, used.tokens, self._clock())
+        rest = reservation.release_all()
+        if rest != Amount():
+            self._budgets.release(key.id, rest)
+        if self._shared is not None and reservation.lease is not None:
+            self._shared.settle(key, self._budgets.month, reservation.minute_tokens - used.tokens, reservation.lease, rest)
+
+    def _priced(self, model: str, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
+        return (self._prices_of(model) or FREE).nano_usd(prompt_tokens, cached_tokens, completion_tokens)
+
+    # ------------------------------------------------------------ to the store
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._run_flushing())
+            if self._shared is not None:
+                group.create_task(self._shared.run())
+
+    async def _run_flushing(self) -> None:
+        """What the database does not take now waits in memory, by hour, key and model, and goes with the next try."""
+        while self._store is not None:
+            await asyncio.sleep(FLUSH_S)
+            try:
+                await self.flush()
+            except DatabaseError as error:
+                log.warning("usage could not be stored and waits in memory: %s", error)
+
+    async def flush(self) -> None:
+        """All that was used until now is in the database after it. Raises DatabaseError."""
+        if self._store is None:
+            return
+        async with self._flushing:
+            for account in list(self._open):
+                if account.outcome.stream:
+                    if account.look is not None:
+                        account.look()
+                    self.record(account)
+            now_unix_s = self._calendar()
+            self._budgets.turn(now_unix_s)
+            for _ in range(2):  # the batch that was under way when the last try failed, and what came after it
+                batch, month = self._counters.batch(), self._budgets.month
+                totals = await asyncio.to_thread(self._store.write, batch, month, int(now_unix_s))
+                self._counters.confirm()
+                self._budgets.stored(month, totals, batch.amounts(month) if batch is not None else ())
+                if not self._counters.has_more:
+                    return
+
+    def now_unix_s(self) -> float:
+        return self._calendar()
+
+    async def sums(self, question: Question) -> list[UsageSum]:
+        """Up to now as far as this router is concerned, up to FLUSH_S ago for others. Raises UsageUnavailable."""
+        if self._store is None:
+            raise UsageUnavailable("this router keeps no usage: set PAGODA_DATABASE to a database that survives it")
+        try:
+            await self.flush()
+            return await asyncio.to_thread(self._store.sums, question)
+        except DatabaseError as error:
+            raise UsageUnavailable(f"the database of usage did not answer: {error}") from error
+
+    async def close(self) -> None:
+        """Everything that is known goes out, once."""
+        try:
+            await self.flush()
+        except DatabaseError as error:
+            log.error("the last usage could not be stored and is lost: %s", error)
+        if self._shared is not None:
+            await self._shared.close()
