@@ -70,6 +70,8 @@ func answerAll(connection net.Conn) error {
 		}
 		if strings.HasPrefix(request.first, "GET ") {
 			err = writeWhole(connection, []byte(`{"object":"list","data":[{"id":"mock","object":"model"}],"model_path":"mock","is_generation":true}`))
+		} else if !isGeneration(request.first) {
+			err = writeNotFound(connection)
 		} else if of := readAsked(body); of.stream {
 			err = writeStream(connection, of)
 		} else {
@@ -80,6 +82,19 @@ func answerAll(connection net.Conn) error {
 			return nil
 		}
 	}
+}
+
+// isGeneration: vllm-router first asks the backend for /v1/chat/completions/render, and goes on without where there is none.
+func isGeneration(first string) bool {
+	_, rest, _ := strings.Cut(first, " ")
+	path, _, _ := strings.Cut(rest, " ")
+	return path == "/v1/chat/completions" || path == "/v1/completions"
+}
+
+func writeNotFound(connection net.Conn) error {
+	body := `{"detail":"Not Found"}`
+	_, err := fmt.Fprintf(connection, "HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s", len(body), body)
+	return err
 }
 
 func writeWhole(connection net.Conn, body []byte) error {

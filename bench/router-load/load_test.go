@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"net"
 	"net/url"
 	"strings"
@@ -88,9 +89,31 @@ func TestABodyIsReadHoweverARouterRewroteIt(t *testing.T) {
 	for _, body := range []string{
 		`{"model":"mock-1ms","max_tokens":3,"stream":true,"stream_options":{"include_usage":true}}`,
 		`{"stream_options": {"include_usage": true}, "stream": true, "max_tokens": 3, "model": "mock-1ms"}`,
+		`{"model":"mock-1ms","max_completion_tokens":3,"stream":true,"stream_options":{"include_usage":true}}`,
 	} {
 		if got := readAsked([]byte(body)); got != (asked{"mock-1ms", 3, true, true}) {
 			t.Errorf("%s: %+v", body, got)
+		}
+	}
+}
+
+func TestOnlyGenerationIsAnsweredAndTheConnectionGoesOn(t *testing.T) {
+	connection, err := net.Dial("tcp", backendAddress(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer connection.Close()
+	reader, body := bufio.NewReader(connection), `{"model":"mock-10ms","max_tokens":1,"stream":false}`
+	for path, status := range map[string]string{"/v1/chat/completions/render": "404", "/v1/chat/completions": "200"} {
+		if _, err := fmt.Fprintf(connection, "POST %s HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s", path, len(body), body); err != nil {
+			t.Fatal(err)
+		}
+		found, err := readHead(reader)
+		if err != nil || !strings.Contains(found.first, status) {
+			t.Fatalf("%s: %q, %v", path, found.first, err)
+		}
+		if err := readBody(reader, found, func([]byte) {}); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

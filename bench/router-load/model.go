@@ -31,8 +31,10 @@ type asked struct {
 
 func readAsked(body []byte) asked {
 	found := asked{maxTokens: 16}
-	if n, err := strconv.Atoi(string(field(body, `"max_tokens"`))); err == nil && n > 0 {
-		found.maxTokens = n
+	for _, name := range []string{`"max_tokens"`, `"max_completion_tokens"`} { // sglang-router writes the newer one instead
+		if n, err := strconv.Atoi(string(field(body, name))); err == nil && n > 0 {
+			found.maxTokens = n
+		}
 	}
 	found.model = strings.Trim(string(field(body, `"model"`)), `"`)
 	found.stream = string(field(body, `"stream"`)) == "true"

@@ -366,6 +366,10 @@ def test_a_value_that_is_not_one_is_refused_by_its_name(path: str, value: Any, w
 
 MIXES: list[tuple[Object, str]] = [
     (
+        {"router": {"redis": {"secret": "pagoda-redis"}}},
+        "router.redis: limits belong to keys, and keys need router.database.secret: name it too",
+    ),
+    (
         {"masterKey": {"existingSecret": "pagoda-operator"}},
         (
             "masterKey.existingSecret: pagoda-operator is the release's own Secret, which goes away once a name is given: "

@@ -1,4 +1,4 @@
-"""`pagoda keys` against a real router process: made, used, listed, revoked; and what it says when it may not."""
+"""`pagoda keys` and `pagoda usage` against a real router process: made, used, listed, limited, revoked, and what it says otherwise."""
 
 import os
 import re
@@ -39,10 +39,14 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def keys(router: str, *arguments: str, key: str = "root", expect: int = 0) -> subprocess.CompletedProcess[str]:
+    return pagoda(router, "keys", *arguments, key=key, expect=expect)
+
+
+def pagoda(router: str, *arguments: str, key: str = "root", expect: int = 0) -> subprocess.CompletedProcess[str]:
     program = "import sys; from pagoda_operator.cli import run; sys.exit(run(sys.argv[1:]))"
     environment = {**without_pagoda(), "PAGODA_API_KEY": key, "PAGODA_ROUTER": router}
     done = subprocess.run(
-        [sys.executable, "-c", program, "keys", *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == expect, done.stderr
     return done
@@ -74,3 +78,27 @@ def test_what_may_not_be_is_one_line(router: str) -> None:
     assert keys(router, "create", "more", key=plain, expect=1).stderr.startswith("pagoda: /admin/v1/keys needs an admin key")
     assert "not the right one" in keys(router, "list", key="wrong", expect=1).stderr
     assert "there is no key key-0" in keys(router, "revoke", "key-0", expect=1).stderr
+
+
+def test_a_key_gets_other_limits_and_loses_them(router: str) -> None:
+    made = keys(router, "create", "team", "--tpm", "5000", "--monthly-tokens", "1000000", "--monthly-usd", "12.5")
+    key_id = made.stderr.split()[0]
+    assert "5000 tokens/min, 1000000 tokens/month, 12.5 USD/month" in keys(router, "list").stdout
+    limited = keys(router, "limit", key_id, "--rpm", "60", "--monthly-usd", "20", "--remove", "tpm")
+    assert limited.stdout == f"{key_id}: 60 requests/min, 1000000 tokens/month, 20 USD/month\n"
+    assert "write rpm, tpm, monthly-tokens, monthly-usd" in keys(router, "limit", key_id, "--remove", "everything", expect=2).stderr
+    assert "nothing to change" in keys(router, "limit", key_id, expect=2).stderr
+    keys(router, "revoke", key_id)
+    assert "that works" in keys(router, "limit", key_id, "--rpm", "1", expect=1).stderr
+
+
+def test_usage_is_a_table_or_csv_and_wrong_questions_are_one_line(router: str) -> None:
+    head, total = pagoda(router, "usage").stdout.splitlines()
+    assert head.split() == ["START", "KEY", "NAME", "MODEL", "REQUESTS", "PROMPT", "CACHED", "OUTPUT", "USD"]
+    assert total.split() == ["total", "0", "0", "0", "0", "0.000000"]
+    titles = "start,key,name,tenant,model,requests,prompt_tokens,cached_tokens,completion_tokens,cost_usd\n"
+    assert pagoda(router, "usage", "--csv", "--by", "hour", "--from", "2026-01-01").stdout == titles
+    assert "--by week: write hour, day or total" in pagoda(router, "usage", "--by", "week", expect=2).stderr
+    assert "from is 'soon': use a date such as" in pagoda(router, "usage", "--from", "soon", expect=1).stderr
+    plain = keys(router, "create", "nobody").stdout.strip()
+    assert "needs an admin key" in pagoda(router, "usage", key=plain, expect=1).stderr

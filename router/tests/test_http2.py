@@ -129,6 +129,37 @@ def test_headers_may_come_in_parts():
     assert one.receive(frame(DATA, message(b"a"))) == [b"a"]
 
 
+def test_an_interim_answer_is_passed_over():
+    one = call()
+    assert one.receive(headers((":status", "103")) + ANSWERED + frame(DATA, message(b"a"))) == [b"a"]
+
+
+def test_a_refusal_without_any_answer_is_its_status():
+    one = call()
+    assert one.receive(headers((":status", "200"), ("grpc-status", "12"), ("grpc-message", "no such method"), flags=5)) == []
+    assert one.end == CallEnd(12, "no such method")
+
+
+def test_larger_bounds_are_used_only_after_they_were_acknowledged():
+    one = call()
+    one.to_write()
+    one.send(bytes(100_000))
+    one.to_write()
+    larger = b"".join(name.to_bytes(2, "big") + (2**20).to_bytes(4, "big") for name in (4, 5))
+    one.receive(frame(SETTINGS, larger, stream=0) + frame(WINDOW, (2**20).to_bytes(4, "big"), stream=0))
+    assert [kind for kind, _, _, _ in frames_of(one.to_write())] == [SETTINGS, DATA]
+
+
+def test_a_large_message_in_many_frames_leaves_nothing_behind():
+    one = call(2**24)
+    one.receive(ANSWERED)
+    content = bytes(2**24)
+    wire = message(content)
+    found = [got for at in range(0, len(wire), 2**14) for got in one.receive(frame(DATA, wire[at : at + 2**14]))]
+    assert found == [content]
+    assert one.receive(frame(DATA, message(b"a") + message(b"b"))) == [b"a", b"b"], "what follows is looked at as ever"
+
+
 ENDS = [
     (frame(RST, (8).to_bytes(4, "big")), "CANCELLED: the stream was reset (code 8)"),
     (frame(RST, (7).to_bytes(4, "big")), "the stream was reset (code 7)"),
@@ -167,6 +198,10 @@ FAULTS = [
     ("data of another stream", ANSWERED + frame(DATA, message(b"a"), stream=3)),
     ("a window beyond its bound", frame(WINDOW, (2**31 - 1).to_bytes(4, "big"))),
     ("settings cut off", frame(SETTINGS, bytes(5), stream=0)),
+    ("a ping of another size", frame(PING, bytes(7), stream=0)),
+    ("settings of a stream", frame(SETTINGS)),
+    ("a window's growth of another size", frame(WINDOW, bytes(3))),
+    ("two answers", ANSWERED + headers((":status", "200"))),
     ("a push", ANSWERED + frame(PUSH, bytes(8))),
 ]
 

@@ -31,6 +31,9 @@ READY_TIMEOUT_S = 20.0
 HOPELESS_SHARE = 0.1
 """A system that answers less of what it is asked is not asked this case again."""
 WARM_UP_S = 2.0
+IDLE_SHARE = 0.1
+"""Of a core: below it nothing is left of what a system was asked."""
+LONGEST_SETTLING_S = 60.0
 COPIES = 2
 """Backends, and workers of each model."""
 
@@ -161,12 +164,27 @@ def _rounds(scenario: Scenario, systems: Sequence[RouterSystem], rig: Rig, optio
                 one = rig.measure(scenario, system, warm_up_s=warm_up_s, window_s=window_s)
             except LoadFailed as error:
                 _say(f"{scenario.case} {system.name}: {error}")
+                _settle(system)
             else:
                 before.append(one)
                 _say(_line(scenario, system.name, one))
+                if one.errors or _is_hopeless(scenario, one):
+                    _settle(system)
             finally:
-                system.pause()  # one that was overloaded has work left, and the core is the next one's
+                system.pause()  # the core is the next one's
     return {name: measured for name, measured in taken.items() if measured}
+
+
+def _settle(system: RouterSystem) -> None:
+    """One that was overloaded works off what nobody waits for any more: else the next case would find it busy with this one."""
+    deadline = time.monotonic() + LONGEST_SETTLING_S
+    before_s = system.cpu_s()
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        now_s = system.cpu_s()
+        if now_s - before_s < 0.5 * IDLE_SHARE:
+            return
+        before_s = now_s
 
 
 def _scaling(program: Path, folder: Path, scenarios: Sequence[Scenario], options: Options) -> dict[str, Mapping[str, list[Measured]]]:

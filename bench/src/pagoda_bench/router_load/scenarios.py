@@ -33,7 +33,7 @@ class Scenario:
         path = "/v1/completions" if self.ids else "/v1/chat/completions"
         arguments = ["load", f"-url={url}{path}", f"-key={key}", f"-model={self.model}", f"-tokens={self.tokens}"]
         arguments += [f"-connections={self.connections}", f"-prompt-bytes={self.prompt_bytes}"]
-        arguments += [f"-warm-up={warm_up_s}s", f"-window={window_s}s", "-timeout=5s"]
+        arguments += [f"-warm-up={warm_up_s}s", f"-window={window_s}s", "-timeout=15s"]
         if self.rate is not None:
             arguments.append(f"-rate={self.rate}")
         return [*arguments, *(f"-{name}" for name in ("stream", "ids") if getattr(self, name))]

@@ -31,6 +31,9 @@ STATUS_NAMES = (
 )
 """gRPC's, by number."""
 CANCELLED, UNKNOWN, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 1, 2, 12, 13, 14
+_OF_CONNECTION = frozenset((SETTINGS, PING, GOAWAY))
+_SIZES = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+"""Of frames of one size only."""
 _RESET_STATUS = {7: UNAVAILABLE, 8: CANCELLED}
 """RST_STREAM's REFUSED_STREAM and CANCEL; all others are INTERNAL (gRPC over HTTP2, "HTTP2 Transport Mapping")."""
 
@@ -57,7 +60,9 @@ class Http2Call:
         self._out = bytearray(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         self._in = bytearray()
         self._body = bytearray()
-        """Of messages that have not come whole."""
+        """Of a message that has not come whole, and…"""
+        self._body_needs_bytes = 5
+        """…how much of it must be there before it is looked at again: a large one is not copied with each of its frames."""
         self._headers = hpack.Decoder(max_header_list_size=MOST_HEADER_BYTES)
         self._block: bytearray | None = None
         """Of headers that have not come whole, and…"""
@@ -150,35 +155,42 @@ class Http2Call:
             payload = _unpadded(payload)
         if self._body:
             self._body += payload
-            payload = bytes(self._body)
-            self._body.clear()
-        start = 0
+            payload = bytes(self._body) if len(self._body) >= self._body_needs_bytes else b""
+            if payload:
+                self._body.clear()
+        start, needs_bytes = 0, 5
         while len(payload) - start >= 5:
             size = int.from_bytes(payload[start + 1 : start + 5])
             if payload[start] or size > self._most_message_bytes:
                 raise Http2Error("a message is compressed" if payload[start] else f"a message of {size} bytes came")
             if len(payload) - start - 5 < size:
+                needs_bytes = 5 + size
                 break
             messages.append(payload[start + 5 : start + 5 + size])
             start += 5 + size
         if start < len(payload):
             self._body += payload[start:]
+            self._body_needs_bytes = needs_bytes
         if flags & END_STREAM:
             self.end = CallEnd(UNKNOWN, "the stream ended without a status")
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if self._block is not None and kind != CONTINUATION:
             raise Http2Error("headers broke off")
+        if (kind in _OF_CONNECTION and stream != 0) or len(payload) != _SIZES.get(kind, len(payload)):
+            raise Http2Error(f"a frame of kind {kind} is malformed")
         if kind in (HEADERS, CONTINUATION):
             self._header_block(kind, flags, stream, payload)
         elif kind == SETTINGS and not flags & ACK:
             self._settings(payload)
+            # First told, then used: gRPC's servers hold us to the old bounds until they have read this.
             self._frame(SETTINGS, ACK, 0, b"")
+            self._send_waiting()
         elif kind == PING and not flags & ACK:
             self._frame(PING, ACK, 0, payload)
-        elif kind == WINDOW_UPDATE and len(payload) == 4:
+        elif kind == WINDOW_UPDATE:
             self._widened(stream, int.from_bytes(payload) & LARGEST_WINDOW_BYTES)
-        elif kind == RST_STREAM and stream == STREAM and len(payload) == 4:
+        elif kind == RST_STREAM and stream == STREAM:
             code = int.from_bytes(payload)
             self.end = CallEnd(_RESET_STATUS.get(code, INTERNAL), f"the stream was reset (code {code})")
         elif kind == GOAWAY and len(payload) >= 8:
@@ -202,7 +214,6 @@ class Http2Call:
                 if not LEAST_FRAME_BYTES <= value <= LARGEST_FRAME_BYTES:
                     raise Http2Error(f"frames of {value} bytes are none")
                 self._frame_bytes = value
-        self._send_waiting()
 
     def _widened(self, stream: int, by_bytes: int) -> None:
         if stream == 0:
@@ -235,6 +246,10 @@ class Http2Call:
             told = {str(name): str(value) for name, value in self._headers.decode(block)}
         except (hpack.HPACKError, UnicodeDecodeError) as error:
             raise Http2Error(f"its headers cannot be read: {error}") from error
+        if not self._is_answered and told.get(":status", "").startswith("1") and not self._block_ends_stream:
+            return  # an interim answer; the real one follows
+        if self._is_answered and not self._block_ends_stream:
+            raise Http2Error("it answered twice")
         if not self._is_answered and told.get(":status") != "200":
             raise Http2Error(f"it answered with HTTP status {told.get(':status', 'none')[:10]}")
         self._is_answered = True

@@ -15,6 +15,10 @@ MAX_BATCH_BYTES = 2**20
 """What waits to be sent goes as one message until it is so large."""
 
 
+MOST_UNREAD_BYTES = 2**27
+"""Written and not taken by the worker: beyond two of the largest messages it asks (pings, settings, windows) without reading."""
+
+
 class CallEnded(Exception):
     """The worker ended the call, or the connection broke."""
 
@@ -73,6 +77,8 @@ class SessionCall(asyncio.Protocol):
             self._end(CallEnded(self._call.end))
         else:
             self.flush()  # acknowledgements, and what waited for a window
+            if self._transport is not None and self._transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
+                self._end(Http2Error("it does not read what it is sent"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(CallEnded(CallEnd(UNAVAILABLE, f"the connection broke: {exc}" if exc is not None else "the connection was closed")))
