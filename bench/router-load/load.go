@@ -106,7 +106,9 @@ func newLoad(settings loadSettings) *load {
 		head += "authorization: Bearer " + settings.key + "\r\n"
 	}
 	settings.body.fill()
-	return &load{settings: settings, head: head}
+	l := &load{settings: settings, head: head}
+	l.serial.Store(uint64(time.Now().UnixMilli()) % 50_000_000) // what an earlier run sent may still be remembered
+	return l
 }
 
 // run returns the CPU seconds that this process took in the window.

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// requestShape is what each request asks; the prompts differ from their first word on, so that no cache of prefixes knows them.
+// requestShape is what each request asks; the prompts differ from their first word on and again every few hundred bytes, so that neither a cache of
+// prefixes nor one of passages knows them.
 type requestShape struct {
 	model       string
 	tokens      int
@@ -16,7 +17,13 @@ type requestShape struct {
 	promptBytes int
 	ids         bool
 	filler      string // of the prompt, after what is its own
+	passages    int    // of both
 }
+
+const (
+	fillsPerPassage = 14
+	markBytes       = 9 // about, of what tells a passage from others
+)
 
 // fill is called once, before requests are built.
 func (r *requestShape) fill() {
@@ -24,7 +31,8 @@ func (r *requestShape) fill() {
 	if r.ids {
 		text = ",101,57,88,140"
 	}
-	r.filler = strings.Repeat(text, max(1, r.promptBytes/len(text)))
+	r.filler = strings.Repeat(text, min(fillsPerPassage, max(1, r.promptBytes/len(text))))
+	r.passages = max(1, r.promptBytes/(len(r.filler)+markBytes))
 }
 
 func (r *requestShape) build(serial uint64) []byte {
@@ -33,11 +41,18 @@ func (r *requestShape) build(serial uint64) []byte {
 		out = append(out, `"stream":true,"stream_options":{"include_usage":true},`...)
 	}
 	if r.ids {
-		out = fmt.Appendf(out, `"prompt":[%d,%d`, 10+serial%190, 10+serial/190%190)
-		return append(append(out, r.filler...), `]}`...)
+		out = append(out, `"prompt":[`...)
+		for range r.passages {
+			out = append(fmt.Appendf(out, `%d,%d`, 10+serial%190, 10+serial/190%190), r.filler...)
+			out = append(out, ',')
+		}
+		return append(out, `1]}`...)
 	}
-	out = fmt.Appendf(out, `"messages":[{"role":"user","content":"%08d `, serial)
-	return append(append(out, r.filler...), `"}]}`...)
+	out = append(out, `"messages":[{"role":"user","content":"`...)
+	for range r.passages {
+		out = append(fmt.Appendf(out, "%08d ", serial), r.filler...)
+	}
+	return append(out, `"}]}`...)
 }
 
 // tokenCounter counts events with text in a stream's pieces: each mock token is one event, and no router joins events.

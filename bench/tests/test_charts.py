@@ -137,7 +137,7 @@ def test_the_operator_understands_every_variable_that_the_chart_sets() -> None:
             "replicas": 0,
             "lingerSeconds": 3,
             "corsOrigins": ["https://a.example", "https://b.example"],
-            "settings": {"waves": True},
+            "settings": {"maxBodyBytes": 20_971_520, "retryShare": 0.05, "waves": True},
             "database": {"secret": "pagoda-database", "port": 5433},
             "redis": {"secret": "pagoda-redis", "port": 6380},
         },
@@ -162,7 +162,7 @@ def test_the_operator_understands_every_variable_that_the_chart_sets() -> None:
         "router_replicas": 0,
         "worker_image": "w:1",
         "linger_s": 3,
-        "router_settings": [["PAGODA_WAVES", "on"]],
+        "router_settings": [["PAGODA_MAX_BODY_BYTES", "20971520"], ["PAGODA_RETRY_SHARE", "0.05"], ["PAGODA_WAVES", "on"]],
         "database_secret": "pagoda-database",
         "database_port": 5433,
         "redis_secret": "pagoda-redis",
@@ -467,6 +467,15 @@ def test_every_value_changes_what_is_rendered(path: str, value: Any) -> None:
     last = last.replace("nginx-ingress", "nginx.ingress.kubernetes.io")
     here[last] = another(path, value)
     assert without_key(render_text(base)) != without_key(render_text(EVERYTHING))
+
+
+def test_the_schema_takes_the_settings_of_routers_that_the_operator_knows() -> None:
+    script = "import json, sys; from pagoda_operator.router_settings import ROUTER_SETTINGS; json.dump(list(ROUTER_SETTINGS), sys.stdout)"
+    known = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+    schema = json.loads((CHARTS / "pagoda" / "values.schema.json").read_text())
+    assert sorted(schema["properties"]["router"]["properties"]["settings"]["properties"]) == sorted(known)
+    page = (CHARTS.parent / "docs/install.md").read_text()
+    assert [name for name in known if f"`{name}`" not in page] == []
 
 
 def test_the_schema_names_every_value_and_no_other() -> None:

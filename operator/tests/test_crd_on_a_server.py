@@ -15,6 +15,7 @@ from cases import EXAMPLES, TINY, ManifestCase, inference_model, manifest_cases
 ROOT = "<nil>"
 """The server's name for a rule over the whole object: there ours name the field themselves."""
 BLOCKED = "some validation rules were not checked because the object was invalid"
+SAID_OF = re.compile(r"[a-z][\w.]*(?=: )")
 UNKNOWN = re.compile(r'(?:unknown|duplicate) field "([^"]+)"')
 
 
@@ -22,9 +23,14 @@ def refused(answer: Any) -> list[tuple[str, str]]:
     """(field, what was said of it) of an answer that refuses."""
     status = answer.json()
     causes = [(cause.get("field", "").removeprefix("."), cause["message"]) for cause in status.get("details", {}).get("causes", ())]
-    causes = [("metadata.name" if field == ROOT else field, message) for field, message in causes]
+    # What is said of the whole object begins with the field that it is about.
+    causes = [(_said_of(message) if field == ROOT else field, message) for field, message in causes]
     unknown = [(field, "unknown") for field in UNKNOWN.findall(status["message"])]
     return [cause for cause in causes if BLOCKED not in cause[1]] + unknown
+
+
+def _said_of(message: str) -> str:
+    return next((field for field in SAID_OF.findall(message) if field.startswith(("metadata.", "spec."))), "metadata.name")
 
 
 CASES = [case for case in manifest_cases() if not case.skipped]

@@ -65,11 +65,21 @@ def fell_back(router: Rig, reason: str) -> float:
     return router.metric("fallbacks_total", model="tiny", reason=reason)
 
 
+ASKED = {
+    "chat": (CHAT, chat()),
+    "completion": ("/v1/completions", {"model": "tiny", "prompt": "hi"}),
+    "response": ("/v1/responses", {"model": "tiny", "input": "hi", "store": False}),
+}
+
+
 @pytest.mark.parametrize("streams", [True, False])
-async def test_a_model_without_a_worker_is_answered_by_the_other_which_says_its_name(tmp_path: Path, streams: bool) -> None:
+@pytest.mark.parametrize(("path", "body"), ASKED.values(), ids=ASKED)
+async def test_a_model_without_a_worker_is_answered_by_the_other_which_says_its_name(
+    tmp_path: Path, path: str, body: dict[str, Any], streams: bool
+) -> None:
     async with spare() as worker, fleet(tmp_path, worker) as router:
         call = caller(router)
-        asking = asyncio.create_task(call("POST", CHAT, chat(stream=streams)))
+        asking = asyncio.create_task(call("POST", path, {**body, "stream": streams}))
         await answer(worker)
         await asking
         assert call.status == 200

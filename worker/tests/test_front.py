@@ -32,6 +32,7 @@ async def test_a_dead_engine_ends_its_calls_with_a_sentence_and_comes_back():
         finish = await router.finish(1)
         assert finish.reason == pb.FINISH_ENGINE_ERROR
         assert finish.detail == "the engine process was ended by SIGKILL; ask again"
+        assert finish.engine_died
         assert finish.usage.completion_tokens == len(router.tokens[1, 0]), "no token lost or doubled"
         assert not router.state.ready
         assert router.granted == 320, "without an engine there is nothing to spend"

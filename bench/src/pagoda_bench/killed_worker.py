@@ -1,4 +1,5 @@
-"""A worker of two is killed under running streams: what every client saw, beside the same requests undisturbed. For the stack's tests, and
+"""A worker of two, or its engine alone, is killed under running streams: what every client saw, beside the same requests undisturbed. For
+the stack's tests, and
 
     python -m pagoda_bench.killed_worker [--streams 100] [--tokens 300]
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import psutil
@@ -37,6 +38,8 @@ spec:
   scaling: {min: 2, max: 2}
   routing: {policy: round-robin}
 """
+Victim = Literal["worker", "engine"]
+VICTIMS: tuple[Victim, ...] = ("worker", "engine")
 NAMES = 8
 FORM = {
     "type": "object",
@@ -45,7 +48,7 @@ FORM = {
     "additionalProperties": False,
 }
 NOTES = (
-    "one of two workers with the tiny model is killed (SIGKILL, front and engine) under all streams at once, each of them begun",
+    "one of two workers with the tiny model (front and engine), or its engine alone, is killed (SIGKILL) once every stream has begun",
     "same_…: as in a run of the same requests without the loss; the last of the streams are held to a JSON schema",
     "added_gap: the longest pause between two chunks of a stream, less that of the same stream undisturbed; low and high: least and most",
 )
@@ -115,8 +118,10 @@ async def read(client: httpx.AsyncClient, body: Mapping[str, Any], on_chunk: Cal
     return seen
 
 
-async def read_all(stack: LocalStack, asked: Sequence[Mapping[str, Any]], *, kill_after: int | None = None) -> list[Seen]:
-    """All at once. `kill_after`: chunks of all together, after which one of the workers is killed (SIGKILL: front and engine), once every
+async def read_all(
+    stack: LocalStack, asked: Sequence[Mapping[str, Any]], *, kill_after: int | None = None, victim: Victim = "worker"
+) -> list[Seen]:
+    """All at once. `kill_after`: chunks of all together, after which the victim is killed (SIGKILL; a worker: front and engine), once every
     stream has begun: before that a loss is a retry, of which the router allows itself fewer."""
     chunks = [0] * len(asked)
     is_done = kill_after is None
@@ -126,15 +131,16 @@ async def read_all(stack: LocalStack, asked: Sequence[Mapping[str, Any]], *, kil
         chunks[number] += 1
         if not is_done and kill_after is not None and sum(chunks) >= kill_after and all(chunks):
             is_done = True
-            kill_a_worker(stack)
+            kill(stack, victim)
 
     async with httpx.AsyncClient(base_url=stack.url, timeout=300, limits=httpx.Limits(max_connections=None)) as client:
         return await asyncio.gather(*(read(client, body, partial(count, number)) for number, body in enumerate(asked)))
 
 
-def kill_a_worker(stack: LocalStack) -> None:
+def kill(stack: LocalStack, victim: Victim) -> None:
     front = running(stack.home, "pagoda_worker")[0]
-    for process in [front, *front.children(recursive=True)]:
+    engines = front.children(recursive=True)
+    for process in engines if victim == "engine" else [front, *engines]:
         try:
             process.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:
@@ -163,16 +169,16 @@ class Comparison:
         return list(zip(self.calm, self.disturbed, strict=True))
 
 
-async def compare(stack: LocalStack, streams: int, tokens: int, formed: int) -> Comparison:
+async def compare(stack: LocalStack, streams: int, tokens: int, formed: int, victim: Victim) -> Comparison:
     asked = [*bodies(streams, tokens), *formed_bodies(formed)]
     calm = await read_all(stack, asked)
-    disturbed = await read_all(stack, asked, kill_after=streams * tokens // 8)
+    disturbed = await read_all(stack, asked, kill_after=streams * tokens // 8, victim=victim)
     return Comparison(calm, disturbed, formed, await replays(stack))
 
 
-def rows_of(found: Comparison, tokens: int) -> list[Row]:
+def rows_of(found: Comparison, tokens: int, victim: Victim) -> list[Row]:
     pairs, count = found.pairs, len(found.calm)
-    case = f"{count - found.formed} greedy streams of {tokens} tokens"
+    case = f"{victim} killed under {count - found.formed} greedy streams of {tokens} tokens"
 
     def row(metric: str, value: float, unit: str, **more: Any) -> Row:
         return Row(case=case, system="pagoda", metric=metric, value=value, unit=unit, **more)
@@ -224,13 +230,15 @@ def main() -> int:
     parser.add_argument("--formed", type=int, default=8, help="streams besides, held to a JSON schema")
     parser.add_argument("--output", type=Path, default=FOLDER / "killed-worker.json", help="result file")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = Path(folder) / "two.yaml"
-        manifest.write_text(TWO_WORKERS)
-        with local_stack(manifest, extra_env={"PAGODA_DEVICE": "cpu"}) as stack:
-            found = asyncio.run(compare(stack, given.streams, given.tokens, given.formed))
-    rows = rows_of(found, given.tokens)
-    show(found, rows)
+    rows: list[Row] = []
+    for victim in VICTIMS:
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = Path(folder) / "two.yaml"
+            manifest.write_text(TWO_WORKERS)
+            with local_stack(manifest, extra_env={"PAGODA_DEVICE": "cpu"}) as stack:
+                found = asyncio.run(compare(stack, given.streams, given.tokens, given.formed, victim))
+        rows += (of_victim := rows_of(found, given.tokens, victim))
+        show(found, of_victim)
     command = f"python -m pagoda_bench.killed_worker --streams {given.streams} --tokens {given.tokens} --formed {given.formed}"
     write(result_here("killed-worker", rows, command=command, packages=("pagoda-router", "pagoda-worker"), notes=NOTES), given.output)
     print(f"wrote {given.output}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pagoda_bench.killed_worker import TWO_WORKERS, bodies, formed_bodies, is_of_the_form, read_all, replays
+from pagoda_bench.killed_worker import TWO_WORKERS, VICTIMS, Victim, bodies, formed_bodies, is_of_the_form, read_all, replays
 from pagoda_bench.local_stack import LocalStack, local_stack
 
 
@@ -17,13 +17,14 @@ def pair(tmp_path: Path) -> Iterator[LocalStack]:
         yield stack
 
 
-async def test_answers_of_a_killed_worker_come_out_as_they_would_have(pair: LocalStack) -> None:
+@pytest.mark.parametrize("victim", VICTIMS)
+async def test_answers_of_a_killed_worker_or_engine_come_out_as_they_would_have(pair: LocalStack, victim: Victim) -> None:
     greedy = bodies(20, 80)
     penalised = [{**body, "frequency_penalty": 0.5, "temperature": 0.8, "seed": 5} for body in bodies(4, 80)]
     formed = formed_bodies(4)
     asked = [*greedy, *penalised, *formed]
     calm = await read_all(pair, asked)
-    disturbed = await read_all(pair, asked, kill_after=400)
+    disturbed = await read_all(pair, asked, kill_after=400, victim=victim)
     assert await replays(pair) > 0, "the killed worker had answers under way"
     assert [seen.error for seen in disturbed] == [""] * len(asked)
     for before, after in zip(calm, disturbed, strict=True):

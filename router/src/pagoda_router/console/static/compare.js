@@ -148,6 +148,7 @@ export function comparePanel(section, models) {
       row.results[6].classList.toggle("bad", at !== null);
     }
     element("compare-text").textContent = first?.text ?? "";
+    element("compare-text-head").hidden = first === undefined;
   }
 
   function showRunning() {

@@ -68,7 +68,7 @@ export function usagePanel(section) {
   }
 
   function show(rows, total, stepS) {
-    table.show([...rows].reverse(), ({ start, key, model }) => `${start} ${key} ${model}`);
+    table.show([...rows].reverse(), ({ start, key, tenant, model }) => `${start} ${key} ${tenant} ${model}`);
     element("usage-none").hidden = rows.length > 0;
     element("usage-csv").disabled = rows.length === 0;
     const tiles = [
