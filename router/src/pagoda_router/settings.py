@@ -2,15 +2,28 @@
 
 import difflib
 import ipaddress
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pagoda_router.errors import ConfigError
 from pagoda_router.http.cors import parse_origins
+from pagoda_router.setting_values import (
+    database_url,
+    factor,
+    headers,
+    http_url,
+    path,
+    port,
+    redis_url,
+    seconds,
+    share,
+    switch,
+    timeout,
+    variable_of,
+    whole,
+)
 
 TOLERATED = frozenset({"PAGODA_HOME", "PAGODA_RUN_ID", "PAGODA_REQUIRE_ALL", "PAGODA_KUBE_BIN", "PAGODA_LOG_LEVEL", "PAGODA_POD_NAME"})
 """Set by supervisors and CI for every process; the last two are read here."""
@@ -115,40 +128,40 @@ def parse_settings(environment: Mapping[str, str]) -> RouterSettings:
         raise ConfigError("PAGODA_NAMESPACE is not set: the namespace whose models this router serves")
     settings = RouterSettings(
         bind_host=values.get("bind_host") or "127.0.0.1",
-        http_port=_port(values, "http_port", 8000),
-        reuse_port=_switch(values, "reuse_port"),
-        internal_port=_port(values, "internal_port", 8001),
+        http_port=port(values, "http_port", 8000),
+        reuse_port=switch(values, "reuse_port"),
+        internal_port=port(values, "internal_port", 8001),
         internal_token=values.get("internal_token") or None,
         session_token=values.get("session_token", ""),
         discovery=discovery,
         namespace=values.get("namespace", ""),
         fleet_file=None
         if discovery == "kubernetes"
-        else _path(values, "fleet_file", "the file in which the supervisor lists models and workers"),
-        cache_dir=_path(values, "cache_dir", "a writable folder for tokenizers and chat templates"),
+        else path(values, "fleet_file", "the file in which the supervisor lists models and workers"),
+        cache_dir=path(values, "cache_dir", "a writable folder for tokenizers and chat templates"),
         api_key=values.get("api_key") or None,
         cors_origins=parse_origins(values.get("cors_origins", "")),
-        database=_database(values),
-        redis=_redis(values),
-        max_body_bytes=_whole(values, "max_body_bytes", 10 * 2**20, least=1024),
-        max_queue_tokens=_whole(values, "max_queue_tokens", 200_000, least=0),
-        queue_timeout_s=_seconds(values, "queue_timeout_s", 60.0),
-        max_queue_requests=_whole(values, "max_queue_requests", 4096, least=1),
-        throughput_queue_timeout_s=_seconds(values, "throughput_queue_timeout_s", 300.0),
-        promote_after_s=_seconds(values, "promote_after_s", 30.0),
-        waves=_switch(values, "waves"),
-        first_token_timeout_s=_timeout(values, "first_token_timeout_s", 300.0),
-        next_token_timeout_s=_timeout(values, "next_token_timeout_s", 60.0),
-        retry_share=_share(values, "retry_share", 0.1),
-        replay_share=_share(values, "replay_share", 1.0),
-        hedge_factor=_factor(values, "hedge_factor"),
-        linger_s=_seconds(values, "linger_s", 0.0),
-        drain_s=_seconds(values, "drain_s", 30.0),
-        trace_ring=_whole(values, "trace_ring", 1000, least=0, most=1_000_000),
-        decision_ring=_whole(values, "decision_ring", 1000, least=0, most=1_000_000),
+        database=database_url(values),
+        redis=redis_url(values),
+        max_body_bytes=whole(values, "max_body_bytes", 10 * 2**20, least=1024),
+        max_queue_tokens=whole(values, "max_queue_tokens", 200_000, least=0),
+        queue_timeout_s=seconds(values, "queue_timeout_s", 60.0),
+        max_queue_requests=whole(values, "max_queue_requests", 4096, least=1),
+        throughput_queue_timeout_s=seconds(values, "throughput_queue_timeout_s", 300.0),
+        promote_after_s=seconds(values, "promote_after_s", 30.0),
+        waves=switch(values, "waves"),
+        first_token_timeout_s=timeout(values, "first_token_timeout_s", 300.0),
+        next_token_timeout_s=timeout(values, "next_token_timeout_s", 60.0),
+        retry_share=share(values, "retry_share", 0.1),
+        replay_share=share(values, "replay_share", 1.0),
+        hedge_factor=factor(values, "hedge_factor"),
+        linger_s=seconds(values, "linger_s", 0.0),
+        drain_s=seconds(values, "drain_s", 30.0),
+        trace_ring=whole(values, "trace_ring", 1000, least=0, most=1_000_000),
+        decision_ring=whole(values, "decision_ring", 1000, least=0, most=1_000_000),
         zone=values.get("zone", ""),
-        otlp_endpoint=_url(values, "otlp_endpoint"),
-        otlp_headers=_headers(values, "otlp_headers"),
+        otlp_endpoint=http_url(values, "otlp_endpoint"),
+        otlp_headers=headers(values, "otlp_headers"),
         log_level=_log_level(values),
         pod_name=values.get("pod_name") or None,
     )
@@ -177,128 +190,8 @@ def _refuse_unknown(values: Mapping[str, str]) -> None:
         if name in _OWN or name in tolerated:
             continue
         close = difflib.get_close_matches(name, _OWN, n=1, cutoff=0.6)
-        advice = f"did you mean PAGODA_{close[0].upper()}?" if close else f"known are {', '.join(_variable(n) for n in sorted(_OWN))}"
-        raise ConfigError(f"the router knows no setting {_variable(name)}: {advice}")
-
-
-def _variable(name: str) -> str:
-    return f"PAGODA_{name.upper()}"
-
-
-def _whole(values: Mapping[str, str], name: str, default: int, *, least: int, most: int = 2**53) -> int:
-    text = values.get(name)
-    if text is None or text == "":
-        return default
-    try:
-        number = int(text)
-    except ValueError:
-        raise ConfigError(f"{_variable(name)}={text!r} is not a whole number") from None
-    if not least <= number <= most:
-        raise ConfigError(f"{_variable(name)}={number} is out of range: {least} to {most}")
-    return number
-
-
-def _port(values: Mapping[str, str], name: str, default: int) -> int:
-    return _whole(values, name, default, least=0, most=65535)
-
-
-def _seconds(values: Mapping[str, str], name: str, default: float) -> float:
-    text = values.get(name)
-    if text is None or text == "":
-        return default
-    try:
-        number = float(text)
-    except ValueError:
-        raise ConfigError(f"{_variable(name)}={text!r} is not a number of seconds") from None
-    if not 0 <= number <= 86_400:
-        raise ConfigError(f"{_variable(name)}={text} is out of range: 0 to 86400 seconds")
-    return number
-
-
-def _timeout(values: Mapping[str, str], name: str, default: float) -> float:
-    seconds = _seconds(values, name, default)
-    if seconds < 0.1:
-        raise ConfigError(f"{_variable(name)}={values[name]} would end every request: give it 0.1 s or more")
-    return seconds
-
-
-def _share(values: Mapping[str, str], name: str, default: float) -> float:
-    text = values.get(name)
-    if text is None or text == "":
-        return default
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise ConfigError(f"{_variable(name)}={text!r} is not a share from 0 to 1")
-    return share
-
-
-def _factor(values: Mapping[str, str], name: str) -> float:
-    text = values.get(name) or "0"
-    try:
-        factor = float(text)
-    except ValueError:
-        factor = -1.0
-    if not (factor == 0 or 1 <= factor <= 1000):
-        raise ConfigError(f"{_variable(name)}={text!r} is neither 0 nor a number from 1 to 1000")
-    return factor
-
-
-def _switch(values: Mapping[str, str], name: str) -> bool:
-    match (values.get(name) or "off").lower():
-        case "on" | "true" | "1":
-            return True
-        case "off" | "false" | "0":
-            return False
-        case other:
-            raise ConfigError(f"{_variable(name)}={other!r} is neither on nor off")
-
-
-def _path(values: Mapping[str, str], name: str, what: str) -> Path:
-    text = values.get(name)
-    if not text:
-        raise ConfigError(f"{_variable(name)} is not set: {what}")
-    return Path(text)
-
-
-def _url(values: Mapping[str, str], name: str) -> str | None:
-    text = values.get(name)
-    if not text:
-        return None
-    try:
-        parts = urlsplit(text)
-        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        is_url = False
-    if not is_url:
-        raise ConfigError(f"{_variable(name)}={text!r} is not a URL such as http://collector:4318")
-    return text
-
-
-def _database(values: Mapping[str, str]) -> str | None:
-    """The value may hold a password: it is in no message."""
-    text = values.get("database") or None
-    if text is not None and "://" in text and not text.startswith(("postgresql://", "postgres://")):
-        raise ConfigError("PAGODA_DATABASE is a URL of something else: write postgresql://USER:PASSWORD@HOST/NAME, or a file's path")
-    return text
-
-
-def _redis(values: Mapping[str, str]) -> str | None:
-    text = values.get("redis") or None
-    if text is not None and not text.startswith(("redis://", "rediss://", "unix://")):
-        raise ConfigError("PAGODA_REDIS is not a URL such as redis://:PASSWORD@HOST:6379/0 or rediss://…")
-    return text
-
-
-def _headers(values: Mapping[str, str], name: str) -> tuple[tuple[str, str], ...]:
-    """The value is a secret as a rule: it is in no message."""
-    pairs = [part.strip().partition("=") for part in values.get(name, "").split(",") if part.strip()]
-    for header, equals, value in pairs:
-        if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", header) is None or not equals or not value.isprintable():
-            raise ConfigError(f"{_variable(name)} is not of the form name=value,name=value")
-    return tuple((header.lower(), value.strip()) for header, _, value in pairs)
+        advice = f"did you mean PAGODA_{close[0].upper()}?" if close else f"known are {', '.join(variable_of(n) for n in sorted(_OWN))}"
+        raise ConfigError(f"the router knows no setting {variable_of(name)}: {advice}")
 
 
 def _discovery(values: Mapping[str, str]) -> Literal["file", "kubernetes"]:
