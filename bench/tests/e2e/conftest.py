@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -54,6 +54,7 @@ class Installation:
     models: Namespace
     url: str
     api_key: str
+    recorder: Recorder | None = field(default=None, repr=False)
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.url, api_key=self.api_key, max_retries=0, timeout=60)
@@ -115,7 +116,7 @@ def recorded() -> Iterator[Recorder | None]:
 
 
 @pytest.fixture(scope="session")
-def installation() -> Installation:
+def installation(recorded: Recorder | None) -> Installation:
     check()
     make_namespace(SYSTEM.name)
     models = make_namespace("models")
@@ -129,7 +130,7 @@ def installation() -> Installation:
     secret = models.get("secret", "pagoda-api-key")
     api_key = base64.b64decode(secret["data"]["key"]).decode()
     address = models.get("service", "pagoda-router")["spec"]["clusterIP"]
-    return Installation(models, f"http://{address}:8000/v1", api_key)
+    return Installation(models, f"http://{address}:8000/v1", api_key, recorded)
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,8 @@ def model(name: str, hub: ModelServer, repository: str = "pagoda/tiny", **fields
 
 
 def remove(installation: Installation, name: str) -> None:
+    if installation.recorder is not None:  # a model that was here for three seconds: else nobody would know that its policies were
+        installation.recorder.look()
     installation.models.delete("inferencemodel", name)
     eventually(lambda: not installation.models.all("pods", f"pagoda.dev/model={name}"), within_s=60, of=f"{name} is gone")
 
