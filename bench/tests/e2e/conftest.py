@@ -47,6 +47,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     return result
 
 
+LINGER_S = 8
+"""Of routers in the development cluster, where kube-proxy shares two cores with all that starts: with the default of 5 one connection of
+128 still led to a router's pod when it was gone."""
+
+
 @dataclass(frozen=True)
 class Installation:
     """The release, and the one namespace whose models all tests share."""
@@ -101,6 +106,7 @@ def install(*extra: str, charts: Path = ROOT / "charts") -> None:
             "--namespace",
             SYSTEM.name,
             "--reset-values",
+            *(("--set", f"router.lingerSeconds={LINGER_S}") if IN_DEVCLUSTER and chart == "pagoda" else ()),
             *(("--set", f"image.registry={REGISTRY}") if REGISTRY and chart == "pagoda" else ()),
             "--wait",
             "--timeout",

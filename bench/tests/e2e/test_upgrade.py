@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from conftest import ROOT, Installation, install, ready_routers
+from conftest import LINGER_S, ROOT, Installation, install, ready_routers
 from kube import eventually, names
 from traffic import steady_traffic
 
@@ -56,7 +56,7 @@ def test_an_upgrade_costs_no_request_and_no_stream(installation: Installation, t
     with long_streams(installation) as endings, steady_traffic(installation.url, installation.api_key, "tiny") as traffic:
         eventually(lambda: traffic.count("before") >= 10, within_s=60, of="traffic flows")
         traffic.mark("upgrading")
-        install("--set", "router.lingerSeconds=6")  # a value of the routers' template, so that they roll too
+        install("--set", f"router.lingerSeconds={LINGER_S + 1}")  # a value of the routers' template, so that they roll too
         eventually(lambda: len(fresh := ready_routers(models)) == 2 and not names(fresh) & routers, within_s=120, of="the routers are new")
         traffic.mark("after")
         eventually(lambda: traffic.count("after") >= 10, within_s=60, of="traffic flows on")
