@@ -104,7 +104,6 @@ async def test_what_waits_is_told_by_class_and_tenant_with_what_drains_and_what_
         assert [(each["drainTokensPerS"], each["waitS"]) for each in told["classes"]] == [(0, None), (0, None)]
         tenants = {(each["tenant"], each["class"]): (each["requests"], each["tokens"]) for each in told["tenants"]}
         assert tenants == {("blue", "latency"): (1, 64), ("red", "latency"): (1, 64), ("red", "throughput"): (1, 64)}
-        assert all(each["oldestS"] >= 0 for each in told["tenants"])
         for task in tasks:
             task.cancel()
 

@@ -57,6 +57,13 @@ class Client:
         self._caller = Caller(create_app(dispatcher=router.dispatcher, catalog=router.fleet, settings=settings))
         self._asking = asyncio.create_task(self._caller("POST", path, body))
 
+    async def has_read_tokens(self) -> None:
+        """Of a stream: more than its headers and signs of life."""
+        async with asyncio.timeout(10):
+            while not any(b"hello" in message.get("body", b"") for message in self._caller.sent):
+                self._caller.got.clear()
+                await self._caller.got.wait()
+
     async def leaves(self) -> None:
         self._caller.left.set()
         await self._asking
@@ -103,6 +110,8 @@ async def test_in_the_middle_of_the_answer_too(tmp_path: Path, path: str, body: 
             worker.rows([(submit.request_id, sequence, IDS) for sequence in range(submit.n)], started=[submit.request_id])
         worker.change_state(num_running=7)  # read after the rows
         await router.until(lambda: all(link.view().running == 7 for link in router.fleet.links(TINY)))
+        if body.get("stream"):
+            await client.has_read_tokens()
         await client.leaves()
         await cancelled(router, worker, submits)
 
