@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 
 from pagoda_router.backends.http2 import Http2Error
-from pagoda_router.backends.session_call import CallEnded, SessionCall, Unreachable, open_call
+from pagoda_router.backends.session_call import CallEnded, Outbox, SessionCall, Unreachable, open_call
 
 MOST = 64 * 2**20
 PATH = "/test.Echo/Session"
@@ -41,7 +41,7 @@ async def opened(port: int, on_message: Callable[[bytes], None], path: str = PAT
 
 
 async def test_messages_of_all_sizes_come_back_whole_and_in_order():
-    """10 MB in all: beyond every first window, both ways."""
+    """18 MB in all: beyond every first window, both ways."""
     sent = [bytes((n % 251,)) * size for n, size in enumerate((0, 1, 16_379, 16_384, 65_535, 220_000, 1_000_000, 8_000_000, 3) * 2)]
     found: list[bytes] = []
     async with serving(echo) as port, asyncio.timeout(30):
@@ -141,3 +141,18 @@ async def test_a_port_where_nobody_listens_is_unreachable():
         bound.bind(("127.0.0.1", 0))
         with pytest.raises(Unreachable, match="cannot be reached"):
             await opened(bound.getsockname()[1], lambda _: None)
+
+
+async def test_a_message_that_cannot_be_sent_ends_the_call_instead_of_silencing_it():
+    class Broken:
+        def SerializeToString(self) -> bytes:
+            raise ValueError("a bug")
+
+    async with serving(echo) as port, asyncio.timeout(30):
+        call = await opened(port, lambda data: None)
+        outbox = Outbox(call)
+        outbox.put(Broken())
+        outbox.put(Broken())
+        with pytest.raises(ValueError, match="a bug"):
+            await call.ended
+        call.close()

@@ -165,6 +165,30 @@ async def test_a_ledger_tells_what_all_routers_have_left_and_takes_back_what_the
         assert int(ours._limits._tokens["key-1"].left) == 1000
 
 
+async def test_a_request_that_is_reserved_anew_is_one_request(redis: RedisServer) -> None:
+    limited = key(requests_per_minute=1, tokens_per_minute=100, monthly_tokens=100)
+    async with routers(redis, 1) as several:
+        (ledger,) = map(ledger_with, several)
+        account = await arrives(ledger, limited, [])
+        account.release()  # its model does not answer, another one does
+        await several[0].flush()
+        await account.reserve("spare", 10, lambda: 90)
+        account.close()
+        with pytest.raises(RateLimited):
+            await arrives(ledger, limited, [])
+
+
+async def test_closing_settles_what_came_after_a_batch_that_was_not_confirmed(redis: RedisServer) -> None:
+    limited = key(tokens_per_minute=1000)
+    async with routers(redis, 2) as (ours, theirs):
+        first, second = [(await ours.reserve(limited, MONTH, 500, NOTHING, NOTHING)).lease for _ in range(2)]
+        ours.settle(limited, MONTH, 500, first, NOTHING)
+        ours._leaving = ours._next_batch()  # as one whose answer was lost
+        ours.settle(limited, MONTH, 500, second, NOTHING)
+        await ours.close()
+        assert await refusal_of(theirs, limited, 1000) is None
+
+
 async def test_without_redis_each_router_goes_by_its_own_limits_and_shares_again_when_it_is_back(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:

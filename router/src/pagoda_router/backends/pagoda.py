@@ -235,19 +235,20 @@ class PagodaLink:
 
     async def _serve(self) -> NoReturn:
         """One session, from connecting to its end. Always raises."""
-        async with asyncio.timeout(self._timing.welcome_s):
+        until_s = asyncio.get_running_loop().time() + self._timing.welcome_s
+        async with asyncio.timeout_at(until_s):
             call = await open_call(self.endpoint.host, self.endpoint.port, SESSION, self._receive, most_message_bytes=MAX_MESSAGE_BYTES)
         try:
             self._welcomed, self._outbox = asyncio.Event(), Outbox(call)
             hello = wire.Hello(protocol=PROTOCOL, router_id=self._router_id, token=self._token, wants_cache_events=self._wants_cache_events)
             self._outbox.put(wire.ToWorker(hello=hello))
-            await first_to_end(until(call.ended), self._expect_welcome(), self._ping(), self._keep_described())
+            await first_to_end(until(call.ended), self._expect_welcome(until_s), self._ping(), self._keep_described())
         finally:
             call.close()
         raise SessionBroken("the session ended")
 
-    async def _expect_welcome(self) -> None:
-        async with asyncio.timeout(self._timing.welcome_s):
+    async def _expect_welcome(self, until_s: float) -> None:
+        async with asyncio.timeout_at(until_s):
             await self._welcomed.wait()
         await asyncio.Event().wait()
 

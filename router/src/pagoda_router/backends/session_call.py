@@ -71,19 +71,20 @@ class SessionCall(asyncio.Protocol):
                 if self.ended.done():
                     return
         except Exception as error:  # a bug in handling costs this session, as any other error of it
-            self._end(error)
+            self.fail(error)
             return
         if self._call.end is not None:
-            self._end(CallEnded(self._call.end))
+            self.fail(CallEnded(self._call.end))
         else:
             self.flush()  # acknowledgements, and what waited for a window
             if self._transport is not None and self._transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
-                self._end(Http2Error("it does not read what it is sent"))
+                self.fail(Http2Error("it does not read what it is sent"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(CallEnded(CallEnd(UNAVAILABLE, f"the connection broke: {exc}" if exc is not None else "the connection was closed")))
+        self.fail(CallEnded(CallEnd(UNAVAILABLE, f"the connection broke: {exc}" if exc is not None else "the connection was closed")))
 
-    def _end(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Ends the call with it."""
         if not self.ended.done():
             self.ended.set_exception(error)
         if self._transport is not None:
@@ -107,12 +108,16 @@ class Outbox:
 
     def _leave(self) -> None:
         waiting = self._waiting
-        while waiting:
-            message = waiting.popleft()
-            if self.takes_batches:
-                add_waiting(message, waiting)
-            self._call.send(message.SerializeToString())
-        self._call.flush()
+        try:
+            while waiting:
+                message = waiting.popleft()
+                if self.takes_batches:
+                    add_waiting(message, waiting)
+                self._call.send(message.SerializeToString())
+            self._call.flush()
+        except Exception as error:  # a bug costs this session, as in receiving: with entries left nothing would leave any more
+            waiting.clear()
+            self._call.fail(error)
 
 
 def add_waiting(message: Any, waiting: deque[Any]) -> None:

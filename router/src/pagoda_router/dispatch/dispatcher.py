@@ -216,18 +216,19 @@ class FleetDispatcher:
             arrived_s=request.arrived_s,
         )
         lane.room.push(waiting)
-        self._placer.place_waiting(model, lane)
-        has_to_wait = not request.place.done()
+        has_to_wait = False
         try:
+            self._placer.place_waiting(model, lane)
+            has_to_wait = not request.place.done()
             if has_to_wait:
                 waiting.cached_tokens = self._placer.cached_tokens(request)
                 self._watch_expiry()
                 self._queue_changed(model)
             return await request.place
-        except asyncio.CancelledError:
+        except BaseException:
             place = request.place
             if isinstance(request, Pending) and place.done() and not place.cancelled() and place.exception() is None:
-                place.result().abandon()  # placed in the very moment in which the client left
+                place.result().abandon()  # placed in the very moment in which the client left, or we failed
             raise
         finally:
             if lane.room.remove(waiting):

@@ -88,7 +88,7 @@ class WithFallback:
         other, outcome = self.other(call), call.outcome
         if other is None:
             raise refused
-        asked = outcome.model
+        asked, asked_name = outcome.model, outcome.served_name
         call.account.release()
         body = _naming(call.body, other.served_name)
         outcome.fell_back_from, outcome.fell_back_why = asked, why
@@ -97,7 +97,7 @@ class WithFallback:
         except RouterError as error:
             if outcome.ttft_s is not None:
                 raise
-            outcome.model, outcome.fell_back_from = asked, None
+            outcome.model, outcome.served_name, outcome.fell_back_from, outcome.fell_back_why = asked, asked_name, None, ""
             raise refused from error
 
 

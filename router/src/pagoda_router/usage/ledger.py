@@ -67,8 +67,11 @@ class UsageLedger:
         self._open[account] = None
         return account
 
-    async def reserve(self, key: ApiKey, model: str, prompt_tokens: int, output_tokens: int, tell: Callable[[Told], None]) -> Reservation:
-        """All of what it is predicted to need, or nothing. Raises RateLimited, LargerThanLimit, QuotaSpent."""
+    async def reserve(
+        self, key: ApiKey, model: str, prompt_tokens: int, output_tokens: int, tell: Callable[[Told], None], *, again: bool = False
+    ) -> Reservation:
+        """All of what it is predicted to need, or nothing. `again`: Redis has counted this request already. Raises RateLimited,
+        LargerThanLimit, QuotaSpent."""
         cost = Amount(prompt_tokens + output_tokens, self._priced(model, prompt_tokens, 0, output_tokens))
         self._budgets.turn(self._calendar())
         minute_tokens = 0
@@ -83,15 +86,16 @@ class UsageLedger:
             tell(self._limits.told(key, self._clock()))
         reservation = Reservation(minute_tokens, cost if key.has_budget else Amount())
         if self._shared is not None:
-            await self._share(self._shared, key, reservation, cost, tell)
+            await self._share(self._shared, key, reservation, cost, tell, again=again)
         return reservation
 
     async def _share(
-        self, shared: "SharedLimits", key: ApiKey, reservation: Reservation, cost: Amount, tell: Callable[[Told], None]
+        self, shared: "SharedLimits", key: ApiKey, reservation: Reservation, cost: Amount, tell: Callable[[Told], None], *, again: bool
     ) -> None:
         """The same with what all routers let through; while Redis is away, this router's own limits and the database's sums count."""
         try:
-            answer = await shared.reserve(key, self._budgets.month, reservation.minute_tokens, cost, self._budgets.spent(key.id))
+            spent = self._budgets.spent(key.id)
+            answer = await shared.reserve(key, self._budgets.month, reservation.minute_tokens, cost, spent, requests=0 if again else 1)
         except SharedLimitsAway:
             return
         except BaseException:
@@ -100,7 +104,8 @@ class UsageLedger:
         tell(answer.told)
         if answer.refusal is not None:
             self._undo(key, reservation)
-            self._limits.give_back_request(key)
+            if not again:
+                self._limits.give_back_request(key)
             raise answer.refusal
         reservation.lease = answer.lease
 
@@ -140,6 +145,7 @@ class UsageLedger:
         """What it holds and did not use."""
         reservation, key = account.reservation, account.key
         account.reservation = Reservation()
+        account.is_shared = account.is_shared or reservation.lease is not None
         used = account.recorded.amount
         self._limits.settle(key, reservation.minute_tokens, used.tokens, self._clock())
         rest = reservation.release_all()

@@ -1,11 +1,12 @@
 -- One request of a key, against its limits and budget, all or nothing. shared.py documents what is kept and calls it.
 -- KEYS: limits, budget, held
 -- ARGV: requests a minute (0: no limit), tokens a minute (0), tokens wanted of them, monthly tokens (-1: no budget), monthly nano USD (-1),
---       cost in tokens, cost in nano USD, tokens and nano USD that the database says are spent, lease, milliseconds that a lease lasts
+--       cost in tokens, cost in nano USD, tokens and nano USD that the database says are spent, lease, milliseconds that a lease lasts,
+--       requests wanted: 1, or 0 when this one was counted already
 -- Returns what refused ('' if nothing did), requests left, tokens left, tokens spent, nano USD spent, tokens held, nano USD held.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local rpm, tpm, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local rpm, tpm, wanted, arrives = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[12])
 local found = redis.call('HMGET', KEYS[1], 'requests', 'tokens', 'at')
 local passed = math.max(0, now - tonumber(found[3] or now))
 local requests = math.min(rpm, tonumber(found[1] or rpm) + passed * rpm / 60000)
@@ -31,7 +32,7 @@ if budgeted then
 end
 
 local refused = ''
-if rpm > 0 and requests < 1 then
+if rpm > 0 and requests < arrives then
   refused = 'requests'
 elseif tpm > 0 and tokens < wanted then
   refused = 'tokens'
@@ -40,7 +41,7 @@ elseif month_tokens >= 0 and spent_tokens + held_tokens + cost_tokens > month_to
 elseif month_usd >= 0 and cost_usd > 0 and spent_usd + held_usd + cost_usd > month_usd then
   refused = 'budget'
 else
-  requests, tokens = requests - 1, tokens - wanted
+  requests, tokens = requests - arrives, tokens - wanted
   if rpm > 0 or tpm > 0 then
     redis.call('HSET', KEYS[1], 'at', now)
     if rpm > 0 then redis.call('HSET', KEYS[1], 'requests', requests) end

@@ -79,8 +79,11 @@ class SharedLimits:
         self._away_until_s = 0.0
         self._renewed_s = 0.0
 
-    async def reserve(self, key: ApiKey, month: Month, minute_tokens: int, cost: Amount, stored: Amount) -> SharedAnswer:
-        """All or nothing. `stored`: spent this month, as far as this router knows. Raises SharedLimitsAway."""
+    async def reserve(
+        self, key: ApiKey, month: Month, minute_tokens: int, cost: Amount, stored: Amount, *, requests: int = 1
+    ) -> SharedAnswer:
+        """All or nothing. `stored`: spent this month, as far as this router knows. `requests`: 0 of one that was counted already. Raises
+        SharedLimitsAway."""
         if time.monotonic() < self._away_until_s:
             raise SharedLimitsAway
         lease = self._lease
@@ -88,7 +91,7 @@ class SharedLimits:
         asked = [
             *(key.requests_per_minute or 0, key.tokens_per_minute or 0, minute_tokens),
             *(-1 if key.monthly_tokens is None else key.monthly_tokens, -1 if key.monthly_nano_usd is None else key.monthly_nano_usd),
-            *(*cost, *stored, lease, int(LEASE_S * 1000)),
+            *(*cost, *stored, lease, int(LEASE_S * 1000), requests),
         ]
         asking = asyncio.ensure_future(self._ask(names, asked))
         try:
@@ -171,7 +174,8 @@ class SharedLimits:
             self._away_until_s = 0.0
 
     async def close(self) -> None:
-        await self.flush()
+        for _ in range(2):  # the batch that was under way, and what came after it
+            await self.flush()
         await self._redis.aclose()
 
     def _next_batch(self) -> list[Any] | None:
