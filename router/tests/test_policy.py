@@ -97,7 +97,7 @@ def test_a_placement_explains_itself():
     scores = ((a, pytest.approx(110 + 16 * 15)), (b, pytest.approx(468 + 16 * 10 - 16)))
     assert found == Placement(
         WorkerId("a"), 160, pytest.approx(110.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(468.0), 0,
-        pytest.approx(15.0), PolicyName.PREDICTED, scores, 2,
+        PolicyName.PREDICTED, scores, 2,
     )  # fmt: skip
 
 

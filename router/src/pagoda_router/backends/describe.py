@@ -4,10 +4,28 @@ import asyncio
 import json
 from typing import Any
 
+import grpc.aio
+
+from pagoda_router.backends.session_call import MAX_MESSAGE_BYTES
 from pagoda_router.backends.translate import features_of
 from pagoda_router.generation import ModelName
 from pagoda_router.text.artifacts import MAX_ARTIFACT_BYTES, ArtifactCache, BadArtifact, StoredDescription
 from pagoda_router.wire import worker_pb2 as wire
+from pagoda_router.wire.worker_pb2_grpc import WorkerStub
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel connects anew, without another one's backoff
+]
+
+
+async def describe_at(target: str, model: ModelName, artifacts: ArtifactCache, timeout_s: float) -> Any:
+    """The ModelDescription, by a connection of its own. Raises as `describe`."""
+    async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+        return await describe(WorkerStub(channel), model, artifacts, timeout_s)
 
 
 async def describe(stub: Any, model: ModelName, artifacts: ArtifactCache, timeout_s: float) -> Any:

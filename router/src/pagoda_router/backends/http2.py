@@ -24,6 +24,8 @@ ACKNOWLEDGED_BYTES = 2**20
 OUR_FRAME_BYTES = LEAST_FRAME_BYTES = 2**14
 LARGEST_FRAME_BYTES = 2**24 - 1
 MOST_HEADER_BYTES = 2**16
+LONGEST_HEADER = 126
+"""Of those that we send: one byte tells the length."""
 STATUS_NAMES = (
     *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED"),
     *("RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
@@ -277,6 +279,6 @@ def _request_headers(path: str, authority: str) -> bytes:
 def _short(text: str) -> bytes:
     """Raises ValueError for what is longer than one byte of length can tell."""
     raw = text.encode("ascii")
-    if len(raw) > 126:
+    if len(raw) > LONGEST_HEADER:
         raise ValueError(f"{text[:40]}… is too long for a header here")
     return bytes((len(raw),)) + raw

@@ -1,7 +1,7 @@
 """The link to one of our own workers: a connection, one Session on it, reconnected for as long as discovery names the worker.
 
-Owns the session's life: Hello, state, credits, pings, acknowledgements, Describe and artifacts. What runs in it belongs to
-streams.RunningRequests. Knows no policy; fleet.py makes and retires links, the dispatcher submits on them.
+Owns the session's life: connecting, Hello, pings, Describe, backoff. What an open one says and holds is session.OpenSession's. Knows no
+policy; fleet.py makes and retires links, the dispatcher submits on them.
 """
 
 import asyncio
@@ -15,22 +15,21 @@ from typing import Any, NoReturn
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from pagoda_router.admission.credits import CreditLedger, Price
+from pagoda_router.admission.credits import Price
 from pagoda_router.backends.base import LinkListener
-from pagoda_router.backends.describe import describe
+from pagoda_router.backends.describe import describe_at
 from pagoda_router.backends.http2 import UNIMPLEMENTED, Http2Error
-from pagoda_router.backends.knowledge import WorkerKnowledge
-from pagoda_router.backends.session_call import CallEnded, Outbox, Unreachable, open_call
+from pagoda_router.backends.session import OpenSession
+from pagoda_router.backends.session_call import MAX_MESSAGE_BYTES, CallEnded, Outbox, Unreachable, open_call
 from pagoda_router.backends.session_view import SessionView, for_request
-from pagoda_router.backends.streams import RequestStream, RunningRequests
-from pagoda_router.backends.translate import refusal, submit_message
+from pagoda_router.backends.streams import RequestStream
+from pagoda_router.backends.translate import submit_message
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import Generation, WorkerId
 from pagoda_router.placement.facts import WorkerView
 from pagoda_router.placement.prefixes import NO_CHAIN, PrefixChain
 from pagoda_router.text.artifacts import ArtifactCache, BadArtifact
 from pagoda_router.wire import worker_pb2 as wire
-from pagoda_router.wire.worker_pb2_grpc import WorkerStub
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +37,6 @@ PROTOCOL = 1
 SESSION = "/pagoda.worker.v1.Worker/Session"
 USUAL_BLOCK_SIZE = 16
 """What workers use unless told otherwise; in force until one has said."""
-ACKNOWLEDGE_EVERY_FRAMES = 64
-"""The worker cuts a router off at 1024 frames unread."""
-MAX_MESSAGE_BYTES = 64 * 2**20
-"""A prompt of a million ids is about 4 MB."""
-CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # a new channel connects anew, without another one's backoff
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,26 +90,19 @@ class PagodaLink:
         self._accepting = True
         self._wants_cache_events = True
         """Until a worker says that it sends none."""
-        self._knowledge = WorkerKnowledge(time.monotonic)
-        """Of the open session."""
+        self._session: OpenSession | None = None
         self._description: Any = None
-        self._state: Any = None
-        self._requests: RunningRequests | None = None
         """Of the open session."""
         self._welcomed = asyncio.Event()
         self._outbox: Outbox | None = None
         """Both of the latest session."""
-        self._ready = asyncio.Event()
         self._leaving = False
-        self._saying_goodbye = False
         self._wake_run = asyncio.Event()
         self._reason = "connecting to the worker"
         self._was_open = False
         """At any time."""
         self._complaint = ""
         """The last logged one: a worker that stays away is one line, not one a second."""
-        self._messages_seen = 0
-        self._frames_seen = 0
         self._serving: asyncio.Task[NoReturn] | None = None
 
     # ------------------------------------------------------------ what the dispatcher sees
@@ -136,11 +117,11 @@ class PagodaLink:
 
     @property
     def available_tokens(self) -> int:
-        return self._requests.ledger.available_tokens if self._requests is not None else 0
+        return self._session.requests.ledger.available_tokens if self._session is not None else 0
 
     @property
     def in_flight(self) -> int:
-        return len(self._requests) if self._requests is not None else 0
+        return len(self._session.requests) if self._session is not None else 0
 
     @property
     def accepting(self) -> bool:
@@ -152,33 +133,36 @@ class PagodaLink:
         self._view.changed()
 
     def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
-        requests, view = self._requests, self._view.current
+        session, view = self._session, self._view.current
         if view is None:
             routable, reason = self._routable()
-            if not routable or requests is None:
+            if not routable or session is None:
                 view = self._view.away(reason)
             else:
-                view = self._view.routable(self._state, self._description, requests, self._knowledge)
-        return for_request(view, cost, chain, requests, self._knowledge) if view.routable and requests is not None else view
+                view = self._view.routable(session.state, self._description, session.requests, session.knowledge)
+        return for_request(view, cost, chain, session.requests, session.knowledge) if view.routable and session is not None else view
 
     def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> RequestStream:
-        assert self._requests is not None
-        if not len(self._requests):
-            self._knowledge.woken()
-        uncached_tokens = max(1, cost.prompt_tokens - self._knowledge.cached_tokens(chain))
-        expectation = self._knowledge.expect(chain)
-        stream = self._requests.add(generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, expectation=expectation)
-        self._say(submit_message(generation, stream.request_id, reserved_tokens))
+        assert self._session is not None
+        assert self._outbox is not None
+        requests, knowledge = self._session.requests, self._session.knowledge
+        if not len(requests):
+            knowledge.woken()
+        uncached_tokens = max(1, cost.prompt_tokens - knowledge.cached_tokens(chain))
+        expectation = knowledge.expect(chain)
+        stream = requests.add(generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, expectation=expectation)
+        self._outbox.put(submit_message(generation, stream.request_id, reserved_tokens))
         self._view.changed()
         return stream
 
     def _routable(self) -> tuple[bool, str]:
-        if self._requests is None or self._state is None:
+        session = self._session
+        if session is None:
             return False, self._reason
-        if not self.accepting or self._leaving or self._saying_goodbye or self._state.draining:
+        if not self.accepting or self._leaving or session.is_draining or session.state.draining:
             return False, "the worker is draining"
-        if not self._state.ready:
-            return False, self._state.not_ready_reason or "the worker is not ready"
+        if not session.state.ready:
+            return False, session.state.not_ready_reason or "the worker is not ready"
         if self._description is None:
             return False, self._reason
         return True, ""
@@ -242,7 +226,7 @@ class PagodaLink:
             self._welcomed, self._outbox = asyncio.Event(), Outbox(call)
             hello = wire.Hello(protocol=PROTOCOL, router_id=self._router_id, token=self._token, wants_cache_events=self._wants_cache_events)
             self._outbox.put(wire.ToWorker(hello=hello))
-            await first_to_end(until(call.ended), self._expect_welcome(until_s), self._ping(), self._keep_described())
+            await first_to_end(call.over(), self._expect_welcome(until_s), self._ping(), self._keep_described())
         finally:
             call.close()
         raise SessionBroken("the session ended")
@@ -254,12 +238,12 @@ class PagodaLink:
 
     def _receive(self, data: bytes) -> None:
         message = wire.FromWorker.FromString(data)
-        if self._welcomed.is_set():
-            self._messages_seen += 1
-            self._handle(message)
+        if self._session is not None:
+            self._session.handle(message)
+            self._leave_when_idle()
         elif message.WhichOneof("message") == "welcome":
-            self._welcomed.set()
             self._open_session(message.welcome)
+            self._welcomed.set()
         else:
             raise SessionBroken("it did not begin with Welcome")
 
@@ -267,109 +251,41 @@ class PagodaLink:
         silent, seen = 0, -1
         while True:
             await asyncio.sleep(self._timing.ping_every_s)
-            if self._requests is None:
+            if self._session is None:
                 continue  # the welcome has its own time limit
-            silent = silent + 1 if self._messages_seen == seen else 0
+            silent = silent + 1 if self._session.messages_seen == seen else 0
             if silent >= self._timing.silent_pings:
                 raise SessionBroken(f"it has been silent for {silent * self._timing.ping_every_s:.0f} s")
-            seen = self._messages_seen
-            self._send_ping()
-
-    # ------------------------------------------------------------ messages
+            seen = self._session.messages_seen
+            self._session.ping()
 
     def _open_session(self, welcome: Any) -> None:
         assert self._outbox is not None
-        ledger = CreditLedger(welcome.epoch, welcome.state.kv_capacity_tokens)
-        self._knowledge = WorkerKnowledge(time.monotonic)
-        self._requests = RunningRequests(
+        self._session = OpenSession(
             self.worker,
-            self.endpoint.model,
-            ledger,
+            self.endpoint,
+            self._outbox,
             self._listener,
-            self._say,
+            welcome,
             block_size=lambda: self.block_size or USUAL_BLOCK_SIZE,
-            on_prefilled=self._knowledge.prefilled,
+            changed=self._view.changed,
         )
-        self._saying_goodbye = False
         self._was_open = True
-        self._frames_seen = 0
-        self._outbox.takes_batches = welcome.takes_batches
         self._reason = "the worker is describing its model"
-        log.info("session %s: open, epoch %d", self.worker, welcome.epoch)
-        self._learn(welcome.state, welcome.grants)
-        self._send_ping()  # the first request's times need to know how far apart the clocks are
-
-    def _say(self, message: Any) -> None:
-        assert self._outbox is not None
-        self._outbox.put(message)
-
-    def _send_ping(self) -> None:
-        self._say(wire.ToWorker(ping=wire.Ping(sent_mono_us=time.monotonic_ns() // 1000)))
-
-    def _handle(self, message: Any) -> None:
-        kind = message.WhichOneof("message")
-        assert self._requests is not None
-        if kind == "frame":
-            frame = message.frame
-            self._knowledge.heard(frame, self._state)
-            for event in frame.cache_events:
-                if event.model == self.endpoint.model:
-                    self._knowledge.cache_changed(event)
-            self._requests.deliver(frame)
-            if frame.grants or frame.HasField("state"):
-                self._learn(frame.state if frame.HasField("state") else None, frame.grants)
-            self._frames_seen += 1
-            if self._frames_seen % ACKNOWLEDGE_EVERY_FRAMES == 0:
-                self._say(wire.ToWorker(flow=wire.FlowCredit(frames_read_total=self._frames_seen)))
-        elif kind == "refused":
-            refused = message.refused
-            if refused.code == wire.Refused.NOT_READY and self._state is not None:
-                self._state.ready, self._state.not_ready_reason = False, refused.message  # until the next state says otherwise
-            elif refused.code == wire.Refused.DRAINING:
-                self._saying_goodbye = True
-            self._requests.refuse(refused.request_id, refusal(refused))
-        elif kind == "pong":
-            pong = message.pong
-            replied_us = pong.replied_mono_us or pong.worker_mono_us  # an older worker tells one stamp
-            self._requests.clock.ponged(pong.sent_mono_us, pong.worker_mono_us, replied_us, time.monotonic_ns() // 1000)
-        elif kind == "goodbye":
-            self._saying_goodbye = True
-            log.info("session %s: the worker drains: %s", self.worker, message.goodbye.reason)
-        self._view.changed()
-        self._leave_when_idle()
-
-    def _learn(self, state: Any, grants: Any) -> None:
-        assert self._requests is not None
-        ledger = self._requests.ledger
-        if state is not None:
-            self._state = state
-            ledger.capacity_tokens = state.kv_capacity_tokens
-            self._knowledge.rates.told(state.prefill_tokens_per_s, state.decode_step_ms)
-            self._requests.depth.told(state.num_running + state.num_waiting, self._requests.sequences, state.routers)
-            if state.ready:
-                self._ready.set()
-            else:
-                self._ready.clear()
-        for grant in grants:
-            if grant.model == self.endpoint.model and not grant.adapter:
-                ledger.grant(grant.epoch, grant.seq, grant.granted_kv_tokens_total)
-        self._view.changed()
-        self._listener.capacity_changed(self.endpoint.model)
+        self._session.begin(welcome)
 
     def _end_session(self, reason: str, *, is_starting: bool = False) -> None:
         """`is_starting`: it does not listen yet, which is nothing to speak of."""
-        was_open, requests = self._requests is not None, self._requests
-        self._requests = self._state = self._description = None
+        session, self._session, self._description = self._session, None, None
         self._view.changed()
         self._reason = "the worker is starting" if is_starting else f"the worker is away: {reason}"
-        self._ready.clear()
-        if requests is not None:
-            requests.lose_all(f"the worker {self.endpoint.name} was lost: {reason}")
+        if session is not None:
+            session.requests.lose_all(f"the worker {self.endpoint.name} was lost: {reason}")
         if self._leaving:
             log.info("session %s: closed", self.worker)
-        elif was_open or reason != self._complaint:
+        elif session is not None or reason != self._complaint:
             level = logging.DEBUG if is_starting else logging.WARNING
-            log.log(level, "session %s: %s: %s", self.worker, "ended" if was_open else "cannot be opened", reason)
+            log.log(level, "session %s: %s: %s", self.worker, "ended" if session is not None else "cannot be opened", reason)
         self._complaint = reason
         self._listener.session_ended(self.worker, reason)
 
@@ -378,18 +294,19 @@ class PagodaLink:
     async def _keep_described(self) -> None:
         """Asks once the worker is ready, until it has an answer; then there is nothing more to do in this session."""
         backoff_s = self._timing.first_backoff_s
+        await self._welcomed.wait()
+        session = self._session
+        assert session is not None
         while self._description is None:
-            await self._ready.wait()
+            await session.ready.wait()
             try:
-                async with grpc.aio.insecure_channel(self.endpoint.target, options=CHANNEL_OPTIONS) as channel:
-                    description = await describe(WorkerStub(channel), self.endpoint.model, self._artifacts, self._timing.describe_s)
+                description = await describe_at(self.endpoint.target, self.endpoint.model, self._artifacts, self._timing.describe_s)
                 await self._on_described(description)
                 self._description = description
                 self.max_model_len = description.max_model_len or None
-                self._knowledge.described(description.block_size, description.kv_capacity_tokens)
+                session.knowledge.described(description.block_size, description.kv_capacity_tokens)
+                session.requests.depth.max_running = description.max_running
                 self._view.changed()
-                if self._requests is not None:
-                    self._requests.depth.max_running = description.max_running
             except (grpc.aio.AioRpcError, BadArtifact, OSError, ValueError) as error:
                 complaint = f"the worker cannot be described: {_sentence(error)}"
                 if complaint != self._reason:
@@ -414,10 +331,6 @@ async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
-
-
-async def until(ended: "asyncio.Future[None]") -> None:
-    await ended
 
 
 def _sentence(error: BaseException) -> str:

@@ -8,13 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from pagoda_router.backends.http2 import UNAVAILABLE, CallEnd, Http2Call, Http2Error
+from pagoda_router.backends.http2 import LONGEST_HEADER, UNAVAILABLE, CallEnd, Http2Call, Http2Error
 
-LONGEST_AUTHORITY = 126
+MAX_MESSAGE_BYTES = 64 * 2**20
+"""A prompt of a million ids is about 4 MB."""
 MAX_BATCH_BYTES = 2**20
 """What waits to be sent goes as one message until it is so large."""
-
-
 MOST_UNREAD_BYTES = 2**27
 """Written and not taken by the worker: beyond two of the largest messages it asks (pings, settings, windows) without reading."""
 
@@ -39,6 +38,10 @@ class SessionCall(asyncio.Protocol):
         self._call = call
         self._on_message = on_message
         self._transport: asyncio.Transport | None = None
+
+    async def over(self) -> None:
+        """Raises what `ended` raises."""
+        await self.ended
 
     def send(self, message: bytes) -> None:
         """`flush` writes it, and all that was sent before."""
@@ -133,7 +136,7 @@ async def open_call(host: str, port: int, path: str, on_message: Callable[[bytes
     """Connected; the call's headers are on their way. Raises Unreachable, Http2Error."""
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        call = Http2Call(path, authority if len(authority) <= LONGEST_AUTHORITY else "worker", most_message_bytes=most_message_bytes)
+        call = Http2Call(path, authority if len(authority) <= LONGEST_HEADER else "worker", most_message_bytes=most_message_bytes)
         _, session = await asyncio.get_running_loop().create_connection(lambda: SessionCall(call, on_message), host, port)
     except UnicodeError as error:
         raise Http2Error(f"{host[:40]!r} is no name of a host") from error

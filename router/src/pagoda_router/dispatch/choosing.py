@@ -77,10 +77,11 @@ class WorkerChooser:
             return Refusal("no_worker", "no worker is known")
         group = self._group(links[0].endpoint.model, links[0].endpoint.variant)
         lanes = group.lanes
-        facts = RequestFacts(cost, turn_of=group.turn_of)
         if lanes.cuts:
             cached = max(view.cached_tokens for view in views)
             facts = RequestFacts(cost, lanes.lane(max(1, cost.prompt_tokens - cached), cost.output_tokens), lanes.lane_of, group.turn_of)
+        else:
+            facts = RequestFacts(cost, turn_of=group.turn_of)
         found = place(facts, views, self._rng, avoid, policy=policy, shunned=group.health.shunned(views, now_s))
         return found if isinstance(found, Refusal) else Choice(found, facts, views, group)
 

@@ -151,7 +151,7 @@ class Placer:
         now_s, generation = self._clock(), request.generation
         links = self._fleet.group(request.model, group, relays=generation.relay is not None)
         if not may_be_avoided:
-            links = [link for link in links if link.worker not in avoid]
+            links, avoid = [link for link in links if link.worker not in avoid], set()
         if generation.resume_ids:
             links = [link for link in links if link.can_resume]
         chain = self._chain(request)

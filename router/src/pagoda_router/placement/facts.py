@@ -1,4 +1,4 @@
-"""What a placement looks at: one request's facts, and each worker as the router sees it now. Plain data, read by policy.py and policies."""
+"""What a placement looks at: one request's facts, and each worker as seen now. Plain data; policy.py and scores.py read it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

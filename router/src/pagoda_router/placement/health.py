@@ -141,7 +141,7 @@ def slow_workers(views: Sequence[WorkerView]) -> frozenset[WorkerId]:
 
 
 def _step_ms(peer: WorkerView, sequences: int) -> float:
-    """What it would need for so many; as policies/prediction.py assumes it where it has not been learned."""
+    """What it would need for so many; as prediction.py assumes it where it has not been learned."""
     more_ms = peer.decode_step_ms_per_sequence
     if more_ms is not None:
         return max(0.0, peer.decode_step_ms + more_ms * (sequences - peer.running))

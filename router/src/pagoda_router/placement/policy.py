@@ -2,7 +2,7 @@
 
     routable → large enough → not shunned → open now → not avoided → score → lowest, at random among equals → Placement, with its reason
 
-The scores are a policy's (policies/scores.py), chosen by spec.routing.policy; the frame around them is the same for all. No I/O; called by
+The scores are a policy's (scores.py), chosen by spec.routing.policy; the frame around them is the same for all. No I/O; called by
 choosing.py for every request, and by the simulator.
 """
 
@@ -64,7 +64,6 @@ class Placement:
     """Until the first token there."""
     cached_tokens: int = 0
     """Prompt tokens expected in the worker's prefix cache."""
-    predicted_tpot_ms: float = 0.0
     policy: PolicyName = POLICY
     scores: tuple[tuple[WorkerView, float], ...] = ()
     """Of the best candidates, best first; the unit is the policy's own."""
@@ -115,7 +114,6 @@ def place(
         None if runner_up is None else runner_up.worker,
         None if runner_up is None else predict(facts, runner_up, usual).ttft_ms,
         min(chosen.cached_tokens, cost.prompt_tokens - 1),
-        prediction.tpot_ms,
         policy,
         tuple([(candidates[at].copied(), scores[at]) for at in best]),
         len(candidates),

@@ -92,7 +92,7 @@ class TokenText:
         chars = sum(map(len, texts))
         if chars <= LONG_TEXT_CHARS:
             return self._encode(texts, False)
-        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), chars // LONG_TEXT_CHARS)
+        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), chars // LONG_TEXT_CHARS, len(texts))
         shares = [texts[at::threads] for at in range(threads)]
         found: list[list[int]] = [[]] * len(texts)
         for at, share in enumerate(await asyncio.gather(*[asyncio.to_thread(self._encode, share, False) for share in shares])):
