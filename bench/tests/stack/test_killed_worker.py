@@ -19,8 +19,8 @@ def pair(tmp_path: Path) -> Iterator[LocalStack]:
 
 @pytest.mark.parametrize("victim", VICTIMS)
 async def test_answers_of_a_killed_worker_or_engine_come_out_as_they_would_have(pair: LocalStack, victim: Victim) -> None:
-    greedy = bodies(20, 80)
-    penalised = [{**body, "frequency_penalty": 0.5, "temperature": 0.8, "seed": 5} for body in bodies(4, 80)]
+    greedy = bodies(20, 400)  # long enough that they run on when the grammars of the others are compiled and all have begun
+    penalised = [{**body, "frequency_penalty": 0.5, "temperature": 0.8, "seed": 5} for body in bodies(4, 400)]
     formed = formed_bodies(4)
     asked = [*greedy, *penalised, *formed]
     calm = await read_all(pair, asked)
