@@ -1,4 +1,4 @@
-"""The router process's settings: PAGODA_* environment variables, parsed once and frozen. Knows nothing else; called by __main__ only."""
+"""The router process's settings: PAGODA_* environment variables, parsed once and frozen. Knows no fleet; called by __main__ only."""
 
 import difflib
 import ipaddress
@@ -36,7 +36,7 @@ class RouterSettings:
     bind_host: str = "127.0.0.1"
     """Of both listeners. Beyond loopback needs an API key."""
     http_port: int = 8000
-    """/v1, playground, probes, metrics. 0: any free port."""
+    """/v1, /tokenize, /admin/v1, console, probes, metrics. 0: any free port."""
     reuse_port: bool = False
     """Other routers on this machine listen on http_port too (SO_REUSEPORT), to use more cores: the kernel gives each new connection to one
     of them. Each has an internal port, metrics and a pod_name of its own. Off by default, when a port that is taken is a mistake."""

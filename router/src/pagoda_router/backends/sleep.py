@@ -1,6 +1,6 @@
 """The wire's Sleep and Wake, asked of one worker over a connection of their own: they may take longer than a session is silent.
 
-Used by sleep.py.
+Used by http/sleep.py.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The Kubernetes API as discovery needs it: list one kind of object, and watch it. Raw dicts; nothing is kept here.
 
-The only module that imports the kubernetes package, and with it aiohttp; `__main__` imports it only when discovery is Kubernetes.
+The only module that imports the kubernetes package; `__main__` imports it only when discovery is Kubernetes.
 """
 
 import contextlib

@@ -114,7 +114,7 @@ class Keyring:
 
     def _stored(self) -> KeyStore:
         if self._store is None:
-            raise KeysUnavailable("this router keeps no keys: set PAGODA_DATABASE to a file that survives it")
+            raise KeysUnavailable("this router keeps no keys: set PAGODA_DATABASE to a database that survives it")
         return self._store
 
 

@@ -1,5 +1,5 @@
 """What headers ask of one request: `X-Pagoda-Features: variant=NAME, prefix-cache=off`, `X-Backend: vllm`, `X-Pagoda-Class: throughput`,
-`X-Pagoda-Deadline-Ms: 1500`, `X-Pagoda-Trace: 1`.
+`X-Pagoda-Deadline-Ms: 1500`, `X-Pagoda-Trace: 1`, `X-Pagoda-Speculation: off`.
 
 Pure; app.py calls it before the body is read. Read strictly: a switch that would be ignored makes two measurements look alike that are not,
 so everything else is refused. Which variant a switch leads to is offers.py's.

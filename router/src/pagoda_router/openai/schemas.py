@@ -1,4 +1,4 @@
-"""The bodies of /v1/chat/completions and /v1/completions as typed structs, and reading them with errors that name the field.
+"""The bodies of chats, completions, embeddings, /tokenize and /detokenize as typed structs, read with errors that name the field.
 
 Shapes and types only: ranges are checks.py's, unknown fields fields.py's.
 """
@@ -137,7 +137,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     """A prompt, or a chat's messages with what shapes them."""
 
     model: str | None = None
-    """May be left out where one model is served."""
+    """May be left out where the key may ask one model only."""
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
     add_special_tokens: bool | None = None

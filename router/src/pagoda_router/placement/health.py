@@ -113,7 +113,7 @@ class HealthBoard:
             if record.slow_since_s is None:
                 record.slow_since_s = now_s
             due = is_silent or now_s - record.slow_since_s >= SLOW_FOR_S
-            if due and 2 * (shunned + 1) <= len(views):  # half of a fleet is no exception to it
+            if due and 2 * (shunned + 1) <= len(views):  # at most half: what befalls most of a fleet is no exception
                 self._open(record, Cause.SILENT if is_silent else Cause.SLOW, now_s)
                 shunned += 1
 

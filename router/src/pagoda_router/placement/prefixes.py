@@ -2,7 +2,7 @@
 
 Written at every decision at once, before the worker has computed anything, so that the next request with the same beginning finds it; taken
 back where the request never began; corrected by the worker's cache events. One KnownPrefixes per worker and session (a lost session forgets
-it), owned by the link.
+it), owned by the session's WorkerKnowledge, of other backends by the link.
 
     prompt   [ block 0 | block 1 | block 2 | rest ]      block_size tokens each
     chain      h0        h1        h2                    h0 = hash(root(salt, adapter), ids), h1 = hash(h0, ids), …

@@ -3,7 +3,7 @@
 A decode step is a line over the size of its batch, y = base + slope × sequences, kept by recursive least squares with forgetting
 (Ljung, System Identification, 11.2): two numbers and a 2×2 matrix per worker. It is learned from the time between two frames of steps that
 only decoded: the worker's own moving average lags behind its batch, and a line through it says that one sequence more costs ten steps.
-Owned by a worker's link, which calls it.
+Owned by a session's WorkerKnowledge.
 """
 
 FORGETTING = 0.97

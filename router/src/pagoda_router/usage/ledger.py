@@ -1,7 +1,7 @@
 """Who used what, in this router: limits and budgets before a request runs; usage by hour, key and model from then on, stored in batches.
 
 Owns the open accounts, the counters, this month's budgets and the rate limits. app.py opens an account for each request that generates;
-`__main__` runs the flushing. No request waits for the database; one of a key with limits waits for Redis, once, where there is one.
+`__main__` runs the flushing. No request waits for the database; one of a key with limits waits for Redis where there is one.
 """
 
 import asyncio

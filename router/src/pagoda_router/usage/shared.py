@@ -5,7 +5,8 @@
     held:KEY            by lease, which is one router's: what is held for requests that run. Not renewed, as after kill -9, it ends
     batch:ROUTER        number of the last batch settled
 
-The ledger reserves, at most once a request; `__main__` runs the settling. While Redis is away each router goes on by its own limits.
+The ledger reserves, once a request and once more when another model answers it; `__main__` runs the settling. While Redis is away each
+router goes on by its own limits.
 The scripts make names of keys from ids, which Redis Cluster does not allow.
 """
 
