@@ -51,7 +51,7 @@ def test_a_question_in_the_chat_leads_to_its_trace(page: Page, stack: LocalStack
     expect(dialog).to_contain_text("only worker")
     dialog.get_by_role("button", name="Close").click()
     expect(dialog).to_be_hidden()
-    assert page.url.endswith("#traces")
+    expect(page).to_have_url(re.compile(r"#traces$"))
 
 
 def test_the_comparison_runs_each_row_with_its_toggles(page: Page, stack: LocalStack) -> None:
