@@ -4,12 +4,10 @@
 namespace pagoda {
 
 constexpr int64_t ROWS_BYTES = 1 << 20;  // of a block of x that stays in L2 while all panels pass by
-constexpr int64_t VECTOR_ROWS = 4;       // most rows for which four bits are multiplied faster as they are unpacked, without tiles
 
 // A group of inputs is whole tiles, or half of one.
 inline bool tiles_serve(const QuantizedProduct& p) {
-    if (!p.four_bits) return true;
-    return p.M > VECTOR_ROWS && (p.groups == 1 || p.group() % STEP_8 == 0 || p.group() == STEP_8 / 2);
+    return p.groups == 1 || p.group() % STEP_8 == 0 || p.group() == STEP_8 / 2;
 }
 
 // As TileShape, for tiles that are `depth` inputs deep.
