@@ -90,7 +90,8 @@ def length(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRates) 
 
 def predicted(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRates) -> Scores:
     """Milliseconds: first token and the pace of the next ones, what the prompt costs those that decode there, more if they are of other
-    lengths, and the way to another zone. The best cached worker gets a bonus of AFFINITY_SHARE of the prefill that it saves over the fastest one."""
+    lengths, and the way to another zone. The best cached worker gets a bonus of AFFINITY_SHARE of the prefill that it saves over the
+    fastest one."""
     prompt_tokens, output_tokens, has_lanes = facts.cost.prompt_tokens, facts.cost.output_tokens, bool(facts.lane_of)
     pace_tokens = min(output_tokens, TPOT_TOKENS)
     scores: Scores = []
