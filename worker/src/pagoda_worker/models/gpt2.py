@@ -99,7 +99,7 @@ class GPT2Layer:
         for name, norm in (("ln_1", self.attention_norm), ("ln_2", self.mlp_norm)):
             named |= _norm_destinations(name, norm)
         for name, linear in self.named_linears().items():
-            assert linear.weight is not None, "destinations are asked for before packing"
+            assert isinstance(linear.weight, Tensor), "destinations are asked for before packing"
             assert linear.bias is not None, "all of them have one"
             named |= {f"{name}.weight": linear.weight.T, f"{name}.bias": linear.bias}
         return named
@@ -159,7 +159,7 @@ class GPT2:
     def destinations(self) -> dict[str, Tensor]:
         named = {"wte.weight": self.embedding, "wpe.weight": self.position_embedding, **_norm_destinations("ln_f", self.norm)}
         if not self.config.tied:
-            assert self.head.weight is not None, "destinations are asked for before packing"
+            assert isinstance(self.head.weight, Tensor), "destinations are asked for before packing"
             named["lm_head.weight"] = self.head.weight
         for i, layer in enumerate(self.layers):
             named |= {f"h.{i}.{name}": tensor for name, tensor in layer.destinations().items()}

@@ -109,7 +109,7 @@ class Llama:
     def destinations(self) -> dict[str, Tensor]:
         named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
         if not self.config.tied:
-            assert self.head.weight is not None, "destinations are asked for before packing"
+            assert isinstance(self.head.weight, Tensor), "destinations are asked for before packing"
             named["lm_head.weight"] = self.head.weight
         for i, layer in enumerate(self.layers):
             named |= {f"model.layers.{i}.{name}": tensor for name, tensor in layer.destinations(self.config).items()}

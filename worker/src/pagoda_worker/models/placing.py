@@ -43,7 +43,7 @@ def place(fused: FusedLinear, parts: Mapping[str, Mapping[str, str]], tensors: T
         fused.linear.weight = _moved(one, placement.device) if one is not None else tuple(_moved(q, placement.device) for q in quantized)
         return
     if quantized:
-        log.info("%s and its neighbours are plain: they are one product, and not all are stored in a form that is kept", fused.modules[0][0])
+        log.info("%s and its neighbours are held plain: they are one product, and not all are stored quantized", fused.modules[0][0])
     plain = [weight if isinstance(weight, Tensor) else weight.dequantized(placement.dtype) for weight in weights]
     whole = torch.empty(sum(len(each) for each in plain), plain[0].shape[1], dtype=placement.dtype, device=placement.device)
     torch.cat([each.to(placement.device, placement.dtype) for each in plain], out=whole)
