@@ -5,18 +5,17 @@ One linear at a time, its parts joined; called by weights.py. Knows the files on
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pagoda_worker.errors import ModelError
 from pagoda_worker.models.base import FusedLinear
 from pagoda_worker.models.files import Tensors
 from pagoda_worker.models.formats.layout import Layout
 from pagoda_worker.models.formats.stored import ReadWeight, StoredModule
 from pagoda_worker.quantization.parts import joined
-from pagoda_worker.quantization.weights import QuantizedWeight
+from pagoda_worker.quantization.weights import Fp8Weight, Int4Weight, Int8Weight, QuantizedWeight
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +50,7 @@ def place(fused: FusedLinear, parts: Mapping[str, Mapping[str, str]], tensors: T
     fused.linear.weight = whole if again is None else again
 
 
-def _read(
-    name: str, outputs: int, fused: FusedLinear, parts: Mapping[str, str], tensors: Tensors, placement: Placement
-) -> ReadWeight:
+def _read(name: str, outputs: int, fused: FusedLinear, parts: Mapping[str, str], tensors: Tensors, placement: Placement) -> ReadWeight:
     seen: list[Tensor] = []
 
     def read(whole: str) -> Tensor:
@@ -100,4 +97,11 @@ def _moved(weight: QuantizedWeight, device: torch.device) -> QuantizedWeight:
 
 
 def _each_tensor(weight: QuantizedWeight, change: Callable[[Tensor], Tensor]) -> QuantizedWeight:
-    return replace(weight, **{each.name: change(value) for each in fields(weight) if isinstance(value := getattr(weight, each.name), Tensor)})
+    match weight:
+        case Int8Weight():
+            return Int8Weight(change(weight.values), change(weight.scales))
+        case Int4Weight():
+            zeros, order = (None if each is None else change(each) for each in (weight.zeros, weight.order))
+            return Int4Weight(change(weight.values), change(weight.scales), zeros, order)
+        case Fp8Weight():
+            return Fp8Weight(change(weight.values), change(weight.scales), weight.block)

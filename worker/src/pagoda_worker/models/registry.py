@@ -28,7 +28,7 @@ def architecture_of(raw: dict[str, Any]) -> str:
     if names[0] not in ARCHITECTURES:
         raise UnsupportedModel(f"architecture {names[0]!r} is not supported; {', '.join(sorted(ARCHITECTURES))} are")
     if layout_of(raw) is not None and ARCHITECTURES[names[0]] is GPT2:
-        raise UnsupportedModel(f"{names[0]} with quantization_config is not supported: its layers are no linear ones; use a plain checkpoint")
+        raise UnsupportedModel(f"{names[0]} with quantization_config is not supported: only a plain checkpoint of it is")
     return names[0]
 
 

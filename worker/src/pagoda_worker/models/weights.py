@@ -44,7 +44,7 @@ def load_weights(
     and tensor when one is missing, unexpected, cut short or of another shape, before anything is copied where the headers tell."""
     layout = None if placement is None else placement.layout
     plan = _plan(tensors, destinations, linears, layout, tuple(ignored_suffixes), optional_prefix)
-    total, done = sum(each.nbytes for each in tensors.stored.values()), 0
+    total, done = sum(path.stat().st_size for path in {each.path for each in tensors.stored.values()}), 0
 
     def read(names: Iterable[str]) -> None:
         nonlocal done

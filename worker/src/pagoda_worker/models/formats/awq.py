@@ -1,8 +1,8 @@
 """AWQ checkpoints, as AutoAWQ writes them for its GEMM kernel (quant_method awq, version gemm). Pure; made by detection.py.
 
-    qweight [in, out / 8]      int32: eight outputs; from the lowest nibble on they are outputs 0, 2, 4, 6, 1, 3, 5, 7 of the eight
-    qzeros  [groups, out / 8]  int32: in the same order, as they are
-    scales  [groups, out]      float
+qweight [in, out / 8]      int32: eight outputs; from the lowest nibble on they are outputs 0, 2, 4, 6, 1, 3, 5, 7 of the eight
+qzeros  [groups, out / 8]  int32: in the same order, as they are
+scales  [groups, out]      float
 """
 
 from collections.abc import Mapping

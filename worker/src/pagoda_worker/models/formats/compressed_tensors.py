@@ -111,8 +111,10 @@ def _scheme(name: str, group: object, general_format: str) -> Scheme:
     strategy = weights.raw.get("strategy") or ("group" if group_size > 0 else "tensor")
     if strategy == "group" and group_size < 1:
         raise ModelError(f"{weights.place}: group_size must be a positive integer, it is {group_size}")
-    if strategy == "block" and not is_float or strategy == "group" and is_float:
-        raise weights.unsupported(f"strategy {strategy!r} for {'float' if is_float else 'int'}", "tensor, channel, group of int or block of float")
+    if (strategy == "block" and not is_float) or (strategy == "group" and is_float):
+        raise weights.unsupported(
+            f"strategy {strategy!r} for {'float' if is_float else 'int'}", "tensor, channel, group of int or block of float"
+        )
     block = block_of(weights.raw.get("block_structure"), "block_structure") if strategy == "block" else None
     if strategy == "block" and block is None:
         raise ModelError(f"{weights.place}: block_structure must be two positive integers, it is missing")

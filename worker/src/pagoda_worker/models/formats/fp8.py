@@ -1,8 +1,10 @@
-"""FP8 checkpoints with a scale per block or tensor (quant_method fp8: DeepSeek, Qwen, AutoFP8) or channel (fbgemm_fp8). Pure; made by detection.py.
+"""FP8 checkpoints with a scale per block or tensor (quant_method fp8: DeepSeek, Qwen, AutoFP8) or channel (fbgemm_fp8).
 
-    weight            [out, in]                  float8_e4m3fn
-    weight_scale_inv  [out / 128, in / 128]      float: blocks, whatever weight_block_size says; the value is times it, despite its name
-    weight_scale      [] or [1], or [out, 1]     float: of the tensor, or of each channel
+Pure; made by detection.py.
+
+weight            [out, in]                  float8_e4m3fn
+weight_scale_inv  [out / 128, in / 128]      float: blocks, whatever weight_block_size says; the value is times it, despite its name
+weight_scale      [] or [1], or [out, 1]     float: of the tensor, or of each channel
 """
 
 from collections.abc import Mapping

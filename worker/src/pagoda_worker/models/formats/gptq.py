@@ -1,9 +1,9 @@
 """GPTQ checkpoints, as AutoGPTQ and GPTQModel write them (quant_method gptq). Pure; made by detection.py.
 
-    qweight [in / 8, out]      int32: eight nibbles (or four bytes) along the inputs, the lowest bits first
-    qzeros  [groups, out / 8]  int32: the same along the outputs; version 1 stores each zero less one, gptq_v2 as it is
-    scales  [groups, out]      float
-    g_idx   [in]               int32: the group of each input; no longer in order with act-order (desc_act)
+qweight [in / 8, out]      int32: eight nibbles (or four bytes) along the inputs, the lowest bits first
+qzeros  [groups, out / 8]  int32: the same along the outputs; version 1 stores each zero less one, gptq_v2 as it is
+scales  [groups, out]      float
+g_idx   [in]               int32: the group of each input; no longer in order with act-order (desc_act)
 """
 
 from collections.abc import Mapping

@@ -13,12 +13,20 @@ PLACE = "config.json: quantization_config"
 class Layout(Protocol):
     """One quantization_config: pure, but for the tensors that a module reads."""
 
-    title: str
-    """In words, for logs: `GPTQ, 4 bits`."""
-    used: frozenset[str]
-    """Parts of a module that it reads."""
-    unread: frozenset[str]
-    """Parts that a module may have and the engine does not need: it scales activations by what they are."""
+    @property
+    def title(self) -> str:
+        """In words, for logs: `GPTQ, 4 bits`."""
+        ...
+
+    @property
+    def used(self) -> frozenset[str]:
+        """Parts of a module that it reads."""
+        ...
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Parts that a module may have and the engine does not need: it scales activations by what they are."""
+        ...
 
     def quantizes(self, name: str, parts: frozenset[str]) -> bool:
         """`parts`: what the files hold of module `name`."""
@@ -35,8 +43,8 @@ def has_in_name(names: Iterable[str], module: str) -> bool:
 
 
 def is_targeted(targets: Iterable[str], module: str) -> bool:
-    """As compressed-tensors' targets and ignore: a name, `re:` and a pattern from the name's beginning, or the class, which is Linear for all
-    that we ask about. Raises ModelError for a pattern that is none."""
+    """As compressed-tensors' targets and ignore: a name, `re:` and a pattern from the name's beginning, or the class, which is Linear for
+    all that we ask about. Raises ModelError for a pattern that is none."""
     for target in targets:
         if target.startswith("re:"):
             try:

@@ -84,7 +84,7 @@ def grouped_integers(
     values: Tensor, scales: Tensor, zeros: Tensor | None, *, bits: int, group_of: Tensor | None = None, why: Callable[[str], ModelError]
 ) -> ReadWeight:
     """The one form of (values - zeros) * scales. values [out, in] uint8, scales [out, groups] float32, zeros [out, groups] uint8 (None: the
-    middle of the range); `group_of` [in] int64: which group each input is in, None: as many neighbours each. Raises `why(what is wrong)`."""
+    middle of the range); `group_of` [in] int64: which group each input is in, None: neighbours, evenly. Raises `why(what is wrong)`."""
     out, size = values.shape
     groups, order = scales.shape[1], None
     middle = 1 << (bits - 1)
