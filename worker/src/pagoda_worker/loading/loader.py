@@ -25,7 +25,9 @@ from pagoda_worker.loading.memory import check_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.compiled import CompiledModel, check_compile
 from pagoda_worker.models.files import checkpoint_bytes, read_json, stored_dtype
+from pagoda_worker.models.formats.detection import layout_of
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
+from pagoda_worker.models.rounded import footprint_rounded
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.scheduling.residency import HostRoom
 
@@ -45,6 +47,8 @@ class Loaded:
     architecture: str
     device: torch.device
     dtype_name: str
+    quantization: str
+    """Of the weights: none, int8, int4, fp8, or what a quantized checkpoint says of itself."""
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     max_model_len: int
@@ -69,6 +73,7 @@ class Loaded:
         return ModelFacts(
             architecture=self.architecture,
             dtype=self.dtype_name,
+            quantization=self.quantization,
             device="cpu" if self.device.type == "cpu" else f"cuda:{torch.cuda.get_device_name(self.device)}",
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
@@ -98,9 +103,11 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     folder = config.model_dir
     raw = read_json(folder, "config.json")
     size = footprint_of(raw)
+    quantization = _quantization(config, raw)
     device = resolve_device(config.device)
     check_on_device(config, device.type)
     dtype_name = _resolve_dtype(config, raw, device)
+    size = footprint_rounded(size, config.quantization, DTYPES[dtype_name].itemsize)
     longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = limits or Limits()
@@ -120,6 +127,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         dtype=DTYPES[dtype_name],
         device=device,
         operators=operators_for(config, device, dtype=DTYPES[dtype_name], head_dim=size.cache.head_dim),
+        quantization=config.quantization,
         random_weights=config.random_weights,
         packed=not config.compile,
         copied=lambda done, total: news("loading weights", done, total),
@@ -138,6 +146,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         architecture=architecture_of(raw),
         device=device,
         dtype_name=dtype_name,
+        quantization=quantization,
         eos_token_ids=eos,
         bos_token_id=bos,
         max_model_len=model_len,
@@ -155,6 +164,18 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
 def _read_model(build: Callable[[], Model], weight_bytes: int, *, compiled: bool) -> Model:
     with out_of_memory_says(f"the device has no room for {gibibytes(weight_bytes)} of weights: something else uses it"):
         return CompiledModel(build()) if compiled else build()
+
+
+def _quantization(config: EngineConfig, raw: dict[str, Any]) -> str:
+    layout = None if config.random_weights else layout_of(raw)
+    if layout is None:
+        return config.quantization
+    if config.quantization != "none":
+        raise ConfigError(
+            f"quantization is {config.quantization}, and {config.model_dir} is quantized already ({layout.title}): it is held as it is "
+            f"stored, leave quantization out"
+        )
+    return layout.title
 
 
 def gpu_uuids(device: torch.device) -> list[str]:

@@ -75,6 +75,9 @@ class GPT2Config:
             per_step_token=8 * self.hidden + 2 * self.intermediate,
             vocab=self.vocab,
             max_position=self.max_position,
+            linear_parameters=self.layers * matrices,
+            head_parameters=0 if self.tied else self.hidden * self.vocab,
+            tied_head_parameters=self.hidden * self.vocab if self.tied else 0,
         )
 
 

@@ -48,13 +48,17 @@ class LlamaConfig:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         biases = self.qkv_bias * (q + 2 * kv) + self.out_bias * self.hidden + self.mlp_bias * (2 * self.intermediate + self.hidden)
         norms = 2 * self.hidden + self.qk_norm * 2 * self.head_dim
-        layer = self.hidden * (2 * q + 2 * kv + 3 * self.intermediate) + biases + norms
+        products = self.hidden * (2 * q + 2 * kv + 3 * self.intermediate)
+        layer = products + biases + norms
         return Footprint(
             cache=CacheShape(layers=self.layers, kv_heads=self.kv_heads, head_dim=self.head_dim),
             parameters=self.layers * layer + self.hidden * (1 + self.vocab * (1 if self.tied else 2)),
             per_step_token=4 * self.hidden + 2 * q + 2 * kv + 3 * self.intermediate,
             vocab=self.vocab,
             max_position=self.max_position,
+            linear_parameters=self.layers * products,
+            head_parameters=0 if self.tied else self.hidden * self.vocab,
+            tied_head_parameters=self.hidden * self.vocab if self.tied else 0,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pagoda_worker.config import Quantization
 from pagoda_worker.errors import ModelError, UnsupportedModel
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.models.base import Footprint, Model
@@ -15,6 +16,7 @@ from pagoda_worker.models.gpt2 import GPT2
 from pagoda_worker.models.llama import Llama
 from pagoda_worker.models.llama_config import PARSERS
 from pagoda_worker.models.placing import Placement
+from pagoda_worker.models.rounded import Rounding
 from pagoda_worker.models.weights import Copied, fill_randomly, load_weights
 
 ARCHITECTURES: dict[str, type[GPT2] | type[Llama]] = {"GPT2LMHeadModel": GPT2, **dict.fromkeys(PARSERS, Llama)}
@@ -44,6 +46,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     operators: Operators,
+    quantization: Quantization = "none",
     random_weights: bool = False,
     packed: bool = True,
     copied: Copied = lambda done, total: None,
@@ -51,22 +54,29 @@ def load_model(
     """Raises ModelError, UnsupportedModel."""
     layout = None if random_weights else layout_of(raw)
     architecture = ARCHITECTURES[architecture_of(raw)]
-    model: Model = architecture(
-        raw, max_model_len=max_model_len, dtype=dtype, device=device, operators=operators, deferred=layout is not None
+    model = architecture(
+        raw,
+        max_model_len=max_model_len,
+        dtype=dtype,
+        device=device,
+        operators=operators,
+        deferred=layout is not None or quantization != "none",
     )
+    rounded = Rounding(quantization, head=model.head)
     if random_weights:
-        fill_randomly(model.destinations())
+        fill_randomly(model.destinations(), model.linears(), rounded, device=device)
     else:
         with open_safetensors(folder) as tensors:
             load_weights(
                 tensors,
                 model.destinations(),
-                [] if layout is None else model.linears(),
-                Placement(layout=layout, dtype=dtype, device=device),
+                [] if layout is None and quantization == "none" else model.linears(),
+                Placement(layout=layout, dtype=dtype, device=device, rounded=rounded),
                 ignored_suffixes=model.ignored_suffixes,
                 optional_prefix=model.optional_prefix,
                 copied=copied,
             )
+    rounded.tied_head()
     if packed:
         model.pack()
     return model

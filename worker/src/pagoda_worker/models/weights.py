@@ -15,6 +15,7 @@ from pagoda_worker.models.base import FusedLinear
 from pagoda_worker.models.files import Tensors
 from pagoda_worker.models.formats.layout import Layout
 from pagoda_worker.models.placing import Placement, place
+from pagoda_worker.quantization.weights import QuantizedWeight
 
 Copied = Callable[[int, int], None]
 """(bytes read so far, bytes in all), called after every tensor."""
@@ -102,14 +103,33 @@ def _no_place(tensors: Tensors, name: str) -> ModelError:
     return ModelError(f"{tensors.stored[name].path}: tensor {name!r} has no place in this architecture")
 
 
-def fill_randomly(destinations: Mapping[str, Tensor], *, seed: int = 0) -> None:
+def fill_randomly(
+    destinations: Mapping[str, Tensor],
+    linears: Sequence[FusedLinear] = (),
+    rounded: Callable[[FusedLinear, Tensor], QuantizedWeight | None] = lambda fused, weight: None,
+    *,
+    device: torch.device | None = None,
+    seed: int = 0,
+) -> None:
     """Numbers for a model that is only timed: the same for the same seed and kind of device, made where they lie. The spread keeps
-    activations finite and the best tokens apart."""
+    activations finite and the best tokens apart. Of `linears`, those without memory get it on `device`, one by one, as `rounded` has it."""
     generators: dict[torch.device, torch.Generator] = {}
     for name, tensor in destinations.items():
+        if tensor.device.type == "meta":
+            continue
         if tensor.ndim == 1:
             tensor.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
         generator = generators.get(tensor.device) or torch.Generator(tensor.device).manual_seed(seed)
         generators[tensor.device] = generator
         tensor.normal_(0.0, 1.5 * tensor.shape[-1] ** -0.5, generator=generator)
+    for fused in linears:
+        if not (isinstance(fused.linear.weight, Tensor) and fused.linear.weight.device.type == "meta"):
+            continue
+        assert device is not None, "linears without memory get it somewhere"
+        generator = generators.get(device) or torch.Generator(device).manual_seed(seed)
+        generators[device] = generator
+        plain = torch.empty_like(fused.linear.weight, device=device)
+        plain.normal_(0.0, 1.5 * plain.shape[-1] ** -0.5, generator=generator)
+        again = rounded(fused, plain)
+        fused.linear.weight = plain if again is None else again
