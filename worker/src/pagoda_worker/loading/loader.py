@@ -25,7 +25,7 @@ from pagoda_worker.loading.memory import check_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.compiled import CompiledModel, check_compile
 from pagoda_worker.models.files import checkpoint_bytes, read_json, stored_dtype
-from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
+from pagoda_worker.models.registry import architecture_of, footprint_as_stored, footprint_of, load_model
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.scheduling.residency import HostRoom
 
@@ -101,6 +101,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     device = resolve_device(config.device)
     check_on_device(config, device.type)
     dtype_name = _resolve_dtype(config, raw, device)
+    if not config.random_weights:
+        size = footprint_as_stored(folder, raw, DTYPES[dtype_name].itemsize)
     longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = limits or Limits()

@@ -115,6 +115,14 @@ def give_back(tensor: Tensor) -> None:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length // mmap.PAGESIZE * mmap.PAGESIZE), mmap.MADV_DONTNEED)
 
 
+def held_bytes(name: str, stored: StoredTensor, itemsize: int) -> int:
+    """In memory, of a quantized checkpoint: integers and fp8 as they are, scales in float32, the rest at the model's dtype. Zero points are
+    bytes there, not nibbles: too few to count."""
+    if stored.dtype not in ("F16", "BF16", "F32"):
+        return stored.nbytes
+    return stored.count * (4 if "scale" in name.rpartition(".")[2] else itemsize)
+
+
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     try:
