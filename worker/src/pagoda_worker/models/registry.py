@@ -10,7 +10,8 @@ import torch
 from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.models.base import Footprint, Model
-from pagoda_worker.models.files import held_bytes, open_safetensors
+from pagoda_worker.models.checkpoint import layout_in, open_checkpoint
+from pagoda_worker.models.files import held_bytes
 from pagoda_worker.models.formats.detection import layout_of
 from pagoda_worker.models.gpt2 import GPT2
 from pagoda_worker.models.llama import Llama
@@ -39,10 +40,10 @@ def footprint_of(raw: dict[str, Any]) -> Footprint:
 
 def footprint_as_stored(folder: Path, raw: dict[str, Any], itemsize: int) -> Footprint:
     """Of a quantized checkpoint: what its files hold, when they are held so. `itemsize`: of what is plain. Raises ModelError."""
-    size, layout = footprint_of(raw), layout_of(raw)
-    if layout is None or not layout.kept:
-        return size
-    with open_safetensors(folder) as tensors:
+    size = footprint_of(raw)
+    with open_checkpoint(folder, raw) as (tensors, layout):
+        if layout is None or not layout.kept:
+            return size
         return replace(size, stored_bytes=sum(held_bytes(name, each, itemsize) for name, each in tensors.stored.items()))
 
 
@@ -59,7 +60,7 @@ def load_model(
     copied: Copied = lambda done, total: None,
 ) -> Model:
     """Raises ModelError, UnsupportedModel, ConfigError."""
-    layout = None if random_weights else layout_of(raw)
+    layout = None if random_weights else layout_in(folder, raw)
     architecture = ARCHITECTURES[architecture_of(raw)]
     if layout is not None and not packed:
         raise ConfigError("compile multiplies plain weights only, and this checkpoint is quantized: leave compile out")
@@ -69,7 +70,7 @@ def load_model(
     if random_weights:
         fill_randomly(model.destinations())
     else:
-        with open_safetensors(folder) as tensors:
+        with open_checkpoint(folder, raw) as (tensors, layout):
             load_weights(
                 tensors,
                 model.destinations(),
