@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.parallel import Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,10 @@ class Model(Protocol):
 
     def destinations(self) -> dict[str, Tensor]:
         """Checkpoint tensor name → where it goes (a view into a parameter)."""
+        ...
+
+    def parts(self) -> dict[str, Part]:
+        """Which part of a checkpoint's tensor its destination is; those not named are whole."""
         ...
 
     @property

@@ -20,6 +20,7 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.parallel import Part
 from pagoda_worker.models.base import Model
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,9 @@ class CompiledModel:
 
     def destinations(self) -> dict[str, Tensor]:
         return self._model.destinations()
+
+    def parts(self) -> dict[str, Part]:
+        return self._model.parts()
 
     @property
     def optional_prefix(self) -> str:

@@ -32,8 +32,9 @@ def architecture_of(raw: dict[str, Any]) -> str:
     return names[0]
 
 
-def footprint_of(raw: dict[str, Any]) -> Footprint:
-    return ARCHITECTURES[architecture_of(raw)].footprint(raw)
+def footprint_of(raw: dict[str, Any], ranks: int = 1) -> Footprint:
+    """Of each rank. Raises ConfigError when the model cannot be divided among so many."""
+    return ARCHITECTURES[architecture_of(raw)].footprint(raw, ranks)
 
 
 def load_model(
@@ -50,11 +51,12 @@ def load_model(
 ) -> Model:
     model: Model = ARCHITECTURES[architecture_of(raw)](raw, max_model_len=max_model_len, dtype=dtype, device=device, operators=operators)
     if random_weights:
-        fill_randomly(model.destinations())
+        fill_randomly(model.destinations(), model.parts())
     else:
         load_weights(
             folder,
             model.destinations(),
+            parts=model.parts(),
             ignored_suffixes=model.ignored_suffixes,
             optional_prefix=model.optional_prefix,
             copied=copied,

@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pagoda_worker.errors import ModelError
+from pagoda_worker.layers.parallel import Part
 
 INDEX = "model.safetensors.index.json"
 
@@ -43,11 +45,13 @@ def load_weights(
     folder: Path,
     destinations: Mapping[str, Tensor],
     *,
+    parts: Mapping[str, Part] = MappingProxyType({}),
     ignored_suffixes: Iterable[str] = (),
     optional_prefix: str = "",
     copied: Copied = lambda done, total: None,
 ) -> None:
-    """Fills every destination. Raises ModelError naming file and tensor when one is missing, unexpected, cut short or of another shape."""
+    """Fills every destination; `parts`: those that hold part of a tensor, of which no more is read. Raises ModelError naming file and
+    tensor when one is missing, unexpected, cut short or of another shape."""
     missing = set(destinations)
     ignored = tuple(ignored_suffixes)
     total, done = checkpoint_bytes(folder), 0
@@ -60,7 +64,7 @@ def load_weights(
                     place = name.removeprefix(optional_prefix)
                     if place not in destinations:
                         raise ModelError(f"{path}: tensor {name!r} has no place in this architecture")
-                    done += _copy(path, name, shard, destinations[place])
+                    done += _copy(path, name, shard, destinations[place], parts.get(place))
                     copied(done, total)
                     missing.discard(place)
         except (SafetensorError, OSError) as error:
@@ -70,9 +74,9 @@ def load_weights(
         raise ModelError(f"{folder}: tensor {first!r} is missing ({len(missing)} missing in all)")
 
 
-def fill_randomly(destinations: Mapping[str, Tensor], *, seed: int = 0) -> None:
+def fill_randomly(destinations: Mapping[str, Tensor], parts: Mapping[str, Part] = MappingProxyType({}), *, seed: int = 0) -> None:
     """Numbers for a model that is only timed: the same for the same seed and kind of device, made where they lie. The spread keeps
-    activations finite and the best tokens apart."""
+    activations finite and the best tokens apart. A part gets what it would have of the whole, which is made beside it, one at a time."""
     generators: dict[torch.device, torch.Generator] = {}
     for name, tensor in destinations.items():
         if tensor.ndim == 1:
@@ -80,7 +84,30 @@ def fill_randomly(destinations: Mapping[str, Tensor], *, seed: int = 0) -> None:
             continue
         generator = generators.get(tensor.device) or torch.Generator(tensor.device).manual_seed(seed)
         generators[tensor.device] = generator
-        tensor.normal_(0.0, 1.5 * tensor.shape[-1] ** -0.5, generator=generator)
+        part = parts.get(name)
+        whole = tensor if part is None else _empty_like(tensor, part.shape(tensor.shape))
+        whole.normal_(0.0, 1.5 * whole.shape[-1] ** -0.5, generator=generator)
+        if part is not None:
+            _copy_part(whole, part, tensor)
+
+
+def _empty_like(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """With its order of dimensions in memory, which is the order in which random numbers are drawn."""
+    if tensor.is_contiguous():
+        return tensor.new_empty(shape)
+    return tensor.new_empty(shape[::-1]).T
+
+
+def _copy_part(whole: Any, part: Part, destination: Tensor) -> int:
+    """`whole`: a tensor, or what safetensors reads slices of. Bytes that the whole has there."""
+    at = read = 0
+    for start, stop in part.ranges:
+        piece: Tensor = whole[start:stop] if part.dim == 0 else whole[:, start:stop]
+        destination.narrow(part.dim, at, stop - start).copy_(piece)
+        at, read = at + stop - start, read + piece.nbytes
+        if not isinstance(whole, Tensor):
+            _unmap(piece)
+    return read * part.whole // max(at, 1)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -112,11 +139,15 @@ def _diagnose(path: Path) -> str:
     return f"tensor {lost[0][1]!r} ends at byte {lost[0][0]}, the file has {size}: it is cut short; fetch it again" if lost else ""
 
 
-def _copy(path: Path, name: str, shard: Any, destination: Tensor) -> int:
-    """Bytes read."""
-    shape = tuple(shard.get_slice(name).get_shape())
-    if shape != tuple(destination.shape):
-        raise ModelError(f"{path}: tensor {name!r} has shape {list(shape)}, config.json asks for {list(destination.shape)}")
+def _copy(path: Path, name: str, shard: Any, destination: Tensor, part: Part | None) -> int:
+    """Bytes of the tensor in the file."""
+    slices = shard.get_slice(name)
+    shape = tuple(slices.get_shape())
+    asked = tuple(destination.shape) if part is None else part.shape(destination.shape)
+    if shape != asked:
+        raise ModelError(f"{path}: tensor {name!r} has shape {list(shape)}, config.json asks for {list(asked)}")
+    if part is not None:
+        return _copy_part(slices, part, destination)
     tensor: Tensor = shard.get_tensor(name)
     destination.copy_(tensor)
     _unmap(tensor)
@@ -128,7 +159,8 @@ def _unmap(tensor: Tensor) -> None:
     grow to twice the model. Whole pages within the tensor only: its neighbours are still to be read."""
     if sys.platform == "linux":
         first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = tensor.data_ptr() + tensor.nbytes - first
+        values = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1  # a slice has gaps
+        length = tensor.data_ptr() + values * tensor.itemsize - first
         if length >= mmap.PAGESIZE:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length // mmap.PAGESIZE * mmap.PAGESIZE), mmap.MADV_DONTNEED)
 
