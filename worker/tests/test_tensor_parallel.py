@@ -1,4 +1,4 @@
-"""Ranks that share every layer compute what one rank computes: the same tokens, whatever the batch, the architecture, or what the cache did."""
+"""Ranks that share every layer compute what one rank computes: the same tokens, whatever the batch, the architecture, or the cache did."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,8 +15,8 @@ from rank_threads import engine_of_ranks
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
+from pagoda_worker.models.files import read_json
 from pagoda_worker.models.registry import footprint_of
-from pagoda_worker.models.weights import read_json
 from pagoda_worker.request import Request, Sampling
 
 Checkpoint = Callable[..., Path]

@@ -44,9 +44,8 @@ from pagoda_worker.execution.runner import RunnerShape
 from pagoda_worker.framing import frame
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.layers.operators import Operators
-from pagoda_worker.layers.parallel import Part
 from pagoda_worker.loading.rank import ALONE, Rank
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import ForwardPass
 from pagoda_worker.scheduling.plan import StepPlan
 
 RANK_COMMAND = (sys.executable, "-m", "pagoda_worker.rank_process")
@@ -116,7 +115,7 @@ class Ranks:
             shutil.rmtree(self.rank.meeting.parent, ignore_errors=True)
         return agreed
 
-    def lead(self, model: Model, shape: RunnerShape) -> Model:
+    def lead(self, model: ForwardPass, shape: RunnerShape) -> ForwardPass:
         """`model` with the other ranks', whose caches have this shape then. Raises ConfigError."""
         if not self._followers:
             return model
@@ -227,7 +226,7 @@ def _spawn(connection: socket.socket) -> RankProcess:
 class LeadingModel:
     """Rank 0's part of a model, computed together with the others'. Its logits are whole."""
 
-    def __init__(self, model: Model, ranks: Ranks) -> None:
+    def __init__(self, model: ForwardPass, ranks: Ranks) -> None:
         self._model = model
         self._ranks = ranks
         self._hidden: Tensor | None = None
@@ -244,23 +243,6 @@ class LeadingModel:
         with self._ranks.in_step():
             self._ranks.logits(hidden, self.operators, as_computed=hidden is self._hidden)
             return self._model.logits(hidden)
-
-    def destinations(self) -> dict[str, Tensor]:
-        return self._model.destinations()
-
-    def parts(self) -> dict[str, Part]:
-        return self._model.parts()
-
-    @property
-    def optional_prefix(self) -> str:
-        return self._model.optional_prefix
-
-    @property
-    def ignored_suffixes(self) -> tuple[str, ...]:
-        return self._model.ignored_suffixes
-
-    def pack(self) -> None:
-        self._model.pack()
 
 
 def _end_process(why: RanksOutOfStep) -> None:

@@ -21,7 +21,7 @@ from pagoda_worker.execution.host_memory import HostMemory
 from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.execution.rows import rows_on, zeros
 from pagoda_worker.execution.step_batches import StepBatch, StepBatches
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import ForwardPass
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.sampling.constraints import RowMasks
 from pagoda_worker.sampling.row_masks import BatchMasks
@@ -44,7 +44,7 @@ class RunnerShape:
 class Runner:
     def __init__(
         self,
-        model: Model,
+        model: ForwardPass,
         shape: RunnerShape,
         *,
         dtype: torch.dtype,

@@ -5,7 +5,7 @@ feed-forward columns are divided, so what lies between needs no word from the ot
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -72,6 +72,15 @@ class Part:
         first, some = index * heads // count, max(heads // count, 1)
         return cls(dim, heads * head_dim, ((first * head_dim, (first + some) * head_dim),))
 
+    def cut(self, whole: Tensor) -> Tensor:
+        """A view where there is one range."""
+        pieces = [whole.narrow(self.dim, start, stop - start) for start, stop in self.ranges]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=self.dim)
+
+    @property
+    def transposed(self) -> "Part":
+        return replace(self, dim=1 - self.dim)
+
     def shape(self, part: Sequence[int]) -> tuple[int, ...]:
         """Of the whole tensor, from the part's."""
         return (*part[: self.dim], self.whole, *part[self.dim + 1 :])
@@ -89,8 +98,8 @@ class HeadShare:
         """Where ranks outnumber KV heads, several hold the same one. Raises ConfigError when heads cannot be divided."""
         if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
             raise ConfigError(
-                f"tensorParallel is {ranks}; the model has {heads} attention heads and {kv_heads} KV heads: take a number that divides both, "
-                "or a multiple of the KV heads that divides the attention heads"
+                f"tensorParallel is {ranks}; the model has {heads} attention heads and {kv_heads} KV heads: take a number that divides "
+                "both, or a multiple of the KV heads that divides the attention heads"
             )
         return cls(heads // ranks, max(kv_heads // ranks, 1))
 
@@ -130,29 +139,19 @@ def row_parallel(collectives: Collectives, weight: Tensor, bias: Tensor | None =
 
 
 class Vocabulary:
-    """Rows of tables over the vocabulary: each rank has as many, the last ones padded with zeros."""
+    """Rows of tables over the vocabulary: each rank has as many, the last ones fewer where they do not come out even."""
 
     def __init__(self, size: int, collectives: Collectives) -> None:
         self._size = size
         self._collectives = collectives
-        self.rows = rows_of_rank(size, collectives.size)
-        self._first = min(collectives.rank * self.rows, size)
-        self._own = min(self.rows, size - self._first)
-
-    def table(self, columns: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """[rows, columns], to be filled by `own`."""
-        table = torch.empty(self.rows, columns, dtype=dtype, device=device)
-        table[self._own :] = 0
-        return table
-
-    def own(self, table: Tensor) -> Tensor:
-        """Without the padding."""
-        return table[: self._own]
+        self._most = rows_of_rank(size, collectives.size)
+        self._first = min(collectives.rank * self._most, size)
+        self.rows = min(self._most, size - self._first)
 
     @property
     def part(self) -> Part:
         """Of a checkpoint's table."""
-        return Part(0, self._size, ((self._first, self._first + self._own),))
+        return Part(0, self._size, ((self._first, self._first + self.rows),))
 
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
         """[T] → [T, columns]: one rank has the row, the others add zeros to it."""
@@ -167,9 +166,12 @@ class Vocabulary:
         """[S, rows] → [S, V] on rank 0; the others keep their own."""
         if self._collectives.size == 1:
             return logits
+        if self.rows < self._most:
+            logits = F.pad(logits, (0, self._most - self.rows))
         parts = self._collectives.gather(logits)
         return torch.cat(list(parts), dim=-1)[:, : self._size] if parts else logits
 
 
 def rows_of_rank(vocab: int, size: int) -> int:
+    """At most."""
     return -(-vocab // size)
