@@ -1,5 +1,5 @@
-"""The CPU's kernels of quantized weights against what the weights mean, for every instruction set that this machine has: ragged sizes, edges,
-and that a row's result does not depend on its batch."""
+"""The CPU's kernels of quantized weights against what the weights mean, for every instruction set that this machine has: ragged sizes,
+edges, and that a row's result does not depend on its batch."""
 
 from dataclasses import replace
 from typing import Any

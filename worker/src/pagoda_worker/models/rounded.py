@@ -5,12 +5,15 @@ four it moves every answer (docs/quantization.md). Embedding, norms and biases s
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
 from pagoda_worker.config import Quantization
+from pagoda_worker.errors import ConfigError
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.models.base import Footprint, FusedLinear
+from pagoda_worker.models.formats.layout import Layout
 from pagoda_worker.quantization.rounding import GROUP, Format, rounded
 from pagoda_worker.quantization.weights import QuantizedWeight
 
@@ -38,6 +41,17 @@ class Rounding:
 
 def head_form(to: Format) -> Format:
     return "fp8" if to == "fp8" else "int8"
+
+
+def form_of_weights(to: Quantization, layout: Layout | None, folder: Path) -> str:
+    """none, int8, int4, fp8, or what a checkpoint that is held as it is stored says of itself. Raises ConfigError."""
+    if layout is None or not layout.kept:
+        return to
+    if to != "none":
+        raise ConfigError(
+            f"quantization is {to}, and {folder} is quantized already ({layout.title}): it is held as it is stored, leave quantization out"
+        )
+    return layout.title
 
 
 def footprint_rounded(size: Footprint, to: Quantization, itemsize: int) -> Footprint:
