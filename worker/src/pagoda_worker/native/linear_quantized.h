@@ -103,6 +103,18 @@ inline Raw dot4(Raw acc, Raw w, Raw x) {
 }
 #endif
 
+// As scratch, of each thread.
+inline uint8_t* own_scratch(size_t bytes) {
+    static thread_local uint8_t* memory = nullptr;
+    static thread_local size_t size = 0;
+    if (size < bytes) {
+        std::free(memory);
+        size = (bytes + 4095) / 4096 * 4096;
+        memory = static_cast<uint8_t*>(std::aligned_alloc(4096, size));
+    }
+    return memory;
+}
+
 constexpr float SMALLEST_SCALE = 1e-12f;  // of a row of zeros
 
 // One row, ragged ends included.

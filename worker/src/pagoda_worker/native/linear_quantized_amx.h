@@ -128,17 +128,6 @@ inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, in
     _tile_release();
 }
 
-inline uint8_t* own_scratch(size_t bytes) {
-    static thread_local uint8_t* memory = nullptr;
-    static thread_local size_t size = 0;
-    if (size < bytes) {
-        std::free(memory);
-        size = (bytes + 4095) / 4096 * 4096;
-        memory = static_cast<uint8_t*>(std::aligned_alloc(4096, size));
-    }
-    return memory;
-}
-
 // Rows m0 … of x, whole strips of 32, by the panels [panel0, panel1).
 template <bool FOUR_BITS>
 inline void rows_by_panels(const QuantizedProduct& p, const Activations& a, int64_t m0, int64_t rows, int64_t panel0, int64_t panel1) {
