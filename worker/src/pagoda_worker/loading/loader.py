@@ -24,9 +24,10 @@ from pagoda_worker.loading.limits import Limits, SharedLimits
 from pagoda_worker.loading.memory import check_fits, fitting_length
 from pagoda_worker.loading.rank import ALONE, Rank
 from pagoda_worker.models.base import Footprint, Model
+from pagoda_worker.models.checkpoint import checkpoint_bytes, read_config, stored_dtype
 from pagoda_worker.models.compiled import CompiledModel, check_compile
-from pagoda_worker.models.files import checkpoint_bytes, read_json, stored_dtype
-from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
+from pagoda_worker.models.files import read_json
+from pagoda_worker.models.registry import architecture_of, footprint_as_stored, footprint_of, load_model
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.scheduling.residency import HostRoom
 
@@ -105,12 +106,14 @@ def load(
     check_config(config)
     check_compile(config)
     folder = config.model_dir
-    raw = read_json(folder, "config.json")
+    raw = read_config(folder)
     size = footprint_of(raw, rank.count)
     device = rank.device(resolve_device(config.device))
     config = rank.share(config, device.type)
     check_on_device(config, device.type)
     dtype_name = _resolve_dtype(config, raw, device)
+    if not config.random_weights:
+        size = footprint_as_stored(folder, raw, DTYPES[dtype_name].itemsize, rank.count)
     longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = SharedLimits(limits or Limits(), rank.count)
