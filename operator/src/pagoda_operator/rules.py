@@ -240,8 +240,8 @@ FIELDS: Mapping[str, Field] = {
             ),
             Rule(
                 _a_gpu_for_each_rank,
-                "resources.gpus: write 0 for a CPU worker, or the number of engine.tensorParallel (left out, it is 1): each of its processes "
-                "has one GPU",
+                "resources.gpus: write 0 for a CPU worker, or the number of engine.tensorParallel (left out, it is 1): each of its "
+                "processes has one GPU",
             ),
             *BACKEND_RULES,
         ),
