@@ -24,6 +24,8 @@ from pagoda_worker.kernels.launch import power_of_two
 
 SHARED_LIMITS = {80: 163 << 10, 90: 227 << 10}
 """Bytes of shared memory that one program may have, by compute capability."""
+ALIGNED = frozenset({"inputs", "outputs", "share"})
+"""Sizes of products, which are multiples of 16 in every model, beside all strides."""
 MARKS = ("<!-- kernels: begin -->\n", "<!-- kernels: end -->")
 
 
@@ -102,7 +104,7 @@ def compile_for(build: Build, capability: int) -> Compiled:
     """What the just-in-time compiler would make of tensors that lie at multiples of 16 bytes."""
     names = build.kernel.arg_names
     signature = {name: "constexpr" if name in build.constants else build.types[name] for name in names}
-    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name.endswith("stride")]
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name.endswith("stride") or name in ALIGNED]
     source = ASTSource(
         fn=build.kernel,
         signature=signature,
