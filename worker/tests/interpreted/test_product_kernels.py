@@ -1,4 +1,4 @@
-"""Products of quantized weights in the interpreter against their references, those against the numbers they mean, and products within layers."""
+"""Products of quantized weights in the interpreter against their references, those against what weights mean, and products in layers."""
 
 import pytest
 import torch
@@ -185,7 +185,9 @@ def test_two_words_at_once_become_the_same_numbers():
     for dtype, base, added in ((torch.bfloat16, 0x43004300, 128), (torch.float16, 0x64006400, 1024)):
         for part in range(4):
             found = halves(both >> 4 * part & 0x000F000F | base, dtype)
-            assert all(torch.equal(ours, (word >> 4 * part & 15).double() + added) for ours, word in zip(found, (words, others), strict=True))
+            assert all(
+                torch.equal(ours, (word >> 4 * part & 15).double() + added) for ours, word in zip(found, (words, others), strict=True)
+            )
     for dtype, down, mask, factor in (
         (torch.bfloat16, 4, 0x07F007F0, E4M3_AS_BF16.value),
         (torch.float16, 1, 0x3F803F80, E4M3_AS_FP16.value),

@@ -1,7 +1,7 @@
-"""What LoRA adapters add to a product, several adapters in one batch: first every token's inputs times its A, then those few numbers times its B.
+"""What LoRA adapters add to a product, several in one batch: every token's inputs times its adapter's A, then those few numbers times its B.
 
-After SGMV and BGMV (Chen et al., Punica, 2023), without sorting: a program is for one adapter and a run of tokens, takes those of the run that
-have this adapter, and ends at once where none has. So the grid follows from tensor sizes alone, and a CUDA graph stays valid whatever
+After SGMV and BGMV (Chen et al., Punica, 2023), without sorting: a program is for one adapter and a run of tokens, takes those of the run
+that have this adapter, and ends at once where none has. So the grid follows from tensor sizes alone, and a CUDA graph stays valid whatever
 adapters its rows have. layers/adapters.py has the layout of the stacks. Called by layers/cuda.py.
 """
 
@@ -25,7 +25,7 @@ def shrink_kernel(
     x, a, ranks, slots, shrunk, rows, inputs, stride, PARTS: tl.constexpr, MAX_RANK: tl.constexpr, SHARE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """shrunk [splits, T, PARTS, MAX_RANK] float32: sums of SHARE inputs each, of tokens with an adapter; columns past its rank are zeros."""
+    """shrunk [splits, T, PARTS, MAX_RANK] float32: sums of SHARE inputs each, of tokens with an adapter; zeros past its rank."""
     slot, part, split = tl.program_id(1), tl.program_id(2) % PARTS, tl.program_id(2) // PARTS
     t, r, k = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
     mine = tl.load(slots + t, mask=t < rows, other=-1) == slot

@@ -20,9 +20,7 @@ def int8_tile(rows: int, outputs: int, inputs: int, processor_count: int) -> Pro
     block_rows = fitting_rows(rows, 64 if rows <= 64 else 128)
     if rows <= 64:
         outputs_each = tile_outputs(rows, outputs, block_rows, (64, 32, 16) if rows <= 16 else (64, 32), processor_count)
-        found = splits(
-            rows, outputs, inputs, block_rows, outputs_each, least_inputs=LEAST_INPUTS, processor_count=processor_count
-        )
+        found = splits(rows, outputs, inputs, block_rows, outputs_each, least_inputs=LEAST_INPUTS, processor_count=processor_count)
         return ProductTile(outputs_each, block_rows, 256 if rows <= 32 else 128, found, warps=4, stages=4)
     outputs_each = tile_outputs(rows, outputs, block_rows, (128, 64), processor_count)
     return ProductTile(outputs_each, block_rows, 128, 1, warps=8 if outputs_each == 128 else 4, stages=3)

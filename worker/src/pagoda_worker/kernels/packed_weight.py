@@ -1,8 +1,8 @@
 """Weights of int4 and e4m3 as kernels read them, and a kernel that makes 16 bits of them. Called by layers/cuda_linear.py.
 
-Inputs come in chunks of 128. A word of 16 bits holds the values of 4 (int4) or 2 (e4m3) inputs that lie a part of a chunk apart, so that one
-shift and one mask make a factor of a matrix product of a whole tile of words: nothing is interleaved. The words of a chunk for neighbouring
-outputs lie side by side, so a tile is one run of memory.
+Inputs come in chunks of 128. A word of 16 bits holds the values of 4 (int4) or 2 (e4m3) inputs that lie a part of a chunk apart, so that
+one shift and one mask make a factor of a matrix product of a whole tile of words: nothing is interleaved. The words of a chunk for
+neighbouring outputs lie side by side, so a tile is one run of memory.
 
     words   [chunks, out, 32 or 64] int16     int4 input 128 * chunk + 32 * part + j: bits 4 * part to 4 * part + 3 of word j
     scales  [groups, out / block] float32     of `group` inputs and `block` outputs each
@@ -80,9 +80,9 @@ def unpack_words(weight: PackedWeight) -> Tensor:
 
 
 @triton.jit
-def pairs(words, PART: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr):
+def pairs(words, PART: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr):
     """Two words in one instruction, where the compiler would take one after the other."""
-    if TYPE == tl.bfloat16:
+    if dtype == tl.bfloat16:
         asm: tl.constexpr = NIBBLES_BF16[PART] if BITS == 4 else E4M3_BF16[PART]
         return tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.bfloat16, is_pure=True, pack=2)
     else:
@@ -91,21 +91,21 @@ def pairs(words, PART: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def factor(words, zero, PART: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr, PAIRED: tl.constexpr):
-    """Words [N, W] → the PART-th values that they hold as TYPE, zero [N, 1] float32 taken away from int4's. All exact. PAIRED: by PTX; TYPE
+def factor(words, zero, PART: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr, PAIRED: tl.constexpr):
+    """Words [N, W] → the PART-th values that they hold as dtype, zero [N, 1] float32 taken away from int4's. All exact. PAIRED: by PTX; dtype
     is then of 16 bits."""
     if PAIRED:
-        raw = pairs(words, PART, BITS, TYPE)
+        raw = pairs(words, PART, BITS, dtype)
         if BITS == 4:
-            return raw - (zero + (128.0 if TYPE == tl.bfloat16 else 1024.0)).to(TYPE)
+            return raw - (zero + (128.0 if dtype == tl.bfloat16 else 1024.0)).to(dtype)
         else:
-            return raw * tl.full([], E4M3_AS_BF16 if TYPE == tl.bfloat16 else E4M3_AS_FP16, TYPE)
+            return raw * tl.full([], E4M3_AS_BF16 if dtype == tl.bfloat16 else E4M3_AS_FP16, dtype)
     elif BITS == 4:
-        return (((words >> (4 * PART)) & 15).to(tl.float32) - zero).to(TYPE)
+        return (((words >> (4 * PART)) & 15).to(tl.float32) - zero).to(dtype)
     else:
         high = words if PART == 1 else words << 8
         bits = ((high >> 1) & 0x3F80) | (high & -32768)
-        return (bits.to(tl.float16, bitcast=True).to(tl.float32) * E4M3_AS_FP16).to(TYPE)
+        return (bits.to(tl.float16, bitcast=True).to(tl.float32) * E4M3_AS_FP16).to(dtype)
 
 
 @triton.jit
@@ -143,8 +143,8 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype, first: int = 0, stop: i
     stop = weight.outputs if stop is None else stop
     out = torch.empty((stop - first, weight.inputs), dtype=dtype, device=weight.words.device)
     dequantize_kernel[(len(weight.words), triton.cdiv(stop - first, DEQUANTIZED_OUTPUTS))](
-        weight.words, weight.scales, weight.words if weight.zeros is None else weight.zeros, out, first, stop, weight.outputs, weight.inputs,
-        weight.scales.shape[1], BITS=weight.bits, GROUP=weight.whole_group, BLOCK=weight.block, HAS_ZEROS=weight.zeros is not None,
+        weight.words, weight.scales, weight.words if weight.zeros is None else weight.zeros, out, first, stop, weight.outputs,
+        weight.inputs, weight.scales.shape[1], BITS=weight.bits, GROUP=weight.whole_group, BLOCK=weight.block, HAS_ZEROS=weight.zeros is not None,
         CHUNK=CHUNK, BLOCK_N=DEQUANTIZED_OUTPUTS, num_warps=4,
     )  # fmt: skip
     return out

@@ -1,7 +1,7 @@
 """How a product with few or many rows is cut into programs, and the kernel that joins products whose inputs were split.
 
-Every kernel of products computes tiles [outputs, rows]: the weight is the left factor, since a decode step has far more outputs than rows, and
-tensor cores take what comes from registers on the left only. The cut depends on tensor sizes alone, so CUDA graphs may replay it.
+Every kernel of products computes tiles [outputs, rows]: the weight is the left factor, since a decode step has far more outputs than rows,
+and tensor cores take what comes from registers on the left only. The cut depends on tensor sizes alone, so CUDA graphs may replay it.
 Called by the files of those kernels.
 """
 

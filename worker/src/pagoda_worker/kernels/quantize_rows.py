@@ -1,4 +1,4 @@
-"""Rows of activations to int8 with a scale each, chosen by their largest value. Called by layers/cuda_linear.py before every W8A8 product."""
+"""Rows of activations to int8 with a scale each, by their largest value. Called by layers/cuda_linear.py before every W8A8 product."""
 
 import torch
 import triton

@@ -1,7 +1,7 @@
-"""W4A16 and W8A16: rows of 16 bits times a weight of int4 or e4m3, which becomes 16 bits in registers only. Called by layers/cuda_linear.py.
+"""W4A16 and W8A16: rows of 16 bits times a weight of int4 or e4m3, which becomes 16 bits in registers only.
 
 packed_weight.py has the layout. Splits of the inputs: after SplitK (Hoque et al., arXiv 2402.00025), but joined in a fixed order instead of
-by atomic additions.
+by atomic additions. Called by layers/cuda_linear.py.
 """
 
 import torch
@@ -35,12 +35,13 @@ def weight_only_tile(rows: int, outputs: int, inputs: int, processor_count: int)
 def weight_only_kernel(
     x, words, scales, zeros, bias, out, rows, outputs, inputs, chunks, share, stride, n_scales,
     BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, HAS_ZEROS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr, BIASED: tl.constexpr, NEIGHBOURS: tl.constexpr, PAIRED: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr, BIASED: tl.constexpr, NEIGHBOURS: tl.constexpr, PAIRED: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """share: chunks of one split. GROUP 0: all inputs. SPLIT: `out` is [splits, rows, outputs] float32."""
     PARTS: tl.constexpr = 16 // BITS
     WORDS: tl.constexpr = CHUNK // PARTS
-    TYPE: tl.constexpr = tl.float32 if UPCAST else x.dtype.element_ty
+    dtype: tl.constexpr = tl.float32 if UPCAST else x.dtype.element_ty
     n_tile, m_tile = place(tl.program_id(0), tl.cdiv(outputs, BLOCK_N), tl.cdiv(rows, BLOCK_M), NEIGHBOURS)
     split = tl.program_id(1)
     n, m = n_tile * BLOCK_N + tl.arange(0, BLOCK_N), m_tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -64,8 +65,8 @@ def weight_only_kernel(
             if GROUP > 0 and GROUP < CHUNK:
                 group = tl.minimum(first, inputs - 1) // GROUP
                 scale, zero = scale_at(scales, zeros, group, near_n, n_scales, outputs, BLOCK, HAS_ZEROS)
-            w = factor(tile, zero[:, None], part, BITS, TYPE, PAIRED)
-            xs = xs.to(TYPE)
+            w = factor(tile, zero[:, None], part, BITS, dtype, PAIRED)
+            xs = xs.to(dtype)
             if GROUP == 0:
                 total = tl.dot(w, xs, total, input_precision="ieee")
             elif GROUP < CHUNK:
