@@ -13,7 +13,8 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.gpu_check.shapes import TINY
-from pagoda_worker.kernels.ahead import MARKS, SHARED_LIMITS, Build, builds, compile_for
+from pagoda_worker.kernels.ahead import MARKS, SHARED_LIMITS, builds, compile_for
+from pagoda_worker.kernels.build import Build
 from pagoda_worker.kernels.decode_attention import decode_splits
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels.md"

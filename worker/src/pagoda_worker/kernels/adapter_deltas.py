@@ -1,9 +1,11 @@
-"""What LoRA adapters add to a product, several in one batch: every token's inputs times its adapter's A, then those few numbers times its B.
+"""What LoRA adapters add to a product, several in one batch: a token's inputs times its adapter's A, and those few numbers times its B.
 
 After SGMV and BGMV (Chen et al., Punica, 2023), without sorting: a program is for one adapter and a run of tokens, takes those of the run
 that have this adapter, and ends at once where none has. So the grid follows from tensor sizes alone, and a CUDA graph stays valid whatever
 adapters its rows have. layers/adapters.py has the layout of the stacks. Called by layers/cuda.py.
 """
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -18,6 +20,22 @@ BLOCK_INPUTS = 128
 INPUTS_PER_SPLIT = 512
 MOST_SPLITS = 16
 BLOCK_OUTPUTS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaTile:
+    tokens: int
+    ranks: int
+    """A matrix instruction takes 16 at least."""
+    share: int
+    """Inputs of one split."""
+    splits: int
+
+
+def delta_tile(rows: int, inputs: int, max_rank: int) -> DeltaTile:
+    """Runs are short where rows decode, each with an adapter of its own; tokens of a prompt all have the same."""
+    share = BLOCK_INPUTS * -(-max(INPUTS_PER_SPLIT, -(-inputs // MOST_SPLITS)) // BLOCK_INPUTS)
+    return DeltaTile(16 if rows <= 256 else 64, max(16, power_of_two(max_rank)), share, -(-inputs // share))
 
 
 @triton.jit
@@ -85,18 +103,16 @@ def add_deltas(x: Tensor, y: Tensor, a: Tensor, b: Tensor, ranks: Tensor, slots:
     count, _, max_rank, _ = a.shape
     if not rows:
         return
-    share = BLOCK_INPUTS * triton.cdiv(max(INPUTS_PER_SPLIT, triton.cdiv(inputs, MOST_SPLITS)), BLOCK_INPUTS)
-    split_count = triton.cdiv(inputs, share)
-    shrunk = x.new_empty((split_count, rows, len(parts), max_rank), dtype=torch.float32)
-    block_t, block_r = (16 if rows <= 256 else 64), max(16, power_of_two(max_rank))
-    blocks = triton.cdiv(rows, block_t)
-    common = {"PARTS": len(parts), "MAX_RANK": max_rank, "BLOCK_T": block_t, "BLOCK_R": block_r, "UPCAST": upcast(x.dtype)}
-    shrink_kernel[(blocks, count, len(parts) * split_count)](
-        x, a, ranks, slots, shrunk, rows, inputs, x.stride(0), SHARE=share, BLOCK_K=BLOCK_INPUTS, num_warps=4, num_stages=3, **common
+    tile = delta_tile(rows, inputs, max_rank)
+    shrunk = x.new_empty((tile.splits, rows, len(parts), max_rank), dtype=torch.float32)
+    blocks = triton.cdiv(rows, tile.tokens)
+    common = {"PARTS": len(parts), "MAX_RANK": max_rank, "BLOCK_T": tile.tokens, "BLOCK_R": tile.ranks, "UPCAST": upcast(x.dtype)}
+    shrink_kernel[(blocks, count, len(parts) * tile.splits)](
+        x, a, ranks, slots, shrunk, rows, inputs, x.stride(0), SHARE=tile.share, BLOCK_K=BLOCK_INPUTS, num_warps=4, num_stages=3, **common
     )
     ends = [sum(parts[: i + 1]) for i in range(MOST_PARTS - 1)]
     expand_kernel[(blocks, count, triton.cdiv(y.shape[1], BLOCK_OUTPUTS))](
-        shrunk, b, ranks, slots, y, rows, y.shape[1], ends[0], ends[1], SPLITS=split_count, BLOCK_N=BLOCK_OUTPUTS, num_warps=4, **common
+        shrunk, b, ranks, slots, y, rows, y.shape[1], ends[0], ends[1], SPLITS=tile.splits, BLOCK_N=BLOCK_OUTPUTS, num_warps=4, **common
     )
 
 

@@ -10,7 +10,6 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pagoda_worker.kernels import copy_blocks, decode_attention, norm, prefill_attention, rotary_cache, sample, silu
+from pagoda_worker.kernels.ahead_products import product_builds
+from pagoda_worker.kernels.build import Build
 from pagoda_worker.kernels.launch import power_of_two
 
 SHARED_LIMITS = {80: 163 << 10, 90: 227 << 10}
@@ -27,17 +28,6 @@ SHARED_LIMITS = {80: 163 << 10, 90: 227 << 10}
 ALIGNED = frozenset({"inputs", "outputs", "share"})
 """Sizes of products, which are multiples of 16 in every model, beside all strides."""
 MARKS = ("<!-- kernels: begin -->\n", "<!-- kernels: end -->")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
-    name: str
-    kernel: Any
-    types: Mapping[str, str]
-    """Of arguments that are not constants."""
-    constants: Mapping[str, Any]
-    warps: int
-    stages: int = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +87,7 @@ def builds() -> list[Build]:
             warps=16,
         ),
         Build(name="copy", kernel=copy_blocks.copy_kernel, types=common, constants={"SIZE": 2048, "BLOCK": copy_blocks.BLOCK}, warps=4),
+        *product_builds(),
     ]
 
 

@@ -76,7 +76,8 @@ def unpack_words(weight: PackedWeight) -> Tensor:
     """[out, in] uint8: what `pack_words` was given."""
     shifts = weight.bits * torch.arange(16 // weight.bits, dtype=torch.int32, device=weight.words.device)
     parts = (weight.words.int()[:, :, None, :] >> shifts[:, None]) & (2**weight.bits - 1)
-    return parts.flatten(2).transpose(0, 1).flatten(1)[:, : weight.inputs].to(torch.uint8)
+    values: Tensor = parts.flatten(2).transpose(0, 1).flatten(1)[:, : weight.inputs].to(torch.uint8)
+    return values
 
 
 @triton.jit
@@ -86,14 +87,14 @@ def pairs(words, PART: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr):
         asm: tl.constexpr = NIBBLES_BF16[PART] if BITS == 4 else E4M3_BF16[PART]
         return tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.bfloat16, is_pure=True, pack=2)
     else:
-        asm: tl.constexpr = NIBBLES_FP16[PART] if BITS == 4 else E4M3_FP16[PART]
-        return tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.float16, is_pure=True, pack=2)
+        other: tl.constexpr = NIBBLES_FP16[PART] if BITS == 4 else E4M3_FP16[PART]
+        return tl.inline_asm_elementwise(other, "=r,r", [words], dtype=tl.float16, is_pure=True, pack=2)
 
 
 @triton.jit
 def factor(words, zero, PART: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr, PAIRED: tl.constexpr):
-    """Words [N, W] → the PART-th values that they hold as dtype, zero [N, 1] float32 taken away from int4's. All exact. PAIRED: by PTX; dtype
-    is then of 16 bits."""
+    """Words [N, W] → the PART-th values that they hold, in dtype; zero [N, 1] float32 is taken away from int4's. All exact. PAIRED: by
+    PTX; dtype is then of 16 bits."""
     if PAIRED:
         raw = pairs(words, PART, BITS, dtype)
         if BITS == 4:
@@ -144,8 +145,8 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype, first: int = 0, stop: i
     out = torch.empty((stop - first, weight.inputs), dtype=dtype, device=weight.words.device)
     dequantize_kernel[(len(weight.words), triton.cdiv(stop - first, DEQUANTIZED_OUTPUTS))](
         weight.words, weight.scales, weight.words if weight.zeros is None else weight.zeros, out, first, stop, weight.outputs,
-        weight.inputs, weight.scales.shape[1], BITS=weight.bits, GROUP=weight.whole_group, BLOCK=weight.block, HAS_ZEROS=weight.zeros is not None,
-        CHUNK=CHUNK, BLOCK_N=DEQUANTIZED_OUTPUTS, num_warps=4,
+        weight.inputs, weight.scales.shape[1], BITS=weight.bits, GROUP=weight.whole_group, BLOCK=weight.block,
+        HAS_ZEROS=weight.zeros is not None, CHUNK=CHUNK, BLOCK_N=DEQUANTIZED_OUTPUTS, num_warps=4,
     )  # fmt: skip
     return out
 
