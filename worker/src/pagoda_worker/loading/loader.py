@@ -23,9 +23,10 @@ from pagoda_worker.loading.host_room import host_room
 from pagoda_worker.loading.limits import Limits
 from pagoda_worker.loading.memory import check_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
+from pagoda_worker.models.checkpoint import checkpoint_bytes, read_config, stored_dtype
 from pagoda_worker.models.compiled import CompiledModel, check_compile
-from pagoda_worker.models.files import checkpoint_bytes, read_json, stored_dtype
-from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
+from pagoda_worker.models.files import read_json
+from pagoda_worker.models.registry import architecture_of, footprint_as_stored, footprint_of, load_model
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.scheduling.residency import HostRoom
 
@@ -96,11 +97,13 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     check_config(config)
     check_compile(config)
     folder = config.model_dir
-    raw = read_json(folder, "config.json")
+    raw = read_config(folder)
     size = footprint_of(raw)
     device = resolve_device(config.device)
     check_on_device(config, device.type)
     dtype_name = _resolve_dtype(config, raw, device)
+    if not config.random_weights:
+        size = footprint_as_stored(folder, raw, DTYPES[dtype_name].itemsize)
     longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = limits or Limits()

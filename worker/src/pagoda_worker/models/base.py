@@ -33,6 +33,11 @@ class Footprint:
     vocab: int
     max_position: int
     """Tokens of the longest sequence that the model was made for."""
+    stored_bytes: int | None = None
+    """Of a checkpoint that is held as it is stored, quantized. None: all parameters at the model's dtype."""
+
+    def weight_bytes(self, itemsize: int) -> int:
+        return self.parameters * itemsize if self.stored_bytes is None else self.stored_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,17 @@
 """Architecture name in config.json → the class that computes it. A further architecture is one file and one line here; a relative of Llama
 is one parser in llama_config.py."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pagoda_worker.errors import ModelError, UnsupportedModel
+from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.models.base import Footprint, Model
-from pagoda_worker.models.files import open_safetensors
+from pagoda_worker.models.checkpoint import layout_in, open_checkpoint
+from pagoda_worker.models.files import held_bytes
 from pagoda_worker.models.formats.detection import layout_of
 from pagoda_worker.models.gpt2 import GPT2
 from pagoda_worker.models.llama import Llama
@@ -36,6 +38,15 @@ def footprint_of(raw: dict[str, Any]) -> Footprint:
     return ARCHITECTURES[architecture_of(raw)].footprint(raw)
 
 
+def footprint_as_stored(folder: Path, raw: dict[str, Any], itemsize: int) -> Footprint:
+    """Of a quantized checkpoint: what its files hold, when they are held so. `itemsize`: of what is plain. Raises ModelError."""
+    size = footprint_of(raw)
+    with open_checkpoint(folder, raw) as (tensors, layout):
+        if layout is None or not layout.kept:
+            return size
+        return replace(size, stored_bytes=sum(held_bytes(name, each, itemsize) for name, each in tensors.stored.items()))
+
+
 def load_model(
     folder: Path,
     raw: dict[str, Any],
@@ -48,16 +59,18 @@ def load_model(
     packed: bool = True,
     copied: Copied = lambda done, total: None,
 ) -> Model:
-    """Raises ModelError, UnsupportedModel."""
-    layout = None if random_weights else layout_of(raw)
+    """Raises ModelError, UnsupportedModel, ConfigError."""
+    layout = None if random_weights else layout_in(folder, raw)
     architecture = ARCHITECTURES[architecture_of(raw)]
+    if layout is not None and not packed:
+        raise ConfigError("compile multiplies plain weights only, and this checkpoint is quantized: leave compile out")
     model: Model = architecture(
         raw, max_model_len=max_model_len, dtype=dtype, device=device, operators=operators, deferred=layout is not None
     )
     if random_weights:
         fill_randomly(model.destinations())
     else:
-        with open_safetensors(folder) as tensors:
+        with open_checkpoint(folder, raw) as (tensors, layout):
             load_weights(
                 tensors,
                 model.destinations(),
