@@ -1,5 +1,7 @@
 """Products of quantized weights in the interpreter against their references, those against what weights mean, and products in layers."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -140,9 +142,11 @@ def test_packed_weights_mean_what_the_weights_do(name: str):
     torch.testing.assert_close(dequantize(packed(weight), torch.float32, 3, 12), wide[3:12], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("name", weights())
-def test_weight_only_products(name: str, dtype: torch.dtype):
+HALVES = product((torch.float16, torch.bfloat16), ("int4 groups of 128, zeros", "int4 groups of 32", "fp8 blocks"))
+
+
+@pytest.mark.parametrize(("dtype", "name"), [*((torch.float32, name) for name in weights()), *HALVES], ids=str)
+def test_weight_only_products(dtype: torch.dtype, name: str):
     weight = packed(weights()[name])
     wider, bias = torch.randn(5, weight.inputs + 8).to(dtype), torch.randn(weight.outputs).to(dtype)
     x = wider[:, : weight.inputs]
@@ -239,10 +243,10 @@ def test_an_order_moves_the_inputs_once():
     torch.manual_seed(0)
     plain = int4_weight(24, 256, 64, zeros=True)
     weight = Int4Weight(plain.values, plain.scales, plain.zeros, order=torch.randperm(256))
-    product = quantized_product(weight)
-    assert product is not None
+    multiplied = quantized_product(weight)
+    assert multiplied is not None
     x = torch.randn(2, 256)
-    torch.testing.assert_close(product(x, None), x @ weight.dequantized(torch.float32).T, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(multiplied(x, None), x @ weight.dequantized(torch.float32).T, atol=2e-5, rtol=1e-5)
 
 
 def test_groups_that_no_kernel_takes_are_multiplied_by_torch():
