@@ -36,3 +36,8 @@ class RunnerStart:
             runner = Runner(led, self.shape, dtype=self.dtype, device=self.device, masks=self.masks, changes=self.ranks.change)
         runner.graphs = capture_graphs(runner, self.config, self.news)
         return runner
+
+
+def plans_ahead(config: EngineConfig, device: torch.device) -> bool:
+    """Without a KV cache a step begins with everyone's tokens, so all must be known."""
+    return device.type == "cuda" and config.kv_cache if config.async_scheduling is None else config.async_scheduling
