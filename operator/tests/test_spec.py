@@ -93,6 +93,7 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "batchInvariant": True,
                     "compile": True,
                     "tensorParallel": 2,
+                    "quantization": "int4",
                     "longPrefillTokens": 64,
                     "kvCache": {"blockSize": 8, "swap": "4Gi", "hostTier": "1.5Gi"},
                 },
@@ -138,6 +139,7 @@ def test_every_written_field_reaches_the_spec() -> None:
         batch_invariant=True,
         compile=True,
         tensor_parallel=2,
+        quantization="int4",
         long_prefill_tokens=64,
         kv_cache=KvCache(block_size=8, swap_bytes=4 * 2**30, host_tier_bytes=3 * 2**29),
     )

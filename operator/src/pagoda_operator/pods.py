@@ -175,6 +175,8 @@ def engine_settings(engine: Engine) -> Object:
         settings["compile"] = True
     if engine.tensor_parallel != 1:
         settings["tensorParallel"] = engine.tensor_parallel
+    if engine.quantization != "none":
+        settings["quantization"] = engine.quantization
     return settings
 
 

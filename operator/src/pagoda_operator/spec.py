@@ -55,6 +55,8 @@ class Engine:
     tensor_parallel: int = 1
     """Processes of one worker that share each layer."""
     pipeline_parallel: int = 1
+    quantization: str = "none"
+    """int8, int4, fp8: weights are rounded to it while they are loaded."""
     kv_cache: KvCache = field(default_factory=KvCache)
 
 
@@ -335,6 +337,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             compile="compile",
             tensor_parallel="tensorParallel",
             pipeline_parallel="pipelineParallel",
+            quantization="quantization",
         ),
         args=tuple(engine.get("args", ())),
         kv_cache=_kv_cache(engine.get("kvCache", {})),
