@@ -173,6 +173,8 @@ def engine_settings(engine: Engine) -> Object:
         settings["batchInvariant"] = True
     if engine.compile:
         settings["compile"] = True
+    if engine.tensor_parallel != 1:
+        settings["tensorParallel"] = engine.tensor_parallel
     if engine.quantization != "none":
         settings["quantization"] = engine.quantization
     return settings
@@ -217,7 +219,7 @@ def pod_of(containers: list[Object], folders: Mapping[str, str], settings: Setti
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": containers,
-        # Shared memory between a worker's two processes counts against the pod's memory limit.
+        # Shared memory between a worker's processes counts against the pod's memory limit.
         "volumes": [{"name": name, "emptyDir": {"medium": "Memory"} if name == "shm" else {}} for name in folders],
     }
     if settings.image_pull_secrets:

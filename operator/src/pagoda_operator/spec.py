@@ -52,6 +52,9 @@ class Engine:
     prefix_caching: bool = True
     batch_invariant: bool = False
     compile: bool = False
+    tensor_parallel: int = 1
+    """Processes of one worker that share each layer."""
+    pipeline_parallel: int = 1
     quantization: str = "none"
     """int8, int4, fp8: weights are rounded to it while they are loaded."""
     kv_cache: KvCache = field(default_factory=KvCache)
@@ -332,6 +335,8 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             prefix_caching="prefixCaching",
             batch_invariant="batchInvariant",
             compile="compile",
+            tensor_parallel="tensorParallel",
+            pipeline_parallel="pipelineParallel",
             quantization="quantization",
         ),
         args=tuple(engine.get("args", ())),
