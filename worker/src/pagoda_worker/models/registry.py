@@ -34,17 +34,19 @@ def architecture_of(raw: dict[str, Any]) -> str:
     return names[0]
 
 
-def footprint_of(raw: dict[str, Any]) -> Footprint:
-    return ARCHITECTURES[architecture_of(raw)].footprint(raw)
+def footprint_of(raw: dict[str, Any], ranks: int = 1) -> Footprint:
+    """Of each rank. Raises ConfigError when the model cannot be divided among so many."""
+    return ARCHITECTURES[architecture_of(raw)].footprint(raw, ranks)
 
 
-def footprint_as_stored(folder: Path, raw: dict[str, Any], itemsize: int) -> Footprint:
-    """Of a quantized checkpoint: what its files hold, when they are held so. `itemsize`: of what is plain. Raises ModelError."""
-    size = footprint_of(raw)
+def footprint_as_stored(folder: Path, raw: dict[str, Any], itemsize: int, ranks: int = 1) -> Footprint:
+    """Of each rank's part of a quantized checkpoint: what its files hold, when they are held so. `itemsize`: of what is plain. Raises
+    ModelError, ConfigError."""
+    size = footprint_of(raw, ranks)
     with open_checkpoint(folder, raw) as (tensors, layout):
         if layout is None or not layout.kept:
             return size
-        return replace(size, stored_bytes=sum(held_bytes(name, each, itemsize) for name, each in tensors.stored.items()))
+        return replace(size, stored_bytes=sum(held_bytes(name, each, itemsize) for name, each in tensors.stored.items()) // ranks)
 
 
 def load_model(
@@ -68,14 +70,14 @@ def load_model(
         raw, max_model_len=max_model_len, dtype=dtype, device=device, operators=operators, deferred=layout is not None
     )
     if random_weights:
-        fill_randomly(model.destinations())
+        fill_randomly(model.destinations(), model.parts())
     else:
         with open_checkpoint(folder, raw) as (tensors, layout):
             load_weights(
                 tensors,
                 model.destinations(),
                 [] if layout is None else model.linears(),
-                Placement(layout=layout, dtype=dtype, device=device),
+                Placement(layout=layout, dtype=dtype, device=device, parts=model.parts()),
                 ignored_suffixes=model.ignored_suffixes,
                 optional_prefix=model.optional_prefix,
                 copied=copied,

@@ -46,7 +46,7 @@ def quantize(
         Path | None, typer.Option(metavar="FILE", help="Text like that to be served, plain or JSONL: gptq and awq learn from it.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "--output", metavar="FOLDER", help="A new folder. Default: MODEL-TO-METHOD here.")
+        Path | None, typer.Option("--out", "--output", metavar="FOLDER", help="A new one. Default: MODEL-TO-METHOD here.")
     ] = None,
     group_size: Annotated[int, typer.Option(help="Inputs that share a scale, of int4; -1: all of an output.")] = 128,
     sym: Annotated[
