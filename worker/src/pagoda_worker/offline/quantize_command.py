@@ -93,7 +93,8 @@ def quantize(
 
 def _bar() -> Progress:
     columns = (BarColumn(), TextColumn("{task.completed}/{task.total} linears"), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal)
 
 
 def _print(made: "Quantized", folder: Path) -> None:
