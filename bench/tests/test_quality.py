@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 
 from pagoda_bench.errors import ResultFormatError, SettingsError
 from pagoda_bench.load.engine import builtin_tiny
-from pagoda_bench.quality import table
+from pagoda_bench.quality import lm_eval, table
 from pagoda_bench.quality.__main__ import DOCUMENT
 from pagoda_bench.quality.candidates import Candidate, parse, parse_all
 from pagoda_bench.quality.corpus import own_corpus, read_corpus
@@ -186,6 +187,19 @@ def test_questions_of_a_file_count_their_first_line(tmp_path: Path):
     (sums,) = read_questions(path, TOKENIZER, 10)
     assert (sums.name, len(sums.prompts)) == ("sums", 2)
     assert [sums.right(0, reply) for reply in (" 5\n1 + 1 = 2", "55", "")] == [True, False, False]
+
+
+def test_data_for_other_harnesses_is_what_their_tasks_read(tmp_path: Path):
+    assert lm_eval.main([str(tmp_path)]) == 0
+    for task in sorted((FOLDER.parent / "lm-eval").glob("*.yaml")):
+        said = yaml.safe_load(task.read_text())
+        lines = [json.loads(line) for line in (tmp_path / said["dataset_kwargs"]["data_files"]["test"]).read_text().splitlines()]
+        named = {said[key].strip("{}") for key in ("doc_to_text", "doc_to_target", "doc_to_choice") if key in said}
+        assert all(set(line) == named for line in lines)
+        assert all(line["prompt"].endswith("<|assistant|>") for line in lines)
+        if "doc_to_choice" in said:
+            assert all(len(set(line["choices"])) == lm_eval.CHOICES for line in lines)
+            assert {line["answer"] for line in lines} == set(range(lm_eval.CHOICES))
 
 
 # ------------------------------------------------------------ speed, limits, tables
