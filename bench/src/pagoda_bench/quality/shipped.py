@@ -24,7 +24,7 @@ EIGHT_BITS, FOUR_BITS = 1.005, 1.05
 """Perplexity, of bf16's."""
 INT8_BYTES, INT4_BYTES, KV_BYTES = 0.55, 0.35, 0.55
 """Memory, of bf16's."""
-EIGHT_BITS_LOST, FOUR_BITS_LOST = 1.0, 3.0
+EIGHT_BITS_LOST, FOUR_BITS_LOST = 1.0, 2.0
 """Points of exact match. Stricter than perplexity, which a model that answers all but surely hardly changes (docs/quality.md)."""
 CALIBRATION_CONVERSATIONS = 512
 

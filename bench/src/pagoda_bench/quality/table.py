@@ -82,7 +82,7 @@ def _quality(found: Figures, label: str) -> Iterator[str]:
     )
     yield "" if exact is None else f"{exact:.1f} %"
     ratio = found.worst(label, "perplexity_ratio", all_places=False)
-    yield "" if perplexity is None or ratio is None else f"{perplexity:.5g} ({_change(ratio)})"
+    yield "" if perplexity is None or ratio is None else f"{perplexity:.6g} ({_change(ratio)})"
     for metric in ("kl_mean_nats", "kl_p99_nats"):
         value = found.worst(label, metric, all_places=True)
         yield "" if value is None else _nats(value)
@@ -109,7 +109,7 @@ def drifts(rows: Sequence[Row]) -> list[str]:
                 continue
             values = [found.value(case, label, metric) or 0.0 for metric in DRIFT]
             cells = [
-                f"{values[0]:.5g}{_limit(ratio)}",
+                f"{values[0]:.6g}{_limit(ratio)}",
                 f"{_change(ratio.low)} to {_change(ratio.high)}",
                 *map(_nats, values[2:6]),
                 f"{values[6]:.2%}",
