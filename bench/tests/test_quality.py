@@ -268,7 +268,7 @@ def test_a_document_that_lost_its_markers_is_named():
 
 # ------------------------------------------------------------ the real engine
 
-BUILT = ("fp32",)
+BUILT = ("int8", "fp8", "int4")
 """Of FORMATS, those that the engine makes of a checkpoint by itself."""
 
 
