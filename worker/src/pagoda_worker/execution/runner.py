@@ -70,7 +70,7 @@ class Runner:
         self._history = History(self.rows.tokens, self._output_start)
         self._masks = masks
         self._changes = changes
-        self._prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
+        self.prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device, choose=model.operators.choose)
 
         self._copies_back = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -86,7 +86,7 @@ class Runner:
         hidden = self.model.forward(batch.there.ids, batch.there.positions, self.caches, batch.attention)
         told = Sampled([])
         if plan.chunks:
-            self._prompt_logprobs.collect(plan, hidden, self.model.logits)
+            self.prompt_logprobs.collect(plan, hidden, self.model.logits)
             embed(plan, hidden, told)
         if not len(batch.sampled_rows):
             return InFlight(self, batch.sampled_rows, batch.plan_positions, None, None, told)
@@ -101,7 +101,7 @@ class Runner:
         batch_masks = None if masks is None else batch.masks(masks)
         if masks is not None:
             told.stuck = masks.stuck
-        self._prompt_logprobs.deliver(samplers, told)
+        self.prompt_logprobs.deliver(samplers, told)
         return self.sampler.sample(logits, batch.sampled_rows, batch.lengths, self._history, batch_masks)
 
     def _launch_graph(self, graphs: DecodeGraphs, plan: StepPlan, size: int) -> "InFlight":
