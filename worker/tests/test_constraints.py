@@ -17,7 +17,7 @@ from pagoda_worker.sampling.constraints import Constraint, Constraints, clear_bi
 from pagoda_worker.sampling.row_masks import allowed
 from pagoda_worker.sampling.structured import COMPILE_S, compile_grammar, read_tokenizer
 from pagoda_worker.scheduling.blocks import BlockPool
-from pagoda_worker.scheduling.plan import Sampled
+from pagoda_worker.scheduling.sampled import Sampled
 from pagoda_worker.scheduling.scheduler import Scheduler
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
 from pagoda_worker.settings.sources import BUILTIN_DIR

@@ -31,9 +31,11 @@ from pagoda_worker.sampling.constraints import Constraints
 from pagoda_worker.sampling.structured import GrammarCompiler
 from pagoda_worker.scheduling.batching import policy_of
 from pagoda_worker.scheduling.blocks import BlockPool
+from pagoda_worker.scheduling.sampled import judge_drafts
 from pagoda_worker.scheduling.scheduler import Scheduler
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
 from pagoda_worker.scheduling.step_meter import StepMeter
+from pagoda_worker.speculation.speculation import Speculation, proposer_of
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
@@ -87,6 +89,8 @@ class Engine:
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
         self._async = _plans_ahead(config, loaded.device)
+        proposer = proposer_of(config)
+        self.speculation = proposer and Speculation(proposer, tokens=config.draft_tokens, possible=self.constraints.longest_possible)
         self._meter = StepMeter()
         self.facts = replace(
             loaded.facts(config),
@@ -154,6 +158,8 @@ class Engine:
         self._flight = following if following and following.parts else None
         results = flight.results()  # the host waits here and nowhere else
         for plan, sampled in results:
+            if plan.verifications and self.speculation:
+                self.speculation.learn(plan, judge_drafts(plan, sampled))
             self.constraints.advance(plan.sampling(), sampled)
         ended = self._clock()
         updates = [update for plan, sampled in results for update in self.scheduler.settle(plan, sampled, ended)]
@@ -167,6 +173,8 @@ class Engine:
     def _launch(self) -> Flight:
         began = self._clock()
         self._rejections += self._take_grammars()
+        if self.speculation:
+            self.speculation.propose(self.scheduler.running)
         plan = self.scheduler.schedule(began)  # which sequences, how many tokens each
         return launch(self.runner.launch, self.scheduler.withdraw, plan, began)  # one forward pass, one token per sampling row
 

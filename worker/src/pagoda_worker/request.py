@@ -87,6 +87,8 @@ class Request:
     """The final hidden state of the prompt's last token instead of an output; then n and max_tokens are 1."""
     runs_alone: bool = False
     """No step computes it together with another request: steps alternate between it and all others. n must be 1."""
+    max_draft_tokens: int | None = None
+    """That one step may guess and verify; at most what the engine is set to. 0: no speculation. None: as the engine is set."""
 
     @property
     def constrained(self) -> bool:
@@ -121,6 +123,9 @@ class Usage:
     """Prompt tokens not computed because the prefix cache had them at the first scheduling."""
     completion_tokens: int
     """Sampled tokens, eos included."""
+    draft_tokens: int = 0
+    """Guessed and verified; of them accepted:"""
+    accepted_draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

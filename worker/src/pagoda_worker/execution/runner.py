@@ -20,14 +20,15 @@ from pagoda_worker.execution.graph_ladder import padded_size
 from pagoda_worker.execution.host_memory import HostMemory
 from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.execution.rows import rows_on, zeros
-from pagoda_worker.execution.step_batches import StepBatch, StepBatches
+from pagoda_worker.execution.step_batches import StepBatch, StepBatches, places
 from pagoda_worker.models.base import Model
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.sampling.constraints import RowMasks
 from pagoda_worker.sampling.row_masks import BatchMasks
 from pagoda_worker.sampling.row_tables import History, IntArray, to_device
 from pagoda_worker.sampling.sampler import BROKEN, Logprobs, Sampler
-from pagoda_worker.scheduling.plan import Sampled, Sequence, StepPlan
+from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.sampled import Sampled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +104,12 @@ class Runner:
 
     def _launch_graph(self, graphs: DecodeGraphs, plan: StepPlan, size: int) -> "InFlight":
         """Rows that are not greedy, or want logprobs or a mask, are sampled from the graph's logits as in any other step."""
-        logits, ids = graphs.run(plan, size)
-        rows = np.array([sequence.row for sequence in plan.decodes], np.int64)
-        logprobs, told, masks = None, Sampled([]), self._masks(plan.decodes)
+        rows, at = places(plan)
+        logits, ids = graphs.run(rows, at, size)
+        logprobs, told, masks = None, Sampled([]), self._masks(plan.sampling())
         if masks is not None or not self.sampler.greedy_alone(rows):
-            lengths = np.array([sequence.computed for sequence in plan.decodes], np.int64)
+            lengths = at + 1
+            self._put_drafts(plan)  # the graph wrote its own ids over them
             batch_masks = None if masks is None else BatchMasks(np.array(masks.positions), torch.from_numpy(masks.bits))
             ids, logprobs = self.sampler.sample(logits, rows, lengths, self._history, batch_masks)
             self.rows.keep(rows, lengths, ids)
@@ -129,6 +131,12 @@ class Runner:
             self.rows.add_blocks(plan.added_blocks)
         for sequence in plan.opened:
             self._open_row(sequence)
+        self._put_drafts(plan)
+
+    def _put_drafts(self, plan: StepPlan) -> None:
+        if plan.verifications:
+            drafts = [(v.sequence.row, v.start + i, draft) for v in plan.verifications for i, draft in enumerate(v.drafts, start=1)]
+            self.rows.put(*np.array(drafts, np.int64).T)
 
     def _copy_blocks(self, sources: tuple[int, ...], targets: tuple[int, ...]) -> None:
         source, target = self._index(list(sources)), self._index(list(targets))

@@ -1,0 +1,16 @@
+"""What guesses a sequence's next tokens, whatever it guesses from. Implemented beside this file; called by Speculation before each step."""
+
+from typing import Protocol
+
+from pagoda_worker.scheduling.plan import Sequence
+
+
+class Proposer(Protocol):
+    def propose(self, sequence: Sequence, count: int) -> list[int]:
+        """At most `count` tokens that may follow `sequence.tokens`, all of which are known; none where it has no idea. What it remembers of
+        a sequence goes with the sequence."""
+        ...
+
+    def ended(self, sequence: Sequence) -> None:
+        """Nothing follows `sequence.tokens` any more."""
+        ...
