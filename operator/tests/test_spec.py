@@ -25,6 +25,7 @@ from pagoda_operator.spec import (
     Scaling,
     ScalingTarget,
     SecretKey,
+    Speculative,
     key_of,
     parse,
 )
@@ -93,6 +94,7 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "batchInvariant": True,
                     "compile": True,
                     "longPrefillTokens": 64,
+                    "speculative": {"method": "draft", "tokens": 6, "draft": "builtin://tiny-draft"},
                     "kvCache": {"blockSize": 8, "swap": "4Gi", "hostTier": "1.5Gi"},
                 },
                 "resources": {"gpus": 1, "gpuResource": "amd.com/gpu", "cpu": "500m", "memory": "64Mi"},
@@ -137,6 +139,7 @@ def test_every_written_field_reaches_the_spec() -> None:
         batch_invariant=True,
         compile=True,
         long_prefill_tokens=64,
+        speculative=Speculative(method="draft", tokens=6, draft="builtin://tiny-draft"),
         kv_cache=KvCache(block_size=8, swap_bytes=4 * 2**30, host_tier_bytes=3 * 2**29),
     )
     assert spec.resources == Resources(gpus=1, gpu_resource="amd.com/gpu", cpu_cores=0.5, memory_bytes=64 * 2**20)

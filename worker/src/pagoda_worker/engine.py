@@ -97,6 +97,8 @@ class Engine:
             max_sequences_per_request=MAX_SEQUENCES_PER_REQUEST,
             max_top_logprobs=MAX_TOP_LOGPROBS,
             structured_output=not compiler.why_unusable(),
+            speculative=config.speculative,
+            draft_tokens=config.draft_tokens if self.speculation else 0,
         )
         if loaded.model is not None:
             self._begin_running(loaded.model, began, loaded.weights_s)
@@ -240,7 +242,8 @@ class Engine:
         return self._state(self._clock())
 
     def _state(self, now: float) -> EngineState:
-        return self._meter.state(self.scheduler, now, sleep_level=self.sleep_level)
+        told = self._meter.state(self.scheduler, now, sleep_level=self.sleep_level)
+        return self.speculation.told(told) if self.speculation else told
 
     def check_integrity(self) -> None:
         """Asserts that blocks, rows and sequences agree, and that everything is free when nothing runs."""

@@ -4,8 +4,10 @@ Owns the proposer and what was learned of its guesses. Knows neither budgets nor
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.request import EngineState
 from pagoda_worker.scheduling.plan import Sequence, StepPlan
 from pagoda_worker.speculation.ngram import NgramProposer
 from pagoda_worker.speculation.proposer import Proposer
@@ -43,6 +45,14 @@ class Speculation:
             self.draft_tokens += len(verification.drafts)
             for place in range(count):
                 self.accepted_by_place[place] += 1
+
+    def told(self, state: EngineState) -> EngineState:
+        return replace(
+            state,
+            drafts_total=self.drafts,
+            draft_tokens_total=self.draft_tokens,
+            accepted_draft_tokens=tuple(self.accepted_by_place),
+        )
 
 
 def proposer_of(config: EngineConfig) -> Proposer | None:
