@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, write_cache
-from pagoda_worker.layers.linear import Linear, OneDnnProduct, Product, onednn_packs
+from pagoda_worker.layers.linear import Linear, OneDnnProduct, Product, Weight, onednn_packs
 from pagoda_worker.layers.norm import rms_norm
 from pagoda_worker.layers.rotary import rotate
 
@@ -32,7 +32,7 @@ class Operators:
     def __init__(self, attend: Attend) -> None:
         self._attend = attend
 
-    def pack(self, weight: Tensor, *, gated: bool) -> Product | None:
+    def pack(self, weight: Weight, *, gated: bool) -> Product | None:
         """See layers/linear.py."""
         return OneDnnProduct(weight) if onednn_packs(weight) else None
 

@@ -24,8 +24,8 @@ from pagoda_worker.loading.limits import Limits
 from pagoda_worker.loading.memory import check_fits, fitting_length
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.compiled import CompiledModel, check_compile
+from pagoda_worker.models.files import checkpoint_bytes, read_json, stored_dtype
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
-from pagoda_worker.models.weights import checkpoint_bytes, read_json, stored_dtype
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.scheduling.residency import HostRoom
 

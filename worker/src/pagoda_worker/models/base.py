@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pagoda_worker.layers.attention import AttentionBatch
+from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.operators import Operators
 
 
@@ -34,6 +35,18 @@ class Footprint:
     """Tokens of the longest sequence that the model was made for."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedLinear:
+    """A linear and the checkpoint's modules that it is made of: what quantized weights are read into, whole."""
+
+    linear: Linear
+    modules: tuple[tuple[str, int], ...]
+    """(name, outputs), above one another."""
+    inputs: int
+    transposed: bool = False
+    """The checkpoint has the plain weight as [in, out]."""
+
+
 class Model(Protocol):
     cache_shape: CacheShape
     vocab_size: int
@@ -41,6 +54,10 @@ class Model(Protocol):
 
     def destinations(self) -> dict[str, Tensor]:
         """Checkpoint tensor name → where it goes (a view into a parameter)."""
+        ...
+
+    def linears(self) -> list[FusedLinear]:
+        """Whose weights may be quantized, in the order of the forward pass. Those are among the destinations too."""
         ...
 
     @property

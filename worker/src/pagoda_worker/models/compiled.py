@@ -20,7 +20,7 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.operators import Operators
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import FusedLinear, Model
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,9 @@ class CompiledModel:
 
     def destinations(self) -> dict[str, Tensor]:
         return self._model.destinations()
+
+    def linears(self) -> list[FusedLinear]:
+        return self._model.linears()
 
     @property
     def optional_prefix(self) -> str:

@@ -17,7 +17,7 @@ from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.norm import layer_norm
 from pagoda_worker.layers.operators import Operators
-from pagoda_worker.models.base import CacheShape, Footprint
+from pagoda_worker.models.base import CacheShape, Footprint, FusedLinear
 from pagoda_worker.models.config_fields import ConfigFields
 
 IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias")
@@ -83,9 +83,9 @@ class GPT2Layer:
 
     __slots__ = ("attention_norm", "down", "mlp_norm", "out", "qkv", "up")
 
-    def __init__(self, c: GPT2Config, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, c: GPT2Config, *, dtype: torch.dtype, device: torch.device, weights: torch.device) -> None:
         def linear(rows: int, columns: int) -> Linear:
-            return Linear(torch.empty(rows, columns, dtype=dtype, device=device), torch.empty(rows, dtype=dtype, device=device))
+            return Linear(torch.empty(rows, columns, dtype=dtype, device=weights), torch.empty(rows, dtype=dtype, device=device))
 
         self.attention_norm, self.mlp_norm = torch.empty(2, 2, c.hidden, dtype=dtype, device=device)
         self.qkv = linear(3 * c.hidden, c.hidden)
@@ -98,12 +98,26 @@ class GPT2Layer:
         named: dict[str, Tensor] = {}
         for name, norm in (("ln_1", self.attention_norm), ("ln_2", self.mlp_norm)):
             named |= _norm_destinations(name, norm)
-        linears = {"attn.c_attn": self.qkv, "attn.c_proj": self.out, "mlp.c_fc": self.up, "mlp.c_proj": self.down}
-        for name, linear in linears.items():
-            assert linear.weight is not None, "destinations are asked for before packing"
+        for name, linear in self.named_linears().items():
+            assert isinstance(linear.weight, Tensor), "destinations are asked for before packing"
             assert linear.bias is not None, "all of them have one"
             named |= {f"{name}.weight": linear.weight.T, f"{name}.bias": linear.bias}
         return named
+
+    def named_linears(self) -> dict[str, Linear]:
+        return {"attn.c_attn": self.qkv, "attn.c_proj": self.out, "mlp.c_fc": self.up, "mlp.c_proj": self.down}
+
+    def linears(self, c: GPT2Config, prefix: str) -> list[FusedLinear]:
+        outputs = {"attn.c_attn": 3 * c.hidden, "attn.c_proj": c.hidden, "mlp.c_fc": c.intermediate, "mlp.c_proj": c.hidden}
+        return [
+            FusedLinear(
+                linear=linear,
+                modules=((prefix + name, outputs[name]),),
+                inputs=c.intermediate if name == "mlp.c_proj" else c.hidden,
+                transposed=True,
+            )
+            for name, linear in self.named_linears().items()
+        ]
 
     def pack(self, operators: Operators) -> None:
         for linear in (self.qkv, self.out, self.up, self.down):
@@ -115,8 +129,16 @@ class GPT2:
     """The first checkpoints were saved without the head, hence without the name of the part below it."""
 
     def __init__(
-        self, raw: Mapping[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, operators: Operators
+        self,
+        raw: Mapping[str, Any],
+        *,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        operators: Operators,
+        deferred: bool = False,
     ) -> None:
+        """`deferred`: the linears' weights have shapes but no memory until they are read, because they may come quantized."""
         c = self.config = GPT2Config.parse(raw)
         assert max_model_len <= c.max_position, "the loader has checked it: there is no vector for a later position"
         self.cache_shape = c.cache_shape
@@ -125,9 +147,10 @@ class GPT2:
         self._attention = AttentionShape(c.head_dim**-0.5)
         self.embedding = torch.empty(c.vocab, c.hidden, dtype=dtype, device=device)
         self.position_embedding = torch.empty(c.max_position, c.hidden, dtype=dtype, device=device)
-        self.head = Linear(self.embedding if c.tied else torch.empty_like(self.embedding))
+        weights = torch.device("meta") if deferred else device
+        self.head = Linear(self.embedding if c.tied else torch.empty_like(self.embedding, device=weights))
         self.norm = torch.empty(2, c.hidden, dtype=dtype, device=device)
-        self.layers = [GPT2Layer(c, dtype=dtype, device=device) for _ in range(c.layers)]
+        self.layers = [GPT2Layer(c, dtype=dtype, device=device, weights=weights) for _ in range(c.layers)]
 
     @staticmethod
     def footprint(raw: Mapping[str, Any]) -> Footprint:
@@ -136,11 +159,16 @@ class GPT2:
     def destinations(self) -> dict[str, Tensor]:
         named = {"wte.weight": self.embedding, "wpe.weight": self.position_embedding, **_norm_destinations("ln_f", self.norm)}
         if not self.config.tied:
-            assert self.head.weight is not None, "destinations are asked for before packing"
+            assert isinstance(self.head.weight, Tensor), "destinations are asked for before packing"
             named["lm_head.weight"] = self.head.weight
         for i, layer in enumerate(self.layers):
             named |= {f"h.{i}.{name}": tensor for name, tensor in layer.destinations().items()}
         return named
+
+    def linears(self) -> list[FusedLinear]:
+        c = self.config
+        head = [] if c.tied else [FusedLinear(linear=self.head, modules=(("lm_head", c.vocab),), inputs=c.hidden)]
+        return [each for i, layer in enumerate(self.layers) for each in layer.linears(c, f"h.{i}.")] + head
 
     @property
     def ignored_suffixes(self) -> tuple[str, ...]:

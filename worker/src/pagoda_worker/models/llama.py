@@ -15,7 +15,7 @@ from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.layers.rotary import rotary_table
-from pagoda_worker.models.base import CacheShape, Footprint
+from pagoda_worker.models.base import CacheShape, Footprint, FusedLinear
 from pagoda_worker.models.llama_config import LlamaConfig
 
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
@@ -26,9 +26,9 @@ class LlamaLayer:
 
     __slots__ = ("attention", "attention_norm", "down", "gate_up", "head_norms", "mlp_norm", "out", "qkv")
 
-    def __init__(self, c: LlamaConfig, window: int | None, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, c: LlamaConfig, window: int | None, *, dtype: torch.dtype, device: torch.device, weights: torch.device) -> None:
         def linear(rows: int, columns: int, *, bias: bool, gated: bool = False) -> Linear:
-            weight = torch.empty(rows, columns, dtype=dtype, device=device)
+            weight = torch.empty(rows, columns, dtype=dtype, device=weights)
             return Linear(weight, torch.empty(rows, dtype=dtype, device=device) if bias else None, gated=gated)
 
         self.attention = AttentionShape(c.head_dim**-0.5, window)
@@ -59,6 +59,18 @@ class LlamaLayer:
             named |= dict(zip(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), self.head_norms, strict=True))
         return named
 
+    def linears(self, c: LlamaConfig, prefix: str) -> list[FusedLinear]:
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        qkv = ((f"{attention}q_proj", q), (f"{attention}k_proj", kv), (f"{attention}v_proj", kv))
+        gate_up = ((f"{mlp}gate_proj", c.intermediate), (f"{mlp}up_proj", c.intermediate))
+        return [
+            FusedLinear(linear=self.qkv, modules=qkv, inputs=c.hidden),
+            FusedLinear(linear=self.out, modules=((f"{attention}o_proj", c.hidden),), inputs=q),
+            FusedLinear(linear=self.gate_up, modules=gate_up, inputs=c.hidden),
+            FusedLinear(linear=self.down, modules=((f"{mlp}down_proj", c.hidden),), inputs=c.intermediate),
+        ]
+
     def pack(self, operators: Operators) -> None:
         for linear in (self.qkv, self.out, self.gate_up, self.down):
             linear.pack(operators)
@@ -68,8 +80,16 @@ class Llama:
     optional_prefix = ""
 
     def __init__(
-        self, raw: Mapping[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, operators: Operators
+        self,
+        raw: Mapping[str, Any],
+        *,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        operators: Operators,
+        deferred: bool = False,
     ) -> None:
+        """`deferred`: the linears' weights have shapes but no memory until they are read, because they may come quantized."""
         c = self.config = LlamaConfig.parse(raw)
         self.cache_shape = CacheShape(layers=c.layers, kv_heads=c.kv_heads, head_dim=c.head_dim)
         self.vocab_size = c.vocab
@@ -77,9 +97,10 @@ class Llama:
         # first: a scaling that it refuses must not cost the allocation of the weights
         self.rotary = rotary_table(c.head_dim, max_model_len, c.rope, max_position=c.max_position, dtype=dtype, device=device)
         self.embedding = torch.empty(c.vocab, c.hidden, dtype=dtype, device=device)
-        self.head = Linear(self.embedding if c.tied else torch.empty_like(self.embedding))
+        weights = torch.device("meta") if deferred else device
+        self.head = Linear(self.embedding if c.tied else torch.empty_like(self.embedding, device=weights))
         self.norm = torch.empty(c.hidden, dtype=dtype, device=device)
-        self.layers = [LlamaLayer(c, window, dtype=dtype, device=device) for window in c.windows]
+        self.layers = [LlamaLayer(c, window, dtype=dtype, device=device, weights=weights) for window in c.windows]
 
     @staticmethod
     def footprint(raw: Mapping[str, Any]) -> Footprint:
@@ -88,11 +109,17 @@ class Llama:
     def destinations(self) -> dict[str, Tensor]:
         named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
         if not self.config.tied:
-            assert self.head.weight is not None, "destinations are asked for before packing"
+            assert isinstance(self.head.weight, Tensor), "destinations are asked for before packing"
             named["lm_head.weight"] = self.head.weight
         for i, layer in enumerate(self.layers):
             named |= {f"model.layers.{i}.{name}": tensor for name, tensor in layer.destinations(self.config).items()}
         return named
+
+    def linears(self) -> list[FusedLinear]:
+        c = self.config
+        head = [] if c.tied else [FusedLinear(linear=self.head, modules=(("lm_head", c.vocab),), inputs=c.hidden)]
+        layers = [each for i, layer in enumerate(self.layers) for each in layer.linears(c, f"model.layers.{i}.")]
+        return layers + head
 
     @property
     def ignored_suffixes(self) -> tuple[str, ...]:

@@ -9,9 +9,12 @@ import torch
 from pagoda_worker.errors import ModelError, UnsupportedModel
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.models.base import Footprint, Model
+from pagoda_worker.models.files import open_safetensors
+from pagoda_worker.models.formats.detection import layout_of
 from pagoda_worker.models.gpt2 import GPT2
 from pagoda_worker.models.llama import Llama
 from pagoda_worker.models.llama_config import PARSERS
+from pagoda_worker.models.placing import Placement
 from pagoda_worker.models.weights import Copied, fill_randomly, load_weights
 
 ARCHITECTURES: dict[str, type[GPT2] | type[Llama]] = {"GPT2LMHeadModel": GPT2, **dict.fromkeys(PARSERS, Llama)}
@@ -24,11 +27,8 @@ def architecture_of(raw: dict[str, Any]) -> str:
         raise ModelError(f"config.json: architectures must name one class, it is {names!r}")
     if names[0] not in ARCHITECTURES:
         raise UnsupportedModel(f"architecture {names[0]!r} is not supported; {', '.join(sorted(ARCHITECTURES))} are")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise UnsupportedModel(
-            f"{names[0]} with quantization_config (quant_method {method!r}) is not supported yet: use an unquantized checkpoint"
-        )
+    if layout_of(raw) is not None and ARCHITECTURES[names[0]] is GPT2:
+        raise UnsupportedModel(f"{names[0]} with quantization_config is not supported: only a plain checkpoint of it is")
     return names[0]
 
 
@@ -48,17 +48,25 @@ def load_model(
     packed: bool = True,
     copied: Copied = lambda done, total: None,
 ) -> Model:
-    model: Model = ARCHITECTURES[architecture_of(raw)](raw, max_model_len=max_model_len, dtype=dtype, device=device, operators=operators)
+    """Raises ModelError, UnsupportedModel."""
+    layout = None if random_weights else layout_of(raw)
+    architecture = ARCHITECTURES[architecture_of(raw)]
+    model: Model = architecture(
+        raw, max_model_len=max_model_len, dtype=dtype, device=device, operators=operators, deferred=layout is not None
+    )
     if random_weights:
         fill_randomly(model.destinations())
     else:
-        load_weights(
-            folder,
-            model.destinations(),
-            ignored_suffixes=model.ignored_suffixes,
-            optional_prefix=model.optional_prefix,
-            copied=copied,
-        )
+        with open_safetensors(folder) as tensors:
+            load_weights(
+                tensors,
+                model.destinations(),
+                [] if layout is None else model.linears(),
+                Placement(layout=layout, dtype=dtype, device=device),
+                ignored_suffixes=model.ignored_suffixes,
+                optional_prefix=model.optional_prefix,
+                copied=copied,
+            )
     if packed:
         model.pack()
     return model

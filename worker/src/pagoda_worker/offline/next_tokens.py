@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError, ModelError
+from pagoda_worker.models.files import read_json
 from pagoda_worker.models.registry import footprint_of
-from pagoda_worker.models.weights import read_json
 
 
 @dataclass(frozen=True, slots=True)
