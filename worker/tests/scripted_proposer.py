@@ -4,7 +4,8 @@ import random
 from collections.abc import Callable
 
 from pagoda_worker.engine import Engine
-from pagoda_worker.scheduling.plan import Sequence
+from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.verification import Verification
 from pagoda_worker.speculation.speculation import Speculation
 
 
@@ -21,7 +22,10 @@ class ScriptedProposer:
         wrong = self._random.randint(0, count)
         return [draft if i != wrong else self._random.randrange(self._vocab) for i, draft in enumerate(drafts)]
 
-    def ended(self, sequence: Sequence) -> None:
+    def planned(self, plan: StepPlan) -> None:
+        pass
+
+    def judged(self, verification: Verification, accepted: int) -> None:
         pass
 
 

@@ -20,6 +20,7 @@ from pagoda_worker.errors import CannotSleep
 from pagoda_worker.execution.decode_graphs import capture_graphs
 from pagoda_worker.execution.launching import Flight, launch
 from pagoda_worker.execution.runner import Runner, RunnerShape
+from pagoda_worker.loading.draft import draft_footprint, load_draft
 from pagoda_worker.loading.loader import News, kernels_in_use, load, out_of_memory_says
 from pagoda_worker.loading.self_test import Measured, measure
 from pagoda_worker.loading.sleep import Weights
@@ -84,12 +85,17 @@ class Engine:
         vocab, eos = loaded.vocab_size, loaded.eos_token_ids
         compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
         self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=config.threads or torch.get_num_threads())
-        self._new_runner = partial(new_runner, shape=shape, dtype=loaded.dtype, device=loaded.device, constraints=self.constraints)
+        read_draft = partial(load_draft, config, dtype=loaded.dtype, device=loaded.device, max_model_len=loaded.max_model_len)
+        self._new_runner = partial(
+            new_runner, shape=shape, dtype=loaded.dtype, device=loaded.device, constraints=self.constraints, read_draft=read_draft
+        )
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
         self._async = _plans_ahead(config, loaded.device)
-        proposer = proposer_of(config)
+        draft = draft_footprint(config)
+        catch_up, draft_len = loaded.long_prefill_tokens or loaded.max_batch_tokens, draft.max_position if draft else 0
+        proposer = proposer_of(config, catch_up=catch_up, max_draft_len=draft_len)
         self.speculation = proposer and Speculation(proposer, tokens=config.draft_tokens, possible=self.constraints.longest_possible)
         self._meter = StepMeter()
         self.facts = replace(
@@ -178,6 +184,8 @@ class Engine:
         if self.speculation:
             self.speculation.propose(self.scheduler.running)
         plan = self.scheduler.schedule(began)  # which sequences, how many tokens each
+        if self.speculation:
+            self.speculation.planned(plan)
         return launch(self.runner.launch, self.scheduler.withdraw, plan, began)  # one forward pass, one token per sampling row
 
     def _take_grammars(self) -> list[Rejection]:
@@ -294,11 +302,19 @@ class Engine:
         return completions.finished(with_logprobs=top_logprobs is not None)
 
 
-def new_runner(model: Model, *, shape: RunnerShape, dtype: torch.dtype, device: torch.device, constraints: Constraints) -> Runner:
+def new_runner(
+    model: Model,
+    *,
+    shape: RunnerShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    constraints: Constraints,
+    read_draft: Callable[[], Model | None],
+) -> Runner:
     """Raises OutOfMemory."""
     tokens = shape.block_count * shape.block_size
     with out_of_memory_says(f"no room for a KV cache of {tokens} tokens: something else uses the device"):
-        return Runner(model, shape, dtype=dtype, device=device, masks=constraints.masks)
+        return Runner(model, shape, dtype=dtype, device=device, masks=constraints.masks, draft=read_draft())
 
 
 def _plans_ahead(config: EngineConfig, device: torch.device) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.execution.decode_graphs import DecodeGraphs
+from pagoda_worker.execution.drafter import Drafter
 from pagoda_worker.execution.embeddings import embed
 from pagoda_worker.execution.graph_ladder import padded_size
 from pagoda_worker.execution.host_memory import HostMemory
@@ -51,8 +52,9 @@ class Runner:
         dtype: torch.dtype,
         device: torch.device,
         masks: Callable[[list[Sequence]], RowMasks | None] = lambda samplers: None,
+        draft: Model | None = None,
     ) -> None:
-        """`masks`: what the sampling sequences, in the plan's order, may sample; asked while the device computes."""
+        """`draft` guesses tokens for the plans that ask for it. `masks`: what the sampling sequences, in the plan's order, may sample; asked while the device computes."""
         self.model = model
         self.shape = shape
         self.device = device
@@ -70,7 +72,9 @@ class Runner:
         self._masks = masks
         self._prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device, choose=model.operators.choose)
-
+        self.drafter = draft and Drafter(
+            draft, self.rows, self.sampler, self._history, blocks=shape.block_count, block_size=shape.block_size, dtype=dtype
+        )
         self._copies_back = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
@@ -78,6 +82,8 @@ class Runner:
         """The whole step. The plan must not be empty. Launched again after it raised, the same plan does the same: what it changes first
         does not depend on what was computed."""
         self._apply_changes(plan)
+        if self.drafter is not None:
+            self.drafter.run(plan)
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
             return self._launch_graph(self.graphs, plan, size)
         batch = self._batches.lay_out(plan)
@@ -123,6 +129,8 @@ class Runner:
             plan.swap_out = []
         if plan.scrubs:
             self._pages_of_all(lambda pages: pages.index_fill_(1, self._index(plan.scrubs), 0))
+            for pages in self.drafter.pages() if self.drafter else []:
+                pages.index_fill_(1, self._index(plan.scrubs), 0)
         if plan.copies:
             self._copy_blocks(*zip(*plan.copies, strict=True))
         if plan.swap_in and self.host:

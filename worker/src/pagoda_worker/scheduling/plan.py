@@ -230,6 +230,8 @@ class StepPlan:
     decodes: list[Sequence] = field(default_factory=list)
     """One token each, at position computed - 1. Kept apart from chunks: the common case costs no object per row."""
     verifications: list[Verification] = field(default_factory=list)
+    catch_ups: list[Chunk] = field(default_factory=list)
+    """Known tokens that the draft model reads in this step, and nobody else."""
     chunks: list[Chunk] = field(default_factory=list)
     opened: list[Sequence] = field(default_factory=list)
     """Rows that got a new owner: the runner reads tokens, blocks and sampling settings of these."""
@@ -283,6 +285,7 @@ class StepPlan:
         self.scrubs = earlier.scrubs + self.scrubs
         self.swap_out = earlier.swap_out + self.swap_out
         self.swap_in = earlier.swap_in + self.swap_in
+        self.catch_ups = earlier.catch_ups + self.catch_ups
         return self
 
     @property

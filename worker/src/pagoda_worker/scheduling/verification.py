@@ -15,7 +15,9 @@ class Verification:
     sequence: "Sequence"
     start: int
     drafts: list[int]
-    """Of a draft model: known once the step was computed; until then as many zeros."""
+    """Of a draft model: known once it has run, in this step; until then as many zeros."""
+    draft_from: int | None = None
+    """The first position that the draft model has not read; None: the drafts are known."""
 
     @property
     def places(self) -> int:

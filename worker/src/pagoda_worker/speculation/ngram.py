@@ -6,7 +6,8 @@ its tokens; called by Speculation.
 
 from weakref import WeakKeyDictionary
 
-from pagoda_worker.scheduling.plan import Sequence
+from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.verification import Verification
 
 LEAST = 2
 """Tokens that must agree. One alone is followed by too many things."""
@@ -60,8 +61,11 @@ class NgramProposer:
         at = index.earlier(tokens)
         return [] if at is None else continuation(tokens, at, count)
 
-    def ended(self, sequence: Sequence) -> None:
-        self._indices.pop(sequence, None)
+    def planned(self, plan: StepPlan) -> None:
+        pass
+
+    def judged(self, verification: Verification, accepted: int) -> None:
+        pass
 
 
 def continuation(tokens: list[int], at: int, count: int) -> list[int]:

@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from pagoda_worker.scheduling.plan import Sequence
+from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.verification import Verification
 
 
 class Proposer(Protocol):
@@ -11,6 +12,10 @@ class Proposer(Protocol):
         a sequence goes with the sequence."""
         ...
 
-    def ended(self, sequence: Sequence) -> None:
-        """Nothing follows `sequence.tokens` any more."""
+    def planned(self, plan: StepPlan) -> None:
+        """The step for which it was asked; some of what it proposed may not be part of it."""
+        ...
+
+    def judged(self, verification: Verification, accepted: int) -> None:
+        """The first `accepted` of the drafts were right."""
         ...

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.request import EngineState
 from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.speculation.draft_model import DraftModelProposer
 from pagoda_worker.speculation.ngram import NgramProposer
 from pagoda_worker.speculation.proposer import Proposer
 
@@ -39,8 +40,12 @@ class Speculation:
                 drafts = self._possible(sequence, drafts)
             sequence.offer(drafts)
 
+    def planned(self, plan: StepPlan) -> None:
+        self._proposer.planned(plan)
+
     def learn(self, plan: StepPlan, accepted: list[int]) -> None:
         for verification, count in zip(plan.verifications, accepted, strict=True):
+            self._proposer.judged(verification, count)
             self.drafts += 1
             self.draft_tokens += len(verification.drafts)
             for place in range(count):
@@ -55,6 +60,12 @@ class Speculation:
         )
 
 
-def proposer_of(config: EngineConfig) -> Proposer | None:
-    """None: no speculation."""
-    return NgramProposer() if config.speculative == "ngram" else None
+def proposer_of(config: EngineConfig, *, catch_up: int, max_draft_len: int) -> Proposer | None:
+    """`catch_up`: tokens that a draft model may read beside a step. None: no speculation."""
+    match config.speculative:
+        case "ngram":
+            return NgramProposer()
+        case "draft":
+            return DraftModelProposer(block_size=config.block_size, budget=catch_up, max_len=max_draft_len)
+        case _:
+            return None
