@@ -33,5 +33,5 @@ def speculate(engine: Engine, outputs: dict[tuple[str, int], list[int]], *, toke
     """From here on the engine drafts by the script."""
     proposer = ScriptedProposer(outputs, engine.facts.vocab_size, seed=seed)
     possible: Callable[[Sequence, list[int]], list[int]] = engine.constraints.longest_possible
-    engine.speculation = Speculation(proposer, tokens=tokens, possible=possible)
+    engine.speculation = Speculation(proposer, tokens=tokens, possible=possible, adapting=False)
     return engine.speculation

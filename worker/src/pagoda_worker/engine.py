@@ -36,7 +36,8 @@ from pagoda_worker.scheduling.sampled import judge_drafts
 from pagoda_worker.scheduling.scheduler import Scheduler
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
 from pagoda_worker.scheduling.step_meter import StepMeter
-from pagoda_worker.speculation.speculation import Speculation, proposer_of
+from pagoda_worker.speculation.methods import proposer_of
+from pagoda_worker.speculation.speculation import Speculation
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
@@ -172,6 +173,8 @@ class Engine:
         ended = self._clock()
         updates = [update for plan, sampled in results for update in self.scheduler.settle(plan, sampled, ended)]
         took_s = self._meter.measure(flight.plan, flight.began, ended)
+        if self.speculation:
+            self.speculation.timed(flight.plan, took_s)
         if not flight.plan.empty:
             self.scheduler.residency.speeds = self._meter.speeds(self.runner.host.copy_bytes_per_s if self.runner.host else 0.0)
         rejections, self._rejections = self._rejections, []

@@ -7,7 +7,7 @@ A draft is sampled with the row's own settings and the noise of its own position
 models, the oftener they choose the same token, at any temperature (docs/speculation.md).
 """
 
-from dataclasses import dataclass, field
+import time
 
 import numpy as np
 import torch
@@ -26,17 +26,6 @@ FEW = 4
 """Tokens to catch up with that are computed as rows that decode; more are a chunk."""
 
 
-@dataclass(slots=True)
-class _Round:
-    """Rows that guess their next token at the same time, longest first."""
-
-    members: list[Verification]
-    rows: IntArray
-    at: IntArray
-    """The position whose token each row reads."""
-    ids: list[Tensor] = field(default_factory=list)
-
-
 class Drafter:
     def __init__(self, model: Model, rows: Rows, sampler: Sampler, history: History, *, blocks: int, block_size: int, dtype: torch.dtype):
         cache = model.cache_shape
@@ -47,6 +36,7 @@ class Drafter:
         self._block_size = block_size
         self._dtype = dtype
         device = rows.tokens.device
+        self._on_host = device.type == "cpu"
         self._caches = [zeros((2, cache.kv_heads, blocks * block_size, cache.head_dim), dtype, device) for _ in range(cache.layers)]
         self._batches = StepBatches(rows, block_size=block_size, kv_heads=cache.kv_heads, dtype=dtype)
 
@@ -58,12 +48,15 @@ class Drafter:
         """Writes guesses into the rows' tokens and into the plan's verifications."""
         drafting = [each for each in plan.verifications if each.draft_from is not None]
         if drafting or plan.catch_ups:
+            began = time.perf_counter()
             hidden, ends = self._catch_up(drafting, plan.catch_ups)
             if drafting:
                 self._guess(drafting, hidden, ends)
+            plan.drafting_s = time.perf_counter() - began
 
     def _catch_up(self, drafting: list[Verification], rest: list[Chunk]) -> tuple[Tensor, IntArray]:
-        """Everything up to each row's newest token that the model has not seen. Returns hidden states, and where each of `drafting` ends."""
+        """Everything up to each row's newest token that the model has not read. Returns hidden states, and where each of `drafting`
+        ends."""
         spans = [Chunk(each.sequence, each.draft_from or 0, each.start + 1 - (each.draft_from or 0), []) for each in drafting]
         short = [i for i, span in enumerate(spans) if span.count <= FEW]
         long = [i for i, span in enumerate(spans) if span.count > FEW]
@@ -81,20 +74,25 @@ class Drafter:
         members = [drafting[i] for i in order.tolist()]
         rows = np.array([each.sequence.row for each in members], np.int64)
         lengths = at[order] + 1
-        guesses = np.zeros((len(members), max(len(each.drafts) for each in members)), np.int64)
-        index = torch.from_numpy(ends[order]).to(hidden.device)
-        hidden = hidden.index_select(0, index)
+        wanted = np.array([len(each.drafts) for each in members])
+        guesses: list[tuple[IntArray, Tensor]] = []
+        hidden = hidden.index_select(0, torch.from_numpy(ends[order]).to(hidden.device))
         active = np.arange(len(members))
-        for step in range(guesses.shape[1]):
+        for step in range(int(wanted.max())):
             ids = self._sampler.choose(self._model.logits(hidden), rows[active], lengths[active] + step, self._history)
             self._rows.keep(rows[active], lengths[active] + step, ids)
-            guesses[active, step] = np.maximum(ids.cpu().numpy(), 0)
-            if step + 1 == guesses.shape[1]:
+            guesses.append((active, ids))
+            goes_on = wanted[active] > step + 1
+            if self._on_host:  # elsewhere it would wait for the device to ask
+                goes_on &= [token not in members[i].sequence.enders for i, token in zip(active.tolist(), ids.tolist(), strict=True)]
+            active = active[goes_on]
+            if not len(active):
                 break
-            active = np.array([i for i in active.tolist() if len(members[i].drafts) > step + 1], np.int64)
             hidden = self._one_more(rows[active], lengths[active] + step)
-        for each, line in zip(members, guesses.tolist(), strict=True):
-            each.drafts[:] = line[: len(each.drafts)]
+        for step, (who, ids) in enumerate(guesses):
+            for i, token in zip(who.tolist(), ids.tolist(), strict=True):
+                members[i].drafts[step] = max(token, 0)
+        for each in members:
             each.sequence.drafts[:] = each.drafts
 
     def _one_more(self, rows: IntArray, at: IntArray) -> Tensor:

@@ -54,7 +54,8 @@ class Runner:
         masks: Callable[[list[Sequence]], RowMasks | None] = lambda samplers: None,
         draft: Model | None = None,
     ) -> None:
-        """`draft` guesses tokens for the plans that ask for it. `masks`: what the sampling sequences, in the plan's order, may sample; asked while the device computes."""
+        """`draft` guesses tokens for the plans that ask for it. `masks`: what the sampling sequences, in the plan's order, may sample;
+        asked while the device computes."""
         self.model = model
         self.shape = shape
         self.device = device

@@ -232,6 +232,8 @@ class StepPlan:
     verifications: list[Verification] = field(default_factory=list)
     catch_ups: list[Chunk] = field(default_factory=list)
     """Known tokens that the draft model reads in this step, and nobody else."""
+    drafting_s: float = 0.0
+    """Of the launch, what the draft model took."""
     chunks: list[Chunk] = field(default_factory=list)
     opened: list[Sequence] = field(default_factory=list)
     """Rows that got a new owner: the runner reads tokens, blocks and sampling settings of these."""
