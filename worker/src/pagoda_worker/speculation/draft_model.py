@@ -12,12 +12,14 @@ from pagoda_worker.scheduling.verification import Verification
 
 
 class _Read:
-    __slots__ = ("stay", "tokens")
+    __slots__ = ("blocks", "stay", "tokens")
 
-    def __init__(self, stay: int, tokens: int) -> None:
+    def __init__(self, stay: int, tokens: int, blocks: int) -> None:
         self.stay = stay
         """Of the sequence's stays on the device; its blocks are others after each."""
         self.tokens = tokens
+        self.blocks = blocks
+        """Noted as filled: a block can be as soon as its hash is known."""
 
 
 class DraftModelProposer:
@@ -51,9 +53,11 @@ class DraftModelProposer:
         """Says of every verification where the draft model goes on reading. Who lost its blocks meanwhile does not catch up."""
         for each in plan.verifications:
             each.draft_from = self._of(each.sequence).tokens
+            self._overwrites(each.sequence, each.start + each.places)
         decoding = set(plan.decodes)
         plan.catch_ups = [chunk for chunk in self._catching_up if chunk.sequence in decoding]
         for chunk in plan.catch_ups:
+            self._overwrites(chunk.sequence, chunk.start + chunk.count)
             self._went_on(chunk.sequence, chunk.start + chunk.count)
         self._left, self._catching_up = self._budget, []
 
@@ -70,11 +74,17 @@ class DraftModelProposer:
                 if self._filled.get(block) != known:
                     break
                 tokens += self._size
-            read = self._read[sequence] = _Read(sequence.preemptions, min(tokens, len(sequence.tokens) - 1))
+            read = self._read[sequence] = _Read(sequence.preemptions, min(tokens, len(sequence.tokens) - 1), tokens // self._size)
         return read
 
     def _went_on(self, sequence: Sequence, tokens: int) -> None:
         read = self._of(sequence)
-        for at in range(read.tokens // self._size, min(tokens // self._size, len(sequence.hashes) - 1, len(sequence.blocks))):
+        full = min(tokens // self._size, len(sequence.hashes) - 1, len(sequence.blocks))
+        for at in range(read.blocks, full):
             self._filled[sequence.blocks[at]] = sequence.hashes[at + 1]
-        read.tokens = tokens
+        read.tokens, read.blocks = tokens, max(full, read.blocks)
+
+    def _overwrites(self, sequence: Sequence, end: int) -> None:
+        """What it reads now goes where another text may have been."""
+        for block in sequence.blocks[self._of(sequence).blocks : -(-end // self._size)]:
+            self._filled.pop(block, None)

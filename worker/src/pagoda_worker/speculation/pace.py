@@ -39,6 +39,10 @@ class StepTimes:
         # More cannot take less: noise must not make drafts look free.
         self._line = list(sizes), np.maximum.accumulate(times).tolist()
 
+    def knows(self, size: int) -> bool:
+        """It saw a step of this size, or of a smaller one."""
+        return bool(self._known) and min(self._known) <= round(2 * math.log2(size))
+
     @property
     def empty(self) -> bool:
         return not self._known
@@ -96,8 +100,6 @@ def quote(
     there are drafts at all. `round_s`: of the draft model for one token of every row. `overhead_s`: of guessing without a model."""
     rows = len(chances)
     alone_s = step_s(rows)
-    if alone_s <= 0:
-        return Quote(tokens, 0.0)  # nothing is known yet
     best = Quote(0, 1.0)
     grid = np.array(chances)[:, None] ** np.arange(1, tokens + 1)
     for rounds in range(1, tokens + 1) if round_s else (tokens,):

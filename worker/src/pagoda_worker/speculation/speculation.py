@@ -18,7 +18,7 @@ from pagoda_worker.speculation.proposer import Proposer
 QUOTED_FOR = 8
 """Steps that one quote serves."""
 TRIAL = 4
-"""Rows of a trial while speculation is off, and tokens of each."""
+"""Rows of a trial while speculation is off, or an eighth of all; and tokens of each."""
 FIRST_PAUSE, LONGEST_PAUSE = 16, 512
 """Steps without speculation between two trials; twice as many after each that failed."""
 ROW_REST = 16
@@ -65,7 +65,7 @@ class Speculation:
             return
         began = self._clock()
         asked = found = 0
-        for sequence in running[-TRIAL:] if self._trial else running:
+        for sequence in running[-max(TRIAL, len(running) // 8) :] if self._trial else running:
             most = self._most(sequence)
             sequence.waits_for_token = sequence.constrained or most > 0
             if most and not sequence.pending and sequence.remaining == 1:
@@ -103,6 +103,8 @@ class Speculation:
             self._trial = self._paused < 2  # two steps in a row
             return self._trial
         rows = len(running)
+        if not self._step_times.knows(rows):
+            return False  # first a step without drafts shows what it takes
         if self._offer_left > 0 and 0.75 * self._offer_rows <= rows <= 1.25 * self._offer_rows:
             self._offer_left -= 1
             return True
