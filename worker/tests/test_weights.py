@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import pagoda_worker
 from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
-from pagoda_worker.models.files import open_safetensors, stored_dtype
+from pagoda_worker.models.checkpoint import stored_dtype
+from pagoda_worker.models.files import open_safetensors
 from pagoda_worker.models.weights import load_weights
 
 Checkpoint = Callable[..., Path]

@@ -16,12 +16,12 @@ import torch
 
 from pagoda_worker.completions import Completion, Completions
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import CannotSleep
-from pagoda_worker.execution.decode_graphs import capture_graphs
+from pagoda_worker.engine_sizes import limits_of, plans_ahead, proposer_for, shape_of
+from pagoda_worker.errors import CannotSleep, WorkerError
 from pagoda_worker.execution.launching import Flight, launch
-from pagoda_worker.execution.runner import Runner, RunnerShape
-from pagoda_worker.loading.draft import draft_footprint, load_draft
-from pagoda_worker.loading.loader import News, kernels_in_use, load, out_of_memory_says
+from pagoda_worker.execution.ranks import Ranks
+from pagoda_worker.execution.starting import RunnerStart
+from pagoda_worker.loading.loader import News, kernels_in_use, load
 from pagoda_worker.loading.self_test import Measured, measure
 from pagoda_worker.loading.sleep import Weights
 from pagoda_worker.loading.warm import warm
@@ -30,13 +30,10 @@ from pagoda_worker.request import EngineState, Rejection, Request, Sampling, Seq
 from pagoda_worker.request_check import check_request
 from pagoda_worker.sampling.constraints import Constraints
 from pagoda_worker.sampling.structured import GrammarCompiler
-from pagoda_worker.scheduling.batching import policy_of
 from pagoda_worker.scheduling.blocks import BlockPool
 from pagoda_worker.scheduling.sampled import judge_drafts
 from pagoda_worker.scheduling.scheduler import Scheduler
-from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
 from pagoda_worker.scheduling.step_meter import StepMeter
-from pagoda_worker.speculation.methods import proposer_of
 from pagoda_worker.speculation.speculation import Speculation
 
 MAX_SEQUENCES_PER_REQUEST = 128
@@ -44,7 +41,6 @@ MAX_TOP_LOGPROBS = 20
 GRAMMAR_WAIT_S = 0.005
 """Short: a request that arrives meanwhile waits as long."""
 Outcome = TypeVar("Outcome")
-
 log = logging.getLogger(__name__)
 
 
@@ -55,48 +51,37 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         news: News = lambda stage, done, total: None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """Loads the model and allocates the KV cache. Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
+        """Loads the model and allocates the KV cache. `ranks`: the others of a tensor parallel engine; None starts them.
+        Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
         began = time.monotonic()
-        loaded = load(config, news=news)
+        self._ranks = ranks or Ranks.start(config)
+        loaded = load(config, news=news, rank=self._ranks.rank, agree=self._ranks.agree)
         self._config = config
         self._news = news
         self._clock = clock
         self._weights = Weights(loaded.model, loaded.read_model, loaded.device)
         self._seeds = random.Random(config.seed)
-        self._limits = SchedulerLimits(
-            max_running=config.max_running,
-            max_batch_tokens=loaded.max_batch_tokens,
-            max_model_len=loaded.max_model_len,
-            long_prefill_tokens=loaded.long_prefill_tokens,
-            host=loaded.host,
-            prefix_caching=config.prefix_caching,
-            eos_token_ids=loaded.eos_token_ids,
-            policy=policy_of(config),
-        )
+        self._limits = limits_of(config, loaded)
         self.scheduler = Scheduler(BlockPool(loaded.block_count, config.block_size), self._limits)
-        shape = RunnerShape(
-            max_running=config.max_running,
-            max_model_len=loaded.max_model_len,
-            block_size=config.block_size,
-            block_count=loaded.block_count,
-            host_slots=loaded.host.swap_slots + loaded.host.tier_slots,
-            eos_token_ids=loaded.eos_token_ids,
-        )
         vocab, eos = loaded.vocab_size, loaded.eos_token_ids
         compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
         self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=config.threads or torch.get_num_threads())
-        read_draft = partial(load_draft, config, dtype=loaded.dtype, device=loaded.device, max_model_len=loaded.max_model_len)
-        self._new_runner = partial(
-            new_runner, shape=shape, dtype=loaded.dtype, device=loaded.device, constraints=self.constraints, read_draft=read_draft
+        self._start_runner = RunnerStart(
+            config=config,
+            shape=shape_of(config, loaded),
+            dtype=loaded.dtype,
+            device=loaded.device,
+            masks=self.constraints.masks,
+            ranks=self._ranks,
+            news=news,
         )
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
-        self._async = _plans_ahead(config, loaded.device)
-        draft = draft_footprint(config)
-        catch_up, draft_len = loaded.long_prefill_tokens or loaded.max_batch_tokens, draft.max_position if draft else 0
-        proposer = proposer_of(config, catch_up=catch_up, max_draft_len=draft_len)
+        self._async = plans_ahead(config, loaded.device)
+        proposer = proposer_for(config, loaded)
         self.speculation = proposer and Speculation(proposer, tokens=config.draft_tokens, possible=self.constraints.longest_possible)
         self._meter = StepMeter()
         self.facts = replace(
@@ -112,8 +97,7 @@ class Engine:
 
     def _begin_running(self, model: Model, began: float, weights_s: float) -> None:
         """Of weights that were just read: allocates the cache, and tells how fast that was and how fast the engine is."""
-        self.runner = self._new_runner(model)
-        self.runner.graphs = capture_graphs(self.runner, self._config, self._news)
+        self.runner = self._start_runner(model)
         measured, warmed = Measured(), None
         if self._config.self_test:
             self._news("measuring", 0, 0)
@@ -206,12 +190,13 @@ class Engine:
 
     def _on_trial(self, run: Callable[[Scheduler], Outcome]) -> Outcome:
         """With a scheduler of its own, so that the real one starts with every block, row and count untouched."""
-        kept, steps, ahead = self.scheduler, self._meter.steps, self._async
+        kept, steps, ahead, guessing = self.scheduler, self._meter.steps, self._async, self.speculation
         self._async = False  # nothing of it may be in flight when the real one is back
+        self.speculation = None
         self.scheduler = Scheduler(BlockPool(kept.blocks.count, kept.blocks.block_size), self._limits)
         outcome = run(self.scheduler)
         kept.inherit_scrubs(self.scheduler)
-        self.scheduler, self._meter.steps, self._async = kept, steps, ahead
+        self.scheduler, self._meter.steps, self._async, self.speculation = kept, steps, ahead, guessing
         return outcome
 
     # ------------------------------------------------------------ sleep
@@ -227,7 +212,9 @@ class Engine:
         host without room."""
         if self.has_work:
             raise CannotSleep("requests are running: an engine sleeps only when it is idle")
-        return self._weights.sleep(level, self._forget_cache)
+        freed = self._weights.sleep(level, self._forget_cache)
+        self._ranks.sleep(level)
+        return freed
 
     def wake(self) -> None:
         """Back to where `sleep` began, or for the first time with load: lazy; the same tokens as ever. Raises OutOfMemory or ModelError
@@ -236,12 +223,20 @@ class Engine:
 
         def take_up(model: Model) -> None:
             if self.facts.load_s:
-                self.runner = self._new_runner(model)
-                self.runner.graphs = capture_graphs(self.runner, self._config, self._news)
+                self.runner = self._start_runner(model)
             else:
                 self._begin_running(model, began, time.monotonic() - began)
 
-        self._weights.wake(take_up)
+        self._ranks.wake()
+        try:
+            self._weights.wake(take_up)
+        except WorkerError:
+            self._ranks.sleep(self.sleep_level)
+            raise
+
+    def close(self) -> None:
+        """Ends the processes of other ranks, where there are any, while this one goes on."""
+        self._ranks.close()
 
     def _forget_cache(self) -> None:
         del self.runner
@@ -303,23 +298,3 @@ class Engine:
                 if on_update:
                     on_update(update)
         return completions.finished(with_logprobs=top_logprobs is not None)
-
-
-def new_runner(
-    model: Model,
-    *,
-    shape: RunnerShape,
-    dtype: torch.dtype,
-    device: torch.device,
-    constraints: Constraints,
-    read_draft: Callable[[], Model | None],
-) -> Runner:
-    """Raises OutOfMemory."""
-    tokens = shape.block_count * shape.block_size
-    with out_of_memory_says(f"no room for a KV cache of {tokens} tokens: something else uses the device"):
-        return Runner(model, shape, dtype=dtype, device=device, masks=constraints.masks, draft=read_draft())
-
-
-def _plans_ahead(config: EngineConfig, device: torch.device) -> bool:
-    """Without a KV cache a step begins with everyone's tokens, so all must be known."""
-    return device.type == "cuda" and config.kv_cache if config.async_scheduling is None else config.async_scheduling

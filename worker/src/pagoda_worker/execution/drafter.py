@@ -16,7 +16,7 @@ from torch import Tensor
 from pagoda_worker.execution.rows import Layout, Rows, zeros
 from pagoda_worker.execution.step_batches import StepBatch, StepBatches
 from pagoda_worker.layers.attention import AttentionBatch
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import ForwardPass
 from pagoda_worker.sampling.row_tables import History, IntArray
 from pagoda_worker.sampling.sampler import Sampler
 from pagoda_worker.scheduling.plan import Chunk, StepPlan
@@ -27,7 +27,9 @@ FEW = 4
 
 
 class Drafter:
-    def __init__(self, model: Model, rows: Rows, sampler: Sampler, history: History, *, blocks: int, block_size: int, dtype: torch.dtype):
+    def __init__(
+        self, model: ForwardPass, rows: Rows, sampler: Sampler, history: History, *, blocks: int, block_size: int, dtype: torch.dtype
+    ):
         cache = model.cache_shape
         self._model = model
         self._rows = rows

@@ -40,9 +40,9 @@ def memory_found(
     config: EngineConfig, size: Footprint, itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits
 ) -> MemoryFound:
     """Before anything is allocated. On CUDA a tenth stays for the steps themselves; on CPU they are estimated."""
-    weights, per_token = size.parameters * itemsize, size.cache.bytes_per_token(itemsize)
+    weights, per_token = size.weight_bytes(itemsize), size.cache.bytes_per_token(itemsize)
     if (draft := draft_footprint(config)) is not None:  # its cache has a page for every page of the model's
-        weights, per_token = weights + draft.parameters * itemsize, per_token + draft.cache.bytes_per_token(itemsize)
+        weights, per_token = weights + draft.weight_bytes(itemsize), per_token + draft.cache.bytes_per_token(itemsize)
     host = config.swap_bytes + config.host_tier_bytes
     if device.type == "cuda":
         check_host_fits(host, host_bytes_there(config, limits, held=PROCESSES_BYTES))

@@ -20,6 +20,11 @@ def check_config(config: EngineConfig) -> None:
         raise ConfigError("a draft model goes with speculative method draft, and with no other: give both or neither")
     if config.speculative != "none" and not config.kv_cache:
         raise ConfigError("speculation needs a KV cache: drafts are verified beside what is in it")
+    if config.tensor_parallel < 1:
+        raise ConfigError(f"tensorParallel is {config.tensor_parallel}; it must be at least 1")
+    for name, asked in (("compile", config.compile), ("batchInvariant", config.batch_invariant), ("cuda_graphs", config.cuda_graphs)):
+        if asked and config.tensor_parallel > 1:
+            raise ConfigError(f"{name} and tensorParallel {config.tensor_parallel} do not go together yet: leave one of them out")
     if not config.kv_cache and config.async_scheduling:
         raise ConfigError("async_scheduling needs a KV cache: without one every step begins with all tokens known")
     if not config.kv_cache and config.batching != "continuous":

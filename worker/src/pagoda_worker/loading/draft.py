@@ -10,13 +10,14 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.layers.selection import operators_for
 from pagoda_worker.models.base import Footprint, Model
+from pagoda_worker.models.checkpoint import read_config
 from pagoda_worker.models.files import read_json
 from pagoda_worker.models.registry import footprint_of, load_model
 
 
 def draft_footprint(config: EngineConfig) -> Footprint | None:
     """Raises ModelError."""
-    return None if config.draft_dir is None else footprint_of(read_json(config.draft_dir, "config.json"))
+    return None if config.draft_dir is None else footprint_of(read_config(config.draft_dir))
 
 
 def check_draft(config: EngineConfig, size: Footprint) -> None:
@@ -41,7 +42,7 @@ def load_draft(config: EngineConfig, *, dtype: torch.dtype, device: torch.device
     """Read anew for every runner: it is small, and keeps nothing awake while the engine sleeps. Raises ModelError."""
     if config.draft_dir is None:
         return None
-    raw = read_json(config.draft_dir, "config.json")
+    raw = read_config(config.draft_dir)
     size = footprint_of(raw)
     operators = operators_for(config, device, dtype=dtype, head_dim=size.cache.head_dim)
     return load_model(

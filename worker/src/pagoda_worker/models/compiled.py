@@ -20,7 +20,8 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.operators import Operators
-from pagoda_worker.models.base import FusedLinear, Model
+from pagoda_worker.layers.parallel import Part
+from pagoda_worker.models.base import ForwardPass, FusedLinear, Model
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,9 @@ class CompiledModel:
     def destinations(self) -> dict[str, Tensor]:
         return self._model.destinations()
 
+    def parts(self) -> dict[str, Part]:
+        return self._model.parts()
+
     def linears(self) -> list[FusedLinear]:
         return self._model.linears()
 
@@ -118,7 +122,7 @@ def cxx() -> str | None:
 
 @torch.inference_mode()
 def compile_decoding(
-    model: Model, caches: list[Tensor], *, block_size: int, max_running: int, news: Callable[[str, int, int], None]
+    model: ForwardPass, caches: list[Tensor], *, block_size: int, max_running: int, news: Callable[[str, int, int], None]
 ) -> None:
     """Runs one row and two rows, over caches in which nothing is yet: no request waits for a compiler. Raises ConfigError when it fails."""
     began, device = time.monotonic(), caches[0].device

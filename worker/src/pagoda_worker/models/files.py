@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pagoda_worker.errors import ModelError
 
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
 _BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
@@ -32,15 +33,12 @@ class StoredTensor:
     path: Path
     shape: tuple[int, ...]
     dtype: str
-    """safetensors' name: `BF16`."""
+    """safetensors' name, `BF16`, or ggml's, `Q4_K`."""
+    nbytes: int
 
     @property
     def count(self) -> int:
         return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.count * _BYTES.get(self.dtype, 1)
 
 
 class Tensors(Protocol):
@@ -73,7 +71,8 @@ class Safetensors:
                 header = file.get_slice(name)
                 if name in self.stored:
                     raise ModelError(f"{path}: tensor {name!r} is in {self.stored[name].path.name} too")
-                self.stored[name] = StoredTensor(path, tuple(header.get_shape()), str(header.get_dtype()))
+                shape, dtype = tuple(header.get_shape()), str(header.get_dtype())
+                self.stored[name] = StoredTensor(path, shape, dtype, math.prod(shape) * _BYTES.get(dtype, 1))
 
     def read(self, name: str) -> Tensor:
         path = self.stored[name].path
@@ -97,7 +96,7 @@ def open_safetensors(folder: Path) -> Iterator[Safetensors]:
     """Raises ModelError."""
     with ExitStack() as stack:
         files = {}
-        for path in _files(folder):
+        for path in safetensors_files(folder):
             try:
                 files[path] = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
             except (SafetensorError, OSError) as error:
@@ -115,6 +114,16 @@ def give_back(tensor: Tensor) -> None:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length // mmap.PAGESIZE * mmap.PAGESIZE), mmap.MADV_DONTNEED)
 
 
+def held_bytes(name: str, stored: StoredTensor, itemsize: int) -> int:
+    """In memory, of a quantized checkpoint: integers and fp8 as they are, scales in float32, the rest at the model's dtype. Zero points are
+    bytes there, not nibbles: too few to count. `stored` of safetensors, or Q4_0 or plain-to-be of GGUF."""
+    if stored.dtype == "Q4_0":
+        return stored.count // 2 + stored.count // 32 * 4
+    if stored.dtype in ("I8", "U8", "I32", "I64", "F8_E4M3"):
+        return stored.nbytes
+    return stored.count * (4 if "scale" in name.rpartition(".")[2] else itemsize)
+
+
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     try:
@@ -128,7 +137,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _files(folder: Path) -> list[Path]:
+def safetensors_files(folder: Path) -> list[Path]:
     if (folder / INDEX).exists():
         shards = read_json(folder, INDEX).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
@@ -157,16 +166,8 @@ def _diagnose(path: Path) -> str:
     return f"tensor {lost[0][1]!r} ends at byte {lost[0][0]}, the file has {size}: it is cut short; fetch it again" if lost else ""
 
 
-def stored_dtype(folder: Path) -> str:
-    """safetensors' name of the first float's dtype: for folders whose config.json does not tell. Quantized values do not count."""
+def safetensors_dtype(folder: Path) -> str:
+    """Of the first tensor of floats; quantized values do not count. Raises ModelError."""
     with open_safetensors(folder) as tensors:
         dtypes = [each.dtype for each in tensors.stored.values()]
     return next((dtype for dtype in dtypes if dtype in ("BF16", "F16", "F32", "F64")), dtypes[0] if dtypes else "")
-
-
-def checkpoint_bytes(folder: Path) -> int:
-    """Raises ModelError when a file that the index names is not there."""
-    try:
-        return sum(path.stat().st_size for path in _files(folder))
-    except OSError as error:
-        raise ModelError(f"{error.filename} cannot be read: {error.strerror}") from error

@@ -5,19 +5,25 @@ One linear at a time, its parts joined; called by weights.py. Knows the files on
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from pagoda_worker.errors import ConfigError
+from pagoda_worker.layers.parallel import Part
 from pagoda_worker.models.base import FusedLinear
 from pagoda_worker.models.files import Tensors
 from pagoda_worker.models.formats.layout import Layout
 from pagoda_worker.models.formats.stored import ReadWeight, StoredModule
-from pagoda_worker.quantization.parts import joined
+from pagoda_worker.quantization.parts import inputs_of, joined, outputs_of
 from pagoda_worker.quantization.weights import Fp8Weight, Int4Weight, Int8Weight, QuantizedWeight
 
 log = logging.getLogger(__name__)
+
+WHOLE: Mapping[str, Part] = MappingProxyType({})
+"""Of an engine with one rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +37,8 @@ class Placement:
     device: torch.device
     rounded: Callable[[Tensor], QuantizedWeight | None] = lambda weight: None
     """A plain weight [out, in] as it is to be held; None: plain."""
+    parts: Mapping[str, Part] = field(default_factory=lambda: WHOLE)
+    """By the names of destinations, those of which only part is held."""
 
 
 def place(fused: FusedLinear, parts: Mapping[str, Mapping[str, str]], tensors: Tensors, placement: Placement) -> None:
@@ -61,13 +69,19 @@ def _read(name: str, outputs: int, fused: FusedLinear, parts: Mapping[str, str],
         stored = parts.get(whole.rpartition(".")[2]) or next(iter(parts.values()))
         return str(tensors.stored[stored].path)
 
-    shape = (outputs, fused.inputs)
+    part = placement.parts.get(f"{name}.weight")
+    if part is not None and fused.transposed:
+        part = part.transposed
+    rows, columns = (outputs, fused.inputs) if part is None else part.shape((outputs, fused.inputs))
+    shape = (rows, columns)
     module = StoredModule(name, shape, frozenset(parts), read, file_of)
     layout = placement.layout
     if layout is not None and layout.quantizes(name, module.parts):
         weight = layout.read(module)
     else:
         weight = _plain(module, fused, placement.dtype)
+    if part is not None:
+        weight = _cut(weight, part, name)
     weight = _apart(weight, seen)
     for tensor in seen:
         tensors.give_back(tensor)
@@ -80,6 +94,17 @@ def _plain(module: StoredModule, fused: FusedLinear, dtype: torch.dtype) -> Tens
     shape = module.shape[::-1] if fused.transposed else module.shape
     stored = module.take("weight", shape, torch.float16, torch.bfloat16, torch.float32, torch.float64)
     return (stored.T if fused.transposed else stored).to(dtype, copy=True)
+
+
+def _cut(weight: ReadWeight, part: Part, name: str) -> ReadWeight:
+    """Raises ConfigError where a rank's inputs are not whole groups of the format."""
+    if isinstance(weight, Tensor):
+        return part.cut(weight).contiguous()
+    ((start, stop),) = part.ranges  # several only in architectures that are never stored quantized
+    try:
+        return outputs_of(weight, start, stop) if part.dim == 0 else inputs_of(weight, start, stop)
+    except ValueError as error:
+        raise ConfigError(f"{name} cannot be divided among ranks: {error}; lower tensorParallel, or quantize in other groups") from error
 
 
 def _apart(weight: ReadWeight, seen: list[Tensor]) -> ReadWeight:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.errors import ModelError
+from pagoda_worker.layers.parallel import Part
 from pagoda_worker.models.base import FusedLinear
 from pagoda_worker.models.files import Tensors
 from pagoda_worker.models.formats.layout import Layout
-from pagoda_worker.models.placing import Placement, place
+from pagoda_worker.models.placing import WHOLE, Placement, place
 
 Copied = Callable[[int, int], None]
 """(bytes read so far, bytes in all), called after every tensor."""
@@ -42,8 +43,8 @@ def load_weights(
 ) -> None:
     """Fills every destination and gives every one of `linears`, whose weights have no memory yet, its weight. Raises ModelError naming file
     and tensor when one is missing, unexpected, cut short or of another shape, before anything is copied where the headers tell."""
-    layout = None if placement is None else placement.layout
-    plan = _plan(tensors, destinations, linears, layout, tuple(ignored_suffixes), optional_prefix)
+    layout, shares = (None, WHOLE) if placement is None else (placement.layout, placement.parts)
+    plan = _plan(tensors, destinations, linears, layout, shares, tuple(ignored_suffixes), optional_prefix)
     total, done = sum(path.stat().st_size for path in {each.path for each in tensors.stored.values()}), 0
 
     def read(names: Iterable[str]) -> None:
@@ -52,7 +53,12 @@ def load_weights(
         copied(done, total)
 
     for name, target in plan.copies.items():
-        tensors.copy(name, destinations[target])
+        if (part := shares.get(target)) is None:
+            tensors.copy(name, destinations[target])
+        else:
+            whole = tensors.read(name)  # mapped: what is not copied is not read
+            destinations[target].copy_(part.cut(whole))
+            tensors.give_back(whole)
         read([name])
     for name in plan.zeros:
         if bool(tensors.read(name).any()):
@@ -68,6 +74,7 @@ def _plan(
     destinations: Mapping[str, Tensor],
     linears: Sequence[FusedLinear],
     layout: Layout | None,
+    shares: Mapping[str, Part],
     ignored: tuple[str, ...],
     prefix: str,
 ) -> _Plan:
@@ -80,9 +87,10 @@ def _plan(
         if module in plan.parts and part != "bias" and (part == "weight" or (layout is not None and part in layout.used)):
             plan.parts[module][part] = name
         elif target in destinations and destinations[target].device.type != "meta":
-            if stored.shape != tuple(destinations[target].shape):
-                wanted = list(destinations[target].shape)
-                raise ModelError(f"{stored.path}: tensor {name!r} has shape {list(stored.shape)}, config.json asks for {wanted}")
+            wanted, share = tuple(destinations[target].shape), shares.get(target)
+            wanted = wanted if share is None else share.shape(wanted)
+            if stored.shape != wanted:
+                raise ModelError(f"{stored.path}: tensor {name!r} has shape {list(stored.shape)}, config.json asks for {list(wanted)}")
             plan.copies[name] = target
         elif module in plan.parts and part == "bias":
             plan.zeros.append(name)
@@ -102,9 +110,9 @@ def _no_place(tensors: Tensors, name: str) -> ModelError:
     return ModelError(f"{tensors.stored[name].path}: tensor {name!r} has no place in this architecture")
 
 
-def fill_randomly(destinations: Mapping[str, Tensor], *, seed: int = 0) -> None:
+def fill_randomly(destinations: Mapping[str, Tensor], parts: Mapping[str, Part] = WHOLE, *, seed: int = 0) -> None:
     """Numbers for a model that is only timed: the same for the same seed and kind of device, made where they lie. The spread keeps
-    activations finite and the best tokens apart."""
+    activations finite and the best tokens apart. A part gets what it would have of the whole, which is made beside it, one at a time."""
     generators: dict[torch.device, torch.Generator] = {}
     for name, tensor in destinations.items():
         if tensor.ndim == 1:
@@ -112,4 +120,13 @@ def fill_randomly(destinations: Mapping[str, Tensor], *, seed: int = 0) -> None:
             continue
         generator = generators.get(tensor.device) or torch.Generator(tensor.device).manual_seed(seed)
         generators[tensor.device] = generator
-        tensor.normal_(0.0, 1.5 * tensor.shape[-1] ** -0.5, generator=generator)
+        part = parts.get(name)
+        whole = tensor if part is None else _empty_like(tensor, part.shape(tensor.shape))
+        whole.normal_(0.0, 1.5 * whole.shape[-1] ** -0.5, generator=generator)
+        if part is not None:
+            tensor.copy_(part.cut(whole))
+
+
+def _empty_like(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """With its order of dimensions in memory, which is the order in which random numbers are drawn."""
+    return tensor.new_empty(shape) if tensor.is_contiguous() else tensor.new_empty(shape[::-1]).T

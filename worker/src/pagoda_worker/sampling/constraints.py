@@ -18,20 +18,19 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 
 from pagoda_worker.errors import RequestRefused
 from pagoda_worker.request import Rejection, Request, StructuredOutput
+from pagoda_worker.sampling.bitmasks import Bits, clear_bits, no_bits, set_bits
 from pagoda_worker.sampling.structured import COMPILE_S, GrammarCompiler, refusal
 from pagoda_worker.scheduling.plan import Sequence
 from pagoda_worker.scheduling.sampled import Sampled
 
-MAX_THREADS = 8
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
+MAX_THREADS = 8
 log = logging.getLogger(__name__)
-Bits = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +155,7 @@ class Constraints:
         return RowMasks([position for position, _ in rows], bits, stuck)
 
     def _masks_of_places(self, rows: list[tuple[int, Sequence]]) -> RowMasks:
-        """Some sample at several places in a row: at each as if its drafts before that place had been sampled. Behind one that its
-        constraint does not take everything is allowed: nothing sampled there will count."""
+        """Some sample at several places in a row: at each as if its drafts before that place had been sampled."""
         bits = np.repeat(self._any[None], len(rows), axis=0)
         stuck: dict[int, str] = {}
         at = 0
@@ -171,9 +169,8 @@ class Constraints:
     def longest_possible(self, sequence: Sequence, drafts: list[int]) -> list[int]:
         """As many of the drafts, from the first on, as a grammar takes; one token may follow them."""
         constraint = self._live.get(sequence) if sequence.constrained else None
-        if constraint is None or constraint.matcher is None or constraint.failure:
-            return drafts
-        return drafts[: constraint.matcher.validate_tokens(drafts)]
+        matcher = None if constraint is None or constraint.failure else constraint.matcher
+        return drafts if matcher is None else drafts[: matcher.validate_tokens(drafts)]
 
     def _fill_from_grammars(self, matchers: "list[tuple[LLMatcher, int]]", bits: Bits) -> None:
         if len(matchers) == 1:
@@ -236,8 +233,8 @@ class Constraint:
         return self.matcher.is_stopped()
 
     def narrow_ahead(self, drafts: list[int], bits: Bits) -> list[str]:
-        """bits [1 + drafts, words], all ones: each row as `narrow` leaves it once the drafts before it are sampled. Returns its words for
-        each row. Rows behind a draft that is not possible, or the last one possible, stay as they are. Nothing has moved afterwards."""
+        """bits [1 + drafts, words], all ones: each row as `narrow` leaves it once the drafts before it are sampled; its words for each row.
+        Rows behind a draft that is impossible, or the last, stay: nothing sampled there will count. Nothing has moved afterwards."""
         sentences: list[str] = []
         taken = 0
         for row, draft in zip(bits, [*drafts, None], strict=True):
@@ -298,20 +295,6 @@ def _result(matcher: "Future[LLMatcher]", wanted: StructuredOutput) -> "LLMatche
         return matcher.result()
     log.error("the compiler of grammars failed", exc_info=error)
     raise refusal(wanted, f"the compiler failed ({type(error).__name__})") from error
-
-
-def no_bits(vocab_size: int) -> Bits:
-    return np.zeros(-(-vocab_size // 32), np.int32)
-
-
-def set_bits(bits: Bits, ids: npt.NDArray[np.int64]) -> None:
-    words = bits.view(np.uint32)
-    np.bitwise_or.at(words, ids // 32, np.left_shift(np.uint32(1), (ids % 32).astype(np.uint32)))
-
-
-def clear_bits(bits: Bits, ids: npt.NDArray[np.int64]) -> None:
-    words = bits.view(np.uint32)
-    np.bitwise_and.at(words, ids // 32, ~np.left_shift(np.uint32(1), (ids % 32).astype(np.uint32)))
 
 
 def _first_line(text: str) -> str:

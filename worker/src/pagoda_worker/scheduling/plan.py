@@ -132,10 +132,8 @@ class Sequence:
         self.drafts: list[int] = []
         """Guesses at its next tokens, while a step that verifies them is planned and computed."""
         self.written_to = 0
-        """Past `computed`: drafts that nobody has vouched for were written up to here. 0: none."""
-        self.draft_tokens = 0
-        """Verified so far; of them accepted:"""
-        self.draft_accepted = 0
+        """Drafts that nobody has vouched for were written up to here. 0: none."""
+        self.draft_tokens = self.draft_accepted = 0
 
     @property
     def length(self) -> int:
@@ -153,19 +151,13 @@ class Sequence:
         return length - self.computed
 
     @property
-    def decoding(self) -> bool:
-        return self.remaining == 1 and self.decodes_alone
-
-    @property
     def decodes_alone(self) -> bool:
         """One token to compute makes it decode: nobody waits for its prompt, and a token is what was asked for."""
         return not self.siblings and not self.request.embedding
 
     def offer(self, drafts: list[int]) -> None:
         """For the step that is about to be planned, when all of its tokens are known and it decodes."""
-        self.drafts = drafts
-        if drafts:
-            self.unasked_until = 0
+        self.drafts, self.unasked_until = drafts, 0 if drafts else self.unasked_until
 
     @property
     def key(self) -> tuple[str, int]:
@@ -231,7 +223,7 @@ class StepPlan:
     """One token each, at position computed - 1. Kept apart from chunks: the common case costs no object per row."""
     verifications: list[Verification] = field(default_factory=list)
     catch_ups: list[Chunk] = field(default_factory=list)
-    """Known tokens that the draft model reads in this step, and nobody else."""
+    """Known tokens that only the draft model reads."""
     drafting_s: float = 0.0
     """Of the launch, what the draft model took."""
     chunks: list[Chunk] = field(default_factory=list)
@@ -274,10 +266,8 @@ class StepPlan:
 
     def sampling(self) -> list[Sequence]:
         """In the order of the runner's answer; one that verifies once for each of its places, in their order, after everyone else."""
-        samplers = [*self.decodes, *(sequence for chunk in self.chunks for sequence in chunk.sequences)]
-        if self.verifications:
-            samplers += [each.sequence for each in self.verifications for _ in range(each.places)]
-        return samplers
+        places = [each.sequence for each in self.verifications for _ in range(each.places)]
+        return [*self.decodes, *(sequence for chunk in self.chunks for sequence in chunk.sequences), *places]
 
     def with_changes_of(self, earlier: "StepPlan") -> "StepPlan":
         """Itself, with what `earlier` was to change before its own."""

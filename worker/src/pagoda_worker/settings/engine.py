@@ -144,5 +144,6 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
             "draft": _folder("draft_dir"),
         }
     ),
-    "tensorParallel": _only(1),
+    "tensorParallel": _whole("tensor_parallel", 1, 64),
+    "pipelineParallel": _only(1),
 }

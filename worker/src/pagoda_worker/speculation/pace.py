@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 SMOOTHING = 0.1
 """Weight of the newest measurement."""
@@ -105,7 +106,7 @@ def quote(
     for rounds in range(1, tokens + 1) if round_s else (tokens,):
         worth = np.sort(grid[:, :rounds], axis=None)[::-1]
         yielded = rows + proposing * np.cumsum(worth)
-        sizes = rows + proposing * np.arange(1, len(worth) + 1)
+        sizes = (rows + proposing * np.arange(1, len(worth) + 1)).astype(np.float64)
         took = np.array([step_s(size) for size in sizes]) if len(sizes) <= 16 else _sampled(step_s, sizes)
         gains = yielded / (took + rounds * round_s + overhead_s) * alone_s / rows
         at = int(gains.argmax())
@@ -114,9 +115,7 @@ def quote(
     return best
 
 
-def _sampled(
-    step_s: Callable[[float], float], sizes: "np.ndarray[tuple[int], np.dtype[np.float64]]"
-) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def _sampled(step_s: Callable[[float], float], sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The function is made of a few straight lines: sixteen of its values say what hundreds would."""
     some = np.linspace(sizes[0], sizes[-1], 16)
     return np.interp(sizes, some, [step_s(size) for size in some])

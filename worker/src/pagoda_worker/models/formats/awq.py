@@ -30,6 +30,7 @@ class Awq:
 
     title = "AWQ, 4 bits"
     used = frozenset({"qweight", "qzeros", "scales"})
+    kept = True
     unread: frozenset[str] = frozenset()
 
     @classmethod

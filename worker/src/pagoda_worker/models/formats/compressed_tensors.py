@@ -70,6 +70,10 @@ class CompressedTensors:
     def title(self) -> str:
         return "compressed-tensors, " + ", ".join(sorted({f"{each.format} {each.bits} bits" for each in self.schemes}))
 
+    @property
+    def kept(self) -> bool:
+        return all(each.format == FLOATS or each.bits == 4 or (each.symmetric and each.strategy != "group") for each in self.schemes)
+
     def scheme_of(self, name: str) -> Scheme | None:
         """None: the module is plain."""
         if is_targeted(self.ignore, name):

@@ -28,6 +28,7 @@ class Fp8:
 
     title = "FP8"
     used = frozenset({"weight", "weight_scale", "weight_scale_inv"})
+    kept = True
     unread = frozenset({"input_scale", "input_scale_ub"})
 
     @classmethod
@@ -41,7 +42,8 @@ class Fp8:
         )
 
     def quantizes(self, name: str, parts: frozenset[str]) -> bool:
-        return not parts.isdisjoint({"weight_scale", "weight_scale_inv"}) or ("weight" in parts and not has_in_name(self.plain, name))
+        """Published ones do not list their head."""
+        return not parts.isdisjoint({"weight_scale", "weight_scale_inv"})
 
     def read(self, module: StoredModule) -> ReadWeight:
         if has_in_name(self.plain, module.name):

@@ -46,6 +46,10 @@ class Gptq:
     def title(self) -> str:
         return f"GPTQ{'' if self.zeros_less_one else ' v2'}, {self.bits} bits"
 
+    @property
+    def kept(self) -> bool:
+        return self.bits == 4 or self.group_size == -1
+
     def quantizes(self, name: str, parts: frozenset[str]) -> bool:
         return "qweight" in parts
 

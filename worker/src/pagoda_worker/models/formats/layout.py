@@ -28,6 +28,11 @@ class Layout(Protocol):
         """Parts that a module may have and the engine does not need: it scales activations by what they are."""
         ...
 
+    @property
+    def kept(self) -> bool:
+        """Weights are held as they are stored; else they may become plain, and need as much memory."""
+        ...
+
     def quantizes(self, name: str, parts: frozenset[str]) -> bool:
         """`parts`: what the files hold of module `name`."""
         ...
