@@ -33,6 +33,8 @@ DEFAULTS: dict[str, Callable[[Spec], object]] = {
     "spec.engine.tensorParallel": lambda spec: spec.engine.tensor_parallel,
     "spec.engine.pipelineParallel": lambda spec: spec.engine.pipeline_parallel,
     "spec.engine.quantization": lambda spec: spec.engine.quantization,
+    "spec.engine.speculative.method": lambda spec: spec.engine.speculative.method,
+    "spec.engine.speculative.tokens": lambda spec: spec.engine.speculative.tokens,
     "spec.engine.kvCache.blockSize": lambda spec: spec.engine.kv_cache.block_size,
     "spec.engine.kvCache.swap": lambda spec: spec.engine.kv_cache.swap_bytes,
     "spec.engine.kvCache.hostTier": lambda spec: spec.engine.kv_cache.host_tier_bytes,

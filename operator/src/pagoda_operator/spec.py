@@ -31,6 +31,16 @@ class KvCache:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Speculative:
+    method: str = "none"
+    """none | ngram | suffix | draft"""
+    tokens: int = 4
+    """Guessed for one sequence and step, at most."""
+    draft: str | None = None
+    """Source of the draft model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
     backend: str = "pagoda"
     """pagoda | vllm | tgi | tensorrt-llm: whose server the workers are."""
@@ -57,6 +67,7 @@ class Engine:
     pipeline_parallel: int = 1
     quantization: str = "none"
     """int8, int4, fp8: weights are rounded to it while they are loaded."""
+    speculative: Speculative = field(default_factory=Speculative)
     kv_cache: KvCache = field(default_factory=KvCache)
 
 
@@ -340,6 +351,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             quantization="quantization",
         ),
         args=tuple(engine.get("args", ())),
+        speculative=Speculative(**_given(engine.get("speculative", {}), method="method", tokens="tokens", draft="draft")),
         kv_cache=_kv_cache(engine.get("kvCache", {})),
     )
 

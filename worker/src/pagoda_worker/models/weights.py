@@ -56,7 +56,7 @@ def load_weights(
         if (part := shares.get(target)) is None:
             tensors.copy(name, destinations[target])
         else:
-            whole = tensors.read(name)  # mapped: what is not copied is not read
+            whole = tensors.numbers(name)  # mapped: what is not copied is not read
             destinations[target].copy_(part.cut(whole))
             tensors.give_back(whole)
         read([name])
@@ -67,6 +67,11 @@ def load_weights(
         assert placement is not None, "linears without memory are loaded by a placement"
         place(fused, plan.parts, tensors, placement)
         read([name for module, _ in fused.modules for name in plan.parts[module].values()])
+
+
+def check_whole(tensors: Tensors, destinations: Mapping[str, Tensor], ignored_suffixes: Iterable[str]) -> None:
+    """A plain checkpoint has these tensors in these shapes, by its headers; nothing is read. Raises ModelError."""
+    _plan(tensors, destinations, (), None, WHOLE, tuple(ignored_suffixes), "")
 
 
 def _plan(
@@ -86,7 +91,7 @@ def _plan(
             continue
         if module in plan.parts and part != "bias" and (part == "weight" or (layout is not None and part in layout.used)):
             plan.parts[module][part] = name
-        elif target in destinations and destinations[target].device.type != "meta":
+        elif target in destinations:
             wanted, share = tuple(destinations[target].shape), shares.get(target)
             wanted = wanted if share is None else share.shape(wanted)
             if stored.shape != wanted:
