@@ -93,7 +93,7 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "batchInvariant": True,
                     "compile": True,
                     "longPrefillTokens": 64,
-                    "kvCache": {"blockSize": 8, "swap": "4Gi", "hostTier": "1.5Gi"},
+                    "kvCache": {"blockSize": 8, "dtype": "int8", "swap": "4Gi", "hostTier": "1.5Gi"},
                 },
                 "resources": {"gpus": 1, "gpuResource": "amd.com/gpu", "cpu": "500m", "memory": "64Mi"},
                 "scaling": {
@@ -137,7 +137,7 @@ def test_every_written_field_reaches_the_spec() -> None:
         batch_invariant=True,
         compile=True,
         long_prefill_tokens=64,
-        kv_cache=KvCache(block_size=8, swap_bytes=4 * 2**30, host_tier_bytes=3 * 2**29),
+        kv_cache=KvCache(block_size=8, dtype="int8", swap_bytes=4 * 2**30, host_tier_bytes=3 * 2**29),
     )
     assert spec.resources == Resources(gpus=1, gpu_resource="amd.com/gpu", cpu_cores=0.5, memory_bytes=64 * 2**20)
     target = ScalingTarget(queued_tokens=9, kv_use_percent=50, ttft_s=0.25)

@@ -82,7 +82,9 @@ class Engine:
         vocab, eos = loaded.vocab_size, loaded.eos_token_ids
         compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
         self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=config.threads or torch.get_num_threads())
-        self._new_runner = partial(new_runner, shape=shape, dtype=loaded.dtype, device=loaded.device, constraints=self.constraints)
+        self._new_runner = partial(
+            new_runner, shape=shape, dtype=loaded.dtype, kv_dtype=loaded.kv_dtype, device=loaded.device, constraints=self.constraints
+        )
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
@@ -283,11 +285,13 @@ class Engine:
         return completions.finished(with_logprobs=top_logprobs is not None)
 
 
-def new_runner(model: Model, *, shape: RunnerShape, dtype: torch.dtype, device: torch.device, constraints: Constraints) -> Runner:
+def new_runner(
+    model: Model, *, shape: RunnerShape, dtype: torch.dtype, kv_dtype: torch.dtype, device: torch.device, constraints: Constraints
+) -> Runner:
     """Raises OutOfMemory."""
     tokens = shape.block_count * shape.block_size
     with out_of_memory_says(f"no room for a KV cache of {tokens} tokens: something else uses the device"):
-        return Runner(model, shape, dtype=dtype, device=device, masks=constraints.masks)
+        return Runner(model, shape, dtype=dtype, kv_dtype=kv_dtype, device=device, masks=constraints.masks)
 
 
 def _plans_ahead(config: EngineConfig, device: torch.device) -> bool:

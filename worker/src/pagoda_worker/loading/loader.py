@@ -16,6 +16,7 @@ import torch
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
+from pagoda_worker.layers.kv_cache import QUANTIZED
 from pagoda_worker.layers.selection import operators_for
 from pagoda_worker.loading.cache_room import count_blocks, memory_found
 from pagoda_worker.loading.config_check import check_config, check_on_device, check_whole_prompts
@@ -45,6 +46,8 @@ class Loaded:
     architecture: str
     device: torch.device
     dtype_name: str
+    kv_dtype: torch.dtype
+    """Of what the KV cache holds."""
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     max_model_len: int
@@ -104,7 +107,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = limits or Limits()
-    memory = memory_found(config, size, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
+    kv_dtype = QUANTIZED.get(config.kv_dtype, DTYPES[dtype_name])
+    memory = memory_found(config, size, DTYPES[dtype_name], kv_dtype, device, max_batch_tokens, limits)
     if config.kv_cache_bytes is None:
         check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
     file_bytes = 0 if config.random_weights else checkpoint_bytes(folder)
@@ -138,6 +142,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         architecture=architecture_of(raw),
         device=device,
         dtype_name=dtype_name,
+        kv_dtype=kv_dtype,
         eos_token_ids=eos,
         bos_token_id=bos,
         max_model_len=model_len,
