@@ -30,8 +30,8 @@ class PrefillTile:
 
 def prefill_tile(head_dim: int, group: int, itemsize: int, *, scaled: bool = False) -> PrefillTile:
     """As large as registers hold: 128 x D accumulators of float32 over 8 warps are half of them at D = 128. docs/kernels.md has what they
-    take. float32 multiplies without tensor cores and spills early: smaller. So are the tiles of keys that pass through registers on their way
-    from a quantized cache (`scaled`)."""
+    take. float32 multiplies without tensor cores and spills early: smaller. So are tiles of keys from a quantized cache (`scaled`), which
+    pass through registers."""
     block_d = power_of_two(head_dim)
     if itemsize == 4:
         rows, keys, warps, stages = (32 if block_d > 128 else 64), (16 if block_d > 128 else 32), 8, 1
