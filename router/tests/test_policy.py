@@ -1,6 +1,7 @@
 """Placement: which worker, for which reason, in predicted milliseconds."""
 
 from collections import Counter
+from dataclasses import fields
 from random import Random
 
 import pytest
@@ -22,6 +23,14 @@ def view(name: str, **facts: object) -> WorkerView:
     return WorkerView(worker=WorkerId(name), **{**usual, **facts})  # type: ignore[arg-type]
 
 
+def test_a_copy_of_a_view_has_every_field() -> None:
+    """The copy names them by hand, for speed: a field that it forgets would come back as its default."""
+    unlike_default = WorkerView(worker=WorkerId("a"), routable=True)
+    for number, field in enumerate(fields(WorkerView)):
+        setattr(unlike_default, field.name, f"value {number}")
+    assert unlike_default.copied() == unlike_default
+
+
 CHOICES = [
     ("the idle one", [view("busy", running=8), view("idle")], "idle"),
     ("the shorter prefill queue", [view("long", queued_prefill_tokens=5000), view("short", queued_prefill_tokens=100)], "short"),
@@ -36,6 +45,14 @@ CHOICES = [
         "a busy one before one that has not said a word for a second",
         [view("stuck", running=1, silent_s=1.0), view("busy", running=8)],
         "busy",
+    ),
+    (
+        "a little later where fewer decode, as their tokens wait for its prompt",
+        [
+            view("sooner", running=8, decode_step_ms_per_sequence=0.0),
+            view("later", running=2, decode_step_ms_per_sequence=0.0, queued_prefill_tokens=40),
+        ],
+        "later",
     ),
     ("nobody waiting before somebody waiting", [view("waiting", running=8, waiting=9), view("full", running=8)], "full"),
     ("the one with room", [view("full", reservable_tokens=None), view("open", running=8)], "open"),
@@ -94,7 +111,7 @@ def test_the_reason_is_one_of_a_closed_set(workers, avoid, reason):
 def test_a_placement_explains_itself():
     a, b = view("a", running=4), view("b", queued_prefill_tokens=400, cached_tokens=32)
     found = place(COST, [b, a], Random(0))
-    scores = ((a, pytest.approx(110 + 16 * 15)), (b, pytest.approx(468 + 16 * 10 - 16)))
+    scores = ((a, pytest.approx(110 + 16 * 15 + 0.1 * 4 * 100)), (b, pytest.approx(468 + 16 * 10 - 16)))
     assert found == Placement(
         WorkerId("a"), 160, pytest.approx(110.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(468.0), 0,
         PolicyName.PREDICTED, scores, 2,

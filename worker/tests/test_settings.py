@@ -111,7 +111,8 @@ WRONG = [
     (engine(kvCache={"hostTier": True}), "PAGODA_ENGINE.kvCache.hostTier is true"),
     (engine(kvCache={"hostTier": -1}), "PAGODA_ENGINE.kvCache.hostTier is -1"),
     (engine(kvCache={"size": 1}), "PAGODA_ENGINE.kvCache.size is not a field"),
-    (engine(tensorParallel=2), "PAGODA_ENGINE.tensorParallel is 2; this engine has 1 so far"),
+    (engine(tensorParallel=0), "PAGODA_ENGINE.tensorParallel is 0; it must be a whole number from 1 to 64"),
+    (engine(pipelineParallel=2), "PAGODA_ENGINE.pipelineParallel is 2; this engine has 1 so far"),
     (engine(backend="vllm"), 'PAGODA_ENGINE.backend is "vllm"; this engine has "pagoda" so far'),
 ]
 

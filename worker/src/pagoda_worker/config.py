@@ -89,5 +89,8 @@ class EngineConfig:
     """At most so many CPU threads; None: the container's CPU quota, rounded up, else torch's own choice.
     Weights below 64 MB run on one: their products are too short to share, and
     threads that meet at every product wait for whichever the rest of the machine holds up."""
+    tensor_parallel: int = 1
+    """Processes, each with its share of every layer: on CUDA a GPU each, on CPU a share of the threads. The memory and the threads that are
+    configured here are those of all together."""
     seed: int = 0
     """Seeds requests that bring none."""

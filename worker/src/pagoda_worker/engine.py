@@ -16,11 +16,12 @@ import torch
 
 from pagoda_worker.completions import Completion, Completions
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import CannotSleep
-from pagoda_worker.execution.decode_graphs import capture_graphs
+from pagoda_worker.errors import CannotSleep, WorkerError
 from pagoda_worker.execution.launching import Flight, launch
-from pagoda_worker.execution.runner import Runner, RunnerShape
-from pagoda_worker.loading.loader import News, kernels_in_use, load, out_of_memory_says
+from pagoda_worker.execution.ranks import Ranks
+from pagoda_worker.execution.runner import RunnerShape
+from pagoda_worker.execution.starting import RunnerStart
+from pagoda_worker.loading.loader import News, kernels_in_use, load
 from pagoda_worker.loading.self_test import Measured, measure
 from pagoda_worker.loading.sleep import Weights
 from pagoda_worker.loading.warm import warm
@@ -51,10 +52,13 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         news: News = lambda stage, done, total: None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """Loads the model and allocates the KV cache. Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
+        """Loads the model and allocates the KV cache. `ranks`: the others of a tensor parallel engine; None starts them.
+        Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
         began = time.monotonic()
-        loaded = load(config, news=news)
+        self._ranks = ranks or Ranks.start(config)
+        loaded = load(config, news=news, rank=self._ranks.rank, agree=self._ranks.agree)
         self._config = config
         self._news = news
         self._clock = clock
@@ -82,8 +86,15 @@ class Engine:
         vocab, eos = loaded.vocab_size, loaded.eos_token_ids
         compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
         self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=config.threads or torch.get_num_threads())
-        self._new_runner = partial(
-            new_runner, shape=shape, dtype=loaded.dtype, kv_dtype=loaded.kv_dtype, device=loaded.device, constraints=self.constraints
+        self._start_runner = RunnerStart(
+            config=config,
+            shape=shape,
+            dtype=loaded.dtype,
+            kv_dtype=loaded.kv_dtype,
+            device=loaded.device,
+            masks=self.constraints.masks,
+            ranks=self._ranks,
+            news=news,
         )
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
@@ -101,8 +112,7 @@ class Engine:
 
     def _begin_running(self, model: Model, began: float, weights_s: float) -> None:
         """Of weights that were just read: allocates the cache, and tells how fast that was and how fast the engine is."""
-        self.runner = self._new_runner(model)
-        self.runner.graphs = capture_graphs(self.runner, self._config, self._news)
+        self.runner = self._start_runner(model)
         measured, warmed = Measured(), None
         if self._config.self_test:
             self._news("measuring", 0, 0)
@@ -208,7 +218,9 @@ class Engine:
         host without room."""
         if self.has_work:
             raise CannotSleep("requests are running: an engine sleeps only when it is idle")
-        return self._weights.sleep(level, self._forget_cache)
+        freed = self._weights.sleep(level, self._forget_cache)
+        self._ranks.sleep(level)
+        return freed
 
     def wake(self) -> None:
         """Back to where `sleep` began, or for the first time with load: lazy; the same tokens as ever. Raises OutOfMemory or ModelError
@@ -217,12 +229,20 @@ class Engine:
 
         def take_up(model: Model) -> None:
             if self.facts.load_s:
-                self.runner = self._new_runner(model)
-                self.runner.graphs = capture_graphs(self.runner, self._config, self._news)
+                self.runner = self._start_runner(model)
             else:
                 self._begin_running(model, began, time.monotonic() - began)
 
-        self._weights.wake(take_up)
+        self._ranks.wake()
+        try:
+            self._weights.wake(take_up)
+        except WorkerError:
+            self._ranks.sleep(self.sleep_level)
+            raise
+
+    def close(self) -> None:
+        """Ends the processes of other ranks, where there are any, while this one goes on."""
+        self._ranks.close()
 
     def _forget_cache(self) -> None:
         del self.runner
@@ -283,15 +303,6 @@ class Engine:
                 if on_update:
                     on_update(update)
         return completions.finished(with_logprobs=top_logprobs is not None)
-
-
-def new_runner(
-    model: Model, *, shape: RunnerShape, dtype: torch.dtype, kv_dtype: torch.dtype, device: torch.device, constraints: Constraints
-) -> Runner:
-    """Raises OutOfMemory."""
-    tokens = shape.block_count * shape.block_size
-    with out_of_memory_says(f"no room for a KV cache of {tokens} tokens: something else uses the device"):
-        return Runner(model, shape, dtype=dtype, kv_dtype=kv_dtype, device=device, masks=constraints.masks)
 
 
 def _plans_ahead(config: EngineConfig, device: torch.device) -> bool:

@@ -22,7 +22,7 @@ from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.execution.rows import rows_on
 from pagoda_worker.execution.step_batches import StepBatch, StepBatches
 from pagoda_worker.layers.kv_cache import blocks_of, new_cache
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import ForwardPass
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.sampling.constraints import RowMasks
 from pagoda_worker.sampling.row_masks import BatchMasks
@@ -45,16 +45,17 @@ class RunnerShape:
 class Runner:
     def __init__(
         self,
-        model: Model,
+        model: ForwardPass,
         shape: RunnerShape,
         *,
         dtype: torch.dtype,
         kv_dtype: torch.dtype,
         device: torch.device,
         masks: Callable[[list[Sequence]], RowMasks | None] = lambda samplers: None,
+        changes: Callable[[StepPlan], None] = lambda plan: None,
     ) -> None:
         """`kv_dtype`: of what the cache holds. `masks`: what the sampling sequences, in the plan's order, may sample; asked while the
-        device computes."""
+        device computes. `changes`: hears of what a plan does to blocks before it is done."""
         self.model = model
         self.shape = shape
         self.device = device
@@ -69,6 +70,7 @@ class Runner:
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self.rows.tokens, self._output_start)
         self._masks = masks
+        self._changes = changes
         self._prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device, choose=model.operators.choose)
 
@@ -78,7 +80,7 @@ class Runner:
     def launch(self, plan: StepPlan) -> "InFlight":
         """The whole step. The plan must not be empty. Launched again after it raised, the same plan does the same: what it changes first
         does not depend on what was computed."""
-        self._apply_changes(plan)
+        self.apply_changes(plan)
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
             return self._launch_graph(self.graphs, plan, size)
         batch = self._batches.lay_out(plan)
@@ -117,7 +119,9 @@ class Runner:
             told.stuck = masks.stuck
         return InFlight(self, rows, np.arange(len(rows)), ids, logprobs, told)
 
-    def _apply_changes(self, plan: StepPlan) -> None:
+    def apply_changes(self, plan: StepPlan) -> None:
+        """What comes before the step's computing."""
+        self._changes(plan)
         if plan.swap_out and self.host:
             self.host.copy_out(plan.swap_out)
             plan.swap_out = []

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 from pagoda_worker.channel import Idle, Loading, Ready, Rejected, Sleep, Slept, Stepped, Unusable, Up, Wake, Woke
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import CannotSleep, ConfigError, gibibytes, gigabytes
+from pagoda_worker.errors import EXIT_RANK_KILLED, CannotSleep, ConfigError, gibibytes, gigabytes
 from pagoda_worker.front.answers import Answers
 from pagoda_worker.front.engine_link import ENGINE_COMMAND, EngineLink, describe_exit
 from pagoda_worker.front.progress import Backoff, ProgressClock
@@ -150,7 +150,7 @@ class EngineSupervisor:
             self._slept.fail(CannotSleep("the engine process ended meanwhile"))
             self._woke.fail(CannotSleep("the engine process ended meanwhile"))
             status = await link.close()
-        killed_for_memory = status == -signal.SIGKILL and self._limits.memory_kills() > kills
+        killed_for_memory = status in (-signal.SIGKILL, EXIT_RANK_KILLED) and self._limits.memory_kills() > kills
         self._setback = self._explain(status, link.last_line, killed_for_memory=killed_for_memory)
         return self._hung or describe_exit(status)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.layers.kv_cache import slot_count
-from pagoda_worker.layers.linear import Product
+from pagoda_worker.layers.linear import Product, Weight
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.native.library import Library
 
@@ -95,9 +95,9 @@ class NativeOperators(Operators):
         self._invariant = invariant
         self.name = f"native ({library.isa})"
 
-    def pack(self, weight: Tensor, *, gated: bool) -> Product | None:
+    def pack(self, weight: Weight, *, gated: bool) -> Product | None:
         out, size = weight.shape
-        if weight.dtype == torch.bfloat16 and size % _STEP == 0 and not (gated and out % _PANEL):
+        if isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 and size % _STEP == 0 and not (gated and out % _PANEL):
             return NativeProduct(self._library, weight, gated=gated)
         return super().pack(weight, gated=gated)
 

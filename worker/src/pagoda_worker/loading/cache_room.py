@@ -46,7 +46,7 @@ def memory_found(
 ) -> MemoryFound:
     """Before anything is allocated; `dtype` of weights and activations, `kv_dtype` of what the cache holds. On CUDA a tenth stays for the
     steps themselves; on CPU they are estimated."""
-    weights, per_token = size.parameters * dtype.itemsize, size.cache.bytes_per_token(kv_dtype)
+    weights, per_token = size.weight_bytes(dtype.itemsize), size.cache.bytes_per_token(kv_dtype)
     host = config.swap_bytes + config.host_tier_bytes
     if device.type == "cuda":
         check_host_fits(host, host_bytes_there(config, limits, held=PROCESSES_BYTES))

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.layers.kv_cache import row_bytes
+from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.parallel import Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +37,52 @@ class Footprint:
     vocab: int
     max_position: int
     """Tokens of the longest sequence that the model was made for."""
+    stored_bytes: int | None = None
+    """Of a checkpoint that is held as it is stored, quantized. None: all parameters at the model's dtype."""
+
+    def weight_bytes(self, itemsize: int) -> int:
+        return self.parameters * itemsize if self.stored_bytes is None else self.stored_bytes
 
 
-class Model(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedLinear:
+    """A linear and the checkpoint's modules that it is made of: what quantized weights are read into, whole."""
+
+    linear: Linear
+    modules: tuple[tuple[str, int], ...]
+    """(name, outputs), above one another; of a rank that has part of them, its own."""
+    inputs: int
+    transposed: bool = False
+    """The checkpoint has the plain weight as [in, out]."""
+
+
+class ForwardPass(Protocol):
+    """What a step needs of a model."""
+
     cache_shape: CacheShape
     vocab_size: int
     operators: Operators
 
+    def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
+        """ids and positions [T] int64 → final hidden states [T, E], normed."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[S, E] → [S, V] in the model's dtype."""
+        ...
+
+
+class Model(ForwardPass, Protocol):
     def destinations(self) -> dict[str, Tensor]:
         """Checkpoint tensor name → where it goes (a view into a parameter)."""
+        ...
+
+    def linears(self) -> list[FusedLinear]:
+        """Whose weights may be quantized, in the order of the forward pass. Those are among the destinations too."""
+        ...
+
+    def parts(self) -> dict[str, Part]:
+        """Which part of a checkpoint's tensor its destination is; those not named are whole."""
         ...
 
     @property
@@ -58,12 +97,4 @@ class Model(Protocol):
 
     def pack(self) -> None:
         """Called once when all destinations are filled: weights move into the layout the device multiplies fastest."""
-        ...
-
-    def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
-        """ids and positions [T] int64 → final hidden states [T, E], normed."""
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[S, E] → [S, V] in the model's dtype."""
         ...

@@ -20,7 +20,8 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.operators import Operators
-from pagoda_worker.models.base import Model
+from pagoda_worker.layers.parallel import Part
+from pagoda_worker.models.base import ForwardPass, FusedLinear, Model
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,12 @@ class CompiledModel:
     def destinations(self) -> dict[str, Tensor]:
         return self._model.destinations()
 
+    def parts(self) -> dict[str, Part]:
+        return self._model.parts()
+
+    def linears(self) -> list[FusedLinear]:
+        return self._model.linears()
+
     @property
     def optional_prefix(self) -> str:
         return self._model.optional_prefix
@@ -115,7 +122,7 @@ def cxx() -> str | None:
 
 @torch.inference_mode()
 def compile_decoding(
-    model: Model,
+    model: ForwardPass,
     caches: list[Tensor],
     *,
     dtype: torch.dtype,

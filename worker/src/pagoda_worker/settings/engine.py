@@ -129,5 +129,6 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     ),
     "quantization": _only("none"),
     "speculative": _nested({"method": _only("none"), "tokens": _anything}),
-    "tensorParallel": _only(1),
+    "tensorParallel": _whole("tensor_parallel", 1, 64),
+    "pipelineParallel": _only(1),
 }
