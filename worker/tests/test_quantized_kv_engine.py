@@ -1,6 +1,7 @@
 """A quantized KV cache in a whole engine: the same tokens however a prompt is cut, found, preempted or woken, and near those without it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from batch_invariance import compare, random_prompts
 from engine_runs import run_all
 from front_support import TINY
 from random_checkpoint import small_engine
+from rank_threads import engine_of_ranks
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
@@ -97,6 +99,13 @@ def test_sequences_that_share_a_block_part_when_they_write(checkpoint: Checkpoin
     whole = run_all(small_engine(checkpoint(), kv_dtype=kv_dtype, kv_cache=False, prefix_caching=False), sampled(5, 3))
     assert len({tuple(each.tokens) for each in together.values()}) == 3
     assert {at: each.tokens for at, each in together.items()} == {at: each.tokens for at, each in whole.items()}
+
+
+@EACH
+def test_two_ranks_compute_the_tokens_of_one(checkpoint: Checkpoint, kv_dtype: str):
+    with closing(engine_of_ranks(checkpoint(), 2, dtype="fp32", kv_dtype=kv_dtype)) as two:
+        assert two.runner.caches[0].dtype == QUANTIZED[kv_dtype]
+        assert answers(two) == answers(small_engine(checkpoint(), dtype="fp32", kv_dtype=kv_dtype))
 
 
 @EACH
