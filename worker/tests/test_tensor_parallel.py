@@ -9,8 +9,12 @@ import pytest
 import torch
 from engine_runs import run_all
 from front_support import TINY
+from gguf import GGMLQuantizationType
+from published_layouts import Published, awq, fp8_blocks, gptq, write_quantized
 from random_checkpoint import kv_bytes, small_engine
 from rank_threads import engine_of_ranks
+from test_gguf import write_gguf
+from test_quantized_checkpoints import w8a8
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
@@ -31,6 +35,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3"},
     "gpt2": {"model_type": "gpt2"},
+}
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], Published]] = {
+    "gptq": lambda weight: gptq(weight, symmetric=False),
+    "awq": awq,
+    "W8A8": w8a8,
+    "fp8 by block": lambda weight: fp8_blocks(weight, (16, 32)),
 }
 
 
@@ -127,6 +138,26 @@ def test_random_weights_of_ranks_are_slices_of_what_one_rank_has(checkpoint: Che
     for folder in (checkpoint(), checkpoint("ranks-gpt2", model_type="gpt2")):
         with closing(engine_of_ranks(folder, 2, dtype="fp32", random_weights=True)) as two:
             assert tokens(two) == tokens(small_engine(folder, dtype="fp32", random_weights=True))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_quantized_checkpoint_is_divided_as_it_is_stored(checkpoint: Checkpoint, tmp_path: Path, name: str):
+    write_quantized(checkpoint("wide", intermediate_size=128), tmp_path / "it", LAYOUTS[name], meant=tmp_path / "meant")
+    with closing(engine_of_ranks(tmp_path / "it", 2, dtype="fp32")) as two:
+        assert tokens(two) == tokens(small_engine(tmp_path / "it", dtype="fp32"))
+
+
+def test_a_gguf_file_is_divided(checkpoint: Checkpoint, tmp_path: Path):
+    write_gguf(checkpoint("wide", intermediate_size=128), tmp_path / "it", "llama", GGMLQuantizationType.Q8_0, meant=tmp_path / "meant")
+    with closing(engine_of_ranks(tmp_path / "it", 2, dtype="fp32")) as two:
+        assert tokens(two) == tokens(small_engine(tmp_path / "it", dtype="fp32"))
+
+
+def test_groups_that_ranks_would_cut_are_refused_with_the_layers_name(checkpoint: Checkpoint, tmp_path: Path):
+    write_quantized(checkpoint(), tmp_path / "it", LAYOUTS["awq"], meant=tmp_path / "meant")
+    sentence = r"down_proj cannot be divided among ranks: inputs 0 to 48 are not whole groups of 32; lower tensorParallel"
+    with pytest.raises(ConfigError, match=sentence):
+        engine_of_ranks(tmp_path / "it", 2, dtype="fp32")
 
 
 def test_the_shipped_model_says_the_same_on_two_ranks_in_bf16_kernels_and_all():

@@ -68,6 +68,9 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine.prefixCaching": Field("boolean"),
     "spec.engine.batchInvariant": Field("boolean"),
     "spec.engine.compile": Field("boolean"),
+    "spec.engine.quantization": Field(
+        "string", (Rule(one_of("none", "int8", "int4", "fp8"), "write none, int8, int4 or fp8"),), max_size=32
+    ),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
     "spec.engine.kvCache.dtype": Field("string", (Rule(one_of("auto", "int8", "fp8"), "write auto, int8 or fp8"),), max_size=32),
@@ -273,7 +276,6 @@ FIELDS: Mapping[str, Field] = {
 
 _NOT_YET = {
     "spec.adapters",
-    "spec.engine.quantization",
     "spec.engine.speculative",
     "spec.engine.tensorParallel",
     "spec.routing.classes",

@@ -54,6 +54,8 @@ class Engine:
     prefix_caching: bool = True
     batch_invariant: bool = False
     compile: bool = False
+    quantization: str = "none"
+    """int8, int4, fp8: weights are rounded to it while they are loaded."""
     kv_cache: KvCache = field(default_factory=KvCache)
 
 
@@ -332,6 +334,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             prefix_caching="prefixCaching",
             batch_invariant="batchInvariant",
             compile="compile",
+            quantization="quantization",
         ),
         args=tuple(engine.get("args", ())),
         kv_cache=_kv_cache(engine.get("kvCache", {})),

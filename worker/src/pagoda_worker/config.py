@@ -9,6 +9,7 @@ Device = Literal["auto", "cpu", "cuda"]
 KvDType = Literal["auto", "int8", "fp8"]
 Attention = Literal["auto", "native", "triton", "flash", "sdpa", "eager"]
 Load = Literal["eager", "lazy", "warm"]
+Quantization = Literal["none", "int8", "int4", "fp8"]
 Batching = Literal["static", "dynamic", "continuous"]
 
 
@@ -26,6 +27,9 @@ class EngineConfig:
     dtype: DType = "auto"
     """Of weights, activations and, with kv_dtype auto, KV cache. auto: the checkpoint's own; bf16 on CUDA for fp32 checkpoints larger than
     1 GB."""
+    quantization: Quantization = "none"
+    """Round the weights of the layers' products to this form while they are loaded (quantization/rounding.py), a linear at a time; a
+    checkpoint that is quantized is held as it is stored. docs/quantization.md says what each costs and gains."""
     max_model_len: int | None = None
     """Prompt + output of one sequence, tokens. None: the checkpoint's max_position_embeddings."""
     max_batch_tokens: int | None = None

@@ -16,12 +16,12 @@ import torch
 
 from pagoda_worker.completions import Completion, Completions
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import CannotSleep, WorkerError
+from pagoda_worker.errors import CannotSleep
 from pagoda_worker.execution.launching import Flight, launch
 from pagoda_worker.execution.ranks import Ranks
 from pagoda_worker.execution.runner import RunnerShape
-from pagoda_worker.execution.starting import RunnerStart
-from pagoda_worker.loading.loader import News, kernels_in_use, load
+from pagoda_worker.execution.starting import RunnerStart, plans_ahead
+from pagoda_worker.loading.loader import News, kernels_in_use
 from pagoda_worker.loading.self_test import Measured, measure
 from pagoda_worker.loading.sleep import Weights
 from pagoda_worker.loading.warm import warm
@@ -58,7 +58,7 @@ class Engine:
         Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
         began = time.monotonic()
         self._ranks = ranks or Ranks.start(config)
-        loaded = load(config, news=news, rank=self._ranks.rank, agree=self._ranks.agree)
+        loaded = self._ranks.load(config, news)
         self._config = config
         self._news = news
         self._clock = clock
@@ -99,7 +99,7 @@ class Engine:
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
-        self._async = _plans_ahead(config, loaded.device)
+        self._async = plans_ahead(config, loaded.device)
         self._meter = StepMeter()
         self.facts = replace(
             loaded.facts(config),
@@ -233,12 +233,8 @@ class Engine:
             else:
                 self._begin_running(model, began, time.monotonic() - began)
 
-        self._ranks.wake()
-        try:
+        with self._ranks.waking():
             self._weights.wake(take_up)
-        except WorkerError:
-            self._ranks.sleep(self.sleep_level)
-            raise
 
     def close(self) -> None:
         """Ends the processes of other ranks, where there are any, while this one goes on."""
@@ -303,8 +299,3 @@ class Engine:
                 if on_update:
                     on_update(update)
         return completions.finished(with_logprobs=top_logprobs is not None)
-
-
-def _plans_ahead(config: EngineConfig, device: torch.device) -> bool:
-    """Without a KV cache a step begins with everyone's tokens, so all must be known."""
-    return device.type == "cuda" and config.kv_cache if config.async_scheduling is None else config.async_scheduling

@@ -45,3 +45,8 @@ class RunnerStart:
             )
         runner.graphs = capture_graphs(runner, self.config, self.news)
         return runner
+
+
+def plans_ahead(config: EngineConfig, device: torch.device) -> bool:
+    """Without a KV cache a step begins with everyone's tokens, so all must be known."""
+    return device.type == "cuda" and config.kv_cache if config.async_scheduling is None else config.async_scheduling

@@ -10,7 +10,6 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pagoda_worker.kernels import copy_blocks, decode_attention, norm, prefill_attention, rotary_cache, sample, silu
+from pagoda_worker.kernels.ahead_products import product_builds
+from pagoda_worker.kernels.build import Build
 from pagoda_worker.kernels.launch import power_of_two
 
 FP8_CAPABILITY = 89
 SHARED_LIMITS = {80: 163 << 10, 90: 227 << 10}
 """Bytes of shared memory that one program may have, by compute capability."""
+ALIGNED = frozenset({"inputs", "outputs", "share"})
+"""Sizes of products, which are multiples of 16 in every model, beside all strides."""
 MARKS = ("<!-- kernels: begin -->\n", "<!-- kernels: end -->")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
-    name: str
-    kernel: Any
-    types: Mapping[str, str]
-    """Of arguments that are not constants."""
-    constants: Mapping[str, Any]
-    warps: int
-    stages: int = 3
-    least_capability: int = 0
-    """That the kernel can be compiled for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +105,7 @@ def builds() -> list[Build]:
                 ),
             )
         ),
+        *product_builds(),
     ]
 
 
@@ -126,7 +117,7 @@ def compile_for(build: Build, capability: int) -> Compiled:
     """What the just-in-time compiler would make of tensors that lie at multiples of 16 bytes."""
     names = build.kernel.arg_names
     signature = {name: "constexpr" if name in build.constants else build.types[name] for name in names}
-    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name.endswith("stride")]
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name.endswith("stride") or name in ALIGNED]
     source = ASTSource(
         fn=build.kernel,
         signature=signature,

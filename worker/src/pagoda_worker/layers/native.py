@@ -9,6 +9,7 @@ from torch import Tensor
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.layers.kv_cache import slot_count
 from pagoda_worker.layers.linear import Product, Weight
+from pagoda_worker.layers.native_quantized import quantized_product
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.native.library import Library
 
@@ -99,7 +100,7 @@ class NativeOperators(Operators):
         out, size = weight.shape
         if isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 and size % _STEP == 0 and not (gated and out % _PANEL):
             return NativeProduct(self._library, weight, gated=gated)
-        return super().pack(weight, gated=gated)
+        return quantized_product(self._library, weight, gated=gated) or super().pack(weight, gated=gated)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if (kind := _KINDS.get(x.dtype)) is None or x.shape[-1] % _LANES or x.ndim != 2 or x.stride(1) != 1:

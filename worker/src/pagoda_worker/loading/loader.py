@@ -25,10 +25,11 @@ from pagoda_worker.loading.limits import Limits, SharedLimits
 from pagoda_worker.loading.memory import check_fits, fitting_length
 from pagoda_worker.loading.rank import ALONE, Rank
 from pagoda_worker.models.base import Footprint, Model
-from pagoda_worker.models.checkpoint import checkpoint_bytes, read_config, stored_dtype
+from pagoda_worker.models.checkpoint import checkpoint_bytes, layout_in, read_config, stored_dtype
 from pagoda_worker.models.compiled import CompiledModel, check_compile
 from pagoda_worker.models.files import read_json
 from pagoda_worker.models.registry import architecture_of, footprint_as_stored, footprint_of, load_model
+from pagoda_worker.models.rounded import footprint_rounded, form_of_weights
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.scheduling.residency import HostRoom
 
@@ -50,6 +51,8 @@ class Loaded:
     dtype_name: str
     kv_dtype: torch.dtype
     """Of what the KV cache holds."""
+    quantization: str
+    """Of the weights: none, int8, int4, fp8, or what a quantized checkpoint says of itself."""
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     max_model_len: int
@@ -74,6 +77,7 @@ class Loaded:
         return ModelFacts(
             architecture=self.architecture,
             dtype=self.dtype_name,
+            quantization=self.quantization,
             device="cpu" if self.device.type == "cpu" else f"cuda:{torch.cuda.get_device_name(self.device)}",
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
@@ -117,6 +121,8 @@ def load(
     dtype_name = _resolve_dtype(config, raw, device)
     if not config.random_weights:
         size = footprint_as_stored(folder, raw, DTYPES[dtype_name].itemsize, rank.count)
+    quantization = form_of_weights(config.quantization, None if config.random_weights else layout_in(folder, raw), folder)
+    size = footprint_rounded(size, config.quantization, DTYPES[dtype_name].itemsize)
     longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = SharedLimits(limits or Limits(), rank.count)
@@ -139,6 +145,7 @@ def load(
         dtype=DTYPES[dtype_name],
         device=device,
         operators=operators,
+        quantization=config.quantization,
         random_weights=config.random_weights,
         packed=not config.compile,
         copied=lambda done, total: news("loading weights", done, total),
@@ -158,6 +165,7 @@ def load(
         device=device,
         dtype_name=dtype_name,
         kv_dtype=kv_dtype,
+        quantization=quantization,
         eos_token_ids=eos,
         bos_token_id=bos,
         max_model_len=model_len,

@@ -37,6 +37,12 @@ class Footprint:
     vocab: int
     max_position: int
     """Tokens of the longest sequence that the model was made for."""
+    linear_parameters: int
+    """Of them, weights of the layers' products: what quantizing makes smaller."""
+    head_parameters: int
+    """Of them, the head's; 0: it is the embedding."""
+    tied_head_parameters: int
+    """Of such a head, of which some forms are a copy; 0: it is one of its own."""
     stored_bytes: int | None = None
     """Of a checkpoint that is held as it is stored, quantized. None: all parameters at the model's dtype."""
 

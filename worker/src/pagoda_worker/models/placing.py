@@ -35,8 +35,8 @@ class Placement:
     dtype: torch.dtype
     """Of plain weights."""
     device: torch.device
-    rounded: Callable[[Tensor], QuantizedWeight | None] = lambda weight: None
-    """A plain weight [out, in] as it is to be held; None: plain."""
+    rounded: Callable[[FusedLinear, Tensor], QuantizedWeight | None] = lambda fused, weight: None
+    """A linear's plain weight [out, in] as it is to be held; None: plain."""
     parts: Mapping[str, Part] = field(default_factory=lambda: WHOLE)
     """By the names of destinations, those of which only part is held."""
 
@@ -54,7 +54,7 @@ def place(fused: FusedLinear, parts: Mapping[str, Mapping[str, str]], tensors: T
     plain = [weight if isinstance(weight, Tensor) else weight.dequantized(placement.dtype) for weight in weights]
     whole = torch.empty(sum(len(each) for each in plain), plain[0].shape[1], dtype=placement.dtype, device=placement.device)
     torch.cat([each.to(placement.device, placement.dtype) for each in plain], out=whole)
-    again = placement.rounded(whole)
+    again = placement.rounded(fused, whole)
     fused.linear.weight = whole if again is None else again
 
 

@@ -16,6 +16,7 @@ from pagoda_worker.models.base import FusedLinear
 from pagoda_worker.models.files import Tensors
 from pagoda_worker.models.formats.layout import Layout
 from pagoda_worker.models.placing import WHOLE, Placement, place
+from pagoda_worker.quantization.weights import QuantizedWeight
 
 Copied = Callable[[int, int], None]
 """(bytes read so far, bytes in all), called after every tensor."""
@@ -115,6 +116,8 @@ def fill_randomly(destinations: Mapping[str, Tensor], parts: Mapping[str, Part] 
     activations finite and the best tokens apart. A part gets what it would have of the whole, which is made beside it, one at a time."""
     generators: dict[torch.device, torch.Generator] = {}
     for name, tensor in destinations.items():
+        if tensor.device.type == "meta":
+            continue
         if tensor.ndim == 1:
             tensor.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
@@ -130,3 +133,15 @@ def fill_randomly(destinations: Mapping[str, Tensor], parts: Mapping[str, Part] 
 def _empty_like(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """With its order of dimensions in memory, which is the order in which random numbers are drawn."""
     return tensor.new_empty(shape) if tensor.is_contiguous() else tensor.new_empty(shape[::-1]).T
+
+
+def fill_linears_randomly(
+    linears: Sequence[FusedLinear], rounded: Callable[[FusedLinear, Tensor], QuantizedWeight | None], device: torch.device, *, seed: int = 1
+) -> None:
+    """The same for those without memory, one by one, as `rounded` has them. A rank's part is not the others': it has the same numbers."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for fused in linears:
+        weight = fused.linear.weight
+        if isinstance(weight, Tensor) and weight.device.type == "meta":
+            plain = torch.empty_like(weight, device=device).normal_(0.0, 1.5 * weight.shape[-1] ** -0.5, generator=generator)
+            fused.linear.weight = rounded(fused, plain) or plain

@@ -127,7 +127,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
             "hostTier": _bytes("host_tier_bytes"),
         }
     ),
-    "quantization": _only("none"),
+    "quantization": _choice("quantization", ("none", "int8", "int4", "fp8")),
     "speculative": _nested({"method": _only("none"), "tokens": _anything}),
     "tensorParallel": _whole("tensor_parallel", 1, 64),
     "pipelineParallel": _only(1),
