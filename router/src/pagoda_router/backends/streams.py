@@ -123,21 +123,25 @@ class RequestStream:
         self._cancel(self, sequence, wire.CANCEL_STOP_STRING)
 
     def abandon(self, *, lost_hedge: bool = False) -> None:
-        self._silence(wire.CANCEL_HEDGE_LOST if lost_hedge else wire.CANCEL_CLIENT_GONE)
+        self._silence(self._unsilenced(), wire.CANCEL_HEDGE_LOST if lost_hedge else wire.CANCEL_CLIENT_GONE)
 
     def give_up(self, detail: str) -> None:
         self.lost, self.hurt = True, "timed_out"
         self.end_all(EndReason.TIMED_OUT, detail)
 
     def end_all(self, reason: EndReason, detail: str) -> None:
-        open_sequences = [sequence for sequence in range(self.generation.n) if sequence not in self.silent]
+        open_sequences = self._unsilenced()
         for sequence in open_sequences:
             self.end(Ended(sequence, reason, Usage(self.cost.prompt_tokens, 0, 0), detail=detail))
-        self._silence(wire.CANCEL_SHUTDOWN)
+        self._silence(open_sequences, wire.CANCEL_SHUTDOWN)
 
-    def _silence(self, cancel_reason: Any) -> None:
-        self.silent.update(range(self.generation.n))
-        if self.running:
+    def _unsilenced(self) -> list[int]:
+        return [sequence for sequence in range(self.generation.n) if sequence not in self.silent]
+
+    def _silence(self, sequences: list[int], cancel_reason: Any) -> None:
+        """`sequences`: those that had not been silent. Whoever was has been cancelled already, and the worker is told once."""
+        self.silent.update(sequences)
+        if not self.running.isdisjoint(sequences):
             self.times.cut_short = True
             self._cancel(self, None, cancel_reason)
 

@@ -70,7 +70,7 @@ class FleetDispatcher:
         self._refusals = Refusals(fleet, metrics, rng)
         self._placer = Placer(fleet, metrics, self.chooser, limits.promote_after_s, clock, rng)
         self._second_tries = SecondTries(metrics, self._placer, self._refusals, clock, retries or RetryShares())
-        self._hedges = Hedges(hedge_factor, self._placer, self._second_tries, metrics)
+        self._hedges = Hedges(hedge_factor, self._placer, self._second_tries, metrics, lambda: len(self._running))
         self._stalls = StallWatch(timeouts or StageTimeouts(), clock, self._stalled)
         self._lanes: dict[ModelName, Lane] = {}
         self._running: set[BackendStream | ContinuedStream] = set()
@@ -139,7 +139,7 @@ class FleetDispatcher:
                     return won
                 self._second_tries.failed(pending, stream, is_shut_down=bool(self._shut_down), in_flight=len(self._running))
             except RefusedByWorker as refused:
-                self._second_tries.refused(pending, stream, refused, self._lane(pending.model))
+                self._second_tries.refused(pending, stream, refused, self._lane(pending.model), in_flight=len(self._running))
             except BaseException:
                 stream.abandon()
                 raise

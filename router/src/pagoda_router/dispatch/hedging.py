@@ -19,12 +19,15 @@ SHORTEST_S = 0.25
 
 
 class Hedges:
-    def __init__(self, factor: float, placer: Placer, second_tries: SecondTries, metrics: RouterMetrics) -> None:
-        """`factor`: times the predicted wait for a first token. 0: never."""
+    def __init__(
+        self, factor: float, placer: Placer, second_tries: SecondTries, metrics: RouterMetrics, in_flight: Callable[[], int]
+    ) -> None:
+        """`factor`: times the predicted wait for a first token. 0: never. `in_flight`: requests that workers have."""
         self._factor = factor
         self._placer = placer
         self._second_tries = second_tries
         self._metrics = metrics
+        self._in_flight = in_flight
 
     async def first_output(
         self, pending: Pending, stream: BackendStream, lane: Lane, runs: Callable[[BackendStream], None]
@@ -46,11 +49,11 @@ class Hedges:
             first.cancel()
 
     def _second(self, pending: Pending, stream: BackendStream, lane: Lane) -> BackendStream | None:
-        if not self._second_tries.may_hedge():
+        if not self._second_tries.may_hedge(in_flight=self._in_flight()):
             return None
         other = self._placer.place_once_more(pending, lane)
         if other is not None:
-            self._second_tries.hedged()
+            self._second_tries.hedged(in_flight=self._in_flight())
         return other
 
     async def _race(self, pending: Pending, stream: BackendStream, first: "asyncio.Task[None]", other: BackendStream) -> BackendStream:

@@ -83,12 +83,12 @@ class SecondTries:
                 attempt.failed = reason
         self._metrics.replayed(pending.model)
 
-    def may_hedge(self) -> bool:
+    def may_hedge(self, *, in_flight: int) -> bool:
         """Whether the budget of retries has one left: looked at before somebody is asked twice, spent by `hedged`."""
-        return self._retries.has(self._clock())
+        return self._retries.has(self._clock(), in_flight)
 
-    def hedged(self) -> None:
-        self._retries.take(self._clock())
+    def hedged(self, *, in_flight: int) -> None:
+        self._retries.take(self._clock(), in_flight)
 
     def _suspect(self, pending: Pending, stream: BackendStream) -> None:
         if not stream.engine_died:
@@ -108,7 +108,7 @@ class SecondTries:
             retry_after_s=SPENT_RETRY_S,
         )
 
-    def refused(self, pending: Pending, stream: BackendStream, refused: RefusedByWorker, lane: Lane) -> None:
+    def refused(self, pending: Pending, stream: BackendStream, refused: RefusedByWorker, lane: Lane, *, in_flight: int) -> None:
         """Raises what the client gets unless another worker, or another moment, may take it."""
         if refused.error is not None:
             raise refused.error
@@ -120,7 +120,7 @@ class SecondTries:
             kind = Overloaded if refused.overloaded else NoWorker
             retry_s = self._refusals.retry_after(lane, pending, pending.cost.kv_tokens, self._clock())
             raise kind(f"{pending.model} takes no more requests now: {refused}", retry_after_s=retry_s)
-        if not self._retries.take(self._clock()):
+        if not self._retries.take(self._clock(), in_flight):
             raise self._spent(pending, "retries", str(refused))
         pending.generation.trace.attempts[-1].failed = "refused"
         self._metrics.retried(pending.model, "refused")

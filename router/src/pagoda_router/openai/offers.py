@@ -12,6 +12,7 @@ from pagoda_router.errors import BadRequest
 from pagoda_router.generation import Catalog, CatalogEntry, TextAssets
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.features import BACKEND_PARAM, FEATURES, NO_WISHES, PARAM, Wishes
+from pagoda_router.placement.policy import choose_variant
 from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.tracing.record import RequestTrace
 
@@ -78,8 +79,8 @@ def variant_and_backend(entry: CatalogEntry, wishes: Wishes, can_answer: Callabl
         return wishes.variant, chosen[0].backend
     weighed = [offer for offer in chosen if offer.weight > 0]
     ready = [offer for offer in weighed or chosen if can_answer(offer.variant)] or weighed or chosen
-    (drawn,) = rng.choices(ready, weights=[offer.weight if weighed else 1 for offer in ready])
-    return drawn.variant, drawn.backend
+    drawn = choose_variant(((offer.variant, offer.weight if weighed else 1) for offer in ready), {offer.variant for offer in ready}, rng)
+    return drawn, next(offer.backend for offer in ready if offer.variant == drawn)
 
 
 def _wished(entry: CatalogEntry, wishes: Wishes) -> list[Offer]:
