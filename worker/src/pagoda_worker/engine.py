@@ -20,12 +20,13 @@ from pagoda_worker.errors import CannotSleep
 from pagoda_worker.execution.decode_graphs import capture_graphs
 from pagoda_worker.execution.launching import Flight, launch
 from pagoda_worker.execution.runner import Runner, RunnerShape
+from pagoda_worker.loading.adapters import AdapterDirectory, open_for
 from pagoda_worker.loading.loader import News, kernels_in_use, load, out_of_memory_says
 from pagoda_worker.loading.self_test import Measured, measure
 from pagoda_worker.loading.sleep import Weights
 from pagoda_worker.loading.warm import warm
 from pagoda_worker.models.base import Model
-from pagoda_worker.request import EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
+from pagoda_worker.request import AdaptersState, EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
 from pagoda_worker.request_check import check_request
 from pagoda_worker.sampling.constraints import Constraints
 from pagoda_worker.sampling.structured import GrammarCompiler
@@ -59,6 +60,7 @@ class Engine:
         self._news = news
         self._clock = clock
         self._weights = Weights(loaded.model, loaded.read_model, loaded.device)
+        self._dtype, self._device = loaded.dtype, loaded.device
         self._seeds = random.Random(config.seed)
         self._limits = SchedulerLimits(
             max_running=config.max_running,
@@ -69,6 +71,7 @@ class Engine:
             prefix_caching=config.prefix_caching,
             eos_token_ids=loaded.eos_token_ids,
             policy=policy_of(config),
+            adapter_slots=loaded.adapter_slots,
         )
         self.scheduler = Scheduler(BlockPool(loaded.block_count, config.block_size), self._limits)
         shape = RunnerShape(
@@ -78,6 +81,8 @@ class Engine:
             block_count=loaded.block_count,
             host_slots=loaded.host.swap_slots + loaded.host.tier_slots,
             eos_token_ids=loaded.eos_token_ids,
+            adapter_slots=loaded.adapter_slots,
+            max_adapter_rank=config.max_adapter_rank,
         )
         vocab, eos = loaded.vocab_size, loaded.eos_token_ids
         compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
@@ -86,6 +91,8 @@ class Engine:
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
+        self.adapters = AdapterDirectory()
+        """Its `load` takes one in between two steps."""
         self._async = _plans_ahead(config, loaded.device)
         self._meter = StepMeter()
         self.facts = replace(
@@ -99,6 +106,8 @@ class Engine:
 
     def _begin_running(self, model: Model, began: float, weights_s: float) -> None:
         """Of weights that were just read: allocates the cache, and tells how fast that was and how fast the engine is."""
+        if self._limits.adapter_slots:
+            open_for(model, self.adapters, self._config, self._dtype, self._device)
         self.runner = self._new_runner(model)
         self.runner.graphs = capture_graphs(self.runner, self._config, self._news)
         measured, warmed = Measured(), None
@@ -126,8 +135,9 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queues; never blocks. Raises RequestRefused or ContextTooLong."""
         check_request(request, self.facts)
+        adapter = self.adapters.find(request.adapter)
         seed = request.sampling.seed if request.sampling.seed is not None else self._seeds.getrandbits(63)
-        family = self.scheduler.submit(request, now=self._clock(), seed=seed)
+        family = self.scheduler.submit(request, now=self._clock(), seed=seed, adapter=adapter)
         if request.constrained:
             self.constraints.begin(family)
 
@@ -162,11 +172,14 @@ class Engine:
             self.scheduler.residency.speeds = self._meter.speeds(self.runner.host.copy_bytes_per_s if self.runner.host else 0.0)
         rejections, self._rejections = self._rejections, []
         state, cache = self._state(ended), self.scheduler.blocks.take_changes()
-        return StepOutput(updates, state, flight.plan.sequences, flight.plan.tokens, int(took_s * 1e6), rejections, cache)
+        size, took_us, news = (flight.plan.sequences, flight.plan.tokens), int(took_s * 1e6), self.adapters.news(self.scheduler.adapters)
+        return StepOutput(updates, state, *size, took_us, rejections, cache, news)
 
     def _launch(self) -> Flight:
         began = self._clock()
         self._rejections += self._take_grammars()
+        for adapter in self.adapters.take_retired():
+            self.scheduler.adapters.forget(adapter)
         plan = self.scheduler.schedule(began)  # which sequences, how many tokens each
         return launch(self.runner.launch, self.scheduler.withdraw, plan, began)  # one forward pass, one token per sampling row
 
@@ -223,8 +236,11 @@ class Engine:
         self._weights.wake(take_up)
 
     def _forget_cache(self) -> None:
+        if self.runner.adapters is not None:
+            self.runner.adapters.detach()
         del self.runner
         self.scheduler.residency.forget_prefixes()
+        self.scheduler.adapters.clear()
 
     # ------------------------------------------------------------ what is told
 
@@ -233,6 +249,9 @@ class Engine:
 
     def _state(self, now: float) -> EngineState:
         return self._meter.state(self.scheduler, now, sleep_level=self.sleep_level)
+
+    def adapters_state(self) -> AdaptersState:
+        return self.adapters.state(self.scheduler.adapters)
 
     def check_integrity(self) -> None:
         """Asserts that blocks, rows and sequences agree, and that everything is free when nothing runs."""
@@ -251,11 +270,12 @@ class Engine:
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         top_logprobs: int | None = None,
+        adapters: Sequence[str] = (),
         on_update: Callable[[SequenceUpdate], None] | None = None,
         on_step: Callable[[EngineState], None] | None = None,
     ) -> list[Completion]:
-        """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence. `on_step` hears the
-        state after each step, before its updates."""
+        """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence. `adapters`: one name
+        for each prompt; none: the base model. `on_step` hears the state after each step, before its updates."""
         self.wake()
         for i, prompt in enumerate(prompts):
             self.submit(
@@ -269,6 +289,7 @@ class Engine:
                     stop_token_ids=list(stop_token_ids),
                     ignore_eos=ignore_eos,
                     top_logprobs=top_logprobs,
+                    adapter=adapters[i] if adapters else "",
                 )
             )
         completions = Completions()

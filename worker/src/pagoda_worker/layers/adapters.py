@@ -27,6 +27,8 @@ class AdapterStack:
     ranks: Tensor
     parts: tuple[int, ...]
     """Output columns of each part, in order; they add up to `out`."""
+    ends: Tensor
+    """[P] int64 on the host: where each part's columns end."""
 
     def __post_init__(self) -> None:
         assert self.a.shape[1] == len(self.parts)
@@ -41,6 +43,8 @@ class AdapterRows:
     """None: nobody in this step has one, and linears do nothing for them."""
     spans: list[tuple[int, int, int]] = field(default_factory=list)
     """(slot, first token, end) of long runs of one adapter, chunks of prompts; on the host, for kernels that like them whole."""
+    loose: Tensor | None = None
+    """Where the device is the host: `slots` with -1 also for tokens in spans."""
 
 
 Delta = Callable[[Tensor, Tensor, AdapterStack, AdapterRows], None]
@@ -94,4 +98,5 @@ def new_stack(
         empty((slots, max_rank, out)),
         torch.zeros(slots, dtype=torch.int32, device=device),
         tuple(parts),
+        torch.cumsum(torch.tensor(parts), 0),
     )

@@ -6,6 +6,7 @@ What applies is a matter of sizes alone and decided per call or per weight: head
 import torch
 from torch import Tensor
 
+from pagoda_worker.layers.adapters import AdapterRows, AdapterStack, delta_of
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.layers.linear import Product
 from pagoda_worker.layers.operators import Operators
@@ -24,15 +25,19 @@ _PLAIN, _ADD, _SILU_MUL = 0, 1, 2
 class NativeProduct:
     """A bf16 weight in panels, see native/linear.h."""
 
-    __slots__ = ("_linear", "_out", "_packed", "_size")
+    __slots__ = ("_gated", "_linear", "_out", "_packed", "_size")
 
     def __init__(self, library: Library, weight: Tensor, *, gated: bool) -> None:
         self._linear = library["linear"]
+        self._gated = gated
         self._out, self._size = weight.shape
         self._packed = _panels(_interleaved(weight) if gated else weight)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self._run(x, bias, None, self._out, _PLAIN)
+        if not self._gated:
+            return self._run(x, bias, None, self._out, _PLAIN)
+        both = self._run(x, None if bias is None else _interleaved(bias), None, self._out, _PLAIN)
+        return both.view(len(x), -1, 2, 16).transpose(1, 2).reshape(len(x), self._out)
 
     def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
         return self._run(x, bias, residual, self._out, _ADD)
@@ -92,6 +97,33 @@ class NativeOperators(Operators):
         if weight.dtype == torch.bfloat16 and size % _STEP == 0 and not (gated and out % _PANEL):
             return NativeProduct(self._library, weight, gated=gated)
         return super().pack(weight, gated=gated)
+
+    def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:
+        """Long runs of one adapter by matrix products, which have tiles for them; the others row by row, grouped by adapter."""
+        size, out = stack.a.shape[3], stack.b.shape[2]
+        kind = _KINDS.get(x.dtype)
+        if kind is None or size % _LANES or any(part % _LANES for part in stack.parts) or x.stride(1) != 1 or rows.loose is None:
+            super().add_deltas(x, y, stack, rows)
+            return
+        for slot, start, stop in rows.spans:
+            if rank := int(stack.ranks[slot]):
+                y[start:stop] += delta_of(x[start:stop], stack, slot, rank)
+        self._library[f"add_deltas_{kind}"](
+            x.data_ptr(),
+            stack.a.data_ptr(),
+            stack.b.data_ptr(),
+            stack.ranks.data_ptr(),
+            rows.loose.data_ptr(),
+            stack.ends.data_ptr(),
+            y.data_ptr(),
+            x.shape[0],
+            size,
+            out,
+            len(stack.parts),
+            stack.a.shape[0],
+            stack.a.shape[2],
+            x.stride(0),
+        )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if (kind := _KINDS.get(x.dtype)) is None or x.shape[-1] % _LANES or x.ndim != 2 or x.stride(1) != 1:

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pagoda_worker.layers.attention import AttentionBatch
+from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.operators import Operators
 
 
@@ -32,6 +33,19 @@ class Footprint:
     vocab: int
     max_position: int
     """Tokens of the longest sequence that the model was made for."""
+    per_adapter_rank: int = 0
+    """Values of A and B of one LoRA adapter, over all linears that adapters may change, for each of its ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptableLinear:
+    """A product that adapters may change."""
+
+    linear: Linear
+    size: int
+    """Its inputs."""
+    parts: dict[str, int]
+    """Names that checkpoints have for what it computes, in order, with the columns of each. Full names, as destinations have them."""
 
 
 class Model(Protocol):
@@ -51,6 +65,10 @@ class Model(Protocol):
     @property
     def ignored_suffixes(self) -> tuple[str, ...]:
         """Ends of tensor names that a checkpoint may hold and the model does not read."""
+        ...
+
+    def adaptable(self) -> list[AdaptableLinear]:
+        """Which products LoRA adapters may change."""
         ...
 
     def pack(self) -> None:

@@ -20,7 +20,7 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.operators import Operators
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import AdaptableLinear, Model
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,9 @@ class CompiledModel:
     @property
     def ignored_suffixes(self) -> tuple[str, ...]:
         return self._model.ignored_suffixes
+
+    def adaptable(self) -> list[AdaptableLinear]:
+        return self._model.adaptable()
 
     def pack(self) -> None:
         """Nothing, see above."""

@@ -17,7 +17,7 @@ from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.norm import layer_norm
 from pagoda_worker.layers.operators import Operators
-from pagoda_worker.models.base import CacheShape, Footprint
+from pagoda_worker.models.base import AdaptableLinear, CacheShape, Footprint
 from pagoda_worker.models.config_fields import ConfigFields
 
 IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias")
@@ -75,6 +75,7 @@ class GPT2Config:
             per_step_token=8 * self.hidden + 2 * self.intermediate,
             vocab=self.vocab,
             max_position=self.max_position,
+            per_adapter_rank=self.layers * (8 * self.hidden + 2 * self.intermediate),
         )
 
 
@@ -104,6 +105,14 @@ class GPT2Layer:
             assert linear.bias is not None, "all of them have one"
             named |= {f"{name}.weight": linear.weight.T, f"{name}.bias": linear.bias}
         return named
+
+    def adaptable(self, c: GPT2Config, prefix: str) -> list[AdaptableLinear]:
+        return [
+            AdaptableLinear(self.qkv, c.hidden, {f"{prefix}attn.c_attn": 3 * c.hidden}),
+            AdaptableLinear(self.out, c.hidden, {f"{prefix}attn.c_proj": c.hidden}),
+            AdaptableLinear(self.up, c.hidden, {f"{prefix}mlp.c_fc": c.intermediate}),
+            AdaptableLinear(self.down, c.intermediate, {f"{prefix}mlp.c_proj": c.hidden}),
+        ]
 
     def pack(self, operators: Operators) -> None:
         for linear in (self.qkv, self.out, self.up, self.down):
@@ -141,6 +150,9 @@ class GPT2:
         for i, layer in enumerate(self.layers):
             named |= {f"h.{i}.{name}": tensor for name, tensor in layer.destinations().items()}
         return named
+
+    def adaptable(self) -> list[AdaptableLinear]:
+        return [each for i, layer in enumerate(self.layers) for each in layer.adaptable(self.config, f"h.{i}.")]
 
     @property
     def ignored_suffixes(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.layers.rotary import rotary_table
-from pagoda_worker.models.base import CacheShape, Footprint
+from pagoda_worker.models.base import AdaptableLinear, CacheShape, Footprint
 from pagoda_worker.models.llama_config import LlamaConfig
 
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
@@ -59,6 +59,18 @@ class LlamaLayer:
             named |= dict(zip(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), self.head_norms, strict=True))
         return named
 
+    def adaptable(self, c: LlamaConfig, prefix: str) -> list[AdaptableLinear]:
+        kv = c.kv_heads * c.head_dim
+        return [
+            AdaptableLinear(linear, size, {prefix + name: columns for name, columns in parts.items()})
+            for linear, size, parts in (
+                (self.qkv, c.hidden, {"self_attn.q_proj": c.heads * c.head_dim, "self_attn.k_proj": kv, "self_attn.v_proj": kv}),
+                (self.out, c.heads * c.head_dim, {"self_attn.o_proj": c.hidden}),
+                (self.gate_up, c.hidden, {"mlp.gate_proj": c.intermediate, "mlp.up_proj": c.intermediate}),
+                (self.down, c.intermediate, {"mlp.down_proj": c.hidden}),
+            )
+        ]
+
     def pack(self, operators: Operators) -> None:
         for linear in (self.qkv, self.out, self.gate_up, self.down):
             linear.pack(operators)
@@ -93,6 +105,9 @@ class Llama:
         for i, layer in enumerate(self.layers):
             named |= {f"model.layers.{i}.{name}": tensor for name, tensor in layer.destinations(self.config).items()}
         return named
+
+    def adaptable(self) -> list[AdaptableLinear]:
+        return [each for i, layer in enumerate(self.layers) for each in layer.adaptable(self.config, f"model.layers.{i}.")]
 
     @property
     def ignored_suffixes(self) -> tuple[str, ...]:

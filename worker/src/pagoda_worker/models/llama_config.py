@@ -55,6 +55,7 @@ class LlamaConfig:
             per_step_token=4 * self.hidden + 2 * q + 2 * kv + 3 * self.intermediate,
             vocab=self.vocab,
             max_position=self.max_position,
+            per_adapter_rank=self.layers * (7 * self.hidden + 2 * q + 2 * kv + 3 * self.intermediate),
         )
 
 
