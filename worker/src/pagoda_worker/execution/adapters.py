@@ -15,7 +15,7 @@ from pagoda_worker.models.base import Model
 from pagoda_worker.sampling.row_tables import IntArray, to_device
 from pagoda_worker.scheduling.plan import StepPlan
 
-LONG_SPAN = 16
+LONG_SPAN = 128
 """Tokens of a chunk from which on a matrix product is worth its launch."""
 
 
@@ -82,7 +82,7 @@ class DeviceAdapters:
             loose = slots.astype(np.int32)
             for _, first, last in self._rows.spans:
                 loose[first:last] = -1
-            self._rows.loose = torch.from_numpy(loose)
+            self._rows.loose, self._rows.has_loose = torch.from_numpy(loose), bool(loose.max() >= 0)
 
     def any_in(self, plan: StepPlan) -> bool:
         """Of the rows that decode."""

@@ -29,6 +29,8 @@ class AdapterStack:
     """Output columns of each part, in order; they add up to `out`."""
     ends: Tensor
     """[P] int64 on the host: where each part's columns end."""
+    pointers: tuple[int, int, int, int]
+    """Of a, b, ranks and ends, for kernels that take addresses."""
 
     def __post_init__(self) -> None:
         assert self.a.shape[1] == len(self.parts)
@@ -45,6 +47,7 @@ class AdapterRows:
     """(slot, first token, end) of long runs of one adapter, chunks of prompts; on the host, for kernels that like them whole."""
     loose: Tensor | None = None
     """Where the device is the host: `slots` with -1 also for tokens in spans."""
+    has_loose: bool = True
 
 
 Delta = Callable[[Tensor, Tensor, AdapterStack, AdapterRows], None]
@@ -72,31 +75,27 @@ def delta_of(x: Tensor, stack: AdapterStack, slot: int, rank: int) -> Tensor:
 class AdapterSide:
     """What a Linear holds of adapters."""
 
-    __slots__ = ("_add", "_rows", "stack")
+    __slots__ = ("_add", "rows", "stack")
 
     def __init__(self, stack: AdapterStack, rows: AdapterRows, add: Delta) -> None:
         self.stack = stack
-        self._rows = rows
+        self.rows = rows
         self._add = add
 
     @property
     def active(self) -> bool:
-        return self._rows.slots is not None
+        return self.rows.slots is not None
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """In place; `active` was asked first."""
-        self._add(x, y, self.stack, self._rows)
+        self._add(x, y, self.stack, self.rows)
 
 
 def new_stack(
     *, size: int, parts: Sequence[int], slots: int, max_rank: int, empty: Callable[[tuple[int, ...]], Tensor], device: torch.device
 ) -> AdapterStack:
     """size: inputs of the linear. `empty` allocates; nothing that ranks do not cover is read."""
-    out = sum(parts)
-    return AdapterStack(
-        empty((slots, len(parts), max_rank, size)),
-        empty((slots, max_rank, out)),
-        torch.zeros(slots, dtype=torch.int32, device=device),
-        tuple(parts),
-        torch.cumsum(torch.tensor(parts), 0),
-    )
+    a, b = empty((slots, len(parts), max_rank, size)), empty((slots, max_rank, sum(parts)))
+    ranks, ends = torch.zeros(slots, dtype=torch.int32, device=device), torch.cumsum(torch.tensor(parts), 0)
+    pointers = a.data_ptr(), b.data_ptr(), ranks.data_ptr(), ends.data_ptr()
+    return AdapterStack(a, b, ranks, tuple(parts), ends, pointers)

@@ -52,6 +52,11 @@ class Linear:
         self.adapters: AdapterSide | None = None
         """What some tokens' adapters add to the product; None: this engine takes none."""
 
+    @property
+    def product(self) -> Product | None:
+        """None: the plain weight."""
+        return self._product
+
     def pack(self, packer: Packer) -> None:
         """After loading: the weight moves into the device's layout where there is one."""
         if self.weight is not None and (product := packer.pack(self.weight, gated=self._gated)) is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pagoda_worker.layers.adapters import AdapterRows, AdapterStack, delta_of
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
-from pagoda_worker.layers.linear import Product
+from pagoda_worker.layers.linear import Linear, Product
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.native.library import Library
 
@@ -25,10 +25,10 @@ _PLAIN, _ADD, _SILU_MUL = 0, 1, 2
 class NativeProduct:
     """A bf16 weight in panels, see native/linear.h."""
 
-    __slots__ = ("_gated", "_linear", "_out", "_packed", "_size")
+    __slots__ = ("_gate", "_gated", "_linear", "_out", "_packed", "_size")
 
     def __init__(self, library: Library, weight: Tensor, *, gated: bool) -> None:
-        self._linear = library["linear"]
+        self._linear, self._gate = library["linear"], library["gate_halves_bf16"]
         self._gated = gated
         self._out, self._size = weight.shape
         self._packed = _panels(_interleaved(weight) if gated else weight)
@@ -36,8 +36,17 @@ class NativeProduct:
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if not self._gated:
             return self._run(x, bias, None, self._out, _PLAIN)
-        both = self._run(x, None if bias is None else _interleaved(bias), None, self._out, _PLAIN)
-        return both.view(len(x), -1, 2, 16).transpose(1, 2).reshape(len(x), self._out)
+        return self.interleaved(x, bias).view(len(x), -1, 2, 16).transpose(1, 2).reshape(len(x), self._out)
+
+    def interleaved(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Of a gated weight, [T, out]: 16 columns of the first half, 16 of the second, and so on."""
+        return self._run(x, None if bias is None else _interleaved(bias), None, self._out, _PLAIN)
+
+    def gate(self, both: Tensor) -> Tensor:
+        """`interleaved`'s [T, out] → [T, out / 2]."""
+        out = both.new_empty((len(both), self._out // 2))
+        self._gate(both.data_ptr(), out.data_ptr(), len(both), self._out // 2)
+        return out
 
     def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
         return self._run(x, bias, residual, self._out, _ADD)
@@ -98,32 +107,30 @@ class NativeOperators(Operators):
             return NativeProduct(self._library, weight, gated=gated)
         return super().pack(weight, gated=gated)
 
-    def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:
+    def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows, *, interleaved: bool = False) -> None:
         """Long runs of one adapter by matrix products, which have tiles for them; the others row by row, grouped by adapter."""
-        size, out = stack.a.shape[3], stack.b.shape[2]
-        kind = _KINDS.get(x.dtype)
-        if kind is None or size % _LANES or any(part % _LANES for part in stack.parts) or x.stride(1) != 1 or rows.loose is None:
+        kind, size, least = _KINDS.get(x.dtype), stack.a.shape[3], _LANES * (1 + (x.dtype == torch.bfloat16))
+        if kind is None or size % least or any(part % _LANES for part in stack.parts) or x.stride(1) != 1 or rows.loose is None:
+            assert not interleaved, "the kernel that interleaves has the same limits"
             super().add_deltas(x, y, stack, rows)
             return
         for slot, start, stop in rows.spans:
             if rank := int(stack.ranks[slot]):
-                y[start:stop] += delta_of(x[start:stop], stack, slot, rank)
-        self._library[f"add_deltas_{kind}"](
-            x.data_ptr(),
-            stack.a.data_ptr(),
-            stack.b.data_ptr(),
-            stack.ranks.data_ptr(),
-            rows.loose.data_ptr(),
-            stack.ends.data_ptr(),
-            y.data_ptr(),
-            x.shape[0],
-            size,
-            out,
-            len(stack.parts),
-            stack.a.shape[0],
-            stack.a.shape[2],
-            x.stride(0),
-        )
+                delta = delta_of(x[start:stop], stack, slot, rank)
+                y[start:stop] += _interleaved(delta.T).T if interleaved else delta
+        if rows.has_loose:
+            count, most = x.shape[0], stack.a.shape[2]
+            sizes = (count, size, stack.b.shape[2], len(stack.parts), len(stack.a), most, x.stride(0), interleaved)
+            self._library[f"add_deltas_{kind}"](*stack.pointers, rows.loose.data_ptr(), x.data_ptr(), y.data_ptr(), *sizes)
+
+    def silu_mul(self, linear: Linear, x: Tensor) -> Tensor:
+        """With adapters in the step their deltas go into the product as it lies."""
+        product, adapters = linear.product, linear.adapters
+        if adapters is None or not adapters.active or not isinstance(product, NativeProduct):
+            return super().silu_mul(linear, x)
+        both = product.interleaved(x, linear.bias)
+        self.add_deltas(x, both, adapters.stack, adapters.rows, interleaved=True)
+        return product.gate(both)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if (kind := _KINDS.get(x.dtype)) is None or x.shape[-1] % _LANES or x.ndim != 2 or x.stride(1) != 1:

@@ -28,11 +28,14 @@ EXPORT(linear)
         rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), rows, size, ldx, eps);                 \
     }                                                                                                                                  \
     EXPORT(add_deltas_##suffix)                                                                                                        \
-    (const void* x, const void* a, const void* b, const void* ranks, const void* slots, const void* ends, void* y, int64_t rows,       \
-     int64_t size, int64_t out, int64_t parts, int64_t slot_count, int64_t max_rank, int64_t ldx) {                                    \
+    (const void* a, const void* b, const void* ranks, const void* ends, const void* slots, const void* x, void* y, int64_t rows,       \
+     int64_t size, int64_t out, int64_t parts, int64_t slot_count, int64_t max_rank, int64_t ldx, int64_t interleaved) {               \
         add_deltas(Deltas<T>{static_cast<const T*>(x), static_cast<const T*>(a), static_cast<const T*>(b),                             \
-                             static_cast<const int32_t*>(ranks), static_cast<const int32_t*>(slots), static_cast<const int64_t*>(ends), \
-                             static_cast<T*>(y), rows, size, out, parts, slot_count, max_rank, ldx});                                  \
+                             static_cast<const int32_t*>(ranks), static_cast<const int32_t*>(slots), static_cast<const int64_t*>(ends),\
+                             static_cast<T*>(y), rows, size, out, parts, slot_count, max_rank, ldx, interleaved});                     \
+    }                                                                                                                                  \
+    EXPORT(gate_halves_##suffix)(const void* y, void* out, int64_t rows, int64_t size) {                                               \
+        gate_halves(static_cast<const T*>(y), static_cast<T*>(out), rows, size);                                                       \
     }                                                                                                                                  \
     EXPORT(rotate_and_store_##suffix)                                                                                                  \
     (void* heads, const void* cos, const void* sin, const void* q_norm, const void* k_norm, void* cache, const void* slots,            \

@@ -29,7 +29,8 @@ _SIGNATURES = {
         f"{name}_{kind}": arguments
         for kind in ("f32", "bf16")
         for name, arguments in {
-            "add_deltas": [_POINTER] * 7 + [_SIZE] * 7,
+            "add_deltas": [_POINTER] * 7 + [_SIZE] * 8,
+            "gate_halves": [_POINTER] * 2 + [_SIZE] * 2,
             "rms_norm": [_POINTER] * 3 + [_SIZE] * 3 + [_FLOAT],
             "rotate_and_store": [_POINTER] * 7 + [_SIZE] * 5 + [_FLOAT],
             "decode_attention": [_POINTER] * 5 + [_SIZE] * 9 + [_FLOAT],
