@@ -94,7 +94,9 @@ def test_a_gated_products_delta_comes_before_the_silu(isa: str):
     fused = product.silu_mul(x)
     product.adapters = AdapterSide(stack, rows, operators.add_deltas)
     both = x.float() @ weight.float().T + bias.float()
-    both[[0, 2]] += torch.cat([x[[0, 2]].float() @ stack.a[0, p, :4].float().T @ stack.b[0, :4, p * 96 : p * 96 + 96].float() for p in (0, 1)], 1)
+    both[[0, 2]] += torch.cat(
+        [x[[0, 2]].float() @ stack.a[0, p, :4].float().T @ stack.b[0, :4, p * 96 : p * 96 + 96].float() for p in (0, 1)], 1
+    )
     for adapted in (product.silu_mul(x), operators.silu_mul(product, x)):
         torch.testing.assert_close(adapted.float(), gate(both), atol=6e-2, rtol=2**-6)
         torch.testing.assert_close(adapted[1], fused[1], atol=3e-2, rtol=2**-6)

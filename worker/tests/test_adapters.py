@@ -1,4 +1,4 @@
-"""The truth is transformers with the adapter merged into its weights: logits of LoRA adapters in every way the engine comes to compute them.
+"""The truth is transformers with the adapter merged into its weights: logits of LoRA adapters however the engine computes them.
 
 Tolerance as in test_models.py, twice: the merged weight and the two small products round differently.
 """
@@ -46,14 +46,17 @@ class Adapted:
         return small_engine(self.base, **{"adapters": self.folders, **settings})
 
     def worst(self, seen: Seen, prompts: list[list[int]], names: list[str]) -> float:
-        return max(
-            self.truths[name].worst_difference(of_prompt(seen, start)) for name, start in zip(names, prompts, strict=True)
-        )
+        return max(self.truths[name].worst_difference(of_prompt(seen, start)) for name, start in zip(names, prompts, strict=True))
 
 
 @pytest.fixture
 def adapted(checkpoint: Checkpoint, tmp_path: Path) -> Adapted:
-    kinds = [{}, {"rank": 2, "targets": ("q_proj", "v_proj")}, {"rank": 16, "rslora": True}, {"rank": 3, "targets": ("up_proj", "down_proj")}]
+    kinds = [
+        {},
+        {"rank": 2, "targets": ("q_proj", "v_proj")},
+        {"rank": 16, "rslora": True},
+        {"rank": 3, "targets": ("up_proj", "down_proj")},
+    ]
     return Adapted(checkpoint("untied"), tmp_path, *kinds)
 
 
@@ -244,7 +247,7 @@ def test_a_file_that_is_cut_short_or_missing_is_refused(checkpoint: Checkpoint, 
 
 
 def test_an_adapter_of_the_settings_that_cannot_be_read_ends_the_start(checkpoint: Checkpoint, tmp_path: Path):
-    with pytest.raises(AdapterError, match="adapter 'sql': .*does not exist"):
+    with pytest.raises(AdapterError, match=r"adapter 'sql': .*does not exist"):
         small_engine(checkpoint("untied"), adapters={"sql": tmp_path / "nothing"})
 
 

@@ -76,8 +76,8 @@ class EngineConfig:
     kv_cache: bool = True
     """Keep keys and values between steps. False: every step computes every running sequence anew from its first token."""
     adapter_slots: int | None = None
-    """LoRA adapters that may run at once, each with room of its own on the device; more can be loaded and take turns. 0: none can be loaded.
-    None: 16 on a CPU, where room is only taken when it is used; on CUDA 8 when adapters are declared, else 0. With compile, 0."""
+    """LoRA adapters that may run at once, each with room of its own on the device; more can be loaded and take turns. 0: none can be
+    loaded. None: 16 on a CPU, where room is only taken when it is used; on CUDA 8 when adapters are declared, else 0. With compile, 0."""
     max_adapter_rank: int = 64
     """The largest rank of an adapter. Each slot on the device has room for it."""
     adapters: dict[str, Path] = field(default_factory=dict)

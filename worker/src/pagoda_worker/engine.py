@@ -30,10 +30,8 @@ from pagoda_worker.request import AdaptersState, EngineState, Rejection, Request
 from pagoda_worker.request_check import check_request
 from pagoda_worker.sampling.constraints import Constraints
 from pagoda_worker.sampling.structured import GrammarCompiler
-from pagoda_worker.scheduling.batching import policy_of
 from pagoda_worker.scheduling.blocks import BlockPool
 from pagoda_worker.scheduling.scheduler import Scheduler
-from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
 from pagoda_worker.scheduling.step_meter import StepMeter
 
 MAX_SEQUENCES_PER_REQUEST = 128
@@ -62,17 +60,7 @@ class Engine:
         self._weights = Weights(loaded.model, loaded.read_model, loaded.device)
         self._dtype, self._device = loaded.dtype, loaded.device
         self._seeds = random.Random(config.seed)
-        self._limits = SchedulerLimits(
-            max_running=config.max_running,
-            max_batch_tokens=loaded.max_batch_tokens,
-            max_model_len=loaded.max_model_len,
-            long_prefill_tokens=loaded.long_prefill_tokens,
-            host=loaded.host,
-            prefix_caching=config.prefix_caching,
-            eos_token_ids=loaded.eos_token_ids,
-            policy=policy_of(config),
-            adapter_slots=loaded.adapter_slots,
-        )
+        self._limits = loaded.limits(config)
         self.scheduler = Scheduler(BlockPool(loaded.block_count, config.block_size), self._limits)
         shape = RunnerShape(
             max_running=config.max_running,
@@ -277,21 +265,19 @@ class Engine:
         """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence. `adapters`: one name
         for each prompt; none: the base model. `on_step` hears the state after each step, before its updates."""
         self.wake()
-        for i, prompt in enumerate(prompts):
-            self.submit(
-                Request(
-                    request_id=Completions.request_id(i),
-                    prompt_ids=list(prompt),
-                    sampling=sampling or Sampling(),
-                    n=n,
-                    max_tokens=max_tokens,
-                    min_tokens=min_tokens,
-                    stop_token_ids=list(stop_token_ids),
-                    ignore_eos=ignore_eos,
-                    top_logprobs=top_logprobs,
-                    adapter=adapters[i] if adapters else "",
-                )
-            )
+        usual = Request(
+            request_id="",
+            prompt_ids=[],
+            sampling=sampling or Sampling(),
+            n=n,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            stop_token_ids=list(stop_token_ids),
+            ignore_eos=ignore_eos,
+            top_logprobs=top_logprobs,
+        )
+        for request in Completions.requests(usual, prompts, adapters):
+            self.submit(request)
         completions = Completions()
         while self.has_work:
             output = self.step()

@@ -25,6 +25,7 @@ class DeviceAdapters:
         self._device = device
         self._model = model
         self._rows = AdapterRows()
+        self._sides: list[AdapterSide] = []
         self._stacks: dict[str, tuple[AdapterStack, int]] = {}
         """By checkpoint name: its stack and which part of it."""
         self._slot_of_row: IntArray = np.full(rows, -1, np.int64)
@@ -39,6 +40,7 @@ class DeviceAdapters:
                 device=device,
             )
             each.linear.adapters = AdapterSide(stack, self._rows, model.operators.add_deltas)
+            self._sides.append(each.linear.adapters)
             self._stacks |= {name: (stack, part) for part, name in enumerate(each.parts)}
 
     def detach(self) -> None:
@@ -50,8 +52,10 @@ class DeviceAdapters:
         """A linear that this adapter touches in some of its parts only has zeros for the others."""
         rank = weights.rank
         touched = {id(stack): stack for name in weights.tensors for stack, _ in [self._stacks[name]]}
-        for stack, _ in self._stacks.values():
-            stack.ranks[slot] = rank if id(stack) in touched else 0
+        for side in self._sides:
+            side.stack.ranks[slot] = rank if id(side.stack) in touched else 0
+            if self._device.type == "cpu":  # a captured graph has them all
+                side.used = bool(side.stack.ranks.any())
         for stack in touched.values():
             stack.a[slot, :, :rank].zero_()
             stack.b[slot, :rank].zero_()
@@ -89,6 +93,6 @@ class DeviceAdapters:
         return any(sequence.adapter_slot >= 0 for sequence in plan.decodes)
 
     def begin_graph(self, rows: Tensor | None) -> None:
-        """While a graph is captured: `rows` [B] on the device, of which each replay reads the slots anew. None: a graph without adapters."""
+        """While a graph is captured: `rows` [B] on the device, whose slots each replay reads anew. None: a graph without adapters."""
         self._rows.slots = None if rows is None else self._slot_of_row_there[rows]
         self._rows.spans, self._rows.loose = [], None

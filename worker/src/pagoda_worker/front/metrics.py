@@ -25,7 +25,7 @@ from pagoda_worker.front.histograms import (
     Histogram,
     Layout,
 )
-from pagoda_worker.request import EngineState, Finish, FinishReason, ModelFacts, StepOutput
+from pagoda_worker.request import AdaptersState, EngineState, Finish, FinishReason, ModelFacts, StepOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
 Family = CounterMetricFamily | GaugeMetricFamily
@@ -101,7 +101,9 @@ class WorkerMetrics(Collector):
         self._finished = Counter(dict.fromkeys(VLLM_REASONS.values(), 0))
         self._refused = Counter(dict.fromkeys(REFUSAL_CODES, 0))
         self._prompt_tokens = 0
+        self._wall_clock = wall_clock
         self._adapters_changed_at = wall_clock()
+        self._adapters: AdaptersState | None = None
         self.engine_restarts = 0
         self.sessions = 0
         self._registry = registry
@@ -118,6 +120,9 @@ class WorkerMetrics(Collector):
             for _, field, _ in ENGINE_TOTALS:
                 self._totals_before[field] += getattr(self._state, field)
         self._state = None
+
+    def adapters_told(self, state: AdaptersState) -> None:
+        self._adapters, self._adapters_changed_at = state, self._wall_clock()
 
     def idle(self, state: EngineState) -> None:
         self._state = state
@@ -188,6 +193,7 @@ class WorkerMetrics(Collector):
         yield self._counter("vllm:prompt_tokens", "Prompt tokens of started requests.", self._prompt_tokens)
         yield self._by_label("vllm:request_success", "Sequences by how they ended.", "finished_reason", self._finished)
         yield from self._not_there_yet()
+        yield from self._adapters_info()
         yield self._by_label("pagoda_requests_refused", "Submits that never became a request.", "code", self._refused)
         yield self._counter("pagoda_engine_restarts", "Engine processes that ended unasked.", self.engine_restarts)
         yield self._gauge("pagoda_engine_up", "1 while an engine is loaded.", 1 if self._state is not None else 0)
@@ -221,8 +227,19 @@ class WorkerMetrics(Collector):
             yield self._counter(name, help_text, 0)
         by_position = "Draft tokens accepted, by position; 0 while there is no speculation."
         yield self._by_label("vllm:spec_decode_num_accepted_tokens_per_pos", by_position, "position", {"0": 0})
-        adapters = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
-        about = "Adapters by use, none while adapters cannot be loaded; the value is when that last changed, Unix seconds."
+
+    def _adapters_info(self) -> Iterator[Family]:
+        """vLLM's names, by which pickers know them; "running" are those in a slot of the device, "waiting" the others."""
+        loaded = [each.name for each in self._adapters.loaded] if self._adapters else []
+        resident = self._adapters.resident if self._adapters else []
+        adapters = {
+            "max_lora": str(self._facts.adapter_slots if self._facts else 0),
+            "running_lora_adapters": ",".join(sorted(resident)),
+            "waiting_lora_adapters": ",".join(sorted(set(loaded) - set(resident))),
+        }
+        about = (
+            "Adapters in slots of the device (running) and loaded beside them (waiting); the value is when that last changed, Unix seconds."
+        )
         yield self._gauge("vllm:lora_requests_info", about, self._adapters_changed_at, adapters)
 
     def _labels(self, name: str) -> dict[str, str]:

@@ -5,10 +5,10 @@ Whether a schema, regular expression or grammar can be enforced is the engine's 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pagoda_worker.errors import NotImplementedYet, RequestRefused
-from pagoda_worker.request import ModelFacts, PromptLogprobs, StructuredOutput
+from pagoda_worker.request import AdaptersState, ModelFacts, PromptLogprobs, StructuredOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_GRAMMAR_BYTES = 256 << 10
@@ -27,7 +27,24 @@ FEATURES = (
 
 
 def features_of(facts: ModelFacts) -> list["pb.Feature.ValueType"]:
-    return [*FEATURES, *([pb.FEATURE_STRUCTURED_OUTPUT] if facts.structured_output else [])]
+    features = [*FEATURES, *([pb.FEATURE_STRUCTURED_OUTPUT] if facts.structured_output else [])]
+    return [*features, pb.FEATURE_ADAPTERS] if facts.adapter_slots else features
+
+
+def adapters_message(state: AdaptersState, sources: Mapping[str, str]) -> pb.AdaptersState:
+    """`sources`: as they were asked for; the engine knows folders."""
+    facts = [
+        pb.AdapterFacts(
+            name=each.name,
+            version=each.version,
+            source=sources.get(each.name, each.source),
+            rank=each.rank,
+            size_bytes=each.size_bytes,
+            resident=each.name in state.resident,
+        )
+        for each in state.loaded
+    ]
+    return pb.AdaptersState(adapters=facts)
 
 
 def structured_output(submit: pb.Submit, facts: ModelFacts) -> StructuredOutput | None:

@@ -75,10 +75,6 @@ def trace_id(trace: pb.TraceContext) -> str:
 
 
 def _refuse_reserved(submit: pb.Submit) -> None:
-    if submit.adapter:
-        raise NotImplementedYet(
-            f"adapter {submit.adapter!r} was asked for; this worker serves base models only: leave adapter empty", param="adapter"
-        )
     if submit.HasField("speculation") and not submit.speculation.off:
         raise NotImplementedYet("speculation does not exist yet: leave speculation out or switch it off", param="speculation")
     if submit.toggles.no_batching and submit.n > 1:

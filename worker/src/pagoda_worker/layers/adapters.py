@@ -75,16 +75,18 @@ def delta_of(x: Tensor, stack: AdapterStack, slot: int, rank: int) -> Tensor:
 class AdapterSide:
     """What a Linear holds of adapters."""
 
-    __slots__ = ("_add", "rows", "stack")
+    __slots__ = ("_add", "rows", "stack", "used")
 
     def __init__(self, stack: AdapterStack, rows: AdapterRows, add: Delta) -> None:
         self.stack = stack
         self.rows = rows
         self._add = add
+        self.used = True
+        """False: no adapter in a slot touches this linear."""
 
     @property
     def active(self) -> bool:
-        return self.rows.slots is not None
+        return self.used and self.rows.slots is not None
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """In place; `active` was asked first."""

@@ -53,6 +53,10 @@ class AdapterDirectory:
         self._read = read
 
     @property
+    def opened(self) -> bool:
+        return self._read is not None
+
+    @property
     def reading(self) -> bool:
         return self._reading > 0
 
@@ -151,8 +155,8 @@ def open_for(model: Model, directory: AdapterDirectory, config: EngineConfig, dt
     """The model was just read: adapters can be, and those that the settings declare are. Raises AdapterError naming the adapter."""
     adaptable = model.adaptable()
     shapes = {name: LinearShape(each.size, out) for each in adaptable for name, out in each.parts.items()}
-    given = {"shapes": shapes, "optional_prefix": model.optional_prefix, "max_rank": config.max_adapter_rank, "dtype": dtype}
-    directory.open(partial(read_adapter, **given, pin=device.type == "cuda"))
+    prefix, most = model.optional_prefix, config.max_adapter_rank
+    directory.open(partial(read_adapter, shapes=shapes, optional_prefix=prefix, max_rank=most, dtype=dtype, pin=device.type == "cuda"))
     for name, folder in config.adapters.items():
         try:
             directory.load(name, folder)

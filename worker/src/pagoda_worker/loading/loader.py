@@ -28,7 +28,9 @@ from pagoda_worker.models.compiled import CompiledModel, check_compile
 from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
 from pagoda_worker.models.weights import checkpoint_bytes, read_json, stored_dtype
 from pagoda_worker.request import ModelFacts
+from pagoda_worker.scheduling.batching import policy_of
 from pagoda_worker.scheduling.residency import HostRoom
+from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
@@ -88,6 +90,19 @@ class Loaded:
             checkpoint_bytes=self.checkpoint_bytes,
             adapter_slots=self.adapter_slots,
             max_adapter_rank=config.max_adapter_rank,
+        )
+
+    def limits(self, config: EngineConfig) -> SchedulerLimits:
+        return SchedulerLimits(
+            max_running=config.max_running,
+            max_batch_tokens=self.max_batch_tokens,
+            max_model_len=self.max_model_len,
+            long_prefill_tokens=self.long_prefill_tokens,
+            host=self.host,
+            prefix_caching=config.prefix_caching,
+            eos_token_ids=self.eos_token_ids,
+            policy=policy_of(config),
+            adapter_slots=self.adapter_slots,
         )
 
 

@@ -152,9 +152,7 @@ def _check_complete(
         _check_every_layer(path, targets, pairs, shapes)
 
 
-def _check_every_layer(
-    path: Path, targets: Sequence[str], pairs: Mapping[str, object], shapes: Mapping[str, LinearShape]
-) -> None:
+def _check_every_layer(path: Path, targets: Sequence[str], pairs: Mapping[str, object], shapes: Mapping[str, LinearShape]) -> None:
     for module in shapes:
         if module not in pairs and any(_names(module, target) for target in targets):
             raise AdapterError(f"{path}: tensor 'base_model.model.{module}.lora_A.weight' is missing, target_modules promises it")

@@ -10,6 +10,7 @@ its parts, which decide who moves. Knows neither budgets nor tensors.
 
 import bisect
 from collections import Counter
+from functools import partial
 
 from pagoda_worker.request import Finish, FinishReason, Request, SequenceUpdate
 from pagoda_worker.scheduling.adapters import Adapter, AdapterSlots
@@ -19,9 +20,7 @@ from pagoda_worker.scheduling.scheduler_limits import Totals
 
 
 class Roster:
-    def __init__(
-        self, residency: Residency, totals: Totals, adapters: AdapterSlots, *, rows: int, eos: frozenset[int]
-    ) -> None:
+    def __init__(self, residency: Residency, totals: Totals, adapters: AdapterSlots, *, rows: int, eos: frozenset[int]) -> None:
         self.adapters = adapters
         self.running: list[Sequence] = []
         """In order; who comes last is preempted first."""
@@ -48,12 +47,10 @@ class Roster:
 
     # ------------------------------------------------------------ coming
 
-    def enlist(
-        self, request: Request, *, now: float, seed: int, limit: int, root: bytes, adapter: Adapter | None = None
-    ) -> list[Sequence]:
+    def enlist(self, request: Request, *, now: float, seed: int, limit: int, root: bytes, adapter: Adapter | None = None) -> list[Sequence]:
         """As in Sequence; `seed` is that of sequence 0. The first one waits, the others wait for its prompt."""
-        given = {"arrival": self._arrivals, "accepted": now, "limit": limit, "root": root, "eos": self._eos, "adapter": adapter}
-        family = [Sequence(request, i, seed=seed + i, **given) for i in range(request.n)]
+        new = partial(Sequence, request, arrival=self._arrivals, accepted=now, limit=limit, root=root, eos=self._eos, adapter=adapter)
+        family = [new(i, seed=seed + i) for i in range(request.n)]
         self._arrivals += 1
         self._live += len(family)
         self.alone += request.runs_alone

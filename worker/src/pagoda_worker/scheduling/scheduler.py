@@ -41,8 +41,8 @@ class Scheduler:
     # ------------------------------------------------------------ what comes in
 
     def submit(self, request: Request, *, now: float, seed: int, adapter: Adapter | None = None) -> list[Sequence]:
-        """`adapter`: what the request's name means now. `seed` is that of sequence 0; the next ones count up. Structured ones are held until `release`. Raises RequestRefused,
-        ContextTooLong."""
+        """`adapter`: what the request's name means now. `seed` is that of sequence 0; the next ones count up. Structured ones are held
+        until `release`. Raises RequestRefused, ContextTooLong."""
         limit = min(len(request.prompt_ids) + request.max_tokens, self.limits.max_model_len)
         if self._roster.knows(request.request_id):
             raise RequestRefused(f"request id {request.request_id!r} is already in use", param="request_id")

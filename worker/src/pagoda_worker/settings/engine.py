@@ -27,6 +27,7 @@ def parse_engine(
     threads: int | None = None,
     memory_bytes: int | None = None,
     self_test: bool = True,
+    adapters: Mapping[str, Path] | None = None,
 ) -> EngineConfig:
     """Raises ConfigError naming the field, what it said and what is possible."""
     try:
@@ -34,6 +35,7 @@ def parse_engine(
     except json.JSONDecodeError as error:
         raise ConfigError(f"PAGODA_ENGINE is not JSON: {error}") from error
     arguments = _read_object("PAGODA_ENGINE", given, ENGINE_FIELDS)
+    arguments["adapters"] = dict(adapters or {})
     return EngineConfig(model_dir=model_dir, device=device, threads=threads, memory_bytes=memory_bytes, self_test=self_test, **arguments)
 
 
@@ -127,6 +129,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
             "hostTier": _bytes("host_tier_bytes"),
         }
     ),
+    "adapters": _nested({"slots": _whole("adapter_slots", 0, 256), "maxRank": _whole("max_adapter_rank", 1, 64)}),
     "quantization": _only("none"),
     "speculative": _nested({"method": _only("none"), "tokens": _anything}),
     "tensorParallel": _only(1),
