@@ -124,7 +124,7 @@ REFUSALS = [
     ({"prompt_ids": [1], "model": "other"}, pb.Refused.MODEL_NOT_FOUND, "model", "this worker serves 'tiny', not 'other'"),
     ({"prompt_ids": [5000]}, pb.Refused.INVALID, "prompt_ids", "vocabulary has 1000"),
     ({"prompt_ids": [1] * 300}, pb.Refused.CONTEXT_TOO_LONG, "prompt_ids", "300 tokens; the model takes 256"),
-    ({"prompt_ids": [1], "adapter": "sql"}, pb.Refused.UNIMPLEMENTED, "adapter", "serves base models only"),
+    ({"prompt_ids": [1], "adapter": "sql"}, pb.Refused.MODEL_NOT_FOUND, "adapter", "there is no adapter 'sql'; there is: none"),
     ({"prompt_ids": [1], "reserved_kv_tokens": CAPACITY + 1}, pb.Refused.OVERLOADED, "reserved_kv_tokens", "do not fit"),
     ({"prompt_ids": [REFUSED]}, pb.Refused.INVALID, "prompt_ids", "the engine does not like this prompt"),
 ]

@@ -87,7 +87,6 @@ INVALID = [
     ({"embedding": True, **structured(json_object=True)}, "structured", "an embedding has no output"),
 ]
 RESERVED = [
-    ({"adapter": "sql"}, "adapter"),
     ({"speculation": pb.Speculation(max_draft_tokens=4)}, "speculation"),
 ]
 

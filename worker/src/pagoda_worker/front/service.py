@@ -1,4 +1,4 @@
-"""The gRPC service: Describe, FetchArtifact, Session, Sleep and Wake, adapters, and a sentence for each call that is reserved. Moves messages
+"""The gRPC service: Describe, FetchArtifact, Session, Sleep and Wake, adapters, and a sentence for each reserved call. Moves messages
 between streams and the switchboard; decides nothing about requests.
 """
 

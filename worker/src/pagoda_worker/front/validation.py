@@ -60,6 +60,7 @@ def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
         priority=submit.priority,
         deadline_s=submit.deadline_us * MICROSECONDS if submit.HasField("deadline_us") else None,
         resume_ids=list(submit.resume_ids),
+        adapter=submit.adapter,
         want_timings=submit.trace.want_timings,
         structured=structured_output(submit, facts),
         prompt_logprobs=submit.prompt_logprobs if submit.HasField("prompt_logprobs") else None,
