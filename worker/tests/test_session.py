@@ -1,6 +1,5 @@
 """Sessions between routers and a front whose engine is scripted: ids in, frames out, in order; credits, cancels, cut-offs."""
 
-import asyncio
 import time
 from typing import Any
 

@@ -8,6 +8,7 @@ row in docs/manifest.md.
 from collections.abc import Mapping
 from typing import Any
 
+from pagoda_operator.adapter_rules import ADAPTER_FIELDS, ADAPTER_ROOM, ADAPTER_RULES
 from pagoda_operator.backend_rules import BACKEND_FIELDS, BACKEND_RULES
 from pagoda_operator.predicates import Field, Rule, at_least, between, lasts, matches, merged, one_of, share_between, unique
 from pagoda_operator.source_rules import MODEL_FIELDS
@@ -68,6 +69,7 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine.prefixCaching": Field("boolean"),
     "spec.engine.batchInvariant": Field("boolean"),
     "spec.engine.compile": Field("boolean"),
+    **ADAPTER_ROOM,
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
     "spec.engine.kvCache.swap": Field("quantity", (Rule(at_least("0"), HOST_MEMORY),), max_size=32),
@@ -234,10 +236,12 @@ FIELDS: Mapping[str, Field] = {
                 "variants: a variant's replicas needs mode: external, in the variant or in spec.scaling",
             ),
             *BACKEND_RULES,
+            *ADAPTER_RULES,
         ),
         required=True,
     ),
     **MODEL_FIELDS,
+    **ADAPTER_FIELDS,
     **_NAMES,
     **_ENGINE,
     **_RESOURCES,
@@ -271,7 +275,6 @@ FIELDS: Mapping[str, Field] = {
 """By path; [] stands for each item of a list. An object's rules are tried only when its own fields have the right types."""
 
 _NOT_YET = {
-    "spec.adapters",
     "spec.engine.kvCache.dtype",
     "spec.engine.quantization",
     "spec.engine.speculative",

@@ -103,8 +103,8 @@ def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
 
 
 def tensors_of(thing: Any) -> Iterator[Tensor]:
-    """Every tensor that a model holds: in its attributes and slots, in lists, tuples and dictionaries of them, in objects of ours. Not those
-    of adapters, which the host has already: slots are filled anew."""
+    """Every tensor that a model holds: in its attributes and slots, in lists, tuples and dictionaries of them, in objects of ours. Not
+    those of adapters, which the host has already: slots are filled anew."""
     seen: set[int] = set()
     waiting = [thing]
     while waiting:
