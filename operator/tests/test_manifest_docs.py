@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Callable[[Spec], object]] = {
     "spec.engine.prefixCaching": lambda spec: spec.engine.prefix_caching,
     "spec.engine.batchInvariant": lambda spec: spec.engine.batch_invariant,
     "spec.engine.compile": lambda spec: spec.engine.compile,
+    "spec.engine.quantization": lambda spec: spec.engine.quantization,
     "spec.engine.kvCache.blockSize": lambda spec: spec.engine.kv_cache.block_size,
     "spec.engine.kvCache.swap": lambda spec: spec.engine.kv_cache.swap_bytes,
     "spec.engine.kvCache.hostTier": lambda spec: spec.engine.kv_cache.host_tier_bytes,

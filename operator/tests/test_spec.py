@@ -92,6 +92,7 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "prefixCaching": False,
                     "batchInvariant": True,
                     "compile": True,
+                    "quantization": "int4",
                     "longPrefillTokens": 64,
                     "kvCache": {"blockSize": 8, "swap": "4Gi", "hostTier": "1.5Gi"},
                 },
@@ -136,6 +137,7 @@ def test_every_written_field_reaches_the_spec() -> None:
         prefix_caching=False,
         batch_invariant=True,
         compile=True,
+        quantization="int4",
         long_prefill_tokens=64,
         kv_cache=KvCache(block_size=8, swap_bytes=4 * 2**30, host_tier_bytes=3 * 2**29),
     )

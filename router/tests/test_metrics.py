@@ -2,6 +2,7 @@
 
 import asyncio
 
+import prometheus_client
 import pytest
 from fleet_rig import Rig, generation, model_object, rig
 from prometheus_client import CollectorRegistry
@@ -171,14 +172,32 @@ async def test_the_used_blocks_of_several_sequences_share_the_prompts_full_ones(
         assert router.metric("refunded_kv_tokens_total", model="tiny") == 48
 
 
-def test_a_series_is_the_same_object_each_time_and_wrong_labels_are_refused():
+def test_a_series_is_the_same_object_each_time_and_told_from_its_first_use_on():
     registry = CollectorRegistry()
-    counter = series.Counter("things", "Things", ("kind",), registry=registry)
+    counter = series.Counter("things", "Things", ("kind",), registry)
     counter.labels("a").inc()
-    assert counter.labels("a") is counter.labels("a") is counter.labels(kind="a")
-    counter.labels("a").inc(0)
-    assert registry.get_sample_value("things_total", {"kind": "a"}) == 1
-    counter.labels("b").inc(0)
-    assert registry.get_sample_value("things_total", {"kind": "b"}) == 0
-    with pytest.raises(ValueError, match="label count"):
+    assert counter.labels("a") is counter.labels("a")
+    counter.labels("b")
+    assert [registry.get_sample_value("things_total", {"kind": kind}) for kind in "abc"] == [1, 0, None]
+    with pytest.raises(AssertionError, match="things has the labels"):
         counter.labels("a", "b")
+
+
+def test_a_gauge_without_labels_is_one_series():
+    registry = CollectorRegistry()
+    gauge = series.Gauge("level", "Level", (), registry)
+    gauge.labels().set(3)
+    gauge.labels().dec()
+    assert registry.get_sample_value("level") == 2
+
+
+def test_a_histogram_tells_the_page_that_the_library_would():
+    """The same observations in both, below, on and above the bounds."""
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    own = series.Histogram("wait", "Wait", ("model",), ours, buckets=(0.5, 1, 2.5))
+    library = prometheus_client.Histogram("wait", "Wait", ("model",), buckets=(0.5, 1, 2.5), registry=theirs)
+    for seconds in (0.0, 0.5, 0.75, 1, 2.5, 100):
+        own.labels("tiny").observe(seconds)
+        library.labels("tiny").observe(seconds)
+    told = [line for line in generate_latest(theirs).decode().splitlines() if "_created" not in line]
+    assert generate_latest(ours).decode().splitlines() == told

@@ -46,6 +46,14 @@ CHOICES = [
         [view("stuck", running=1, silent_s=1.0), view("busy", running=8)],
         "busy",
     ),
+    (
+        "a little later where fewer decode, as their tokens wait for its prompt",
+        [
+            view("sooner", running=8, decode_step_ms_per_sequence=0.0),
+            view("later", running=2, decode_step_ms_per_sequence=0.0, queued_prefill_tokens=40),
+        ],
+        "later",
+    ),
     ("nobody waiting before somebody waiting", [view("waiting", running=8, waiting=9), view("full", running=8)], "full"),
     ("the one with room", [view("full", reservable_tokens=None), view("open", running=8)], "open"),
     ("one that takes requests", [view("draining", routable=False, reason="the worker is draining"), view("open", running=8)], "open"),
@@ -103,7 +111,7 @@ def test_the_reason_is_one_of_a_closed_set(workers, avoid, reason):
 def test_a_placement_explains_itself():
     a, b = view("a", running=4), view("b", queued_prefill_tokens=400, cached_tokens=32)
     found = place(COST, [b, a], Random(0))
-    scores = ((a, pytest.approx(110 + 16 * 15)), (b, pytest.approx(468 + 16 * 10 - 16)))
+    scores = ((a, pytest.approx(110 + 16 * 15 + 0.1 * 4 * 100)), (b, pytest.approx(468 + 16 * 10 - 16)))
     assert found == Placement(
         WorkerId("a"), 160, pytest.approx(110.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(468.0), 0,
         PolicyName.PREDICTED, scores, 2,

@@ -255,3 +255,21 @@ def test_an_adapter_of_the_settings_that_cannot_be_read_ends_the_start(checkpoin
 def test_settings_that_exclude_adapters_say_so(checkpoint: Checkpoint, tmp_path: Path, settings: dict[str, Any]):
     with pytest.raises(ConfigError, match="adapters"):
         small_engine(checkpoint("untied"), adapters={"sql": tmp_path}, **settings)
+
+
+@pytest.mark.parametrize(("quantization", "alike"), [("int8", 0.99), ("int4", 0.8)])
+def test_an_adapter_beside_quantized_weights_adds_the_same_as_beside_what_they_mean(
+    checkpoint: Checkpoint, tmp_path: Path, quantization: str, alike: float
+):
+    """The difference that the adapter makes, against the one that it makes to the plain model: rounding moves both by little."""
+    kind = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+    adapted = Adapted(checkpoint("wide", **kind), tmp_path, {"alpha": 32.0})
+    start, lines = prompt(24, 7), {}
+    for name in ("", "a0"):
+        engine = adapted.engine(quantization=quantization)
+        with logits_of(engine) as seen:
+            engine.generate([start], max_tokens=1, adapters=[name])
+        lines[name] = seen[0][1]
+    made = lines["a0"] - lines[""]
+    meant = adapted.truths["a0"].logits(start)[-1] - adapted.truths[""].logits(start)[-1]
+    assert torch.nn.functional.cosine_similarity(made, meant, dim=0) > alike

@@ -13,7 +13,8 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.gpu_check.shapes import TINY
-from pagoda_worker.kernels.ahead import MARKS, SHARED_LIMITS, Build, builds, compile_for
+from pagoda_worker.kernels.ahead import MARKS, SHARED_LIMITS, builds, compile_for
+from pagoda_worker.kernels.build import Build
 from pagoda_worker.kernels.decode_attention import decode_splits
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels.md"
@@ -29,7 +30,11 @@ def test_kernels_equal_their_references_in_the_interpreter(name: str):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
-CHECKED = [build for build in builds() if "Llama" in build.name or build.name.startswith(("sample", "rotary"))]
+CHECKED = [
+    build
+    for build in builds()
+    if "Llama" in build.name or build.name.startswith(("sample", "rotary", "W8A8 8192", "W4A16 1 ", "W4A16 256", "W8A16 1 "))
+]
 """Each takes seconds; the table has the others."""
 
 
@@ -43,6 +48,8 @@ def test_kernels_compile_for_gpus_without_spilling(build: Build, tmp_path: Path,
         assert made.shared_bytes <= limit
         if build.name.startswith(("decode Llama", "prefill Llama")):
             assert made.matrix == ("wgmma" if build.name.startswith("prefill") and capability == 90 else "mma")
+        if build.name.startswith(("W8A8", "W4A16", "W8A16")):
+            assert made.matrix == ("mma" if capability == 80 or " 1 x" in build.name else "wgmma"), "tensor cores, also for one row"
 
 
 def test_the_table_of_the_document_has_every_kernel_within_its_limits():

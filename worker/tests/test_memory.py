@@ -13,8 +13,9 @@ from pagoda_worker.engine import Engine
 from pagoda_worker.errors import OutOfMemory
 from pagoda_worker.loading.loader import kernels_in_use, load
 from pagoda_worker.loading.memory import MemoryNeeds, check_fits, fitting_length
+from pagoda_worker.models.checkpoint import checkpoint_bytes
+from pagoda_worker.models.files import read_json
 from pagoda_worker.models.registry import footprint_of
-from pagoda_worker.models.weights import checkpoint_bytes, read_json
 
 GIB = 1 << 30
 EIGHT_B = MemoryNeeds(weights=5 * GIB, per_token=64 << 10, besides=0)

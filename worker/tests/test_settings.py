@@ -104,14 +104,15 @@ WRONG = [
     (engine(dtype="int4"), 'PAGODA_ENGINE.dtype is "int4"; this engine has auto, bf16, fp16, fp32'),
     (engine(load="later"), 'PAGODA_ENGINE.load is "later"; this engine has eager, lazy, warm'),
     (engine(attention="paged"), 'PAGODA_ENGINE.attention is "paged"; this engine has auto, triton, flash, native, sdpa, eager'),
-    (engine(quantization="int8"), 'PAGODA_ENGINE.quantization is "int8"; this engine has "none" so far'),
+    (engine(quantization="int3"), 'PAGODA_ENGINE.quantization is "int3"; this engine has none, int8, int4, fp8'),
     (engine(speculative={"method": "ngram"}), 'PAGODA_ENGINE.speculative.method is "ngram"; this engine has "none" so far'),
     (engine(kvCache={"dtype": "fp8"}), 'PAGODA_ENGINE.kvCache.dtype is "fp8"; this engine has "auto" so far'),
     (engine(kvCache={"swap": "4GB"}), 'PAGODA_ENGINE.kvCache.swap is "4GB"; it must be bytes, such as 0, 4294967296 or "4Gi"'),
     (engine(kvCache={"hostTier": True}), "PAGODA_ENGINE.kvCache.hostTier is true"),
     (engine(kvCache={"hostTier": -1}), "PAGODA_ENGINE.kvCache.hostTier is -1"),
     (engine(kvCache={"size": 1}), "PAGODA_ENGINE.kvCache.size is not a field"),
-    (engine(tensorParallel=2), "PAGODA_ENGINE.tensorParallel is 2; this engine has 1 so far"),
+    (engine(tensorParallel=0), "PAGODA_ENGINE.tensorParallel is 0; it must be a whole number from 1 to 64"),
+    (engine(pipelineParallel=2), "PAGODA_ENGINE.pipelineParallel is 2; this engine has 1 so far"),
     (engine(backend="vllm"), 'PAGODA_ENGINE.backend is "vllm"; this engine has "pagoda" so far'),
 ]
 

@@ -107,7 +107,7 @@ def test_a_wake_without_room_for_the_cache_leaves_it_asleep(checkpoint: Checkpoi
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("pagoda_worker.engine.Runner", no_room)
+        patch.setattr("pagoda_worker.execution.starting.Runner", no_room)
         with pytest.raises(OutOfMemory, match="no room for a KV cache"):
             engine.wake()
     assert engine.sleep_level == 2, "whatever came back half way is given back"

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import pagoda_worker
 from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
-from pagoda_worker.models.weights import load_weights, stored_dtype
+from pagoda_worker.models.checkpoint import stored_dtype
+from pagoda_worker.models.files import open_safetensors
+from pagoda_worker.models.weights import load_weights
 
 Checkpoint = Callable[..., Path]
 
@@ -37,6 +39,11 @@ def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Non
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def read_into(folder: Path, destinations: dict[str, torch.Tensor], **settings: Any) -> None:
+    with open_safetensors(folder) as tensors:
+        load_weights(tensors, destinations, **settings)
+
+
 def test_a_sharded_checkpoint_is_the_same_model(checkpoint: Checkpoint):
     sharded = checkpoint("sharded", shard_size="20KB")
     assert len(list(sharded.glob("*.safetensors"))) > 1
@@ -49,7 +56,7 @@ def test_tensors_are_copied_into_the_destinations_and_converted(checkpoint: Chec
     name = "model.norm.weight"
     stored = load_file(checkpoint() / "model.safetensors")
     destinations = {key: torch.empty(value.shape, dtype=torch.bfloat16) for key, value in stored.items()}
-    load_weights(checkpoint(), destinations)
+    read_into(checkpoint(), destinations)
     assert torch.equal(destinations[name], stored[name].bfloat16())
 
 
@@ -99,10 +106,10 @@ BREAKS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         r"architecture 'MambaForCausalLM' is not supported; GPT2LMHeadModel, LlamaForCausalLM, .* are",
     ),
     "no architecture": (lambda f: change_config(f, architectures=None), ModelError, "architectures must name one class"),
-    "quantized": (
-        lambda f: change_config(f, quantization_config={"quant_method": "gptq"}),
+    "quantized in a way we do not read": (
+        lambda f: change_config(f, quantization_config={"quant_method": "bitsandbytes"}),
         UnsupportedModel,
-        "LlamaForCausalLM with quantization_config .*'gptq'.* is not supported",
+        "quantization_config with quant_method 'bitsandbytes' is not supported; awq, compressed-tensors, .* are",
     ),
     "a dtype we do not serve": (lambda f: change_config(f, dtype="float64"), ModelError, "checkpoint dtype 'float64' is not served"),
     "broken index": (
@@ -142,7 +149,7 @@ def test_tensors_of_many_pages_arrive_whole(tmp_path: Path, dtype: torch.dtype):
     stored = {name: torch.randn(rows, 1000).to(dtype) for name, rows in (("a", 31), ("b", 1), ("c", 7), ("d", 120))}
     save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
     destinations = {name: torch.empty_like(tensor) for name, tensor in stored.items()}
-    load_weights(tmp_path, destinations)
+    read_into(tmp_path, destinations)
     assert all(torch.equal(destinations[name], stored[name]) for name in stored)
 
 
@@ -152,7 +159,7 @@ def test_what_was_copied_does_not_stay_in_memory_as_part_of_the_file(tmp_path: P
     stored = {str(i): torch.full((1000, 2000), float(i)) for i in range(8)}
     save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
     before, seen = resident_file_bytes(), []
-    load_weights(tmp_path, stored, copied=lambda done, total: seen.append(resident_file_bytes() - before))
+    read_into(tmp_path, stored, copied=lambda done, total: seen.append(resident_file_bytes() - before))
     assert len(seen) == 8
     assert max(seen) < 8e6, "one tensor's bytes"
 

@@ -176,6 +176,8 @@ def engine_settings(engine: Engine) -> Object:
         settings["batchInvariant"] = True
     if engine.compile:
         settings["compile"] = True
+    if engine.quantization != "none":
+        settings["quantization"] = engine.quantization
     return settings
 
 

@@ -69,6 +69,9 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine.prefixCaching": Field("boolean"),
     "spec.engine.batchInvariant": Field("boolean"),
     "spec.engine.compile": Field("boolean"),
+    "spec.engine.quantization": Field(
+        "string", (Rule(one_of("none", "int8", "int4", "fp8"), "write none, int8, int4 or fp8"),), max_size=32
+    ),
     **ADAPTER_ROOM,
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
@@ -276,7 +279,6 @@ FIELDS: Mapping[str, Field] = {
 
 _NOT_YET = {
     "spec.engine.kvCache.dtype",
-    "spec.engine.quantization",
     "spec.engine.speculative",
     "spec.engine.tensorParallel",
     "spec.routing.classes",

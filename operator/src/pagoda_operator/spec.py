@@ -71,6 +71,8 @@ class Engine:
     prefix_caching: bool = True
     batch_invariant: bool = False
     compile: bool = False
+    quantization: str = "none"
+    """int8, int4, fp8: weights are rounded to it while they are loaded."""
     kv_cache: KvCache = field(default_factory=KvCache)
     adapter_slots: int | None = None
     """Adapters that may run at once. None: what suits the device (the worker knows)."""
@@ -355,6 +357,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             prefix_caching="prefixCaching",
             batch_invariant="batchInvariant",
             compile="compile",
+            quantization="quantization",
         ),
         args=tuple(engine.get("args", ())),
         kv_cache=_kv_cache(engine.get("kvCache", {})),

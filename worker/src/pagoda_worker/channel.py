@@ -3,16 +3,13 @@
 Knows neither asyncio nor torch. Down go submissions and cancels, up comes one Stepped per engine step; order is kept both ways.
 """
 
-import struct
-from pathlib import Path, PurePath
-from typing import Any
-
 import msgspec
 
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.framing import LENGTH as LENGTH
+from pagoda_worker.framing import decode_path, frame
 from pagoda_worker.request import AdapterFacts, AdaptersState, EngineState, ModelFacts, Request, StepOutput
 
-LENGTH = struct.Struct("<I")
 HEARTBEAT_S = 0.5
 """An idle engine says so this often; silence is how the front notices a hang."""
 
@@ -138,24 +135,10 @@ class AdapterDone(msgspec.Struct, tag=9, array_like=True):
 Up = Loading | Ready | Stepped | Idle | Rejected | Unusable | Slept | Woke | AdapterDone
 
 
-def _encode_path(value: object) -> str:
-    if isinstance(value, PurePath):
-        return str(value)
-    raise NotImplementedError(f"{type(value).__name__} does not cross the process line")
-
-
-def _decode_path(kind: type, value: Any) -> Any:
-    if kind is Path:
-        return Path(value)
-    raise NotImplementedError(f"{kind.__name__} does not cross the process line")
-
-
-_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_path)
-decode_down = msgspec.msgpack.Decoder[Down](Down, dec_hook=_decode_path).decode
+decode_down = msgspec.msgpack.Decoder[Down](Down, dec_hook=decode_path).decode
 decode_up = msgspec.msgpack.Decoder[Up](Up).decode
 
 
 def pack(message: Down | Up) -> bytes:
     """One frame: length and payload."""
-    payload = _encoder.encode(message)
-    return LENGTH.pack(len(payload)) + payload
+    return frame(message)

@@ -8,6 +8,7 @@ DType = Literal["auto", "bf16", "fp16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["auto", "native", "triton", "flash", "sdpa", "eager"]
 Load = Literal["eager", "lazy", "warm"]
+Quantization = Literal["none", "int8", "int4", "fp8"]
 Batching = Literal["static", "dynamic", "continuous"]
 
 
@@ -24,6 +25,9 @@ class EngineConfig:
     """auto: CUDA when there is a device, else CPU."""
     dtype: DType = "auto"
     """Of weights, activations and KV cache. auto: the checkpoint's own; bf16 on CUDA for fp32 checkpoints larger than 1 GB."""
+    quantization: Quantization = "none"
+    """Round the weights of the layers' products to this form while they are loaded (quantization/rounding.py), a linear at a time; a
+    checkpoint that is quantized is held as it is stored. docs/quantization.md says what each costs and gains."""
     max_model_len: int | None = None
     """Prompt + output of one sequence, tokens. None: the checkpoint's max_position_embeddings."""
     max_batch_tokens: int | None = None
@@ -91,5 +95,8 @@ class EngineConfig:
     """At most so many CPU threads; None: the container's CPU quota, rounded up, else torch's own choice.
     Weights below 64 MB run on one: their products are too short to share, and
     threads that meet at every product wait for whichever the rest of the machine holds up."""
+    tensor_parallel: int = 1
+    """Processes, each with its share of every layer: on CUDA a GPU each, on CPU a share of the threads. The memory and the threads that are
+    configured here are those of all together."""
     seed: int = 0
     """Seeds requests that bring none."""

@@ -17,11 +17,12 @@ import torch
 from pagoda_worker.completions import Completion, Completions
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import CannotSleep
-from pagoda_worker.execution.decode_graphs import capture_graphs
 from pagoda_worker.execution.launching import Flight, launch
-from pagoda_worker.execution.runner import Runner, RunnerShape
+from pagoda_worker.execution.ranks import Ranks
+from pagoda_worker.execution.runner import RunnerShape
+from pagoda_worker.execution.starting import RunnerStart, plans_ahead
 from pagoda_worker.loading.adapters import AdapterDirectory, open_for
-from pagoda_worker.loading.loader import News, kernels_in_use, load, out_of_memory_says
+from pagoda_worker.loading.loader import News, kernels_in_use
 from pagoda_worker.loading.self_test import Measured, measure
 from pagoda_worker.loading.sleep import Weights
 from pagoda_worker.loading.warm import warm
@@ -50,10 +51,13 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         news: News = lambda stage, done, total: None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """Loads the model and allocates the KV cache. Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
+        """Loads the model and allocates the KV cache. `ranks`: the others of a tensor parallel engine; None starts them.
+        Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
         began = time.monotonic()
-        loaded = load(config, news=news)
+        self._ranks = ranks or Ranks.start(config)
+        loaded = self._ranks.load(config, news)
         self._config = config
         self._news = news
         self._clock = clock
@@ -75,13 +79,21 @@ class Engine:
         vocab, eos = loaded.vocab_size, loaded.eos_token_ids
         compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
         self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=config.threads or torch.get_num_threads())
-        self._new_runner = partial(new_runner, shape=shape, dtype=loaded.dtype, device=loaded.device, constraints=self.constraints)
+        self._start_runner = RunnerStart(
+            config=config,
+            shape=shape,
+            dtype=loaded.dtype,
+            device=loaded.device,
+            masks=self.constraints.masks,
+            ranks=self._ranks,
+            news=news,
+        )
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
         self.adapters = AdapterDirectory()
         """Its `load` takes one in between two steps."""
-        self._async = _plans_ahead(config, loaded.device)
+        self._async = plans_ahead(config, loaded.device)
         self._meter = StepMeter()
         self.facts = replace(
             loaded.facts(config),
@@ -96,8 +108,7 @@ class Engine:
         """Of weights that were just read: allocates the cache, and tells how fast that was and how fast the engine is."""
         if self._limits.adapter_slots:
             open_for(model, self.adapters, self._config, self._dtype, self._device)
-        self.runner = self._new_runner(model)
-        self.runner.graphs = capture_graphs(self.runner, self._config, self._news)
+        self.runner = self._start_runner(model)
         measured, warmed = Measured(), None
         if self._config.self_test:
             self._news("measuring", 0, 0)
@@ -207,7 +218,9 @@ class Engine:
         host without room."""
         if self.has_work:
             raise CannotSleep("requests are running: an engine sleeps only when it is idle")
-        return self._weights.sleep(level, self._forget_cache)
+        freed = self._weights.sleep(level, self._forget_cache)
+        self._ranks.sleep(level)
+        return freed
 
     def wake(self) -> None:
         """Back to where `sleep` began, or for the first time with load: lazy; the same tokens as ever. Raises OutOfMemory or ModelError
@@ -216,12 +229,16 @@ class Engine:
 
         def take_up(model: Model) -> None:
             if self.facts.load_s:
-                self.runner = self._new_runner(model)
-                self.runner.graphs = capture_graphs(self.runner, self._config, self._news)
+                self.runner = self._start_runner(model)
             else:
                 self._begin_running(model, began, time.monotonic() - began)
 
-        self._weights.wake(take_up)
+        with self._ranks.waking():
+            self._weights.wake(take_up)
+
+    def close(self) -> None:
+        """Ends the processes of other ranks, where there are any, while this one goes on."""
+        self._ranks.close()
 
     def _forget_cache(self) -> None:
         if self.runner.adapters is not None:
@@ -288,15 +305,3 @@ class Engine:
                 if on_update:
                     on_update(update)
         return completions.finished(with_logprobs=top_logprobs is not None)
-
-
-def new_runner(model: Model, *, shape: RunnerShape, dtype: torch.dtype, device: torch.device, constraints: Constraints) -> Runner:
-    """Raises OutOfMemory."""
-    tokens = shape.block_count * shape.block_size
-    with out_of_memory_says(f"no room for a KV cache of {tokens} tokens: something else uses the device"):
-        return Runner(model, shape, dtype=dtype, device=device, masks=constraints.masks)
-
-
-def _plans_ahead(config: EngineConfig, device: torch.device) -> bool:
-    """Without a KV cache a step begins with everyone's tokens, so all must be known."""
-    return device.type == "cuda" and config.kv_cache if config.async_scheduling is None else config.async_scheduling

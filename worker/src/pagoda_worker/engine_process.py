@@ -6,13 +6,10 @@ front's end of that pair: end of file there ends the process, whatever the engin
 
 import argparse
 import contextlib
-import ctypes
-import faulthandler
 import gc
 import logging
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -45,7 +42,17 @@ from pagoda_worker.channel import (
     pack,
 )
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import CannotSleep, RequestRefused, WakeFailed, WorkerError, gigabytes
+from pagoda_worker.errors import (
+    EXIT_RANK_KILLED,
+    EXIT_RANK_LOST,
+    CannotSleep,
+    RanksOutOfStep,
+    RequestRefused,
+    WakeFailed,
+    WorkerError,
+    gigabytes,
+)
+from pagoda_worker.lifeline import die_with_parent, leave_signals_to_parent
 from pagoda_worker.logs import log_to_stderr
 from pagoda_worker.request import EngineState, ModelFacts, Request, StepOutput
 
@@ -255,7 +262,8 @@ def loaded_line(config: EngineConfig, facts: ModelFacts, took_s: float) -> str:
         return f"{facts.architecture} from {config.model_dir} is sized up on {facts.device}; its weights are read with the first request"
     weights = gigabytes(facts.checkpoint_bytes)
     speed = f", {weights} of weights at {facts.checkpoint_bytes / facts.weights_s / 1e9:.2f} GB/s" if facts.weights_s else ""
-    return f"loaded {facts.architecture} from {config.model_dir} in {took_s:.1f} s on {facts.device}{speed}"
+    form = "" if facts.quantization == "none" else f", weights in {facts.quantization}"
+    return f"loaded {facts.architecture} from {config.model_dir} in {took_s:.1f} s on {facts.device}{form}{speed}"
 
 
 def run_process(build: Build) -> None:
@@ -263,31 +271,20 @@ def run_process(build: Build) -> None:
     log_to_stderr(os.environ.get("PAGODA_LOG_LEVEL", "info"))
     parser = argparse.ArgumentParser(prog="pagoda_worker.engine_process")
     parser.add_argument("--fd", type=int, required=True, help="this process's end of the front's socket pair")
-    _die_with_the_front()
-    _leave_signals_to_the_front()
+    die_with_parent()
+    leave_signals_to_parent()
     status = 1
     try:
         status = serve(socket.socket(fileno=parser.parse_args().fd), build)
     except BrokenPipeError:
         status = 0
+    except RanksOutOfStep as why:
+        log.error("%s; the engine ends with it", why)
+        status = EXIT_RANK_KILLED if why.killed else EXIT_RANK_LOST
     except Exception:  # the outermost line: one structured line instead of a bare traceback
         log.exception("the engine process ends")
     sys.stderr.flush()
     os._exit(status)  # not sys.exit: the reader thread and CUDA's own threads have nothing left to say
-
-
-def _leave_signals_to_the_front() -> None:
-    """A terminal's Ctrl-C or a stop of the whole process group reaches the front too, which drains and then closes the pair."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-
-
-def _die_with_the_front() -> None:
-    """Linux kills this process with its parent, even while it cannot read the socket (stopped, or inside a kernel)."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _build_engine(config: EngineConfig, news: LoadingNews) -> EngineLike:

@@ -18,6 +18,8 @@ WorkerError                each class has a `reason`: the word that /ready and t
 ├── AdapterError           an adapter that cannot be loaded or unloaded: names the file, the field or the tensor; all else goes on
 ├── CannotSleep            Sleep or Wake cannot be done; the worker goes on as it was
 └── EngineDied             the engine process is gone; its requests end with ENGINE_ERROR
+
+RanksOutOfStep             no WorkerError, and no Exception: a tensor parallel engine cannot go on, and its process ends
 """
 
 from pathlib import Path
@@ -25,6 +27,10 @@ from pathlib import Path
 EXIT_BAD_CONFIGURATION = 2
 EXIT_INCURABLE = 3
 """Starting the same again would end the same way."""
+EXIT_RANK_LOST = 4
+"""Of an engine process: a rank of its tensor parallel engine is gone."""
+EXIT_RANK_KILLED = 5
+"""The same, by SIGKILL, as the kernel does when memory lacks."""
 
 
 class WorkerError(Exception):
@@ -127,6 +133,15 @@ class CannotSleep(WorkerError):
 
 class EngineDied(WorkerError):
     pass
+
+
+class RanksOutOfStep(BaseException):
+    """A rank is lost, or failed in the middle of a step. No Exception: whoever catches those goes on with other requests, and here nothing
+    goes on, since the ranks no longer make the same calls and would wait for ever. `killed`: a rank was ended by SIGKILL."""
+
+    def __init__(self, message: str, *, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
 
 
 def last_line(program: str, error: WorkerError) -> str:

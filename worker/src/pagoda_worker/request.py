@@ -285,6 +285,8 @@ class ModelFacts:
     """Of the self-test after loading, as the next one; 0: it was off."""
     decode_tokens_per_s: float = 0.0
     """Of a small batch, all its sequences together."""
+    quantization: str = "none"
+    """Of the weights: none, int8, int4, fp8, or what a quantized checkpoint says of itself."""
     gpu_uuids: list[str] = field(default_factory=list)
     """Of the devices that the engine owns, as NVML knows them; none on a CPU."""
     awake_bytes: int = 0

@@ -88,13 +88,13 @@ class RouterMetrics:
         self._sessions_ended = self._counter("sessions_ended", "Worker sessions that ended or could not be opened")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"pagoda_router_{name}", text, labels, registry=self._registry)
+        return Counter(f"pagoda_router_{name}", text, labels, self._registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"pagoda_router_{name}", text, labels, registry=self._registry)
+        return Gauge(f"pagoda_router_{name}", text, labels, self._registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"pagoda_router_{name}", text, ("model", *labels), buckets=buckets, registry=self._registry)
+        return Histogram(f"pagoda_router_{name}", text, ("model", *labels), self._registry, buckets=buckets)
 
     def introduce(self, model: ModelName) -> None:
         """Once per model: its series begin at 0, so that their first increase is seen as one."""
@@ -126,10 +126,10 @@ class RouterMetrics:
     # ------------------------------------------------------------ surface.Observer
 
     def request_started(self, endpoint: Endpoint) -> None:
-        self._in_progress.inc()
+        self._in_progress.labels().inc()
 
     def request_finished(self, outcome: RequestOutcome) -> None:
-        self._in_progress.dec()
+        self._in_progress.labels().dec()
         model = outcome.model or UNKNOWN_MODEL
         self._requests.labels(model, outcome.endpoint, str(outcome.status)).inc()
         if outcome.model is None:
@@ -200,4 +200,4 @@ class RouterMetrics:
             self._upstream_errors.labels(model, settlement.failure).inc()
 
     def session_ended(self) -> None:
-        self._sessions_ended.inc()
+        self._sessions_ended.labels().inc()

@@ -19,6 +19,9 @@ send the next request to the emptiest batch at the price of a first token second
 AFFINITY_SHARE = 0.5
 """Of the time that computing a cached prefix a second time takes: so much later a first token may be to keep it on one worker. The copy
 would also push out somebody else's prefix, which no prediction sees."""
+SLOWED_SHARE = 0.1
+"""Of a prompt's prefill, per sequence that decodes there: their next tokens wait while it is computed. It is a tenth of what they lose
+together: enough to send long prompts where few decode, and little beside a short prompt's own wait (docs/log.md)."""
 LANE_SHARE = 0.5
 """Of a prompt's prefill, per lane of distance and full batch: what those that run there lose to a prompt of another length."""
 LANE_LOAD = 0.5
@@ -88,17 +91,20 @@ def length(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRates) 
 
 
 def predicted(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRates) -> Scores:
-    """Milliseconds: first token and the pace of the next ones, what the request costs those of other lengths, and the way to another zone.
-    The best cached worker gets a bonus of AFFINITY_SHARE of the prefill that it saves over the fastest one."""
+    """Milliseconds: first token and the pace of the next ones, what the prompt costs those that decode there, more if they are of other
+    lengths, and the way to another zone. The best cached worker gets a bonus of AFFINITY_SHARE of the prefill that it saves over the
+    fastest one."""
     prompt_tokens, output_tokens, has_lanes = facts.cost.prompt_tokens, facts.cost.output_tokens, bool(facts.lane_of)
     pace_tokens = min(output_tokens, TPOT_TOKENS)
     scores: Scores = []
     for view in views:
         ttft_ms, tpot_ms = times_ms(prompt_tokens, output_tokens, view, usual)
         score = ttft_ms + pace_tokens * tpot_ms
-        if has_lanes and view.running and (away := facts.lanes_away(view)):
-            own_ms = facts.uncached_tokens(view) * prefill_ms_per_token(view, usual)
-            score += LANE_SHARE * away * own_ms * min(1.0, view.running / max(1, view.max_running))
+        if running := view.running:
+            own_ms = 1000 * max(1, prompt_tokens - view.cached_tokens) / (view.prefill_tokens_per_s or usual.prefill_tokens_per_s)
+            score += SLOWED_SHARE * own_ms * running
+            if has_lanes and (away := facts.lanes_away(view)):
+                score += LANE_SHARE * away * own_ms * min(1.0, running / max(1, view.max_running))
         if view.is_elsewhere:
             score += ELSEWHERE_MS
         if view.adapter_to_copy:

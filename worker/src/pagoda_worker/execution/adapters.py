@@ -11,7 +11,7 @@ from torch import Tensor
 from pagoda_worker.execution.rows import zeros
 from pagoda_worker.layers.adapters import AdapterRows, AdapterSide, AdapterStack, new_stack
 from pagoda_worker.loading.peft import AdapterWeights
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import Model, adaptable
 from pagoda_worker.sampling.row_tables import IntArray, to_device
 from pagoda_worker.scheduling.plan import StepPlan
 
@@ -30,10 +30,10 @@ class DeviceAdapters:
         """By checkpoint name: its stack and which part of it."""
         self._slot_of_row: IntArray = np.full(rows, -1, np.int64)
         self._slot_of_row_there = torch.full((rows,), -1, dtype=torch.int32, device=device)
-        for each in model.adaptable():
+        for each in adaptable(model.linears()):
             stack = new_stack(
-                size=each.size,
-                parts=list(each.parts.values()),
+                size=each.inputs,
+                parts=[columns for _, columns in each.modules],
                 slots=slots,
                 max_rank=max_rank,
                 empty=lambda shape: zeros(shape, dtype, device),
@@ -41,11 +41,11 @@ class DeviceAdapters:
             )
             each.linear.adapters = AdapterSide(stack, self._rows, model.operators.add_deltas)
             self._sides.append(each.linear.adapters)
-            self._stacks |= {name: (stack, part) for part, name in enumerate(each.parts)}
+            self._stacks |= {name: (stack, part) for part, (name, _) in enumerate(each.modules)}
 
     def detach(self) -> None:
         """The model computes without adapters from here on."""
-        for each in self._model.adaptable():
+        for each in adaptable(self._model.linears()):
             each.linear.adapters = None
 
     def place(self, slot: int, weights: AdapterWeights) -> None:

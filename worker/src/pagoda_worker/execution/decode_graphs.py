@@ -103,7 +103,7 @@ def capture_graphs(runner: "Runner", config: EngineConfig, news: Callable[[str, 
     possible = runner.device.type == "cuda" and runner.model.operators.name in CAPTURABLE
     if config.cuda_graphs and not possible:
         raise ConfigError(f"cuda_graphs is true; it needs device cuda and attention {' or '.join(CAPTURABLE)}")
-    if config.cuda_graphs is False or not possible:
+    if config.cuda_graphs is False or not possible or config.tensor_parallel > 1:
         return None
     began, free = time.monotonic(), torch.cuda.mem_get_info(runner.device)[0]
     sizes = ladder(config.max_running)

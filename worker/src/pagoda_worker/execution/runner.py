@@ -24,7 +24,7 @@ from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.execution.rows import rows_on, zeros
 from pagoda_worker.execution.step_batches import StepBatch, StepBatches
 from pagoda_worker.loading.peft import AdapterWeights
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import ForwardPass, Model
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.sampling.constraints import RowMasks
 from pagoda_worker.sampling.row_masks import BatchMasks
@@ -49,14 +49,16 @@ class RunnerShape:
 class Runner:
     def __init__(
         self,
-        model: Model,
+        model: ForwardPass,
         shape: RunnerShape,
         *,
         dtype: torch.dtype,
         device: torch.device,
         masks: Callable[[list[Sequence]], RowMasks | None] = lambda samplers: None,
+        changes: Callable[[StepPlan], None] = lambda plan: None,
     ) -> None:
-        """`masks`: what the sampling sequences, in the plan's order, may sample; asked while the device computes."""
+        """`masks`: what the sampling sequences, in the plan's order, may sample; asked while the device computes. `changes`: hears of
+        what a plan does to blocks before it is done."""
         self.model = model
         self.shape = shape
         self.device = device
@@ -71,11 +73,12 @@ class Runner:
         self.adapters: DeviceAdapters | None = None
         if shape.adapter_slots:
             sizes = {"slots": shape.adapter_slots, "max_rank": shape.max_adapter_rank, "rows": shape.max_running + 1}
-            self.adapters = DeviceAdapters(model, **sizes, dtype=dtype, device=device)
+            self.adapters = DeviceAdapters(cast(Model, model), **sizes, dtype=dtype, device=device)  # never of several ranks
         self.graphs: DecodeGraphs | None = None
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self.rows.tokens, self._output_start)
         self._masks = masks
+        self._changes = changes
         self._prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device, choose=model.operators.choose)
 
@@ -85,7 +88,7 @@ class Runner:
     def launch(self, plan: StepPlan) -> "InFlight":
         """The whole step. The plan must not be empty. Launched again after it raised, the same plan does the same: what it changes first
         does not depend on what was computed."""
-        self._apply_changes(plan)
+        self.apply_changes(plan)
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
             return self._launch_graph(self.graphs, plan, size)
         batch = self._batches.lay_out(plan)
@@ -126,7 +129,9 @@ class Runner:
             told.stuck = masks.stuck
         return InFlight(self, rows, np.arange(len(rows)), ids, logprobs, told)
 
-    def _apply_changes(self, plan: StepPlan) -> None:
+    def apply_changes(self, plan: StepPlan) -> None:
+        """What comes before the step's computing."""
+        self._changes(plan)
         if plan.swap_out and self.host:
             self.host.copy_out(plan.swap_out)
             plan.swap_out = []

@@ -29,7 +29,7 @@ from pagoda_worker.channel import (
     Woke,
 )
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import AdapterError, CannotSleep, ConfigError, gibibytes, gigabytes
+from pagoda_worker.errors import EXIT_RANK_KILLED, AdapterError, CannotSleep, ConfigError, gibibytes, gigabytes
 from pagoda_worker.front.answers import Answers
 from pagoda_worker.front.engine_link import ENGINE_COMMAND, EngineLink, describe_exit
 from pagoda_worker.front.progress import Backoff, ProgressClock
@@ -190,7 +190,7 @@ class EngineSupervisor:
             for waiting in self._adapters_done.values():
                 waiting.fail(CannotSleep("the engine process ended meanwhile"))
             status = await link.close()
-        killed_for_memory = status == -signal.SIGKILL and self._limits.memory_kills() > kills
+        killed_for_memory = status in (-signal.SIGKILL, EXIT_RANK_KILLED) and self._limits.memory_kills() > kills
         self._setback = self._explain(status, link.last_line, killed_for_memory=killed_for_memory)
         return self._hung or describe_exit(status)
 

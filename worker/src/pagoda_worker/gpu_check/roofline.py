@@ -42,3 +42,10 @@ def workload_s(shape: Shape, speed: DeviceSpeed, requests: Sequence[tuple[int, i
         contexts = [prompt + produced for prompt, output in requests if output > produced]
         seconds += decode_step_s(shape, speed, batch=len(contexts), context_tokens=sum(contexts))
     return seconds
+
+
+def product_s(products: Sequence[tuple[int, int]], speed: DeviceSpeed, *, rows: int, bits: int, speedup: int) -> float:
+    """Products of `rows` with weights of (outputs, inputs) and so many bits, one after another; inputs and outputs count nothing. speedup:
+    of the matrix instructions over bf16's."""
+    weights = [outputs * inputs for outputs, inputs in products]
+    return sum(max(each * bits / 8 / speed.bytes_per_s, 2 * each * rows / (speedup * speed.flops_per_s)) for each in weights)

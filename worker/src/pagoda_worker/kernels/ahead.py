@@ -10,7 +10,6 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pagoda_worker.kernels import copy_blocks, decode_attention, norm, prefill_attention, rotary_cache, sample, silu
+from pagoda_worker.kernels.ahead_products import product_builds
+from pagoda_worker.kernels.build import Build
 from pagoda_worker.kernels.launch import power_of_two
 
 SHARED_LIMITS = {80: 163 << 10, 90: 227 << 10}
 """Bytes of shared memory that one program may have, by compute capability."""
+ALIGNED = frozenset({"inputs", "outputs", "share"})
+"""Sizes of products, which are multiples of 16 in every model, beside all strides."""
 MARKS = ("<!-- kernels: begin -->\n", "<!-- kernels: end -->")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
-    name: str
-    kernel: Any
-    types: Mapping[str, str]
-    """Of arguments that are not constants."""
-    constants: Mapping[str, Any]
-    warps: int
-    stages: int = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +87,7 @@ def builds() -> list[Build]:
             warps=16,
         ),
         Build(name="copy", kernel=copy_blocks.copy_kernel, types=common, constants={"SIZE": 2048, "BLOCK": copy_blocks.BLOCK}, warps=4),
+        *product_builds(),
     ]
 
 
@@ -102,7 +95,7 @@ def compile_for(build: Build, capability: int) -> Compiled:
     """What the just-in-time compiler would make of tensors that lie at multiples of 16 bytes."""
     names = build.kernel.arg_names
     signature = {name: "constexpr" if name in build.constants else build.types[name] for name in names}
-    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name.endswith("stride")]
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name.endswith("stride") or name in ALIGNED]
     source = ASTSource(
         fn=build.kernel,
         signature=signature,

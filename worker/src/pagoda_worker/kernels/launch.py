@@ -36,6 +36,11 @@ def launches(tensor: Tensor) -> bool:
     return tensor.is_cuda and triton_is_there()
 
 
+def paired(dtype: torch.dtype) -> bool:
+    """Whether kernels may take two numbers of this type at once by PTX. The interpreter knows none."""
+    return not interpreted() and dtype in (torch.bfloat16, torch.float16)
+
+
 def upcast(dtype: torch.dtype) -> bool:
     """NOTE: Triton's interpreter multiplies the raw bits of bf16 (triton-lang/triton#11584): there, kernels compute in float32."""
     return interpreted() and dtype == torch.bfloat16

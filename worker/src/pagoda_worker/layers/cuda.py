@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pagoda_worker.kernels import copy_blocks, decode_attention, norm, prefill_attention, rotary_cache, sample, silu
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape
-from pagoda_worker.layers.linear import Linear
+from pagoda_worker.layers.cuda_linear import quantized_product
+from pagoda_worker.layers.linear import Linear, Product, Weight
 from pagoda_worker.layers.operators import Operators
 
 
@@ -40,6 +41,10 @@ class TritonOperators(Operators):
     def __init__(self, attend: Attend = attend_triton) -> None:
         """attend: one that reads keys and values from the cache."""
         super().__init__(attend)
+
+    def pack(self, weight: Weight, *, gated: bool) -> Product | None:
+        """Plain weights stay with cuBLAS. The gate is always a kernel of its own."""
+        return super().pack(weight, gated=gated) if isinstance(weight, Tensor) else quantized_product(weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)

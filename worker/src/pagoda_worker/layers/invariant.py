@@ -6,15 +6,15 @@ Chosen by the loader in place of the usual operators; knows no models.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, length_groups
-from pagoda_worker.layers.linear import Product, gate
+from pagoda_worker.layers.linear import PlainProduct, Product, Weight, torch_product
 from pagoda_worker.layers.native import NativeOperators, NativeProduct
+from pagoda_worker.layers.native_quantized import QuantizedNativeProduct
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.native.library import Library
 
@@ -28,7 +28,7 @@ LOWEST = -1e30
 """Instead of -inf for the largest score so far: a first block that is masked whole must not make NaN of it."""
 
 
-class FixedRows:
+class FixedRows(PlainProduct):
     """A `Product` that multiplies ROWS rows at a time, the last ones with zeros below them."""
 
     __slots__ = ("_product",)
@@ -42,22 +42,12 @@ class FixedRows:
         parts = [self._product(block, bias) for block in torch.split(padded, ROWS)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
 
-    def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-        return residual + self(x, bias)
 
-    def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return gate(self(x, bias))
-
-
-def fixed(weight: Tensor, product: Product | None) -> Product:
-    """`product` None: the weight serves as it is. Our own kernels add up each row alone, in one order; they stay."""
-    if isinstance(product, NativeProduct):
+def fixed(weight: Weight, product: Product | None) -> Product:
+    """`product` None: torch serves. Our own kernels add up each row alone, in one order; they stay."""
+    if isinstance(product, NativeProduct | QuantizedNativeProduct):
         return product
-    return FixedRows(product or partial(_plain, weight))
-
-
-def _plain(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight, bias)
+    return FixedRows(product or torch_product(weight))
 
 
 class InvariantOperators(Operators):
@@ -66,7 +56,7 @@ class InvariantOperators(Operators):
     def __init__(self) -> None:
         super().__init__(attend_invariant)
 
-    def pack(self, weight: Tensor, *, gated: bool) -> Product:
+    def pack(self, weight: Weight, *, gated: bool) -> Product:
         return fixed(weight, super().pack(weight, gated=gated))
 
 
@@ -76,7 +66,7 @@ class InvariantNativeOperators(NativeOperators):
         self._attend = attend_invariant  # for heads that the kernels do not take
         self.name = f"{self.name}, batch-invariant"
 
-    def pack(self, weight: Tensor, *, gated: bool) -> Product:
+    def pack(self, weight: Weight, *, gated: bool) -> Product:
         return fixed(weight, super().pack(weight, gated=gated))
 
 

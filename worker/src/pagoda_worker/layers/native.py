@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pagoda_worker.layers.adapters import AdapterRows, AdapterStack, delta_of
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
-from pagoda_worker.layers.linear import Linear, Product
+from pagoda_worker.layers.linear import Linear, Product, Weight
+from pagoda_worker.layers.native_quantized import QuantizedNativeProduct, quantized_product
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.native.library import Library
 
@@ -91,6 +92,13 @@ def _panels(weight: Tensor) -> Tensor:
     return weight.view(-1, 2, 16, size // _STEP, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
+def _adds_deltas(x: Tensor, stack: AdapterStack, rows: AdapterRows) -> bool:
+    """The kernel takes whole vectors, and pairs of them where bf16 is multiplied in pairs."""
+    least = _LANES * (1 + (x.dtype == torch.bfloat16))
+    fits = stack.a.shape[3] % least == 0 and not any(part % _LANES for part in stack.parts)
+    return x.dtype in _KINDS and stack.a.dtype == x.dtype and fits and x.stride(1) == 1 and rows.loose is not None
+
+
 class NativeOperators(Operators):
     def __init__(self, library: Library, attend: Attend | None = None, *, invariant: bool = False) -> None:
         """attend: instead of the kernels. invariant: rows that decode take the kernel of prompts too, which is slower for them: a token's
@@ -101,35 +109,40 @@ class NativeOperators(Operators):
         self._invariant = invariant
         self.name = f"native ({library.isa})"
 
-    def pack(self, weight: Tensor, *, gated: bool) -> Product | None:
+    def pack(self, weight: Weight, *, gated: bool) -> Product | None:
         out, size = weight.shape
-        if weight.dtype == torch.bfloat16 and size % _STEP == 0 and not (gated and out % _PANEL):
+        if isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 and size % _STEP == 0 and not (gated and out % _PANEL):
             return NativeProduct(self._library, weight, gated=gated)
-        return super().pack(weight, gated=gated)
+        return quantized_product(self._library, weight, gated=gated) or super().pack(weight, gated=gated)
 
-    def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows, *, interleaved: bool = False) -> None:
-        """Long runs of one adapter by matrix products, which have tiles for them; the others row by row, grouped by adapter."""
-        kind, size, least = _KINDS.get(x.dtype), stack.a.shape[3], _LANES * (1 + (x.dtype == torch.bfloat16))
-        if kind is None or size % least or any(part % _LANES for part in stack.parts) or x.stride(1) != 1 or rows.loose is None:
-            assert not interleaved, "the kernel that interleaves has the same limits"
+    def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:
+        if _adds_deltas(x, stack, rows):
+            self._add_deltas(x, y, stack, rows)
+        else:
             super().add_deltas(x, y, stack, rows)
-            return
+
+    def _add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows, *, interleaved: bool = False) -> None:
+        """Long runs of one adapter by matrix products, which have tiles for them; the others row by row, grouped by adapter."""
         for slot, start, stop in rows.spans:
             if rank := int(stack.ranks[slot]):
                 delta = delta_of(x[start:stop], stack, slot, rank)
                 y[start:stop] += _interleaved(delta.T).T if interleaved else delta
         if rows.has_loose:
-            count, most = x.shape[0], stack.a.shape[2]
+            assert rows.loose is not None
+            count, size, most = x.shape[0], stack.a.shape[3], stack.a.shape[2]
             sizes = (count, size, stack.b.shape[2], len(stack.parts), len(stack.a), most, x.stride(0), interleaved)
-            self._library[f"add_deltas_{kind}"](*stack.pointers, rows.loose.data_ptr(), x.data_ptr(), y.data_ptr(), *sizes)
+            pointers = (*stack.pointers, rows.loose.data_ptr(), x.data_ptr(), y.data_ptr())
+            self._library[f"add_deltas_{_KINDS[x.dtype]}"](*pointers, *sizes)
 
     def silu_mul(self, linear: Linear, x: Tensor) -> Tensor:
         """With adapters in the step their deltas go into the product as it lies."""
         product, adapters = linear.product, linear.adapters
-        if adapters is None or not adapters.active or not isinstance(product, NativeProduct):
+        if adapters is None or not adapters.active or not isinstance(product, NativeProduct | QuantizedNativeProduct):
+            return super().silu_mul(linear, x)
+        if not _adds_deltas(x, adapters.stack, adapters.rows):
             return super().silu_mul(linear, x)
         both = product.interleaved(x, linear.bias)
-        self.add_deltas(x, both, adapters.stack, adapters.rows, interleaved=True)
+        self._add_deltas(x, both, adapters.stack, adapters.rows, interleaved=True)
         return product.gate(both)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

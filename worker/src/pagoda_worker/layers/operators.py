@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pagoda_worker.layers.adapters import AdapterRows, AdapterStack, add_deltas_reference
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, write_cache
-from pagoda_worker.layers.linear import Linear, OneDnnProduct, Product, onednn_packs
+from pagoda_worker.layers.linear import Linear, OneDnnProduct, Product, Weight, onednn_packs
 from pagoda_worker.layers.norm import rms_norm
+from pagoda_worker.layers.parallel import Alone, Collectives
 from pagoda_worker.layers.rotary import rotate
 
 Choose = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -30,10 +31,13 @@ class Operators:
     copy_blocks: CopyBlocks | None = None
     """None: by torch's operations, and to the host through memory of the device."""
 
+    collectives: Collectives = Alone()
+    """With the other ranks of a tensor parallel engine; set before the model is made."""
+
     def __init__(self, attend: Attend) -> None:
         self._attend = attend
 
-    def pack(self, weight: Tensor, *, gated: bool) -> Product | None:
+    def pack(self, weight: Weight, *, gated: bool) -> Product | None:
         """See layers/linear.py."""
         return OneDnnProduct(weight) if onednn_packs(weight) else None
 

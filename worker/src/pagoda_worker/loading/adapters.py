@@ -16,7 +16,7 @@ import torch
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import AdapterError, AdapterNotFound
 from pagoda_worker.loading.peft import AdapterWeights, LinearShape, read_adapter
-from pagoda_worker.models.base import Model
+from pagoda_worker.models.base import Model, adaptable
 from pagoda_worker.request import AdapterFacts, AdaptersState
 from pagoda_worker.scheduling.adapters import Adapter, AdapterSlots
 
@@ -153,8 +153,7 @@ class AdapterDirectory:
 
 def open_for(model: Model, directory: AdapterDirectory, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> None:
     """The model was just read: adapters can be, and those that the settings declare are. Raises AdapterError naming the adapter."""
-    adaptable = model.adaptable()
-    shapes = {name: LinearShape(each.size, out) for each in adaptable for name, out in each.parts.items()}
+    shapes = {name: LinearShape(each.inputs, out) for each in adaptable(model.linears()) for name, out in each.modules}
     prefix, most = model.optional_prefix, config.max_adapter_rank
     directory.open(partial(read_adapter, shapes=shapes, optional_prefix=prefix, max_rank=most, dtype=dtype, pin=device.type == "cuda"))
     for name, folder in config.adapters.items():

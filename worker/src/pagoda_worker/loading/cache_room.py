@@ -39,7 +39,7 @@ def memory_found(
     config: EngineConfig, size: Footprint, itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits
 ) -> MemoryFound:
     """Before anything is allocated. On CUDA a tenth stays for the steps themselves; on CPU they are estimated."""
-    weights, per_token = size.parameters * itemsize, size.cache.bytes_per_token(itemsize)
+    weights, per_token = size.weight_bytes(itemsize), size.cache.bytes_per_token(itemsize)
     host = config.swap_bytes + config.host_tier_bytes
     if device.type == "cuda":
         check_host_fits(host, host_bytes_there(config, limits, held=PROCESSES_BYTES))

@@ -89,6 +89,24 @@ class Limits:
                     yield mount / folder, name
 
 
+class SharedLimits(Limits):
+    """Of one of several processes that divide what there is evenly."""
+
+    def __init__(self, whole: Limits, processes: int) -> None:
+        super().__init__(whole._root)
+        self._processes = processes
+
+    def memory_bytes(self) -> int | None:
+        limit = super().memory_bytes()
+        return None if limit is None else limit // self._processes
+
+    def memory_used_bytes(self) -> int:
+        return super().memory_used_bytes() // self._processes
+
+    def memory_available_bytes(self) -> int:
+        return super().memory_available_bytes() // self._processes
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text()

@@ -21,12 +21,15 @@ from pagoda_worker.loading.adapter_room import adapter_bytes, adapter_slots
 from pagoda_worker.loading.cache_room import count_blocks, memory_found
 from pagoda_worker.loading.config_check import check_config, check_on_device, check_whole_prompts
 from pagoda_worker.loading.host_room import host_room
-from pagoda_worker.loading.limits import Limits
+from pagoda_worker.loading.limits import Limits, SharedLimits
 from pagoda_worker.loading.memory import check_fits, fitting_length
+from pagoda_worker.loading.rank import ALONE, Rank
 from pagoda_worker.models.base import Footprint, Model
+from pagoda_worker.models.checkpoint import checkpoint_bytes, layout_in, read_config, stored_dtype
 from pagoda_worker.models.compiled import CompiledModel, check_compile
-from pagoda_worker.models.registry import architecture_of, footprint_of, load_model
-from pagoda_worker.models.weights import checkpoint_bytes, read_json, stored_dtype
+from pagoda_worker.models.files import read_json
+from pagoda_worker.models.registry import architecture_of, footprint_as_stored, footprint_of, load_model
+from pagoda_worker.models.rounded import footprint_rounded, form_of_weights
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.scheduling.batching import policy_of
 from pagoda_worker.scheduling.residency import HostRoom
@@ -48,6 +51,8 @@ class Loaded:
     architecture: str
     device: torch.device
     dtype_name: str
+    quantization: str
+    """Of the weights: none, int8, int4, fp8, or what a quantized checkpoint says of itself."""
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     max_model_len: int
@@ -73,6 +78,7 @@ class Loaded:
         return ModelFacts(
             architecture=self.architecture,
             dtype=self.dtype_name,
+            quantization=self.quantization,
             device="cpu" if self.device.type == "cpu" else f"cuda:{torch.cuda.get_device_name(self.device)}",
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
@@ -110,27 +116,42 @@ News = Callable[[str, int, int], None]
 """(stage, bytes done, bytes in all)."""
 
 
-def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, limits: Limits | None = None) -> Loaded:
-    """Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
+def load(
+    config: EngineConfig,
+    *,
+    news: News = lambda stage, done, total: None,
+    limits: Limits | None = None,
+    rank: Rank = ALONE,
+    agree: Callable[[int], int] = lambda blocks: blocks,
+) -> Loaded:
+    """`rank`: whose part of the model; `agree`: from the KV blocks that it has room for to those that all ranks have.
+    Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
     check_config(config)
     check_compile(config)
     folder = config.model_dir
-    raw = read_json(folder, "config.json")
-    size = footprint_of(raw)
-    device = resolve_device(config.device)
+    raw = read_config(folder)
+    size = footprint_of(raw, rank.count)
+    device = rank.device(resolve_device(config.device))
+    config = rank.share(config, device.type)
     check_on_device(config, device.type)
     slots = adapter_slots(config, device.type)
     dtype_name = _resolve_dtype(config, raw, device)
+    if not config.random_weights:
+        size = footprint_as_stored(folder, raw, DTYPES[dtype_name].itemsize, rank.count)
+    quantization = form_of_weights(config.quantization, None if config.random_weights else layout_in(folder, raw), folder)
+    size = footprint_rounded(size, config.quantization, DTYPES[dtype_name].itemsize)
     longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
-    limits = limits or Limits()
+    limits = SharedLimits(limits or Limits(), rank.count)
     memory = memory_found(config, size, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
     if config.kv_cache_bytes is None:
         check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
     file_bytes = 0 if config.random_weights else checkpoint_bytes(folder)
     if device.type == "cpu":
-        _take_threads(config, limits, weight_bytes=file_bytes or memory.needs.weights)
+        _take_threads(config, limits, rank, weight_bytes=file_bytes // rank.count or memory.needs.weights)
     model_len = config.max_model_len or longest
+    operators = operators_for(config, device, dtype=DTYPES[dtype_name], head_dim=size.cache.head_dim)
+    operators.collectives = rank.join(device)
     began = time.monotonic()
     build = partial(
         load_model,
@@ -139,7 +160,8 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         max_model_len=model_len,
         dtype=DTYPES[dtype_name],
         device=device,
-        operators=operators_for(config, device, dtype=DTYPES[dtype_name], head_dim=size.cache.head_dim),
+        operators=operators,
+        quantization=config.quantization,
         random_weights=config.random_weights,
         packed=not config.compile,
         copied=lambda done, total: news("loading weights", done, total),
@@ -149,7 +171,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
     weights_s = time.monotonic() - began
     unread = memory.needs.weights if model is None else 0
     unread += adapter_bytes(size, slots, config.max_adapter_rank, DTYPES[dtype_name].itemsize)
-    block_count = count_blocks(config, memory, model_len, device, unread_bytes=unread)
+    block_count = agree(count_blocks(config, memory, model_len, device, unread_bytes=unread))
     model_len = _length_held(config, model_len, cache_tokens=block_count * config.block_size)
     check_whole_prompts(config, max_batch_tokens, model_len)
     eos, bos = _special_ids(folder, raw)
@@ -160,6 +182,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         architecture=architecture_of(raw),
         device=device,
         dtype_name=dtype_name,
+        quantization=quantization,
         eos_token_ids=eos,
         bos_token_id=bos,
         max_model_len=model_len,
@@ -168,7 +191,7 @@ def load(config: EngineConfig, *, news: News = lambda stage, done, total: None, 
         block_count=block_count,
         long_prefill_tokens=long_prefill_tokens(config, device),
         host=host_room(config, memory.needs.per_token * config.block_size),
-        awake_bytes=memory.awake_bytes(config, device, block_count),
+        awake_bytes=rank.count * memory.awake_bytes(config, device, block_count),
         checkpoint_bytes=file_bytes,
         weights_s=weights_s,
         adapter_slots=slots,
@@ -254,18 +277,19 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in words or "can't allocate memory" in words
 
 
-def _take_threads(config: EngineConfig, limits: Limits, *, weight_bytes: int) -> None:
-    cores = _take_cores(limits)
-    torch.set_num_threads(thread_count(min(config.threads or limits.cpus() or cores, cores), weight_bytes))
+def _take_threads(config: EngineConfig, limits: Limits, rank: Rank, *, weight_bytes: int) -> None:
+    cores = _take_cores(limits, rank)
+    bound = min(config.threads or limits.cpus() or cores, cores)
+    torch.set_num_threads(thread_count(max(bound // rank.count, 1), weight_bytes))
 
 
-def _take_cores(limits: Limits) -> int:
-    """How many physical cores there are for threads. Where the CPUs are this container's own, the process keeps to one thread of each;
-    where they are shared with others, pinning would make workers of one machine queue on the same cores."""
+def _take_cores(limits: Limits, rank: Rank) -> int:
+    """How many physical cores there are for threads of all ranks. Where the CPUs are this container's own, the process keeps to one thread
+    of each of its cores; where they are shared with others, pinning would make workers of one machine queue on the same ones."""
     allowed = os.sched_getaffinity(0)
     cores = limits.cores(allowed)
     if limits.owned_cpus(allowed):
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, rank.part_of(cores))
     return len(cores)
 
 

@@ -1,5 +1,6 @@
 """What the runner needs of any architecture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.parallel import Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,28 +35,65 @@ class Footprint:
     vocab: int
     max_position: int
     """Tokens of the longest sequence that the model was made for."""
-    per_adapter_rank: int = 0
-    """Values of A and B of one LoRA adapter, over all linears that adapters may change, for each of its ranks."""
+    linear_parameters: int
+    """Of them, weights of the layers' products: what quantizing makes smaller."""
+    head_parameters: int
+    """Of them, the head's; 0: it is the embedding."""
+    tied_head_parameters: int
+    """Of such a head, of which some forms are a copy; 0: it is one of its own."""
+    per_adapter_rank: int
+    """Values of A and B of one LoRA adapter, over all products of the layers, for each of its ranks."""
+    stored_bytes: int | None = None
+    """Of a checkpoint that is held as it is stored, quantized. None: all parameters at the model's dtype."""
+
+    def weight_bytes(self, itemsize: int) -> int:
+        return self.parameters * itemsize if self.stored_bytes is None else self.stored_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class AdaptableLinear:
-    """A product that adapters may change."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedLinear:
+    """A linear and the checkpoint's modules that it is made of: what quantized weights are read into, whole."""
 
     linear: Linear
-    size: int
-    """Its inputs."""
-    parts: dict[str, int]
-    """Names that checkpoints have for what it computes, in order, with the columns of each. Full names, as destinations have them."""
+    modules: tuple[tuple[str, int], ...]
+    """(name, outputs), above one another; of a rank that has part of them, its own."""
+    inputs: int
+    transposed: bool = False
+    """The checkpoint has the plain weight as [in, out]."""
 
 
-class Model(Protocol):
+def adaptable(linears: Sequence[FusedLinear]) -> list[FusedLinear]:
+    """Of a model's, those that LoRA adapters may change: all but the head."""
+    return [each for each in linears if each.modules[0][0] != "lm_head"]
+
+
+class ForwardPass(Protocol):
+    """What a step needs of a model."""
+
     cache_shape: CacheShape
     vocab_size: int
     operators: Operators
 
+    def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
+        """ids and positions [T] int64 → final hidden states [T, E], normed."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[S, E] → [S, V] in the model's dtype."""
+        ...
+
+
+class Model(ForwardPass, Protocol):
     def destinations(self) -> dict[str, Tensor]:
         """Checkpoint tensor name → where it goes (a view into a parameter)."""
+        ...
+
+    def linears(self) -> list[FusedLinear]:
+        """Whose weights may be quantized, in the order of the forward pass. Those are among the destinations too."""
+        ...
+
+    def parts(self) -> dict[str, Part]:
+        """Which part of a checkpoint's tensor its destination is; those not named are whole."""
         ...
 
     @property
@@ -67,18 +106,6 @@ class Model(Protocol):
         """Ends of tensor names that a checkpoint may hold and the model does not read."""
         ...
 
-    def adaptable(self) -> list[AdaptableLinear]:
-        """Which products LoRA adapters may change."""
-        ...
-
     def pack(self) -> None:
         """Called once when all destinations are filled: weights move into the layout the device multiplies fastest."""
-        ...
-
-    def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
-        """ids and positions [T] int64 → final hidden states [T, E], normed."""
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[S, E] → [S, V] in the model's dtype."""
         ...

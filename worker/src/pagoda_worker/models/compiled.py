@@ -20,7 +20,8 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.operators import Operators
-from pagoda_worker.models.base import AdaptableLinear, Model
+from pagoda_worker.layers.parallel import Part
+from pagoda_worker.models.base import ForwardPass, FusedLinear, Model
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,12 @@ class CompiledModel:
     def destinations(self) -> dict[str, Tensor]:
         return self._model.destinations()
 
+    def parts(self) -> dict[str, Part]:
+        return self._model.parts()
+
+    def linears(self) -> list[FusedLinear]:
+        return self._model.linears()
+
     @property
     def optional_prefix(self) -> str:
         return self._model.optional_prefix
@@ -90,9 +97,6 @@ class CompiledModel:
     @property
     def ignored_suffixes(self) -> tuple[str, ...]:
         return self._model.ignored_suffixes
-
-    def adaptable(self) -> list[AdaptableLinear]:
-        return self._model.adaptable()
 
     def pack(self) -> None:
         """Nothing, see above."""
@@ -118,7 +122,7 @@ def cxx() -> str | None:
 
 @torch.inference_mode()
 def compile_decoding(
-    model: Model, caches: list[Tensor], *, block_size: int, max_running: int, news: Callable[[str, int, int], None]
+    model: ForwardPass, caches: list[Tensor], *, block_size: int, max_running: int, news: Callable[[str, int, int], None]
 ) -> None:
     """Runs one row and two rows, over caches in which nothing is yet: no request waits for a compiler. Raises ConfigError when it fails."""
     began, device = time.monotonic(), caches[0].device

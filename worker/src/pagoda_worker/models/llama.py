@@ -1,21 +1,23 @@
 """Llama and its relatives (Mistral, Qwen2, Qwen3): pre-norm blocks of grouped-query attention and a gated SiLU feed-forward.
 
 Owns the parameters and the order of operations; what the relatives differ in are fields of LlamaConfig. The projections of q, k, v and of
-gate, up are stored as one matrix each: fewer, larger products. Checkpoint tensors are copied into views of those.
+gate, up are stored as one matrix each: fewer, larger products. Checkpoint tensors are copied into views of those. A rank of a tensor
+parallel engine is the same model with fewer heads, feed-forward columns and rows of the vocabulary; `parts` says which.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.parallel import Collectives, Part, Vocabulary, row_parallel
 from pagoda_worker.layers.rotary import rotary_table
-from pagoda_worker.models.base import AdaptableLinear, CacheShape, Footprint
+from pagoda_worker.models.base import CacheShape, Footprint, FusedLinear
 from pagoda_worker.models.llama_config import LlamaConfig
 
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
@@ -26,10 +28,19 @@ class LlamaLayer:
 
     __slots__ = ("attention", "attention_norm", "down", "gate_up", "head_norms", "mlp_norm", "out", "qkv")
 
-    def __init__(self, c: LlamaConfig, window: int | None, *, dtype: torch.dtype, device: torch.device) -> None:
-        def linear(rows: int, columns: int, *, bias: bool, gated: bool = False) -> Linear:
-            weight = torch.empty(rows, columns, dtype=dtype, device=device)
-            return Linear(weight, torch.empty(rows, dtype=dtype, device=device) if bias else None, gated=gated)
+    def __init__(
+        self,
+        c: LlamaConfig,
+        window: int | None,
+        collectives: Collectives,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        weights: torch.device,
+    ) -> None:
+        def empty(rows: int, columns: int, *, bias: bool) -> tuple[Tensor, Tensor | None]:
+            weight = torch.empty(rows, columns, dtype=dtype, device=weights)
+            return weight, torch.empty(rows, dtype=dtype, device=device) if bias else None
 
         self.attention = AttentionShape(c.head_dim**-0.5, window)
         self.attention_norm, self.mlp_norm = torch.empty(2, c.hidden, dtype=dtype, device=device)
@@ -37,10 +48,10 @@ class LlamaLayer:
         """Of queries and of keys."""
         if c.qk_norm:
             self.head_norms = (torch.empty(c.head_dim, dtype=dtype, device=device), torch.empty(c.head_dim, dtype=dtype, device=device))
-        self.qkv = linear((c.heads + 2 * c.kv_heads) * c.head_dim, c.hidden, bias=c.qkv_bias)
-        self.out = linear(c.hidden, c.heads * c.head_dim, bias=c.out_bias)
-        self.gate_up = linear(2 * c.intermediate, c.hidden, bias=c.mlp_bias, gated=True)
-        self.down = linear(c.hidden, c.intermediate, bias=c.mlp_bias)
+        self.qkv = Linear(*empty((c.heads + 2 * c.kv_heads) * c.head_dim, c.hidden, bias=c.qkv_bias))
+        self.out = row_parallel(collectives, *empty(c.hidden, c.heads * c.head_dim, bias=c.out_bias))
+        self.gate_up = Linear(*empty(2 * c.intermediate, c.hidden, bias=c.mlp_bias), gated=True)
+        self.down = row_parallel(collectives, *empty(c.hidden, c.intermediate, bias=c.mlp_bias))
 
     def destinations(self, c: LlamaConfig) -> dict[str, Tensor]:
         """Checkpoint names within this layer."""
@@ -59,16 +70,16 @@ class LlamaLayer:
             named |= dict(zip(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), self.head_norms, strict=True))
         return named
 
-    def adaptable(self, c: LlamaConfig, prefix: str) -> list[AdaptableLinear]:
-        kv = c.kv_heads * c.head_dim
+    def linears(self, c: LlamaConfig, prefix: str) -> list[FusedLinear]:
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        qkv = ((f"{attention}q_proj", q), (f"{attention}k_proj", kv), (f"{attention}v_proj", kv))
+        gate_up = ((f"{mlp}gate_proj", c.intermediate), (f"{mlp}up_proj", c.intermediate))
         return [
-            AdaptableLinear(linear, size, {prefix + name: columns for name, columns in parts.items()})
-            for linear, size, parts in (
-                (self.qkv, c.hidden, {"self_attn.q_proj": c.heads * c.head_dim, "self_attn.k_proj": kv, "self_attn.v_proj": kv}),
-                (self.out, c.heads * c.head_dim, {"self_attn.o_proj": c.hidden}),
-                (self.gate_up, c.hidden, {"mlp.gate_proj": c.intermediate, "mlp.up_proj": c.intermediate}),
-                (self.down, c.intermediate, {"mlp.down_proj": c.hidden}),
-            )
+            FusedLinear(linear=self.qkv, modules=qkv, inputs=c.hidden),
+            FusedLinear(linear=self.out, modules=((f"{attention}o_proj", c.hidden),), inputs=q),
+            FusedLinear(linear=self.gate_up, modules=gate_up, inputs=c.hidden),
+            FusedLinear(linear=self.down, modules=((f"{mlp}down_proj", c.hidden),), inputs=c.intermediate),
         ]
 
     def pack(self, operators: Operators) -> None:
@@ -80,34 +91,55 @@ class Llama:
     optional_prefix = ""
 
     def __init__(
-        self, raw: Mapping[str, Any], *, max_model_len: int, dtype: torch.dtype, device: torch.device, operators: Operators
+        self,
+        raw: Mapping[str, Any],
+        *,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        operators: Operators,
+        deferred: bool = False,
     ) -> None:
-        c = self.config = LlamaConfig.parse(raw)
+        """`deferred`: the linears' weights have shapes but no memory until they are read, because they may come quantized."""
+        whole, collectives = LlamaConfig.parse(raw), operators.collectives
+        c = self.config = whole.of_rank(collectives.size)
+        self._parts = _parts(whole, collectives)
+        self._vocabulary = Vocabulary(c.vocab, collectives)
         self.cache_shape = CacheShape(layers=c.layers, kv_heads=c.kv_heads, head_dim=c.head_dim)
         self.vocab_size = c.vocab
         self.operators = operators
         # first: a scaling that it refuses must not cost the allocation of the weights
         self.rotary = rotary_table(c.head_dim, max_model_len, c.rope, max_position=c.max_position, dtype=dtype, device=device)
-        self.embedding = torch.empty(c.vocab, c.hidden, dtype=dtype, device=device)
-        self.head = Linear(self.embedding if c.tied else torch.empty_like(self.embedding))
+        self.embedding = torch.empty(self._vocabulary.rows, c.hidden, dtype=dtype, device=device)
+        weights = torch.device("meta") if deferred else device
+        self.head = Linear(self.embedding if c.tied else torch.empty_like(self.embedding, device=weights))
         self.norm = torch.empty(c.hidden, dtype=dtype, device=device)
-        self.layers = [LlamaLayer(c, window, dtype=dtype, device=device) for window in c.windows]
+        self.layers = [LlamaLayer(c, window, collectives, dtype=dtype, device=device, weights=weights) for window in c.windows]
 
     @staticmethod
-    def footprint(raw: Mapping[str, Any]) -> Footprint:
-        return LlamaConfig.parse(raw).footprint()
+    def footprint(raw: Mapping[str, Any], ranks: int = 1) -> Footprint:
+        return LlamaConfig.parse(raw).footprint(ranks)
 
     def destinations(self) -> dict[str, Tensor]:
         named = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
         if not self.config.tied:
-            assert self.head.weight is not None, "destinations are asked for before packing"
+            assert isinstance(self.head.weight, Tensor), "destinations are asked for before packing"
             named["lm_head.weight"] = self.head.weight
         for i, layer in enumerate(self.layers):
             named |= {f"model.layers.{i}.{name}": tensor for name, tensor in layer.destinations(self.config).items()}
         return named
 
-    def adaptable(self) -> list[AdaptableLinear]:
-        return [each for i, layer in enumerate(self.layers) for each in layer.adaptable(self.config, f"model.layers.{i}.")]
+    def linears(self) -> list[FusedLinear]:
+        c = self.config
+        head = [] if c.tied else [FusedLinear(linear=self.head, modules=(("lm_head", self._vocabulary.rows),), inputs=c.hidden)]
+        layers = [each for i, layer in enumerate(self.layers) for each in layer.linears(c, f"model.layers.{i}.")]
+        return layers + head
+
+    def parts(self) -> dict[str, Part]:
+        if not self._parts:
+            return {}
+        tables = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), self._vocabulary.part)
+        return tables | {f"model.layers.{i}.{name}": part for i in range(self.config.layers) for name, part in self._parts.items()}
 
     @property
     def ignored_suffixes(self) -> tuple[str, ...]:
@@ -122,7 +154,7 @@ class Llama:
     def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
         c, ops = self.config, self.operators
         rotation = self.rotary.at(positions)
-        residual = F.embedding(ids, self.embedding)
+        residual = self._vocabulary.embed(ids, self.embedding)
         x = ops.rms_norm(residual, self.layers[0].attention_norm, c.eps)
         next_norms = [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
         for layer, cache, next_norm in zip(self.layers, caches, next_norms, strict=True):
@@ -134,4 +166,19 @@ class Llama:
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
+        return self._vocabulary.gather(self.head(hidden))
+
+
+def _parts(whole: LlamaConfig, collectives: Collectives) -> dict[str, Part]:
+    """Of each layer, by checkpoint names within it. What is not named is whole on every rank."""
+    rank, size = collectives.rank, collectives.size
+    if size == 1:
+        return {}
+    queries = Part.of(0, whole.heads * whole.head_dim, rank, size)
+    keys = Part.heads(0, whole.kv_heads, whole.head_dim, rank, size)
+    columns = Part.of(0, whole.intermediate, rank, size)
+    named = {"self_attn.q_proj": queries, "self_attn.k_proj": keys, "self_attn.v_proj": keys}
+    named |= {"mlp.gate_proj": columns, "mlp.up_proj": columns}
+    both = {f"{name}.{kind}": part for name, part in named.items() for kind in ("weight", "bias")}
+    rows = {"self_attn.o_proj.weight": replace(queries, dim=1), "mlp.down_proj.weight": replace(columns, dim=1)}
+    return both | rows

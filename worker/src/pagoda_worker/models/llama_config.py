@@ -4,10 +4,11 @@ Defaults are those that transformers takes when a field is missing. Called by ll
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pagoda_worker.errors import ModelError
+from pagoda_worker.layers.parallel import HeadShare, columns_of_rank, rows_of_rank
 from pagoda_worker.models.base import CacheShape, Footprint
 from pagoda_worker.models.config_fields import ConfigFields
 
@@ -44,18 +45,30 @@ class LlamaConfig:
         fields = ConfigFields(raw)
         return PARSERS[fields.architecture](fields)
 
-    def footprint(self) -> Footprint:
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        biases = self.qkv_bias * (q + 2 * kv) + self.out_bias * self.hidden + self.mlp_bias * (2 * self.intermediate + self.hidden)
-        norms = 2 * self.hidden + self.qk_norm * 2 * self.head_dim
-        layer = self.hidden * (2 * q + 2 * kv + 3 * self.intermediate) + biases + norms
+    def of_rank(self, ranks: int) -> "LlamaConfig":
+        """What each rank of a tensor parallel engine computes. Raises ConfigError when it cannot be divided."""
+        share = HeadShare.of(self.heads, self.kv_heads, ranks)
+        return replace(self, heads=share.queries, kv_heads=share.keys, intermediate=columns_of_rank(self.intermediate, ranks))
+
+    def footprint(self, ranks: int = 1) -> Footprint:
+        """Of one rank."""
+        c = self.of_rank(ranks)
+        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        biases = c.qkv_bias * (q + 2 * kv) + c.out_bias * c.hidden + c.mlp_bias * (2 * c.intermediate + c.hidden)
+        norms = 2 * c.hidden + c.qk_norm * 2 * c.head_dim
+        products = c.hidden * (2 * q + 2 * kv + 3 * c.intermediate)
+        layer = products + biases + norms
+        head = c.hidden * rows_of_rank(c.vocab, ranks)
         return Footprint(
-            cache=CacheShape(layers=self.layers, kv_heads=self.kv_heads, head_dim=self.head_dim),
-            parameters=self.layers * layer + self.hidden * (1 + self.vocab * (1 if self.tied else 2)),
-            per_step_token=4 * self.hidden + 2 * q + 2 * kv + 3 * self.intermediate,
+            cache=CacheShape(layers=c.layers, kv_heads=c.kv_heads, head_dim=c.head_dim),
+            parameters=c.layers * layer + c.hidden + head * (1 if c.tied else 2),
+            per_step_token=4 * c.hidden + 2 * q + 2 * kv + 3 * c.intermediate,
             vocab=self.vocab,
             max_position=self.max_position,
-            per_adapter_rank=self.layers * (7 * self.hidden + 2 * q + 2 * kv + 3 * self.intermediate),
+            linear_parameters=c.layers * products,
+            head_parameters=0 if c.tied else head,
+            tied_head_parameters=head if c.tied else 0,
+            per_adapter_rank=c.layers * (7 * c.hidden + 2 * q + 2 * kv + 3 * c.intermediate),
         )
 
 

@@ -1,152 +1,147 @@
-"""Checkpoint files → tensors that are already where the model wants them.
+"""Checkpoint → tensors that are already where the model wants them: which tensor goes where, and what is missing or too much.
 
-Owns reading of safetensors (one file or a sharded index). Knows no architecture: models hand over destinations by checkpoint name. One
-tensor at a time is read from the mapped file and copied, so that loading never holds a second copy of the model. Pickles are never read.
+Knows no architecture and no file format: models hand over destinations by checkpoint name and the linears whose weights may be quantized
+(placing.py), files.py the tensors. One tensor, or the parts of one linear, at a time: loading never holds a second copy of the model.
 """
 
-import ctypes
-import json
-import mmap
-import struct
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pagoda_worker.errors import ModelError
-
-INDEX = "model.safetensors.index.json"
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist: {folder} is not a Hugging Face model folder") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return value
-
+from pagoda_worker.layers.parallel import Part
+from pagoda_worker.models.base import FusedLinear
+from pagoda_worker.models.files import Tensors
+from pagoda_worker.models.formats.layout import Layout
+from pagoda_worker.models.placing import WHOLE, Placement, place
+from pagoda_worker.quantization.weights import QuantizedWeight
 
 Copied = Callable[[int, int], None]
 """(bytes read so far, bytes in all), called after every tensor."""
 
 
+@dataclass(slots=True)
+class _Plan:
+    copies: dict[str, str] = field(default_factory=dict)
+    """Stored name → destination."""
+    parts: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Module of a linear without memory yet → part → stored name."""
+    zeros: list[str] = field(default_factory=list)
+    """Biases that the model does not have: they must be nothing."""
+
+
 def load_weights(
-    folder: Path,
+    tensors: Tensors,
     destinations: Mapping[str, Tensor],
+    linears: Sequence[FusedLinear] = (),
+    placement: Placement | None = None,
     *,
     ignored_suffixes: Iterable[str] = (),
     optional_prefix: str = "",
     copied: Copied = lambda done, total: None,
 ) -> None:
-    """Fills every destination. Raises ModelError naming file and tensor when one is missing, unexpected, cut short or of another shape."""
-    missing = set(destinations)
-    ignored = tuple(ignored_suffixes)
-    total, done = checkpoint_bytes(folder), 0
-    for path in _files(folder):
-        try:
-            with safe_open(path, framework="pt", device="cpu") as shard:
-                for name in shard.keys():  # noqa: SIM118  (not a dict)
-                    if name.endswith(ignored):
-                        continue
-                    place = name.removeprefix(optional_prefix)
-                    if place not in destinations:
-                        raise ModelError(f"{path}: tensor {name!r} has no place in this architecture")
-                    done += _copy(path, name, shard, destinations[place])
-                    copied(done, total)
-                    missing.discard(place)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} cannot be read: {_diagnose(path) or error}") from error
+    """Fills every destination and gives every one of `linears`, whose weights have no memory yet, its weight. Raises ModelError naming file
+    and tensor when one is missing, unexpected, cut short or of another shape, before anything is copied where the headers tell."""
+    layout, shares = (None, WHOLE) if placement is None else (placement.layout, placement.parts)
+    plan = _plan(tensors, destinations, linears, layout, shares, tuple(ignored_suffixes), optional_prefix)
+    total, done = sum(path.stat().st_size for path in {each.path for each in tensors.stored.values()}), 0
+
+    def read(names: Iterable[str]) -> None:
+        nonlocal done
+        done += sum(tensors.stored[name].nbytes for name in names)
+        copied(done, total)
+
+    for name, target in plan.copies.items():
+        if (part := shares.get(target)) is None:
+            tensors.copy(name, destinations[target])
+        else:
+            whole = tensors.read(name)  # mapped: what is not copied is not read
+            destinations[target].copy_(part.cut(whole))
+            tensors.give_back(whole)
+        read([name])
+    for name in plan.zeros:
+        if bool(tensors.read(name).any()):
+            raise _no_place(tensors, name)
+    for fused in linears:
+        assert placement is not None, "linears without memory are loaded by a placement"
+        place(fused, plan.parts, tensors, placement)
+        read([name for module, _ in fused.modules for name in plan.parts[module].values()])
+
+
+def _plan(
+    tensors: Tensors,
+    destinations: Mapping[str, Tensor],
+    linears: Sequence[FusedLinear],
+    layout: Layout | None,
+    shares: Mapping[str, Part],
+    ignored: tuple[str, ...],
+    prefix: str,
+) -> _Plan:
+    plan = _Plan(parts={module: {} for fused in linears for module, _ in fused.modules})
+    for name, stored in tensors.stored.items():
+        target = name.removeprefix(prefix)
+        module, _, part = target.rpartition(".")
+        if target.endswith(ignored):
+            continue
+        if module in plan.parts and part != "bias" and (part == "weight" or (layout is not None and part in layout.used)):
+            plan.parts[module][part] = name
+        elif target in destinations and destinations[target].device.type != "meta":
+            wanted, share = tuple(destinations[target].shape), shares.get(target)
+            wanted = wanted if share is None else share.shape(wanted)
+            if stored.shape != wanted:
+                raise ModelError(f"{stored.path}: tensor {name!r} has shape {list(stored.shape)}, config.json asks for {list(wanted)}")
+            plan.copies[name] = target
+        elif module in plan.parts and part == "bias":
+            plan.zeros.append(name)
+        elif layout is None or part not in layout.unread:
+            raise _no_place(tensors, name)
+    missing = {name for name in destinations if name.rpartition(".")[0] not in plan.parts or name.endswith(".bias")}
+    missing -= set(plan.copies.values())
+    missing |= {f"{module}.weight" for module, parts in plan.parts.items() if not parts}
     if missing:
         first = min(missing)
+        folder = next(iter(tensors.stored.values())).path.parent if tensors.stored else "the checkpoint"
         raise ModelError(f"{folder}: tensor {first!r} is missing ({len(missing)} missing in all)")
+    return plan
 
 
-def fill_randomly(destinations: Mapping[str, Tensor], *, seed: int = 0) -> None:
+def _no_place(tensors: Tensors, name: str) -> ModelError:
+    return ModelError(f"{tensors.stored[name].path}: tensor {name!r} has no place in this architecture")
+
+
+def fill_randomly(destinations: Mapping[str, Tensor], parts: Mapping[str, Part] = WHOLE, *, seed: int = 0) -> None:
     """Numbers for a model that is only timed: the same for the same seed and kind of device, made where they lie. The spread keeps
-    activations finite and the best tokens apart."""
+    activations finite and the best tokens apart. A part gets what it would have of the whole, which is made beside it, one at a time."""
     generators: dict[torch.device, torch.Generator] = {}
     for name, tensor in destinations.items():
+        if tensor.device.type == "meta":
+            continue
         if tensor.ndim == 1:
             tensor.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
         generator = generators.get(tensor.device) or torch.Generator(tensor.device).manual_seed(seed)
         generators[tensor.device] = generator
-        tensor.normal_(0.0, 1.5 * tensor.shape[-1] ** -0.5, generator=generator)
+        part = parts.get(name)
+        whole = tensor if part is None else _empty_like(tensor, part.shape(tensor.shape))
+        whole.normal_(0.0, 1.5 * whole.shape[-1] ** -0.5, generator=generator)
+        if part is not None:
+            tensor.copy_(part.cut(whole))
 
 
-def _files(folder: Path) -> list[Path]:
-    if (folder / INDEX).exists():
-        shards = read_json(folder, INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise ModelError(f"{folder / INDEX}: weight_map must map tensor names to file names")
-        return [folder / name for name in sorted(set(shards.values()))]
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    if pickles := sorted(path.name for path in folder.glob("*.bin")):
-        raise ModelError(f"{folder} holds {pickles[0]}, a pickle that could run code of its own and is never read: save it as safetensors")
-    raise ModelError(f"{folder} holds neither model.safetensors nor {INDEX}; other weight formats are not read")
+def _empty_like(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """With its order of dimensions in memory, which is the order in which random numbers are drawn."""
+    return tensor.new_empty(shape) if tensor.is_contiguous() else tensor.new_empty(shape[::-1]).T
 
 
-def _diagnose(path: Path) -> str:
-    """Which tensor a damaged file lacks; empty when its header does not tell. The library names neither file nor tensor."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            size = path.stat().st_size
-            if length > size:
-                return f"its header claims {length} bytes, the file has {size}: it is damaged or cut short"
-            tensors = json.loads(file.read(length))
-        ends = sorted((each["data_offsets"][1] + 8 + length, name) for name, each in tensors.items() if name != "__metadata__")
-    except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError):
-        return ""
-    lost = [(end, name) for end, name in ends if end > size]
-    return f"tensor {lost[0][1]!r} ends at byte {lost[0][0]}, the file has {size}: it is cut short; fetch it again" if lost else ""
-
-
-def _copy(path: Path, name: str, shard: Any, destination: Tensor) -> int:
-    """Bytes read."""
-    shape = tuple(shard.get_slice(name).get_shape())
-    if shape != tuple(destination.shape):
-        raise ModelError(f"{path}: tensor {name!r} has shape {list(shape)}, config.json asks for {list(destination.shape)}")
-    tensor: Tensor = shard.get_tensor(name)
-    destination.copy_(tensor)
-    _unmap(tensor)
-    return tensor.nbytes
-
-
-def _unmap(tensor: Tensor) -> None:
-    """What was copied out of the mapped file leaves this process's resident memory at once (it stays in the page cache); else that would
-    grow to twice the model. Whole pages within the tensor only: its neighbours are still to be read."""
-    if sys.platform == "linux":
-        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = tensor.data_ptr() + tensor.nbytes - first
-        if length >= mmap.PAGESIZE:
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length // mmap.PAGESIZE * mmap.PAGESIZE), mmap.MADV_DONTNEED)
-
-
-def stored_dtype(folder: Path) -> str:
-    """safetensors' name of the first tensor's dtype: for folders whose config.json does not tell."""
-    path = _files(folder)[0]
-    try:
-        with safe_open(path, framework="pt", device="cpu") as shard:
-            first = next(iter(shard.keys()), None)
-            return "" if first is None else str(shard.get_slice(first).get_dtype())
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {_diagnose(path) or error}") from error
-
-
-def checkpoint_bytes(folder: Path) -> int:
-    """Raises ModelError when a file that the index names is not there."""
-    try:
-        return sum(path.stat().st_size for path in _files(folder))
-    except OSError as error:
-        raise ModelError(f"{error.filename} cannot be read: {error.strerror}") from error
+def fill_linears_randomly(
+    linears: Sequence[FusedLinear], rounded: Callable[[FusedLinear, Tensor], QuantizedWeight | None], device: torch.device, *, seed: int = 1
+) -> None:
+    """The same for those without memory, one by one, as `rounded` has them. A rank's part is not the others': it has the same numbers."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for fused in linears:
+        weight = fused.linear.weight
+        if isinstance(weight, Tensor) and weight.device.type == "meta":
+            plain = torch.empty_like(weight, device=device).normal_(0.0, 1.5 * weight.shape[-1] ** -0.5, generator=generator)
+            fused.linear.weight = rounded(fused, plain) or plain

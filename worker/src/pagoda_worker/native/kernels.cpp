@@ -3,6 +3,7 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "linear_quantized.h"
 #include "prefill_attention.h"
 
 #define EXPORT(name) extern "C" __attribute__((visibility("default"))) void pagoda_##name
@@ -19,6 +20,13 @@ EXPORT(linear)
  int64_t ldy, int64_t epilogue) {
     linear({static_cast<const bf16*>(x), static_cast<const bf16*>(weight), static_cast<const bf16*>(bias),
             static_cast<const bf16*>(residual), static_cast<bf16*>(y), M, N, K, ldx, ldy, int(epilogue)});
+}
+
+EXPORT(linear_quantized)
+(const void* x, const void* weight, const void* scales, const void* zeros, const void* bias, const void* residual, void* y, int64_t M,
+ int64_t N, int64_t K, int64_t ldx, int64_t ldy, int64_t groups, int64_t epilogue, int64_t four_bits, int64_t wide) {
+    linear_quantized({x, static_cast<const uint8_t*>(weight), static_cast<const float*>(scales), static_cast<const uint8_t*>(zeros), bias,
+                      residual, y, M, N, K, ldx, ldy, groups, int(epilogue), four_bits != 0, wide != 0});
 }
 
 // The rest comes for float and for bf16.

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError, ModelError
+from pagoda_worker.models.checkpoint import read_config
 from pagoda_worker.models.registry import footprint_of
-from pagoda_worker.models.weights import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def next_tokens(folder: Path, text: str, top: int) -> NextTokens:
     """`top`: 1 to the engine's MAX_TOP_LOGPROBS. Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
     tokenizer = _tokenizer(folder)
     ids: list[int] = tokenizer.encode(text).ids
-    longest = footprint_of(read_json(folder, "config.json")).max_position
+    longest = footprint_of(read_config(folder)).max_position
     if not 1 <= len(ids) < longest:
         raise ConfigError(f"the text has {len(ids)} tokens; this model takes 1 to {longest - 1} and gives the next one")
     engine = Engine(EngineConfig(model_dir=folder, max_running=1, max_model_len=len(ids) + 1))

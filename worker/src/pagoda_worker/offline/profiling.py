@@ -104,7 +104,7 @@ def points_of(engine: Engine) -> list[Point]:
     return [
         Point(Engine, "step", REST, whole=False),
         Point(Scheduler, "schedule", "schedule"),
-        Point(runner.Runner, "_apply_changes", "rows and blocks"),
+        Point(runner.Runner, "apply_changes", "rows and blocks"),
         Point(StepBatches, "lay_out", "inputs"),
         Point(DecodeGraphs, "run", "decode graph"),
         Point(type(model), "forward", "norms, rotary, gate, residual", whole=False),

@@ -130,7 +130,8 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
         }
     ),
     "adapters": _nested({"slots": _whole("adapter_slots", 0, 256), "maxRank": _whole("max_adapter_rank", 1, 64)}),
-    "quantization": _only("none"),
+    "quantization": _choice("quantization", ("none", "int8", "int4", "fp8")),
     "speculative": _nested({"method": _only("none"), "tokens": _anything}),
-    "tensorParallel": _only(1),
+    "tensorParallel": _whole("tensor_parallel", 1, 64),
+    "pipelineParallel": _only(1),
 }

@@ -49,8 +49,22 @@ def _fetched(source: str, revision: str, cache: Path) -> Path:
 
 
 def _model_folder(source: str, path: Path) -> Path:
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf_folder(source, path)
     if not path.is_dir():
         raise ModelMissing(f"PAGODA_MODEL_SOURCE {source}: there is no folder {path}")
-    if not (path / "config.json").is_file():
-        raise ModelMissing(f"PAGODA_MODEL_SOURCE {source}: {path} has no config.json; it must be a Hugging Face model folder")
+    if not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
+        raise ModelMissing(
+            f"PAGODA_MODEL_SOURCE {source}: {path} has no config.json; it must be a Hugging Face model folder, or hold a GGUF file"
+        )
     return path
+
+
+def _gguf_folder(source: str, path: Path) -> Path:
+    """The file is the model, and its folder has the tokenizer."""
+    others = [each.name for each in path.parent.iterdir() if each != path and (each.suffix == ".gguf" or each.name == "config.json")]
+    if others:
+        raise ConfigError(
+            f"PAGODA_MODEL_SOURCE {source}: {others[0]} is beside it; put the file and its tokenizer.json into a folder of their own"
+        )
+    return path.parent

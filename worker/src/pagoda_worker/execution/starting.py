@@ -1,0 +1,43 @@
+"""From weights to a runner that is ready: on all ranks, with its cache and its captured graphs. Called by the engine, at start and when a
+model that slept wakes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.execution.decode_graphs import capture_graphs
+from pagoda_worker.execution.ranks import Ranks
+from pagoda_worker.execution.runner import Runner, RunnerShape
+from pagoda_worker.loading.loader import News, out_of_memory_says
+from pagoda_worker.models.base import Model
+from pagoda_worker.sampling.constraints import RowMasks
+from pagoda_worker.scheduling.plan import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerStart:
+    """All that a runner needs but the model."""
+
+    config: EngineConfig
+    shape: RunnerShape
+    dtype: torch.dtype
+    device: torch.device
+    masks: Callable[[list[Sequence]], RowMasks | None]
+    ranks: Ranks
+    news: News
+
+    def __call__(self, model: Model) -> Runner:
+        """Raises OutOfMemory, and ConfigError for graphs that cannot be or a rank that cannot follow."""
+        tokens = self.shape.block_count * self.shape.block_size
+        with out_of_memory_says(f"no room for a KV cache of {tokens} tokens: something else uses the device"):
+            led = self.ranks.lead(model, self.shape)
+            runner = Runner(led, self.shape, dtype=self.dtype, device=self.device, masks=self.masks, changes=self.ranks.change)
+        runner.graphs = capture_graphs(runner, self.config, self.news)
+        return runner
+
+
+def plans_ahead(config: EngineConfig, device: torch.device) -> bool:
+    """Without a KV cache a step begins with everyone's tokens, so all must be known."""
+    return device.type == "cuda" and config.kv_cache if config.async_scheduling is None else config.async_scheduling

@@ -1,0 +1,67 @@
+"""One rank of an engine, and its share of what the worker was given. Knows no processes; called by the loader.
+
+Settings speak of the worker: bytes and threads of all ranks together. Rank 0 schedules, samples and answers; the others compute with it.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.errors import ConfigError
+from pagoda_worker.layers.collectives import GroupCollectives
+from pagoda_worker.layers.parallel import Alone, Collectives
+
+NO_BOUND = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    index: int = 0
+    count: int = 1
+    meeting: Path | None = None
+    """The file by which the ranks find each other. None: there is one."""
+
+    def join(self, device: torch.device) -> Collectives:
+        """Waits for the other ranks."""
+        return Alone() if self.meeting is None else GroupCollectives(self.index, self.count, self.meeting, device)
+
+    def device(self, kind: torch.device) -> torch.device:
+        """Its own GPU, which becomes the current one. Raises ConfigError when there are fewer than ranks."""
+        if kind.type == "cuda" and self.count > 1:
+            there = torch.cuda.device_count()
+            if there < self.count:
+                raise ConfigError(
+                    f"tensorParallel is {self.count} and the worker sees {there} GPU{'' if there == 1 else 's'}: give it {self.count}, or "
+                    f"lower tensorParallel to {there}"
+                )
+            torch.cuda.set_device(self.index)
+        return kind
+
+    def share(self, config: EngineConfig, device_type: str) -> EngineConfig:
+        """Its part of the bytes. On a CPU rank 0 counts KV blocks for all: the host's memory is one, and what the others have taken of it
+        when a rank looks says nothing."""
+        if self.count == 1:
+            return config
+        kv_bytes = config.kv_cache_bytes
+        if self.index and device_type == "cpu":
+            kv_bytes = NO_BOUND
+        elif kv_bytes is not None:
+            kv_bytes //= self.count
+        return replace(
+            config,
+            kv_cache_bytes=kv_bytes,
+            swap_bytes=config.swap_bytes // self.count,
+            host_tier_bytes=config.host_tier_bytes // self.count,
+            memory_bytes=None if config.memory_bytes is None else config.memory_bytes // self.count,
+        )
+
+    def part_of(self, things: list[int]) -> list[int]:
+        """Neighbours in the list; all of them when there are fewer than ranks."""
+        if len(things) < self.count:
+            return things
+        return things[self.index * len(things) // self.count : (self.index + 1) * len(things) // self.count]
+
+
+ALONE = Rank()
