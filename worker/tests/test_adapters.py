@@ -273,3 +273,16 @@ def test_an_adapter_beside_quantized_weights_adds_the_same_as_beside_what_they_m
     made = lines["a0"] - lines[""]
     meant = adapted.truths["a0"].logits(start)[-1] - adapted.truths[""].logits(start)[-1]
     assert torch.nn.functional.cosine_similarity(made, meant, dim=0) > alike
+
+
+@pytest.mark.parametrize("settings", [{"speculative": "ngram"}, {"speculative": "suffix"}], ids=str)
+def test_guessed_tokens_are_verified_with_the_adapter(adapted: Adapted, settings: dict[str, Any]):
+    names = ["a0", "", "a1", "a2"]
+    prompts = [prompt(4, seed=i) * 8 for i in range(len(names))]
+    engine = adapted.engine(**settings)
+    with logits_of(engine) as seen:
+        guessed = engine.generate(prompts, max_tokens=40, ignore_eos=True, adapters=names)
+    plain = adapted.engine().generate(prompts, max_tokens=40, ignore_eos=True, adapters=names)
+    assert [each.token_ids for each in guessed] == [each.token_ids for each in plain]
+    assert engine.idle_state().draft_tokens_total > 0, "nothing was guessed"
+    assert len(seen) > 4 * 40, "nothing was verified"

@@ -86,9 +86,6 @@ INVALID = [
     ({"embedding": True, "resume_ids": [1]}, "resume_ids", "an embedding has no output"),
     ({"embedding": True, **structured(json_object=True)}, "structured", "an embedding has no output"),
 ]
-RESERVED = [
-    ({"speculation": pb.Speculation(max_draft_tokens=4)}, "speculation"),
-]
 
 
 @pytest.mark.parametrize(("fields", "param", "message"), INVALID, ids=lambda value: value if isinstance(value, str) else "")
@@ -98,13 +95,6 @@ def test_an_impossible_field_is_refused_by_name(fields: dict[str, Any], param: s
     assert type(refusal.value) is RequestRefused
     assert refusal.value.param == param
     assert message in str(refusal.value)
-
-
-@pytest.mark.parametrize(("fields", "param"), RESERVED, ids=[param for _, param in RESERVED])
-def test_a_reserved_field_is_never_silently_ignored(fields: dict[str, Any], param: str):
-    with pytest.raises(NotImplementedYet) as refusal:
-        to_request(submit(**fields), "1:1", FACTS)
-    assert refusal.value.param == param
 
 
 def test_a_field_of_a_newer_protocol_is_not_ignored_either():
@@ -150,6 +140,7 @@ def test_everything_said_arrives():
         "1:1",
         FACTS,
     )
+    assert request.max_draft_tokens == 0
     expected = Sampling(
         temperature=0.5,
         top_p=0.5,
@@ -232,3 +223,17 @@ def test_whatever_comes_is_either_refused_or_possible(
     assert 0 <= request.sampling.temperature < INF
     assert 0 < request.sampling.top_p <= 1
     assert 0 < request.sampling.repetition_penalty < INF
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({}, None),
+        ({"speculation": pb.Speculation()}, None),
+        ({"speculation": pb.Speculation(max_draft_tokens=3)}, 3),
+        ({"speculation": pb.Speculation(off=True, max_draft_tokens=3)}, 0),
+        ({"toggles": pb.FeatureToggles(no_speculation=True)}, 0),
+    ],
+)
+def test_a_request_says_how_much_may_be_guessed_for_it(fields: dict[str, Any], most: int | None):
+    assert to_request(submit(**fields), "1:1", FACTS).max_draft_tokens == most

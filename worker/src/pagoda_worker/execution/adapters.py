@@ -13,10 +13,6 @@ from pagoda_worker.layers.adapters import AdapterRows, AdapterSide, AdapterStack
 from pagoda_worker.loading.peft import AdapterWeights
 from pagoda_worker.models.base import Model, adaptable
 from pagoda_worker.sampling.row_tables import IntArray, to_device
-from pagoda_worker.scheduling.plan import StepPlan
-
-LONG_SPAN = 128
-"""Tokens of a chunk from which on a matrix product is worth its launch."""
 
 
 class DeviceAdapters:
@@ -70,29 +66,14 @@ class DeviceAdapters:
             self._slot_of_row[row] = slot
             self._slot_of_row_there[row] = slot
 
-    def begin_step(self, plan: StepPlan, rows: IntArray) -> None:
-        """`rows` [T] of the step's tokens: decode rows, then the plan's chunks. Without adapters among them linears do nothing for any."""
+    def begin_step(self, rows: IntArray) -> None:
+        """`rows` [T] of the step's tokens. Without adapters among them linears do nothing for any."""
         slots = self._slot_of_row[rows]
-        if slots.max() < 0:
-            self._rows.slots = self._rows.loose = None
-            return
-        self._rows.slots = to_device(slots.astype(np.int32), self._device)
-        self._rows.spans, start = [], len(plan.decodes)
-        for chunk in plan.chunks:
-            if chunk.count >= LONG_SPAN and slots[start] >= 0:
-                self._rows.spans.append((int(slots[start]), start, start + chunk.count))
-            start += chunk.count
-        if self._device.type == "cpu":
-            loose = slots.astype(np.int32)
-            for _, first, last in self._rows.spans:
-                loose[first:last] = -1
-            self._rows.loose, self._rows.has_loose = torch.from_numpy(loose), bool(loose.max() >= 0)
+        self._rows.slots = None if slots.max() < 0 else to_device(slots.astype(np.int32), self._device)
 
-    def any_in(self, plan: StepPlan) -> bool:
-        """Of the rows that decode."""
-        return any(sequence.adapter_slot >= 0 for sequence in plan.decodes)
+    def any_in(self, rows: IntArray) -> bool:
+        return bool(self._slot_of_row[rows].max() >= 0)
 
     def begin_graph(self, rows: Tensor | None) -> None:
         """While a graph is captured: `rows` [B] on the device, whose slots each replay reads anew. None: a graph without adapters."""
         self._rows.slots = None if rows is None else self._slot_of_row_there[rows]
-        self._rows.spans, self._rows.loose = [], None

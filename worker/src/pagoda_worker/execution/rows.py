@@ -76,6 +76,11 @@ class Rows:
         known = to_device(np.array([*tokens, *blocks], np.int32), self._device)
         self.tokens[row, : len(tokens)], self.tables[row, : len(blocks)] = torch.split(known, [len(tokens), len(blocks)])
 
+    def put(self, rows: IntArray, positions: IntArray, ids: IntArray) -> None:
+        """Tokens that the host knows and the device does not."""
+        there, at, known = _send([rows, positions, ids], np.int64, self._device)
+        self.tokens[there, at] = known.int()
+
     def keep(self, rows: IntArray, lengths: IntArray, ids: Tensor) -> None:
         rows_there, lengths_there = _send([rows, lengths], np.int64, self._device)
         self._keep(rows_there, lengths_there, ids)
@@ -118,6 +123,9 @@ class HostRows(Rows):
         self._gathered = None
         self._tokens[row, : len(tokens)] = tokens
         self._tables[row, : len(blocks)] = blocks
+
+    def put(self, rows: IntArray, positions: IntArray, ids: IntArray) -> None:
+        self._tokens[rows, positions] = ids
 
     def keep(self, rows: IntArray, lengths: IntArray, ids: Tensor) -> None:
         self._tokens[rows, lengths] = np.maximum(ids.numpy(), 0)

@@ -27,8 +27,9 @@ FEATURES = (
 
 
 def features_of(facts: ModelFacts) -> list["pb.Feature.ValueType"]:
-    features = [*FEATURES, *([pb.FEATURE_STRUCTURED_OUTPUT] if facts.structured_output else [])]
-    return [*features, pb.FEATURE_ADAPTERS] if facts.adapter_slots else features
+    optional = {pb.FEATURE_STRUCTURED_OUTPUT: facts.structured_output, pb.FEATURE_SPECULATION: facts.speculative != "none"}
+    optional[pb.FEATURE_ADAPTERS] = facts.adapter_slots > 0
+    return [*FEATURES, *(feature for feature, there in optional.items() if there)]
 
 
 def adapters_message(state: AdaptersState, sources: Mapping[str, str]) -> pb.AdaptersState:

@@ -10,7 +10,7 @@ steps says once a step which adapter each token has. Knows neither names nor fil
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,11 +43,6 @@ class AdapterRows:
 
     slots: Tensor | None = None
     """None: nobody in this step has one, and linears do nothing for them."""
-    spans: list[tuple[int, int, int]] = field(default_factory=list)
-    """(slot, first token, end) of long runs of one adapter, chunks of prompts; on the host, for kernels that like them whole."""
-    loose: Tensor | None = None
-    """Where the device is the host: `slots` with -1 also for tokens in spans."""
-    has_loose: bool = True
 
 
 Delta = Callable[[Tensor, Tensor, AdapterStack, AdapterRows], None]

@@ -6,7 +6,7 @@ What applies is a matter of sizes alone and decided per call or per weight: head
 import torch
 from torch import Tensor
 
-from pagoda_worker.layers.adapters import AdapterRows, AdapterStack, delta_of
+from pagoda_worker.layers.adapters import AdapterRows, AdapterStack
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.layers.linear import Linear, Product, Weight
 from pagoda_worker.layers.native_quantized import QuantizedNativeProduct, quantized_product
@@ -92,11 +92,11 @@ def _panels(weight: Tensor) -> Tensor:
     return weight.view(-1, 2, 16, size // _STEP, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
-def _adds_deltas(x: Tensor, stack: AdapterStack, rows: AdapterRows) -> bool:
+def _adds_deltas(x: Tensor, stack: AdapterStack) -> bool:
     """The kernel takes whole vectors, and pairs of them where bf16 is multiplied in pairs."""
     least = _LANES * (1 + (x.dtype == torch.bfloat16))
     fits = stack.a.shape[3] % least == 0 and not any(part % _LANES for part in stack.parts)
-    return x.dtype in _KINDS and stack.a.dtype == x.dtype and fits and x.stride(1) == 1 and rows.loose is not None
+    return x.dtype in _KINDS and stack.a.dtype == x.dtype and fits and x.stride(1) == 1
 
 
 class NativeOperators(Operators):
@@ -116,30 +116,23 @@ class NativeOperators(Operators):
         return quantized_product(self._library, weight, gated=gated) or super().pack(weight, gated=gated)
 
     def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:
-        if _adds_deltas(x, stack, rows):
+        if _adds_deltas(x, stack):
             self._add_deltas(x, y, stack, rows)
         else:
             super().add_deltas(x, y, stack, rows)
 
     def _add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows, *, interleaved: bool = False) -> None:
-        """Long runs of one adapter by matrix products, which have tiles for them; the others row by row, grouped by adapter."""
-        for slot, start, stop in rows.spans:
-            if rank := int(stack.ranks[slot]):
-                delta = delta_of(x[start:stop], stack, slot, rank)
-                y[start:stop] += _interleaved(delta.T).T if interleaved else delta
-        if rows.has_loose:
-            assert rows.loose is not None
-            count, size, most = x.shape[0], stack.a.shape[3], stack.a.shape[2]
-            sizes = (count, size, stack.b.shape[2], len(stack.parts), len(stack.a), most, x.stride(0), interleaved)
-            pointers = (*stack.pointers, rows.loose.data_ptr(), x.data_ptr(), y.data_ptr())
-            self._library[f"add_deltas_{_KINDS[x.dtype]}"](*pointers, *sizes)
+        assert rows.slots is not None
+        count, size, most = x.shape[0], stack.a.shape[3], stack.a.shape[2]
+        sizes = (count, size, stack.b.shape[2], len(stack.parts), len(stack.a), most, x.stride(0), interleaved)
+        self._library[f"add_deltas_{_KINDS[x.dtype]}"](*stack.pointers, rows.slots.data_ptr(), x.data_ptr(), y.data_ptr(), *sizes)
 
     def silu_mul(self, linear: Linear, x: Tensor) -> Tensor:
         """With adapters in the step their deltas go into the product as it lies."""
         product, adapters = linear.product, linear.adapters
         if adapters is None or not adapters.active or not isinstance(product, NativeProduct | QuantizedNativeProduct):
             return super().silu_mul(linear, x)
-        if not _adds_deltas(x, adapters.stack, adapters.rows):
+        if not _adds_deltas(x, adapters.stack):
             return super().silu_mul(linear, x)
         both = product.interleaved(x, linear.bias)
         self._add_deltas(x, both, adapters.stack, adapters.rows, interleaved=True)

@@ -20,6 +20,7 @@ from pagoda_worker.layers.selection import operators_for
 from pagoda_worker.loading.adapter_room import adapter_bytes, adapter_slots
 from pagoda_worker.loading.cache_room import count_blocks, memory_found
 from pagoda_worker.loading.config_check import check_config, check_on_device, check_whole_prompts
+from pagoda_worker.loading.draft import check_draft
 from pagoda_worker.loading.host_room import host_room
 from pagoda_worker.loading.limits import Limits, SharedLimits
 from pagoda_worker.loading.memory import check_fits, fitting_length
@@ -31,9 +32,7 @@ from pagoda_worker.models.files import read_json
 from pagoda_worker.models.registry import architecture_of, footprint_as_stored, footprint_of, load_model
 from pagoda_worker.models.rounded import footprint_rounded, form_of_weights
 from pagoda_worker.request import ModelFacts
-from pagoda_worker.scheduling.batching import policy_of
 from pagoda_worker.scheduling.residency import HostRoom
-from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
@@ -98,19 +97,6 @@ class Loaded:
             max_adapter_rank=config.max_adapter_rank,
         )
 
-    def limits(self, config: EngineConfig) -> SchedulerLimits:
-        return SchedulerLimits(
-            max_running=config.max_running,
-            max_batch_tokens=self.max_batch_tokens,
-            max_model_len=self.max_model_len,
-            long_prefill_tokens=self.long_prefill_tokens,
-            host=self.host,
-            prefix_caching=config.prefix_caching,
-            eos_token_ids=self.eos_token_ids,
-            policy=policy_of(config),
-            adapter_slots=self.adapter_slots,
-        )
-
 
 News = Callable[[str, int, int], None]
 """(stage, bytes done, bytes in all)."""
@@ -131,6 +117,7 @@ def load(
     folder = config.model_dir
     raw = read_config(folder)
     size = footprint_of(raw, rank.count)
+    check_draft(config, size)
     device = rank.device(resolve_device(config.device))
     config = rank.share(config, device.type)
     check_on_device(config, device.type)

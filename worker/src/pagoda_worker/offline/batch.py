@@ -91,8 +91,7 @@ def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos:
         in_use.append(1 - state.kv_free_tokens / state.kv_capacity_tokens)
         uses.append((engine.scheduler.kv_use(), state.num_waiting > 0))
 
-    asked = {"max_tokens": max_tokens, "ignore_eos": ignore_eos, "adapters": adapters}
-    completions = engine.generate(prompts, **asked, on_update=note, on_step=weigh)
+    completions = engine.generate(prompts, max_tokens=max_tokens, ignore_eos=ignore_eos, adapters=adapters, on_update=note, on_step=weigh)
     seconds = time.monotonic() - began
     tokens = sum(completion.finish.usage.completion_tokens for completion in completions)
     ttfts = sorted(first.values())
