@@ -104,7 +104,8 @@ def test_every_speed_stands_beside_its_roofline(dry_run: tuple[str, dict[str, An
     speeds = [row for row in result["rows"] if row["unit"] == "tokens/s"]
     ours, limits = ([row["case"] for row in speeds if row["system"] == system] for system in ("pagoda", "roofline"))
     assert ours == limits
-    assert len(ours) == len(SMALL.batches) + 2 + 3, "and three of other ways to run decode steps"
+    assert len(ours) == len(SMALL.batches) + 2 + 4, "and four of other ways to run decode steps"
+    assert ours[-4] == "tiny int8 decode b=2 ctx=48"
     assert ours[-2:] == ["tiny without graphs decode b=2 ctx=48", "tiny KV int8 decode b=2 ctx=48"]
     assert printed.count("reached") == len(ours)
 
@@ -204,6 +205,15 @@ def test_figures_that_time_or_room_do_not_allow_are_not_made_up_and_leave_an_emp
 def test_the_decode_roofline_is_the_one_reckoned_by_hand(shape: Shape, batch: int, context: int, tokens_per_s: float):
     step_s = decode_step_s(shape, SPEED, batch=batch, context_tokens=batch * context)
     assert batch / step_s == pytest.approx(tokens_per_s, rel=0.03)
+
+
+def test_a_step_on_quantized_weights_reads_fewer_bytes_of_them():
+    plain, int8, int4 = (
+        decode_step_s(LLAMA_8B, SPEED, batch=1, context_tokens=0, quantization=form)
+        for form in ("none", "int8", "int4")  # type: ignore[arg-type]
+    )
+    assert plain / int8 == pytest.approx(2)
+    assert 3.5 < plain / int4 < 4, "its head has eight bits"
 
 
 def test_shapes_have_the_parameters_of_the_models_they_are_named_after():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pagoda_worker.completions import Completion
-from pagoda_worker.config import EngineConfig, Quantization
+from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.gpu_check.shapes import Shape, write_checkpoint
 from pagoda_worker.layers.selection import fp8_cache_refusal
@@ -25,7 +25,6 @@ PROMPT_LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100, 127, 128, 129, 
 """Around the edges of blocks of 16 and beyond."""
 TOP = 5
 LOGPROB_TOLERANCE = 1e-3
-FORMS: tuple[Quantization, ...] = ("int8", "int4", "fp8")
 DRIFT_TOLERANCE = {"int8": 0.2, "int4": 0.4, "fp8": LOGPROB_TOLERANCE}
 """Of logprobs. Activations in eight bits move them by 0.04 in int8 and by 0.1 in int4, whose own kernels on CPUs round activations too."""
 COSINE_TOLERANCE = 1e-5
@@ -213,7 +212,7 @@ def _close(name: str, trial: Trial, **settings: Any) -> Check:
 def quantized(trial: Trial) -> Check:
     """Every form beside the CPU's product with what the weights mean. int8 rounds activations, and so does the head of int4."""
     told, met, prompts = [], True, trial.prompts[::2]
-    for form in FORMS:
+    for form in DRIFT_TOLERANCE:
         settings: dict[str, Any] = {"quantization": form}
         ours, theirs = (
             engine.generate(prompts, max_tokens=trial.output_tokens, ignore_eos=True, top_logprobs=TOP)
