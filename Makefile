@@ -128,8 +128,12 @@ bench-router: $(READY) ## Measure what the router costs beside none, nginx and o
 	@$(BIN)/pagoda bench router $(ROUTER_ARGS)
 
 .PHONY: bench-costs
-bench-costs: $(READY) ## KV cache in use under load, the host's tier for prefixes, what batch invariance costs (10 minutes; tables in docs/)
+bench-costs: $(READY) ## KV cache in use under load, the host's tier for prefixes, what batch invariance costs, a quantized cache (15 minutes; tables in docs/)
 	@$(BIN)/pagoda bench costs
+
+.PHONY: quality
+quality: $(READY) ## Every format of the shipped model: memory, quality, speed; fails when a limit is missed (QUALITY_ARGS="--rounds 1"; 15 minutes)
+	@$(BIN)/python -m pagoda_bench.quality $(QUALITY_ARGS)
 
 .PHONY: bench-gate
 bench-gate: $(READY) ## Measure the working tree against its last release (AGAINST=ref); fails when a figure fell by more than its noise

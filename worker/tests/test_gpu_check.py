@@ -21,8 +21,9 @@ from pagoda_worker.gpu_check import backends
 from pagoda_worker.gpu_check.backends import SMALL_LAYER
 from pagoda_worker.gpu_check.gates import LEAST_TOKENS_PER_S, gate
 from pagoda_worker.gpu_check.kernels import Worst
+from pagoda_worker.gpu_check.product_speed import CONTENDERS, MANY_ROWS, layer_products
 from pagoda_worker.gpu_check.report import Report
-from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
+from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, product_s, workload_s
 from pagoda_worker.gpu_check.run import Parts
 from pagoda_worker.gpu_check.shapes import LLAMA_8B, QWEN3_06B, TINY, Shape
 from pagoda_worker.gpu_check.speed import FULL, SMALL, Figure, NotMeasured, TimedModel
@@ -46,6 +47,7 @@ ABSENT = (
 )
 """Of a bare GPU machine."""
 KERNELS = ("decode_attention", "prefill_attention", "rotary_cache", "norm", "silu", "sample", "copy_blocks")
+KERNELS += ("quantize_rows", "int8_product", "weight_only_product", "dequantize", "adapter_deltas")
 SPEED = DeviceSpeed(bytes_per_s=4.3e12, flops_per_s=790e12)
 """An H200."""
 
@@ -81,7 +83,7 @@ def test_a_dry_run_writes_the_format_of_all_result_files(dry_run: tuple[str, dic
 def test_a_dry_run_makes_every_check_and_meets_it(dry_run: tuple[str, dict[str, Any]]):
     _, result = dry_run
     checks = [row for row in result["rows"] if row["metric"] == "met"]
-    assert [row["case"] for row in checks[:7]] == [f"kernel {name}" for name in KERNELS], "in Triton's interpreter"
+    assert [row["case"] for row in checks[: len(KERNELS)]] == [f"kernel {name}" for name in KERNELS], "in Triton's interpreter"
     assert [row["case"] for row in checks[-3:]] == [f"attention {name} as in float32" for name in ("triton", "sdpa", "eager")]
     assert len(checks) == len(KERNELS) + len(CHECKS) + 3
     assert all(row["value"] == 1.0 for row in checks)
@@ -102,9 +104,19 @@ def test_every_speed_stands_beside_its_roofline(dry_run: tuple[str, dict[str, An
     speeds = [row for row in result["rows"] if row["unit"] == "tokens/s"]
     ours, limits = ([row["case"] for row in speeds if row["system"] == system] for system in ("pagoda", "roofline"))
     assert ours == limits
-    assert len(ours) == len(SMALL.batches) + 2 + 2, "and two of another way to run decode steps"
-    assert ours[-1] == "tiny without graphs decode b=2 ctx=48"
+    assert len(ours) == len(SMALL.batches) + 2 + 3, "and three of other ways to run decode steps"
+    assert ours[-2:] == ["tiny without graphs decode b=2 ctx=48", "tiny KV int8 decode b=2 ctx=48"]
     assert printed.count("reached") == len(ours)
+
+
+def test_products_of_every_form_stand_beside_torchs_bf16(dry_run: tuple[str, dict[str, Any]]):
+    printed, result = dry_run
+    rows = [row for row in result["rows"] if row["case"].startswith("products of a layer of tiny")]
+    metrics = ("layer_us", "weights_read", "operations", "of_roofline", "over_bf16")
+    forms = [each.name for each in (*CONTENDERS, MANY_ROWS)]
+    assert [(row["system"], row["metric"]) for row in rows if "8 rows" in row["case"]] == list(product(forms, metrics))
+    assert all(row["value"] > 0 for row in rows)
+    assert printed.count("x bf16") == len(forms) * 2
 
 
 # ---------------------------------------------------------------- where nothing can be checked
@@ -204,6 +216,14 @@ def test_shapes_have_the_parameters_of_the_models_they_are_named_after():
 def test_a_workload_of_one_request_is_its_prompt_and_its_steps():
     steps = sum(decode_step_s(TINY, SPEED, batch=1, context_tokens=10 + i) for i in (1, 2))
     assert workload_s(TINY, SPEED, [(10, 3)]) == pytest.approx(prefill_s(TINY, SPEED, 10) + steps)
+
+
+def test_products_are_bound_by_their_bytes_where_rows_are_few_and_by_operations_where_they_are_many():
+    sizes = layer_products(LLAMA_8B)
+    weights = sum(outputs * inputs for outputs, inputs in sizes)
+    assert weights * LLAMA_8B.layers + LLAMA_8B.head_parameters == LLAMA_8B.matmul_parameters
+    assert product_s(sizes, SPEED, rows=1, bits=4, speedup=1) == pytest.approx(weights / 2 / SPEED.bytes_per_s)
+    assert product_s(sizes, SPEED, rows=8192, bits=8, speedup=2) == pytest.approx(weights * 8192 / SPEED.flops_per_s)
 
 
 # ---------------------------------------------------------------- it would notice

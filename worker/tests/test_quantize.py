@@ -1,4 +1,4 @@
-"""`pagoda quantize`: what it writes means what was computed, is held by the engine as it is, and is there whole or not at all."""
+"""`pagoda quantize`: its folder means what was computed, is held by the engine as it is, and is there whole or not at all."""
 
 import json
 import weakref

@@ -251,7 +251,8 @@ def loaded_line(config: EngineConfig, facts: ModelFacts, took_s: float) -> str:
         return f"{facts.architecture} from {config.model_dir} is sized up on {facts.device}; its weights are read with the first request"
     weights = gigabytes(facts.checkpoint_bytes)
     speed = f", {weights} of weights at {facts.checkpoint_bytes / facts.weights_s / 1e9:.2f} GB/s" if facts.weights_s else ""
-    return f"loaded {facts.architecture} from {config.model_dir} in {took_s:.1f} s on {facts.device}{speed}"
+    form = "" if facts.quantization == "none" else f", weights in {facts.quantization}"
+    return f"loaded {facts.architecture} from {config.model_dir} in {took_s:.1f} s on {facts.device}{form}{speed}"
 
 
 def run_process(build: Build) -> None:

@@ -188,6 +188,7 @@ def describe_model(model: str, facts: ModelFacts, artifacts: TextArtifacts) -> p
         model=model,
         architecture=facts.architecture,
         dtype=facts.dtype,
+        quantization=facts.quantization,
         max_model_len=facts.max_model_len,
         vocab_size=facts.vocab_size,
         eos_token_ids=facts.eos_token_ids,

@@ -20,11 +20,11 @@ class DeviceSpeed:
     """Of a large bf16 matrix product."""
 
 
-def decode_step_s(shape: Shape, speed: DeviceSpeed, *, batch: int, context_tokens: int) -> float:
-    """One token for each of `batch` sequences, whose contexts are `context_tokens` long in all."""
+def decode_step_s(shape: Shape, speed: DeviceSpeed, *, batch: int, context_tokens: int, kv_bytes_per_token: float | None = None) -> float:
+    """One token for each of `batch` sequences, whose contexts are `context_tokens` long in all. `kv_bytes_per_token`: other than bf16's."""
     weights = shape.matmul_parameters * BF16_BYTES / speed.bytes_per_s
     products = 2 * shape.matmul_parameters * batch / speed.flops_per_s
-    return max(weights, products) + shape.kv_bytes_per_token * context_tokens / speed.bytes_per_s
+    return max(weights, products) + (kv_bytes_per_token or shape.kv_bytes_per_token) * context_tokens / speed.bytes_per_s
 
 
 def prefill_s(shape: Shape, speed: DeviceSpeed, tokens: int) -> float:
@@ -42,3 +42,10 @@ def workload_s(shape: Shape, speed: DeviceSpeed, requests: Sequence[tuple[int, i
         contexts = [prompt + produced for prompt, output in requests if output > produced]
         seconds += decode_step_s(shape, speed, batch=len(contexts), context_tokens=sum(contexts))
     return seconds
+
+
+def product_s(products: Sequence[tuple[int, int]], speed: DeviceSpeed, *, rows: int, bits: int, speedup: int) -> float:
+    """Products of `rows` with weights of (outputs, inputs) and so many bits, one after another; inputs and outputs count nothing. speedup:
+    of the matrix instructions over bf16's."""
+    weights = [outputs * inputs for outputs, inputs in products]
+    return sum(max(each * bits / 8 / speed.bytes_per_s, 2 * each * rows / (speedup * speed.flops_per_s)) for each in weights)

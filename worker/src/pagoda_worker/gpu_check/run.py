@@ -35,6 +35,8 @@ COMPILE_S = 100.0
 """To load and compile a model of 28 layers (a guess)."""
 KERNEL_S = 40.0
 """Compiling a kernel for each combination takes most of it."""
+PRODUCT_S = 10.0
+"""Of one form and four numbers of rows, compiling too (a guess)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ SCALES = {
         truth_tokens=12,
         kernels="SMALL_KERNELS",
         layer=SMALL_LAYER,
-        modes=(Mode(label=" without graphs", cuda_graphs=False, batches=(1, 2)),),
+        modes=(Mode(label=" without graphs", cuda_graphs=False, batches=(1, 2)), Mode(label=" KV int8", kv_dtype="int8", batches=(2,))),
     ),
 }
 
@@ -109,6 +111,7 @@ def check(scale: Scale, where: Device, report: Report, budget_s: float) -> None:
         parts.run("bandwidth and matrix peak", PART_S, lambda: speeds.append(_measure_device(scale, device, report)))
         if not speeds:
             return
+        _time_products(scale, device, speeds[0], parts, report)
         for shape in scale.shapes:
             _time_shape(shape, scale.workload, speeds[0], where, parts, report, folder / shape.name)
             measured.release(device)
@@ -145,13 +148,29 @@ def _check_kernels(scale: Scale, device: torch.device, parts: Parts, report: Rep
     if (why := triton_refusal(device.type)) is not None:
         report.skip("kernels", why)
         return
-    from pagoda_worker.gpu_check import kernels  # imports Triton
+    from pagoda_worker.gpu_check import kernels, products  # import Triton
 
     torch.manual_seed(0)
     trial = kernels.KernelTrial(getattr(kernels, scale.kernels), device)
     for each in kernels.KERNEL_CHECKS:
         parts.run(f"kernel {each.__name__}", KERNEL_S, lambda each=each: report.add_check(each(trial)))  # type: ignore[misc]
+    sizes = products.SCALES[scale.kernels]
+    for of_products in products.PRODUCT_CHECKS:
+        parts.run(f"kernel {of_products.__name__}", KERNEL_S, lambda each=of_products: report.add_check(each(trial, sizes)))  # type: ignore[misc]
     measured.release(device)
+
+
+def _time_products(scale: Scale, device: torch.device, speed: DeviceSpeed, parts: Parts, report: Report) -> None:
+    if triton_refusal(device.type) is not None:
+        return
+    from pagoda_worker.gpu_check import product_speed  # imports Triton
+
+    sizes = product_speed.SCALES[scale.kernels]
+    for shape in sizes.shapes:
+        for each in product_speed.contenders_on(device):
+            body = partial(product_speed.time_contender, shape, each, sizes, device, speed, report)
+            parts.run(f"products of {shape.name}, {each.name}", PRODUCT_S, body)
+            measured.release(device)
 
 
 def _check_truth(scale: Scale, where: Device, parts: Parts, report: Report, folder: Path) -> None:

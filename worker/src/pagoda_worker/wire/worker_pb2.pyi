@@ -201,6 +201,7 @@ class ModelDescription(_message.Message):
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     DECODE_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     MAX_MODEL_LEN_FITTING_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """metadata.name of the InferenceModel; served names are the router's business"""
     adapter: _builtins.str
@@ -231,6 +232,8 @@ class ModelDescription(_message.Message):
     """all sequences of a small batch together"""
     max_model_len_fitting: _builtins.int
     """the longest max_model_len this worker's memory would hold, one sequence alone"""
+    quantization: _builtins.str
+    """of the weights: "none", "int8", "int4", "fp8", or what a quantized checkpoint says of itself"""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -269,10 +272,11 @@ class ModelDescription(_message.Message):
         prefill_tokens_per_s: _builtins.float = ...,
         decode_tokens_per_s: _builtins.float = ...,
         max_model_len_fitting: _builtins.int = ...,
+        quantization: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "chat_template", b"chat_template", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "adapter", b"adapter", "architecture", b"architecture", "block_size", b"block_size", "bos_token_id", b"bos_token_id", "chat_template", b"chat_template", "decode_tokens_per_s", b"decode_tokens_per_s", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "hash_version", b"hash_version", "kv_capacity_tokens", b"kv_capacity_tokens", "max_model_len", b"max_model_len", "max_model_len_fitting", b"max_model_len_fitting", "max_running", b"max_running", "max_sequences_per_request", b"max_sequences_per_request", "max_top_logprobs", b"max_top_logprobs", "model", b"model", "prefill_tokens_per_s", b"prefill_tokens_per_s", "special_tokens_json", b"special_tokens_json", "tokenizer", b"tokenizer", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "adapter", b"adapter", "architecture", b"architecture", "block_size", b"block_size", "bos_token_id", b"bos_token_id", "chat_template", b"chat_template", "decode_tokens_per_s", b"decode_tokens_per_s", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "hash_version", b"hash_version", "kv_capacity_tokens", b"kv_capacity_tokens", "max_model_len", b"max_model_len", "max_model_len_fitting", b"max_model_len_fitting", "max_running", b"max_running", "max_sequences_per_request", b"max_sequences_per_request", "max_top_logprobs", b"max_top_logprobs", "model", b"model", "prefill_tokens_per_s", b"prefill_tokens_per_s", "quantization", b"quantization", "special_tokens_json", b"special_tokens_json", "tokenizer", b"tokenizer", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015
@@ -488,9 +492,7 @@ class Submit(_message.Message):
         """a wrong one is Refused once it was compiled, up to 10 s later, naming structured.<kind>"""
 
     @_builtins.property
-    def speculation(self) -> Global___Speculation:
-        """reserved"""
-
+    def speculation(self) -> Global___Speculation: ...
     @_builtins.property
     def toggles(self) -> Global___FeatureToggles: ...
     @_builtins.property
@@ -707,12 +709,15 @@ Global___Choices: _TypeAlias = Choices  # noqa: Y015
 
 @_typing.final
 class Speculation(_message.Message):
+    """Changes no token, only how many steps they take."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     OFF_FIELD_NUMBER: _builtins.int
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     off: _builtins.bool
     max_draft_tokens: _builtins.int
+    """of one step, at most what the worker is set to; 0: as it is set"""
     def __init__(
         self,
         *,
@@ -739,7 +744,7 @@ class FeatureToggles(_message.Message):
     no_batching: _builtins.bool
     """no step computes it together with another request; steps alternate with the others. n must be 1"""
     no_speculation: _builtins.bool
-    """no draft tokens; nothing drafts yet"""
+    """no draft tokens"""
     def __init__(
         self,
         *,
@@ -1200,20 +1205,28 @@ class Usage(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     cached_tokens: _builtins.int
     completion_tokens: _builtins.int
     """sampled tokens, eos included"""
+    draft_tokens: _builtins.int
+    """guessed and verified; 0 without speculation"""
+    accepted_draft_tokens: _builtins.int
+    """of them: each is one of the completion tokens"""
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
+        draft_tokens: _builtins.int = ...,
+        accepted_draft_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_draft_tokens", b"accepted_draft_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "draft_tokens", b"draft_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
