@@ -131,6 +131,10 @@ bench-router: $(READY) ## Measure what the router costs beside none, nginx and o
 bench-costs: $(READY) ## KV cache in use under load, the host's tier for prefixes, what batch invariance costs, a quantized cache (15 minutes; tables in docs/)
 	@$(BIN)/pagoda bench costs
 
+.PHONY: quality
+quality: $(READY) ## Every format of the shipped model: memory, quality, speed; fails when a limit is missed (QUALITY_ARGS="--rounds 1"; 15 minutes)
+	@$(BIN)/python -m pagoda_bench.quality $(QUALITY_ARGS)
+
 .PHONY: bench-gate
 bench-gate: $(READY) ## Measure the working tree against its last release (AGAINST=ref); fails when a figure fell by more than its noise
 	@AGAINST=$(AGAINST) $(BIN)/python -m pagoda_bench.peers.gate $(GATE_ARGS)

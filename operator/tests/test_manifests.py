@@ -303,6 +303,15 @@ def test_gpus_decide_the_device_and_are_asked_for_by_their_name(gpus: int, devic
     assert container("chat-default", spec)["resources"].get("limits", {}) == limit
 
 
+def test_ranks_of_a_worker_are_one_pod_with_a_gpu_each_and_shared_memory() -> None:
+    spec = {"model": {"source": TINY}, "engine": {"tensorParallel": 4}, "resources": {"gpus": 4}}
+    found = container("chat-default", spec)
+    assert found["resources"]["limits"] == {"nvidia.com/gpu": "4"}
+    assert json.loads(environment("chat-default", spec)["PAGODA_ENGINE"])["tensorParallel"] == 4
+    assert {"name": "shm", "mountPath": "/dev/shm"} in found["volumeMounts"]
+    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in template("chat-default", spec)["spec"]["volumes"]
+
+
 def test_the_router_may_run_without_an_api_key_but_not_without_tokens() -> None:
     secrets = {name: value["secretKeyRef"] for name, value in environment("pagoda-router").items() if "secretKeyRef" in value}
     assert {name: ref.get("optional", False) for name, ref in secrets.items()} == {

@@ -46,8 +46,7 @@ def test_every_linear_is_rounded_as_its_plain_weight_would_be(checkpoint: Checkp
     plain, held = model_of(folder), model_of(folder, quantization=form)
     for before, after in zip(plain.linears(), held.linears(), strict=True):
         assert isinstance(before.linear.weight, torch.Tensor)
-        is_head = after.linear is held.head
-        expected = rounded(before.linear.weight, "int8" if is_head and form == "int4" else form)
+        expected = rounded(before.linear.weight, "int8" if after.linear is held.head else form)
         assert expected is not None
         assert not isinstance(after.linear.weight, torch.Tensor | tuple | None)
         assert torch.equal(after.linear.weight.dequantized(torch.float32), expected.dequantized(torch.float32))

@@ -13,7 +13,7 @@ from pagoda_operator.installation import Settings
 from pagoda_operator.observed import LABEL_TEMPLATE
 from pagoda_operator.quantities import format_bytes, format_cores
 from pagoda_operator.spec import Engine, InferenceModel, Resources, Variant
-from pagoda_operator.weights import Weights, weights_of
+from pagoda_operator.weights import Weights, weights_of, with_draft
 
 HTTP_PORT = 8000
 INTERNAL_PORT = 8001
@@ -89,7 +89,7 @@ def router_pod(namespace: str, settings: Settings, *, account: str, selector: Ma
 
 
 def worker_pod(model: InferenceModel, variant: Variant, settings: Settings, *, account: str) -> Object:
-    weights = weights_of(model)
+    weights = with_draft(weights_of(model), variant.engine.speculative)
     container = {
         "name": "worker",
         "image": settings.worker_image_reference,
@@ -175,8 +175,14 @@ def engine_settings(engine: Engine) -> Object:
         settings["batchInvariant"] = True
     if engine.compile:
         settings["compile"] = True
+    if engine.tensor_parallel != 1:
+        settings["tensorParallel"] = engine.tensor_parallel
     if engine.quantization != "none":
         settings["quantization"] = engine.quantization
+    if (speculative := engine.speculative).method != "none":
+        settings["speculative"] = {"method": speculative.method, "tokens": speculative.tokens}
+        if speculative.draft is not None:
+            settings["speculative"]["draft"] = speculative.draft
     return settings
 
 
@@ -219,7 +225,7 @@ def pod_of(containers: list[Object], folders: Mapping[str, str], settings: Setti
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": containers,
-        # Shared memory between a worker's two processes counts against the pod's memory limit.
+        # Shared memory between a worker's processes counts against the pod's memory limit.
         "volumes": [{"name": name, "emptyDir": {"medium": "Memory"} if name == "shm" else {}} for name in folders],
     }
     if settings.image_pull_secrets:

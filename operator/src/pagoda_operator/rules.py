@@ -68,8 +68,25 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine.prefixCaching": Field("boolean"),
     "spec.engine.batchInvariant": Field("boolean"),
     "spec.engine.compile": Field("boolean"),
+    "spec.engine.tensorParallel": Field("integer", (Rule(between(1, 64), "write 1 to 64 processes that share each layer"),)),
+    "spec.engine.pipelineParallel": Field(
+        "integer", (Rule(one_of(1), "write 1, or leave it out: layers spread over a pipeline are not available in this version"),)
+    ),
     "spec.engine.quantization": Field(
         "string", (Rule(one_of("none", "int8", "int4", "fp8"), "write none, int8, int4 or fp8"),), max_size=32
+    ),
+    "spec.engine.speculative": Field(
+        "object",
+        (Rule(lambda given: (given.get("method") == "draft") == ("draft" in given), "write draft, a source, beside method: draft only"),),
+    ),
+    "spec.engine.speculative.method": Field(
+        "string", (Rule(one_of("none", "ngram", "suffix", "draft"), "write none, ngram, suffix or draft"),), max_size=32
+    ),
+    "spec.engine.speculative.tokens": Field("integer", (Rule(between(1, 16), "write 1 to 16 tokens"),)),
+    "spec.engine.speculative.draft": Field(
+        "string",
+        (Rule(matches("builtin://[a-z0-9-]+|file:///.+"), "write builtin://NAME or file:///FOLDER: a draft model is not fetched"),),
+        max_size=1024,
     ),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
@@ -82,12 +99,7 @@ _RESOURCES: Mapping[str, Field] = {
     "spec.resources": Field("object"),
     "spec.resources.gpus": Field(
         "integer",
-        (
-            Rule(
-                between(0, 1),
-                "write 0 for a CPU worker or 1 for a GPU worker: several GPUs in one worker are not available in this version",
-            ),
-        ),
+        (Rule(between(0, 64), "write 0 for a CPU worker or 1 for a GPU worker; with engine.tensorParallel, as many as that"),),
     ),
     "spec.resources.gpuResource": Field(
         "string",
@@ -224,6 +236,12 @@ def _of_merged_scaling(holds: Any, written: str | None = None) -> Any:
     return all_hold
 
 
+def _a_gpu_for_each_rank(spec: Mapping[str, Any]) -> bool:
+    """Of every variant, once its overrides are in."""
+    each = [(with_overrides(spec, one, "resources"), with_overrides(spec, one, "engine")) for one in spec.get("variants") or [{}]]
+    return all(resources.get("gpus", 0) in (0, engine.get("tensorParallel", 1)) for resources, engine in each)
+
+
 FIELDS: Mapping[str, Field] = {
     "spec": Field(
         "object",
@@ -236,6 +254,11 @@ FIELDS: Mapping[str, Field] = {
             Rule(
                 _of_merged_scaling(_counted_elsewhere, "replicas"),
                 "variants: a variant's replicas needs mode: external, in the variant or in spec.scaling",
+            ),
+            Rule(
+                _a_gpu_for_each_rank,
+                "resources.gpus: write 0 for a CPU worker, or the number of engine.tensorParallel (left out, it is 1): each of its "
+                "processes has one GPU",
             ),
             *BACKEND_RULES,
         ),
@@ -276,8 +299,6 @@ FIELDS: Mapping[str, Field] = {
 
 _NOT_YET = {
     "spec.adapters",
-    "spec.engine.speculative",
-    "spec.engine.tensorParallel",
     "spec.routing.classes",
 }
 NOT_YET = frozenset(_NOT_YET | {f"{VARIANT}{path.removeprefix(SPEC)}" for path in _NOT_YET if path.startswith("spec.engine.")})

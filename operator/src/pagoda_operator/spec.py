@@ -33,6 +33,16 @@ class KvCache:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Speculative:
+    method: str = "none"
+    """none | ngram | suffix | draft"""
+    tokens: int = 4
+    """Guessed for one sequence and step, at most."""
+    draft: str | None = None
+    """Source of the draft model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
     backend: str = "pagoda"
     """pagoda | vllm | tgi | tensorrt-llm: whose server the workers are."""
@@ -54,8 +64,12 @@ class Engine:
     prefix_caching: bool = True
     batch_invariant: bool = False
     compile: bool = False
+    tensor_parallel: int = 1
+    """Processes of one worker that share each layer."""
+    pipeline_parallel: int = 1
     quantization: str = "none"
     """int8, int4, fp8: weights are rounded to it while they are loaded."""
+    speculative: Speculative = field(default_factory=Speculative)
     kv_cache: KvCache = field(default_factory=KvCache)
 
 
@@ -334,9 +348,12 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             prefix_caching="prefixCaching",
             batch_invariant="batchInvariant",
             compile="compile",
+            tensor_parallel="tensorParallel",
+            pipeline_parallel="pipelineParallel",
             quantization="quantization",
         ),
         args=tuple(engine.get("args", ())),
+        speculative=Speculative(**_given(engine.get("speculative", {}), method="method", tokens="tokens", draft="draft")),
         kv_cache=_kv_cache(engine.get("kvCache", {})),
     )
 

@@ -10,6 +10,7 @@ KvDType = Literal["auto", "int8", "fp8"]
 Attention = Literal["auto", "native", "triton", "flash", "sdpa", "eager"]
 Load = Literal["eager", "lazy", "warm"]
 Quantization = Literal["none", "int8", "int4", "fp8"]
+Speculative = Literal["none", "ngram", "suffix", "draft"]
 Batching = Literal["static", "dynamic", "continuous"]
 
 
@@ -87,6 +88,13 @@ class EngineConfig:
     attention: Attention = "auto"
     """auto: triton on CUDA, native on a CPU that has it, else sdpa. flash: torch's FlashAttention for prompts, on CUDA. eager is the
     readable reference."""
+    speculative: Speculative = "none"
+    """Guess tokens and verify them in one step (docs/speculation.md). ngram: from the prompt and output. suffix: from these and from
+    earlier answers. draft: by a smaller model of the same vocabulary. The tokens are the same ones in any case."""
+    draft_tokens: int = 4
+    """Guessed for one sequence and step, at most; fewer where they do not pay."""
+    draft_dir: Path | None = None
+    """The smaller model's folder, with speculative: draft."""
     batch_invariant: bool = False
     """On a CPU: a request's tokens are the same bits alone and in any company, at a cost (docs/batch-invariance.md)."""
     threads: int | None = None

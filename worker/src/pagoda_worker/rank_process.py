@@ -5,6 +5,7 @@ It lives exactly as long as rank 0, which tells it everything over a socket pair
 """
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
@@ -34,7 +35,8 @@ def serve(connection: Connection) -> int:
     except Rank0Left:
         return 0
     except WorkerError as error:
-        connection.send(Failed(str(error), error.reason))
+        with contextlib.suppress(Rank0Left):  # rank 0 may have met the same and be gone
+            connection.send(Failed(str(error), error.reason))
         return EXIT_UNUSABLE
     return 1
 

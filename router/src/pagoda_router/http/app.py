@@ -61,6 +61,7 @@ GENERATION_ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/embeddings": "embeddings",
 }
 MODELS = "/v1/models"
+TOKENIZER_INFO = "/tokenizer_info"
 CLIENT_GONE_STATUS = 499
 
 
@@ -114,6 +115,7 @@ class _Surface:
         self._completions = WithFallback(completions, catalog)
         self._embeddings = Embeddings(dispatcher, catalog, targets, settings, tracer.clock)
         tokenizing = Tokenizing(catalog, targets, templates, settings)
+        self._tokenizer_info = tokenizing.info
         self._conversions = {"/tokenize": tokenizing.tokenize, "/detokenize": tokenizing.detokenize}
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._console = Console()
@@ -169,6 +171,10 @@ class _Surface:
             _check_method(scope, "POST")
             _check_json_type(scope)
             await answer(send, 200, [JSON_TYPE, *common], await convert(await self._body(scope, receive), key))
+        elif path == TOKENIZER_INFO:
+            key = self._key_of(scope)
+            _check_method(scope, "GET")
+            await answer(send, 200, [JSON_TYPE, *common], await self._tokenizer_info(scope.get("query_string", b""), key))
         elif path == KEYS or path.startswith(KEYS + "/"):
             self._key_of(scope).require_admin(KEYS)
             _check_json_type(scope)

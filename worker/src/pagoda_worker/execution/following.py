@@ -58,7 +58,11 @@ class Connection:
         return decode_down(payload)
 
     def send(self, message: Up) -> None:
-        self._socket.sendall(frame(message))
+        """Raises Rank0Left."""
+        try:
+            self._socket.sendall(frame(message))
+        except OSError as error:
+            raise Rank0Left from error
 
     def close(self) -> None:
         self._stream.close()

@@ -92,21 +92,30 @@ def pairs(words, PART: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def factor(words, zero, PART: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr, PAIRED: tl.constexpr):
-    """Words [N, W] → the PART-th values that they hold, in dtype; zero [N, 1] float32 is taken away from int4's. All exact. PAIRED: by
-    PTX; dtype is then of 16 bits."""
+def lift(dtype: tl.constexpr, PAIRED: tl.constexpr):
+    """By how much `raised` has int4's values too large."""
+    return (128.0 if dtype == tl.bfloat16 else 1024.0) if PAIRED else 0.0
+
+
+@triton.jit
+def raised(words, PART: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr, PAIRED: tl.constexpr):
+    """Words [N, W] → the PART-th values that they hold, in dtype, exactly; int4's too large by `lift`. PAIRED: by PTX, of 16 bits only."""
     if PAIRED:
-        raw = pairs(words, PART, BITS, dtype)
-        if BITS == 4:
-            return raw - (zero + (128.0 if dtype == tl.bfloat16 else 1024.0)).to(dtype)
-        else:
-            return raw * tl.full([], E4M3_AS_BF16 if dtype == tl.bfloat16 else E4M3_AS_FP16, dtype)
+        found = pairs(words, PART, BITS, dtype)
+        return found if BITS == 4 else found * tl.full([], E4M3_AS_BF16 if dtype == tl.bfloat16 else E4M3_AS_FP16, dtype)
     elif BITS == 4:
-        return (((words >> (4 * PART)) & 15).to(tl.float32) - zero).to(dtype)
+        return ((words >> (4 * PART)) & 15).to(dtype)
     else:
         high = words if PART == 1 else words << 8
         bits = ((high >> 1) & 0x3F80) | (high & -32768)
         return (bits.to(tl.float16, bitcast=True).to(tl.float32) * E4M3_AS_FP16).to(dtype)
+
+
+@triton.jit
+def factor(words, zero, PART: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr, PAIRED: tl.constexpr):
+    """The same, with zero [N, 1] float32 taken away from int4's, exactly too."""
+    found = raised(words, PART, BITS, dtype, PAIRED)
+    return found - (zero + lift(dtype, PAIRED)).to(dtype) if BITS == 4 else found
 
 
 @triton.jit

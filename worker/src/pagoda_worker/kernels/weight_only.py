@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagoda_worker.kernels.launch import paired, processors, upcast
-from pagoda_worker.kernels.packed_weight import CHUNK, PackedWeight, dequantize_reference, factor, scale_at
+from pagoda_worker.kernels.packed_weight import CHUNK, PackedWeight, dequantize_reference, factor, lift, raised, scale_at
 from pagoda_worker.kernels.product_tiles import NEIGHBOURS, ProductTile, fitting_rows, join, partials, place, splits, tile_outputs
 
 LEAST_INPUTS = 1024
@@ -18,17 +18,15 @@ LEAST_INPUTS = 1024
 
 
 def weight_only_tile(rows: int, outputs: int, inputs: int, processor_count: int) -> ProductTile:
-    """A warp to every 16 outputs: more would make the same factors twice. Few rows: splits keep the memory busy. Many: each would write and
-    read more sums than it has weights."""
+    """At most a warp to every 16 outputs: more would make the same factors twice. Few rows: splits keep the memory busy. Many: each would
+    write and read more sums than it has weights."""
     block_rows = fitting_rows(rows, 64 if rows <= 64 else 128)
-    if rows <= 16:
-        outputs_each = 64
-    else:
-        outputs_each = tile_outputs(rows, outputs, block_rows, (128, 64), processor_count)
+    outputs_each = tile_outputs(rows, outputs, block_rows, (128, 64), processor_count)
     found = 1
     if rows <= 64:
         found = splits(rows, outputs, inputs, block_rows, outputs_each, least_inputs=LEAST_INPUTS, processor_count=processor_count)
-    return ProductTile(outputs_each, block_rows, CHUNK, found, warps=8 if rows > 64 else outputs_each // 16, stages=4)
+    warps = 4 if rows <= 16 else 8 if rows > 64 else outputs_each // 16
+    return ProductTile(outputs_each, block_rows, CHUNK, found, warps=warps, stages=4)
 
 
 @triton.jit
@@ -38,9 +36,14 @@ def weight_only_kernel(
     BLOCK_M: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr, BIASED: tl.constexpr, NEIGHBOURS: tl.constexpr, PAIRED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """share: chunks of one split. GROUP 0: all inputs. SPLIT: `out` is [splits, rows, outputs] float32."""
+    """share: chunks of one split. GROUP 0: all inputs. SPLIT: `out` is [splits, rows, outputs] float32.
+
+    SUMMED, for few rows of int4: zero points are not taken from every factor but, times the sum of a group's inputs, from the product; a
+    product with ones makes that sum where it is needed."""
     PARTS: tl.constexpr = 16 // BITS
     WORDS: tl.constexpr = CHUNK // PARTS
+    GROUP_STEP: tl.constexpr = min(GROUP, CHUNK)
+    SUMMED: tl.constexpr = BITS == 4 and GROUP > 0 and BLOCK_M <= 8
     dtype: tl.constexpr = tl.float32 if UPCAST else x.dtype.element_ty
     n_tile, m_tile = place(tl.program_id(0), tl.cdiv(outputs, BLOCK_N), tl.cdiv(rows, BLOCK_M), NEIGHBOURS)
     split = tl.program_id(1)
@@ -50,12 +53,14 @@ def weight_only_kernel(
     words_at = words + near_n.to(tl.int64)[:, None] * WORDS + j[None, :]
     x_at = x + tl.minimum(m, rows - 1).to(tl.int64)[None, :] * stride + j[:, None]
     scale, zero = scale_at(scales, zeros, 0, near_n, n_scales, outputs, BLOCK, HAS_ZEROS)
+    ones = tl.full([BLOCK_N, WORDS], 1.0, dtype)
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for chunk in range(split * share, tl.minimum((split + 1) * share, chunks)):
         tile = tl.load(words_at + chunk * outputs * WORDS)
         if GROUP >= CHUNK:
             scale, zero = scale_at(scales, zeros, chunk // (GROUP // CHUNK), near_n, n_scales, outputs, BLOCK, HAS_ZEROS)
         part_sum = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for part in tl.static_range(PARTS):
             first = chunk * CHUNK + part * WORDS
             if EVEN:
@@ -65,16 +70,19 @@ def weight_only_kernel(
             if GROUP > 0 and GROUP < CHUNK:
                 group = tl.minimum(first, inputs - 1) // GROUP
                 scale, zero = scale_at(scales, zeros, group, near_n, n_scales, outputs, BLOCK, HAS_ZEROS)
-            w = factor(tile, zero[:, None], part, BITS, dtype, PAIRED)
             xs = xs.to(dtype)
+            if SUMMED:
+                w = raised(tile, part, BITS, dtype, PAIRED)
+                sums = tl.dot(ones, xs, sums, input_precision="ieee")
+            else:
+                w = factor(tile, zero[:, None], part, BITS, dtype, PAIRED)
             if GROUP == 0:
                 total = tl.dot(w, xs, total, input_precision="ieee")
-            elif GROUP < CHUNK:
-                total += tl.dot(w, xs, input_precision="ieee") * scale[:, None]
             else:
                 part_sum = tl.dot(w, xs, part_sum, input_precision="ieee")
-        if GROUP >= CHUNK:
-            total += part_sum * scale[:, None]
+            if GROUP > 0 and ((part + 1) * WORDS) % GROUP_STEP == 0:
+                total += (part_sum - (zero + lift(dtype, PAIRED))[:, None] * sums if SUMMED else part_sum) * scale[:, None]
+                part_sum, sums = tl.zeros_like(part_sum), tl.zeros_like(sums)
     if GROUP == 0:
         total *= scale[:, None]
     at = m.to(tl.int64)[None, :] * outputs + n[:, None]

@@ -11,6 +11,8 @@ scales is one piece, so whatever moves blocks moves them as they are; zero bytes
 import torch
 from torch import Tensor
 
+from pagoda_worker.layers.allocation import zeros
+
 QUANTIZED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 """By the name that the settings have."""
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -31,8 +33,8 @@ def row_bytes(dim: int, dtype: torch.dtype) -> int:
 def new_cache(*, kv_heads: int, dim: int, blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
     if dtype in LARGEST:
-        return torch.zeros((2, kv_heads, blocks, block_size * row_bytes(dim, dtype)), dtype=torch.uint8, device=device).view(dtype)
-    return torch.zeros((2, kv_heads, blocks * block_size, dim), dtype=dtype, device=device)
+        return zeros((2, kv_heads, blocks, block_size * row_bytes(dim, dtype)), torch.uint8, device).view(dtype)
+    return zeros((2, kv_heads, blocks * block_size, dim), dtype, device)
 
 
 def blocks_of(cache: Tensor, block_count: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
+from pagoda_worker.loading.draft import draft_footprint
 from pagoda_worker.loading.host_room import host_bytes_there
 from pagoda_worker.loading.limits import Limits
 from pagoda_worker.loading.memory import MemoryNeeds, check_host_fits
@@ -47,6 +48,9 @@ def memory_found(
     """Before anything is allocated; `dtype` of weights and activations, `kv_dtype` of what the cache holds. On CUDA a tenth stays for the
     steps themselves; on CPU they are estimated."""
     weights, per_token = size.weight_bytes(dtype.itemsize), size.cache.bytes_per_token(kv_dtype)
+    if (draft := draft_footprint(config)) is not None:  # its cache has a page for every page of the model's
+        weights += draft.weight_bytes(dtype.itemsize)
+        per_token += draft.cache.bytes_per_token(dtype)
     host = config.swap_bytes + config.host_tier_bytes
     if device.type == "cuda":
         check_host_fits(host, host_bytes_there(config, limits, held=PROCESSES_BYTES))

@@ -20,6 +20,7 @@ from pagoda_worker.layers.kv_cache import QUANTIZED
 from pagoda_worker.layers.selection import operators_for
 from pagoda_worker.loading.cache_room import count_blocks, memory_found
 from pagoda_worker.loading.config_check import check_config, check_on_device, check_whole_prompts
+from pagoda_worker.loading.draft import check_draft
 from pagoda_worker.loading.host_room import host_room
 from pagoda_worker.loading.limits import Limits, SharedLimits
 from pagoda_worker.loading.memory import check_fits, fitting_length
@@ -115,6 +116,7 @@ def load(
     folder = config.model_dir
     raw = read_config(folder)
     size = footprint_of(raw, rank.count)
+    check_draft(config, size)
     device = rank.device(resolve_device(config.device))
     config = rank.share(config, device.type)
     check_on_device(config, device.type)

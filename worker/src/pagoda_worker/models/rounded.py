@@ -1,7 +1,8 @@
 """Which of a model's weights `spec.engine.quantization` rounds, to what, and how many bytes that leaves. Called while a model is loaded.
 
-The layers' products take the form that was asked for. The head takes eight bits at least: it is read for every token as they are, and with
-four it moves every answer (docs/quantization.md). Embedding, norms and biases stay in the model's dtype.
+The layers' products take the form that was asked for. The head takes int8, whatever they take: it is read for every token as they are, and
+loses next to nothing by it, where four bits would move every answer (docs/decisions/quantized-weights.md). Embedding, norms and biases stay
+in the model's dtype.
 """
 
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pagoda_worker.models.formats.layout import Layout
 from pagoda_worker.quantization.rounding import GROUP, Format, rounded
 from pagoda_worker.quantization.weights import QuantizedWeight
 
+HEAD: Format = "int8"
 _BYTES = {"int8": 1.0, "int4": 0.5 + 5 / GROUP, "fp8": 1.0}
 """Of a weight, its part of a group's scale and zero point included."""
 
@@ -31,16 +33,12 @@ class Rounding:
     def __call__(self, fused: FusedLinear, weight: Tensor) -> QuantizedWeight | None:
         if self._to is None:
             return None
-        return rounded(weight, head_form(self._to) if fused.linear is self._head else self._to)
+        return rounded(weight, HEAD if fused.linear is self._head else self._to)
 
     def tied_head(self) -> None:
         """The head that is the embedding is no tensor of its own in a checkpoint; the embedding stays as it is."""
         if self._to is not None and isinstance(self._head.weight, Tensor):
-            self._head.weight = rounded(self._head.weight, head_form(self._to)) or self._head.weight
-
-
-def head_form(to: Format) -> Format:
-    return "fp8" if to == "fp8" else "int8"
+            self._head.weight = rounded(self._head.weight, HEAD) or self._head.weight
 
 
 def form_of_weights(to: Quantization, layout: Layout | None, folder: Path) -> str:
