@@ -21,6 +21,7 @@ from pagoda_worker.layers.selection import fp8_cache_refusal
 from pagoda_worker.models import compiled
 from pagoda_worker.models.base import CacheShape
 from pagoda_worker.request import Request, Sampling
+from pagoda_worker.settings.sources import BUILTIN_DIR
 
 Checkpoint = Callable[..., Path]
 PROMPTS = [[3 + i] * 9 + [20 + i, 40 + i] for i in range(6)]
@@ -99,6 +100,19 @@ def test_sequences_that_share_a_block_part_when_they_write(checkpoint: Checkpoin
     whole = run_all(small_engine(checkpoint(), kv_dtype=kv_dtype, kv_cache=False, prefix_caching=False), sampled(5, 3))
     assert len({tuple(each.tokens) for each in together.values()}) == 3
     assert {at: each.tokens for at, each in together.items()} == {at: each.tokens for at, each in whole.items()}
+
+
+@pytest.mark.parametrize(("kv_dtype", "speculative"), [("int8", "ngram"), ("fp8", "draft")])
+def test_drafted_tokens_that_are_rejected_leave_nothing_behind(kv_dtype: str, speculative: str):
+    config: dict[str, Any] = {"model_dir": TINY, "dtype": "fp32", "kv_dtype": kv_dtype, "threads": 1, "max_model_len": 512}
+    prompts = [*random_prompts(2, 1000), [50, 60, 70, 80] * 6]
+    expected = answers(Engine(EngineConfig(**config)), prompts)
+    draft = BUILTIN_DIR / "tiny-draft" if speculative == "draft" else None
+    engine = Engine(EngineConfig(**config, speculative=speculative, draft_dir=draft))
+    done = engine.generate(prompts, max_tokens=25, ignore_eos=True)
+    assert [each.token_ids for each in done] == expected
+    usages = [each.finish.usage for each in done]
+    assert 0 < sum(each.accepted_draft_tokens for each in usages) < sum(each.draft_tokens for each in usages)
 
 
 def test_two_ranks_compute_the_tokens_of_one(checkpoint: Checkpoint):
