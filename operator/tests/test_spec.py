@@ -25,6 +25,7 @@ from pagoda_operator.spec import (
     Scaling,
     ScalingTarget,
     SecretKey,
+    Speculative,
     key_of,
     parse,
 )
@@ -95,7 +96,8 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "tensorParallel": 2,
                     "quantization": "int4",
                     "longPrefillTokens": 64,
-                    "kvCache": {"blockSize": 8, "swap": "4Gi", "hostTier": "1.5Gi"},
+                    "speculative": {"method": "draft", "tokens": 6, "draft": "builtin://tiny-draft"},
+                    "kvCache": {"blockSize": 8, "dtype": "int8", "swap": "4Gi", "hostTier": "1.5Gi"},
                 },
                 "resources": {"gpus": 2, "gpuResource": "amd.com/gpu", "cpu": "500m", "memory": "64Mi"},
                 "scaling": {
@@ -141,7 +143,8 @@ def test_every_written_field_reaches_the_spec() -> None:
         tensor_parallel=2,
         quantization="int4",
         long_prefill_tokens=64,
-        kv_cache=KvCache(block_size=8, swap_bytes=4 * 2**30, host_tier_bytes=3 * 2**29),
+        speculative=Speculative(method="draft", tokens=6, draft="builtin://tiny-draft"),
+        kv_cache=KvCache(block_size=8, dtype="int8", swap_bytes=4 * 2**30, host_tier_bytes=3 * 2**29),
     )
     assert spec.resources == Resources(gpus=2, gpu_resource="amd.com/gpu", cpu_cores=0.5, memory_bytes=64 * 2**20)
     target = ScalingTarget(queued_tokens=9, kv_use_percent=50, ttft_s=0.25)

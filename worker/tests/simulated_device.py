@@ -4,11 +4,15 @@ Keeps its own rows from the plans' deltas alone, as the real runner does. The "m
 whose cache was mixed up, computed twice or shared wrongly samples something else.
 """
 
+from collections.abc import Callable
+
 from pagoda_worker.request import Request
 from pagoda_worker.scheduling.blocks import BlockPool
-from pagoda_worker.scheduling.plan import Sampled, Sequence, StepPlan
+from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.sampled import Sampled
 from pagoda_worker.scheduling.scheduler import Scheduler
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
+from pagoda_worker.scheduling.verification import Verification
 
 VOCAB = 50
 EOS = 1
@@ -47,6 +51,10 @@ class SimulatedDevice:
             self.tables[sequence.row] = dict(enumerate(sequence.blocks))
             self.seeds[sequence.row] = sequence.seed
         spans = [(s, s.computed - 1, 1) for s in plan.decodes] + [(c.sequence, c.start, c.count) for c in plan.chunks]
+        spans += [(v.sequence, v.start, v.places) for v in plan.verifications]
+        for each in plan.verifications:
+            assert self.tokens[each.sequence.row] == each.sequence.tokens, "drafts behind tokens that nobody knows"
+            self.tokens[each.sequence.row] += each.drafts
         assert sum(count for _, _, count in spans) <= self.scheduler.limits.max_batch_tokens, "the budget was exceeded"
         assert len({s.row for s in self.scheduler.running}) <= self.scheduler.limits.max_running
         for sequence, start, count in spans:
@@ -54,7 +62,7 @@ class SimulatedDevice:
         for sequence, start, count in spans:
             self._read(sequence, start + count)
         ids: list[int] = []
-        for sequence in plan.sampling():
+        for sequence in plan.sampling()[: len(plan.decodes) + sum(len(chunk.sequences) for chunk in plan.chunks)]:
             row = sequence.row
             known = len(sequence.tokens)
             assert self.tokens[row][:known] == sequence.tokens, "the row's tokens differ from the sequence's"
@@ -62,7 +70,17 @@ class SimulatedDevice:
             self._read(sequence, len(self.tokens[row]))
             ids.append(next_token(self.tokens[row], self.seeds[row]))
             self.tokens[row].append(ids[-1])
+        for each in plan.verifications:
+            ids += self._verify(each)
         return Sampled(ids)
+
+    def _verify(self, each: Verification) -> list[int]:
+        """What every place samples. The row keeps what counts: the rest is written over later, or read by nobody."""
+        row, tokens = each.sequence.row, self.tokens[each.sequence.row]
+        ids = [next_token(tokens[: each.start + i], self.seeds[row]) for i in range(1, each.places + 1)]
+        right = next((i for i, draft in enumerate(each.drafts) if draft != ids[i]), len(each.drafts))
+        self.tokens[row] = [*tokens[: each.start + 1], *ids[: right + 1]]
+        return ids
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         contents = [self._content(source) for source, _ in copies]
@@ -96,6 +114,19 @@ def simulated(*, blocks: int = 32, block_size: int = 4, **limits: object) -> tup
     settings: dict[str, object] = {"max_running": 8, "max_batch_tokens": 64, "max_model_len": 200, "eos_token_ids": (EOS,)}
     scheduler = Scheduler(BlockPool(blocks, block_size), SchedulerLimits(**{**settings, **limits}))  # type: ignore[arg-type]
     return scheduler, SimulatedDevice(scheduler)
+
+
+def guess(scheduler: Scheduler, lengths: Callable[[], tuple[int, int]]) -> None:
+    """Drafts for everyone who can have some: `lengths` says how many are right, and how many wrong ones follow."""
+    for sequence in scheduler.running:
+        if sequence.decodes_alone:
+            sequence.waits_for_token = True
+            if sequence.remaining == 1 and not sequence.pending:
+                right, wrong = lengths()
+                tokens = list(sequence.tokens)
+                for i in range(right + wrong):
+                    tokens.append((next_token(tokens, sequence.seed) + (i >= right)) % VOCAB)
+                sequence.offer(tokens[len(sequence.tokens) :])
 
 
 def expected_output(request: Request, seed: int, *, max_model_len: int = 200) -> list[int]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_runs import run_all
 from random_checkpoint import small_engine
+from scripted_proposer import speculate
 from torch import Tensor
 
 from pagoda_worker.engine import Engine
@@ -90,3 +92,30 @@ def test_padded_batches_over_static_buffers_give_the_same_tokens(checkpoint: Cal
     engine.scheduler.residency.forget_prefixes()
     assert sorted(mixture(engine)) == expected
     assert {1, 4, 8} <= set(runs)
+
+
+def test_drafts_are_verified_by_a_graph_as_rows_of_their_own(checkpoint: Callable[..., Path]):
+    """Penalties count the drafts, over which a graph writes its own greedy ids."""
+    engine = small_engine(checkpoint(), attention="sdpa", max_running=8)
+    engine.runner.model.operators = RealRows()  # type: ignore[attr-defined]
+    ways = [Sampling(), Sampling(temperature=1.0, seed=1), Sampling(presence_penalty=1.0, repetition_penalty=1.2)]
+    requests = [
+        Request(request_id=f"{i}", prompt_ids=[2 + i] * 5, max_tokens=20, ignore_eos=True, sampling=way) for i, way in enumerate(ways)
+    ]
+    expected = {key: outcome.tokens for key, outcome in run_all(engine, *requests).items()}
+    runs: list[int] = []
+
+    def eagerly(compute: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, Tensor]]:
+        def run() -> tuple[Tensor, Tensor]:
+            logits, ids = compute()
+            runs.append(len(ids))
+            return logits, ids
+
+        return run
+
+    engine.runner.graphs = DecodeGraphs(engine.runner, ladder(24), eagerly)
+    speculation = speculate(engine, expected)
+    runs.clear()
+    assert {key: outcome.tokens for key, outcome in run_all(engine, *requests).items()} == expected
+    assert speculation.accepted_by_place[2] > 0
+    assert max(runs) > 4

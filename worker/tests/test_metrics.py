@@ -181,3 +181,21 @@ def parsed(histogram: Histogram) -> list[Sample]:
     [family] = text_string_to_metric_families("\n".join(histogram.lines()) + "\n")
     assert (family.type, family.documentation, family.samples[0].labels["model_name"]) == ("histogram", "A line.", 'a"b')
     return family.samples
+
+
+def test_speculation_is_counted_by_place_and_goes_on_over_a_restart():
+    metrics = WorkerMetrics("chat", CollectorRegistry())
+    assert read(metrics)["vllm:spec_decode_num_accepted_tokens_per_pos_total{position=0}"] == 0
+    facts = replace(FACTS, speculative="ngram", draft_tokens=3)
+    metrics.engine_ready(facts, IDLE)
+    guessed = replace(IDLE, drafts_total=10, draft_tokens_total=30, accepted_draft_tokens=(8, 5, 1))
+    metrics.stepped(stepped(guessed), {})
+    metrics.engine_down()
+    metrics.engine_ready(facts, IDLE)
+    metrics.stepped(stepped(replace(guessed, drafts_total=1, draft_tokens_total=2, accepted_draft_tokens=(1, 0, 0))), {})
+    values = read(metrics)
+    assert values["vllm:spec_decode_num_drafts_total"] == 11
+    assert values["vllm:spec_decode_num_draft_tokens_total"] == 32
+    assert values["vllm:spec_decode_num_accepted_tokens_total"] == 15
+    per_place = [values[f"vllm:spec_decode_num_accepted_tokens_per_pos_total{{position={place}}}"] for place in range(3)]
+    assert per_place == [9, 5, 1]

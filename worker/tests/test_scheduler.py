@@ -1,19 +1,21 @@
 """What each step computes, over a simulated device that notices every wrong, lost or shared block."""
 
 import itertools
+import random
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-from simulated_device import VOCAB, expected_output, next_token, simulated
+from simulated_device import VOCAB, expected_output, guess, next_token, simulated
 
 from pagoda_worker.errors import ContextTooLong, RequestRefused
 from pagoda_worker.request import FinishReason, Request, SequenceUpdate
-from pagoda_worker.scheduling.plan import Sampled, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.policy import Speeds
 from pagoda_worker.scheduling.residency import HostRoom
+from pagoda_worker.scheduling.sampled import Sampled, judge_drafts
 
 COPIES = Speeds(prefill_tokens_per_s=1.0, copy_bytes_per_s=1e9)
 COMPUTES = Speeds(prefill_tokens_per_s=1e9, copy_bytes_per_s=1.0)
@@ -24,11 +26,14 @@ class Bench:
 
     ahead = False
     """Plan each step before the one before it is settled."""
+    drafting = False
+    """Guess up to five tokens in every step, some of them right."""
 
     def __init__(self, speeds: Speeds = Speeds(), **limits: Any) -> None:  # noqa: B008  # frozen
         self.scheduler, self.device = simulated(**limits)
         self.scheduler.residency.speeds = speeds
         self.now = 0.0
+        self.draw = random.Random(0)
         self._flight: tuple[StepPlan, Sampled] | None = None
         self.output: dict[tuple[str, int], list[int]] = {}
         self.finished: dict[tuple[str, int], SequenceUpdate] = {}
@@ -46,6 +51,7 @@ class Bench:
         plan, sampled = self._flight or self._launch()
         following = self._launch() if self.ahead else None
         self._flight = following if following and not following[0].empty else None
+        judge_drafts(plan, sampled)
         for update in self.scheduler.settle(plan, sampled, self.now):
             key = update.request_id, update.sequence
             assert key not in self.finished, "an update after the end"
@@ -60,8 +66,10 @@ class Bench:
         return plan
 
     def _launch(self) -> tuple[StepPlan, Sampled]:
+        if self.drafting:
+            guess(self.scheduler, lambda: (self.draw.choice((0, 1, 3)), self.draw.choice((0, 1, 2))))
         plan = self.scheduler.schedule(self.now)
-        if any(sequence.request.runs_alone for sequence in [*plan.decodes, *(chunk.sequence for chunk in plan.chunks)]):
+        if any(sequence.request.runs_alone for sequence in [*plan.sampling(), *(chunk.sequence for chunk in plan.chunks)]):
             assert plan.sequences == 1, "what runs alone was computed with something else"
         return plan, self.device.run(plan)
 
@@ -607,7 +615,9 @@ class AnyOrder(RuleBasedStateMachine):
                     assert got == expected[: len(got)]
 
 
-def test_any_order_of_events_is_survived():
+@pytest.mark.parametrize("drafting", [False, True], ids=["", "drafting"])
+def test_any_order_of_events_is_survived(drafting: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Bench, "drafting", drafting)
     run_state_machine_as_test(AnyOrder, settings=settings(max_examples=100, stateful_step_count=30, deadline=None))
 
 

@@ -88,7 +88,6 @@ INVALID = [
 ]
 RESERVED = [
     ({"adapter": "sql"}, "adapter"),
-    ({"speculation": pb.Speculation(max_draft_tokens=4)}, "speculation"),
 ]
 
 
@@ -151,6 +150,7 @@ def test_everything_said_arrives():
         "1:1",
         FACTS,
     )
+    assert request.max_draft_tokens == 0
     expected = Sampling(
         temperature=0.5,
         top_p=0.5,
@@ -233,3 +233,17 @@ def test_whatever_comes_is_either_refused_or_possible(
     assert 0 <= request.sampling.temperature < INF
     assert 0 < request.sampling.top_p <= 1
     assert 0 < request.sampling.repetition_penalty < INF
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({}, None),
+        ({"speculation": pb.Speculation()}, None),
+        ({"speculation": pb.Speculation(max_draft_tokens=3)}, 3),
+        ({"speculation": pb.Speculation(off=True, max_draft_tokens=3)}, 0),
+        ({"toggles": pb.FeatureToggles(no_speculation=True)}, 0),
+    ],
+)
+def test_a_request_says_how_much_may_be_guessed_for_it(fields: dict[str, Any], most: int | None):
+    assert to_request(submit(**fields), "1:1", FACTS).max_draft_tokens == most

@@ -30,7 +30,7 @@ def test_the_manifests_engine_becomes_the_engines_config():
                 backend="pagoda",
                 dtype="fp32",
                 quantization="none",
-                kvCache={"dtype": "auto", "blockSize": 32, "swap": "0Gi", "hostTier": "0Gi"},
+                kvCache={"dtype": "int8", "blockSize": 32, "swap": "0Gi", "hostTier": "0Gi"},
                 attention="eager",
                 maxModelLen=2048,
                 maxBatchTokens=512,
@@ -38,7 +38,7 @@ def test_the_manifests_engine_becomes_the_engines_config():
                 prefixCaching=False,
                 batchInvariant=True,
                 compile=True,
-                speculative={"method": "none", "tokens": 4},
+                speculative={"method": "draft", "tokens": 6, "draft": "builtin://tiny-draft"},
                 tensorParallel=1,
             ),
             "PAGODA_DEVICE": "cpu",
@@ -51,6 +51,9 @@ def test_the_manifests_engine_becomes_the_engines_config():
     assert config.prefix_caching is False
     assert config.batch_invariant is True
     assert config.compile is True
+    assert (config.speculative, config.draft_tokens) == ("draft", 6)
+    assert config.draft_dir is not None
+    assert config.draft_dir.name == "tiny-draft"
 
 
 @pytest.mark.parametrize(("written", "size"), [("4Gi", 4 << 30), ("0Gi", 0), ("512", 512), (4096, 4096), ("64Mi", 64 << 20)], ids=str)
@@ -105,8 +108,11 @@ WRONG = [
     (engine(load="later"), 'PAGODA_ENGINE.load is "later"; this engine has eager, lazy, warm'),
     (engine(attention="paged"), 'PAGODA_ENGINE.attention is "paged"; this engine has auto, triton, flash, native, sdpa, eager'),
     (engine(quantization="int3"), 'PAGODA_ENGINE.quantization is "int3"; this engine has none, int8, int4, fp8'),
-    (engine(speculative={"method": "ngram"}), 'PAGODA_ENGINE.speculative.method is "ngram"; this engine has "none" so far'),
-    (engine(kvCache={"dtype": "fp8"}), 'PAGODA_ENGINE.kvCache.dtype is "fp8"; this engine has "auto" so far'),
+    (engine(speculative={"method": "eagle"}), 'PAGODA_ENGINE.speculative.method is "eagle"; this engine has none, ngram, suffix, draft'),
+    (engine(speculative={"tokens": 17}), "PAGODA_ENGINE.speculative.tokens is 17; it must be a whole number from 1 to 16"),
+    (engine(speculative={"draft": "hf://org/draft"}), 'PAGODA_ENGINE.speculative.draft is "hf://org/draft"; it must be builtin://NAME'),
+    (engine(speculative={"draft": "builtin://none"}), "PAGODA_ENGINE.speculative.draft builtin://none: this worker ships builtin://tiny"),
+    (engine(kvCache={"dtype": "int4"}), 'PAGODA_ENGINE.kvCache.dtype is "int4"; this engine has auto, int8, fp8'),
     (engine(kvCache={"swap": "4GB"}), 'PAGODA_ENGINE.kvCache.swap is "4GB"; it must be bytes, such as 0, 4294967296 or "4Gi"'),
     (engine(kvCache={"hostTier": True}), "PAGODA_ENGINE.kvCache.hostTier is true"),
     (engine(kvCache={"hostTier": -1}), "PAGODA_ENGINE.kvCache.hostTier is -1"),

@@ -201,7 +201,7 @@ class Ticks:
         self.batches: set[int] = set()
 
     def step(self) -> None:
-        from pagoda_worker.scheduling.plan import Sampled
+        from pagoda_worker.scheduling.sampled import Sampled
 
         plan = self.scheduler.schedule(self.now)
         self.chunks |= {chunk.count for chunk in plan.chunks}

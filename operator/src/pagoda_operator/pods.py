@@ -13,7 +13,7 @@ from pagoda_operator.installation import Settings
 from pagoda_operator.observed import LABEL_TEMPLATE
 from pagoda_operator.quantities import format_bytes, format_cores
 from pagoda_operator.spec import Engine, InferenceModel, Resources, Variant
-from pagoda_operator.weights import Weights, weights_of
+from pagoda_operator.weights import Weights, weights_of, with_draft
 
 HTTP_PORT = 8000
 INTERNAL_PORT = 8001
@@ -89,7 +89,7 @@ def router_pod(namespace: str, settings: Settings, *, account: str, selector: Ma
 
 
 def worker_pod(model: InferenceModel, variant: Variant, settings: Settings, *, account: str) -> Object:
-    weights = weights_of(model)
+    weights = with_draft(weights_of(model), variant.engine.speculative)
     container = {
         "name": "worker",
         "image": settings.worker_image_reference,
@@ -165,6 +165,8 @@ def engine_settings(engine: Engine) -> Object:
         settings["maxBatchTokens"] = engine.max_batch_tokens
     if engine.long_prefill_tokens is not None:
         settings["longPrefillTokens"] = engine.long_prefill_tokens
+    if engine.kv_cache.dtype != "auto":  # as with load
+        settings["kvCache"]["dtype"] = engine.kv_cache.dtype
     if engine.kv_cache.swap_bytes:
         settings["kvCache"]["swap"] = engine.kv_cache.swap_bytes
     if engine.kv_cache.host_tier_bytes:
@@ -177,6 +179,10 @@ def engine_settings(engine: Engine) -> Object:
         settings["tensorParallel"] = engine.tensor_parallel
     if engine.quantization != "none":
         settings["quantization"] = engine.quantization
+    if (speculative := engine.speculative).method != "none":
+        settings["speculative"] = {"method": speculative.method, "tokens": speculative.tokens}
+        if speculative.draft is not None:
+            settings["speculative"]["draft"] = speculative.draft
     return settings
 
 

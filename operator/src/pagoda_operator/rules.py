@@ -75,8 +75,22 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine.quantization": Field(
         "string", (Rule(one_of("none", "int8", "int4", "fp8"), "write none, int8, int4 or fp8"),), max_size=32
     ),
+    "spec.engine.speculative": Field(
+        "object",
+        (Rule(lambda given: (given.get("method") == "draft") == ("draft" in given), "write draft, a source, beside method: draft only"),),
+    ),
+    "spec.engine.speculative.method": Field(
+        "string", (Rule(one_of("none", "ngram", "suffix", "draft"), "write none, ngram, suffix or draft"),), max_size=32
+    ),
+    "spec.engine.speculative.tokens": Field("integer", (Rule(between(1, 16), "write 1 to 16 tokens"),)),
+    "spec.engine.speculative.draft": Field(
+        "string",
+        (Rule(matches("builtin://[a-z0-9-]+|file:///.+"), "write builtin://NAME or file:///FOLDER: a draft model is not fetched"),),
+        max_size=1024,
+    ),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
+    "spec.engine.kvCache.dtype": Field("string", (Rule(one_of("auto", "int8", "fp8"), "write auto, int8 or fp8"),), max_size=32),
     "spec.engine.kvCache.swap": Field("quantity", (Rule(at_least("0"), HOST_MEMORY),), max_size=32),
     "spec.engine.kvCache.hostTier": Field("quantity", (Rule(at_least("0"), HOST_MEMORY),), max_size=32),
 }
@@ -285,8 +299,6 @@ FIELDS: Mapping[str, Field] = {
 
 _NOT_YET = {
     "spec.adapters",
-    "spec.engine.kvCache.dtype",
-    "spec.engine.speculative",
     "spec.routing.classes",
 }
 NOT_YET = frozenset(_NOT_YET | {f"{VARIANT}{path.removeprefix(SPEC)}" for path in _NOT_YET if path.startswith("spec.engine.")})

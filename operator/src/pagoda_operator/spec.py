@@ -24,10 +24,22 @@ FETCHED = ("hf", "s3")
 class KvCache:
     block_size: int = 16
     """Tokens per block of the paged cache."""
+    dtype: str = "auto"
+    """auto: as spec.engine.dtype. int8, fp8: quantized, a scale per token and head."""
     swap_bytes: int = 0
     """Host memory for preempted sequences."""
     host_tier_bytes: int = 0
     """Host memory for evicted prefixes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speculative:
+    method: str = "none"
+    """none | ngram | suffix | draft"""
+    tokens: int = 4
+    """Guessed for one sequence and step, at most."""
+    draft: str | None = None
+    """Source of the draft model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +69,7 @@ class Engine:
     pipeline_parallel: int = 1
     quantization: str = "none"
     """int8, int4, fp8: weights are rounded to it while they are loaded."""
+    speculative: Speculative = field(default_factory=Speculative)
     kv_cache: KvCache = field(default_factory=KvCache)
 
 
@@ -340,13 +353,14 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             quantization="quantization",
         ),
         args=tuple(engine.get("args", ())),
+        speculative=Speculative(**_given(engine.get("speculative", {}), method="method", tokens="tokens", draft="draft")),
         kv_cache=_kv_cache(engine.get("kvCache", {})),
     )
 
 
 def _kv_cache(given: Mapping[str, Any]) -> KvCache:
     return KvCache(
-        **_given(given, block_size="blockSize"),
+        **_given(given, block_size="blockSize", dtype="dtype"),
         swap_bytes=int(parse_quantity(given.get("swap", 0))),
         host_tier_bytes=int(parse_quantity(given.get("hostTier", 0))),
     )

@@ -6,10 +6,10 @@ pvc://      the claim, read-only at /models/pvc
 hf:// s3:// fetched into /models: the cache's claim, or a folder that ends with the pod
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pagoda_operator.spec import InferenceModel
+from pagoda_operator.spec import InferenceModel, Speculative
 
 MODELS_FOLDER = "/models"
 CLAIM_FOLDER = "/models/pvc"
@@ -52,6 +52,15 @@ def weights_of(model: InferenceModel) -> Weights:
             return Weights(source=source.source, volumes=[volume], mounts=[_read_only("model", source.location)])
         case _:
             return Weights(source=source.source)
+
+
+def with_draft(weights: Weights, speculative: Speculative) -> Weights:
+    """A draft model lies inside the image, or in a folder of the node."""
+    if speculative.draft is None or not speculative.draft.startswith("file://"):
+        return weights
+    path = speculative.draft.removeprefix("file://")
+    volume = {"name": "draft", "hostPath": {"path": path, "type": "Directory"}}
+    return replace(weights, volumes=[*weights.volumes, volume], mounts=[*weights.mounts, _read_only("draft", path)])
 
 
 def _fetched(model: InferenceModel) -> Weights:

@@ -184,6 +184,9 @@ class Usage:
     completion_tokens: int
     reasoning_tokens: int | None = None
     """Of completion_tokens. None: the model is not one that thinks before it answers."""
+    draft_tokens: int = 0
+    """Guessed by speculation and verified; of them accepted, so part of completion_tokens:"""
+    accepted_draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ import torch
 
 from pagoda_worker.completions import Completion, Completions
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.engine_sizes import limits_of, plans_ahead, proposer_for, shape_of
 from pagoda_worker.errors import CannotSleep
 from pagoda_worker.execution.launching import Flight, launch
 from pagoda_worker.execution.ranks import Ranks
-from pagoda_worker.execution.runner import RunnerShape
-from pagoda_worker.execution.starting import RunnerStart, plans_ahead
+from pagoda_worker.execution.starting import RunnerStart
 from pagoda_worker.loading.loader import News, kernels_in_use
 from pagoda_worker.loading.self_test import Measured, measure
 from pagoda_worker.loading.sleep import Weights
@@ -30,18 +30,17 @@ from pagoda_worker.request import EngineState, Rejection, Request, Sampling, Seq
 from pagoda_worker.request_check import check_request
 from pagoda_worker.sampling.constraints import Constraints
 from pagoda_worker.sampling.structured import GrammarCompiler
-from pagoda_worker.scheduling.batching import policy_of
 from pagoda_worker.scheduling.blocks import BlockPool
+from pagoda_worker.scheduling.sampled import judge_drafts
 from pagoda_worker.scheduling.scheduler import Scheduler
-from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
 from pagoda_worker.scheduling.step_meter import StepMeter
+from pagoda_worker.speculation.speculation import Speculation
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
 GRAMMAR_WAIT_S = 0.005
 """Short: a request that arrives meanwhile waits as long."""
 Outcome = TypeVar("Outcome")
-
 log = logging.getLogger(__name__)
 
 
@@ -64,32 +63,16 @@ class Engine:
         self._clock = clock
         self._weights = Weights(loaded.model, loaded.read_model, loaded.device)
         self._seeds = random.Random(config.seed)
-        self._limits = SchedulerLimits(
-            max_running=config.max_running,
-            max_batch_tokens=loaded.max_batch_tokens,
-            max_model_len=loaded.max_model_len,
-            long_prefill_tokens=loaded.long_prefill_tokens,
-            host=loaded.host,
-            prefix_caching=config.prefix_caching,
-            eos_token_ids=loaded.eos_token_ids,
-            policy=policy_of(config),
-        )
+        self._limits = limits_of(config, loaded)
         self.scheduler = Scheduler(BlockPool(loaded.block_count, config.block_size), self._limits)
-        shape = RunnerShape(
-            max_running=config.max_running,
-            max_model_len=loaded.max_model_len,
-            block_size=config.block_size,
-            block_count=loaded.block_count,
-            host_slots=loaded.host.swap_slots + loaded.host.tier_slots,
-            eos_token_ids=loaded.eos_token_ids,
-        )
         vocab, eos = loaded.vocab_size, loaded.eos_token_ids
         compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
         self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=config.threads or torch.get_num_threads())
         self._start_runner = RunnerStart(
             config=config,
-            shape=shape,
+            shape=shape_of(config, loaded),
             dtype=loaded.dtype,
+            kv_dtype=loaded.kv_dtype,
             device=loaded.device,
             masks=self.constraints.masks,
             ranks=self._ranks,
@@ -99,12 +82,16 @@ class Engine:
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
         self._async = plans_ahead(config, loaded.device)
+        proposer = proposer_for(config, loaded)
+        self.speculation = proposer and Speculation(proposer, tokens=config.draft_tokens, possible=self.constraints.longest_possible)
         self._meter = StepMeter()
         self.facts = replace(
             loaded.facts(config),
             max_sequences_per_request=MAX_SEQUENCES_PER_REQUEST,
             max_top_logprobs=MAX_TOP_LOGPROBS,
             structured_output=not compiler.why_unusable(),
+            speculative=config.speculative,
+            draft_tokens=config.draft_tokens if self.speculation else 0,
         )
         if loaded.model is not None:
             self._begin_running(loaded.model, began, loaded.weights_s)
@@ -165,10 +152,14 @@ class Engine:
         self._flight = following if following and following.parts else None
         results = flight.results()  # the host waits here and nowhere else
         for plan, sampled in results:
+            if plan.verifications and self.speculation:
+                self.speculation.learn(plan, judge_drafts(plan, sampled))
             self.constraints.advance(plan.sampling(), sampled)
         ended = self._clock()
         updates = [update for plan, sampled in results for update in self.scheduler.settle(plan, sampled, ended)]
         took_s = self._meter.measure(flight.plan, flight.began, ended)
+        if self.speculation:
+            self.speculation.timed(flight.plan, took_s)
         if not flight.plan.empty:
             self.scheduler.residency.speeds = self._meter.speeds(self.runner.host.copy_bytes_per_s if self.runner.host else 0.0)
         rejections, self._rejections = self._rejections, []
@@ -178,7 +169,11 @@ class Engine:
     def _launch(self) -> Flight:
         began = self._clock()
         self._rejections += self._take_grammars()
+        if self.speculation:
+            self.speculation.propose(self.scheduler.running)
         plan = self.scheduler.schedule(began)  # which sequences, how many tokens each
+        if self.speculation:
+            self.speculation.planned(plan)
         return launch(self.runner.launch, self.scheduler.withdraw, plan, began)  # one forward pass, one token per sampling row
 
     def _take_grammars(self) -> list[Rejection]:
@@ -196,12 +191,13 @@ class Engine:
 
     def _on_trial(self, run: Callable[[Scheduler], Outcome]) -> Outcome:
         """With a scheduler of its own, so that the real one starts with every block, row and count untouched."""
-        kept, steps, ahead = self.scheduler, self._meter.steps, self._async
+        kept, steps, ahead, guessing = self.scheduler, self._meter.steps, self._async, self.speculation
         self._async = False  # nothing of it may be in flight when the real one is back
+        self.speculation = None
         self.scheduler = Scheduler(BlockPool(kept.blocks.count, kept.blocks.block_size), self._limits)
         outcome = run(self.scheduler)
         kept.inherit_scrubs(self.scheduler)
-        self.scheduler, self._meter.steps, self._async = kept, steps, ahead
+        self.scheduler, self._meter.steps, self._async, self.speculation = kept, steps, ahead, guessing
         return outcome
 
     # ------------------------------------------------------------ sleep
@@ -249,7 +245,8 @@ class Engine:
         return self._state(self._clock())
 
     def _state(self, now: float) -> EngineState:
-        return self._meter.state(self.scheduler, now, sleep_level=self.sleep_level)
+        told = self._meter.state(self.scheduler, now, sleep_level=self.sleep_level)
+        return self.speculation.told(told) if self.speculation else told
 
     def check_integrity(self) -> None:
         """Asserts that blocks, rows and sequences agree, and that everything is free when nothing runs."""

@@ -87,6 +87,8 @@ class Request:
     """The final hidden state of the prompt's last token instead of an output; then n and max_tokens are 1."""
     runs_alone: bool = False
     """No step computes it together with another request: steps alternate between it and all others. n must be 1."""
+    max_draft_tokens: int | None = None
+    """That one step may guess and verify; at most what the engine is set to. 0: no speculation. None: as the engine is set."""
 
     @property
     def constrained(self) -> bool:
@@ -121,6 +123,9 @@ class Usage:
     """Prompt tokens not computed because the prefix cache had them at the first scheduling."""
     completion_tokens: int
     """Sampled tokens, eos included."""
+    draft_tokens: int = 0
+    """Guessed and verified; of them accepted:"""
+    accepted_draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +213,11 @@ class EngineState:
     host_prefix_hits_total: int = 0
     swaps_total: int = 0
     """Of the preemptions, those that kept their blocks in host memory."""
+    drafts_total: int = 0
+    """Guesses verified, of one sequence and step each."""
+    draft_tokens_total: int = 0
+    """Their tokens; of them accepted, at each place of a guess:"""
+    accepted_draft_tokens: tuple[int, ...] = ()
     sleep_level: int = 0
     """0: awake. 1: weights in host memory. 2: weights in their folder only. Asleep there is no KV cache; a request wakes the engine."""
 
@@ -277,5 +287,9 @@ class ModelFacts:
     """Of the weight files; 0: random weights."""
     weights_s: float = 0.0
     """The part of load_s in which they were read and packed."""
+    speculative: str = "none"
+    """How tokens are guessed, as set."""
+    draft_tokens: int = 0
+    """Guessed for one sequence and step, at most; 0 without speculation."""
     kernels: str = ""
     """Those that the model computes with, in words: "native (amx), 2 threads". Empty: not read yet."""

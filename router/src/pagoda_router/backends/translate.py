@@ -94,7 +94,8 @@ def features_of(description: Any) -> tuple[str, ...]:
 
 
 def usage_from_wire(usage: Any) -> Usage:
-    return Usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+    drafted, accepted = usage.draft_tokens, usage.accepted_draft_tokens
+    return Usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, draft_tokens=drafted, accepted_draft_tokens=accepted)
 
 
 def row_logprobs(row: Any) -> list[TokenLogprobs]:

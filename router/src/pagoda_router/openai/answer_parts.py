@@ -66,8 +66,12 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
-    if usage.reasoning_tokens is not None:
-        shown["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    details = {} if usage.reasoning_tokens is None else {"reasoning_tokens": usage.reasoning_tokens}
+    if usage.draft_tokens:
+        accepted = usage.accepted_draft_tokens
+        details |= {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": usage.draft_tokens - accepted}
+    if details:
+        shown["completion_tokens_details"] = details
     return shown
 
 

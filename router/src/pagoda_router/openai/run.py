@@ -62,6 +62,8 @@ class Progress:
             sum(self._cached_tokens),
             sum(choice.completion_tokens for choice in self.choices),
             sum(choice.reasoning_tokens for choice in self.choices) if thinks else None,
+            sum(choice.draft_tokens for choice in self.choices),
+            sum(choice.accepted_draft_tokens for choice in self.choices),
         )
 
     def is_finished(self, position: int) -> bool:

@@ -61,6 +61,8 @@ class Choice:
         self.completion_tokens = 0
         self.reasoning_tokens = 0
         """Up to the end of the thinking, its tags included."""
+        self.draft_tokens = self.accepted_draft_tokens = 0
+        """Known at the end."""
         self.finish_reason: str | None = None
         self._rules = rules
         self._detokenizer = text.detokenizer(prompt_ids, skip_special_tokens=rules.skip_special_tokens, markers=rules.markers)
@@ -121,6 +123,7 @@ class Choice:
         if self._matcher is not None and not self.stopped_by_string:
             pieces.append(self._matcher.end())
         self.completion_tokens = max(self.completion_tokens, ended.usage.completion_tokens)
+        self.draft_tokens, self.accepted_draft_tokens = ended.usage.draft_tokens, ended.usage.accepted_draft_tokens
         piece, read = "".join(pieces), Pieces()
         if self._reply is not None:
             self._read(self._reply, piece, read)

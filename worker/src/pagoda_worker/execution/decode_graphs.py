@@ -20,9 +20,8 @@ from pagoda_worker.errors import ConfigError
 from pagoda_worker.execution.graph_ladder import ladder
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.models.compiled import compile_decoding
-from pagoda_worker.sampling.row_tables import to_device
+from pagoda_worker.sampling.row_tables import IntArray, to_device
 from pagoda_worker.sampling.sampler import BROKEN
-from pagoda_worker.scheduling.plan import StepPlan
 
 if TYPE_CHECKING:
     from pagoda_worker.execution.runner import Runner
@@ -53,13 +52,14 @@ class DecodeGraphs:
             told(done, len(sizes))
             self._graphs[size] = capture(lambda size=size: self._compute(size))  # type: ignore[misc]
 
-    def run(self, plan: StepPlan, size: int) -> tuple[Tensor, Tensor]:
-        """Logits, valid until the next run, and ids of the plan's decodes in their order. Each row's new token is in the table too."""
-        count = len(plan.decodes)
+    def run(self, rows: IntArray, at: IntArray, size: int) -> tuple[Tensor, Tensor]:
+        """Logits, valid until the next run, and ids of `rows` at positions `at`. Each row's new token is in the table too: where drafts are
+        verified, over them."""
+        count = len(rows)
         inputs = np.zeros((3, size), np.int64)
         inputs[0] = self._runner.rows.padding_row
-        inputs[0, :count] = [sequence.row for sequence in plan.decodes]
-        inputs[1, :count] = [sequence.computed - 1 for sequence in plan.decodes]
+        inputs[0, :count] = rows
+        inputs[1, :count] = at
         inputs[2, :count] = inputs[1, :count] + 1
         self._inputs[:, :size].copy_(to_device(inputs, self._runner.device))
         logits, ids = self._graphs[size]()
@@ -93,7 +93,9 @@ def capture_graphs(runner: "Runner", config: EngineConfig, news: Callable[[str, 
     there can be none. Left to the engine, a capture that fails costs speed only."""
     if config.compile:
         shape = runner.shape
-        compile_decoding(runner.model, runner.caches, block_size=shape.block_size, max_running=shape.max_running, news=news)
+        compile_decoding(
+            runner.model, runner.caches, dtype=runner.dtype, block_size=shape.block_size, max_running=shape.max_running, news=news
+        )
     possible = runner.device.type == "cuda" and runner.model.operators.name in CAPTURABLE
     if config.cuda_graphs and not possible:
         raise ConfigError(f"cuda_graphs is true; it needs device cuda and attention {' or '.join(CAPTURABLE)}")

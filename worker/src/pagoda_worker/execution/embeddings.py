@@ -3,13 +3,14 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagoda_worker.scheduling.plan import Sampled, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sampled import Sampled
 
 
 def embed(plan: StepPlan, hidden: Tensor, sampled: Sampled) -> None:
     """hidden [T, E], normed by the model: decode rows first, then the chunks. Adds vectors of length 1, made in float32, to `sampled`;
     an empty one where numbers are not finite."""
-    at = len(plan.decodes) - 1
+    at = plan.decode_tokens - 1
     ends: dict[int, int] = {}
     for index, chunk in enumerate(plan.chunks):
         at += chunk.count

@@ -14,5 +14,6 @@ def ladder(max_running: int) -> list[int]:
 
 def padded_size(plan: StepPlan, sizes: list[int]) -> int | None:
     """None: the step has prompt tokens, or more rows than any graph. `sizes` ascend."""
-    at = bisect.bisect_left(sizes, len(plan.decodes))
-    return None if plan.chunks or not plan.decodes or at == len(sizes) else sizes[at]
+    rows = plan.decode_tokens
+    at = bisect.bisect_left(sizes, rows)
+    return None if plan.chunks or not rows or at == len(sizes) else sizes[at]

@@ -11,7 +11,8 @@ import torch
 
 from pagoda_worker.execution.runner import InFlight
 from pagoda_worker.loading.loader import is_out_of_memory
-from pagoda_worker.scheduling.plan import Sampled, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sampled import Sampled
 
 MAX_LAUNCHES = 40
 """Of one step. Finding one culprit among 256 takes 17; a device that fails at everything is given up long before."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.request import PromptLogprobs
-from pagoda_worker.scheduling.plan import Chunk, Sampled, Sequence, StepPlan
+from pagoda_worker.scheduling.plan import Chunk, Sequence, StepPlan
+from pagoda_worker.scheduling.sampled import Sampled
 
 SLICE_VALUES = 1 << 23
 """Logits at once: 32 MB in float32, and as much again for the most likely ones."""
@@ -40,7 +41,7 @@ class PromptLogprobsCollector:
 
     def collect(self, plan: StepPlan, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
         """hidden [T, E] of the step: decode rows first, then the chunks. A chunk computed again after a preemption overwrites itself."""
-        at = len(plan.decodes)
+        at = plan.decode_tokens
         for chunk in plan.chunks:
             if not chunk.sequence.prompt_told:
                 self._collect_chunk(chunk, hidden[at : at + chunk.count], logits)

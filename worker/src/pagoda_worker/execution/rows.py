@@ -4,7 +4,6 @@ On a GPU both tables lie on the device: the host may not know the newest ids yet
 "device" share the memory, and dozens of small tensor operations would cost more than the step's numpy: the same tables seen through numpy.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pagoda_worker.layers.allocation import zeros
 from pagoda_worker.sampling.row_tables import IntArray, to_device
 
 
@@ -76,6 +76,11 @@ class Rows:
         known = to_device(np.array([*tokens, *blocks], np.int32), self._device)
         self.tokens[row, : len(tokens)], self.tables[row, : len(blocks)] = torch.split(known, [len(tokens), len(blocks)])
 
+    def put(self, rows: IntArray, positions: IntArray, ids: IntArray) -> None:
+        """Tokens that the host knows and the device does not."""
+        there, at, known = _send([rows, positions, ids], np.int64, self._device)
+        self.tokens[there, at] = known.int()
+
     def keep(self, rows: IntArray, lengths: IntArray, ids: Tensor) -> None:
         rows_there, lengths_there = _send([rows, lengths], np.int64, self._device)
         self._keep(rows_there, lengths_there, ids)
@@ -119,6 +124,9 @@ class HostRows(Rows):
         self._tokens[row, : len(tokens)] = tokens
         self._tables[row, : len(blocks)] = blocks
 
+    def put(self, rows: IntArray, positions: IntArray, ids: IntArray) -> None:
+        self._tokens[rows, positions] = ids
+
     def keep(self, rows: IntArray, lengths: IntArray, ids: Tensor) -> None:
         self._tokens[rows, lengths] = np.maximum(ids.numpy(), 0)
 
@@ -154,10 +162,3 @@ def _send(parts: list[IntArray], dtype: type[np.int64 | np.int32], device: torch
     """One copy for all."""
     there = to_device(np.concatenate(parts).astype(dtype, copy=False), device)
     return torch.split(there, [len(part) for part in parts])
-
-
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On CPU from calloc, so that memory is taken page by page as it is written; torch.zeros would write all of it at once."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

@@ -15,19 +15,22 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.execution.decode_graphs import DecodeGraphs
+from pagoda_worker.execution.drafter import Drafter
 from pagoda_worker.execution.embeddings import embed
 from pagoda_worker.execution.graph_ladder import padded_size
 from pagoda_worker.execution.host_memory import HostMemory
 from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
-from pagoda_worker.execution.rows import rows_on, zeros
-from pagoda_worker.execution.step_batches import StepBatch, StepBatches
+from pagoda_worker.execution.rows import rows_on
+from pagoda_worker.execution.step_batches import StepBatch, StepBatches, places
+from pagoda_worker.layers.kv_cache import blocks_of, new_cache
 from pagoda_worker.models.base import ForwardPass
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.sampling.constraints import RowMasks
 from pagoda_worker.sampling.row_masks import BatchMasks
 from pagoda_worker.sampling.row_tables import History, IntArray, to_device
 from pagoda_worker.sampling.sampler import BROKEN, Logprobs, Sampler
-from pagoda_worker.scheduling.plan import Sampled, Sequence, StepPlan
+from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.sampled import Sampled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +51,22 @@ class Runner:
         shape: RunnerShape,
         *,
         dtype: torch.dtype,
+        kv_dtype: torch.dtype,
         device: torch.device,
         masks: Callable[[list[Sequence]], RowMasks | None] = lambda samplers: None,
+        draft: ForwardPass | None = None,
         changes: Callable[[StepPlan], None] = lambda plan: None,
     ) -> None:
-        """`masks`: what the sampling sequences, in the plan's order, may sample; asked while the device computes. `changes`: hears of
-        what a plan does to blocks before it is done."""
+        """`kv_dtype`: of what the cache holds. `draft` guesses tokens for the plans that ask for it. `masks`: what the sampling sequences,
+        in the plan's order, may sample; asked while the device computes. `changes`: hears of what a plan does to blocks before it is
+        done."""
         self.model = model
         self.shape = shape
         self.device = device
         self.dtype = dtype
         cache = model.cache_shape
-        slots = shape.block_count * shape.block_size
-        self.caches = [zeros((2, cache.kv_heads, slots, cache.head_dim), dtype, device) for _ in range(cache.layers)]
-        """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
+        sizes = {"kv_heads": cache.kv_heads, "dim": cache.head_dim, "blocks": shape.block_count, "block_size": shape.block_size}
+        self.caches = [new_cache(**sizes, dtype=kv_dtype, device=device) for _ in range(cache.layers)]
         self.host = HostMemory(self._pages(), shape.host_slots, model.operators.copy_blocks) if shape.host_slots else None
         self.rows = rows_on(device, rows=shape.max_running, columns=shape.max_model_len, block_size=shape.block_size)
         self._batches = StepBatches(self.rows, block_size=shape.block_size, kv_heads=cache.kv_heads, dtype=dtype)
@@ -72,7 +77,11 @@ class Runner:
         self._changes = changes
         self.prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device, choose=model.operators.choose)
-
+        self.drafter = (
+            None
+            if draft is None
+            else Drafter(draft, self.rows, self.sampler, self._history, blocks=shape.block_count, block_size=shape.block_size, dtype=dtype)
+        )
         self._copies_back = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
@@ -80,6 +89,8 @@ class Runner:
         """The whole step. The plan must not be empty. Launched again after it raised, the same plan does the same: what it changes first
         does not depend on what was computed."""
         self.apply_changes(plan)
+        if self.drafter is not None:
+            self.drafter.run(plan)
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
             return self._launch_graph(self.graphs, plan, size)
         batch = self._batches.lay_out(plan)
@@ -106,11 +117,12 @@ class Runner:
 
     def _launch_graph(self, graphs: DecodeGraphs, plan: StepPlan, size: int) -> "InFlight":
         """Rows that are not greedy, or want logprobs or a mask, are sampled from the graph's logits as in any other step."""
-        logits, ids = graphs.run(plan, size)
-        rows = np.array([sequence.row for sequence in plan.decodes], np.int64)
-        logprobs, told, masks = None, Sampled([]), self._masks(plan.decodes)
+        rows, at = places(plan)
+        logits, ids = graphs.run(rows, at, size)
+        logprobs, told, masks = None, Sampled([]), self._masks(plan.sampling())
         if masks is not None or not self.sampler.greedy_alone(rows):
-            lengths = np.array([sequence.computed for sequence in plan.decodes], np.int64)
+            lengths = at + 1
+            self._put_drafts(plan)  # the graph wrote its own ids over them
             batch_masks = None if masks is None else BatchMasks(np.array(masks.positions), torch.from_numpy(masks.bits))
             ids, logprobs = self.sampler.sample(logits, rows, lengths, self._history, batch_masks)
             self.rows.keep(rows, lengths, ids)
@@ -126,6 +138,8 @@ class Runner:
             plan.swap_out = []
         if plan.scrubs:
             self._pages_of_all(lambda pages: pages.index_fill_(1, self._index(plan.scrubs), 0))
+            for pages in self.drafter.pages() if self.drafter else []:
+                pages.index_fill_(1, self._index(plan.scrubs), 0)
         if plan.copies:
             self._copy_blocks(*zip(*plan.copies, strict=True))
         if plan.swap_in and self.host:
@@ -134,6 +148,12 @@ class Runner:
             self.rows.add_blocks(plan.added_blocks)
         for sequence in plan.opened:
             self._open_row(sequence)
+        self._put_drafts(plan)
+
+    def _put_drafts(self, plan: StepPlan) -> None:
+        if plan.verifications:
+            drafts = [(v.sequence.row, v.start + i, draft) for v in plan.verifications for i, draft in enumerate(v.drafts, start=1)]
+            self.rows.put(*np.array(drafts, np.int64).T)
 
     def _copy_blocks(self, sources: tuple[int, ...], targets: tuple[int, ...]) -> None:
         source, target = self._index(list(sources)), self._index(list(targets))
@@ -148,8 +168,8 @@ class Runner:
             change(pages)
 
     def _pages(self) -> list[Tensor]:
-        """Of each layer [2 x kv heads, blocks, block size x head dim]."""
-        return [cache.view(2 * cache.shape[1], self.shape.block_count, -1) for cache in self.caches]
+        """Of each layer [2 x kv heads, blocks, whatever a block is]."""
+        return [blocks_of(cache, self.shape.block_count) for cache in self.caches]
 
     def _index(self, values: list[int]) -> Tensor:
         return to_device(np.array(values, np.int64), self.device)

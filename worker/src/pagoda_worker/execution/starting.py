@@ -10,6 +10,7 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.execution.decode_graphs import capture_graphs
 from pagoda_worker.execution.ranks import Ranks
 from pagoda_worker.execution.runner import Runner, RunnerShape
+from pagoda_worker.loading.draft import load_draft
 from pagoda_worker.loading.loader import News, out_of_memory_says
 from pagoda_worker.models.base import Model
 from pagoda_worker.sampling.constraints import RowMasks
@@ -23,6 +24,7 @@ class RunnerStart:
     config: EngineConfig
     shape: RunnerShape
     dtype: torch.dtype
+    kv_dtype: torch.dtype
     device: torch.device
     masks: Callable[[list[Sequence]], RowMasks | None]
     ranks: Ranks
@@ -32,12 +34,17 @@ class RunnerStart:
         """Raises OutOfMemory, and ConfigError for graphs that cannot be or a rank that cannot follow."""
         tokens = self.shape.block_count * self.shape.block_size
         with out_of_memory_says(f"no room for a KV cache of {tokens} tokens: something else uses the device"):
+            draft = load_draft(self.config, dtype=self.dtype, device=self.device, max_model_len=self.shape.max_model_len)
             led = self.ranks.lead(model, self.shape)
-            runner = Runner(led, self.shape, dtype=self.dtype, device=self.device, masks=self.masks, changes=self.ranks.change)
+            runner = Runner(
+                led,
+                self.shape,
+                dtype=self.dtype,
+                kv_dtype=self.kv_dtype,
+                device=self.device,
+                masks=self.masks,
+                draft=draft,
+                changes=self.ranks.change,
+            )
         runner.graphs = capture_graphs(runner, self.config, self.news)
         return runner
-
-
-def plans_ahead(config: EngineConfig, device: torch.device) -> bool:
-    """Without a KV cache a step begins with everyone's tokens, so all must be known."""
-    return device.type == "cuda" and config.kv_cache if config.async_scheduling is None else config.async_scheduling

@@ -60,11 +60,14 @@ class StepBatches:
         self._last: _Decodes | None = None
 
     def lay_out(self, plan: StepPlan) -> StepBatch:
-        decodes = self._decodes(plan)
-        order, count = decodes.order, len(decodes.sequences)
+        decodes = self._places(plan) if plan.verifications else self._decodes(plan)
+        order, count = decodes.order, len(decodes.at)
         if plan.chunks:
             step = _with_chunks(plan, decodes.sorted_rows, decodes.at, self._block_size)
-            order = np.concatenate([order, np.arange(count, len(step.sampled_rows))])
+            singles = len(plan.decodes)
+            parting = len(step.sampled_rows) - count
+            # The plan has those that verify after everyone else.
+            order = np.concatenate([np.where(order < singles, order, order + parting), np.arange(singles, singles + parting)])
         else:
             step = _decodes_alone(decodes, self._block_size)
         there = self._rows.lay_out(step)
@@ -93,6 +96,24 @@ class StepBatches:
         rows = np.array([sequence.row for sequence in plan.decodes], np.int64)
         self._last = _Decodes(plan.decodes, lengths, order, rows[order], at[order], np.arange(len(rows) + 1))
         return self._last
+
+    def _places(self, plan: StepPlan) -> _Decodes:
+        """Each place of a verification is a row that decodes, with the row's block table and the length up to there: so it takes the same
+        kernels, and the same sums, as a step of its own."""
+        self._last = None
+        rows, at = places(plan)
+        order = np.argsort(-at, kind="stable")
+        return _Decodes(plan.decodes, [], order, rows[order], at[order], np.arange(len(rows) + 1))
+
+
+def places(plan: StepPlan) -> tuple[IntArray, IntArray]:
+    """(row, position) of everything that decodes: one of each sequence, then those of verifications."""
+    rows = [sequence.row for sequence in plan.decodes]
+    at = [sequence.computed - 1 for sequence in plan.decodes]
+    for each in plan.verifications:
+        rows += [each.sequence.row] * each.places
+        at += range(each.start, each.start + each.places)
+    return np.array(rows, np.int64), np.array(at, np.int64)
 
 
 def _decodes_alone(decodes: _Decodes, block_size: int) -> Layout:

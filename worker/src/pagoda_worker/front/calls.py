@@ -79,7 +79,13 @@ class Call:
             reason=pb.FinishReason.ValueType(finish.reason),
             stop_token_id=finish.stop_token_id or 0,
             detail=finish.detail,
-            usage=pb.Usage(prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens, completion_tokens=usage.completion_tokens),
+            usage=pb.Usage(
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                completion_tokens=usage.completion_tokens,
+                draft_tokens=usage.draft_tokens,
+                accepted_draft_tokens=usage.accepted_draft_tokens,
+            ),
             timings=pb.Timings(
                 received_mono_us=self.received_us,
                 handed_mono_us=self.handed_us,

@@ -49,12 +49,9 @@ ENGINE_TOTALS = (
     ("vllm:external_prefix_cache_hits", "host_prefix_hits_total", "Prompt tokens found in the host tier of the prefix cache."),
     ("pagoda_preemptions_swapped", "swaps_total", "Preempted sequences whose blocks were kept in host memory."),
     ("vllm:generation_tokens", "generation_tokens_total", "Output tokens sampled."),
+    ("vllm:spec_decode_num_drafts", "drafts_total", "Guesses verified, of one sequence and step each; 0 without speculation."),
+    ("vllm:spec_decode_num_draft_tokens", "draft_tokens_total", "Draft tokens verified; 0 without speculation."),
     ("pagoda_prefill_tokens_computed", "prompt_tokens_total", "Prompt tokens computed, those from the prefix cache not included."),
-)
-SPECULATION_TOTALS = (
-    ("vllm:spec_decode_num_drafts", "Drafts verified; 0 while there is no speculation."),
-    ("vllm:spec_decode_num_draft_tokens", "Draft tokens verified; 0 while there is no speculation."),
-    ("vllm:spec_decode_num_accepted_tokens", "Draft tokens accepted; 0 while there is no speculation."),
 )
 SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
 """By level, vLLM's words."""
@@ -97,6 +94,7 @@ class WorkerMetrics(Collector):
         self._facts: ModelFacts | None = None
         self._state: EngineState | None = None
         self._totals_before: Counter[str] = Counter()
+        self._accepted_before: Counter[int] = Counter()
         self._observed = {key: Histogram(layout, self._labels(layout.name)) for key, layout in LAYOUTS.items()}
         self._finished = Counter(dict.fromkeys(VLLM_REASONS.values(), 0))
         self._refused = Counter(dict.fromkeys(REFUSAL_CODES, 0))
@@ -117,6 +115,7 @@ class WorkerMetrics(Collector):
         if self._state is not None:
             for _, field, _ in ENGINE_TOTALS:
                 self._totals_before[field] += getattr(self._state, field)
+            self._accepted_before = self._accepted()
         self._state = None
 
     def idle(self, state: EngineState) -> None:
@@ -187,7 +186,13 @@ class WorkerMetrics(Collector):
             yield self._counter(name, help_text, self._totals_before[field] + now)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens of started requests.", self._prompt_tokens)
         yield self._by_label("vllm:request_success", "Sequences by how they ended.", "finished_reason", self._finished)
-        yield from self._not_there_yet()
+        accepted = self._accepted()
+        about = "Draft tokens accepted; 0 without speculation."
+        yield self._counter("vllm:spec_decode_num_accepted_tokens", about, accepted.total())
+        about = "Draft tokens accepted, by position in the guess; 0 without speculation, at position 0."
+        places = {str(place): accepted[place] for place in range(max(1, self._facts.draft_tokens if self._facts else 0))}
+        yield self._by_label("vllm:spec_decode_num_accepted_tokens_per_pos", about, "position", places)
+        yield self._no_adapters_yet()
         yield self._by_label("pagoda_requests_refused", "Submits that never became a request.", "code", self._refused)
         yield self._counter("pagoda_engine_restarts", "Engine processes that ended unasked.", self.engine_restarts)
         yield self._gauge("pagoda_engine_up", "1 while an engine is loaded.", 1 if self._state is not None else 0)
@@ -215,15 +220,15 @@ class WorkerMetrics(Collector):
             yield self._gauge("pagoda_measured_prefill_tokens_per_second", "By the self-test after loading.", prefill)
             yield self._gauge("pagoda_measured_decode_tokens_per_second", "By the self-test after loading, a small batch together.", decode)
 
-    def _not_there_yet(self) -> Iterator[Family]:
-        """Boards and pickers ask for these whatever a server can do."""
-        for name, help_text in SPECULATION_TOTALS:
-            yield self._counter(name, help_text, 0)
-        by_position = "Draft tokens accepted, by position; 0 while there is no speculation."
-        yield self._by_label("vllm:spec_decode_num_accepted_tokens_per_pos", by_position, "position", {"0": 0})
+    def _accepted(self) -> Counter[int]:
+        """Draft tokens by their place in the guess, over restarts of the engine."""
+        return self._accepted_before + Counter(dict(enumerate(self._state.accepted_draft_tokens if self._state is not None else ())))
+
+    def _no_adapters_yet(self) -> Family:
+        """Boards and pickers ask for this whatever a server can do."""
         adapters = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
         about = "Adapters by use, none while adapters cannot be loaded; the value is when that last changed, Unix seconds."
-        yield self._gauge("vllm:lora_requests_info", about, self._adapters_changed_at, adapters)
+        return self._gauge("vllm:lora_requests_info", about, self._adapters_changed_at, adapters)
 
     def _labels(self, name: str) -> dict[str, str]:
         return self._vllm if name.startswith("vllm:") else self._pagoda

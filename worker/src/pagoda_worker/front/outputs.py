@@ -27,7 +27,8 @@ FEATURES = (
 
 
 def features_of(facts: ModelFacts) -> list["pb.Feature.ValueType"]:
-    return [*FEATURES, *([pb.FEATURE_STRUCTURED_OUTPUT] if facts.structured_output else [])]
+    optional = {pb.FEATURE_STRUCTURED_OUTPUT: facts.structured_output, pb.FEATURE_SPECULATION: facts.speculative != "none"}
+    return [*FEATURES, *(feature for feature, there in optional.items() if there)]
 
 
 def structured_output(submit: pb.Submit, facts: ModelFacts) -> StructuredOutput | None:

@@ -65,6 +65,7 @@ def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
         prompt_logprobs=submit.prompt_logprobs if submit.HasField("prompt_logprobs") else None,
         embedding=submit.embedding,
         runs_alone=submit.toggles.no_batching,
+        max_draft_tokens=0 if submit.toggles.no_speculation or submit.speculation.off else submit.speculation.max_draft_tokens or None,
     )
 
 
@@ -79,8 +80,6 @@ def _refuse_reserved(submit: pb.Submit) -> None:
         raise NotImplementedYet(
             f"adapter {submit.adapter!r} was asked for; this worker serves base models only: leave adapter empty", param="adapter"
         )
-    if submit.HasField("speculation") and not submit.speculation.off:
-        raise NotImplementedYet("speculation does not exist yet: leave speculation out or switch it off", param="speculation")
     if submit.toggles.no_batching and submit.n > 1:
         raise RequestRefused(f"{submit.n} sequences cannot run alone: ask for n = 1, or leave no_batching out", param="toggles.no_batching")
     if len(UnknownFieldSet(submit)) > 0:

@@ -18,6 +18,10 @@ def check_config(config: EngineConfig) -> None:
         raise ConfigError(f"batch_window_s is {config.batch_window_s}; it must be at least 0")
     if config.prefix_caching and not (config.paged_kv and config.kv_cache):
         raise ConfigError("prefix_caching shares pages of the KV cache: turn it off too, or paged_kv and kv_cache on")
+    if (config.speculative == "draft") != (config.draft_dir is not None):
+        raise ConfigError("a draft model goes with speculative method draft, and with no other: give both or neither")
+    if config.speculative != "none" and not config.kv_cache:
+        raise ConfigError("speculation needs a KV cache: drafts are verified beside what is in it")
     if config.tensor_parallel < 1:
         raise ConfigError(f"tensorParallel is {config.tensor_parallel}; it must be at least 1")
     for name, asked in (("compile", config.compile), ("batchInvariant", config.batch_invariant), ("cuda_graphs", config.cuda_graphs)):

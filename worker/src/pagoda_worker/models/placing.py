@@ -40,6 +40,11 @@ class Placement:
     parts: Mapping[str, Part] = field(default_factory=lambda: WHOLE)
     """By the names of destinations, those of which only part is held."""
 
+    def part_of(self, fused: FusedLinear, module: str) -> Part | None:
+        """Of its weight as [out, in]; None: all."""
+        part = self.parts.get(f"{module}.weight")
+        return part.transposed if part is not None and fused.transposed else part
+
 
 def place(fused: FusedLinear, parts: Mapping[str, Mapping[str, str]], tensors: Tensors, placement: Placement) -> None:
     """`parts`: of each module, part → stored name. Raises ModelError."""
@@ -69,31 +74,29 @@ def _read(name: str, outputs: int, fused: FusedLinear, parts: Mapping[str, str],
         stored = parts.get(whole.rpartition(".")[2]) or next(iter(parts.values()))
         return str(tensors.stored[stored].path)
 
-    part = placement.parts.get(f"{name}.weight")
-    if part is not None and fused.transposed:
-        part = part.transposed
+    part = placement.part_of(fused, name)
     rows, columns = (outputs, fused.inputs) if part is None else part.shape((outputs, fused.inputs))
     shape = (rows, columns)
     module = StoredModule(name, shape, frozenset(parts), read, file_of)
     layout = placement.layout
     if layout is not None and layout.quantizes(name, module.parts):
         weight = layout.read(module)
+        weight = weight if part is None else _cut(weight, part, name)
     else:
-        weight = _plain(module, fused, placement.dtype)
-    if part is not None:
-        weight = _cut(weight, part, name)
+        weight = _plain(module, fused, placement.dtype, part)
     weight = _apart(weight, seen)
     for tensor in seen:
         tensors.give_back(tensor)
     return weight
 
 
-def _plain(module: StoredModule, fused: FusedLinear, dtype: torch.dtype) -> Tensor:
+def _plain(module: StoredModule, fused: FusedLinear, dtype: torch.dtype, part: Part | None) -> Tensor:
     if extra := sorted(module.parts - {"weight"}):
         raise module.wrong(extra[0], "is of a quantized layer; config.json says that this one is plain")
     shape = module.shape[::-1] if fused.transposed else module.shape
     stored = module.take("weight", shape, torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return (stored.T if fused.transposed else stored).to(dtype, copy=True)
+    plain = stored.T if fused.transposed else stored
+    return (plain if part is None else part.cut(plain)).to(dtype, copy=True)
 
 
 def _cut(weight: ReadWeight, part: Part, name: str) -> ReadWeight:

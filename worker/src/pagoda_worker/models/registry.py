@@ -80,7 +80,7 @@ def load_model(
     rounded = Rounding(quantization, head=model.head)
     if random_weights:
         fill_randomly(model.destinations(), model.parts())
-        fill_linears_randomly(model.linears(), rounded, device)
+        fill_linears_randomly(model.linears(), Placement(layout=None, dtype=dtype, device=device, rounded=rounded, parts=model.parts()))
     else:
         with open_checkpoint(folder, raw) as (tensors, layout):
             load_weights(

@@ -16,7 +16,6 @@ from pagoda_worker.models.base import FusedLinear
 from pagoda_worker.models.files import Tensors
 from pagoda_worker.models.formats.layout import Layout
 from pagoda_worker.models.placing import WHOLE, Placement, place
-from pagoda_worker.quantization.weights import QuantizedWeight
 
 Copied = Callable[[int, int], None]
 """(bytes read so far, bytes in all), called after every tensor."""
@@ -140,13 +139,18 @@ def _empty_like(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return tensor.new_empty(shape) if tensor.is_contiguous() else tensor.new_empty(shape[::-1]).T
 
 
-def fill_linears_randomly(
-    linears: Sequence[FusedLinear], rounded: Callable[[FusedLinear, Tensor], QuantizedWeight | None], device: torch.device, *, seed: int = 1
-) -> None:
-    """The same for those without memory, one by one, as `rounded` has them. A rank's part is not the others': it has the same numbers."""
-    generator = torch.Generator(device).manual_seed(seed)
+def fill_linears_randomly(linears: Sequence[FusedLinear], placement: Placement, *, seed: int = 1) -> None:
+    """The same for those without memory, one by one, as `placement` has them rounded."""
+    generator = torch.Generator(placement.device).manual_seed(seed)
+
+    def module(fused: FusedLinear, name: str, outputs: int) -> Tensor:
+        part, shape = placement.part_of(fused, name), (outputs, fused.inputs)
+        whole = torch.empty(shape if part is None else part.shape(shape), dtype=placement.dtype, device=placement.device)
+        whole.normal_(0.0, 1.5 * whole.shape[-1] ** -0.5, generator=generator)
+        return whole if part is None else part.cut(whole)
+
     for fused in linears:
         weight = fused.linear.weight
         if isinstance(weight, Tensor) and weight.device.type == "meta":
-            plain = torch.empty_like(weight, device=device).normal_(0.0, 1.5 * weight.shape[-1] ** -0.5, generator=generator)
-            fused.linear.weight = rounded(fused, plain) or plain
+            plain = torch.cat([module(fused, name, outputs) for name, outputs in fused.modules])
+            fused.linear.weight = placement.rounded(fused, plain) or plain

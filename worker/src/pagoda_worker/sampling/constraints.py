@@ -8,6 +8,7 @@ A constraint is the sequence's, not the row's: preemption, prefix hits and other
 told to `advance`, in order; tokens resumed from elsewhere are replayed.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -17,19 +18,19 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 
 from pagoda_worker.errors import RequestRefused
 from pagoda_worker.request import Rejection, Request, StructuredOutput
+from pagoda_worker.sampling.bitmasks import Bits, clear_bits, no_bits, set_bits
 from pagoda_worker.sampling.structured import COMPILE_S, GrammarCompiler, refusal
-from pagoda_worker.scheduling.plan import Sampled, Sequence
+from pagoda_worker.scheduling.plan import Sequence
+from pagoda_worker.scheduling.sampled import Sampled
 
-MAX_THREADS = 8
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
+MAX_THREADS = 8
 log = logging.getLogger(__name__)
-Bits = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +139,12 @@ class Constraints:
         """Of the sequences that sample in this step, in the plan's order; every token before must have been told to `advance`."""
         if not self._live:
             return None
-        rows = [(position, self._live[sequence]) for position, sequence in enumerate(samplers) if sequence.constrained]
-        if not rows:
+        asked = [(position, sequence) for position, sequence in enumerate(samplers) if sequence.constrained]
+        if not asked:
             return None
+        if any(sequence.drafts for _, sequence in asked):
+            return self._masks_of_places(asked)
+        rows = [(position, self._live[sequence]) for position, sequence in asked]
         bits = np.repeat(self._any[None], len(rows), axis=0)
         self._fill_from_grammars([(each.matcher, i) for i, (_, each) in enumerate(rows) if each.matcher and not each.failure], bits)
         stuck: dict[int, str] = {}
@@ -149,6 +153,24 @@ class Constraints:
                 stuck[position] = sentence
                 row[:] = self._any
         return RowMasks([position for position, _ in rows], bits, stuck)
+
+    def _masks_of_places(self, rows: list[tuple[int, Sequence]]) -> RowMasks:
+        """Some sample at several places in a row: at each as if its drafts before that place had been sampled."""
+        bits = np.repeat(self._any[None], len(rows), axis=0)
+        stuck: dict[int, str] = {}
+        at = 0
+        for sequence, members in itertools.groupby(rows, key=lambda row: row[1]):
+            positions = [position for position, _ in members]
+            sentences = self._live[sequence].narrow_ahead(sequence.drafts[: len(positions) - 1], bits[at : at + len(positions)])
+            stuck |= {position: sentence for position, sentence in zip(positions, sentences, strict=True) if sentence}
+            at += len(positions)
+        return RowMasks([position for position, _ in rows], bits, stuck)
+
+    def longest_possible(self, sequence: Sequence, drafts: list[int]) -> list[int]:
+        """As many of the drafts, from the first on, as a grammar takes; one token may follow them."""
+        constraint = self._live.get(sequence) if sequence.constrained else None
+        matcher = None if constraint is None or constraint.failure else constraint.matcher
+        return drafts if matcher is None else drafts[: matcher.validate_tokens(drafts)]
 
     def _fill_from_grammars(self, matchers: "list[tuple[LLMatcher, int]]", bits: Bits) -> None:
         if len(matchers) == 1:
@@ -166,7 +188,7 @@ class Constraints:
         if not self._live:
             return
         for position, sequence in enumerate(samplers):
-            if sequence.constrained and position not in sampled.broken and position not in sampled.stuck:
+            if sequence.constrained and not (position in sampled.broken or position in sampled.stuck or position in sampled.passed_over):
                 constraint = self._live.get(sequence)
                 if constraint is not None and constraint.advance(sampled.token_ids[position]):
                     sampled.complete.add(position)
@@ -210,6 +232,34 @@ class Constraint:
             return False
         return self.matcher.is_stopped()
 
+    def narrow_ahead(self, drafts: list[int], bits: Bits) -> list[str]:
+        """bits [1 + drafts, words], all ones: each row as `narrow` leaves it once the drafts before it are sampled; its words for each row.
+        Rows behind a draft that is impossible, or the last, stay: nothing sampled there will count. Nothing has moved afterwards."""
+        sentences: list[str] = []
+        taken = 0
+        for row, draft in zip(bits, [*drafts, None], strict=True):
+            everything = row.copy()
+            if self.matcher is not None and not self.failure:
+                self.matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+            sentences.append(self.narrow(row))
+            if sentences[-1]:
+                row[:] = everything
+            if draft is None or sentences[-1] or not (row[draft // 32] >> draft % 32) & 1:
+                break
+            if self.matcher is not None:
+                if self.matcher.validate_tokens([draft]) != 1:  # a stop id: no text, and the end
+                    break
+                self.matcher.consume_token(draft)
+            self._output.append(draft)
+            taken += 1
+            if self.matcher is not None and self.matcher.is_stopped():
+                break
+        if taken:
+            del self._output[-taken:]
+            if self.matcher is not None:
+                self.matcher.rollback(taken)
+        return sentences + [""] * (len(bits) - len(sentences))
+
     def narrow(self, bits: Bits) -> str:
         """`bits`: what the grammar allows, in place. Returns why nothing is left, or nothing."""
         if self.matcher is not None:
@@ -245,20 +295,6 @@ def _result(matcher: "Future[LLMatcher]", wanted: StructuredOutput) -> "LLMatche
         return matcher.result()
     log.error("the compiler of grammars failed", exc_info=error)
     raise refusal(wanted, f"the compiler failed ({type(error).__name__})") from error
-
-
-def no_bits(vocab_size: int) -> Bits:
-    return np.zeros(-(-vocab_size // 32), np.int32)
-
-
-def set_bits(bits: Bits, ids: npt.NDArray[np.int64]) -> None:
-    words = bits.view(np.uint32)
-    np.bitwise_or.at(words, ids // 32, np.left_shift(np.uint32(1), (ids % 32).astype(np.uint32)))
-
-
-def clear_bits(bits: Bits, ids: npt.NDArray[np.int64]) -> None:
-    words = bits.view(np.uint32)
-    np.bitwise_and.at(words, ids // 32, ~np.left_shift(np.uint32(1), (ids % 32).astype(np.uint32)))
 
 
 def _first_line(text: str) -> str:

@@ -55,12 +55,16 @@ class Penalties:
         self._free += range(there, there + more)
 
     def apply(self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History) -> Tensor:
-        """logits [S, V] float32 of `rows`, each of which asked and appears once."""
-        self._count(rows, lengths, history)
-        slots = to_device(self._slots[rows], self._device)
-        counts = self._counts.index_select(0, slots)
+        """logits [S, V] float32 of `rows`, each of which asked. One that appears more than once verifies drafts: its counts differ from
+        place to place, and are made for the occasion."""
+        if len(np.unique(rows)) < len(rows):
+            counts, in_prompt = self._tally(rows, lengths, history)
+        else:
+            self._count(rows, lengths, history)
+            slots = to_device(self._slots[rows], self._device)
+            counts, in_prompt = self._counts.index_select(0, slots), self._in_prompt.index_select(0, slots)
         said = counts > 0
-        seen = self._in_prompt.index_select(0, slots) | said
+        seen = in_prompt | said
         repetition, frequency, presence = (
             to_device(setting[rows], self._device)[:, None] for setting in (self._repetition, self._frequency, self._presence)
         )
@@ -84,11 +88,15 @@ class Penalties:
         self._counts[slots, history.tokens[there, at].long()] += 1
 
     def _recount(self, rows: IntArray, lengths: IntArray, history: History) -> None:
+        slots = to_device(self._slots[rows], self._device)
+        self._counts[slots], self._in_prompt[slots] = self._tally(rows, lengths, history)
+
+    def _tally(self, rows: IntArray, lengths: IntArray, history: History) -> tuple[Tensor, Tensor]:
+        """[S, V] each, from the tokens themselves: how often the output has each one, and whether the prompt has it."""
         columns = np.arange(int(lengths.max()))
         ids = history.tokens[:, : len(columns)].index_select(0, to_device(rows, self._device)).long()
         in_prompt = columns < history.output_start[rows][:, None]
         in_output = ~in_prompt & (columns < lengths[:, None])
-        slots = to_device(self._slots[rows], self._device)
         blank = self._counts.new_zeros((len(rows), self._counts.shape[1]))
-        self._counts[slots] = blank.scatter_add(1, ids, to_device(in_output, self._device).float())
-        self._in_prompt[slots] = blank.scatter_add(1, ids, to_device(in_prompt, self._device).float()) > 0
+        counts = blank.scatter_add(1, ids, to_device(in_output, self._device).float())
+        return counts, blank.scatter_add(1, ids, to_device(in_prompt, self._device).float()) > 0

@@ -76,6 +76,11 @@ class Sampler:
         self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History, masks: BatchMasks | None = None
     ) -> tuple[Tensor, Logprobs | None]:
         """logits [S, V] of `rows`, whose sequences are `lengths` long. Returns ids [S] int64 (BROKEN where logits are not finite)."""
+        ids = self.choose(logits, rows, lengths, history, masks)
+        return ids, self._logprobs(logits, ids, rows)
+
+    def choose(self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History, masks: BatchMasks | None = None) -> Tensor:
+        """The ids alone."""
         random = np.flatnonzero(self._temperature[rows] > 0)
         if not len(random) and masks is None and self._plain[rows].all():
             ids, finite = most_likely(logits)
@@ -89,8 +94,7 @@ class Sampler:
             if len(random):
                 chosen = self._choose(adjusted[self._to_device(random)], rows[random], lengths[random] - history.output_start[rows[random]])
                 ids = ids.index_copy(0, self._to_device(random), chosen)
-        ids = torch.where(finite, ids, BROKEN)
-        return ids, self._logprobs(logits, ids, rows)
+        return torch.where(finite, ids, BROKEN)
 
     def _to_device(self, values: npt.NDArray[np.generic]) -> Tensor:
         return to_device(values, self._device)

@@ -5,7 +5,8 @@ The runner keeps one row of state per running sequence. A plan carries only what
 
 from dataclasses import dataclass, field
 
-from pagoda_worker.request import Finish, PromptLogprobs, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
+from pagoda_worker.request import Finish, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
+from pagoda_worker.scheduling.verification import Verification
 
 MAX_BATCH_RUNS = 256
 """Runs of equal batch sizes told of one sequence; 2 KB on the wire."""
@@ -25,6 +26,9 @@ class Sequence:
         "computed",
         "constrained",
         "deadline",
+        "draft_accepted",
+        "draft_tokens",
+        "drafts",
         "ended",
         "enders",
         "entered_length",
@@ -53,6 +57,7 @@ class Sequence:
         "unasked_until",
         "waits_for_token",
         "want_timings",
+        "written_to",
     )
 
     def __init__(
@@ -124,6 +129,11 @@ class Sequence:
         self.last_token = 0.0
         self.batches: list[list[int]] = []
         """Runs of [sequences in the step, steps]."""
+        self.drafts: list[int] = []
+        """Guesses at its next tokens, while a step that verifies them is planned and computed."""
+        self.written_to = 0
+        """Drafts that nobody has vouched for were written up to here. 0: none."""
+        self.draft_tokens = self.draft_accepted = 0
 
     @property
     def length(self) -> int:
@@ -141,13 +151,13 @@ class Sequence:
         return length - self.computed
 
     @property
-    def decoding(self) -> bool:
-        return self.remaining == 1 and self.decodes_alone
-
-    @property
     def decodes_alone(self) -> bool:
         """One token to compute makes it decode: nobody waits for its prompt, and a token is what was asked for."""
         return not self.siblings and not self.request.embedding
+
+    def offer(self, drafts: list[int]) -> None:
+        """For the step that is about to be planned, when all of its tokens are known and it decodes."""
+        self.drafts, self.unasked_until = drafts, 0 if drafts else self.unasked_until
 
     @property
     def key(self) -> tuple[str, int]:
@@ -176,7 +186,8 @@ class Sequence:
             runs.append([size if len(runs) < MAX_BATCH_RUNS else 0, 1])
 
     def usage(self) -> Usage:
-        return Usage(len(self.request.prompt_ids), self.cached_tokens, len(self.tokens) - self.output_start)
+        completion = len(self.tokens) - self.output_start
+        return Usage(len(self.request.prompt_ids), self.cached_tokens, completion, self.draft_tokens, self.draft_accepted)
 
     def timings(self) -> Timings:
         return Timings(
@@ -210,6 +221,11 @@ class Chunk:
 class StepPlan:
     decodes: list[Sequence] = field(default_factory=list)
     """One token each, at position computed - 1. Kept apart from chunks: the common case costs no object per row."""
+    verifications: list[Verification] = field(default_factory=list)
+    catch_ups: list[Chunk] = field(default_factory=list)
+    """Known tokens that only the draft model reads."""
+    drafting_s: float = 0.0
+    """Of the launch, what the draft model took."""
     chunks: list[Chunk] = field(default_factory=list)
     opened: list[Sequence] = field(default_factory=list)
     """Rows that got a new owner: the runner reads tokens, blocks and sampling settings of these."""
@@ -228,24 +244,30 @@ class StepPlan:
     @property
     def empty(self) -> bool:
         """Nothing to compute. Copies then neither: blocks move only for somebody who computes in the same step."""
-        return not self.decodes and not self.chunks
+        return not self.decodes and not self.chunks and not self.verifications
 
     @property
     def prefill_tokens(self) -> int:
         return sum(chunk.count for chunk in self.chunks)
 
     @property
+    def decode_tokens(self) -> int:
+        """Rows of the batch that are one token of a sequence each."""
+        return len(self.decodes) + sum(each.places for each in self.verifications)
+
+    @property
     def tokens(self) -> int:
-        return len(self.decodes) + self.prefill_tokens
+        return self.decode_tokens + self.prefill_tokens
 
     @property
     def sequences(self) -> int:
         """That take part, each once."""
-        return len(self.decodes) + sum(len(chunk.sequences) or 1 for chunk in self.chunks)
+        return len(self.decodes) + len(self.verifications) + sum(len(chunk.sequences) or 1 for chunk in self.chunks)
 
     def sampling(self) -> list[Sequence]:
-        """In the order of the runner's answer."""
-        return [*self.decodes, *(sequence for chunk in self.chunks for sequence in chunk.sequences)]
+        """In the order of the runner's answer; one that verifies once for each of its places, in their order, after everyone else."""
+        places = [each.sequence for each in self.verifications for _ in range(each.places)]
+        return [*self.decodes, *(sequence for chunk in self.chunks for sequence in chunk.sequences), *places]
 
     def with_changes_of(self, earlier: "StepPlan") -> "StepPlan":
         """Itself, with what `earlier` was to change before its own."""
@@ -255,43 +277,21 @@ class StepPlan:
         self.scrubs = earlier.scrubs + self.scrubs
         self.swap_out = earlier.swap_out + self.swap_out
         self.swap_in = earlier.swap_in + self.swap_in
+        self.catch_ups = earlier.catch_ups + self.catch_ups
         return self
 
     @property
     def splits(self) -> bool:
-        return len(self.decodes) + len(self.chunks) > 1
+        return len(self.decodes) + len(self.chunks) + len(self.verifications) > 1
 
     def halves(self) -> "tuple[StepPlan, StepPlan]":
         """The same step in two, in the same order: a chunk may read what an earlier one writes. Changes go with the first half; doing
         them again is harmless as long as nothing of the step was computed."""
-        parts: list[Sequence | Chunk] = [*self.decodes, *self.chunks]
+        parts: list[Sequence | Chunk | Verification] = [*self.decodes, *self.chunks, *self.verifications]
         cut = (len(parts) + 1) // 2
         first, second = StepPlan().with_changes_of(self), StepPlan()
         for half, members in ((first, parts[:cut]), (second, parts[cut:])):
             half.decodes = [part for part in members if isinstance(part, Sequence)]
             half.chunks = [part for part in members if isinstance(part, Chunk)]
+            half.verifications = [part for part in members if isinstance(part, Verification)]
         return first, second
-
-
-@dataclass(slots=True)
-class Sampled:
-    """The runner's answer, in the order of `StepPlan.sampling()`."""
-
-    token_ids: list[int]
-    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
-    """By position in token_ids, for those that asked."""
-    broken: set[int] = field(default_factory=set)
-    """Positions whose logits were not finite: their token means nothing."""
-    complete: set[int] = field(default_factory=set)
-    """Positions whose grammar takes nothing after this token."""
-    stuck: dict[int, str] = field(default_factory=dict)
-    """Positions where no token was possible, with the sentence that says why."""
-    prompt_logprobs: dict[int, PromptLogprobs] = field(default_factory=dict)
-    """By position, beside the first token of a sequence that computed the prompt."""
-    embeddings: dict[int, list[float]] = field(default_factory=dict)
-    """By index in the plan's chunks, length 1; empty: not finite."""
-
-    @property
-    def told(self) -> set[int]:
-        """Positions of which more is said than a token."""
-        return self.broken.union(self.logprobs, self.complete, self.stuck, self.prompt_logprobs)

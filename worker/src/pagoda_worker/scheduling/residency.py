@@ -157,6 +157,18 @@ class Residency:
             sequence.blocks[at] = block
         plan.added_blocks.append((sequence.row, at, block))
 
+    def room_for_drafts(self, plan: StepPlan, sequence: Sequence, count: int, *, spare: int) -> int:
+        """How many of `count` places after its newest token it has own blocks for, taking some while more than `spare` are free: a guess
+        must not cost anybody the block of a token that is sure to come."""
+        size, first = self.blocks.block_size, sequence.computed
+        for at in range(first // size, self.blocks_for(first + count)):
+            if at == len(sequence.blocks) and self.blocks.free_blocks > spare:
+                sequence.blocks += self._take(plan, 1)
+                plan.added_blocks.append((sequence.row, at, sequence.blocks[at]))
+            elif at == len(sequence.blocks) or self.blocks.references(sequence.blocks[at]) > 1:
+                return max(at * size - first, 0)
+        return count
+
     def join(self, sibling: Sequence, leader: Sequence) -> None:
         """A sequence with the same prompt holds the same blocks until it writes."""
         self.blocks.share(leader.blocks)
@@ -209,13 +221,15 @@ class Residency:
         size, length = self.blocks.block_size, len(sequence.tokens)
         vouched = min(length - 1, sequence.computed) if length > sequence.entered_length else 0
         self._doubtful.difference_update(sequence.blocks[: vouched // size])
-        if vouched < sequence.computed:
-            written = sequence.blocks[vouched // size : self.blocks_for(sequence.computed)]
+        end = max(sequence.computed, sequence.written_to)
+        if vouched < end:
+            written = sequence.blocks[vouched // size : self.blocks_for(end)]
             alone = [block for block in written if self.blocks.references(block) == 1]
             self._doubtful.update(block for block in alone if self.blocks.knows(block))
             self._scrub(block for block in alone if not self.blocks.knows(block))
         self.blocks.release(sequence.blocks)
         sequence.computed, sequence.registered, sequence.unasked_until, sequence.blocks = 0, 0, 0, []
+        sequence.drafts, sequence.written_to = [], 0
 
     def drop_swapped(self, sequence: Sequence) -> None:
         self.swap.release(sequence.swapped, read=False)

@@ -16,13 +16,15 @@ from pagoda_worker.request import FinishReason, Request, SequenceUpdate
 from pagoda_worker.scheduling.admission import Admission
 from pagoda_worker.scheduling.batching import FULL_ENGINE
 from pagoda_worker.scheduling.blocks import BlockPool, root_hash
-from pagoda_worker.scheduling.plan import Chunk, Sampled, Sequence, StepPlan
+from pagoda_worker.scheduling.plan import Chunk, Sequence, StepPlan
 from pagoda_worker.scheduling.policy import prefill_budget, share_prefill
 from pagoda_worker.scheduling.residency import KvUse, Residency
 from pagoda_worker.scheduling.roster import Roster, priority_of
+from pagoda_worker.scheduling.sampled import Sampled
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits, Totals, check_room
 from pagoda_worker.scheduling.settling import Settling
 from pagoda_worker.scheduling.turns import SHARED, Turn, Turns
+from pagoda_worker.scheduling.verification import Verification
 
 
 class Scheduler:
@@ -102,7 +104,7 @@ class Scheduler:
         lacking, prompts = self._plan_decodes(plan, members)
         preempted = preempted or lacking
         cap = self.limits.long_prefill_tokens if full else None
-        budget = prefill_budget(self.limits.max_batch_tokens, len(plan.decodes), cap)
+        budget = prefill_budget(self.limits.max_batch_tokens, plan.decode_tokens, cap)
         if turn.only is not None and cap is not None and len(self.running) > (turn.only.row >= 0):
             budget = min(budget, cap)  # alone in its step is not alone here: others wait for their next token meanwhile
         budget -= self._plan_prompts(plan, prompts, budget, admitting=full and not preempted and turn.only is None)
@@ -115,6 +117,7 @@ class Scheduler:
         who is left with how many tokens of a prompt. The one loop over everything that runs: it looks at each sequence once."""
         preempted, prompts, residency, decodes = False, [], self.residency, plan.decodes
         most, block_size = self.limits.max_batch_tokens, self.blocks.block_size
+        spare = most - len(members)
         for sequence in members:
             if len(decodes) == most:
                 break
@@ -140,9 +143,27 @@ class Scheduler:
             sequence.pending += 1
             residency.register(sequence)
             self._roster.prefilling.discard(sequence)
+            if sequence.drafts and (verified := self._plan_verification(plan, sequence, spare)):
+                spare, most = spare - verified, most - 1 - verified
+                continue
             sequence.unasked_until = -(-sequence.computed // block_size) * block_size - 1
             decodes.append(sequence)
         return preempted, prompts
+
+    def _plan_verification(self, plan: StepPlan, sequence: Sequence, spare: int) -> int:
+        """It decodes, and verifies as many of its drafts as the step has tokens to `spare`, the sequence may still have, and blocks are
+        free for. Returns how many."""
+        count = min(len(sequence.drafts), spare, sequence.limit - sequence.length)
+        if count > 0:
+            count = self.residency.room_for_drafts(plan, sequence, count, spare=len(self.running))
+        if count <= 0:
+            sequence.drafts = []
+            return 0
+        del sequence.drafts[count:]
+        plan.verifications.append(Verification(sequence, sequence.computed - 1, list(sequence.drafts)))
+        sequence.pending += count
+        sequence.waits_for_token, sequence.written_to, sequence.unasked_until = True, sequence.computed + count, 0
+        return count
 
     def _plan_prompts(self, plan: StepPlan, prompts: "list[tuple[Sequence, int]]", budget: int, *, admitting: bool) -> int:
         """Chunks of prompts in progress. Waiting ones that are about to be admitted count in the sharing, so their part is left for them.

@@ -6,10 +6,12 @@ Owns nothing between steps; called by the scheduler, in the order in which steps
 from dataclasses import replace
 
 from pagoda_worker.request import Finish, FinishReason, SequenceUpdate, TokenLogprobs
-from pagoda_worker.scheduling.plan import Sampled, Sequence, StepPlan
+from pagoda_worker.scheduling.plan import Sequence, StepPlan
 from pagoda_worker.scheduling.residency import Residency
 from pagoda_worker.scheduling.roster import Roster
+from pagoda_worker.scheduling.sampled import Sampled
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits, Totals
+from pagoda_worker.scheduling.verification import Verification
 
 
 class Settling:
@@ -26,7 +28,8 @@ class Settling:
         samplers = plan.sampling()
         assert len(samplers) == len(sampled.token_ids)
         batch, told = plan.sequences, sampled.told
-        for position, (sequence, token) in enumerate(zip(samplers, sampled.token_ids, strict=True)):
+        alone = len(samplers) - sum(each.places for each in plan.verifications)
+        for position, (sequence, token) in enumerate(zip(samplers[:alone], sampled.token_ids, strict=False)):
             sequence.pending -= 1
             if sequence.ended:
                 if position in sampled.broken:
@@ -37,6 +40,10 @@ class Settling:
                 updates.append(self._settle_told(sequence, token, position, sampled, now))
             else:
                 updates.append(self._append(sequence, token, None, now))
+        for each in plan.verifications:
+            if update := self._settle_verified(each, alone, sampled, now, batch):
+                updates.append(update)
+            alone += each.places
         for index, chunk in enumerate(plan.chunks):
             if not chunk.sequences and not chunk.sequence.ended:
                 chunk.sequence.note_step(batch)
@@ -47,6 +54,33 @@ class Settling:
         if not self._limits.policy.kv_cache:
             self._forget_all()
         return updates
+
+    def _settle_verified(self, verification: Verification, first: int, sampled: Sampled, now: float, batch: int) -> SequenceUpdate | None:
+        """One update of all that counts of its places, which stand at `first` and after. Keys and values of accepted drafts stay; those of
+        the others are written over by the tokens that took their place."""
+        sequence, positions = verification.sequence, range(first, first + verification.places)
+        sequence.pending -= verification.places
+        unsound = not sampled.broken.isdisjoint(positions)
+        if sequence.ended:
+            if unsound:
+                self._residency.distrust(sequence)
+            return None
+        sequence.note_step(batch)
+        counted = [position for position in positions if position not in sampled.passed_over]
+        sequence.drafts, sequence.waits_for_token = [], sequence.constrained
+        sequence.draft_tokens += len(verification.drafts)
+        sequence.draft_accepted += len(counted) - 1
+        if not unsound:
+            sequence.written_to = 0
+        whole = SequenceUpdate(sequence.request_id, sequence.index, [])
+        for position in counted:
+            if position > first and sequence.row >= 0:
+                sequence.computed += 1
+            update = self._settle_told(sequence, sampled.token_ids[position], position, sampled, now)
+            whole = merged(whole, update)
+            if whole.finish is not None:
+                break
+        return whole
 
     def _settle_told(self, sequence: Sequence, token: int, position: int, sampled: Sampled, now: float) -> SequenceUpdate:
         """There is more to it than its token."""
@@ -104,6 +138,7 @@ class Settling:
         would have written leaves those plans and computes it anew."""
         size = self._blocks.block_size
         spans = [(s, s.computed - 1, 1) for s in failed.decodes] + [(c.sequence, c.start, c.count) for c in failed.chunks]
+        spans += [(v.sequence, v.start, v.places) for v in failed.verifications]
         lost = {block for s, start, count in spans for block in s.blocks[start // size : -(-(start + count) // size)]}
         self._blocks.discredit(list(lost))
         for sampler in failed.sampling():
@@ -117,12 +152,20 @@ class Settling:
         """Whoever holds a lost block computes anew."""
         decodes = [s for s in plan.decodes if lost.intersection(s.blocks)]
         chunks = [c for c in plan.chunks if lost.intersection(c.sequence.blocks)]
+        verifications = [v for v in plan.verifications if lost.intersection(v.sequence.blocks)]
         plan.decodes = [s for s in plan.decodes if s not in decodes]
         plan.chunks = [c for c in plan.chunks if c not in chunks]
-        dropped = StepPlan(decodes=decodes, chunks=chunks)
+        plan.verifications = [v for v in plan.verifications if v not in verifications]
+        dropped = StepPlan(decodes=decodes, verifications=verifications, chunks=chunks)
         for sampler in dropped.sampling():
             sampler.pending -= 1
         for member in {*dropped.sampling(), *(chunk.sequence for chunk in chunks)}:
             self._blocks.discredit([block for block in member.blocks if self._blocks.references(block) == 1])
             self._roster.leave_running(member)  # never to the host: its blocks do not hold what was planned
             self._roster.wait_again(member)
+
+
+def merged(first: SequenceUpdate, then: SequenceUpdate) -> SequenceUpdate:
+    """What one step did for one sequence, of two updates about it."""
+    logprobs = [*(first.logprobs or []), *(then.logprobs or [])] or None
+    return replace(then, token_ids=[*first.token_ids, *then.token_ids], logprobs=logprobs, started=first.started or then.started)

@@ -30,7 +30,7 @@ class StepMeter:
         began, self._ended = max(began, self._ended), ended
         self.steps += not plan.empty
         elapsed = max(ended - began, 1e-9)
-        decodes, prefill_tokens = len(plan.decodes), plan.prefill_tokens
+        decodes, prefill_tokens = plan.decode_tokens, plan.prefill_tokens
         if prefill_tokens > decodes:  # else the step's time tells of decoding
             self._prefill_tokens_per_s = _smooth(self._prefill_tokens_per_s, prefill_tokens / elapsed)
         elif decodes and not plan.chunks:

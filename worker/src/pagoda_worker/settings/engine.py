@@ -11,7 +11,9 @@ from typing import Any
 
 from pagoda_worker.config import Device, EngineConfig
 from pagoda_worker.errors import ConfigError
+from pagoda_worker.settings.sources import resolve_source
 
+MAX_DRAFT_TOKENS = 16
 _QUANTITY = re.compile("([0-9]{1,18})(Ki|Mi|Gi|Ti|)")
 _SHIFTS = {"": 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
 
@@ -99,8 +101,15 @@ def _only(*possible: Any) -> Reader:
     return read
 
 
-def _anything(path: str, value: Any) -> dict[str, Any]:
-    return {}
+def _folder(argument: str) -> Reader:
+    """A model's source that is here already."""
+
+    def read(path: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, str) or not value.startswith(("builtin://", "file://", "/")):
+            raise ConfigError(f"{path} is {json.dumps(value)}; it must be builtin://NAME or file:///FOLDER: it is not fetched")
+        return {argument: resolve_source(value, named=path)}
+
+    return read
 
 
 def _nested(fields: Mapping[str, Reader]) -> Reader:
@@ -122,13 +131,19 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     "kvCache": _nested(
         {
             "blockSize": _whole("block_size", 1, 1024),
-            "dtype": _only("auto"),
+            "dtype": _choice("kv_dtype", ("auto", "int8", "fp8")),
             "swap": _bytes("swap_bytes"),
             "hostTier": _bytes("host_tier_bytes"),
         }
     ),
     "quantization": _choice("quantization", ("none", "int8", "int4", "fp8")),
-    "speculative": _nested({"method": _only("none"), "tokens": _anything}),
+    "speculative": _nested(
+        {
+            "method": _choice("speculative", ("none", "ngram", "suffix", "draft")),
+            "tokens": _whole("draft_tokens", 1, MAX_DRAFT_TOKENS),
+            "draft": _folder("draft_dir"),
+        }
+    ),
     "tensorParallel": _whole("tensor_parallel", 1, 64),
     "pipelineParallel": _only(1),
 }

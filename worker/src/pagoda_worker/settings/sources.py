@@ -13,10 +13,11 @@ FETCHED_SCHEMES = ("hf://", "s3://")
 REMOTE_SCHEMES = (*FETCHED_SCHEMES, "pvc://")
 
 
-def resolve_source(source: str, *, revision: str = DEFAULT_REVISION, cache: Path | None = None) -> Path:
-    """The model's folder. Raises ConfigError with one sentence: what was asked, what there is, what to write."""
+def resolve_source(source: str, *, revision: str = DEFAULT_REVISION, cache: Path | None = None, named: str = "PAGODA_MODEL_SOURCE") -> Path:
+    """The model's folder. `named`: who gave the source. Raises ConfigError with one sentence: what was asked, what there is, what to
+    write."""
     if source.startswith("builtin://"):
-        return _builtin(source.removeprefix("builtin://"))
+        return _builtin(source.removeprefix("builtin://"), named)
     if source.startswith(FETCHED_SCHEMES) and cache is not None:
         return _fetched(source, revision, cache)
     if source.startswith(REMOTE_SCHEMES):
@@ -25,15 +26,15 @@ def resolve_source(source: str, *, revision: str = DEFAULT_REVISION, cache: Path
         )
     path = Path(source.removeprefix("file://"))
     if not path.is_absolute():
-        raise ConfigError(f"PAGODA_MODEL_SOURCE {source}: write builtin://tiny, file:///absolute/folder or an absolute folder")
-    return _model_folder(source, path)
+        raise ConfigError(f"{named} {source}: write builtin://tiny, file:///absolute/folder or an absolute folder")
+    return _model_folder(source, path, named)
 
 
-def _builtin(name: str) -> Path:
+def _builtin(name: str, named: str) -> Path:
     shipped = sorted(folder.name for folder in BUILTIN_DIR.iterdir() if (folder / "config.json").is_file()) if BUILTIN_DIR.is_dir() else []
     if name not in shipped:
         raise ModelMissing(
-            f"PAGODA_MODEL_SOURCE builtin://{name}: this worker ships {', '.join(f'builtin://{each}' for each in shipped) or 'no model'}"
+            f"{named} builtin://{name}: this worker ships {', '.join(f'builtin://{each}' for each in shipped) or 'no model'}"
         )
     return BUILTIN_DIR / name
 
@@ -48,15 +49,13 @@ def _fetched(source: str, revision: str, cache: Path) -> Path:
     return _model_folder(source, found.folder)
 
 
-def _model_folder(source: str, path: Path) -> Path:
+def _model_folder(source: str, path: Path, named: str = "PAGODA_MODEL_SOURCE") -> Path:
     if path.suffix == ".gguf" and path.is_file():
         return _gguf_folder(source, path)
     if not path.is_dir():
-        raise ModelMissing(f"PAGODA_MODEL_SOURCE {source}: there is no folder {path}")
+        raise ModelMissing(f"{named} {source}: there is no folder {path}")
     if not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
-        raise ModelMissing(
-            f"PAGODA_MODEL_SOURCE {source}: {path} has no config.json; it must be a Hugging Face model folder, or hold a GGUF file"
-        )
+        raise ModelMissing(f"{named} {source}: {path} has no config.json; it must be a Hugging Face model folder, or hold a GGUF file")
     return path
 
 

@@ -492,9 +492,7 @@ class Submit(_message.Message):
         """a wrong one is Refused once it was compiled, up to 10 s later, naming structured.<kind>"""
 
     @_builtins.property
-    def speculation(self) -> Global___Speculation:
-        """reserved"""
-
+    def speculation(self) -> Global___Speculation: ...
     @_builtins.property
     def toggles(self) -> Global___FeatureToggles: ...
     @_builtins.property
@@ -711,12 +709,15 @@ Global___Choices: _TypeAlias = Choices  # noqa: Y015
 
 @_typing.final
 class Speculation(_message.Message):
+    """Changes no token, only how many steps they take."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     OFF_FIELD_NUMBER: _builtins.int
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     off: _builtins.bool
     max_draft_tokens: _builtins.int
+    """of one step, at most what the worker is set to; 0: as it is set"""
     def __init__(
         self,
         *,
@@ -743,7 +744,7 @@ class FeatureToggles(_message.Message):
     no_batching: _builtins.bool
     """no step computes it together with another request; steps alternate with the others. n must be 1"""
     no_speculation: _builtins.bool
-    """no draft tokens; nothing drafts yet"""
+    """no draft tokens"""
     def __init__(
         self,
         *,
@@ -1204,20 +1205,28 @@ class Usage(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     cached_tokens: _builtins.int
     completion_tokens: _builtins.int
     """sampled tokens, eos included"""
+    draft_tokens: _builtins.int
+    """guessed and verified; 0 without speculation"""
+    accepted_draft_tokens: _builtins.int
+    """of them: each is one of the completion tokens"""
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
+        draft_tokens: _builtins.int = ...,
+        accepted_draft_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_draft_tokens", b"accepted_draft_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "draft_tokens", b"draft_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

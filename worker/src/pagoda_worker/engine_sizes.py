@@ -1,0 +1,48 @@
+"""From what loading settled on to the sizes of everything that the engine is made of. Called by the engine once."""
+
+import torch
+
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.execution.runner import RunnerShape
+from pagoda_worker.loading.draft import draft_footprint
+from pagoda_worker.loading.loader import Loaded
+from pagoda_worker.scheduling.batching import policy_of
+from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
+from pagoda_worker.speculation.methods import proposer_of
+from pagoda_worker.speculation.proposer import Proposer
+
+
+def limits_of(config: EngineConfig, loaded: Loaded) -> SchedulerLimits:
+    return SchedulerLimits(
+        max_running=config.max_running,
+        max_batch_tokens=loaded.max_batch_tokens,
+        max_model_len=loaded.max_model_len,
+        long_prefill_tokens=loaded.long_prefill_tokens,
+        host=loaded.host,
+        prefix_caching=config.prefix_caching,
+        eos_token_ids=loaded.eos_token_ids,
+        policy=policy_of(config),
+    )
+
+
+def shape_of(config: EngineConfig, loaded: Loaded) -> RunnerShape:
+    return RunnerShape(
+        max_running=config.max_running,
+        max_model_len=loaded.max_model_len,
+        block_size=config.block_size,
+        block_count=loaded.block_count,
+        host_slots=loaded.host.swap_slots + loaded.host.tier_slots,
+        eos_token_ids=loaded.eos_token_ids,
+    )
+
+
+def proposer_for(config: EngineConfig, loaded: Loaded) -> Proposer | None:
+    """None: no speculation."""
+    draft = draft_footprint(config)
+    catch_up = loaded.long_prefill_tokens or loaded.max_batch_tokens
+    return proposer_of(config, catch_up=catch_up, max_draft_len=draft.max_position if draft else 0)
+
+
+def plans_ahead(config: EngineConfig, device: torch.device) -> bool:
+    """Without a KV cache a step begins with everyone's tokens, so all must be known."""
+    return device.type == "cuda" and config.kv_cache if config.async_scheduling is None else config.async_scheduling

@@ -1,0 +1,56 @@
+"""The smaller model that guesses for a larger one: whether the two go together, how large it is, and its weights. Called by the loader's
+sums and by the engine for each runner.
+"""
+
+from pathlib import Path
+
+import torch
+
+from pagoda_worker.config import EngineConfig
+from pagoda_worker.errors import ConfigError
+from pagoda_worker.layers.selection import operators_for
+from pagoda_worker.models.base import Footprint, Model
+from pagoda_worker.models.checkpoint import read_config
+from pagoda_worker.models.files import read_json
+from pagoda_worker.models.registry import footprint_of, load_model
+
+
+def draft_footprint(config: EngineConfig) -> Footprint | None:
+    """Raises ModelError."""
+    return None if config.draft_dir is None else footprint_of(read_config(config.draft_dir))
+
+
+def check_draft(config: EngineConfig, size: Footprint) -> None:
+    """`size`: of the model that is guessed for. Raises ConfigError."""
+    draft = draft_footprint(config)
+    if draft is None or config.draft_dir is None:
+        return
+    if draft.vocab != size.vocab:
+        raise ConfigError(
+            f"the draft model has {draft.vocab} tokens and the model {size.vocab}: a draft is of the same family and shares its tokenizer"
+        )
+    if _words(config.draft_dir) != _words(config.model_dir):
+        raise ConfigError("the draft model's tokenizer.json has other tokens than the model's: a draft is of the same family")
+
+
+def _words(folder: Path) -> object:
+    """None: it has no tokenizer to compare."""
+    return read_json(folder, "tokenizer.json").get("model", {}).get("vocab") if (folder / "tokenizer.json").exists() else None
+
+
+def load_draft(config: EngineConfig, *, dtype: torch.dtype, device: torch.device, max_model_len: int) -> Model | None:
+    """Read anew for every runner: it is small, and keeps nothing awake while the engine sleeps. Raises ModelError."""
+    if config.draft_dir is None:
+        return None
+    raw = read_config(config.draft_dir)
+    size = footprint_of(raw)
+    operators = operators_for(config, device, dtype=dtype, head_dim=size.cache.head_dim)
+    return load_model(
+        config.draft_dir,
+        raw,
+        max_model_len=min(max_model_len, size.max_position),
+        dtype=dtype,
+        device=device,
+        operators=operators,
+        random_weights=config.random_weights,
+    )
