@@ -206,6 +206,9 @@ def test_fp8_is_gated_and_takes_other_types(isa: str) -> None:
         exact = x.bfloat16().double() @ weight.dequantized(torch.float64).T + bias.bfloat16().double()
         first, second = exact.chunk(2, dim=-1)
         torch.testing.assert_close(product.silu_mul(x).double(), F.silu(first) * second, atol=2e-2, rtol=2**-7)
+        torch.testing.assert_close(product(x).double(), exact, atol=2e-2, rtol=2**-7)
+        residual = torch.randn(rows, 192)
+        torch.testing.assert_close(packed(isa, weight, bias, form=Fp8NativeProduct).add(x, residual), product(x) + residual)
 
 
 def test_panels_are_no_larger_than_what_they_hold() -> None:

@@ -3,6 +3,7 @@
 Activations are rounded to eight bits, a scale per token, at every call: the weights' numbers are kept as they are.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -22,28 +23,13 @@ PLAIN, ADD, SILU_MUL = 0, 1, 2
 _TYPES = (torch.bfloat16, torch.float32)
 
 
-class QuantizedNativeProduct:
-    """An int8 or int4 weight."""
+class PanelProduct(ABC):
+    """The ways to ask for a product whose panels, where the weight is gated, hold both halves in turns."""
 
-    __slots__ = ("_four_bits", "_gated", "_groups", "_library", "_linear", "_order", "_out", "_scales", "_size", "_values", "_zeros")
+    __slots__ = ("_gated", "_library", "_out")
 
-    def __init__(self, library: Library, weight: Int8Weight | Int4Weight, *, gated: bool) -> None:
-        self._library, self._gated = library, gated
-        self._linear = library["linear_quantized"]
-        self._out, self._size = weight.shape
-        order = _interleave if gated else _same
-        self._zeros: Tensor | None = None
-        self._order: Tensor | None = None
-        self._four_bits = isinstance(weight, Int4Weight)
-        if isinstance(weight, Int4Weight):
-            self._values = _panels_of_nibbles(order(weight.values))
-            self._scales = _panels_of_scales(order(weight.scales))
-            self._zeros = None if weight.zeros is None else _panels_of_scales(order(weight.zeros))
-            self._order = weight.order
-        else:
-            self._values = _panels_of_bytes((order(weight.values).to(torch.int16) + 128).to(torch.uint8))
-            self._scales = _panels_of_scales(order(weight.scales)[:, None])
-        self._groups = self._scales.shape[1]
+    def __init__(self, library: Library, out: int, *, gated: bool) -> None:
+        self._library, self._out, self._gated = library, out, gated
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if not self._gated:
@@ -66,6 +52,32 @@ class QuantizedNativeProduct:
 
     def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self._run(x, None if bias is None else _interleave(bias), None, self._out // 2, SILU_MUL)
+
+    @abstractmethod
+    def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor: ...
+
+
+class QuantizedNativeProduct(PanelProduct):
+    """An int8 or int4 weight."""
+
+    __slots__ = ("_four_bits", "_groups", "_linear", "_order", "_scales", "_size", "_values", "_zeros")
+
+    def __init__(self, library: Library, weight: Int8Weight | Int4Weight, *, gated: bool) -> None:
+        super().__init__(library, weight.shape[0], gated=gated)
+        self._linear, self._size = library["linear_quantized"], weight.shape[1]
+        order = _interleave if gated else _same
+        self._zeros: Tensor | None = None
+        self._order: Tensor | None = None
+        self._four_bits = isinstance(weight, Int4Weight)
+        if isinstance(weight, Int4Weight):
+            self._values = _panels_of_nibbles(order(weight.values))
+            self._scales = _panels_of_scales(order(weight.scales))
+            self._zeros = None if weight.zeros is None else _panels_of_scales(order(weight.zeros))
+            self._order = weight.order
+        else:
+            self._values = _panels_of_bytes((order(weight.values).to(torch.int16) + 128).to(torch.uint8))
+            self._scales = _panels_of_scales(order(weight.scales)[:, None])
+        self._groups = self._scales.shape[1]
 
     def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor:
         if x.dtype not in _TYPES:
@@ -98,32 +110,24 @@ class QuantizedNativeProduct:
         return y
 
 
-class Fp8NativeProduct:
+class Fp8NativeProduct(PanelProduct):
     """An fp8 weight, by activations in bf16: see native/linear_fp8.h."""
 
-    __slots__ = ("_groups", "_linear", "_out", "_scales", "_size", "_values")
+    __slots__ = ("_groups", "_linear", "_scales", "_size", "_values")
 
     def __init__(self, library: Library, weight: Fp8Weight, *, gated: bool) -> None:
-        self._linear = library["linear_fp8"]
-        self._out, self._size = weight.shape
+        super().__init__(library, weight.shape[0], gated=gated)
+        self._linear, self._size = library["linear_fp8"], weight.shape[1]
         order = _interleave if gated else _same
         scales = weight.scales.repeat_interleave(weight.block[0], 0)[: self._out]
         self._values = _panels_of_pairs(order(weight.values.view(torch.uint8)))
         self._scales = _panels_of_scales(order(scales))
         self._groups = self._scales.shape[1]
 
-    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self._run(x, bias, None, self._out, PLAIN)
-
-    def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-        return self._run(x, bias, residual, self._out, ADD)
-
-    def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self._run(x, None if bias is None else _interleave(bias), None, self._out // 2, SILU_MUL)
-
     def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor:
         if x.dtype != torch.bfloat16:  # what is added is added in the model's dtype
-            y = self._run(x.bfloat16(), None if bias is None else bias.bfloat16(), None, columns, epilogue).to(x.dtype)
+            rest = PLAIN if epilogue == ADD else epilogue
+            y = self._run(x.bfloat16(), None if bias is None else bias.bfloat16(), None, columns, rest).to(x.dtype)
             return y if residual is None else y + residual
         if x.stride(1) != 1:
             x = x.contiguous()
@@ -146,9 +150,6 @@ class Fp8NativeProduct:
             epilogue,
         )
         return y
-
-
-NATIVE_PRODUCTS = (QuantizedNativeProduct, Fp8NativeProduct)
 
 
 def quantized_product(library: Library, weight: Weight, *, gated: bool) -> Product | None:
