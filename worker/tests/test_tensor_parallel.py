@@ -214,7 +214,7 @@ def test_the_shipped_model_says_the_same_on_two_ranks():
 def test_each_rank_holds_its_share_of_weights_and_cache(checkpoint: Checkpoint):
     raw = read_json(checkpoint(), "config.json")
     whole, half = footprint_of(raw), footprint_of(raw, 2)
-    assert half.cache.bytes_per_token(4) * 2 == whole.cache.bytes_per_token(4)
+    assert half.cache.bytes_per_token(torch.float32) * 2 == whole.cache.bytes_per_token(torch.float32)
     norms = 2 * 2 * 64 + 64
     assert (half.parameters - norms) * 2 == whole.parameters - norms
 

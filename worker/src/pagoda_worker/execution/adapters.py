@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pagoda_worker.execution.rows import zeros
 from pagoda_worker.layers.adapters import AdapterRows, AdapterSide, AdapterStack, new_stack
+from pagoda_worker.layers.allocation import zeros
 from pagoda_worker.loading.peft import AdapterWeights
 from pagoda_worker.models.base import Model, adaptable
 from pagoda_worker.sampling.row_tables import IntArray, to_device

@@ -31,10 +31,16 @@ _SIGNATURES = {
         f"{name}_{kind}": arguments
         for kind in ("f32", "bf16")
         for name, arguments in {
+            "rms_norm": [_POINTER] * 3 + [_SIZE] * 3 + [_FLOAT],
             "add_deltas": [_POINTER] * 7 + [_SIZE] * 8,
             "gate_halves": [_POINTER] * 2 + [_SIZE] * 2,
-            "rms_norm": [_POINTER] * 3 + [_SIZE] * 3 + [_FLOAT],
-            "rotate_and_store": [_POINTER] * 7 + [_SIZE] * 5 + [_FLOAT],
+        }.items()
+    },
+    **{
+        f"{name}_{kind}": arguments
+        for kind in ("f32", "f32_int8", "f32_fp8", "bf16", "bf16_int8", "bf16_fp8")
+        for name, arguments in {
+            "rotate_and_store": [_POINTER] * 7 + [_SIZE] * 6 + [_FLOAT],
             "decode_attention": [_POINTER] * 5 + [_SIZE] * 9 + [_FLOAT],
             "prefill_attention": [_POINTER] * 6 + [_SIZE] * 9 + [_FLOAT],
         }.items()
