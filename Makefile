@@ -131,6 +131,10 @@ bench-router: $(READY) ## Measure what the router costs beside none, nginx and o
 bench-costs: $(READY) ## KV cache in use under load, the host's tier for prefixes, what batch invariance costs (10 minutes; tables in docs/)
 	@$(BIN)/pagoda bench costs
 
+.PHONY: bench-speculation
+bench-speculation: $(READY) ## Measure what guessing tokens gains, by method and streams (SPECULATION_ARGS="--quick"; 6 minutes; table in docs/)
+	@$(BIN)/python -m pagoda_bench.speculation $(SPECULATION_ARGS)
+
 .PHONY: bench-gate
 bench-gate: $(READY) ## Measure the working tree against its last release (AGAINST=ref); fails when a figure fell by more than its noise
 	@AGAINST=$(AGAINST) $(BIN)/python -m pagoda_bench.peers.gate $(GATE_ARGS)

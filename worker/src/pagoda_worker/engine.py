@@ -16,7 +16,7 @@ import torch
 
 from pagoda_worker.completions import Completion, Completions
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.engine_sizes import limits_of, plans_ahead, proposer_for, shape_of
+from pagoda_worker.engine_sizes import limits_of, plans_ahead, shape_of, speculation_for
 from pagoda_worker.errors import CannotSleep, WorkerError
 from pagoda_worker.execution.launching import Flight, launch
 from pagoda_worker.execution.ranks import Ranks
@@ -34,7 +34,6 @@ from pagoda_worker.scheduling.blocks import BlockPool
 from pagoda_worker.scheduling.sampled import judge_drafts
 from pagoda_worker.scheduling.scheduler import Scheduler
 from pagoda_worker.scheduling.step_meter import StepMeter
-from pagoda_worker.speculation.speculation import Speculation
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
@@ -81,8 +80,7 @@ class Engine:
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
         self._async = plans_ahead(config, loaded.device)
-        proposer = proposer_for(config, loaded)
-        self.speculation = proposer and Speculation(proposer, tokens=config.draft_tokens, possible=self.constraints.longest_possible)
+        self.speculation = speculation_for(config, loaded, self.constraints)
         self._meter = StepMeter()
         self.facts = replace(
             loaded.facts(config),
@@ -158,7 +156,7 @@ class Engine:
         updates = [update for plan, sampled in results for update in self.scheduler.settle(plan, sampled, ended)]
         took_s = self._meter.measure(flight.plan, flight.began, ended)
         if self.speculation:
-            self.speculation.timed(flight.plan, took_s)
+            self.speculation.timed(flight.plan, took_s, token_s=self._meter.prefill_token_s)
         if not flight.plan.empty:
             self.scheduler.residency.speeds = self._meter.speeds(self.runner.host.copy_bytes_per_s if self.runner.host else 0.0)
         rejections, self._rejections = self._rejections, []
