@@ -128,12 +128,16 @@ bench-router: $(READY) ## Measure what the router costs beside none, nginx and o
 	@$(BIN)/pagoda bench router $(ROUTER_ARGS)
 
 .PHONY: bench-costs
-bench-costs: $(READY) ## KV cache in use under load, the host's tier for prefixes, what batch invariance costs (10 minutes; tables in docs/)
+bench-costs: $(READY) ## What parts of the engine cost or win: KV cache, host's tier, batch invariance, quantized cache, adapters (30 minutes; tables in docs/)
 	@$(BIN)/pagoda bench costs
 
 .PHONY: bench-speculation
 bench-speculation: $(READY) ## Measure what guessing tokens gains, by method and streams (SPECULATION_ARGS="--quick"; 6 minutes; table in docs/)
 	@$(BIN)/python -m pagoda_bench.speculation $(SPECULATION_ARGS)
+
+.PHONY: quality
+quality: $(READY) ## Every format of the shipped model: memory, quality, speed; fails when a limit is missed (QUALITY_ARGS="--rounds 1"; 15 minutes)
+	@$(BIN)/python -m pagoda_bench.quality $(QUALITY_ARGS)
 
 .PHONY: bench-gate
 bench-gate: $(READY) ## Measure the working tree against its last release (AGAINST=ref); fails when a figure fell by more than its noise

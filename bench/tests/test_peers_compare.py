@@ -27,6 +27,19 @@ def test_a_system_that_is_faster_than_ours_has_a_ratio_below_one():
     assert (ratio.system, ratio.value, ratio.low, ratio.high) == ("vllm", 0.6, 0.5, 0.7)
 
 
+def test_quantized_systems_are_held_against_each_other_and_against_vllm():
+    speeds = {"pagoda": 100.0, "pagoda-int8": 200.0, "pagoda-int4": 220.0, "vllm": 100.0, "vllm-int8": 160.0}
+    found = rows([Measured("0.45b c=1", system, (speed,) * 3) for system, speed in speeds.items()])
+    between = {(row.system, row.metric): row for row in found if row.metric.startswith("speedup_over_")}
+    assert {key: row.value for key, row in between.items()} == {
+        ("pagoda-int8", "speedup_over_vllm"): 2.0,
+        ("pagoda-int8", "speedup_over_vllm-int8"): 1.25,
+        ("pagoda-int4", "speedup_over_pagoda-int8"): 1.1,
+    }
+    assert [row.met for row in between.values()] == [False, None, False]
+    assert "- 0.45b c=1: pagoda-int8 ÷ vllm 2.00 (aim >= 2.5: missed)" in render(found, {}, command="c", hardware_line="h", notes=())
+
+
 @pytest.mark.parametrize(
     ("values", "share", "expected"),
     [([3.0], 0.95, 3.0), ([1.0, 2.0], 0.5, 1.0), ([4.0, 1.0, 3.0, 2.0], 0.5, 2.0), ([float(i) for i in range(1, 101)], 0.95, 95.0)],

@@ -17,7 +17,11 @@ IMAGES = {"vllm": "vllm/vllm-openai:v0.32.0", "tgi": "text-generation-inference:
 
 
 def objects(backend: str, model: Mapping[str, Any] = HUB, **engine: Any) -> dict[str, dict[str, Any]]:
-    spec = {"model": dict(model), "engine": {"backend": backend, "image": IMAGES[backend], **engine}, "resources": {"gpus": 1}}
+    spec = {
+        "model": dict(model),
+        "engine": {"backend": backend, "image": IMAGES[backend], **engine},
+        "resources": {"gpus": engine.get("tensorParallel", 1)},
+    }
     return {document["kind"]: document for document in model_objects(parse(inference_model("chat", spec)), SETTINGS)}
 
 
@@ -69,6 +73,13 @@ def test_the_manifests_fields_become_the_backends_own_arguments(backend: str, en
     found = container(backend, args=["--seed", "1"], **engine)
     assert " ".join(found["command"] + found["args"]) == command
     assert found["image"] == IMAGES[backend]
+
+
+@pytest.mark.parametrize(
+    ("backend", "flag"), [("vllm", "--tensor-parallel-size 2"), ("tgi", "--num-shard 2"), ("tensorrt-llm", "--tp_size 2")]
+)
+def test_each_backend_hears_of_its_ranks_in_its_own_words(backend: str, flag: str) -> None:
+    assert " ".join(container(backend, tensorParallel=2)["args"]).endswith(flag)
 
 
 @pytest.mark.parametrize("backend", IMAGES)

@@ -1,13 +1,14 @@
 """From a planned pod template to a local process: what is read, what is knowingly ignored, what this machine puts in its place."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from cases import SETTINGS, inference_model, world
 
 from pagoda_operator.local.errors import UnknownTemplate
-from pagoda_operator.local.machine import Choices, Machine, identity, inherited_environment, process_environment
+from pagoda_operator.local.machine import Choices, Machine, identity, inherited_environment, process_environment, router_settings
 from pagoda_operator.local.template import IGNORED, READ, PodTemplate, SecretKey, read_deployment, unread_fields
 from pagoda_operator.plan import plan
 
@@ -85,6 +86,24 @@ def test_a_router_listens_where_it_was_told_and_reads_this_machines_fleet() -> N
     assert env["PAGODA_CACHE_DIR"] == "/home/cache"
     assert "PAGODA_API_KEY" not in env
     assert "PAGODA_DEVICE" not in env
+
+
+def test_a_router_gets_the_settings_that_are_meant_for_it_and_keeps_this_machines_ports() -> None:
+    settings = router_settings(
+        {
+            "PAGODA_ROUTER_DATABASE": "postgresql://a/b",
+            "PAGODA_ROUTER_HTTP_PORT": "1",
+            "PAGODA_ROUTER_BIND_HOST": "0.0.0.0",
+            "PAGODA_HOME": "/",
+        }
+    )
+    on = replace(machine(), router_settings=settings)
+    env = environment(template("pagoda-router"), on)
+    assert env["PAGODA_DATABASE"] == "postgresql://a/b"
+    assert env["PAGODA_HTTP_PORT"] != "1"
+    assert env["PAGODA_BIND_HOST"] == "127.0.0.1"
+    assert "PAGODA_DATABASE" not in environment(template("tiny-default"), on)
+    assert identity(template("pagoda-router"), on, secret) != identity(template("pagoda-router"), machine(), secret)
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,13 @@ DEFAULTS: dict[str, Callable[[Spec], object]] = {
     "spec.engine.prefixCaching": lambda spec: spec.engine.prefix_caching,
     "spec.engine.batchInvariant": lambda spec: spec.engine.batch_invariant,
     "spec.engine.compile": lambda spec: spec.engine.compile,
+    "spec.engine.tensorParallel": lambda spec: spec.engine.tensor_parallel,
+    "spec.engine.pipelineParallel": lambda spec: spec.engine.pipeline_parallel,
+    "spec.engine.quantization": lambda spec: spec.engine.quantization,
     "spec.engine.speculative.method": lambda spec: spec.engine.speculative.method,
     "spec.engine.speculative.tokens": lambda spec: spec.engine.speculative.tokens,
     "spec.engine.kvCache.blockSize": lambda spec: spec.engine.kv_cache.block_size,
+    "spec.engine.kvCache.dtype": lambda spec: spec.engine.kv_cache.dtype,
     "spec.engine.kvCache.swap": lambda spec: spec.engine.kv_cache.swap_bytes,
     "spec.engine.kvCache.hostTier": lambda spec: spec.engine.kv_cache.host_tier_bytes,
     "spec.resources.gpus": lambda spec: spec.resources.gpus,
@@ -68,4 +72,4 @@ def test_a_default_is_the_one_that_the_parser_fills_in(path: str) -> None:
 
 def test_every_literal_default_is_compared() -> None:
     literal = {path for path, default in ROWS.items() if re.fullmatch("`[^` ]+`", default)}
-    assert literal - DEFAULTS.keys() == {"spec.model.revision", "spec.servedNames", "spec.scaling.replicas"}
+    assert literal - DEFAULTS.keys() == {"spec.model.revision", "spec.adapters[].revision", "spec.servedNames", "spec.scaling.replicas"}

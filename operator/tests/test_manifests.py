@@ -255,7 +255,12 @@ def test_a_workers_pod_waits_for_the_routers_before_it_is_ready() -> None:
 def test_the_worker_is_told_its_model_engine_and_bounds() -> None:
     spec = {
         "model": {"source": TINY},
-        "engine": {"dtype": "bf16", "maxModelLen": 512, "longPrefillTokens": 0, "kvCache": {"blockSize": 32, "swap": "2Gi"}},
+        "engine": {
+            "dtype": "bf16",
+            "maxModelLen": 512,
+            "longPrefillTokens": 0,
+            "kvCache": {"blockSize": 32, "dtype": "fp8", "swap": "2Gi"},
+        },
         "resources": {"cpu": "2500m", "memory": "4Gi"},
     }
     values = environment("chat-default", spec)
@@ -271,7 +276,7 @@ def test_the_worker_is_told_its_model_engine_and_bounds() -> None:
         "longPrefillTokens": 0,
         "maxRunning": 256,
         "prefixCaching": True,
-        "kvCache": {"blockSize": 32, "swap": 2 * 2**30},
+        "kvCache": {"blockSize": 32, "dtype": "fp8", "swap": 2 * 2**30},
     }
 
 
@@ -296,6 +301,15 @@ def test_gpus_decide_the_device_and_are_asked_for_by_their_name(gpus: int, devic
     spec = {"model": {"source": TINY}, "resources": {"gpus": gpus, "gpuResource": "amd.com/gpu"}}
     assert environment("chat-default", spec)["PAGODA_DEVICE"] == device
     assert container("chat-default", spec)["resources"].get("limits", {}) == limit
+
+
+def test_ranks_of_a_worker_are_one_pod_with_a_gpu_each_and_shared_memory() -> None:
+    spec = {"model": {"source": TINY}, "engine": {"tensorParallel": 4}, "resources": {"gpus": 4}}
+    found = container("chat-default", spec)
+    assert found["resources"]["limits"] == {"nvidia.com/gpu": "4"}
+    assert json.loads(environment("chat-default", spec)["PAGODA_ENGINE"])["tensorParallel"] == 4
+    assert {"name": "shm", "mountPath": "/dev/shm"} in found["volumeMounts"]
+    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in template("chat-default", spec)["spec"]["volumes"]
 
 
 def test_the_router_may_run_without_an_api_key_but_not_without_tokens() -> None:

@@ -73,6 +73,8 @@ ROUTES = [
     ("POST", "/v1/rerank", KEY, 404, "not_found"),
     ("POST", "/tokenize", {}, 401, "missing_api_key"),
     ("GET", "/detokenize", KEY, 405, "method_not_allowed"),
+    ("GET", "/tokenizer_info", {}, 401, "missing_api_key"),
+    ("POST", "/tokenizer_info", KEY, 405, "method_not_allowed"),
     ("GET", "/v1", KEY, 404, "not_found"),
     ("GET", "/admin/v1/keys", {}, 401, "missing_api_key"),
     ("GET", "/admin/v1/keys", KEY, 200, None),

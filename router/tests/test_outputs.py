@@ -605,6 +605,14 @@ def test_tokens_of_a_prompt_and_of_a_chat_and_back(url: str, dispatcher: Scripte
     assert dispatcher.generations == []
 
 
+def test_a_harness_learns_special_tokens_and_template(url: str, dispatcher: ScriptedDispatcher) -> None:
+    told = httpx.get(f"{url}/tokenizer_info", params={"model": "tiny"}).json()
+    assert (told["model"], told["eos_token"], told["bos_token"], told["model_max_length"]) == ("tiny", "<|end|>", None, 512)
+    assert "<|assistant|>" in told["chat_template"]
+    assert httpx.get(f"{url}/tokenizer_info", params={"model": "nobody"}).status_code == 404
+    assert dispatcher.generations == []
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "param"),
     [

@@ -243,3 +243,10 @@ def test_a_request_costs_its_parts_rounded_once(usd: tuple[float | None, float |
     prices = token_prices(*usd)
     assert prices is not None
     assert prices.nano_usd(10, 4, 3) == nano
+
+
+async def test_a_key_learns_only_of_its_models_tokenizers(product: Product) -> None:
+    secret = (await product.ask("POST", "/admin/v1/keys", {"name": "one", "models": ["tiny"]})).json["key"]
+    assert (await product.ask("GET", "/tokenizer_info", secret=secret)).json["model"] == "tiny"
+    refused = await product.ask("GET", "/tokenizer_info", secret=secret, query="model=org/asleep")
+    assert (refused.status, refused.error["code"]) == (403, "model_not_allowed")

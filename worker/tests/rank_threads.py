@@ -28,6 +28,9 @@ class RankThread:
         finally:
             connection.close()
 
+    def kill(self) -> None:
+        """It ends when its socket does."""
+
     def wait(self, timeout: float | None = None) -> int:
         self._thread.join(timeout)
         return self.returncode or 0

@@ -21,12 +21,13 @@ from pagoda_worker.gpu_check import backends
 from pagoda_worker.gpu_check.backends import SMALL_LAYER
 from pagoda_worker.gpu_check.gates import LEAST_TOKENS_PER_S, gate
 from pagoda_worker.gpu_check.kernels import Worst
+from pagoda_worker.gpu_check.product_speed import CONTENDERS, MANY_ROWS, layer_products
 from pagoda_worker.gpu_check.report import Report
-from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
+from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, product_s, workload_s
 from pagoda_worker.gpu_check.run import Parts
 from pagoda_worker.gpu_check.shapes import LLAMA_8B, QWEN3_06B, TINY, Shape
 from pagoda_worker.gpu_check.speed import FULL, SMALL, Figure, NotMeasured, TimedModel
-from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit
+from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit, quantized
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.models.registry import footprint_of
 from pagoda_worker.request import Finish, FinishReason, Timings, TokenLogprobs, Usage
@@ -46,6 +47,7 @@ ABSENT = (
 )
 """Of a bare GPU machine."""
 KERNELS = ("decode_attention", "prefill_attention", "rotary_cache", "norm", "silu", "sample", "copy_blocks")
+KERNELS += ("quantize_rows", "int8_product", "weight_only_product", "dequantize", "adapter_deltas")
 SPEED = DeviceSpeed(bytes_per_s=4.3e12, flops_per_s=790e12)
 """An H200."""
 
@@ -81,7 +83,7 @@ def test_a_dry_run_writes_the_format_of_all_result_files(dry_run: tuple[str, dic
 def test_a_dry_run_makes_every_check_and_meets_it(dry_run: tuple[str, dict[str, Any]]):
     _, result = dry_run
     checks = [row for row in result["rows"] if row["metric"] == "met"]
-    assert [row["case"] for row in checks[:7]] == [f"kernel {name}" for name in KERNELS], "in Triton's interpreter"
+    assert [row["case"] for row in checks[: len(KERNELS)]] == [f"kernel {name}" for name in KERNELS], "in Triton's interpreter"
     assert [row["case"] for row in checks[-3:]] == [f"attention {name} as in float32" for name in ("triton", "sdpa", "eager")]
     assert len(checks) == len(KERNELS) + len(CHECKS) + 3
     assert all(row["value"] == 1.0 for row in checks)
@@ -102,9 +104,20 @@ def test_every_speed_stands_beside_its_roofline(dry_run: tuple[str, dict[str, An
     speeds = [row for row in result["rows"] if row["unit"] == "tokens/s"]
     ours, limits = ([row["case"] for row in speeds if row["system"] == system] for system in ("pagoda", "roofline"))
     assert ours == limits
-    assert len(ours) == len(SMALL.batches) + 2 + 2, "and two of another way to run decode steps"
-    assert ours[-1] == "tiny without graphs decode b=2 ctx=48"
+    assert len(ours) == len(SMALL.batches) + 2 + 4, "and four of other ways to run decode steps"
+    assert ours[-4] == "tiny int8 decode b=2 ctx=48"
+    assert ours[-2:] == ["tiny without graphs decode b=2 ctx=48", "tiny KV int8 decode b=2 ctx=48"]
     assert printed.count("reached") == len(ours)
+
+
+def test_products_of_every_form_stand_beside_torchs_bf16(dry_run: tuple[str, dict[str, Any]]):
+    printed, result = dry_run
+    rows = [row for row in result["rows"] if row["case"].startswith("products of a layer of tiny")]
+    metrics = ("layer_us", "weights_read", "operations", "of_roofline", "over_bf16")
+    forms = [each.name for each in (*CONTENDERS, MANY_ROWS)]
+    assert [(row["system"], row["metric"]) for row in rows] == list(product(forms, metrics))
+    assert all(row["value"] > 0 for row in rows)
+    assert printed.count("x bf16") == len(forms)
 
 
 # ---------------------------------------------------------------- where nothing can be checked
@@ -194,6 +207,15 @@ def test_the_decode_roofline_is_the_one_reckoned_by_hand(shape: Shape, batch: in
     assert batch / step_s == pytest.approx(tokens_per_s, rel=0.03)
 
 
+def test_a_step_on_quantized_weights_reads_fewer_bytes_of_them():
+    plain, int8, int4 = (
+        decode_step_s(LLAMA_8B, SPEED, batch=1, context_tokens=0, quantization=form)
+        for form in ("none", "int8", "int4")  # type: ignore[arg-type]
+    )
+    assert plain / int8 == pytest.approx(2)
+    assert 3.5 < plain / int4 < 4, "its head has eight bits"
+
+
 def test_shapes_have_the_parameters_of_the_models_they_are_named_after():
     assert LLAMA_8B.matmul_parameters == pytest.approx(7.5e9, rel=0.01)
     assert QWEN3_06B.matmul_parameters == pytest.approx(0.596e9, rel=0.01)
@@ -204,6 +226,14 @@ def test_shapes_have_the_parameters_of_the_models_they_are_named_after():
 def test_a_workload_of_one_request_is_its_prompt_and_its_steps():
     steps = sum(decode_step_s(TINY, SPEED, batch=1, context_tokens=10 + i) for i in (1, 2))
     assert workload_s(TINY, SPEED, [(10, 3)]) == pytest.approx(prefill_s(TINY, SPEED, 10) + steps)
+
+
+def test_products_are_bound_by_their_bytes_where_rows_are_few_and_by_operations_where_they_are_many():
+    sizes = layer_products(LLAMA_8B)
+    weights = sum(outputs * inputs for outputs, inputs in sizes)
+    assert weights * LLAMA_8B.layers + LLAMA_8B.head_parameters == LLAMA_8B.matmul_parameters
+    assert product_s(sizes, SPEED, rows=1, bits=4, speedup=1) == pytest.approx(weights / 2 / SPEED.bytes_per_s)
+    assert product_s(sizes, SPEED, rows=8192, bits=8, speedup=2) == pytest.approx(weights * 8192 / SPEED.flops_per_s)
 
 
 # ---------------------------------------------------------------- it would notice
@@ -249,6 +279,20 @@ def completion(*tokens: int, top: list[int]) -> Completion:
 )
 def test_bf16_is_close_when_each_choice_is_likely_to_the_other(ours: Completion, theirs: Completion, close: bool):
     assert close_to(ours, theirs) is close
+
+
+def test_wrong_weights_are_noticed(trial: Trial, monkeypatch: pytest.MonkeyPatch):
+    assert quantized(trial).met
+    build = Trial.engine
+
+    def engine(self: Trial, **settings: Any) -> Engine:
+        wrong = {"int8": "int4"} if "attention" not in settings else {}
+        return build(self, **{**settings, "quantization": wrong.get(settings["quantization"], settings["quantization"])})
+
+    monkeypatch.setattr(Trial, "engine", engine)
+    check = quantized(trial)
+    assert not check.met
+    assert check.detail.startswith("int8: ")
 
 
 @pytest.mark.parametrize("broken", [float("nan"), 1.1])

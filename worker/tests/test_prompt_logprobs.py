@@ -47,7 +47,7 @@ def check_logprobs(truth: Any, prompt: list[int], told: PromptLogprobs) -> None:
 )
 def test_prompt_logprobs_are_those_of_transformers(checkpoint: Checkpoint, truth: Any, settings: dict[str, Any]):
     engine = small_engine(checkpoint(), **settings)
-    engine.runner._prompt_logprobs = PromptLogprobsCollector(vocab_size=VOCAB, slice_values=5 * VOCAB)
+    engine.runner.prompt_logprobs = PromptLogprobsCollector(vocab_size=VOCAB, slice_values=5 * VOCAB)
     plain = [ask(f"plain {i}", prompt) for i, prompt in enumerate(PROMPTS)]
     asked = [ask(f"asked {i}", prompt, prompt_logprobs=K) for i, prompt in enumerate(PROMPTS)]
     for _ in range(2):  # the second time the prefix cache knows the prompts

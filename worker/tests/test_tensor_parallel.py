@@ -9,8 +9,13 @@ import pytest
 import torch
 from engine_runs import run_all
 from front_support import TINY
+from gguf import GGMLQuantizationType
+from published_layouts import Published, awq, fp8_blocks, gptq, write_quantized
 from random_checkpoint import kv_bytes, small_engine
 from rank_threads import engine_of_ranks
+from test_gguf import write_gguf
+from test_quantized_checkpoints import w8a8
+from tokenizers import Tokenizer
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
@@ -31,6 +36,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3"},
     "gpt2": {"model_type": "gpt2"},
+}
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], Published]] = {
+    "gptq": lambda weight: gptq(weight, symmetric=False),
+    "awq": awq,
+    "W8A8": w8a8,
+    "fp8 by block": lambda weight: fp8_blocks(weight, (16, 32)),
 }
 
 
@@ -129,7 +141,67 @@ def test_random_weights_of_ranks_are_slices_of_what_one_rank_has(checkpoint: Che
             assert tokens(two) == tokens(small_engine(folder, dtype="fp32", random_weights=True))
 
 
-def test_the_shipped_model_says_the_same_on_two_ranks_in_bf16_kernels_and_all():
+@pytest.fixture
+def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the numbers that quantized weights mean. The CPU's own kernels round activations too, each rank its own."""
+    monkeypatch.setattr("pagoda_worker.layers.selection.load_library", lambda: None)
+
+
+@pytest.mark.usefixtures("exact_products")
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_quantized_checkpoint_is_divided_as_it_is_stored(checkpoint: Checkpoint, tmp_path: Path, name: str):
+    write_quantized(checkpoint("wide", intermediate_size=128), tmp_path / "it", LAYOUTS[name], meant=tmp_path / "meant")
+    with closing(engine_of_ranks(tmp_path / "it", 2, dtype="fp32")) as two:
+        assert tokens(two) == tokens(small_engine(tmp_path / "it", dtype="fp32"))
+
+
+@pytest.mark.usefixtures("exact_products")
+def test_a_gguf_file_is_divided(checkpoint: Checkpoint, tmp_path: Path):
+    write_gguf(checkpoint("wide", intermediate_size=128), tmp_path / "it", "llama", GGMLQuantizationType.Q8_0, meant=tmp_path / "meant")
+    with closing(engine_of_ranks(tmp_path / "it", 2, dtype="fp32")) as two:
+        assert tokens(two) == tokens(small_engine(tmp_path / "it", dtype="fp32"))
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
+def test_weights_rounded_at_load_are_as_near_to_the_plain_ones_on_two_ranks(checkpoint: Checkpoint, quantization: str):
+    folder = checkpoint("wide", intermediate_size=128)
+    with closing(engine_of_ranks(folder, 2, dtype="fp32", quantization=quantization)) as two:
+        divided = prompt_logprobs(two)
+    plain = prompt_logprobs(small_engine(folder, dtype="fp32"))
+    whole = prompt_logprobs(small_engine(folder, dtype="fp32", quantization=quantization))
+    assert 0 < (divided - plain).abs().mean() < 1.25 * (whole - plain).abs().mean()
+
+
+def test_the_shipped_model_in_int8_says_the_same_on_two_ranks():
+    config: dict[str, Any] = {"threads": 1, "max_running": 8, "quantization": "int8"}
+    asked = Tokenizer.from_file(str(TINY / "tokenizer.json")).encode_batch(["What is 27 + 46?", "Sort these numbers: 31, 7, 88, 19"])
+    prompts = [each.ids for each in asked]
+    with closing(engine_of_ranks(TINY, 2, **config)) as two:
+        assert tokens(two, prompts) == tokens(Engine(EngineConfig(model_dir=TINY, device="cpu", **config)), prompts)
+
+
+def test_rounded_random_weights_are_slices_too(checkpoint: Checkpoint):
+    folder = checkpoint("wide", intermediate_size=128)
+    settings: dict[str, Any] = {"dtype": "fp32", "random_weights": True, "quantization": "fp8"}
+    with closing(engine_of_ranks(folder, 2, **settings)) as two:
+        divided = prompt_logprobs(two)
+    whole = prompt_logprobs(small_engine(folder, **settings))
+    assert torch.corrcoef(torch.stack((divided, whole)))[0, 1] > 0.98
+
+
+def prompt_logprobs(engine: Engine) -> torch.Tensor:
+    outcomes = run_all(engine, Request(request_id="told", prompt_ids=PROMPTS[3], max_tokens=1, prompt_logprobs=1))
+    return torch.tensor(outcomes["told", 0].prompt_logprobs[0].own)
+
+
+def test_groups_that_ranks_would_cut_are_refused_with_the_layers_name(checkpoint: Checkpoint, tmp_path: Path):
+    write_quantized(checkpoint(), tmp_path / "it", LAYOUTS["awq"], meant=tmp_path / "meant")
+    sentence = r"down_proj cannot be divided among ranks: inputs 0 to 48 are not whole groups of 32; lower tensorParallel"
+    with pytest.raises(ConfigError, match=sentence):
+        engine_of_ranks(tmp_path / "it", 2, dtype="fp32")
+
+
+def test_the_shipped_model_says_the_same_on_two_ranks():
     config: dict[str, Any] = {"dtype": "fp32", "threads": 1, "max_running": 8}
     prompts = [[5, 6, 7], [100 + each for each in range(90)]]
     with closing(engine_of_ranks(TINY, 2, **config)) as two:
@@ -142,7 +214,7 @@ def test_the_shipped_model_says_the_same_on_two_ranks_in_bf16_kernels_and_all():
 def test_each_rank_holds_its_share_of_weights_and_cache(checkpoint: Checkpoint):
     raw = read_json(checkpoint(), "config.json")
     whole, half = footprint_of(raw), footprint_of(raw, 2)
-    assert half.cache.bytes_per_token(4) * 2 == whole.cache.bytes_per_token(4)
+    assert half.cache.bytes_per_token(torch.float32) * 2 == whole.cache.bytes_per_token(torch.float32)
     norms = 2 * 2 * 64 + 64
     assert (half.parameters - norms) * 2 == whole.parameters - norms
 

@@ -165,11 +165,13 @@ def tour(
 
 @app.command()
 def costs(
-    what: Annotated[list[str] | None, typer.Argument(help="kv-use, host-tier, batch-invariance; without one all of them.")] = None,
+    what: Annotated[
+        list[str] | None, typer.Argument(help="kv-use, host-tier, batch-invariance, quantized-kv, adapters; without one all of them.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     output: Annotated[Path | None, typer.Option(help="A folder in place of bench/results; documents then stay as they are.")] = None,
 ) -> None:
-    """What parts of the engine cost or win: KV cache in use under load, the host's tier for prefixes, batch invariance."""
+    """What parts of the engine cost or win: KV cache in use, the host's tier, batch invariance, a quantized cache, adapters."""
     with _told_in_one_line():
         from pagoda_bench.costs.run import run as run_costs
 
@@ -246,6 +248,61 @@ def router(
         )
 
 
+@app.command()
+def quality(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="A Hugging Face folder or builtin://tiny, with settings of spec.engine: MODEL,quantization=int8,label=NAME.",
+        ),
+    ],
+    corpus: Annotated[Path | None, typer.Option(help="Held-out text, or JSONL; builtin models have their own.", show_default=False)] = None,
+    tokens: Annotated[int, typer.Option(help="Of the corpus, at most.", min=2)] = 20_000,
+    window: Annotated[int, typer.Option(help="Tokens of context that long text is cut into.", min=2)] = 512,
+    questions: Annotated[
+        Path | None, typer.Option(help='JSONL of {"prompt", "answer"}; builtin models have theirs.', show_default=False)
+    ] = None,
+    per_task: Annotated[int, typer.Option(help="Questions of each kind.", min=0)] = 100,
+    path: Annotated[Literal["both", "prefill", "decode"], typer.Option(help="How the engine computes the text.")] = "both",
+    perplexity_within: Annotated[str | None, typer.Option(help="Fail when one is worse than the first model by more, like 1%.")] = None,
+    streams: Annotated[str, typer.Option(help="At which speed is measured; empty: not at all.")] = "1,8,32",
+    rounds: Annotated[int, typer.Option(help="Of the speed, in turns.", min=1)] = 3,
+    speed_of: Annotated[str | None, typer.Option(help="Speed of a model of another size, like random://0.45b.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    output: Annotated[Path, typer.Option(help="Path without suffix: .json, .md, .csv and .png are written.")] = Path("bench-quality"),
+    plots: Annotated[bool, typer.Option(help="Draw the picture.")] = True,
+) -> None:
+    """What formats cost and save against the first model: exact match, perplexity, KL, top token, memory, speed (docs/quality.md)."""
+    with _told_in_one_line():
+        from pagoda_bench.quality.candidates import parse_all
+        from pagoda_bench.quality.engine import PATHS
+        from pagoda_bench.quality.figures import Limits
+        from pagoda_bench.quality.measure import SpeedPlan
+        from pagoda_bench.quality.run import Options
+        from pagoda_bench.quality.run import run as run_quality
+
+        candidates = parse_all(models)
+        limits = Limits() if perplexity_within is None else Limits(perplexity_ratio=1 + _percent("--perplexity-within", perplexity_within))
+        sizes = tuple(int(size) for size in _numbers("--streams", streams, whole=True))
+        options = Options(
+            corpus=corpus,
+            tokens=tokens,
+            window=window,
+            questions=questions,
+            per_task=per_task,
+            paths=PATHS if path == "both" else (path,),
+            speed=SpeedPlan(streams=sizes, rounds=rounds) if sizes else None,
+            speed_source=speed_of,
+            device=device,
+            threads=threads,
+            limits={candidate.label: limits for candidate in candidates[1:]},
+        )
+        if run_quality(candidates, options, output=output, command=_typed(), plots=plots):
+            raise typer.Exit(1)
+
+
 def _levels(concurrency: str | None, rate: str | None, trace: Path | None, trace_speed: str) -> tuple["Level", ...]:
     from pagoda_bench.errors import SettingsError
     from pagoda_bench.load.settings import Level
@@ -268,6 +325,18 @@ def _numbers(option: str, text: str | None, *, whole: bool = False) -> list[floa
     if any(number <= 0 or (whole and number != int(number)) for number in numbers):
         raise SettingsError(f"{option} {text}: write {'whole ' if whole else ''}numbers above 0 with commas, like 1,8,32")
     return numbers
+
+
+def _percent(option: str, text: str) -> float:
+    from pagoda_bench.errors import SettingsError
+
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not text.endswith("%") or not 0 <= share < 1:
+        raise SettingsError(f"{option} {text}: write a share in percent, like 1% or 0.5%")
+    return share
 
 
 def _typed() -> str:

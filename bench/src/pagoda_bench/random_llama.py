@@ -4,11 +4,29 @@ The tokenizer is byte-level with filler entries up to the vocabulary's size, so 
 """
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
+
+_EIGHT_BITS = {"num_bits": 8, "type": "int", "symmetric": True}
+COMPRESSED_INT8: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {**_EIGHT_BITS, "strategy": "channel", "dynamic": False},
+            "input_activations": {**_EIGHT_BITS, "strategy": "token", "dynamic": True},
+        }
+    },
+}
 
 
 def write_half_billion(folder: Path, *, seed: int = 0) -> None:
@@ -32,6 +50,32 @@ def write_half_billion(folder: Path, *, seed: int = 0) -> None:
     torch.manual_seed(seed)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     write_filler_tokenizer(folder, config.vocab_size)
+
+
+def write_int8(source: Path, folder: Path) -> None:
+    """The folder again as compressed-tensors has it: linears in int8, rounded to nearest with a scale per output, for activations that are
+    quantized per token; the head stays. A folder that is already complete is left alone."""
+    weights = folder / "model.safetensors"
+    if weights.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in source.iterdir():
+        if each.suffix == ".json" and each.name != "model.safetensors.index.json":
+            shutil.copy(each, folder / each.name)
+    config = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": COMPRESSED_INT8}))
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(source.glob("*.safetensors")):
+        for name, tensor in load_file(path).items():
+            if name.endswith("_proj.weight"):
+                scales = tensor.float().abs().amax(dim=1, keepdim=True).div(127).clamp(min=1e-12).bfloat16()
+                tensors[name] = (tensor.float() / scales.float()).round().clamp(-127, 127).to(torch.int8)
+                tensors[f"{name}_scale"] = scales
+            else:
+                tensors[name] = tensor
+    partial = folder / "model.partial"
+    save_file(tensors, partial)
+    partial.rename(weights)
 
 
 def write_filler_tokenizer(folder: Path, vocab_size: int) -> None:

@@ -92,18 +92,22 @@ def _program(backend: str) -> list[str]:
 
 def _arguments(engine: Engine, name: str, source: ModelSource) -> list[str]:
     revision = source.revision if source.scheme == "hf" else None
+    ranks = engine.tensor_parallel if engine.tensor_parallel > 1 else None
     match engine.backend:
         case "vllm":
             own = _flags(dtype=LONG_DTYPES.get(engine.dtype), max_model_len=engine.max_model_len, revision=revision)
             own += _flags(max_num_batched_tokens=engine.max_batch_tokens, max_num_seqs=engine.max_running)
+            own += _flags(tensor_parallel_size=ranks)
             own += [] if engine.prefix_caching else ["--no-enable-prefix-caching"]
             return [MODEL, "--served-model-name", name, "--host", HOST, "--port", PORT, *own]
         case "tgi":
             own = _flags(dtype=LONG_DTYPES.get(engine.dtype), max_total_tokens=engine.max_model_len, revision=revision)
             own += _flags(max_batch_prefill_tokens=engine.max_batch_tokens, max_concurrent_requests=engine.max_running)
+            own += _flags(num_shard=ranks)
             return ["--model-id", MODEL, "--hostname", HOST, "--port", PORT, *own]
         case _:
             own = _flags("_", max_seq_len=engine.max_model_len, max_num_tokens=engine.max_batch_tokens, max_batch_size=engine.max_running)
+            own += _flags("_", tp_size=ranks)
             return [MODEL, "--host", HOST, "--port", PORT, *own]
 
 

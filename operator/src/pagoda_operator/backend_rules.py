@@ -10,7 +10,7 @@ from pagoda_operator.predicates import Field, Rule, matches, merged, one_of
 
 OWN_BACKEND = "pagoda"
 BACKENDS = (OWN_BACKEND, "vllm", "tgi", "tensorrt-llm")
-OWN_FIELDS = ("attention", "longPrefillTokens", "load", "batchInvariant", "compile", "speculative", "kvCache")
+OWN_FIELDS = ("attention", "longPrefillTokens", "load", "batchInvariant", "compile", "quantization", "speculative", "kvCache")
 """Of spec.engine: settings of our own engine that no other has under any name."""
 READABLE = ("hf://", "pvc://", "file://")
 """Sources that other people's servers can read, by themselves or as a folder."""
@@ -57,8 +57,8 @@ BACKEND_RULES = (
     ),
     Rule(
         _of_each_engine(lambda engine, spec: _is_own(engine) or not any(name in engine for name in OWN_FIELDS)),
-        "engine: attention, longPrefillTokens, load, batchInvariant, compile, speculative and kvCache are pagoda's own: remove them, or "
-        "write what the other backend calls them into args",
+        "engine: attention, longPrefillTokens, load, batchInvariant, compile, quantization, speculative and kvCache are pagoda's own: "
+        "remove them, or write what the other backend calls them into args",
     ),
     Rule(
         _of_each_engine(

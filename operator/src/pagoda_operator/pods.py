@@ -165,14 +165,23 @@ def engine_settings(engine: Engine) -> Object:
         settings["maxBatchTokens"] = engine.max_batch_tokens
     if engine.long_prefill_tokens is not None:
         settings["longPrefillTokens"] = engine.long_prefill_tokens
+    if engine.kv_cache.dtype != "auto":  # as with load
+        settings["kvCache"]["dtype"] = engine.kv_cache.dtype
     if engine.kv_cache.swap_bytes:
         settings["kvCache"]["swap"] = engine.kv_cache.swap_bytes
     if engine.kv_cache.host_tier_bytes:
         settings["kvCache"]["hostTier"] = engine.kv_cache.host_tier_bytes
+    room = {"slots": engine.adapter_slots, "maxRank": engine.max_adapter_rank}
+    if given := {name: value for name, value in room.items() if value is not None}:
+        settings["adapters"] = given
     if engine.batch_invariant:
         settings["batchInvariant"] = True
     if engine.compile:
         settings["compile"] = True
+    if engine.tensor_parallel != 1:
+        settings["tensorParallel"] = engine.tensor_parallel
+    if engine.quantization != "none":
+        settings["quantization"] = engine.quantization
     if (speculative := engine.speculative).method != "none":
         settings["speculative"] = {"method": speculative.method, "tokens": speculative.tokens}
         if speculative.draft is not None:
@@ -219,7 +228,7 @@ def pod_of(containers: list[Object], folders: Mapping[str, str], settings: Setti
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": containers,
-        # Shared memory between a worker's two processes counts against the pod's memory limit.
+        # Shared memory between a worker's processes counts against the pod's memory limit.
         "volumes": [{"name": name, "emptyDir": {"medium": "Memory"} if name == "shm" else {}} for name in folders],
     }
     if settings.image_pull_secrets:

@@ -8,6 +8,7 @@ row in docs/manifest.md.
 from collections.abc import Mapping
 from typing import Any
 
+from pagoda_operator.adapter_rules import ADAPTER_FIELDS, ADAPTER_ROOM, ADAPTER_RULES
 from pagoda_operator.backend_rules import BACKEND_FIELDS, BACKEND_RULES
 from pagoda_operator.predicates import Field, Rule, at_least, between, lasts, matches, merged, one_of, share_between, unique
 from pagoda_operator.source_rules import MODEL_FIELDS
@@ -68,6 +69,14 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine.prefixCaching": Field("boolean"),
     "spec.engine.batchInvariant": Field("boolean"),
     "spec.engine.compile": Field("boolean"),
+    "spec.engine.tensorParallel": Field("integer", (Rule(between(1, 64), "write 1 to 64 processes that share each layer"),)),
+    "spec.engine.pipelineParallel": Field(
+        "integer", (Rule(one_of(1), "write 1, or leave it out: layers spread over a pipeline are not available in this version"),)
+    ),
+    "spec.engine.quantization": Field(
+        "string", (Rule(one_of("none", "int8", "int4", "fp8"), "write none, int8, int4 or fp8"),), max_size=32
+    ),
+    **ADAPTER_ROOM,
     "spec.engine.speculative": Field(
         "object",
         (Rule(lambda given: (given.get("method") == "draft") == ("draft" in given), "write draft, a source, beside method: draft only"),),
@@ -83,6 +92,7 @@ _ENGINE: Mapping[str, Field] = {
     ),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
+    "spec.engine.kvCache.dtype": Field("string", (Rule(one_of("auto", "int8", "fp8"), "write auto, int8 or fp8"),), max_size=32),
     "spec.engine.kvCache.swap": Field("quantity", (Rule(at_least("0"), HOST_MEMORY),), max_size=32),
     "spec.engine.kvCache.hostTier": Field("quantity", (Rule(at_least("0"), HOST_MEMORY),), max_size=32),
 }
@@ -91,12 +101,7 @@ _RESOURCES: Mapping[str, Field] = {
     "spec.resources": Field("object"),
     "spec.resources.gpus": Field(
         "integer",
-        (
-            Rule(
-                between(0, 1),
-                "write 0 for a CPU worker or 1 for a GPU worker: several GPUs in one worker are not available in this version",
-            ),
-        ),
+        (Rule(between(0, 64), "write 0 for a CPU worker or 1 for a GPU worker; with engine.tensorParallel, as many as that"),),
     ),
     "spec.resources.gpuResource": Field(
         "string",
@@ -233,6 +238,12 @@ def _of_merged_scaling(holds: Any, written: str | None = None) -> Any:
     return all_hold
 
 
+def _a_gpu_for_each_rank(spec: Mapping[str, Any]) -> bool:
+    """Of every variant, once its overrides are in."""
+    each = [(with_overrides(spec, one, "resources"), with_overrides(spec, one, "engine")) for one in spec.get("variants") or [{}]]
+    return all(resources.get("gpus", 0) in (0, engine.get("tensorParallel", 1)) for resources, engine in each)
+
+
 FIELDS: Mapping[str, Field] = {
     "spec": Field(
         "object",
@@ -246,11 +257,18 @@ FIELDS: Mapping[str, Field] = {
                 _of_merged_scaling(_counted_elsewhere, "replicas"),
                 "variants: a variant's replicas needs mode: external, in the variant or in spec.scaling",
             ),
+            Rule(
+                _a_gpu_for_each_rank,
+                "resources.gpus: write 0 for a CPU worker, or the number of engine.tensorParallel (left out, it is 1): each of its "
+                "processes has one GPU",
+            ),
             *BACKEND_RULES,
+            *ADAPTER_RULES,
         ),
         required=True,
     ),
     **MODEL_FIELDS,
+    **ADAPTER_FIELDS,
     **_NAMES,
     **_ENGINE,
     **_RESOURCES,
@@ -284,10 +302,6 @@ FIELDS: Mapping[str, Field] = {
 """By path; [] stands for each item of a list. An object's rules are tried only when its own fields have the right types."""
 
 _NOT_YET = {
-    "spec.adapters",
-    "spec.engine.kvCache.dtype",
-    "spec.engine.quantization",
-    "spec.engine.tensorParallel",
     "spec.routing.classes",
 }
 NOT_YET = frozenset(_NOT_YET | {f"{VARIANT}{path.removeprefix(SPEC)}" for path in _NOT_YET if path.startswith("spec.engine.")})

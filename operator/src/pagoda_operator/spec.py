@@ -24,6 +24,8 @@ FETCHED = ("hf", "s3")
 class KvCache:
     block_size: int = 16
     """Tokens per block of the paged cache."""
+    dtype: str = "auto"
+    """auto: as spec.engine.dtype. int8, fp8: quantized, a scale per token and head."""
     swap_bytes: int = 0
     """Host memory for preempted sequences."""
     host_tier_bytes: int = 0
@@ -38,6 +40,25 @@ class Speculative:
     """Guessed for one sequence and step, at most."""
     draft: str | None = None
     """Source of the draft model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """A LoRA adapter of the model."""
+
+    name: str
+    source: str
+    revision: str | None = None
+    """Of a hub's repository. None: main."""
+
+    @property
+    def scheme(self) -> str:
+        """hf | pvc | file"""
+        return self.source.partition("://")[0]
+
+    @property
+    def location(self) -> str:
+        return self.source.partition("://")[2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +83,17 @@ class Engine:
     prefix_caching: bool = True
     batch_invariant: bool = False
     compile: bool = False
+    tensor_parallel: int = 1
+    """Processes of one worker that share each layer."""
+    pipeline_parallel: int = 1
+    quantization: str = "none"
+    """int8, int4, fp8: weights are rounded to it while they are loaded."""
     speculative: Speculative = field(default_factory=Speculative)
     kv_cache: KvCache = field(default_factory=KvCache)
+    adapter_slots: int | None = None
+    """Adapters that may run at once. None: what suits the device (the worker knows)."""
+    max_adapter_rank: int | None = None
+    """None: 64."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,6 +241,7 @@ class Spec:
     routing: Routing
     variants: tuple[Variant, ...]
     """Never empty: `default` with weight 100 when the manifest gives none."""
+    adapters: tuple[Adapter, ...] = ()
     slo: Slo | None = None
     """None: nothing is promised, and nothing alerts."""
     cost: Cost | None = None
@@ -281,6 +312,7 @@ def _spec(name: str, spec: Mapping[str, Any]) -> Spec:
         rollout=Rollout(**_given(spec.get("rollout", {}), strategy="strategy")),
         routing=_routing(spec.get("routing", {})),
         variants=tuple(_variant(spec, written) for written in spec.get("variants") or [{"name": "default"}]),
+        adapters=tuple(Adapter(**_given(one, name="name", source="source", revision="revision")) for one in spec.get("adapters", ())),
         slo=slo(spec["slo"]) if "slo" in spec else None,
         cost=cost(spec["cost"]) if "cost" in spec else None,
     )
@@ -341,16 +373,20 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
             prefix_caching="prefixCaching",
             batch_invariant="batchInvariant",
             compile="compile",
+            tensor_parallel="tensorParallel",
+            pipeline_parallel="pipelineParallel",
+            quantization="quantization",
         ),
         args=tuple(engine.get("args", ())),
         speculative=Speculative(**_given(engine.get("speculative", {}), method="method", tokens="tokens", draft="draft")),
         kv_cache=_kv_cache(engine.get("kvCache", {})),
+        **_given(engine.get("adapters", {}), adapter_slots="slots", max_adapter_rank="maxRank"),
     )
 
 
 def _kv_cache(given: Mapping[str, Any]) -> KvCache:
     return KvCache(
-        **_given(given, block_size="blockSize"),
+        **_given(given, block_size="blockSize", dtype="dtype"),
         swap_bytes=int(parse_quantity(given.get("swap", 0))),
         host_tier_bytes=int(parse_quantity(given.get("hostTier", 0))),
     )

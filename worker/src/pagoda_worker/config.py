@@ -1,13 +1,15 @@
 """The engine's settings, parsed once and frozen. Knows no torch; values learned at run time (block count, eos ids) live elsewhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 DType = Literal["auto", "bf16", "fp16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
+KvDType = Literal["auto", "int8", "fp8"]
 Attention = Literal["auto", "native", "triton", "flash", "sdpa", "eager"]
 Load = Literal["eager", "lazy", "warm"]
+Quantization = Literal["none", "int8", "int4", "fp8"]
 Speculative = Literal["none", "ngram", "suffix", "draft"]
 Batching = Literal["static", "dynamic", "continuous"]
 
@@ -24,7 +26,11 @@ class EngineConfig:
     device: Device = "auto"
     """auto: CUDA when there is a device, else CPU."""
     dtype: DType = "auto"
-    """Of weights, activations and KV cache. auto: the checkpoint's own; bf16 on CUDA for fp32 checkpoints larger than 1 GB."""
+    """Of weights, activations and, with kv_dtype auto, KV cache. auto: the checkpoint's own; bf16 on CUDA for fp32 checkpoints larger than
+    1 GB."""
+    quantization: Quantization = "none"
+    """Round the weights of the layers' products to this form while they are loaded (quantization/rounding.py), a linear at a time; a
+    checkpoint that is quantized is held as it is stored. docs/quantization.md says what each costs and gains."""
     max_model_len: int | None = None
     """Prompt + output of one sequence, tokens. None: the checkpoint's max_position_embeddings."""
     max_batch_tokens: int | None = None
@@ -38,6 +44,9 @@ class EngineConfig:
     """Sequences decoded together; each has a row of device state from the start."""
     block_size: int = 16
     """Tokens per KV block. Smaller wastes less at the end of a sequence and shares more; 16 is what peers use."""
+    kv_dtype: KvDType = "auto"
+    """How keys and values are kept. auto: in dtype. int8, fp8 (e4m3): a byte each and a scale per token and head; half of bf16's memory and
+    reading, at a small error (docs/decisions/quantized-kv-cache.md)."""
     kv_cache_bytes: int | None = None
     """Memory for KV blocks. None: on CUDA 90 % of what is free after loading; on CPU what max_running full-length sequences would need,
     at most a quarter of the memory, or what one sequence of max_model_len needs where that is more and fits."""
@@ -76,6 +85,13 @@ class EngineConfig:
     """Give blocks as a sequence grows. False: each gets max_model_len tokens of KV cache when it begins, as contiguous caches must."""
     kv_cache: bool = True
     """Keep keys and values between steps. False: every step computes every running sequence anew from its first token."""
+    adapter_slots: int | None = None
+    """LoRA adapters that may run at once, each with room of its own on the device; more can be loaded and take turns. 0: none can be
+    loaded. None: 16 on a CPU, where room is only taken when it is used; on CUDA 8 when adapters are declared, else 0. With compile, 0."""
+    max_adapter_rank: int = 64
+    """The largest rank of an adapter. Each slot on the device has room for it."""
+    adapters: dict[str, Path] = field(default_factory=dict)
+    """Name → PEFT folder of those that are there from the start."""
     attention: Attention = "auto"
     """auto: triton on CUDA, native on a CPU that has it, else sdpa. flash: torch's FlashAttention for prompts, on CUDA. eager is the
     readable reference."""

@@ -17,16 +17,17 @@ import torch
 from pagoda_worker.completions import Completion, Completions
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine_sizes import limits_of, plans_ahead, shape_of, speculation_for
-from pagoda_worker.errors import CannotSleep, WorkerError
+from pagoda_worker.errors import CannotSleep
 from pagoda_worker.execution.launching import Flight, launch
 from pagoda_worker.execution.ranks import Ranks
 from pagoda_worker.execution.starting import RunnerStart
-from pagoda_worker.loading.loader import News, kernels_in_use, load
+from pagoda_worker.loading.adapters import AdapterDirectory, open_for
+from pagoda_worker.loading.loader import News, kernels_in_use
 from pagoda_worker.loading.self_test import Measured, measure
 from pagoda_worker.loading.sleep import Weights
 from pagoda_worker.loading.warm import warm
 from pagoda_worker.models.base import Model
-from pagoda_worker.request import EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
+from pagoda_worker.request import AdaptersState, EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
 from pagoda_worker.request_check import check_request
 from pagoda_worker.sampling.constraints import Constraints
 from pagoda_worker.sampling.structured import GrammarCompiler
@@ -56,11 +57,12 @@ class Engine:
         Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
         began = time.monotonic()
         self._ranks = ranks or Ranks.start(config)
-        loaded = load(config, news=news, rank=self._ranks.rank, agree=self._ranks.agree)
+        loaded = self._ranks.load(config, news)
         self._config = config
         self._news = news
         self._clock = clock
         self._weights = Weights(loaded.model, loaded.read_model, loaded.device)
+        self._dtype, self._device = loaded.dtype, loaded.device
         self._seeds = random.Random(config.seed)
         self._limits = limits_of(config, loaded)
         self.scheduler = Scheduler(BlockPool(loaded.block_count, config.block_size), self._limits)
@@ -71,6 +73,7 @@ class Engine:
             config=config,
             shape=shape_of(config, loaded),
             dtype=loaded.dtype,
+            kv_dtype=loaded.kv_dtype,
             device=loaded.device,
             masks=self.constraints.masks,
             ranks=self._ranks,
@@ -79,6 +82,8 @@ class Engine:
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
+        self.adapters = AdapterDirectory()
+        """Its `load` takes one in between two steps."""
         self._async = plans_ahead(config, loaded.device)
         self.speculation = speculation_for(config, loaded, self.constraints)
         self._meter = StepMeter()
@@ -95,6 +100,8 @@ class Engine:
 
     def _begin_running(self, model: Model, began: float, weights_s: float) -> None:
         """Of weights that were just read: allocates the cache, and tells how fast that was and how fast the engine is."""
+        if self._limits.adapter_slots:
+            open_for(model, self.adapters, self._config, self._dtype, self._device)
         self.runner = self._start_runner(model)
         measured, warmed = Measured(), None
         if self._config.self_test:
@@ -121,8 +128,9 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queues; never blocks. Raises RequestRefused or ContextTooLong."""
         check_request(request, self.facts)
+        adapter = self.adapters.find(request.adapter)
         seed = request.sampling.seed if request.sampling.seed is not None else self._seeds.getrandbits(63)
-        family = self.scheduler.submit(request, now=self._clock(), seed=seed)
+        family = self.scheduler.submit(request, now=self._clock(), seed=seed, adapter=adapter)
         if request.constrained:
             self.constraints.begin(family)
 
@@ -161,11 +169,14 @@ class Engine:
             self.scheduler.residency.speeds = self._meter.speeds(self.runner.host.copy_bytes_per_s if self.runner.host else 0.0)
         rejections, self._rejections = self._rejections, []
         state, cache = self._state(ended), self.scheduler.blocks.take_changes()
-        return StepOutput(updates, state, flight.plan.sequences, flight.plan.tokens, int(took_s * 1e6), rejections, cache)
+        size, took_us, news = (flight.plan.sequences, flight.plan.tokens), int(took_s * 1e6), self.adapters.news(self.scheduler.adapters)
+        return StepOutput(updates, state, *size, took_us, rejections, cache, news)
 
     def _launch(self) -> Flight:
         began = self._clock()
         self._rejections += self._take_grammars()
+        for adapter in self.adapters.take_retired():
+            self.scheduler.adapters.forget(adapter)
         if self.speculation:
             self.speculation.propose(self.scheduler.running)
         plan = self.scheduler.schedule(began)  # which sequences, how many tokens each
@@ -225,20 +236,19 @@ class Engine:
             else:
                 self._begin_running(model, began, time.monotonic() - began)
 
-        self._ranks.wake()
-        try:
+        with self._ranks.waking():
             self._weights.wake(take_up)
-        except WorkerError:
-            self._ranks.sleep(self.sleep_level)
-            raise
 
     def close(self) -> None:
         """Ends the processes of other ranks, where there are any, while this one goes on."""
         self._ranks.close()
 
     def _forget_cache(self) -> None:
+        if self.runner.adapters is not None:
+            self.runner.adapters.detach()
         del self.runner
         self.scheduler.residency.forget_prefixes()
+        self.scheduler.adapters.clear()
 
     # ------------------------------------------------------------ what is told
 
@@ -248,6 +258,9 @@ class Engine:
     def _state(self, now: float) -> EngineState:
         told = self._meter.state(self.scheduler, now, sleep_level=self.sleep_level)
         return self.speculation.told(told) if self.speculation else told
+
+    def adapters_state(self) -> AdaptersState:
+        return self.adapters.state(self.scheduler.adapters)
 
     def check_integrity(self) -> None:
         """Asserts that blocks, rows and sequences agree, and that everything is free when nothing runs."""
@@ -266,26 +279,26 @@ class Engine:
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         top_logprobs: int | None = None,
+        adapters: Sequence[str] = (),
         on_update: Callable[[SequenceUpdate], None] | None = None,
         on_step: Callable[[EngineState], None] | None = None,
     ) -> list[Completion]:
-        """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence. `on_step` hears the
-        state after each step, before its updates."""
+        """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence. `adapters`: one name
+        for each prompt; none: the base model. `on_step` hears the state after each step, before its updates."""
         self.wake()
-        for i, prompt in enumerate(prompts):
-            self.submit(
-                Request(
-                    request_id=Completions.request_id(i),
-                    prompt_ids=list(prompt),
-                    sampling=sampling or Sampling(),
-                    n=n,
-                    max_tokens=max_tokens,
-                    min_tokens=min_tokens,
-                    stop_token_ids=list(stop_token_ids),
-                    ignore_eos=ignore_eos,
-                    top_logprobs=top_logprobs,
-                )
-            )
+        usual = Request(
+            request_id="",
+            prompt_ids=[],
+            sampling=sampling or Sampling(),
+            n=n,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            stop_token_ids=list(stop_token_ids),
+            ignore_eos=ignore_eos,
+            top_logprobs=top_logprobs,
+        )
+        for request in Completions.requests(usual, prompts, adapters):
+            self.submit(request)
         completions = Completions()
         while self.has_work:
             output = self.step()

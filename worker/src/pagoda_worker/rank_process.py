@@ -5,6 +5,7 @@ It lives exactly as long as rank 0, which tells it everything over a socket pair
 """
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
@@ -15,10 +16,10 @@ import time
 from pagoda_worker.errors import WorkerError
 from pagoda_worker.execution.following import Connection, Follower, Rank0Left
 from pagoda_worker.execution.rank_messages import Failed, Join, expect
+from pagoda_worker.execution.ranks import EXIT_UNUSABLE
 from pagoda_worker.lifeline import die_with_parent, leave_signals_to_parent
 from pagoda_worker.logs import log_to_stderr
 
-EXIT_UNUSABLE = 2
 ECHO_S = 1.0
 """A failed meeting of ranks may only be the echo of another's end, which is to be told first: rank 0 then ends this process too."""
 
@@ -34,8 +35,8 @@ def serve(connection: Connection) -> int:
     except Rank0Left:
         return 0
     except WorkerError as error:
-        connection.send(Failed(str(error), error.reason))
-        time.sleep(ECHO_S)  # rank 0 reads the sentence and ends
+        with contextlib.suppress(Rank0Left):  # rank 0 may have met the same and be gone
+            connection.send(Failed(str(error), error.reason))
         return EXIT_UNUSABLE
     return 1
 

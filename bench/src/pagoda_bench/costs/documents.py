@@ -17,6 +17,8 @@ DOCUMENTS: Mapping[str, str] = {
     "kv-use": "bench.md",
     "host-tier": "decisions/host-memory-for-blocks.md",
     "batch-invariance": "batch-invariance.md",
+    "quantized-kv": "decisions/quantized-kv-cache.md",
+    "adapters": "adapters.md",
 }
 """By benchmark, the document below docs/ that shows it."""
 _KV_USE = ("kv_written_of_held_ratio", "kv_held_of_capacity_ratio", "sequences_per_step", "preemptions", "output_tokens_per_s")
@@ -60,6 +62,11 @@ def _lines(result: Result) -> Iterator[str]:
     if result.benchmark == "batch-invariance":
         yield from _ways(by_key)
         return
+    if result.benchmark == "quantized-kv":
+        yield from _kv_dtypes(by_key)
+    if result.benchmark == "adapters":
+        yield from _adapters(by_key)
+        return
     cases = list(dict.fromkeys(row.case for row in result.rows))
     yield f"| | {' | '.join(cases)} |"
     yield "|---|" + "---:|" * len(cases)
@@ -74,6 +81,22 @@ def _ways(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
         metrics = ("output_tokens_per_s", "decode_step_s", "ttft_max_s", "throughput_lost_ratio")
         cells = [_cell(by_key.get((case, way, metric))) for metric in metrics]
         yield f"| {case} | {f'**{way}**' if way == INVARIANT else way} | {' | '.join(cells)} |"
+
+
+def _kv_dtypes(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
+    yield "| case | kvCache.dtype | KV cache of a token | decode step | faster than auto | prompt tokens/s |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for case, kv_dtype in dict.fromkeys((case, kv_dtype) for case, kv_dtype, _ in by_key):
+        metrics = ("kv_bytes_per_token", "decode_step_s", "decode_gain_over_auto", "prefill_tokens_per_s")
+        yield f"| {case} | {kv_dtype} | {' | '.join(_cell(by_key.get((case, kv_dtype, metric))) for metric in metrics)} |"
+
+
+def _adapters(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
+    yield "| case | requests of | output tokens/s | decode step | throughput lost |"
+    yield "|---|---|---:|---:|---:|"
+    for case, way in dict.fromkeys((case, way) for case, way, _ in by_key):
+        metrics = ("output_tokens_per_s", "decode_step_s", "throughput_lost_ratio")
+        yield f"| {case} | {way} | {' | '.join(_cell(by_key.get((case, way, metric))) for metric in metrics)} |"
 
 
 def _cell(row: Row | None) -> str:

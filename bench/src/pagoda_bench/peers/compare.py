@@ -15,6 +15,15 @@ OURS = "pagoda"
 AIMS = {("0.45b c=1", "vllm"): 1.5, ("0.45b c=8", "vllm"): 2.0, ("0.45b c=32", "vllm"): 2.0, ("tiny c=64", "vllm"): 4.0}
 """Pagoda's output tokens/s over the system's."""
 
+BETWEEN_METRIC = "speedup_over_"
+BETWEEN = (("pagoda-int8", "vllm"), ("pagoda-int8", "vllm-int8"), ("pagoda-int4", "pagoda-int8"))
+"""Further ratios of output tokens/s: the first system's over the second's."""
+AIMS_BETWEEN = {
+    ("0.45b c=1", "pagoda-int8", "vllm"): 2.5,
+    ("0.45b c=32", "pagoda-int8", "vllm"): 3.0,
+    ("0.45b c=1", "pagoda-int4", "pagoda-int8"): 1.15,
+}
+
 STUDENT_T = {2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 6: 3.707, 7: 3.499, 8: 3.355, 9: 3.250, 10: 3.169, 15: 2.947, 20: 2.845, 30: 2.750}
 """Two-sided 99 % quantiles by degrees of freedom: eight figures give a false alarm in one run of 25. Between two entries the smaller
 one's is used, the wider interval."""
@@ -70,7 +79,20 @@ def _shared_share(a: str, b: str) -> float:
 def rows(measured: Sequence[Measured]) -> list[Row]:
     """`speedup` is Pagoda's output tokens/s over the system's; its low and high are over rounds, as those of the tokens/s are."""
     ours = {one.case: one for one in measured if one.system == OURS}
-    return [row for one in measured for row in _rows_of(one, ours.get(one.case))]
+    return [row for one in measured for row in _rows_of(one, ours.get(one.case))] + list(_between(measured))
+
+
+def _between(measured: Sequence[Measured]) -> Iterator[Row]:
+    found = {(one.case, one.system): one for one in measured}
+    for case in dict.fromkeys(one.case for one in measured):
+        for system, other in BETWEEN:
+            one, beside = found.get((case, system)), found.get((case, other))
+            if one is None or beside is None:
+                continue
+            ratio = speedup(one.tokens_per_s, beside.tokens_per_s)
+            metric, aim = f"{BETWEEN_METRIC}{other}", AIMS_BETWEEN.get((case, system, other))
+            told = Row(case=case, system=system, metric=metric, value=ratio.median, unit="ratio", low=ratio.low, high=ratio.high)
+            yield told if aim is None else replace(told, aim=f">= {aim:g}", met=ratio.median >= aim)
 
 
 def _rows_of(one: Measured, ours: Measured | None) -> Iterator[Row]:

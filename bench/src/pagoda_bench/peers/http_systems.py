@@ -21,10 +21,11 @@ SERVED_NAME = "model"
 
 
 class Pagoda:
-    def __init__(self, model: Model, *, scratch: Path, program: Path | None = None) -> None:
+    def __init__(self, model: Model, *, scratch: Path, program: Path | None = None, quantization: str | None = None) -> None:
         """`program`: the `pagoda` command of another checkout. Raises PeerUnavailable when `pagoda up` fails."""
-        manifest = scratch / f"{model.name}.json"
-        spec = {"model": {"source": model.source}, "engine": {"maxModelLen": MAX_MODEL_LEN}, "scaling": {"min": 1, "max": 1}}
+        manifest = scratch / f"{model.name}-{quantization or 'plain'}.json"
+        engine = {"maxModelLen": MAX_MODEL_LEN} | ({"quantization": quantization} if quantization else {})
+        spec = {"model": {"source": model.source}, "engine": engine, "scaling": {"min": 1, "max": 1}}
         head = {"apiVersion": "pagoda.dev/v1alpha1", "kind": "InferenceModel", "metadata": {"name": SERVED_NAME}}
         manifest.write_text(json.dumps({**head, "spec": spec}))
         self._closing = ExitStack()
@@ -71,15 +72,18 @@ class OpenAIServer:
         raise PeerUnavailable(f"not ready after {READY_TIMEOUT_S} s: {self._process.last_words()}")
 
 
-def vllm_server(python: Path, model: Model, *, scratch: Path, cuda: bool, own_cores: bool = False) -> OpenAIServer:
-    """One GiB of KV cache holds 100 streams of the 0.45B model at the lengths measured. `own_cores`: vLLM chooses the cores itself."""
+def vllm_server(
+    python: Path, model: Model, *, scratch: Path, cuda: bool, own_cores: bool = False, folder: Path | None = None
+) -> OpenAIServer:
+    """One GiB of KV cache holds 100 streams of the 0.45B model at the lengths measured. `own_cores`: vLLM chooses the cores itself.
+    `folder`: the model in another form."""
     port = free_port()
-    command = [str(python.parent / "vllm"), "serve", str(model.folder), "--served-model-name", SERVED_NAME]
+    command = [str(python.parent / "vllm"), "serve", str(folder or model.folder), "--served-model-name", SERVED_NAME]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MAX_MODEL_LEN), "--dtype", "bfloat16"]
     env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if not cuda:
         env |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "auto" if own_cores else _cores(model.threads)}
-    return OpenAIServer(command, port=port, log=scratch / f"vllm-{model.name}.log", env=env)
+    return OpenAIServer(command, port=port, log=scratch / f"vllm-{(folder or model.folder).name}.log", env=env)
 
 
 def sglang_server(python: Path, model: Model, *, scratch: Path) -> OpenAIServer:

@@ -15,6 +15,7 @@ from pagoda_bench.peers.driven import Driven
 from pagoda_bench.peers.environment import environments, interpreter, versions
 from pagoda_bench.peers.http_systems import Pagoda, sglang_server, vllm_server
 from pagoda_bench.peers.system import PeerUnavailable, System
+from pagoda_bench.random_llama import write_int8
 
 Start = Callable[[Path, Model, Path, str], System]
 """Interpreter, model, scratch folder, device (cpu or cuda) → a system that is ready. Raises PeerUnavailable."""
@@ -42,6 +43,16 @@ def _vllm_own_cores(python: Path, model: Model, scratch: Path, device: str) -> S
     return vllm_server(python, model, scratch=scratch, cuda=False, own_cores=True)
 
 
+def _vllm_int8(python: Path, model: Model, scratch: Path, device: str) -> System:
+    folder = environments() / "int8-models" / f"{model.name}-int8"
+    write_int8(model.folder, folder)
+    return vllm_server(python, model, scratch=scratch, cuda=device == "cuda", folder=folder)
+
+
+def _pagoda(quantization: str | None) -> Start:
+    return lambda python, model, scratch, device: Pagoda(model, scratch=scratch, quantization=quantization)
+
+
 def _generate(python: Path, model: Model, scratch: Path, device: str) -> System:
     return Driven(python, "transformers_generate", model, scratch=scratch, device=device)
 
@@ -63,10 +74,20 @@ VLLM_CPU = "server over HTTP, one thread bound to each core, VLLM_CPU_KVCACHE_SP
 RECIPES = (
     Recipe(
         system="pagoda",
-        start=lambda python, model, scratch, device: Pagoda(model, scratch=scratch),
+        start=_pagoda(None),
         distributions=("pagoda-worker", "torch"),
         setting="`pagoda up`, router and worker over HTTP",
         devices=("cpu", "cuda"),
+    ),
+    *(
+        Recipe(
+            system=f"pagoda-{form}",
+            start=_pagoda(form),
+            distributions=("pagoda-worker", "torch"),
+            setting=f"as pagoda, with engine.quantization {form}",
+            devices=("cpu", "cuda"),
+        )
+        for form in ("int8", "int4")
     ),
     Recipe(
         system="transformers",
@@ -88,6 +109,13 @@ RECIPES = (
         start=_vllm,
         distributions=("vllm", "torch", "transformers", "triton"),
         setting=VLLM_CPU,
+    ),
+    Recipe(
+        system="vllm-int8",
+        environment="vllm-cpu",
+        start=_vllm_int8,
+        distributions=("vllm", "torch", "transformers", "triton"),
+        setting="as vllm, of a compressed-tensors checkpoint: int8 weights, a scale per channel, and int8 activations, a scale per token",
     ),
     Recipe(
         system="vllm-own-cores",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from pagoda_bench.peers.compare import BETWEEN_METRIC
 from pagoda_bench.results import Row
 
 BANDWIDTH = ("read_gb_per_s", "weights_read_of_bandwidth_ratio")
@@ -17,6 +18,8 @@ def render(rows: Sequence[Row], unavailable: Mapping[str, str], *, command: str,
     lines += table_lines(rows)
     lines += [f"| all | {system} | not measured: {reason.replace('|', '/')} | | | | | | |" for system, reason in unavailable.items()]
     lines += ["", *(f"- {row.case}, {row.system}: {row.metric} {row.value:.2f}{_aim(row)}" for row in rows if row.metric in BANDWIDTH)]
+    between = [row for row in rows if row.metric.startswith(BETWEEN_METRIC)]
+    lines += [f"- {row.case}: {row.system} ÷ {row.metric.removeprefix(BETWEEN_METRIC)} {row.value:.2f}{_aim(row)}" for row in between]
     lines += ["", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
 

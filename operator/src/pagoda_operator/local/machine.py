@@ -34,6 +34,7 @@ PROGRAMS = {"vllm": "PAGODA_VLLM", "text-generation-launcher": "PAGODA_TGI", "tr
 """Of other backends: the variable that says where this machine has the program. Without it, PATH does."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEVICES = ("auto", "cpu", "cuda")
+OF_ROUTERS = "PAGODA_ROUTER_"
 _REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 
 
@@ -68,6 +69,8 @@ class Machine:
     inherited: Mapping[str, str]
     programs: Mapping[str, str] = field(default_factory=dict)
     """Path of each of PROGRAMS that a variable names."""
+    router_settings: Mapping[str, str] = field(default_factory=dict)
+    """Variables that routers get beside their template's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +105,12 @@ def named_programs(environment: Mapping[str, str]) -> dict[str, str]:
     return {program: path for program, variable in PROGRAMS.items() if (path := environment.get(variable))}
 
 
+def router_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """PAGODA_ROUTER_X of whoever starts Pagoda is PAGODA_X of its routers, as `router.settings` of the chart is. A name that routers do not
+    know ends them with the sentence that says so."""
+    return {f"PAGODA_{name.removeprefix(OF_ROUTERS)}": value for name, value in environment.items() if name.startswith(OF_ROUTERS)}
+
+
 def filled_in(argv: tuple[str, ...], env: Mapping[str, str]) -> tuple[str, ...]:
     """$(NAME) by the variable's value, as Kubernetes does it; a name that is not there stays as it is written."""
     return tuple(_REFERENCE.sub(lambda found: env.get(found[1], found[0]), word) for word in argv)
@@ -126,6 +135,8 @@ def process_environment(
             env[name] = revealed
     for name in template.pod_name_env:
         env[name] = pod_name
+    if template.component == "router":
+        env = {**machine.router_settings, **env}
     env["PAGODA_BIND_HOST"] = bind_host(template, machine.choices)
     if template.component == "router":
         env |= {"PAGODA_DISCOVERY": "file", "PAGODA_FLEET_FILE": machine.fleet_file, "PAGODA_CACHE_DIR": machine.cache_dir}

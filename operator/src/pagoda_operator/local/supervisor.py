@@ -19,7 +19,7 @@ from pagoda_operator.local.executor import LocalExecutor
 from pagoda_operator.local.files import write_whole
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.journal import Journal
-from pagoda_operator.local.machine import Machine, check_choices, inherited_environment, named_programs
+from pagoda_operator.local.machine import Machine, check_choices, inherited_environment, named_programs, router_settings
 from pagoda_operator.local.pod import Pod
 from pagoda_operator.local.scrape import ScrapeFiles
 from pagoda_operator.local.secret_files import api_key_file, read_api_key
@@ -70,6 +70,7 @@ class Supervisor:
             log_level=environment.get("PAGODA_LOG_LEVEL"),
             inherited=inherited_environment(environment),
             programs=named_programs(environment),
+            router_settings=router_settings(environment),
         )
         self.executor = LocalExecutor(home, machine, python=python, changed=self._wake.set, tell=self.journal.tell, has_gpu=has_gpu)
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pagoda_router.console.pages import Console
 from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError
 from pagoda_router.generation import Catalog, Dispatcher, Sender
+from pagoda_router.http.adapters import PATHS as ADAPTERS
+from pagoda_router.http.adapters import AdapterAdmin
 from pagoda_router.http.asgi import (
     JSON_TYPE,
     ASGIApp,
@@ -61,6 +63,7 @@ GENERATION_ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/embeddings": "embeddings",
 }
 MODELS = "/v1/models"
+TOKENIZER_INFO = "/tokenizer_info"
 CLIENT_GONE_STATUS = 499
 
 
@@ -75,16 +78,19 @@ def create_app(
     tracer: Tracer | None = None,
     open_routes: Mapping[str, ASGIApp] = NO_ROUTES,
     guarded_routes: Mapping[str, ASGIApp] = NO_ROUTES,
+    adapters: AdapterAdmin | None = None,
 ) -> ASGIApp:
     """`open_routes` ("/health": app) answer everyone, `guarded_routes` ("/metrics": app) only admin keys when keys are needed.
 
     Both match the exact path and get the scope unchanged. Everything under /v1 and `GET /` is ours.
-    Without a keyring no key is needed. Without a ledger usage is not kept. Without a tracer no trace is kept.
+    Without `adapters` none can be loaded. Without a keyring no key is needed. Without a ledger usage is not kept. Without a tracer no
+    trace is kept.
     """
     tracer = tracer or Tracer(TraceRing(0), None, clock=time.monotonic, calendar=time.time)
     keyring = keyring or Keyring(None, None, calendar=time.time)
     ledger = ledger or UsageLedger(None, None, lambda model: None, clock=time.monotonic, calendar=time.time)
-    return _Surface(dispatcher, catalog, settings, keyring, ledger, observer or SilentObserver(), tracer, open_routes, guarded_routes)
+    observer = observer or SilentObserver()
+    return _Surface(dispatcher, catalog, settings, keyring, ledger, observer, tracer, open_routes, guarded_routes, adapters)
 
 
 class _Surface:
@@ -99,7 +105,9 @@ class _Surface:
         tracer: Tracer,
         open_routes: Mapping[str, ASGIApp],
         guarded_routes: Mapping[str, ASGIApp],
+        adapters: AdapterAdmin | None,
     ) -> None:
+        self._adapter_admin = adapters
         self._catalog = catalog
         self._settings = settings
         self._observer = observer
@@ -114,6 +122,7 @@ class _Surface:
         self._completions = WithFallback(completions, catalog)
         self._embeddings = Embeddings(dispatcher, catalog, targets, settings, tracer.clock)
         tokenizing = Tokenizing(catalog, targets, templates, settings)
+        self._tokenizer_info = tokenizing.info
         self._conversions = {"/tokenize": tokenizing.tokenize, "/detokenize": tokenizing.detokenize}
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._console = Console()
@@ -169,10 +178,20 @@ class _Surface:
             _check_method(scope, "POST")
             _check_json_type(scope)
             await answer(send, 200, [JSON_TYPE, *common], await convert(await self._body(scope, receive), key))
+        elif path == TOKENIZER_INFO:
+            key = self._key_of(scope)
+            _check_method(scope, "GET")
+            await answer(send, 200, [JSON_TYPE, *common], await self._tokenizer_info(scope.get("query_string", b""), key))
         elif path == KEYS or path.startswith(KEYS + "/"):
             self._key_of(scope).require_admin(KEYS)
             _check_json_type(scope)
             status, body = await self._key_admin.answer(scope["method"], path, await self._body(scope, receive))
+            await answer(send, status, [JSON_TYPE, *common], body)
+        elif self._adapter_admin is not None and (path in ADAPTERS or path.startswith(tuple(f"{each}/" for each in ADAPTERS))):
+            self._key_of(scope).require_admin(path[:200])
+            _check_json_type(scope)
+            sent = await self._body(scope, receive)
+            status, body = await self._adapter_admin.answer(scope["method"], path, scope.get("query_string", b""), sent)
             await answer(send, status, [JSON_TYPE, *common], body)
         elif path == USAGE:
             self._key_of(scope).require_admin(USAGE)

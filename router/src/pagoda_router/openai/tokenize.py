@@ -1,7 +1,9 @@
-"""POST /tokenize and /detokenize in vLLM's shapes: what a prompt or a chat becomes before it reaches a worker, and back.
+"""POST /tokenize and /detokenize, GET /tokenizer_info in vLLM's shapes: what a prompt or a chat becomes before it reaches a worker.
 
 No worker is asked, and none is woken: a model's tokenizer is known once a worker has described it. app.py calls it.
 """
+
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -41,6 +43,14 @@ class Tokenizing:
         target = await self._target(self._entry(request.model, key))
         checks.check_prompt_ids(request.tokens, target.assets, param="tokens")
         return msgspec.json.encode({"prompt": target.text.decode(request.tokens, skip_special_tokens=False)})
+
+    async def info(self, query: bytes, key: ApiKey) -> bytes:
+        """What evaluation harnesses ask first: special tokens by their text, and the chat template. `model` as elsewhere."""
+        name = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("model")
+        target = await self._target(self._entry(name, key))
+        special = {f"{kind}_token": target.assets.special_tokens.get(f"{kind}_token") for kind in ("bos", "eos", "pad", "unk")}
+        shown = {**special, "chat_template": target.assets.chat_template, "model_max_length": target.assets.max_model_len}
+        return msgspec.json.encode({"model": target.served_name, **shown})
 
     def _chat(self, request: TokenizeRequest, target: Target) -> str:
         chat = ChatRequest(

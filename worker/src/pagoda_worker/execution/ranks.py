@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from torch import Tensor
 
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import EXIT_RANK_KILLED, EXIT_RANK_LOST, ConfigError, RanksOutOfStep
+from pagoda_worker.errors import EXIT_RANK_KILLED, EXIT_RANK_LOST, ConfigError, RanksOutOfStep, WorkerError
 from pagoda_worker.execution.rank_messages import (
     Agreed,
     Allocate,
@@ -44,11 +44,16 @@ from pagoda_worker.execution.runner import RunnerShape
 from pagoda_worker.framing import frame
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.layers.operators import Operators
+from pagoda_worker.loading.loader import Loaded, News, load
 from pagoda_worker.loading.rank import ALONE, Rank
+from pagoda_worker.loading.sleep import IN_FOLDER
 from pagoda_worker.models.base import ForwardPass
 from pagoda_worker.scheduling.plan import StepPlan
 
 RANK_COMMAND = (sys.executable, "-m", "pagoda_worker.rank_process")
+EXIT_UNUSABLE = 2
+"""Of a rank that cannot serve its part, and has said so."""
+HEARD_S = 60.0
 EXPLAIN_S = 2.0
 """A rank that is ending has this long to be gone before the failure of a step is told without a name."""
 
@@ -64,6 +69,7 @@ class RankProcess(Protocol):
     returncode: int | Any
 
     def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
 
 
 class _Follower:
@@ -85,6 +91,8 @@ class Ranks:
         self._followers = followers
         self._lost = lost
         self._closing = False
+        self._heard = threading.Event()
+        """The sentence of a rank that cannot serve its part."""
         for follower in followers:
             follower.watcher = threading.Thread(target=self._watch, args=(follower,), name=f"rank-{follower.index}", daemon=True)
             follower.watcher.start()
@@ -106,13 +114,20 @@ class Ranks:
 
     # ------------------------------------------------------------ loading
 
-    def agree(self, blocks: int) -> int:
+    def load(self, config: EngineConfig, news: News) -> Loaded:
+        """Rank 0's part, while the others read theirs. Raises as the loader does; all have ended then."""
+        try:
+            return load(config, news=news, rank=self.rank, agree=self._agree)
+        except WorkerError:
+            self.close()
+            raise
+
+    def _agree(self, blocks: int) -> int:
         """The number of KV blocks that every rank has room for. Waits until their weights are there. Raises ConfigError with the sentence
         of a rank that cannot."""
         agreed = min([blocks, *(each.blocks for each in self._answers(Counted))])
         self._send(Agreed(agreed))
-        if self.rank.meeting is not None:
-            shutil.rmtree(self.rank.meeting.parent, ignore_errors=True)
+        self._forget_meeting()
         return agreed
 
     def lead(self, model: ForwardPass, shape: RunnerShape) -> ForwardPass:
@@ -157,9 +172,15 @@ class Ranks:
         self._send(Sleep(level))
         self._answers(Done)
 
-    def wake(self) -> None:
-        """They read their weights while rank 0 does; `lead` waits for them."""
+    @contextlib.contextmanager
+    def waking(self) -> Iterator[None]:
+        """They read their weights while rank 0 does; `lead` waits for them. When it cannot, all sleep again."""
         self._send(Wake())
+        try:
+            yield
+        except WorkerError:
+            self.sleep(IN_FOLDER)
+            raise
 
     # ------------------------------------------------------------ their ends
 
@@ -167,14 +188,19 @@ class Ranks:
         """Ends them. For engines that end before their process does."""
         self._closing = True
         for follower in self._followers:
-            follower.stream.close()
-            follower.connection.close()
+            follower.connection.shutdown(socket.SHUT_RDWR)
+            follower.process.kill()
         for follower in self._followers:
             follower.process.wait()
+            follower.stream.close()
+            follower.connection.close()
+        self._forget_meeting()
 
     def _watch(self, follower: _Follower) -> None:
-        follower.process.wait()
-        if not self._closing:
+        status = follower.process.wait()
+        if status == EXIT_UNUSABLE:
+            self._heard.wait(HEARD_S)  # it has said why, and rank 0 will read that when it asks for what was loaded
+        if not self._closing and not self._heard.is_set():
             self._lost(self._ended(follower))
 
     def _why_lost(self) -> RanksOutOfStep | None:
@@ -190,6 +216,10 @@ class Ranks:
         if status < 0:
             return RanksOutOfStep(f"{name} was ended by {signal.Signals(-status).name}", killed=status == -signal.SIGKILL)
         return RanksOutOfStep(f"{name} ended with status {status}")
+
+    def _forget_meeting(self) -> None:
+        if self.rank.meeting is not None:
+            shutil.rmtree(self.rank.meeting.parent, ignore_errors=True)
 
     # ------------------------------------------------------------ the sockets
 
@@ -214,6 +244,7 @@ class Ranks:
         answers = [self._receive(follower) for follower in self._followers]
         for follower, answer in zip(self._followers, answers, strict=True):
             if isinstance(answer, Failed):
+                self._heard.set()
                 raise ConfigError(f"rank {follower.index} of {self.rank.count}: {answer.message}", reason=answer.reason)
         return [expect(answer, kind) for answer in answers]
 

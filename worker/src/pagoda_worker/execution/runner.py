@@ -9,20 +9,24 @@ answer is written without a detour. So a step can be launched while the one befo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pagoda_worker.execution.adapters import DeviceAdapters
 from pagoda_worker.execution.decode_graphs import DecodeGraphs
 from pagoda_worker.execution.drafter import Drafter
 from pagoda_worker.execution.embeddings import embed
 from pagoda_worker.execution.graph_ladder import padded_size
 from pagoda_worker.execution.host_memory import HostMemory
 from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
-from pagoda_worker.execution.rows import rows_on, zeros
+from pagoda_worker.execution.rows import rows_on
 from pagoda_worker.execution.step_batches import StepBatch, StepBatches, places
-from pagoda_worker.models.base import ForwardPass
+from pagoda_worker.layers.kv_cache import blocks_of, new_cache
+from pagoda_worker.loading.peft import AdapterWeights
+from pagoda_worker.models.base import ForwardPass, Model
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.sampling.constraints import RowMasks
 from pagoda_worker.sampling.row_masks import BatchMasks
@@ -41,6 +45,8 @@ class RunnerShape:
     host_slots: int = 0
     """Blocks that host memory holds beside them."""
     eos_token_ids: tuple[int, ...]
+    adapter_slots: int = 0
+    max_adapter_rank: int = 0
 
 
 class Runner:
@@ -50,30 +56,35 @@ class Runner:
         shape: RunnerShape,
         *,
         dtype: torch.dtype,
+        kv_dtype: torch.dtype,
         device: torch.device,
         masks: Callable[[list[Sequence]], RowMasks | None] = lambda samplers: None,
         draft: ForwardPass | None = None,
         changes: Callable[[StepPlan], None] = lambda plan: None,
     ) -> None:
-        """`draft` guesses tokens for the plans that ask for it. `masks`: what the sampling sequences, in the plan's order, may sample;
-        asked while the device computes. `changes`: hears of what a plan does to blocks before it is done."""
+        """`kv_dtype`: of what the cache holds. `draft` guesses tokens for the plans that ask for it. `masks`: what the sampling sequences,
+        in the plan's order, may sample; asked while the device computes. `changes`: hears of what a plan does to blocks before it is
+        done."""
         self.model = model
         self.shape = shape
         self.device = device
         self.dtype = dtype
         cache = model.cache_shape
-        slots = shape.block_count * shape.block_size
-        self.caches = [zeros((2, cache.kv_heads, slots, cache.head_dim), dtype, device) for _ in range(cache.layers)]
-        """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
+        sizes = {"kv_heads": cache.kv_heads, "dim": cache.head_dim, "blocks": shape.block_count, "block_size": shape.block_size}
+        self.caches = [new_cache(**sizes, dtype=kv_dtype, device=device) for _ in range(cache.layers)]
         self.host = HostMemory(self._pages(), shape.host_slots, model.operators.copy_blocks) if shape.host_slots else None
         self.rows = rows_on(device, rows=shape.max_running, columns=shape.max_model_len, block_size=shape.block_size)
         self._batches = StepBatches(self.rows, block_size=shape.block_size, kv_heads=cache.kv_heads, dtype=dtype)
+        self.adapters: DeviceAdapters | None = None
+        if shape.adapter_slots:
+            sizes = {"slots": shape.adapter_slots, "max_rank": shape.max_adapter_rank, "rows": shape.max_running + 1}
+            self.adapters = DeviceAdapters(cast(Model, model), **sizes, dtype=dtype, device=device)  # never of several ranks
         self.graphs: DecodeGraphs | None = None
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self.rows.tokens, self._output_start)
         self._masks = masks
         self._changes = changes
-        self._prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
+        self.prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
         self.sampler = Sampler(max_running=shape.max_running, vocab_size=model.vocab_size, device=device, choose=model.operators.choose)
         self.drafter = (
             None
@@ -92,10 +103,12 @@ class Runner:
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
             return self._launch_graph(self.graphs, plan, size)
         batch = self._batches.lay_out(plan)
+        if self.adapters is not None:
+            self.adapters.begin_step(batch.token_rows)
         hidden = self.model.forward(batch.there.ids, batch.there.positions, self.caches, batch.attention)
         told = Sampled([])
         if plan.chunks:
-            self._prompt_logprobs.collect(plan, hidden, self.model.logits)
+            self.prompt_logprobs.collect(plan, hidden, self.model.logits)
             embed(plan, hidden, told)
         if not len(batch.sampled_rows):
             return InFlight(self, batch.sampled_rows, batch.plan_positions, None, None, told)
@@ -110,7 +123,7 @@ class Runner:
         batch_masks = None if masks is None else batch.masks(masks)
         if masks is not None:
             told.stuck = masks.stuck
-        self._prompt_logprobs.deliver(samplers, told)
+        self.prompt_logprobs.deliver(samplers, told)
         return self.sampler.sample(logits, batch.sampled_rows, batch.lengths, self._history, batch_masks)
 
     def _launch_graph(self, graphs: DecodeGraphs, plan: StepPlan, size: int) -> "InFlight":
@@ -144,6 +157,9 @@ class Runner:
             self.host.copy_in(plan.swap_in)
         if plan.added_blocks:
             self.rows.add_blocks(plan.added_blocks)
+        for slot, adapter in plan.adapters:
+            assert self.adapters is not None
+            self.adapters.place(slot, cast(AdapterWeights, adapter.weights))
         for sequence in plan.opened:
             self._open_row(sequence)
         self._put_drafts(plan)
@@ -166,8 +182,8 @@ class Runner:
             change(pages)
 
     def _pages(self) -> list[Tensor]:
-        """Of each layer [2 x kv heads, blocks, block size x head dim]."""
-        return [cache.view(2 * cache.shape[1], self.shape.block_count, -1) for cache in self.caches]
+        """Of each layer [2 x kv heads, blocks, whatever a block is]."""
+        return [blocks_of(cache, self.shape.block_count) for cache in self.caches]
 
     def _index(self, values: list[int]) -> Tensor:
         return to_device(np.array(values, np.int64), self.device)
@@ -175,6 +191,8 @@ class Runner:
     def _open_row(self, sequence: Sequence) -> None:
         row = sequence.row
         self.rows.open(row, sequence.tokens, sequence.blocks)
+        if self.adapters is not None:
+            self.adapters.open_row(row, sequence.adapter_slot)
         self._output_start[row] = sequence.output_start
         self.sampler.open_row(row, sequence.request, sequence.seed, self.shape.eos_token_ids)
 

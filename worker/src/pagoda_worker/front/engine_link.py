@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from pagoda_worker.channel import LENGTH, Cancelled, Down, Start, Submitted, Up, decode_up, pack
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.errors import EXIT_RANK_KILLED, EXIT_RANK_LOST
 from pagoda_worker.front.engine_stderr import EngineStderr
 from pagoda_worker.request import Request
 
@@ -119,7 +120,12 @@ class EngineLink:
             self._writer.write(pack(message))
 
 
+_LOST_RANKS = {EXIT_RANK_LOST: "a rank of the engine was lost", EXIT_RANK_KILLED: "a rank of the engine was ended by SIGKILL"}
+
+
 def describe_exit(status: int) -> str:
+    if status in _LOST_RANKS:
+        return _LOST_RANKS[status]
     if status < 0:
         return f"the engine process was ended by {signal.Signals(-status).name}"
     return f"the engine process ended with status {status}"

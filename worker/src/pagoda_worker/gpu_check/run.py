@@ -6,7 +6,7 @@ A part that would not fit in what is left is skipped with a line; one that raise
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from pagoda_worker.gpu_check.gates import gate
 from pagoda_worker.gpu_check.report import Report
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
 from pagoda_worker.gpu_check.shapes import BF16_BYTES, LLAMA_8B, QWEN3_06B, TINY, Shape
-from pagoda_worker.gpu_check.speed import FULL, MODES, SMALL, WARM_STEPS, Figure, Mode, NotMeasured, TimedModel, Workload
+from pagoda_worker.gpu_check.speed import FULL, MODES, QUANTIZED, SMALL, WARM_STEPS, Figure, Mode, NotMeasured, TimedModel, Workload
 from pagoda_worker.gpu_check.truth import CHECKS, CUDA_CHECKS, Check, Trial
 from pagoda_worker.layers.selection import triton_refusal
 
@@ -35,6 +35,8 @@ COMPILE_S = 100.0
 """To load and compile a model of 28 layers (a guess)."""
 KERNEL_S = 40.0
 """Compiling a kernel for each combination takes most of it."""
+PRODUCT_S = 10.0
+"""Of one form and four numbers of rows, compiling too (a guess)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class Scale:
     layer: Layer
     modes: Sequence[Mode]
     """Of the first shape, beside the usual one."""
+    quantized: Sequence[Mode]
+    """Of the last shape."""
 
 
 SCALES = {
@@ -61,6 +65,7 @@ SCALES = {
         kernels="FULL_KERNELS",
         layer=FULL_LAYER,
         modes=MODES,
+        quantized=QUANTIZED,
     ),
     "small": Scale(
         shapes=(TINY,),
@@ -70,7 +75,8 @@ SCALES = {
         truth_tokens=12,
         kernels="SMALL_KERNELS",
         layer=SMALL_LAYER,
-        modes=(Mode(label=" without graphs", cuda_graphs=False, batches=(1, 2)),),
+        modes=(Mode(label=" without graphs", cuda_graphs=False, batches=(1, 2)), Mode(label=" KV int8", kv_dtype="int8", batches=(2,))),
+        quantized=(replace(QUANTIZED[0], batches=(2,)),),
     ),
 }
 
@@ -109,17 +115,21 @@ def check(scale: Scale, where: Device, report: Report, budget_s: float) -> None:
         parts.run("bandwidth and matrix peak", PART_S, lambda: speeds.append(_measure_device(scale, device, report)))
         if not speeds:
             return
+        _time_products(scale, device, speeds[0], parts, report)
         for shape in scale.shapes:
             _time_shape(shape, scale.workload, speeds[0], where, parts, report, folder / shape.name)
             measured.release(device)
-        for i, mode in enumerate(scale.modes):
-            _time_mode(mode, scale, speeds[0], where, parts, report, folder / f"mode {i}")
+        others = [(scale.shapes[-1], mode) for mode in scale.quantized] + [(scale.shapes[0], mode) for mode in scale.modes]
+        for i, (shape, mode) in enumerate(others):
+            _time_mode(shape, mode, scale.workload, speeds[0], where, parts, report, folder / f"mode {i}")
             measured.release(device)
 
 
-def _time_mode(mode: Mode, scale: Scale, speed: DeviceSpeed, where: Device, parts: Parts, report: Report, folder: Path) -> None:
+def _time_mode(
+    shape: Shape, mode: Mode, workload: Workload, speed: DeviceSpeed, where: Device, parts: Parts, report: Report, folder: Path
+) -> None:
     """Last, for what matters least: how decode steps could be run otherwise."""
-    shape, workload, models = scale.shapes[0], scale.workload, list[TimedModel]()
+    models = list[TimedModel]()
 
     def load() -> None:
         models.append(TimedModel(shape, workload, speed, folder=folder, device=where, mode=mode))
@@ -145,13 +155,29 @@ def _check_kernels(scale: Scale, device: torch.device, parts: Parts, report: Rep
     if (why := triton_refusal(device.type)) is not None:
         report.skip("kernels", why)
         return
-    from pagoda_worker.gpu_check import kernels  # imports Triton
+    from pagoda_worker.gpu_check import kernels, products  # import Triton
 
     torch.manual_seed(0)
     trial = kernels.KernelTrial(getattr(kernels, scale.kernels), device)
     for each in kernels.KERNEL_CHECKS:
         parts.run(f"kernel {each.__name__}", KERNEL_S, lambda each=each: report.add_check(each(trial)))  # type: ignore[misc]
+    sizes = products.SCALES[scale.kernels]
+    for of_products in products.PRODUCT_CHECKS:
+        parts.run(f"kernel {of_products.__name__}", KERNEL_S, lambda each=of_products: report.add_check(each(trial, sizes)))  # type: ignore[misc]
     measured.release(device)
+
+
+def _time_products(scale: Scale, device: torch.device, speed: DeviceSpeed, parts: Parts, report: Report) -> None:
+    if triton_refusal(device.type) is not None:
+        return
+    from pagoda_worker.gpu_check import product_speed  # imports Triton
+
+    sizes = product_speed.SCALES[scale.kernels]
+    for shape in sizes.shapes:
+        for each in product_speed.contenders_on(device):
+            body = partial(product_speed.time_contender, shape, each, sizes, device, speed, report)
+            parts.run(f"products of {shape.name}, {each.name}", PRODUCT_S, body)
+            measured.release(device)
 
 
 def _check_truth(scale: Scale, where: Device, parts: Parts, report: Report, folder: Path) -> None:

@@ -36,9 +36,24 @@ def launches(tensor: Tensor) -> bool:
     return tensor.is_cuda and triton_is_there()
 
 
+def paired(dtype: torch.dtype) -> bool:
+    """Whether kernels may take two numbers of this type at once by PTX. The interpreter knows none."""
+    return not interpreted() and dtype in (torch.bfloat16, torch.float16)
+
+
 def upcast(dtype: torch.dtype) -> bool:
     """NOTE: Triton's interpreter multiplies the raw bits of bf16 (triton-lang/triton#11584): there, kernels compute in float32."""
     return interpreted() and dtype == torch.bfloat16
+
+
+def quantized(cache: Tensor) -> bool:
+    """A KV cache of rows with scales: layers/kv_cache.py says what lies where."""
+    return cache.dtype.itemsize == 1
+
+
+def scales_of(cache: Tensor) -> Tensor:
+    """The same memory in bf16, which the scales of a quantized cache are; a plain cache's are not read."""
+    return cache.view(torch.bfloat16) if quantized(cache) else cache
 
 
 def power_of_two(least: int) -> int:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pagoda_worker.kernels import copy_blocks, decode_attention, norm, prefill_attention, rotary_cache, sample, silu
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape
-from pagoda_worker.layers.linear import Linear
+from pagoda_worker.layers.cuda_linear import quantized_product
+from pagoda_worker.layers.linear import Linear, Product, Weight
 from pagoda_worker.layers.operators import Operators
 
 
@@ -41,6 +42,10 @@ class TritonOperators(Operators):
         """attend: one that reads keys and values from the cache."""
         super().__init__(attend)
 
+    def pack(self, weight: Weight, *, gated: bool) -> Product | None:
+        """Plain weights stay with cuBLAS. The gate is always a kernel of its own."""
+        return super().pack(weight, gated=gated) if isinstance(weight, Tensor) else quantized_product(weight)
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)
 
@@ -52,7 +57,7 @@ class TritonOperators(Operators):
         return silu.silu_mul(linear(x))
 
     def store(self, key_value: Tensor, cache: Tensor, batch: AttentionBatch) -> None:
-        rotary_cache.rotate_and_write(key_value, None, None, cache, batch.slots)
+        rotary_cache.rotate_and_write(key_value, None, None, cache, batch.slots, block_size=batch.block_size)
 
     def rotate_and_store(
         self,
@@ -66,4 +71,4 @@ class TritonOperators(Operators):
         """One kernel. The keys in `heads` stay unturned: whoever attends reads the cache."""
         cos, sin = rotation
         named = rotary_cache.HeadNorms(norms[0], norms[1], eps) if norms else None
-        rotary_cache.rotate_and_write(heads, cos, sin, cache, batch.slots, norms=named)
+        rotary_cache.rotate_and_write(heads, cos, sin, cache, batch.slots, block_size=batch.block_size, norms=named)

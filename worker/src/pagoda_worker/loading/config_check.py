@@ -12,6 +12,8 @@ def check_config(config: EngineConfig) -> None:
             raise ConfigError(f"{name} is {value}; it must be at least {least}")
     if config.max_model_len is not None and config.max_model_len < 2:
         raise ConfigError(f"maxModelLen is {config.max_model_len}; a prompt and one output token need at least 2")
+    if config.quantization != "none" and config.compile:
+        raise ConfigError("compile multiplies plain weights only: leave it out, or quantization at none")
     if config.batch_window_s < 0:
         raise ConfigError(f"batch_window_s is {config.batch_window_s}; it must be at least 0")
     if config.prefix_caching and not (config.paged_kv and config.kv_cache):

@@ -16,7 +16,9 @@ import torch
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
+from pagoda_worker.layers.kv_cache import QUANTIZED
 from pagoda_worker.layers.selection import operators_for
+from pagoda_worker.loading.adapter_room import adapter_bytes, adapter_slots
 from pagoda_worker.loading.cache_room import count_blocks, memory_found
 from pagoda_worker.loading.config_check import check_config, check_on_device, check_whole_prompts
 from pagoda_worker.loading.draft import check_draft
@@ -25,10 +27,11 @@ from pagoda_worker.loading.limits import Limits, SharedLimits
 from pagoda_worker.loading.memory import check_fits, fitting_length
 from pagoda_worker.loading.rank import ALONE, Rank
 from pagoda_worker.models.base import Footprint, Model
-from pagoda_worker.models.checkpoint import checkpoint_bytes, read_config, stored_dtype
+from pagoda_worker.models.checkpoint import checkpoint_bytes, layout_in, read_config, stored_dtype
 from pagoda_worker.models.compiled import CompiledModel, check_compile
 from pagoda_worker.models.files import read_json
 from pagoda_worker.models.registry import architecture_of, footprint_as_stored, footprint_of, load_model
+from pagoda_worker.models.rounded import footprint_rounded, form_of_weights
 from pagoda_worker.request import ModelFacts
 from pagoda_worker.scheduling.residency import HostRoom
 
@@ -48,6 +51,10 @@ class Loaded:
     architecture: str
     device: torch.device
     dtype_name: str
+    kv_dtype: torch.dtype
+    """Of what the KV cache holds."""
+    quantization: str
+    """Of the weights: none, int8, int4, fp8, or what a quantized checkpoint says of itself."""
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     max_model_len: int
@@ -62,6 +69,7 @@ class Loaded:
     """Of the files that were read; 0: random weights."""
     weights_s: float
     """To allocate, read and pack them."""
+    adapter_slots: int
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,6 +80,7 @@ class Loaded:
         return ModelFacts(
             architecture=self.architecture,
             dtype=self.dtype_name,
+            quantization=self.quantization,
             device="cpu" if self.device.type == "cpu" else f"cuda:{torch.cuda.get_device_name(self.device)}",
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
@@ -87,6 +96,8 @@ class Loaded:
             gpu_uuids=gpu_uuids(self.device),
             awake_bytes=self.awake_bytes,
             checkpoint_bytes=self.checkpoint_bytes,
+            adapter_slots=self.adapter_slots,
+            max_adapter_rank=config.max_adapter_rank,
         )
 
 
@@ -113,13 +124,17 @@ def load(
     device = rank.device(resolve_device(config.device))
     config = rank.share(config, device.type)
     check_on_device(config, device.type)
+    slots = adapter_slots(config, device.type)
     dtype_name = _resolve_dtype(config, raw, device)
     if not config.random_weights:
         size = footprint_as_stored(folder, raw, DTYPES[dtype_name].itemsize, rank.count)
+    quantization = form_of_weights(config.quantization, None if config.random_weights else layout_in(folder, raw), folder)
+    size = footprint_rounded(size, config.quantization, DTYPES[dtype_name].itemsize)
     longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = SharedLimits(limits or Limits(), rank.count)
-    memory = memory_found(config, size, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
+    kv_dtype = QUANTIZED.get(config.kv_dtype, DTYPES[dtype_name])
+    memory = memory_found(config, size, DTYPES[dtype_name], kv_dtype, device, max_batch_tokens, limits)
     if config.kv_cache_bytes is None:
         check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
     file_bytes = 0 if config.random_weights else checkpoint_bytes(folder)
@@ -137,6 +152,7 @@ def load(
         dtype=DTYPES[dtype_name],
         device=device,
         operators=operators,
+        quantization=config.quantization,
         random_weights=config.random_weights,
         packed=not config.compile,
         copied=lambda done, total: news("loading weights", done, total),
@@ -144,7 +160,9 @@ def load(
     read_model = partial(_read_model, build, memory.needs.weights, compiled=config.compile)
     model = None if config.load == "lazy" else read_model()
     weights_s = time.monotonic() - began
-    block_count = agree(count_blocks(config, memory, model_len, device, unread_bytes=memory.needs.weights if model is None else 0))
+    unread = memory.needs.weights if model is None else 0
+    unread += adapter_bytes(size, slots, config.max_adapter_rank, DTYPES[dtype_name].itemsize)
+    block_count = agree(count_blocks(config, memory, model_len, device, unread_bytes=unread))
     model_len = _length_held(config, model_len, cache_tokens=block_count * config.block_size)
     check_whole_prompts(config, max_batch_tokens, model_len)
     eos, bos = _special_ids(folder, raw)
@@ -155,6 +173,8 @@ def load(
         architecture=architecture_of(raw),
         device=device,
         dtype_name=dtype_name,
+        kv_dtype=kv_dtype,
+        quantization=quantization,
         eos_token_ids=eos,
         bos_token_id=bos,
         max_model_len=model_len,
@@ -166,6 +186,7 @@ def load(
         awake_bytes=rank.count * memory.awake_bytes(config, device, block_count),
         checkpoint_bytes=file_bytes,
         weights_s=weights_s,
+        adapter_slots=slots,
     )
 
 

@@ -1,11 +1,14 @@
 """What the runner needs of any architecture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from pagoda_worker.layers.attention import AttentionBatch
+from pagoda_worker.layers.kv_cache import row_bytes
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.layers.parallel import Part
@@ -19,8 +22,9 @@ class CacheShape:
     kv_heads: int
     head_dim: int
 
-    def bytes_per_token(self, itemsize: int) -> int:
-        return self.layers * 2 * self.kv_heads * self.head_dim * itemsize
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """`dtype`: of what the cache holds."""
+        return self.layers * 2 * self.kv_heads * row_bytes(self.head_dim, dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,14 @@ class Footprint:
     vocab: int
     max_position: int
     """Tokens of the longest sequence that the model was made for."""
+    linear_parameters: int
+    """Of them, weights of the layers' products: what quantizing makes smaller."""
+    head_parameters: int
+    """Of them, the head's; 0: it is the embedding."""
+    tied_head_parameters: int
+    """Of such a head, of which some forms are a copy; 0: it is one of its own."""
+    per_adapter_rank: int
+    """Values of A and B of one LoRA adapter, over all products of the layers, for each of its ranks."""
     stored_bytes: int | None = None
     """Of a checkpoint that is held as it is stored, quantized. None: all parameters at the model's dtype."""
 
@@ -51,6 +63,11 @@ class FusedLinear:
     inputs: int
     transposed: bool = False
     """The checkpoint has the plain weight as [in, out]."""
+
+
+def adaptable(linears: Sequence[FusedLinear]) -> list[FusedLinear]:
+    """Of a model's, those that LoRA adapters may change: all but the head."""
+    return [each for each in linears if each.modules[0][0] != "lm_head"]
 
 
 class ForwardPass(Protocol):

@@ -51,6 +51,10 @@ class Tensors(Protocol):
         """On the CPU; mapped where the file has it as it is. Raises ModelError."""
         ...
 
+    def numbers(self, name: str) -> Tensor:
+        """The same as plain numbers, whatever `read` gives for the quantized. Raises ModelError."""
+        ...
+
     def copy(self, name: str, destination: Tensor) -> None:
         """Of the same shape. Raises ModelError."""
         ...
@@ -81,6 +85,9 @@ class Safetensors:
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read: {_diagnose(path) or error}") from error
         return tensor
+
+    def numbers(self, name: str) -> Tensor:
+        return self.read(name)
 
     def copy(self, name: str, destination: Tensor) -> None:
         tensor = self.read(name)

@@ -56,13 +56,19 @@ class LlamaConfig:
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         biases = c.qkv_bias * (q + 2 * kv) + c.out_bias * c.hidden + c.mlp_bias * (2 * c.intermediate + c.hidden)
         norms = 2 * c.hidden + c.qk_norm * 2 * c.head_dim
-        layer = c.hidden * (2 * q + 2 * kv + 3 * c.intermediate) + biases + norms
+        products = c.hidden * (2 * q + 2 * kv + 3 * c.intermediate)
+        layer = products + biases + norms
+        head = c.hidden * rows_of_rank(c.vocab, ranks)
         return Footprint(
             cache=CacheShape(layers=c.layers, kv_heads=c.kv_heads, head_dim=c.head_dim),
-            parameters=c.layers * layer + c.hidden * (1 + rows_of_rank(c.vocab, ranks) * (1 if c.tied else 2)),
+            parameters=c.layers * layer + c.hidden + head * (1 if c.tied else 2),
             per_step_token=4 * c.hidden + 2 * q + 2 * kv + 3 * c.intermediate,
             vocab=self.vocab,
             max_position=self.max_position,
+            linear_parameters=c.layers * products,
+            head_parameters=0 if c.tied else head,
+            tied_head_parameters=head if c.tied else 0,
+            per_adapter_rank=c.layers * (7 * c.hidden + 2 * q + 2 * kv + 3 * c.intermediate),
         )
 
 

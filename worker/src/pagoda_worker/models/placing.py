@@ -35,10 +35,15 @@ class Placement:
     dtype: torch.dtype
     """Of plain weights."""
     device: torch.device
-    rounded: Callable[[Tensor], QuantizedWeight | None] = lambda weight: None
-    """A plain weight [out, in] as it is to be held; None: plain."""
+    rounded: Callable[[FusedLinear, Tensor], QuantizedWeight | None] = lambda fused, weight: None
+    """A linear's plain weight [out, in] as it is to be held; None: plain."""
     parts: Mapping[str, Part] = field(default_factory=lambda: WHOLE)
     """By the names of destinations, those of which only part is held."""
+
+    def part_of(self, fused: FusedLinear, module: str) -> Part | None:
+        """Of its weight as [out, in]; None: all."""
+        part = self.parts.get(f"{module}.weight")
+        return part.transposed if part is not None and fused.transposed else part
 
 
 def place(fused: FusedLinear, parts: Mapping[str, Mapping[str, str]], tensors: Tensors, placement: Placement) -> None:
@@ -54,7 +59,7 @@ def place(fused: FusedLinear, parts: Mapping[str, Mapping[str, str]], tensors: T
     plain = [weight if isinstance(weight, Tensor) else weight.dequantized(placement.dtype) for weight in weights]
     whole = torch.empty(sum(len(each) for each in plain), plain[0].shape[1], dtype=placement.dtype, device=placement.device)
     torch.cat([each.to(placement.device, placement.dtype) for each in plain], out=whole)
-    again = placement.rounded(whole)
+    again = placement.rounded(fused, whole)
     fused.linear.weight = whole if again is None else again
 
 
@@ -69,31 +74,29 @@ def _read(name: str, outputs: int, fused: FusedLinear, parts: Mapping[str, str],
         stored = parts.get(whole.rpartition(".")[2]) or next(iter(parts.values()))
         return str(tensors.stored[stored].path)
 
-    part = placement.parts.get(f"{name}.weight")
-    if part is not None and fused.transposed:
-        part = part.transposed
+    part = placement.part_of(fused, name)
     rows, columns = (outputs, fused.inputs) if part is None else part.shape((outputs, fused.inputs))
     shape = (rows, columns)
     module = StoredModule(name, shape, frozenset(parts), read, file_of)
     layout = placement.layout
     if layout is not None and layout.quantizes(name, module.parts):
         weight = layout.read(module)
+        weight = weight if part is None else _cut(weight, part, name)
     else:
-        weight = _plain(module, fused, placement.dtype)
-    if part is not None:
-        weight = _cut(weight, part, name)
+        weight = _plain(module, fused, placement.dtype, part)
     weight = _apart(weight, seen)
     for tensor in seen:
         tensors.give_back(tensor)
     return weight
 
 
-def _plain(module: StoredModule, fused: FusedLinear, dtype: torch.dtype) -> Tensor:
+def _plain(module: StoredModule, fused: FusedLinear, dtype: torch.dtype, part: Part | None) -> Tensor:
     if extra := sorted(module.parts - {"weight"}):
         raise module.wrong(extra[0], "is of a quantized layer; config.json says that this one is plain")
     shape = module.shape[::-1] if fused.transposed else module.shape
     stored = module.take("weight", shape, torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return (stored.T if fused.transposed else stored).to(dtype, copy=True)
+    plain = stored.T if fused.transposed else stored
+    return (plain if part is None else part.cut(plain)).to(dtype, copy=True)
 
 
 def _cut(weight: ReadWeight, part: Part, name: str) -> ReadWeight:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pagoda_worker.config import Quantization
 from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.models.base import Footprint, Model
@@ -17,7 +18,8 @@ from pagoda_worker.models.gpt2 import GPT2
 from pagoda_worker.models.llama import Llama
 from pagoda_worker.models.llama_config import PARSERS
 from pagoda_worker.models.placing import Placement
-from pagoda_worker.models.weights import Copied, fill_randomly, load_weights
+from pagoda_worker.models.rounded import Rounding
+from pagoda_worker.models.weights import Copied, fill_linears_randomly, fill_randomly, load_weights
 
 ARCHITECTURES: dict[str, type[GPT2] | type[Llama]] = {"GPT2LMHeadModel": GPT2, **dict.fromkeys(PARSERS, Llama)}
 
@@ -57,6 +59,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     operators: Operators,
+    quantization: Quantization = "none",
     random_weights: bool = False,
     packed: bool = True,
     copied: Copied = lambda done, total: None,
@@ -66,22 +69,30 @@ def load_model(
     architecture = ARCHITECTURES[architecture_of(raw)]
     if layout is not None and not packed:
         raise ConfigError("compile multiplies plain weights only, and this checkpoint is quantized: leave compile out")
-    model: Model = architecture(
-        raw, max_model_len=max_model_len, dtype=dtype, device=device, operators=operators, deferred=layout is not None
+    model = architecture(
+        raw,
+        max_model_len=max_model_len,
+        dtype=dtype,
+        device=device,
+        operators=operators,
+        deferred=layout is not None or quantization != "none",
     )
+    rounded = Rounding(quantization, head=model.head)
     if random_weights:
         fill_randomly(model.destinations(), model.parts())
+        fill_linears_randomly(model.linears(), Placement(layout=None, dtype=dtype, device=device, rounded=rounded, parts=model.parts()))
     else:
         with open_checkpoint(folder, raw) as (tensors, layout):
             load_weights(
                 tensors,
                 model.destinations(),
-                [] if layout is None else model.linears(),
-                Placement(layout=layout, dtype=dtype, device=device, parts=model.parts()),
+                [] if layout is None and quantization == "none" else model.linears(),
+                Placement(layout=layout, dtype=dtype, device=device, rounded=rounded, parts=model.parts()),
                 ignored_suffixes=model.ignored_suffixes,
                 optional_prefix=model.optional_prefix,
                 copied=copied,
             )
+    rounded.tied_head()
     if packed:
         model.pack()
     return model

@@ -56,7 +56,7 @@ def load_weights(
         if (part := shares.get(target)) is None:
             tensors.copy(name, destinations[target])
         else:
-            whole = tensors.read(name)  # mapped: what is not copied is not read
+            whole = tensors.numbers(name)  # mapped: what is not copied is not read
             destinations[target].copy_(part.cut(whole))
             tensors.give_back(whole)
         read([name])
@@ -67,6 +67,11 @@ def load_weights(
         assert placement is not None, "linears without memory are loaded by a placement"
         place(fused, plan.parts, tensors, placement)
         read([name for module, _ in fused.modules for name in plan.parts[module].values()])
+
+
+def check_whole(tensors: Tensors, destinations: Mapping[str, Tensor], ignored_suffixes: Iterable[str]) -> None:
+    """A plain checkpoint has these tensors in these shapes, by its headers; nothing is read. Raises ModelError."""
+    _plan(tensors, destinations, (), None, WHOLE, tuple(ignored_suffixes), "")
 
 
 def _plan(
@@ -86,7 +91,7 @@ def _plan(
             continue
         if module in plan.parts and part != "bias" and (part == "weight" or (layout is not None and part in layout.used)):
             plan.parts[module][part] = name
-        elif target in destinations and destinations[target].device.type != "meta":
+        elif target in destinations:
             wanted, share = tuple(destinations[target].shape), shares.get(target)
             wanted = wanted if share is None else share.shape(wanted)
             if stored.shape != wanted:
@@ -115,6 +120,8 @@ def fill_randomly(destinations: Mapping[str, Tensor], parts: Mapping[str, Part] 
     activations finite and the best tokens apart. A part gets what it would have of the whole, which is made beside it, one at a time."""
     generators: dict[torch.device, torch.Generator] = {}
     for name, tensor in destinations.items():
+        if tensor.device.type == "meta":
+            continue
         if tensor.ndim == 1:
             tensor.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
@@ -130,3 +137,20 @@ def fill_randomly(destinations: Mapping[str, Tensor], parts: Mapping[str, Part] 
 def _empty_like(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """With its order of dimensions in memory, which is the order in which random numbers are drawn."""
     return tensor.new_empty(shape) if tensor.is_contiguous() else tensor.new_empty(shape[::-1]).T
+
+
+def fill_linears_randomly(linears: Sequence[FusedLinear], placement: Placement, *, seed: int = 1) -> None:
+    """The same for those without memory, one by one, as `placement` has them rounded."""
+    generator = torch.Generator(placement.device).manual_seed(seed)
+
+    def module(fused: FusedLinear, name: str, outputs: int) -> Tensor:
+        part, shape = placement.part_of(fused, name), (outputs, fused.inputs)
+        whole = torch.empty(shape if part is None else part.shape(shape), dtype=placement.dtype, device=placement.device)
+        whole.normal_(0.0, 1.5 * whole.shape[-1] ** -0.5, generator=generator)
+        return whole if part is None else part.cut(whole)
+
+    for fused in linears:
+        weight = fused.linear.weight
+        if isinstance(weight, Tensor) and weight.device.type == "meta":
+            plain = torch.cat([module(fused, name, outputs) for name, outputs in fused.modules])
+            fused.linear.weight = placement.rounded(fused, plain) or plain

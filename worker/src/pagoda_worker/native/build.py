@@ -12,7 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-ARCHITECTURES = {"amx": "sapphirerapids", "avx512_bf16": "cooperlake", "avx512": "skylake-avx512", "avx2": "haswell"}
+ARCHITECTURES = {
+    "amx": "sapphirerapids",
+    "avx512_bf16": "cooperlake",
+    "avx512_vnni": "cascadelake",
+    "avx512": "skylake-avx512",
+    "avx2": "haswell",
+}
 """Instruction set → what the compiler may use."""
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti")
 FOLDER = Path(__file__).parent

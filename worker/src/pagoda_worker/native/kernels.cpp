@@ -1,7 +1,9 @@
 // What Python calls (native/library.py). The file is compiled once for each instruction set (native/build.py). Sizes are in elements. One thread calls; work is shared inside.
+#include "adapters.h"
 #include "attention.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "linear_quantized.h"
 #include "prefill_attention.h"
 
 #define EXPORT(name) extern "C" __attribute__((visibility("default"))) void pagoda_##name
@@ -20,34 +22,60 @@ EXPORT(linear)
             static_cast<const bf16*>(residual), static_cast<bf16*>(y), M, N, K, ldx, ldy, int(epilogue)});
 }
 
-// The rest comes for float and for bf16.
-#define FOR_TYPE(suffix, T)                                                                                                            \
-    EXPORT(rms_norm_##suffix)                                                                                                          \
-    (const void* x, const void* weight, void* out, int64_t rows, int64_t size, int64_t ldx, float eps) {                               \
-        rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), rows, size, ldx, eps);                 \
+EXPORT(linear_quantized)
+(const void* x, const void* weight, const void* scales, const void* zeros, const void* bias, const void* residual, void* y, int64_t M,
+ int64_t N, int64_t K, int64_t ldx, int64_t ldy, int64_t groups, int64_t epilogue, int64_t four_bits, int64_t wide) {
+    linear_quantized({x, static_cast<const uint8_t*>(weight), static_cast<const float*>(scales), static_cast<const uint8_t*>(zeros), bias,
+                      residual, y, M, N, K, ldx, ldy, groups, int(epilogue), four_bits != 0, wide != 0});
+}
+
+// The rest comes for float and for bf16; what reads or writes a KV cache also for each form of a quantized one.
+#define FOR_TYPE(suffix, T)                                                                                              \
+    EXPORT(rms_norm_##suffix)                                                                                            \
+    (const void* x, const void* weight, void* out, int64_t rows, int64_t size, int64_t ldx, float eps) {                 \
+        rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), rows, size, ldx, eps);   \
+    }                                                                                                                    \
+    EXPORT(add_deltas_##suffix)                                                                                                        \
+    (const void* a, const void* b, const void* ranks, const void* ends, const void* slots, const void* x, void* y, int64_t rows,       \
+     int64_t size, int64_t out, int64_t parts, int64_t slot_count, int64_t max_rank, int64_t ldx, int64_t interleaved) {               \
+        add_deltas(Deltas<T>{static_cast<const T*>(x), static_cast<const T*>(a), static_cast<const T*>(b),                             \
+                             static_cast<const int32_t*>(ranks), static_cast<const int32_t*>(slots), static_cast<const int64_t*>(ends),\
+                             static_cast<T*>(y), rows, size, out, parts, slot_count, max_rank, ldx, interleaved});                     \
     }                                                                                                                                  \
-    EXPORT(rotate_and_store_##suffix)                                                                                                  \
-    (void* heads, const void* cos, const void* sin, const void* q_norm, const void* k_norm, void* cache, const void* slots,            \
-     int64_t rows, int64_t q_heads, int64_t kv_heads, int64_t D, int64_t total_slots, float eps) {                                     \
-        rotate_and_store(static_cast<T*>(heads), static_cast<const T*>(cos), static_cast<const T*>(sin), static_cast<const T*>(q_norm), \
-                         static_cast<const T*>(k_norm), eps, static_cast<T*>(cache), static_cast<const int64_t*>(slots), rows, q_heads, \
-                         kv_heads, D, total_slots);                                                                                    \
-    }                                                                                                                                  \
-    EXPORT(decode_attention_##suffix)                                                                                                  \
-    (const void* query, const void* cache, const void* table, const void* lengths, void* out, int64_t rows, int64_t heads,             \
-     int64_t kv_heads, int64_t D, int64_t total_slots, int64_t pages, int64_t page, int64_t ldq, int64_t window, float scale) {        \
-        decode_attention<T>({static_cast<const T*>(query), static_cast<const T*>(cache), static_cast<const int32_t*>(table),           \
-                             static_cast<const int32_t*>(lengths), static_cast<T*>(out), rows, heads, kv_heads, D, total_slots, pages, \
-                             page, ldq, scale, window});                                                                               \
-    }                                                                                                                                  \
-    EXPORT(prefill_attention_##suffix)                                                                                                 \
-    (const void* query, const void* cache, const void* table, const void* starts, const void* lengths, void* out, int64_t sequences,   \
-     int64_t heads, int64_t kv_heads, int64_t D, int64_t total_slots, int64_t pages, int64_t page, int64_t ldq, int64_t window,        \
-     float scale) {                                                                                                                    \
-        prefill_attention(PrefillAttention<T>{static_cast<const T*>(query), static_cast<const T*>(cache), static_cast<const int32_t*>(table),          \
-                              static_cast<const int32_t*>(starts), static_cast<const int32_t*>(lengths), static_cast<T*>(out), \
-                                              sequences, heads, kv_heads, D, total_slots, pages, page, ldq, scale, window});            \
+    EXPORT(gate_halves_##suffix)(const void* y, void* out, int64_t rows, int64_t size) {                                               \
+        gate_halves(static_cast<const T*>(y), static_cast<T*>(out), rows, size);                                                       \
+    }
+
+#define FOR_CACHE(suffix, T, S)                                                                                                           \
+    EXPORT(rotate_and_store_##suffix)                                                                                                     \
+    (void* heads, const void* cos, const void* sin, const void* q_norm, const void* k_norm, void* cache, const void* slots,               \
+     int64_t rows, int64_t q_heads, int64_t kv_heads, int64_t D, int64_t total_slots, int64_t page, float eps) {                          \
+        rotate_and_store(static_cast<T*>(heads), static_cast<const T*>(cos), static_cast<const T*>(sin), static_cast<const T*>(q_norm),   \
+                         static_cast<const T*>(k_norm), eps, static_cast<S*>(cache), static_cast<const int64_t*>(slots), rows, q_heads,   \
+                         kv_heads, CacheLayout<S>{D, page, total_slots});                                                                 \
+    }                                                                                                                                     \
+    EXPORT(decode_attention_##suffix)                                                                                                     \
+    (const void* query, const void* cache, const void* table, const void* lengths, void* out, int64_t rows, int64_t heads,                \
+     int64_t kv_heads, int64_t D, int64_t total_slots, int64_t pages, int64_t page, int64_t ldq, int64_t window, float scale) {           \
+        decode_attention<T, S>({static_cast<const T*>(query), static_cast<const S*>(cache), static_cast<const int32_t*>(table),           \
+                                static_cast<const int32_t*>(lengths), static_cast<T*>(out), rows, heads, kv_heads, D, total_slots, pages, \
+                                page, ldq, scale, window});                                                                               \
+    }                                                                                                                                     \
+    EXPORT(prefill_attention_##suffix)                                                                                                    \
+    (const void* query, const void* cache, const void* table, const void* starts, const void* lengths, void* out, int64_t sequences,      \
+     int64_t heads, int64_t kv_heads, int64_t D, int64_t total_slots, int64_t pages, int64_t page, int64_t ldq, int64_t window,           \
+     float scale) {                                                                                                                       \
+        prefill_attention(PrefillAttention<T, S>{static_cast<const T*>(query), static_cast<const S*>(cache),                              \
+                                                 static_cast<const int32_t*>(table), static_cast<const int32_t*>(starts),                 \
+                                                 static_cast<const int32_t*>(lengths), static_cast<T*>(out), sequences, heads, kv_heads,  \
+                                                 D, total_slots, pages, page, ldq, scale, window});                                       \
     }
 
 FOR_TYPE(f32, float)
 FOR_TYPE(bf16, bf16)
+FOR_CACHE(f32, float, float)
+FOR_CACHE(f32_int8, float, int8)
+FOR_CACHE(f32_fp8, float, e4m3)
+FOR_CACHE(bf16, bf16, bf16)
+FOR_CACHE(bf16_int8, bf16, int8)
+FOR_CACHE(bf16_fp8, bf16, e4m3)

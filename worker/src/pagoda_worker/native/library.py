@@ -15,8 +15,9 @@ from pagoda_worker.native.build import library_path
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
 """Linux on x86-64: a process asks once before it may use AMX's tiles."""
 _NEEDS = {
-    "amx": {"amx_bf16", "amx_tile", "avx512_bf16"},
-    "avx512_bf16": {"avx512_bf16", "avx512bw", "avx512vl", "avx512dq"},
+    "amx": {"amx_bf16", "amx_int8", "amx_tile", "avx512_bf16", "avx512_vnni"},
+    "avx512_bf16": {"avx512_bf16", "avx512_vnni", "avx512bw", "avx512vl", "avx512dq"},
+    "avx512_vnni": {"avx512_vnni", "avx512bw", "avx512vl", "avx512dq"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
     "avx2": {"avx2", "fma"},
 }
@@ -25,12 +26,21 @@ _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "threads": [_SIZE],
     "linear": [_POINTER] * 5 + [_SIZE] * 6,
+    "linear_quantized": [_POINTER] * 7 + [_SIZE] * 9,
     **{
         f"{name}_{kind}": arguments
         for kind in ("f32", "bf16")
         for name, arguments in {
             "rms_norm": [_POINTER] * 3 + [_SIZE] * 3 + [_FLOAT],
-            "rotate_and_store": [_POINTER] * 7 + [_SIZE] * 5 + [_FLOAT],
+            "add_deltas": [_POINTER] * 7 + [_SIZE] * 8,
+            "gate_halves": [_POINTER] * 2 + [_SIZE] * 2,
+        }.items()
+    },
+    **{
+        f"{name}_{kind}": arguments
+        for kind in ("f32", "f32_int8", "f32_fp8", "bf16", "bf16_int8", "bf16_fp8")
+        for name, arguments in {
+            "rotate_and_store": [_POINTER] * 7 + [_SIZE] * 6 + [_FLOAT],
             "decode_attention": [_POINTER] * 5 + [_SIZE] * 9 + [_FLOAT],
             "prefill_attention": [_POINTER] * 6 + [_SIZE] * 9 + [_FLOAT],
         }.items()

@@ -44,7 +44,7 @@ class NextTokens:
 
 def next_tokens(folder: Path, text: str, top: int) -> NextTokens:
     """`top`: 1 to the engine's MAX_TOP_LOGPROBS. Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
-    tokenizer = _tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     ids: list[int] = tokenizer.encode(text).ids
     longest = footprint_of(read_config(folder)).max_position
     if not 1 <= len(ids) < longest:
@@ -61,7 +61,7 @@ def next_tokens(folder: Path, text: str, top: int) -> NextTokens:
     )
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{path} does not exist: without a tokenizer there is no text")

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pagoda_worker.quantization.parts import joined
 from pagoda_worker.quantization.weights import Fp8Weight, Int4Weight, Int8Weight, QuantizedWeight
 
 Format = Literal["int8", "int4", "fp8"]
@@ -15,18 +16,27 @@ GROUP = 128
 SMALLEST_GROUP = 32
 FP8_MAX = 448.0
 """The largest number of e4m3."""
+_VALUES_AT_ONCE = 1 << 23
 _SMALLEST_SCALE = 1e-12
 """Of a row of zeros."""
 
 
 def rounded(weight: Tensor, to: Format, *, group: int = GROUP) -> QuantizedWeight | None:
-    """weight [out, in] on any device. None: it has no such form (int4 of inputs that are no multiple of 32)."""
+    """weight [out, in] on any device, some rows at a time: what rounding needs besides is small beside a large weight. None: it has no such
+    form (int4 of inputs that are no multiple of 32)."""
+    size = fitting_group(weight.shape[1], group)
+    if to == "int4" and size is None:
+        return None
+    rows = max(_VALUES_AT_ONCE // weight.shape[1], 1)
+    return joined([_rounded(part, to, size or 0) for part in torch.split(weight, rows)])
+
+
+def _rounded(weight: Tensor, to: Format, group: int) -> QuantizedWeight:
     match to:
         case "int8":
             return int8(weight)
         case "int4":
-            size = fitting_group(weight.shape[1], group)
-            return None if size is None else int4(weight, size)
+            return int4(weight, group)
         case "fp8":
             return fp8(weight)
 

@@ -29,6 +29,8 @@ _VALUES_AT_ONCE = 1 << 24
 class GgufTensors:
     """Mapped while this lives."""
 
+    stored: dict[str, StoredTensor]
+
     def __init__(self, file: GgufFile, config: Mapping[str, Any]) -> None:
         """Raises ModelError for a tensor that has no place in any model."""
         self._bytes = torch.from_numpy(np.memmap(file.path, mode="c"))  # copy on write: torch takes no memory that it may not write
@@ -45,13 +47,18 @@ class GgufTensors:
     def read(self, name: str) -> Tensor:
         """Numbers in float32, and of what is held as it is the blocks, [out, in / 32, 18] uint8; in memory of their own."""
         own, tensor = self._own[name]
-        if tensor.type.name == HELD and len(tensor.shape) == 2:
-            rows = self._blocks(tensor, 0, tensor.shape[0]).view(tensor.shape[0], -1, tensor.type.nbytes).clone()
-        else:
-            rows = torch.empty(tensor.shape)
-            self._fill(rows, tensor)
+        if tensor.type.name != HELD or len(tensor.shape) != 2:
+            return self.numbers(name)
+        rows = self._blocks(tensor, 0, tensor.shape[0]).view(tensor.shape[0], -1, tensor.type.nbytes).clone()
+        self._give_back(tensor)
         heads = turned_heads(own, self._config)
         return turned_back(rows, heads) if heads else rows
+
+    def numbers(self, name: str) -> Tensor:
+        """In float32."""
+        numbers = torch.empty(self._own[name][1].shape)
+        self.copy(name, numbers)
+        return numbers
 
     def copy(self, name: str, destination: Tensor) -> None:
         own, tensor = self._own[name]
