@@ -319,7 +319,8 @@ def test_accepted_and_rejected_guesses_are_told_in_usage_of_all_choices(
     dispatcher.script = says(tokenizer, "hello world")
     answer = client.chat.completions.create(model="tiny", messages=HI)
     assert answer.usage is not None
-    assert answer.usage.completion_tokens_details is None
+    assert answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.accepted_prediction_tokens is None, "nothing was guessed"
 
 
 def test_a_template_may_open_the_thinking(client: openai.OpenAI, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer) -> None:
