@@ -11,6 +11,7 @@ import random
 import resource
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,8 @@ from pagoda_worker.scheduling.residency import KvUse
 _ENGINE_FIELDS = (
     *("device", "dtype", "attention", "threads", "max_batch_tokens", "max_model_len", "max_running", "block_size", "kv_cache_bytes"),
     *("compile", "batch_invariant", "prefix_caching", "chunked_prefill", "batching", "batch_window_s", "paged_kv", "kv_cache"),
-    *(
-        "tensor_parallel",
-        "random_weights",
-        "quantization",
-        "swap_bytes",
-        "host_tier_bytes",
-        "long_prefill_tokens",
-        "async_scheduling",
-        "cuda_graphs",
-    ),
+    *("quantization", "swap_bytes", "host_tier_bytes", "long_prefill_tokens", "async_scheduling", "cuda_graphs"),
+    *("tensor_parallel", "random_weights"),
 )
 _JOB_FIELDS = {"model_dir", "prompts", "random", "requests", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}
 
@@ -57,18 +50,22 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
     config = {name: job[name] for name in _ENGINE_FIELDS if name in job}
     engine = Engine(EngineConfig(model_dir=Path(job["model_dir"]), **config))
-    load_s = time.monotonic() - began
+    with closing(engine):
+        return {"load_s": time.monotonic() - began, **_run(engine, job)}
+
+
+def _run(engine: Engine, job: dict[str, Any]) -> dict[str, Any]:
     if "requests" in job:
         arrivals = [Arrival(**request) for request in job["requests"]]
         if job.get("warmup"):
             engine.generate([[arrival.prompt_ids[-1]] * len(arrival.prompt_ids) for arrival in arrivals[:8]], max_tokens=4, ignore_eos=True)
-        return {"load_s": load_s, **replay(engine, arrivals)}
+        return replay(engine, arrivals)
     prompts = job["prompts"] if "prompts" in job else random_prompts(**job["random"])
     max_tokens, ignore_eos = int(job["max_tokens"]), bool(job.get("ignore_eos", False))
     if job.get("warmup"):
         shapes = [[prompt[-1]] * len(prompt) for prompt in prompts]
         engine.generate(shapes, max_tokens=min(max_tokens, 8), ignore_eos=True)
-    return {"load_s": load_s, **timed(engine, prompts, max_tokens, ignore_eos)}
+    return timed(engine, prompts, max_tokens, ignore_eos)
 
 
 def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos: bool) -> dict[str, Any]:
