@@ -107,7 +107,7 @@ def test_ranks_are_held_against_every_other_way_within_a_round():
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are():
-    with pytest.raises(SettingsError, match="tour: write kv-use, host-tier, batch-invariance, tensor-parallel"):
+    with pytest.raises(SettingsError, match="tour: write kv-use, host-tier, batch-invariance, quantized-kv, tensor-parallel"):
         run(["tour"], rounds=1, output=None, command="")
 
 

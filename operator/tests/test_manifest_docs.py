@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Callable[[Spec], object]] = {
     "spec.engine.speculative.method": lambda spec: spec.engine.speculative.method,
     "spec.engine.speculative.tokens": lambda spec: spec.engine.speculative.tokens,
     "spec.engine.kvCache.blockSize": lambda spec: spec.engine.kv_cache.block_size,
+    "spec.engine.kvCache.dtype": lambda spec: spec.engine.kv_cache.dtype,
     "spec.engine.kvCache.swap": lambda spec: spec.engine.kv_cache.swap_bytes,
     "spec.engine.kvCache.hostTier": lambda spec: spec.engine.kv_cache.host_tier_bytes,
     "spec.resources.gpus": lambda spec: spec.resources.gpus,

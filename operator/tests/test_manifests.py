@@ -255,7 +255,12 @@ def test_a_workers_pod_waits_for_the_routers_before_it_is_ready() -> None:
 def test_the_worker_is_told_its_model_engine_and_bounds() -> None:
     spec = {
         "model": {"source": TINY},
-        "engine": {"dtype": "bf16", "maxModelLen": 512, "longPrefillTokens": 0, "kvCache": {"blockSize": 32, "swap": "2Gi"}},
+        "engine": {
+            "dtype": "bf16",
+            "maxModelLen": 512,
+            "longPrefillTokens": 0,
+            "kvCache": {"blockSize": 32, "dtype": "fp8", "swap": "2Gi"},
+        },
         "resources": {"cpu": "2500m", "memory": "4Gi"},
     }
     values = environment("chat-default", spec)
@@ -271,7 +276,7 @@ def test_the_worker_is_told_its_model_engine_and_bounds() -> None:
         "longPrefillTokens": 0,
         "maxRunning": 256,
         "prefixCaching": True,
-        "kvCache": {"blockSize": 32, "swap": 2 * 2**30},
+        "kvCache": {"blockSize": 32, "dtype": "fp8", "swap": 2 * 2**30},
     }
 
 

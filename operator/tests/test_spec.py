@@ -97,7 +97,7 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "quantization": "int4",
                     "longPrefillTokens": 64,
                     "speculative": {"method": "draft", "tokens": 6, "draft": "builtin://tiny-draft"},
-                    "kvCache": {"blockSize": 8, "swap": "4Gi", "hostTier": "1.5Gi"},
+                    "kvCache": {"blockSize": 8, "dtype": "int8", "swap": "4Gi", "hostTier": "1.5Gi"},
                 },
                 "resources": {"gpus": 2, "gpuResource": "amd.com/gpu", "cpu": "500m", "memory": "64Mi"},
                 "scaling": {
@@ -144,7 +144,7 @@ def test_every_written_field_reaches_the_spec() -> None:
         quantization="int4",
         long_prefill_tokens=64,
         speculative=Speculative(method="draft", tokens=6, draft="builtin://tiny-draft"),
-        kv_cache=KvCache(block_size=8, swap_bytes=4 * 2**30, host_tier_bytes=3 * 2**29),
+        kv_cache=KvCache(block_size=8, dtype="int8", swap_bytes=4 * 2**30, host_tier_bytes=3 * 2**29),
     )
     assert spec.resources == Resources(gpus=2, gpu_resource="amd.com/gpu", cpu_cores=0.5, memory_bytes=64 * 2**20)
     target = ScalingTarget(queued_tokens=9, kv_use_percent=50, ttft_s=0.25)

@@ -104,8 +104,8 @@ def test_every_speed_stands_beside_its_roofline(dry_run: tuple[str, dict[str, An
     speeds = [row for row in result["rows"] if row["unit"] == "tokens/s"]
     ours, limits = ([row["case"] for row in speeds if row["system"] == system] for system in ("pagoda", "roofline"))
     assert ours == limits
-    assert len(ours) == len(SMALL.batches) + 2 + 2, "and two of another way to run decode steps"
-    assert ours[-1] == "tiny without graphs decode b=2 ctx=48"
+    assert len(ours) == len(SMALL.batches) + 2 + 3, "and three of other ways to run decode steps"
+    assert ours[-2:] == ["tiny without graphs decode b=2 ctx=48", "tiny KV int8 decode b=2 ctx=48"]
     assert printed.count("reached") == len(ours)
 
 

@@ -13,7 +13,7 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.gpu_check.shapes import TINY
-from pagoda_worker.kernels.ahead import MARKS, SHARED_LIMITS, builds, compile_for
+from pagoda_worker.kernels.ahead import MARKS, SHARED_LIMITS, builds, capabilities, compile_for
 from pagoda_worker.kernels.build import Build
 from pagoda_worker.kernels.decode_attention import decode_splits
 
@@ -33,7 +33,9 @@ def test_kernels_equal_their_references_in_the_interpreter(name: str):
 CHECKED = [
     build
     for build in builds()
-    if "Llama" in build.name or build.name.startswith(("sample", "rotary", "W8A8 8192", "W4A16 1 ", "W4A16 256", "W8A16 1 "))
+    if build.name.endswith("Llama-3.1-8B")
+    or build.name.startswith(("sample", "prefill Llama-3.1-8B, KV int8", "W8A8 8192", "W4A16 1 ", "W4A16 256", "W8A16 1 "))
+    or build.name == "rotary and cache"
 ]
 """Each takes seconds; the table has the others."""
 
@@ -41,11 +43,11 @@ CHECKED = [
 @pytest.mark.parametrize("build", CHECKED, ids=lambda build: build.name)
 def test_kernels_compile_for_gpus_without_spilling(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for capability, limit in SHARED_LIMITS.items():
+    for capability in capabilities(build):
         made = compile_for(build, capability)
         assert made.spilled_bytes == 0
         assert made.registers <= 255
-        assert made.shared_bytes <= limit
+        assert made.shared_bytes <= SHARED_LIMITS[capability]
         if build.name.startswith(("decode Llama", "prefill Llama")):
             assert made.matrix == ("wgmma" if build.name.startswith("prefill") and capability == 90 else "mma")
         if build.name.startswith(("W8A8", "W4A16", "W8A16")):
@@ -55,7 +57,7 @@ def test_kernels_compile_for_gpus_without_spilling(build: Build, tmp_path: Path,
 def test_the_table_of_the_document_has_every_kernel_within_its_limits():
     rows = [line.split("|")[1:-1] for line in DOCUMENT.read_text().split(MARKS[0])[1].split(MARKS[1])[0].splitlines()[2:]]
     named = [(name.strip(), target.strip()) for name, target, *_ in rows]
-    assert named == [(build.name, f"sm_{capability}") for build in builds() for capability in SHARED_LIMITS]
+    assert named == [(build.name, f"sm_{capability}") for build in builds() for capability in capabilities(build)]
     for _, target, shared, registers, spilled, _ in rows:
         assert int(shared) <= SHARED_LIMITS[int(target.strip()[3:])]
         assert int(registers) <= 255

@@ -127,6 +127,15 @@ def test_preempted_sequences_come_back_from_host_memory_on_every_rank(checkpoint
     assert first == again == tokens(small_engine(folder, **settings), prompts)
 
 
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
+def test_a_quantized_cache_has_each_heads_scales_where_the_head_is(checkpoint: Checkpoint, kv_dtype: str):
+    folder = checkpoint()
+    with closing(engine_of_ranks(folder, 2, kv_dtype=kv_dtype)) as two:
+        divided = prompt_logprobs(two)
+    whole = prompt_logprobs(small_engine(folder, kv_dtype=kv_dtype))
+    assert (divided - whole).abs().mean() < 0.1 * (whole - prompt_logprobs(small_engine(folder))).abs().mean()
+
+
 @pytest.mark.parametrize("load", ["eager", "lazy"])
 def test_ranks_sleep_and_wake_together(checkpoint: Checkpoint, load: str):
     folder = checkpoint()
@@ -228,7 +237,7 @@ def test_the_shipped_model_says_the_same_on_two_ranks():
 def test_each_rank_holds_its_share_of_weights_and_cache(checkpoint: Checkpoint):
     raw = read_json(checkpoint(), "config.json")
     whole, half = footprint_of(raw), footprint_of(raw, 2)
-    assert half.cache.bytes_per_token(4) * 2 == whole.cache.bytes_per_token(4)
+    assert half.cache.bytes_per_token(torch.float32) * 2 == whole.cache.bytes_per_token(torch.float32)
     norms = 2 * 2 * 64 + 64
     assert (half.parameters - norms) * 2 == whole.parameters - norms
 

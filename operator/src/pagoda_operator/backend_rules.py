@@ -57,8 +57,8 @@ BACKEND_RULES = (
     ),
     Rule(
         _of_each_engine(lambda engine, spec: _is_own(engine) or not any(name in engine for name in OWN_FIELDS)),
-        "engine: attention, longPrefillTokens, load, batchInvariant, compile, quantization, speculative and kvCache are pagoda's own: remove them, "
-        "or write what the other backend calls them into args",
+        "engine: attention, longPrefillTokens, load, batchInvariant, compile, quantization, speculative and kvCache are pagoda's own: "
+        "remove them, or write what the other backend calls them into args",
     ),
     Rule(
         _of_each_engine(

@@ -165,6 +165,8 @@ def engine_settings(engine: Engine) -> Object:
         settings["maxBatchTokens"] = engine.max_batch_tokens
     if engine.long_prefill_tokens is not None:
         settings["longPrefillTokens"] = engine.long_prefill_tokens
+    if engine.kv_cache.dtype != "auto":  # as with load
+        settings["kvCache"]["dtype"] = engine.kv_cache.dtype
     if engine.kv_cache.swap_bytes:
         settings["kvCache"]["swap"] = engine.kv_cache.swap_bytes
     if engine.kv_cache.host_tier_bytes:

@@ -90,6 +90,7 @@ _ENGINE: Mapping[str, Field] = {
     ),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
+    "spec.engine.kvCache.dtype": Field("string", (Rule(one_of("auto", "int8", "fp8"), "write auto, int8 or fp8"),), max_size=32),
     "spec.engine.kvCache.swap": Field("quantity", (Rule(at_least("0"), HOST_MEMORY),), max_size=32),
     "spec.engine.kvCache.hostTier": Field("quantity", (Rule(at_least("0"), HOST_MEMORY),), max_size=32),
 }
@@ -298,7 +299,6 @@ FIELDS: Mapping[str, Field] = {
 
 _NOT_YET = {
     "spec.adapters",
-    "spec.engine.kvCache.dtype",
     "spec.routing.classes",
 }
 NOT_YET = frozenset(_NOT_YET | {f"{VARIANT}{path.removeprefix(SPEC)}" for path in _NOT_YET if path.startswith("spec.engine.")})

@@ -24,6 +24,8 @@ FETCHED = ("hf", "s3")
 class KvCache:
     block_size: int = 16
     """Tokens per block of the paged cache."""
+    dtype: str = "auto"
+    """auto: as spec.engine.dtype. int8, fp8: quantized, a scale per token and head."""
     swap_bytes: int = 0
     """Host memory for preempted sequences."""
     host_tier_bytes: int = 0
@@ -358,7 +360,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
 
 def _kv_cache(given: Mapping[str, Any]) -> KvCache:
     return KvCache(
-        **_given(given, block_size="blockSize"),
+        **_given(given, block_size="blockSize", dtype="dtype"),
         swap_bytes=int(parse_quantity(given.get("swap", 0))),
         host_tier_bytes=int(parse_quantity(given.get("hostTier", 0))),
     )

@@ -6,6 +6,7 @@ from typing import Literal
 
 DType = Literal["auto", "bf16", "fp16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
+KvDType = Literal["auto", "int8", "fp8"]
 Attention = Literal["auto", "native", "triton", "flash", "sdpa", "eager"]
 Load = Literal["eager", "lazy", "warm"]
 Quantization = Literal["none", "int8", "int4", "fp8"]
@@ -25,7 +26,8 @@ class EngineConfig:
     device: Device = "auto"
     """auto: CUDA when there is a device, else CPU."""
     dtype: DType = "auto"
-    """Of weights, activations and KV cache. auto: the checkpoint's own; bf16 on CUDA for fp32 checkpoints larger than 1 GB."""
+    """Of weights, activations and, with kv_dtype auto, KV cache. auto: the checkpoint's own; bf16 on CUDA for fp32 checkpoints larger than
+    1 GB."""
     quantization: Quantization = "none"
     """Round the weights of the layers' products to this form while they are loaded (quantization/rounding.py), a linear at a time; a
     checkpoint that is quantized is held as it is stored. docs/quantization.md says what each costs and gains."""
@@ -42,6 +44,9 @@ class EngineConfig:
     """Sequences decoded together; each has a row of device state from the start."""
     block_size: int = 16
     """Tokens per KV block. Smaller wastes less at the end of a sequence and shares more; 16 is what peers use."""
+    kv_dtype: KvDType = "auto"
+    """How keys and values are kept. auto: in dtype. int8, fp8 (e4m3): a byte each and a scale per token and head; half of bf16's memory and
+    reading, at a small error (docs/decisions/quantized-kv-cache.md)."""
     kv_cache_bytes: int | None = None
     """Memory for KV blocks. None: on CUDA 90 % of what is free after loading; on CPU what max_running full-length sequences would need,
     at most a quarter of the memory, or what one sequence of max_model_len needs where that is more and fits."""

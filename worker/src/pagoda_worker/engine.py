@@ -72,6 +72,7 @@ class Engine:
             config=config,
             shape=shape_of(config, loaded),
             dtype=loaded.dtype,
+            kv_dtype=loaded.kv_dtype,
             device=loaded.device,
             masks=self.constraints.masks,
             ranks=self._ranks,

@@ -18,6 +18,7 @@ DOCUMENTS: Mapping[str, str] = {
     "kv-use": "bench.md",
     "host-tier": "decisions/host-memory-for-blocks.md",
     "batch-invariance": "batch-invariance.md",
+    "quantized-kv": "decisions/quantized-kv-cache.md",
     "tensor-parallel": "tensor-parallel.md",
 }
 """By benchmark, the document below docs/ that shows it."""
@@ -65,6 +66,9 @@ def _lines(result: Result) -> Iterator[str]:
     if result.benchmark == "tensor-parallel":
         yield from _ranks(by_key)
         return
+    if result.benchmark == "quantized-kv":
+        yield from _kv_dtypes(by_key)
+        return
     cases = list(dict.fromkeys(row.case for row in result.rows))
     yield f"| | {' | '.join(cases)} |"
     yield "|---|" + "---:|" * len(cases)
@@ -88,6 +92,14 @@ def _ranks(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
         metrics = ("output_tokens_per_s", "decode_step_s", "ttft_max_s", "speed_of_ranks_ratio")
         cells = [_cell(by_key.get((case, way, metric))) for metric in metrics]
         yield f"| {case} | {f'**{way}**' if way == RANKS else way} | {' | '.join(cells)} |"
+
+
+def _kv_dtypes(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
+    yield "| case | kvCache.dtype | KV cache of a token | decode step | faster than auto | prompt tokens/s |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for case, kv_dtype in dict.fromkeys((case, kv_dtype) for case, kv_dtype, _ in by_key):
+        metrics = ("kv_bytes_per_token", "decode_step_s", "decode_gain_over_auto", "prefill_tokens_per_s")
+        yield f"| {case} | {kv_dtype} | {' | '.join(_cell(by_key.get((case, kv_dtype, metric))) for metric in metrics)} |"
 
 
 def _cell(row: Row | None) -> str:

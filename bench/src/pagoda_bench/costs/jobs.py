@@ -95,5 +95,31 @@ def invariant_job(case: InvariantCase, way: Mapping[str, Any]) -> Job:
     return {**asked, "prefix_caching": False, **way}
 
 
+@dataclass(frozen=True, slots=True)
+class ContextCase:
+    """Decode steps that read long contexts."""
+
+    model: str
+    streams: int
+    prompt_tokens: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} c={self.streams}, context {self.prompt_tokens}"
+
+
+CONTEXT_CASES = (ContextCase("tiny", 32, 1024), ContextCase("0.45b", 1, 3968), ContextCase("0.45b", 8, 2048), ContextCase("0.45b", 32, 512))
+KV_DTYPES = ("auto", "int8", "fp8")
+"""`auto` is the dtype of the engine, here bf16."""
+CONTEXT_STEPS = 32
+
+
+def context_job(case: ContextCase, kv_dtype: str) -> Job:
+    """Everyone's cache is large enough, and no prompt's end is cached: what differs is what a step reads and how."""
+    prompts = {"count": case.streams, "prompt_tokens": case.prompt_tokens, "vocab": VOCAB[1]}
+    room = {"max_running": case.streams, "max_model_len": case.prompt_tokens + 2 * CONTEXT_STEPS, "prefix_caching": False}
+    return {**room, "kv_dtype": kv_dtype, "random": prompts, "max_tokens": CONTEXT_STEPS, "ignore_eos": True}
+
+
 def _ids(source: random.Random, count: int) -> list[int]:
     return [source.randrange(*VOCAB) for _ in range(count)]

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pagoda_bench.costs.jobs import (
+    CONTEXT_CASES,
     INVARIANT,
     INVARIANT_CASES,
+    KV_DTYPES,
     PREFIXES,
     WAYS,
     InvariantCase,
     Job,
+    context_job,
     invariant_job,
     kv_use_jobs,
     tier_jobs,
@@ -129,6 +132,31 @@ def invariant_rows(case: str, found: Answers) -> Iterator[Row]:
         if way != INVARIANT and INVARIANT in found:
             pairs = zip(values_of(found[INVARIANT], "tokens_per_s"), values_of(found[way], "tokens_per_s"), strict=True)
             yield row_of(case, "throughput_lost_ratio", "1", [1 - mine / theirs for mine, theirs in pairs], system=way)
+
+
+def quantized_kv(places: Mapping[str, Place], *, rounds: int, say: Say) -> Iterator[Row]:
+    """Decode steps at long contexts, keys and values in each form. `places` by model. Raises PeerUnavailable."""
+    for case in CONTEXT_CASES:
+        if (place := places.get(case.model)) is None:
+            say(f"{case.name}: no such model here (make bench-peers writes it)")
+            continue
+        jobs = {kv_dtype: context_job(case, kv_dtype) for kv_dtype in KV_DTYPES}
+        with closing(OfflineWorker(log=place.scratch / "worker.log")) as worker:
+            say(case.name)
+            found = _rounds(worker, place.base("bf16"), jobs, rounds, say)
+        yield from kv_dtype_rows(case.name, found)
+
+
+def kv_dtype_rows(case: str, found: Answers) -> Iterator[Row]:
+    plain = found["auto"]
+    for kv_dtype, answers in found.items():
+        steps = values_of(answers, "decode_step_ms", 1e-3)
+        yield row_of(case, "kv_bytes_per_token", "bytes", values_of(answers, "kv_bytes_per_token"), system=kv_dtype)
+        yield row_of(case, "decode_step_s", "s", steps, system=kv_dtype)
+        yield row_of(case, "prefill_tokens_per_s", "tokens/s", values_of(answers, "prefill_tokens_per_s"), system=kv_dtype)
+        if kv_dtype != "auto":
+            gains = [theirs / mine for mine, theirs in zip(steps, values_of(plain, "decode_step_ms", 1e-3), strict=True)]
+            yield row_of(case, "decode_gain_over_auto", "ratio", gains, system=kv_dtype)
 
 
 def _rounds(worker: OfflineWorker, base: Job, jobs: Mapping[str, Job], rounds: int, say: Say) -> Answers:

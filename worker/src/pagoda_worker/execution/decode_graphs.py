@@ -93,7 +93,9 @@ def capture_graphs(runner: "Runner", config: EngineConfig, news: Callable[[str, 
     there can be none. Left to the engine, a capture that fails costs speed only."""
     if config.compile:
         shape = runner.shape
-        compile_decoding(runner.model, runner.caches, block_size=shape.block_size, max_running=shape.max_running, news=news)
+        compile_decoding(
+            runner.model, runner.caches, dtype=runner.dtype, block_size=shape.block_size, max_running=shape.max_running, news=news
+        )
     possible = runner.device.type == "cuda" and runner.model.operators.name in CAPTURABLE
     if config.cuda_graphs and not possible:
         raise ConfigError(f"cuda_graphs is true; it needs device cuda and attention {' or '.join(CAPTURABLE)}")

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pagoda_worker.execution.rows import Layout, Rows, zeros
+from pagoda_worker.execution.rows import Layout, Rows
 from pagoda_worker.execution.step_batches import StepBatch, StepBatches
 from pagoda_worker.layers.attention import AttentionBatch
+from pagoda_worker.layers.kv_cache import blocks_of, new_cache
 from pagoda_worker.models.base import ForwardPass
 from pagoda_worker.sampling.row_tables import History, IntArray
 from pagoda_worker.sampling.sampler import Sampler
@@ -36,15 +37,17 @@ class Drafter:
         self._sampler = sampler
         self._history = history
         self._block_size = block_size
+        self._blocks = blocks
         self._dtype = dtype
         device = rows.tokens.device
         self._on_host = device.type == "cpu"
-        self._caches = [zeros((2, cache.kv_heads, blocks * block_size, cache.head_dim), dtype, device) for _ in range(cache.layers)]
+        sizes = {"kv_heads": cache.kv_heads, "dim": cache.head_dim, "blocks": blocks, "block_size": block_size}
+        self._caches = [new_cache(**sizes, dtype=dtype, device=device) for _ in range(cache.layers)]
         self._batches = StepBatches(rows, block_size=block_size, kv_heads=cache.kv_heads, dtype=dtype)
 
     def pages(self) -> list[Tensor]:
         """Of each layer [2 x kv heads, blocks, block size x head dim]."""
-        return [cache.view(2 * cache.shape[1], cache.shape[2] // self._block_size, -1) for cache in self._caches]
+        return [blocks_of(cache, self._blocks) for cache in self._caches]
 
     def run(self, plan: StepPlan) -> None:
         """Writes guesses into the rows' tokens and into the plan's verifications."""

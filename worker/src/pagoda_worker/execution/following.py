@@ -74,7 +74,7 @@ class Follower:
         """Reads the rank's part of the model and agrees on the size of the cache. Raises WorkerError."""
         self._connection = connection
         loaded = load(join.config, rank=Rank(join.index, join.count, join.meeting), agree=self._agree)
-        self._device, self._dtype = loaded.device, loaded.dtype
+        self._device, self._dtype, self._kv_dtype = loaded.device, loaded.dtype, loaded.kv_dtype
         self._weights = Weights(loaded.model, loaded.read_model, loaded.device)
         self._model = loaded.model
         """None: it sleeps, or was not read yet."""
@@ -140,7 +140,7 @@ class Follower:
             with out_of_memory_says(
                 f"no room for a KV cache of {shape.block_count * shape.block_size} tokens: something else uses the device"
             ):
-                self._runner = Runner(self._model, shape, dtype=self._dtype, device=self._device)
+                self._runner = Runner(self._model, shape, dtype=self._dtype, kv_dtype=self._kv_dtype, device=self._device)
         except WorkerError as error:
             return Failed(str(error), error.reason)
         return Done()

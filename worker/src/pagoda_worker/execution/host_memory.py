@@ -24,7 +24,7 @@ Pairs = Seq[tuple[int, int]]
 
 
 class HostMemory:
-    """`pages`: each layer's cache as [2 x kv heads, blocks, block size x head dim]; `slots` is what fits beside them on the host; `copy`
+    """`pages`: each layer's cache as [2 x kv heads, blocks, whatever a block is]; `slots` is what fits beside them on the host; `copy`
     moves blocks straight between the two, where the device has such a kernel."""
 
     def __init__(self, pages: list[Tensor], slots: int, copy: CopyBlocks | None = None) -> None:

@@ -4,7 +4,6 @@ On a GPU both tables lie on the device: the host may not know the newest ids yet
 "device" share the memory, and dozens of small tensor operations would cost more than the step's numpy: the same tables seen through numpy.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pagoda_worker.layers.allocation import zeros
 from pagoda_worker.sampling.row_tables import IntArray, to_device
 
 
@@ -162,10 +162,3 @@ def _send(parts: list[IntArray], dtype: type[np.int64 | np.int32], device: torch
     """One copy for all."""
     there = to_device(np.concatenate(parts).astype(dtype, copy=False), device)
     return torch.split(there, [len(part) for part in parts])
-
-
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On CPU from calloc, so that memory is taken page by page as it is written; torch.zeros would write all of it at once."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

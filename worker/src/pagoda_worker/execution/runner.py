@@ -20,8 +20,9 @@ from pagoda_worker.execution.embeddings import embed
 from pagoda_worker.execution.graph_ladder import padded_size
 from pagoda_worker.execution.host_memory import HostMemory
 from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
-from pagoda_worker.execution.rows import rows_on, zeros
+from pagoda_worker.execution.rows import rows_on
 from pagoda_worker.execution.step_batches import StepBatch, StepBatches, places
+from pagoda_worker.layers.kv_cache import blocks_of, new_cache
 from pagoda_worker.models.base import ForwardPass
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.sampling.constraints import RowMasks
@@ -50,21 +51,22 @@ class Runner:
         shape: RunnerShape,
         *,
         dtype: torch.dtype,
+        kv_dtype: torch.dtype,
         device: torch.device,
         masks: Callable[[list[Sequence]], RowMasks | None] = lambda samplers: None,
         draft: ForwardPass | None = None,
         changes: Callable[[StepPlan], None] = lambda plan: None,
     ) -> None:
-        """`draft` guesses tokens for the plans that ask for it. `masks`: what the sampling sequences, in the plan's order, may sample;
-        asked while the device computes. `changes`: hears of what a plan does to blocks before it is done."""
+        """`kv_dtype`: of what the cache holds. `draft` guesses tokens for the plans that ask for it. `masks`: what the sampling sequences,
+        in the plan's order, may sample; asked while the device computes. `changes`: hears of what a plan does to blocks before it is
+        done."""
         self.model = model
         self.shape = shape
         self.device = device
         self.dtype = dtype
         cache = model.cache_shape
-        slots = shape.block_count * shape.block_size
-        self.caches = [zeros((2, cache.kv_heads, slots, cache.head_dim), dtype, device) for _ in range(cache.layers)]
-        """Zeros, not empty: what lies past a row's end is multiplied by 0, which only helps when it is finite."""
+        sizes = {"kv_heads": cache.kv_heads, "dim": cache.head_dim, "blocks": shape.block_count, "block_size": shape.block_size}
+        self.caches = [new_cache(**sizes, dtype=kv_dtype, device=device) for _ in range(cache.layers)]
         self.host = HostMemory(self._pages(), shape.host_slots, model.operators.copy_blocks) if shape.host_slots else None
         self.rows = rows_on(device, rows=shape.max_running, columns=shape.max_model_len, block_size=shape.block_size)
         self._batches = StepBatches(self.rows, block_size=shape.block_size, kv_heads=cache.kv_heads, dtype=dtype)
@@ -166,8 +168,8 @@ class Runner:
             change(pages)
 
     def _pages(self) -> list[Tensor]:
-        """Of each layer [2 x kv heads, blocks, block size x head dim]."""
-        return [cache.view(2 * cache.shape[1], self.shape.block_count, -1) for cache in self.caches]
+        """Of each layer [2 x kv heads, blocks, whatever a block is]."""
+        return [blocks_of(cache, self.shape.block_count) for cache in self.caches]
 
     def _index(self, values: list[int]) -> Tensor:
         return to_device(np.array(values, np.int64), self.device)

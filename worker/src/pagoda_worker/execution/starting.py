@@ -24,6 +24,7 @@ class RunnerStart:
     config: EngineConfig
     shape: RunnerShape
     dtype: torch.dtype
+    kv_dtype: torch.dtype
     device: torch.device
     masks: Callable[[list[Sequence]], RowMasks | None]
     ranks: Ranks
@@ -35,6 +36,15 @@ class RunnerStart:
         with out_of_memory_says(f"no room for a KV cache of {tokens} tokens: something else uses the device"):
             draft = load_draft(self.config, dtype=self.dtype, device=self.device, max_model_len=self.shape.max_model_len)
             led = self.ranks.lead(model, self.shape)
-            runner = Runner(led, self.shape, dtype=self.dtype, device=self.device, masks=self.masks, draft=draft, changes=self.ranks.change)
+            runner = Runner(
+                led,
+                self.shape,
+                dtype=self.dtype,
+                kv_dtype=self.kv_dtype,
+                device=self.device,
+                masks=self.masks,
+                draft=draft,
+                changes=self.ranks.change,
+            )
         runner.graphs = capture_graphs(runner, self.config, self.news)
         return runner

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.layers.attention import AttentionBatch, write_cache
+from pagoda_worker.layers.kv_cache import is_quantized, new_cache, rows_at, slot_count, write_rows
 
 CPU = torch.device("cpu")
 
@@ -44,6 +45,20 @@ def attention_case(
     )
     write_cache(key_value, cache, batch)
     return query, key_value, cache, batch
+
+
+def stored_as(cache: Tensor, block_size: int, dtype: torch.dtype) -> Tensor:
+    """What a plain cache holds, in a quantized one of this dtype."""
+    _, kv_heads, slots, dim = cache.shape
+    stored = new_cache(kv_heads=kv_heads, dim=dim, blocks=slots // block_size, block_size=block_size, dtype=dtype, device=cache.device)
+    write_rows(cache.flatten(0, 1).transpose(0, 1), stored, torch.arange(slots, device=cache.device), block_size)
+    return stored
+
+
+def meant_by(cache: Tensor, block_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The plain cache [2, H_kv, S, D] that a quantized one stands for."""
+    assert is_quantized(cache)
+    return rows_at(cache, torch.arange(slot_count(cache, block_size), device=cache.device), block_size, dtype)
 
 
 def decode_case(

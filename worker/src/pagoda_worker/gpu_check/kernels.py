@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagoda_worker.gpu_check.cases import attention_case, decode_case
+from pagoda_worker.gpu_check.cases import attention_case, decode_case, meant_by, stored_as
 from pagoda_worker.gpu_check.truth import Check
 from pagoda_worker.kernels.copy_blocks import copy_blocks, copy_blocks_reference
 from pagoda_worker.kernels.decode_attention import paged_decode, paged_decode_reference
@@ -20,6 +20,7 @@ from pagoda_worker.kernels.prefill_attention import paged_prefill, paged_prefill
 from pagoda_worker.kernels.rotary_cache import HeadNorms, rotate_and_write, rotate_and_write_reference
 from pagoda_worker.kernels.sample import choose, choose_reference
 from pagoda_worker.kernels.silu import silu_mul, silu_mul_reference
+from pagoda_worker.layers.kv_cache import QUANTIZED
 from pagoda_worker.layers.rotary import rotary_table
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -29,6 +30,8 @@ NEAR = {FP32: (1e-5, 1e-5), FP16: (1e-5, 2**-9), BF16: (1e-5, 2**-6)}
 """Of norms and gates, which round once; that may fall to the other side."""
 TURNED = {FP32: 1e-5, FP16: 4e-3, BF16: 4e-2}
 """Absolute, of rotated heads: a sum of two products that nearly cancel keeps their rounding."""
+ONE_STEP = {"int8": (0.1, 0.01), "fp8": (1e-3, 0.14)}
+"""Of a quantized row of magnitudes below 12 that a last digit turned the other way before it was rounded."""
 SAME_IDS = 0.99
 """Of sampled rows: kernel and reference add up masses in another order, so a threshold may pass on either side of a token."""
 
@@ -40,6 +43,15 @@ class Variant:
     page: int = 16
     window: int | None = None
     dtype: torch.dtype = BF16
+    kv: str | None = None
+    """How a quantized cache keeps keys and values."""
+
+    def stored(self, cache: Tensor) -> Tensor:
+        return cache if self.kv is None else stored_as(cache, self.page, QUANTIZED[self.kv])
+
+    def meant(self, cache: Tensor) -> Tensor:
+        """As a plain cache, for the references."""
+        return cache if self.kv is None else meant_by(cache, self.page)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +72,11 @@ _BASE = Variant()
 _ALONE = [replace(_BASE, dim=dim, dtype=dtype) for dim in (64, 128, 256) for dtype in (BF16, FP32)]
 _ALONE += [replace(_BASE, group=group) for group in (1, 2, 8, 16)]
 _ALONE += [replace(_BASE, page=64), replace(_BASE, window=1), replace(_BASE, window=100), replace(_BASE, dtype=FP16)]
+_QUANTIZED = [replace(_BASE, kv=kv, dtype=dtype) for kv in QUANTIZED for dtype in (BF16, FP16, FP32)]
+_QUANTIZED += [Variant(kv=kv, dim=64, group=8, page=32, window=100) for kv in QUANTIZED]
 _TOGETHER = [Variant(dim=64, group=16, page=64, window=17), Variant(dim=256, group=1, page=64, window=100, dtype=FP32)]
 FULL_KERNELS = KernelScale(
-    variants=[*_ALONE, *_TOGETHER],
+    variants=[*_ALONE, *_QUANTIZED, *_TOGETHER],
     contexts=[0, 1, 16, 65, 150, 1000, 4001],
     chunks=[(0, 300), (33, 118), (5, 1), (4, 0), (0, 1), (1000, 257)],
     widths=[100, 1024, 4096, 14_336],
@@ -74,6 +88,7 @@ SMALL_KERNELS = KernelScale(
         *[Variant(dim=dim, group=group, dtype=FP32) for dim, group in ((64, 1), (128, 4), (256, 2), (64, 16))],
         Variant(dim=64, page=64, window=17, dtype=FP32),
         Variant(dim=64, group=2),
+        *[Variant(dim=64, group=2, dtype=FP32, kv=kv) for kv in QUANTIZED],
     ],
     contexts=[0, 1, 16, 65],
     chunks=[(0, 20), (17, 5), (4, 0), (0, 1)],
@@ -121,8 +136,9 @@ def decode_attention(trial: KernelTrial) -> Check:
         query, cache, table, lengths = decode_case(
             trial.scale.contexts, group=v.group, dim=v.dim, page=v.page, dtype=v.dtype, device=trial.device
         )
+        cache = v.stored(cache)
         sizes: dict[str, Any] = {"block_size": v.page, "scale": v.dim**-0.5, "window": v.window}
-        theirs = paged_decode_reference(query, cache, table, lengths, **sizes)
+        theirs = paged_decode_reference(query, v.meant(cache), table, lengths, **sizes)
         for splits in (1, 4) if i == 0 else (4,) if i % 2 else (1,):
             ours = paged_decode(query, cache, table, lengths, splits=splits, **sizes)
             worst.add((v, f"splits={splits}"), ours, theirs, TOLERANCE[v.dtype])
@@ -138,9 +154,9 @@ def prefill_attention(trial: KernelTrial) -> Check:
             device=trial.device,
         )  # fmt: skip
         ours, theirs = torch.full_like(query, 7.0), torch.full_like(query, 7.0)
-        inputs = (query, cache, batch.block_table[2:], batch.query_starts[2:], batch.context_lens[2:])
-        paged_prefill(*inputs, ours, block_size=v.page, scale=v.dim**-0.5, window=v.window)
-        paged_prefill_reference(*inputs, theirs, block_size=v.page, scale=v.dim**-0.5, window=v.window)
+        cache, inputs = v.stored(cache), (batch.block_table[2:], batch.query_starts[2:], batch.context_lens[2:])
+        paged_prefill(query, cache, *inputs, ours, block_size=v.page, scale=v.dim**-0.5, window=v.window)
+        paged_prefill_reference(query, v.meant(cache), *inputs, theirs, block_size=v.page, scale=v.dim**-0.5, window=v.window)
         worst.add(v, ours, theirs, TOLERANCE[v.dtype])
     return worst.check("prefill_attention")
 
@@ -157,15 +173,16 @@ def rotary_cache(trial: KernelTrial) -> Check:
             norms = HeadNorms(weights[0], weights[1], 1e-6) if normed else None
             heads, cache = (
                 trial.randn(4, (v.group + 2) * kv_heads, v.dim, dtype=v.dtype),
-                trial.randn(2, kv_heads, 32, v.dim, dtype=v.dtype),
+                trial.randn(2, kv_heads, 2 * v.page, v.dim, dtype=v.dtype),
             )
-            other_heads, other_cache = heads.clone(), cache.clone()
-            rotate_and_write(heads, cos, sin, cache, slots, norms=norms)
+            other_heads, other_cache, cache = heads.clone(), cache.clone(), v.stored(cache)
+            rotate_and_write(heads, cos, sin, cache, slots, block_size=v.page, norms=norms)
             rotate_and_write_reference(other_heads, cos, sin, other_cache, slots, norms=norms)
+            cache, other_cache = v.meant(cache), v.meant(v.stored(other_cache))
             near = (TURNED[v.dtype], NEAR[v.dtype][1])
             queries = v.group * kv_heads
             worst.add((v, normed, "queries"), heads[:, :queries], other_heads[:, :queries], near)
-            worst.add((v, normed, "cache"), cache, other_cache, near)
+            worst.add((v, normed, "cache"), cache, other_cache, near if v.kv is None else ONE_STEP[v.kv])
     return worst.check("rotary_cache")
 
 
@@ -208,11 +225,12 @@ def sample(trial: KernelTrial) -> Check:
 
 
 def copy(trial: KernelTrial) -> Check:
-    """Within a cache, to memory of the host and back. Bits must be the same."""
+    """Within a cache, to memory of the host and back; bytes are what a quantized one is moved as. Bits must be the same."""
     equal, cases, device = 0, 0, trial.device
-    for dtype in (FP32, BF16):
+    for dtype in (FP32, BF16, torch.uint8):
         for page in (16, 64):
-            cache, host = trial.randn(4, 6, 64 * page, dtype=dtype), torch.zeros(3, 4, 64 * page, dtype=dtype)
+            size = page * (66 if dtype == torch.uint8 else 64)
+            cache, host = (100 * torch.rand(4, 6, size, device=device)).to(dtype), torch.zeros(3, 4, size, dtype=dtype)
             host = (host.pin_memory() if device.type == "cuda" else host).transpose(0, 1)  # a slot's heads together, as in host_memory.py
             expected, swapped = cache.clone(), torch.zeros_like(host, device=device)
             _copy(copy_blocks, cache, host, device)

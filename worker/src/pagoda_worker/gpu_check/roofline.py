@@ -20,11 +20,11 @@ class DeviceSpeed:
     """Of a large bf16 matrix product."""
 
 
-def decode_step_s(shape: Shape, speed: DeviceSpeed, *, batch: int, context_tokens: int) -> float:
-    """One token for each of `batch` sequences, whose contexts are `context_tokens` long in all."""
+def decode_step_s(shape: Shape, speed: DeviceSpeed, *, batch: int, context_tokens: int, kv_bytes_per_token: float | None = None) -> float:
+    """One token for each of `batch` sequences, whose contexts are `context_tokens` long in all. `kv_bytes_per_token`: other than bf16's."""
     weights = shape.matmul_parameters * BF16_BYTES / speed.bytes_per_s
     products = 2 * shape.matmul_parameters * batch / speed.flops_per_s
-    return max(weights, products) + shape.kv_bytes_per_token * context_tokens / speed.bytes_per_s
+    return max(weights, products) + (kv_bytes_per_token or shape.kv_bytes_per_token) * context_tokens / speed.bytes_per_s
 
 
 def prefill_s(shape: Shape, speed: DeviceSpeed, tokens: int) -> float:

@@ -72,7 +72,7 @@ SCALES = {
         truth_tokens=12,
         kernels="SMALL_KERNELS",
         layer=SMALL_LAYER,
-        modes=(Mode(label=" without graphs", cuda_graphs=False, batches=(1, 2)),),
+        modes=(Mode(label=" without graphs", cuda_graphs=False, batches=(1, 2)), Mode(label=" KV int8", kv_dtype="int8", batches=(2,))),
     ),
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagoda_worker.config import Device, EngineConfig
+from pagoda_worker.config import Device, EngineConfig, KvDType
 from pagoda_worker.engine import Engine
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
 from pagoda_worker.gpu_check.shapes import Shape
@@ -81,6 +81,7 @@ class Mode:
     """After the shape's name in a case."""
     compile: bool = False
     cuda_graphs: bool | None = None
+    kv_dtype: KvDType = "auto"
     batches: Sequence[int] = ()
     """That are timed."""
 
@@ -90,8 +91,10 @@ MODES = (
     Mode(label=" without graphs", cuda_graphs=False, batches=(1, 64)),
     Mode(label=" compiled, without graphs", compile=True, cuda_graphs=False, batches=(1, 64)),
     Mode(label=" compiled", compile=True, batches=(1, 64)),
+    Mode(label=" KV int8", kv_dtype="int8", batches=(64, 256)),
+    Mode(label=" KV fp8", kv_dtype="fp8", batches=(64, 256)),
 )
-"""Beside the usual one, which has graphs and is not compiled."""
+"""Beside the usual one, which has graphs, is not compiled and keeps keys and values in bf16."""
 
 
 class TimedModel:
@@ -112,6 +115,7 @@ class TimedModel:
             max_running=max(workload.requests, *workload.batches),
             compile=mode.compile,
             cuda_graphs=mode.cuda_graphs,
+            kv_dtype=mode.kv_dtype,
         )
         self._engine = Engine(config)
         self.load_s = self._engine.facts.load_s
@@ -143,7 +147,8 @@ class TimedModel:
             assert state.num_running == batch, "a sequence ended or was preempted in the timed steps"
         finally:
             self._end()
-        roofline = decode_step_s(self._shape, self._speed, batch=batch, context_tokens=batch * self._workload.context)
+        context, kv = batch * self._workload.context, sum(cache.nbytes for cache in engine.runner.caches) / self.kv_tokens
+        roofline = decode_step_s(self._shape, self._speed, batch=batch, context_tokens=context, kv_bytes_per_token=kv)
         return _rate(f"{self._name} decode b={batch} ctx={self._workload.context}", "output_tokens_per_s", batch, seconds, roofline)
 
     def prefill(self, deadline: float) -> Figure:

@@ -14,6 +14,7 @@ from pagoda_worker.completions import Completion
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.gpu_check.shapes import Shape, write_checkpoint
+from pagoda_worker.layers.selection import fp8_cache_refusal
 from pagoda_worker.offline.batch import random_prompts
 from pagoda_worker.request import Request, Sampling
 
@@ -186,6 +187,20 @@ def flash(trial: Trial) -> Check:
     return _close("bf16 with attention flash close to float32", trial, dtype="bf16", attention="flash")
 
 
+def quantized_cache(trial: Trial) -> Check:
+    """Beside the CPU's readable attention over a cache of the same form: a number on the edge may be rounded to the other side there."""
+    refused = fp8_cache_refusal(torch.cuda.get_device_capability()) if trial.device == "cuda" else None
+    told, met = [f"fp8: {refused}"] if refused else [], True
+    for kv_dtype in ("int8",) if refused else ("int8", "fp8"):
+        asked: dict[str, Any] = {"max_tokens": trial.output_tokens, "ignore_eos": True, "top_logprobs": TOP}
+        expected = trial.engine(device="cpu", attention="eager", kv_dtype=kv_dtype).generate(trial.prompts, **asked)
+        done = trial.engine(kv_dtype=kv_dtype).generate(trial.prompts, **asked)
+        close = [close_to(ours, theirs) for ours, theirs in zip(done, expected, strict=True)]
+        met &= all(close)
+        told.append(f"{kv_dtype}: {sum(close)} of {len(close)} sequences close")
+    return Check("a quantized KV cache as on the CPU", met, ", ".join(told))
+
+
 def _close(name: str, trial: Trial, **settings: Any) -> Check:
     done = trial.engine(**settings).generate(trial.prompts, max_tokens=trial.output_tokens, ignore_eos=True, top_logprobs=TOP)
     close = [close_to(ours, theirs) for ours, theirs in zip(done, trial.expected, strict=True)]
@@ -210,6 +225,7 @@ CHECKS: tuple[Callable[[Trial], Check], ...] = (
     sampling,
     reference_attention,
     outputs,
+    quantized_cache,
     bf16,
 )
 CUDA_CHECKS: tuple[Callable[[Trial], Check], ...] = (flash,)

@@ -10,7 +10,7 @@ import contextlib
 import io
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pagoda_worker.kernels.ahead_products import product_builds
 from pagoda_worker.kernels.build import Build
 from pagoda_worker.kernels.launch import power_of_two
 
+FP8_CAPABILITY = 89
 SHARED_LIMITS = {80: 163 << 10, 90: 227 << 10}
 """Bytes of shared memory that one program may have, by compute capability."""
 ALIGNED = frozenset({"inputs", "outputs", "share"})
@@ -41,15 +42,16 @@ class Compiled:
     """The matrix instruction: wgmma, mma, or none."""
 
 
-def attention_builds(label: str, *, dim: int, kv_heads: int, group: int, dtype: str) -> list[Build]:
+def attention_builds(label: str, *, dim: int, kv_heads: int, group: int, dtype: str, cache: str | None = None) -> list[Build]:
+    """`cache`: what a quantized one holds."""
     size = 4 if dtype == "fp32" else 2
-    values = dict.fromkeys(("query", "cache", "out"), f"*{dtype}")
+    values = dict.fromkeys(("query", "out"), f"*{dtype}") | {"cache": f"*{cache or dtype}", "scales": "*bf16"}
     indices = dict.fromkeys(("table", "starts", "lengths"), "*i32")
     numbers = {"scale": "fp32", "sequences": "i32", "query_stride": "i32", "table_stride": "i32", "head_stride": "i32"}
     types = values | indices | numbers | dict.fromkeys(("shares", "peaks", "sums"), "*fp32")
-    shape = {"KV_HEADS": kv_heads, "GROUP": group, "HEAD_DIM": dim, "PAGE": 16, "WINDOW": 0, "UPCAST": False}
+    shape = {"KV_HEADS": kv_heads, "GROUP": group, "HEAD_DIM": dim, "PAGE": 16, "WINDOW": 0, "UPCAST": False, "SCALED": cache is not None}
     decode = decode_attention.decode_tile(dim, group, size)
-    prefill = prefill_attention.prefill_tile(dim, group, size)
+    prefill = prefill_attention.prefill_tile(dim, group, size, scaled=cache is not None)
 
     def build(name: str, kernel: Any, tile: Any, **more: int) -> Build:
         blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d}
@@ -57,20 +59,22 @@ def attention_builds(label: str, *, dim: int, kv_heads: int, group: int, dtype: 
         return Build(name=f"{name} {label}", kernel=kernel, types=types, constants=constants, warps=tile.warps, stages=tile.stages)
 
     join = {"HEAD_DIM": dim, "SPLITS": 8, "BLOCK_D": decode.block_d}
-    return [
-        build("decode", decode_attention.decode_kernel, decode, SPLITS=8),
-        Build(name=f"decode join {label}", kernel=decode_attention.join_kernel, types=types, constants=join, warps=4),
-        build("prefill", prefill_attention.prefill_kernel, prefill),
-    ]
+    both = [build("decode", decode_attention.decode_kernel, decode, SPLITS=8), build("prefill", prefill_attention.prefill_kernel, prefill)]
+    if cache is not None:
+        return both
+    return [both[0], Build(name=f"decode join {label}", kernel=decode_attention.join_kernel, types=types, constants=join, warps=4), both[1]]
 
 
 def builds() -> list[Build]:
-    bf16 = dict.fromkeys(("x", "residual", "weight", "out", "gate_up", "heads", "cos", "sin", "cache", "query_norm", "key_norm"), "*bf16")
+    bf16 = dict.fromkeys(
+        ("x", "residual", "weight", "out", "gate_up", "heads", "cos", "sin", "cache", "scales", "query_norm", "key_norm"), "*bf16"
+    )
     numbers = dict.fromkeys(("stride", "token_stride", "cos_stride", "slot_stride", "head_stride"), "i32")
     numbers |= {f"{of}_{what}_stride": "i32" for of in ("source", "target") for what in ("head", "block")}
     common = bf16 | numbers | {"eps": "fp32", "slots": "*i64", "source": "*bf16", "target": "*bf16", "sources": "*i64", "targets": "*i64"}
     sampled = dict.fromkeys(("temperatures", "top_ps", "log_min_ps"), "*fp32") | {"top_ks": "*i32", "keys": "*i32", "out": "*i64"}
-    heads = {"HEADS": 16, "KV_HEADS": 8, "HEAD_DIM": 128, "ROTATED": True, "BLOCK_H": rotary_cache.HEADS_PER_PROGRAM, "BLOCK_D": 64}
+    heads: dict[str, Any] = {"HEADS": 16, "KV_HEADS": 8, "HEAD_DIM": 128, "ROTATED": True, "NORMED": True, "PAGE": 16}
+    heads |= {"LARGEST": 0.0, "BLOCK_H": rotary_cache.HEADS_PER_PROGRAM, "BLOCK_D": 64}
     add = {"WIDTH": 4096, "BLOCK": power_of_two(4096), "ADDED": True}
     return [
         *attention_builds("Llama-3.1-8B", dim=128, kv_heads=8, group=4, dtype="bf16"),
@@ -78,7 +82,7 @@ def builds() -> list[Build]:
         *attention_builds("float32, heads of 64", dim=64, kv_heads=2, group=2, dtype="fp32"),
         Build(name="norm of a sum, 4096", kernel=norm.norm_kernel, types=common, constants=add, warps=norm.warps(4096)),
         Build(name="silu", kernel=silu.silu_kernel, types=common, constants={"WIDTH": 14_336, "BLOCK": silu.BLOCK}, warps=4),
-        Build(name="rotary and cache", kernel=rotary_cache.rotary_cache_kernel, types=common, constants=heads | {"NORMED": True}, warps=4),
+        Build(name="rotary and cache", kernel=rotary_cache.rotary_cache_kernel, types=common, constants=heads, warps=4),
         Build(
             name="sample 128256",
             kernel=sample.sample_kernel,
@@ -87,8 +91,26 @@ def builds() -> list[Build]:
             warps=16,
         ),
         Build(name="copy", kernel=copy_blocks.copy_kernel, types=common, constants={"SIZE": 2048, "BLOCK": copy_blocks.BLOCK}, warps=4),
+        *(
+            replace(each, least_capability=least)
+            for name, cache, largest, least in (("int8", "i8", 127.0, 0), ("fp8", "fp8e4nv", 448.0, FP8_CAPABILITY))
+            for each in (
+                *attention_builds(f"Llama-3.1-8B, KV {name}", dim=128, kv_heads=8, group=4, dtype="bf16", cache=cache),
+                Build(
+                    name=f"rotary and cache, KV {name}",
+                    kernel=rotary_cache.rotary_cache_kernel,
+                    types=common | {"cache": f"*{cache}"},
+                    constants=heads | {"LARGEST": largest},
+                    warps=4,
+                ),
+            )
+        ),
         *product_builds(),
     ]
+
+
+def capabilities(build: Build) -> list[int]:
+    return [each for each in SHARED_LIMITS if each >= build.least_capability]
 
 
 def compile_for(build: Build, capability: int) -> Compiled:
@@ -132,7 +154,7 @@ def table(results: list[Compiled]) -> str:
 def main(path: Path) -> None:
     before, rest = path.read_text().split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    results = [compile_for(build, capability) for build in builds() for capability in SHARED_LIMITS]
+    results = [compile_for(build, capability) for build in builds() for capability in capabilities(build)]
     path.write_text(before + MARKS[0] + table(results) + MARKS[1] + after)
 
 

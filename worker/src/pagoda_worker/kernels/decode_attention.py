@@ -2,7 +2,8 @@
 
 Called by layers/cuda.py. After flash-decoding (Dao et al., 2023): a program walks its share of a row's keys with an
 online softmax for all query heads of one key/value head, which are the rows of its matrix products; a second kernel joins the shares. The
-grid depends on tensor sizes only, so a CUDA graph stays valid while contexts grow.
+grid depends on tensor sizes only, so a CUDA graph stays valid while contexts grow. Of a quantized cache the keys' scales multiply the
+scores, those of the values the weights.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagoda_worker.kernels.launch import LOG2_E, power_of_two, processors, upcast
+from pagoda_worker.kernels.launch import LOG2_E, power_of_two, processors, quantized, scales_of, upcast
 
 MAX_SPLITS = 16
 KEYS_PER_SPLIT = 256
@@ -47,9 +48,10 @@ def decode_splits(rows: int, kv_heads: int, max_context: int, processor_count: i
 
 @triton.jit
 def decode_kernel(
-    query, cache, table, lengths, out, shares, peaks, sums, scale, query_stride, table_stride, head_stride,
+    query, cache, scales, table, lengths, out, shares, peaks, sums, scale, query_stride, table_stride, head_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
+    SCALED: tl.constexpr,
 ):  # fmt: skip
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row)
@@ -66,6 +68,8 @@ def decode_kernel(
     q = q.to(tl.float32) if UPCAST else q
     key_base = cache + kv_head.to(tl.int64) * head_stride
     value_base = cache + (KV_HEADS + kv_head).to(tl.int64) * head_stride
+    key_scales = scales + kv_head.to(tl.int64) * (head_stride // 2)
+    value_scales = scales + (KV_HEADS + kv_head).to(tl.int64) * (head_stride // 2)
 
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -74,17 +78,29 @@ def decode_kernel(
         keys = start + lanes
         seen = (keys < end) & (keys >= first)  # every tile has one: no peak stays -inf
         block = tl.load(table + row * table_stride + keys // PAGE, mask=seen, other=0)
-        at = (block.to(tl.int64) * PAGE + keys % PAGE)[:, None] * HEAD_DIM + dims[None, :]
+        if SCALED:
+            at = (block.to(tl.int64) * (PAGE * (HEAD_DIM + 2)) + keys % PAGE * HEAD_DIM)[:, None] + dims[None, :]
+            scale_at = block.to(tl.int64) * (PAGE * (HEAD_DIM + 2) // 2) + PAGE * HEAD_DIM // 2 + keys % PAGE
+            k_scale = tl.load(key_scales + scale_at, mask=seen, other=0.0).to(tl.float32)
+            v_scale = tl.load(value_scales + scale_at, mask=seen, other=0.0).to(tl.float32)
+        else:
+            at = (block.to(tl.int64) * PAGE + keys % PAGE)[:, None] * HEAD_DIM + dims[None, :]
         wanted = seen[:, None] & (dims < HEAD_DIM)[None, :]  # unseen values are 0: what a stale page holds cannot become 0 x NaN
         k = tl.load(key_base + at, mask=wanted, other=0.0)
         v = tl.load(value_base + at, mask=wanted, other=0.0)
         k, v = (k.to(tl.float32), v.to(tl.float32)) if UPCAST else (k, v)
+        if SCALED:
+            k, v = k.to(q.dtype), v.to(q.dtype)
+            if q.dtype == tl.float16:  # whose range a weight times a scale would leave
+                v, v_scale = (v.to(tl.float32) * v_scale[:, None]).to(tl.float16), tl.full([BLOCK_N], 1.0, tl.float32)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = scores * k_scale[None, :] if SCALED else scores
         scores = tl.where(seen[None, :], scores, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, axis=1))
         weights = tl.exp2(scores - higher[:, None])
         fade = tl.exp2(peak - higher)
         total = total * fade + tl.sum(weights, axis=1)
+        weights = weights * v_scale[None, :] if SCALED else weights
         mixed = tl.dot(weights.to(v.dtype), v, mixed * fade[:, None], input_precision="ieee")
         peak = higher
 
@@ -118,7 +134,8 @@ def paged_decode(
     query: Tensor, cache: Tensor, block_table: Tensor, context_lens: Tensor, *, block_size: int, scale: float, window: int | None = None,
     splits: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """query [B, H, D] (rows may be a part of wider ones), cache [2, H_kv, S, D], block_table [B, M] int32, context_lens [B] int32 ≥ 0.
+    """query [B, H, D] (rows may be a part of wider ones), cache [2, H_kv, S, D] or quantized, block_table [B, M] int32, context_lens [B]
+    int32 ≥ 0.
 
     Returns [B, H, D] in query's dtype; zeros where the context is 0. Accumulates in float32. `splits`: None chooses by the sizes."""
     rows, heads, dim = query.shape
@@ -135,9 +152,11 @@ def paged_decode(
         shares = query.new_empty((rows, heads, splits, dim), dtype=torch.float32)
         peaks, sums = query.new_empty((2, rows, heads, splits), dtype=torch.float32)
     decode_kernel[(rows, kv_heads, splits)](
-        query, cache, block_table, context_lens, out, shares, peaks, sums, scale * LOG2_E, query.stride(0), block_table.stride(0),
-        cache.stride(1), KV_HEADS=kv_heads, GROUP=heads // kv_heads, HEAD_DIM=dim, PAGE=block_size, WINDOW=window or 0, SPLITS=splits,
+        query, cache, scales_of(cache), block_table, context_lens, out, shares, peaks, sums, scale * LOG2_E,
+        query.stride(0), block_table.stride(0), cache.stride(1),
+        KV_HEADS=kv_heads, GROUP=heads // kv_heads, HEAD_DIM=dim, PAGE=block_size, WINDOW=window or 0, SPLITS=splits,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, UPCAST=upcast(query.dtype),
+        SCALED=quantized(cache),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if splits > 1:
@@ -149,7 +168,7 @@ def paged_decode_reference(
     query: Tensor, cache: Tensor, block_table: Tensor, context_lens: Tensor, *, block_size: int, scale: float, window: int | None = None,
     splits: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """The same, one row at a time in float32."""
+    """The same of a plain cache, one row at a time in float32."""
     out = torch.zeros_like(query)
     group = query.shape[1] // cache.shape[1]
     for row, length in enumerate(context_lens.tolist()):

@@ -46,6 +46,16 @@ def upcast(dtype: torch.dtype) -> bool:
     return interpreted() and dtype == torch.bfloat16
 
 
+def quantized(cache: Tensor) -> bool:
+    """A KV cache of rows with scales: layers/kv_cache.py says what lies where."""
+    return cache.dtype.itemsize == 1
+
+
+def scales_of(cache: Tensor) -> Tensor:
+    """The same memory in bf16, which the scales of a quantized cache are; a plain cache's are not read."""
+    return cache.view(torch.bfloat16) if quantized(cache) else cache
+
+
 def power_of_two(least: int) -> int:
     """The smallest that is not below `least` ≥ 1."""
     return 1 << (least - 1).bit_length()

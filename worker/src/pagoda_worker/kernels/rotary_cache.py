@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagoda_worker.kernels.launch import power_of_two
+from pagoda_worker.kernels.launch import power_of_two, quantized, scales_of
 
 HEADS_PER_PROGRAM = 8
 
@@ -25,10 +25,30 @@ class HeadNorms:
 
 
 @triton.jit
+def nearest(x, DROPPED: tl.constexpr):
+    """float32 without its last DROPPED digits, ties to even. NOTE: what is converted to bf16 and e4m3 goes through here first, because
+    Triton's interpreter cuts the one off and loses the carry of the other (as of 3.7)."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits = (bits + ((1 << (DROPPED - 1)) - 1) + ((bits >> DROPPED) & 1)) >> DROPPED << DROPPED
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def quantized_values(x, divisor, LARGEST: tl.constexpr):
+    """x as shares of the row's scale, which int8 (whole numbers) or e4m3 hold exactly. Adding 1.5 * 2^23 units and taking them away rounds
+    to the nearest unit, ties to even; e4m3's unit below 2^-6 is 2^-9."""
+    shares = tl.div_rn(x, tl.broadcast_to(divisor, x.shape))
+    shares = tl.minimum(tl.maximum(tl.where(shares == shares, shares, 0.0), -LARGEST), LARGEST)
+    if LARGEST == 127.0:
+        return (shares + 12582912.0) - 12582912.0
+    return tl.where(tl.abs(shares) < 0.015625, (shares + 24576.0) - 24576.0, nearest(shares, 20))
+
+
+@triton.jit
 def rotary_cache_kernel(
-    heads, cos, sin, cache, slots, query_norm, key_norm, eps, token_stride, cos_stride, slot_stride, head_stride,
+    heads, cos, sin, cache, scales, slots, query_norm, key_norm, eps, token_stride, cos_stride, slot_stride, head_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROTATED: tl.constexpr, NORMED: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+    PAGE: tl.constexpr, LARGEST: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program per token and BLOCK_H of its heads; both halves of a head in one program, so that it may write in place."""
     token = tl.program_id(0).to(tl.int64)
@@ -63,16 +83,31 @@ def rotary_cache_kernel(
         tl.store(at + half, high.to(heads.dtype.element_ty), mask=mine)
     slot = tl.load(slots + token * slot_stride).to(tl.int64)
     written = inside & (~is_query)[:, None] & (slot >= 0)
-    to = cache + (head - HEADS).to(tl.int64)[:, None] * head_stride + slot * HEAD_DIM + dims[None, :]
+    side = (head - HEADS).to(tl.int64)
+    if LARGEST > 0:
+        # From what a plain cache would hold. NaN and infinity make a scale of NaN: a maximum might forget the one, the sum does not.
+        low, high = low.to(heads.dtype.element_ty).to(tl.float32), high.to(heads.dtype.element_ty).to(tl.float32)
+        most = tl.maximum(tl.max(tl.abs(low), axis=1), tl.max(tl.abs(high), axis=1))
+        stored = nearest(tl.div_rn(most, tl.full([BLOCK_H], LARGEST, tl.float32)) + tl.sum(low * 0.0 + high * 0.0, axis=1), 16)
+        divisor = tl.where(stored > 0, stored, float("inf"))[:, None]
+        low, high = quantized_values(low, divisor, LARGEST), quantized_values(high, divisor, LARGEST)
+        block = slot // PAGE
+        within = slot % PAGE
+        to = cache + side[:, None] * head_stride + block * (PAGE * (HEAD_DIM + 2)) + within * HEAD_DIM + dims[None, :]
+        scale_at = side * (head_stride // 2) + block * (PAGE * (HEAD_DIM + 2) // 2) + PAGE * HEAD_DIM // 2 + within
+        tl.store(scales + scale_at, stored.to(tl.bfloat16), mask=(head < HEADS + 2 * KV_HEADS) & ~is_query & (slot >= 0))
+    else:
+        to = cache + side[:, None] * head_stride + slot * HEAD_DIM + dims[None, :]
     tl.store(to, low.to(cache.dtype.element_ty), mask=written)
     tl.store(to + half, high.to(cache.dtype.element_ty), mask=written)
 
 
 def rotate_and_write(
-    heads: Tensor, cos: Tensor | None, sin: Tensor | None, cache: Tensor, slots: Tensor, *, norms: HeadNorms | None = None
-) -> None:
-    """heads [T, H + 2 * H_kv, D]: queries, keys, values; cos, sin [T, 1, D] of RotaryTable.at (None: no rotation); cache [2, H_kv, S, D];
-    slots [T] int, -1 for padding.
+    heads: Tensor, cos: Tensor | None, sin: Tensor | None, cache: Tensor, slots: Tensor, *, block_size: int = 0,
+    norms: HeadNorms | None = None,
+) -> None:  # fmt: skip
+    """heads [T, H + 2 * H_kv, D]: queries, keys, values; cos, sin [T, 1, D] of RotaryTable.at (None: no rotation); cache [2, H_kv, S, D],
+    or quantized, in blocks of block_size; slots [T] int, -1 for padding.
 
     Queries are normed and turned in place; keys likewise and values as they are go to the cache (the keys in `heads` stay as they were).
     Computes in float32."""
@@ -80,20 +115,26 @@ def rotate_and_write(
     kv_heads = cache.shape[1]
     if not tokens:
         return
+    assert not quantized(cache) or block_size, "its rows are found by block"
     query_norm, key_norm, eps = (norms.query, norms.key, norms.eps) if norms else (heads, heads, 0.0)
     rotated = cos is not None
     rotary_cache_kernel[(tokens, triton.cdiv(total, HEADS_PER_PROGRAM))](
-        heads, cos if rotated else heads, sin if rotated else heads, cache, slots, query_norm, key_norm, eps, heads.stride(0),
-        cos.stride(0) if cos is not None else 0, slots.stride(0), cache.stride(1),
+        heads, cos if rotated else heads, sin if rotated else heads, cache, scales_of(cache), slots, query_norm, key_norm, eps,
+        heads.stride(0), cos.stride(0) if cos is not None else 0, slots.stride(0), cache.stride(1),
         HEADS=total - 2 * kv_heads, KV_HEADS=kv_heads, HEAD_DIM=dim, ROTATED=rotated, NORMED=norms is not None,
+        PAGE=block_size, LARGEST=_largest(cache.dtype) if quantized(cache) else 0.0,
         BLOCK_H=HEADS_PER_PROGRAM, BLOCK_D=power_of_two(dim // 2), num_warps=4,
     )  # fmt: skip
+
+
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max if dtype.is_floating_point else float(torch.iinfo(dtype).max)
 
 
 def rotate_and_write_reference(
     heads: Tensor, cos: Tensor | None, sin: Tensor | None, cache: Tensor, slots: Tensor, *, norms: HeadNorms | None = None
 ) -> None:
-    """The same in torch's operations, in float32 between roundings."""
+    """The same into a plain cache, in torch's operations, in float32 between roundings."""
     kv_heads, dim = cache.shape[1], heads.shape[2]
     count = heads.shape[1] - 2 * kv_heads
     turned = heads[:, : count + kv_heads].clone()

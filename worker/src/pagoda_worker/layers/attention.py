@@ -1,10 +1,11 @@
 """Attention of a flat batch over a paged cache. One signature, several backends; called by models once per layer.
 
-    cache of one layer     [2, H_kv, N * P, D]     keys then values; slot = block * P + offset
+    cache of one layer     [2, H_kv, N * P, D]     keys then values; slot = block * P + offset; layers/kv_cache.py has its quantized form
     query                  [T, H, D]               decode rows first (one token each), then prompt chunks one after another
 
 A head's pages lie together, so gathering pages of B rows gives [H_kv, B, L, D]: a batch matrix product without a transpose, the H / H_kv
-query heads of a group as its rows. Every token's key and value is written before any is read (the scheduler relies on that).
+query heads of a group as its rows. Every token's key and value is written before any is read (the scheduler relies on that). Of a quantized
+cache a query sees what was written, its own token included: where a prompt is cut, or found again, then changes nothing.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pagoda_worker.layers.kv_cache import is_quantized, rows_of_blocks, write_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class DecodeGroup:
     blocks: Tensor
     """[B * M] int64: the M blocks that hold all that each row sees; where it sees less, any."""
     bias: Tensor
-    """[H_kv * B, 1, M * P] in the cache's dtype: 0 for what the row sees, -inf for what lies before its window or past its end."""
+    """[H_kv * B, 1, M * P] in the batch's dtype: 0 for what the row sees, -inf for what lies before its window or past its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class AttentionBatch:
     block_size: int
     kv_heads: int
     dtype: torch.dtype
-    """Of the cache."""
+    """What is computed in, and what a cache holds that is not quantized."""
     decode_lens: list[int]
     """Context lengths of the sequences that decode, on the host."""
     chunks: list[tuple[int, int]] = field(default_factory=list)
@@ -174,30 +177,23 @@ the cache already."""
 
 
 def write_cache(key_value: Tensor, cache: Tensor, batch: AttentionBatch) -> None:
-    cache.flatten(0, 1).index_copy_(1, batch.slots, key_value.transpose(0, 1))
+    write_rows(key_value, cache, batch.slots, batch.block_size)
 
 
 def attend_sdpa(query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
     out = torch.empty_like(query)
     for group in batch.groups(shape.window):
-        out[group.start : group.stop] = _decode(query[group.start : group.stop], cache, group, batch.block_size, shape.scale)
+        out[group.start : group.stop] = _decode(query[group.start : group.stop], cache, group, batch, shape.scale)
     for span in batch.spans:
         rows = slice(span.start, span.stop)
         out[rows] = _prefill(query[rows], key_value[rows], cache, span, batch, shape)
     return out.flatten(1)
 
 
-def _gather(cache: Tensor, blocks: Tensor, block_size: int) -> Tensor:
-    """[2, H_kv, len(blocks) * P, D]."""
-    heads, dim = cache.shape[1], cache.shape[3]
-    pages = cache.view(2 * heads, -1, block_size * dim).index_select(1, blocks)
-    return pages.view(2, heads, -1, dim)
-
-
-def _decode(query: Tensor, cache: Tensor, group: DecodeGroup, block_size: int, scale: float) -> Tensor:
+def _decode(query: Tensor, cache: Tensor, group: DecodeGroup, batch: AttentionBatch, scale: float) -> Tensor:
     rows, heads, dim = query.shape
     kv_heads = cache.shape[1]
-    keys, values = _gather(cache, group.blocks, block_size).view(2, kv_heads * rows, -1, dim)
+    keys, values = rows_of_blocks(cache, group.blocks, batch.block_size, batch.dtype).view(2, kv_heads * rows, -1, dim)
     packed = query.view(rows, kv_heads, heads // kv_heads, dim).transpose(0, 1).reshape(kv_heads * rows, -1, dim)
     scores = torch.baddbmm(group.bias, packed, keys.transpose(1, 2), alpha=scale)
     mixed = torch.bmm(torch.softmax(scores, dim=-1), values)
@@ -207,13 +203,14 @@ def _decode(query: Tensor, cache: Tensor, group: DecodeGroup, block_size: int, s
 def _prefill(query: Tensor, key_value: Tensor, cache: Tensor, span: PrefillSpan, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
     kv_heads, count = cache.shape[1], span.stop - span.start
     heads_first = query.transpose(0, 1).unsqueeze(0)
-    if span.prefix == 0 and (shape.window is None or count <= shape.window):
+    if span.prefix == 0 and (shape.window is None or count <= shape.window) and not is_quantized(cache):
         keys, values = torch.split(key_value.transpose(0, 1).unsqueeze(0), kv_heads, dim=1)
         mixed = F.scaled_dot_product_attention(heads_first, keys, values, is_causal=True, scale=shape.scale, enable_gqa=True)
     else:
         first = 0 if shape.window is None else max(span.prefix - shape.window + 1, 0) // batch.block_size
         before = span.prefix - first * batch.block_size
-        keys, values = _gather(cache, span.blocks[first:], batch.block_size)[:, :, : before + count].unsqueeze(1)
+        found = rows_of_blocks(cache, span.blocks[first:], batch.block_size, batch.dtype)
+        keys, values = found[:, :, : before + count].unsqueeze(1)
         seen = _seen(count, before, shape.window, query.device)
         mixed = F.scaled_dot_product_attention(heads_first, keys, values, attn_mask=seen, scale=shape.scale, enable_gqa=True)
     return mixed[0].transpose(0, 1)
@@ -241,7 +238,8 @@ def attend_eager(query: Tensor, key_value: Tensor, cache: Tensor, batch: Attenti
 
 def _eager(query: Tensor, cache: Tensor, blocks: Tensor, block_size: int, length: int, shape: AttentionShape) -> Tensor:
     """The last query stands at position length - 1."""
-    keys, values = _gather(cache, blocks, block_size)[:, :, :length].float().repeat_interleave(query.shape[1] // cache.shape[1], dim=1)
+    found = rows_of_blocks(cache, blocks, block_size, torch.float32)[:, :, :length].float()
+    keys, values = found.repeat_interleave(query.shape[1] // cache.shape[1], dim=1)
     scores = torch.einsum("qhd,hkd->hqk", query.float(), keys) * shape.scale
     seen = _seen(query.shape[0], length - query.shape[0], shape.window, query.device)
     weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)

@@ -57,7 +57,7 @@ class TritonOperators(Operators):
         return silu.silu_mul(linear(x))
 
     def store(self, key_value: Tensor, cache: Tensor, batch: AttentionBatch) -> None:
-        rotary_cache.rotate_and_write(key_value, None, None, cache, batch.slots)
+        rotary_cache.rotate_and_write(key_value, None, None, cache, batch.slots, block_size=batch.block_size)
 
     def rotate_and_store(
         self,
@@ -71,4 +71,4 @@ class TritonOperators(Operators):
         """One kernel. The keys in `heads` stay unturned: whoever attends reads the cache."""
         cos, sin = rotation
         named = rotary_cache.HeadNorms(norms[0], norms[1], eps) if norms else None
-        rotary_cache.rotate_and_write(heads, cos, sin, cache, batch.slots, norms=named)
+        rotary_cache.rotate_and_write(heads, cos, sin, cache, batch.slots, block_size=batch.block_size, norms=named)

@@ -1,7 +1,8 @@
 """Attention `flash`: chunks of prompts by the FlashAttention that torch brings (torch.nn.attention.varlen), all else as in layers/cuda.py.
 
 Decode rows go through our paged kernel. The FlashAttention inside torch's wheel reads no pages (its block tables need one that is installed
-beside torch), so the keys and values that the chunks see are gathered in every layer; that costs what contexts are long, not their square.
+beside torch), so the keys and values that the chunks see are gathered in every layer, a quantized cache's as the numbers they mean; that
+costs what contexts are long, not their square.
 Chosen by layers/selection.py, which has checked device, dtype and head size.
 """
 
@@ -11,6 +12,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.cuda import TritonOperators, decode_rows
+from pagoda_worker.layers.kv_cache import rows_at
 
 
 class FlashOperators(TritonOperators):
@@ -26,7 +28,9 @@ def attend_flash(query: Tensor, key_value: Tensor, cache: Tensor, batch: Attenti
     mixed = [decode_rows(query[:decodes], cache, batch, shape)] if decodes else []
     if batch.chunks:
         chunk_keys = batch.chunk_keys(shape.window)
-        keys, values = cache.index_select(2, chunk_keys.slots).transpose(1, 2)  # [K, H_kv, D] each, a token's heads apart
+        keys, values = rows_at(cache, chunk_keys.slots, batch.block_size, batch.dtype).transpose(
+            1, 2
+        )  # [K, H_kv, D] each, a token's heads apart
         mixed.append(
             _attended(
                 varlen_attn(

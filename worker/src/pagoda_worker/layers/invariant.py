@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, length_groups
+from pagoda_worker.layers.kv_cache import rows_at
 from pagoda_worker.layers.linear import PlainProduct, Product, Weight, torch_product
 from pagoda_worker.layers.native import NativeOperators, NativeProduct
 from pagoda_worker.layers.native_quantized import QuantizedNativeProduct
@@ -118,10 +119,12 @@ def _attend(query: Tensor, at: Tensor, cache: Tensor, pages: Tensor, block_size:
 
 def _block(cache: Tensor, pages: Tensor, block_size: int, start: int, n: int) -> tuple[Tensor, Tensor]:
     """Keys and values start … start + KEYS, each [N * H_kv, KEYS, D] float32; zeros past the last page."""
-    kv_heads, dim = cache.shape[1], cache.shape[3]
+    kv_heads = cache.shape[1]
     slots = torch.arange(start, min(start + KEYS, pages.shape[1] * block_size), device=cache.device)
     index = pages[:, slots // block_size] * block_size + slots % block_size
-    found = cache.index_select(2, index.flatten()).view(2, kv_heads, len(pages), len(slots), dim).transpose(1, 2).float()
+    rows = rows_at(cache, index.flatten(), block_size, torch.float32).float()
+    dim = rows.shape[-1]
+    found = rows.view(2, kv_heads, len(pages), len(slots), dim).transpose(1, 2)
     padded = F.pad(found, (0, 0, 0, KEYS - len(slots)))
     keys, values = padded.expand(-1, n, -1, -1, -1).reshape(2, n * kv_heads, KEYS, dim)
     return keys, values

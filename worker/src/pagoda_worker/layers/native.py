@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
+from pagoda_worker.layers.kv_cache import slot_count
 from pagoda_worker.layers.linear import Product, Weight
 from pagoda_worker.layers.native_quantized import quantized_product
 from pagoda_worker.layers.operators import Operators
@@ -19,6 +20,7 @@ _GROUPS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 16))
 """Query heads of one kv head that attention.h has an instance for."""
 _MOST_DIM = 256
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_CACHE_KINDS = {torch.int8: "_int8", torch.float8_e4m3fn: "_fp8"}
 _PLAIN, _ADD, _SILU_MUL = 0, 1, 2
 
 
@@ -78,6 +80,12 @@ def _panels(weight: Tensor) -> Tensor:
     return weight.view(-1, 2, 16, size // _STEP, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
+def _cache_kind(computed: Tensor, cache: Tensor) -> str | None:
+    """What the library's functions for this pair are called by. None: it has none."""
+    kind = _KINDS.get(computed.dtype)
+    return None if kind is None else kind + _CACHE_KINDS.get(cache.dtype, "")
+
+
 class NativeOperators(Operators):
     def __init__(self, library: Library, attend: Attend | None = None, *, invariant: bool = False) -> None:
         """attend: instead of the kernels. invariant: rows that decode take the kernel of prompts too, which is slower for them: a token's
@@ -111,7 +119,7 @@ class NativeOperators(Operators):
         eps: float = 0.0,
     ) -> None:
         rows, all_heads, dim = heads.shape
-        if (kind := _KINDS.get(heads.dtype)) is None or dim % (2 * _LANES) or not heads.is_contiguous():
+        if (kind := _cache_kind(heads, cache)) is None or dim % (2 * _LANES) or not heads.is_contiguous():
             super().rotate_and_store(heads, rotation, cache, batch, norms, eps)
             return
         self._library[f"rotate_and_store_{kind}"](
@@ -126,13 +134,14 @@ class NativeOperators(Operators):
             all_heads - 2 * batch.kv_heads,
             batch.kv_heads,
             dim,
-            cache.shape[2],
+            slot_count(cache, batch.block_size),
+            batch.block_size,
             eps,
         )
 
     def attend(self, query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
         _, heads, dim = query.shape
-        kind = _KINDS.get(query.dtype)
+        kind = _cache_kind(query, cache)
         fits = dim % _LANES == 0 and dim <= _MOST_DIM and heads // batch.kv_heads in _GROUPS and query.stride(1) == dim
         if not (self._own_attention and fits) or kind is None:
             return super().attend(query, key_value, cache, batch, shape)
@@ -140,7 +149,8 @@ class NativeOperators(Operators):
         sequences = len(batch.decode_lens) + len(batch.chunks)
         rows = 0 if self._invariant else len(batch.decode_lens)
         pages = batch.block_table.shape[1]
-        sizes = (heads, batch.kv_heads, dim, cache.shape[2], pages, batch.block_size, query.stride(0), shape.window or 0, shape.scale)
+        slots, stride = slot_count(cache, batch.block_size), query.stride(0)
+        sizes = (heads, batch.kv_heads, dim, slots, pages, batch.block_size, stride, shape.window or 0, shape.scale)
         table, lengths = batch.block_table.data_ptr(), batch.context_lens.data_ptr()
         if rows:
             self._library[f"decode_attention_{kind}"](query.data_ptr(), cache.data_ptr(), table, lengths, out.data_ptr(), rows, *sizes)

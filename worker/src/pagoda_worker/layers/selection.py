@@ -19,6 +19,8 @@ from pagoda_worker.native.library import load_library
 
 log = logging.getLogger(__name__)
 
+FP8_LEAST_CAPABILITY = (8, 9)
+"""Ada's: Triton converts to and from e4m3 there and on later ones."""
 FLASH_LARGEST_HEAD = 256
 FLASH_LEAST_CAPABILITY = 8
 """The major compute capability: Ampere's."""
@@ -32,6 +34,8 @@ def operators_for(config: EngineConfig, device: torch.device, *, dtype: torch.dt
             "attention native is the CPU's own kernel, and it is not here: it needs device cpu, at least AVX2, and a C++ compiler when the "
             "worker is installed; leave attention at auto"
         )
+    if config.kv_dtype == "fp8" and device.type == "cuda" and (why := fp8_cache_refusal(torch.cuda.get_device_capability(device))):
+        raise ConfigError(why)
     if config.attention == "flash":
         capability = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
         has = {"triton": triton_refusal(device.type) is None, "torch_has_it": torch_has_flash()}
@@ -73,6 +77,16 @@ def flash_refusal(device_type: str, capability: int, dtype: torch.dtype, head_di
     if head_dim > FLASH_LARGEST_HEAD or head_dim % 8:
         return f"attention flash takes heads of up to 256 in multiples of 8, this model's have {head_dim}: set attention to triton or sdpa"
     return None
+
+
+def fp8_cache_refusal(capability: tuple[int, int]) -> str | None:
+    """Why a GPU keeps no keys and values in fp8, and what to write instead; None: it does."""
+    if capability >= FP8_LEAST_CAPABILITY:
+        return None
+    return (
+        f"kvCache.dtype fp8 needs a GPU of compute capability 8.9 or newer (this one is {'.'.join(map(str, capability))}): "
+        f"set kvCache.dtype to int8"
+    )
 
 
 def torch_has_flash() -> bool:

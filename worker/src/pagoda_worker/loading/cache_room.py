@@ -37,12 +37,20 @@ class MemoryFound:
 
 
 def memory_found(
-    config: EngineConfig, size: Footprint, itemsize: int, device: torch.device, max_batch_tokens: int, limits: Limits
+    config: EngineConfig,
+    size: Footprint,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    device: torch.device,
+    max_batch_tokens: int,
+    limits: Limits,
 ) -> MemoryFound:
-    """Before anything is allocated. On CUDA a tenth stays for the steps themselves; on CPU they are estimated."""
-    weights, per_token = size.weight_bytes(itemsize), size.cache.bytes_per_token(itemsize)
+    """Before anything is allocated; `dtype` of weights and activations, `kv_dtype` of what the cache holds. On CUDA a tenth stays for the
+    steps themselves; on CPU they are estimated."""
+    weights, per_token = size.weight_bytes(dtype.itemsize), size.cache.bytes_per_token(kv_dtype)
     if (draft := draft_footprint(config)) is not None:  # its cache has a page for every page of the model's
-        weights, per_token = weights + draft.weight_bytes(itemsize), per_token + draft.cache.bytes_per_token(itemsize)
+        weights += draft.weight_bytes(dtype.itemsize)
+        per_token += draft.cache.bytes_per_token(dtype)
     host = config.swap_bytes + config.host_tier_bytes
     if device.type == "cuda":
         check_host_fits(host, host_bytes_there(config, limits, held=PROCESSES_BYTES))
@@ -53,7 +61,7 @@ def memory_found(
             room=int(KV_SHARE_OF_DEVICE * max(there - weights, 0)),
         )
     limit = limits.memory_bytes()
-    step = max_batch_tokens * size.per_step_token * itemsize + config.max_running * size.vocab * LOGIT_BYTES
+    step = max_batch_tokens * size.per_step_token * dtype.itemsize + config.max_running * size.vocab * LOGIT_BYTES
     if config.memory_bytes is None and limit is None:
         there, held = limits.memory_available_bytes(), 0
     elif limit is not None and (config.memory_bytes is None or limit <= config.memory_bytes):

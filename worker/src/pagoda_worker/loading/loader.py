@@ -16,6 +16,7 @@ import torch
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
+from pagoda_worker.layers.kv_cache import QUANTIZED
 from pagoda_worker.layers.selection import operators_for
 from pagoda_worker.loading.cache_room import count_blocks, memory_found
 from pagoda_worker.loading.config_check import check_config, check_on_device, check_whole_prompts
@@ -49,6 +50,8 @@ class Loaded:
     architecture: str
     device: torch.device
     dtype_name: str
+    kv_dtype: torch.dtype
+    """Of what the KV cache holds."""
     quantization: str
     """Of the weights: none, int8, int4, fp8, or what a quantized checkpoint says of itself."""
     eos_token_ids: tuple[int, ...]
@@ -125,7 +128,8 @@ def load(
     longest = _longest(config, size)
     max_batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS[device.type]
     limits = SharedLimits(limits or Limits(), rank.count)
-    memory = memory_found(config, size, DTYPES[dtype_name].itemsize, device, max_batch_tokens, limits)
+    kv_dtype = QUANTIZED.get(config.kv_dtype, DTYPES[dtype_name])
+    memory = memory_found(config, size, DTYPES[dtype_name], kv_dtype, device, max_batch_tokens, limits)
     if config.kv_cache_bytes is None:
         check_fits(memory.needs, memory.room, memory.there, wanted=config.max_model_len, block_size=config.block_size, longest=longest)
     file_bytes = 0 if config.random_weights else checkpoint_bytes(folder)
@@ -162,6 +166,7 @@ def load(
         architecture=architecture_of(raw),
         device=device,
         dtype_name=dtype_name,
+        kv_dtype=kv_dtype,
         quantization=quantization,
         eos_token_ids=eos,
         bos_token_id=bos,

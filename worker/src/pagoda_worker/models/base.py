@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from pagoda_worker.layers.attention import AttentionBatch
+from pagoda_worker.layers.kv_cache import row_bytes
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.layers.parallel import Part
@@ -19,8 +21,9 @@ class CacheShape:
     kv_heads: int
     head_dim: int
 
-    def bytes_per_token(self, itemsize: int) -> int:
-        return self.layers * 2 * self.kv_heads * self.head_dim * itemsize
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """`dtype`: of what the cache holds."""
+        return self.layers * 2 * self.kv_heads * row_bytes(self.head_dim, dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

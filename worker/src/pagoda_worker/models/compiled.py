@@ -122,7 +122,13 @@ def cxx() -> str | None:
 
 @torch.inference_mode()
 def compile_decoding(
-    model: ForwardPass, caches: list[Tensor], *, block_size: int, max_running: int, news: Callable[[str, int, int], None]
+    model: ForwardPass,
+    caches: list[Tensor],
+    *,
+    dtype: torch.dtype,
+    block_size: int,
+    max_running: int,
+    news: Callable[[str, int, int], None],
 ) -> None:
     """Runs one row and two rows, over caches in which nothing is yet: no request waits for a compiler. Raises ConfigError when it fails."""
     began, device = time.monotonic(), caches[0].device
@@ -137,7 +143,7 @@ def compile_decoding(
             block_table=torch.zeros((rows, 1), dtype=torch.int32, device=device),
             block_size=block_size,
             kv_heads=model.cache_shape.kv_heads,
-            dtype=caches[0].dtype,
+            dtype=dtype,
             decode_lens=[1] * rows,
         )
         try:

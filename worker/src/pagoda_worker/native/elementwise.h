@@ -2,8 +2,8 @@
 #pragma once
 #include <algorithm>
 
+#include "kv_cache.h"
 #include "parallel.h"
-#include "vec.h"
 
 namespace pagoda {
 
@@ -34,12 +34,12 @@ inline void rms_norm(const T* x, const T* weight, T* out, int64_t rows, int64_t 
 }
 
 // heads [rows, q_heads + 2 * kv_heads, D]: queries and keys are normed (where weights are given) and rotated in place, keys and values
-// written to cache [2, kv_heads, total_slots, D] at slots[r]; a negative slot is padding and written nowhere. cos and sin [rows, D], sin's
+// written to cache [2, kv_heads, …] (see CacheLayout) at slots[r]; a negative slot is padding and written nowhere. cos and sin [rows, D], sin's
 // first half negated.
-template <class T>
-inline void rotate_and_store(T* heads, const T* cos, const T* sin, const T* q_norm, const T* k_norm, float eps, T* cache,
-                             const int64_t* slots, int64_t rows, int64_t q_heads, int64_t kv_heads, int64_t D, int64_t total_slots) {
-    int64_t half = D / 2, all = q_heads + 2 * kv_heads;
+template <class T, class S>
+inline void rotate_and_store(T* heads, const T* cos, const T* sin, const T* q_norm, const T* k_norm, float eps, S* cache, const int64_t* slots,
+                             int64_t rows, int64_t q_heads, int64_t kv_heads, const CacheLayout<S>& layout) {
+    const int64_t D = layout.D, half = D / 2, all = q_heads + 2 * kv_heads;
     rows_in_parallel(rows, [&](int64_t r) {
         for (int64_t h = 0; h < q_heads + kv_heads; h++) {
             T* head = heads + (r * all + h) * D;
@@ -52,8 +52,16 @@ inline void rotate_and_store(T* heads, const T* cos, const T* sin, const T* q_no
             }
         }
         if (slots[r] < 0) return;
-        for (int64_t h = 0; h < 2 * kv_heads; h++)
-            std::memcpy(cache + (h * total_slots + slots[r]) * D, heads + (r * all + q_heads + h) * D, D * sizeof(T));
+        for (int64_t h = 0; h < 2 * kv_heads; h++) {
+            const T* row = heads + (r * all + q_heads + h) * D;
+            if constexpr (QUANTIZED<S>) {
+                const int64_t within = slots[r] % layout.page;
+                S* block = cache + h * layout.head() + slots[r] / layout.page * layout.block();
+                quantize_row(row, D, block + within * D, reinterpret_cast<bf16*>(block + layout.scales()) + within);
+            } else {
+                std::memcpy(cache + h * layout.head() + slots[r] * D, row, D * sizeof(T));
+            }
+        }
     });
 }
 

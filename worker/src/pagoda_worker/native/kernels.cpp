@@ -28,34 +28,43 @@ EXPORT(linear_quantized)
                       residual, y, M, N, K, ldx, ldy, groups, int(epilogue), four_bits != 0, wide != 0});
 }
 
-// The rest comes for float and for bf16.
-#define FOR_TYPE(suffix, T)                                                                                                            \
-    EXPORT(rms_norm_##suffix)                                                                                                          \
-    (const void* x, const void* weight, void* out, int64_t rows, int64_t size, int64_t ldx, float eps) {                               \
-        rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), rows, size, ldx, eps);                 \
-    }                                                                                                                                  \
-    EXPORT(rotate_and_store_##suffix)                                                                                                  \
-    (void* heads, const void* cos, const void* sin, const void* q_norm, const void* k_norm, void* cache, const void* slots,            \
-     int64_t rows, int64_t q_heads, int64_t kv_heads, int64_t D, int64_t total_slots, float eps) {                                     \
-        rotate_and_store(static_cast<T*>(heads), static_cast<const T*>(cos), static_cast<const T*>(sin), static_cast<const T*>(q_norm), \
-                         static_cast<const T*>(k_norm), eps, static_cast<T*>(cache), static_cast<const int64_t*>(slots), rows, q_heads, \
-                         kv_heads, D, total_slots);                                                                                    \
-    }                                                                                                                                  \
-    EXPORT(decode_attention_##suffix)                                                                                                  \
-    (const void* query, const void* cache, const void* table, const void* lengths, void* out, int64_t rows, int64_t heads,             \
-     int64_t kv_heads, int64_t D, int64_t total_slots, int64_t pages, int64_t page, int64_t ldq, int64_t window, float scale) {        \
-        decode_attention<T>({static_cast<const T*>(query), static_cast<const T*>(cache), static_cast<const int32_t*>(table),           \
-                             static_cast<const int32_t*>(lengths), static_cast<T*>(out), rows, heads, kv_heads, D, total_slots, pages, \
-                             page, ldq, scale, window});                                                                               \
-    }                                                                                                                                  \
-    EXPORT(prefill_attention_##suffix)                                                                                                 \
-    (const void* query, const void* cache, const void* table, const void* starts, const void* lengths, void* out, int64_t sequences,   \
-     int64_t heads, int64_t kv_heads, int64_t D, int64_t total_slots, int64_t pages, int64_t page, int64_t ldq, int64_t window,        \
-     float scale) {                                                                                                                    \
-        prefill_attention(PrefillAttention<T>{static_cast<const T*>(query), static_cast<const T*>(cache), static_cast<const int32_t*>(table),          \
-                              static_cast<const int32_t*>(starts), static_cast<const int32_t*>(lengths), static_cast<T*>(out), \
-                                              sequences, heads, kv_heads, D, total_slots, pages, page, ldq, scale, window});            \
+// The rest comes for float and for bf16; what reads or writes a KV cache also for each form of a quantized one.
+#define FOR_TYPE(suffix, T)                                                                                              \
+    EXPORT(rms_norm_##suffix)                                                                                            \
+    (const void* x, const void* weight, void* out, int64_t rows, int64_t size, int64_t ldx, float eps) {                 \
+        rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), rows, size, ldx, eps);   \
+    }
+
+#define FOR_CACHE(suffix, T, S)                                                                                                           \
+    EXPORT(rotate_and_store_##suffix)                                                                                                     \
+    (void* heads, const void* cos, const void* sin, const void* q_norm, const void* k_norm, void* cache, const void* slots,               \
+     int64_t rows, int64_t q_heads, int64_t kv_heads, int64_t D, int64_t total_slots, int64_t page, float eps) {                          \
+        rotate_and_store(static_cast<T*>(heads), static_cast<const T*>(cos), static_cast<const T*>(sin), static_cast<const T*>(q_norm),   \
+                         static_cast<const T*>(k_norm), eps, static_cast<S*>(cache), static_cast<const int64_t*>(slots), rows, q_heads,   \
+                         kv_heads, CacheLayout<S>{D, page, total_slots});                                                                 \
+    }                                                                                                                                     \
+    EXPORT(decode_attention_##suffix)                                                                                                     \
+    (const void* query, const void* cache, const void* table, const void* lengths, void* out, int64_t rows, int64_t heads,                \
+     int64_t kv_heads, int64_t D, int64_t total_slots, int64_t pages, int64_t page, int64_t ldq, int64_t window, float scale) {           \
+        decode_attention<T, S>({static_cast<const T*>(query), static_cast<const S*>(cache), static_cast<const int32_t*>(table),           \
+                                static_cast<const int32_t*>(lengths), static_cast<T*>(out), rows, heads, kv_heads, D, total_slots, pages, \
+                                page, ldq, scale, window});                                                                               \
+    }                                                                                                                                     \
+    EXPORT(prefill_attention_##suffix)                                                                                                    \
+    (const void* query, const void* cache, const void* table, const void* starts, const void* lengths, void* out, int64_t sequences,      \
+     int64_t heads, int64_t kv_heads, int64_t D, int64_t total_slots, int64_t pages, int64_t page, int64_t ldq, int64_t window,           \
+     float scale) {                                                                                                                       \
+        prefill_attention(PrefillAttention<T, S>{static_cast<const T*>(query), static_cast<const S*>(cache),                              \
+                                                 static_cast<const int32_t*>(table), static_cast<const int32_t*>(starts),                 \
+                                                 static_cast<const int32_t*>(lengths), static_cast<T*>(out), sequences, heads, kv_heads,  \
+                                                 D, total_slots, pages, page, ldq, scale, window});                                       \
     }
 
 FOR_TYPE(f32, float)
 FOR_TYPE(bf16, bf16)
+FOR_CACHE(f32, float, float)
+FOR_CACHE(f32_int8, float, int8)
+FOR_CACHE(f32_fp8, float, e4m3)
+FOR_CACHE(bf16, bf16, bf16)
+FOR_CACHE(bf16_int8, bf16, int8)
+FOR_CACHE(bf16_fp8, bf16, e4m3)

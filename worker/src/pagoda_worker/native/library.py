@@ -27,12 +27,12 @@ _SIGNATURES = {
     "threads": [_SIZE],
     "linear": [_POINTER] * 5 + [_SIZE] * 6,
     "linear_quantized": [_POINTER] * 7 + [_SIZE] * 9,
+    **{f"rms_norm_{kind}": [_POINTER] * 3 + [_SIZE] * 3 + [_FLOAT] for kind in ("f32", "bf16")},
     **{
         f"{name}_{kind}": arguments
-        for kind in ("f32", "bf16")
+        for kind in ("f32", "f32_int8", "f32_fp8", "bf16", "bf16_int8", "bf16_fp8")
         for name, arguments in {
-            "rms_norm": [_POINTER] * 3 + [_SIZE] * 3 + [_FLOAT],
-            "rotate_and_store": [_POINTER] * 7 + [_SIZE] * 5 + [_FLOAT],
+            "rotate_and_store": [_POINTER] * 7 + [_SIZE] * 6 + [_FLOAT],
             "decode_attention": [_POINTER] * 5 + [_SIZE] * 9 + [_FLOAT],
             "prefill_attention": [_POINTER] * 6 + [_SIZE] * 9 + [_FLOAT],
         }.items()

@@ -20,10 +20,10 @@ constexpr int VECTORS_AT_ONCE = 4;
 constexpr int VECTORS_AT_ONCE = 2;
 #endif
 
-template <class T>
+template <class T, class S>
 struct PrefillAttention {
     const T* query;          // [tokens, heads, D], rows ldq apart
-    const T* cache;          // [2, kv_heads, total_slots, D]
+    const S* cache;          // [2, kv_heads, …], see CacheLayout
     const int32_t* table;    // [sequences, pages]
     const int32_t* starts;   // [sequences + 1]: of each sequence's tokens in query
     const int32_t* lengths;  // [sequences]: of the context, these tokens included
@@ -173,35 +173,63 @@ struct Seen {
     float most = -INFINITY, total = 0.0f;
 };
 
-// Softmax of one row's `width` scores, of which it sees those from … to, the others being weighted with nothing. `mixed` [D] shrinks to the
-// new maximum.
+// What stands for STRETCH quantized keys or values: themselves as numbers, and their scales. Of plain ones nothing: the cache is read itself.
+template <class Value, bool QUANTIZED>
+struct Widened {};
 template <class Value>
-inline void weigh_scores(const float* scores, int64_t width, float scale, int64_t from, int64_t to, Value* weights, Seen& seen, float* mixed, int64_t D) {
+struct Widened<Value, true> {
+    alignas(64) Value rows[STRETCH * MOST_DIM];
+    alignas(64) float scales[STRETCH];
+    int64_t places[STRETCH];
+
+    template <class S>
+    void take(const S* from, const int64_t* row_places, const S* scales_from, const int64_t* scale_places, int64_t count, int64_t D) {
+        for (int64_t i = 0; i < count; i++) {
+            places[i] = i * D;
+            for (int64_t d = 0; d < D; d += W) store(rows + i * D + d, load(from + row_places[i] + d));
+        }
+        load_scales(scales_from, scale_places, count, STRETCH, scales);
+    }
+};
+
+// Softmax of one row's `width` scores, of which it sees those from … to, the others being weighted with nothing. `mixed` [D] shrinks to the
+// new maximum. Scales [width] of quantized keys multiply scores, those of values the weights; without, both are null.
+template <bool QUANTIZED, class Value>
+inline void weigh_scores(const float* scores, int64_t width, float scale, int64_t from, int64_t to, Value* weights, Seen& seen, float* mixed, int64_t D,
+                         const float* key_scales, const float* value_scales) {
+    auto score = [&](int64_t i) {
+        if constexpr (QUANTIZED) return load(scores + i) * load(key_scales + i);
+        else return load(scores + i);
+    };
     const float *begins = STEPS.up + STRETCH - from, *ends = STEPS.down + STRETCH - to;
     V most = broadcast(-INFINITY), sums = broadcast(0.0f);
     for (int64_t i = 0; i < width; i += W) {
         V hidden = fma(load(begins + i), load(ends + i), broadcast(-1.0f));
-        most = max(most, fma(hidden, broadcast(3e38f), load(scores + i) * broadcast(scale)));
+        most = max(most, fma(hidden, broadcast(3e38f), score(i) * broadcast(scale)));
     }
     const float now = std::max(seen.most, highest(most)), shrink = std::exp(seen.most - now);
     for (int64_t i = 0; i < width; i += W) {
-        V p = exponential(fma(load(scores + i), broadcast(scale), broadcast(-now))) * load(begins + i) * load(ends + i);
-        store(weights + i, p);
+        V p = exponential(fma(score(i), broadcast(scale), broadcast(-now))) * load(begins + i) * load(ends + i);
         sums += p;
+        if constexpr (QUANTIZED) p = p * load(value_scales + i);
+        store(weights + i, p);
     }
     seen = {now, seen.total * shrink + sum(sums)};
     if (shrink != 1.0f)
         for (int64_t d = 0; d < D; d += W) store(mixed + d, load(mixed + d) * broadcast(shrink));
 }
 
-template <class Products, class T>
-inline void attend_tile(const PrefillAttention<T>& a, const QueryTile& tile, int64_t kv_head) {
+template <class Products, class T, class S>
+inline void attend_tile(const PrefillAttention<T, S>& a, const QueryTile& tile, int64_t kv_head) {
     using Value = typename Products::Value;
     const int64_t D = a.D, G = a.heads / a.kv_heads, rows = tile.count * G, context = a.lengths[tile.sequence];
     const int64_t token0 = a.starts[tile.sequence] + tile.first;  // in query
     const int64_t position0 = context - (a.starts[tile.sequence + 1] - a.starts[tile.sequence]) + tile.first;
-    const T* keys = a.cache + kv_head * a.total_slots * D;
-    const T* values = keys + a.kv_heads * a.total_slots * D;
+    const CacheLayout<S> layout{D, a.page, a.total_slots};
+    const S* keys = a.cache + kv_head * layout.head();
+    const S* values = keys + a.kv_heads * layout.head();
+    Widened<Value, QUANTIZED<S>> wide_keys, wide_values;
+    const float *key_scales = nullptr, *value_scales = nullptr;
     constexpr int64_t ROOM = TILE_ROWS + 32;
     alignas(64) float mixed[ROOM * MOST_DIM], scores[(Products::ROWS + 32) * STRETCH];
     alignas(64) Value query[ROOM * MOST_DIM], weights[(Products::ROWS + 32) * STRETCH], laid_keys[MOST_DIM * STRETCH], laid_values[STRETCH * MOST_DIM];
@@ -216,9 +244,19 @@ inline void attend_tile(const PrefillAttention<T>& a, const QueryTile& tile, int
     const int64_t last = position0 + tile.count - 1;
     for (int64_t start = begin_of(0) / STRETCH * STRETCH; start <= last; start += STRETCH) {
         const int64_t count = std::min(STRETCH, last + 1 - start);
-        place_keys(a.table + tile.sequence * a.pages, a.page, D, start, count, places);
-        Products::lay_keys(keys, places, count, D, laid_keys);
-        Products::lay_values(values, places, count, D, laid_values);
+        place_rows(a.table + tile.sequence * a.pages, a.page, layout.block(), D, start, count, places);
+        if constexpr (QUANTIZED<S>) {
+            int64_t scale_places[STRETCH];
+            place_rows(a.table + tile.sequence * a.pages, a.page, layout.block(), sizeof(bf16), start, count, scale_places);
+            wide_keys.take(keys, places, keys + layout.scales(), scale_places, count, D);
+            wide_values.take(values, places, values + layout.scales(), scale_places, count, D);
+            Products::lay_keys(wide_keys.rows, wide_keys.places, count, D, laid_keys);
+            Products::lay_values(wide_values.rows, wide_values.places, count, D, laid_values);
+            key_scales = wide_keys.scales, value_scales = wide_values.scales;
+        } else {
+            Products::lay_keys(keys, places, count, D, laid_keys);
+            Products::lay_values(values, places, count, D, laid_values);
+        }
         // Rows that see any key of this stretch stand side by side.
         const int64_t first = std::max<int64_t>(0, start - position0) * G;
         int64_t end = rows;
@@ -230,7 +268,8 @@ inline void attend_tile(const PrefillAttention<T>& a, const QueryTile& tile, int
             Products::multiply({row1 - row0, D, width, D, STRETCH, false}, query + row0 * D, laid_keys, scores);
             for (int64_t r = row0; r < row1; r++) {
                 const int64_t from = std::max<int64_t>(0, begin_of(r) - start), to = std::min(width, position0 + r / G + 1 - start);
-                weigh_scores(scores + (r - row0) * width, width, a.scale, from, to, weights + (r - row0) * width, seen[r], mixed + r * D, D);
+                weigh_scores<QUANTIZED<S>>(scores + (r - row0) * width, width, a.scale, from, to, weights + (r - row0) * width, seen[r], mixed + r * D,
+                                           D, key_scales, value_scales);
             }
             std::fill(weights + (row1 - row0) * width, weights + (row1 - row0 + 31) * width, Value{});
             Products::multiply({row1 - row0, width, D, STRETCH, D, true}, weights, laid_values, mixed + row0 * D);
@@ -243,8 +282,8 @@ inline void attend_tile(const PrefillAttention<T>& a, const QueryTile& tile, int
     }
 }
 
-template <class Products, class T>
-inline void attend_tiles(const PrefillAttention<T>& a) {
+template <class Products, class T, class S>
+inline void attend_tiles(const PrefillAttention<T, S>& a) {
     const int64_t most = std::max<int64_t>(1, TILE_ROWS / (a.heads / a.kv_heads));
     std::vector<QueryTile> tiles;
     for (int64_t s = 0; s < a.sequences; s++) {
@@ -263,9 +302,13 @@ inline void attend_tiles(const PrefillAttention<T>& a) {
     });
 }
 
-inline void prefill_attention(const PrefillAttention<float>& a) { attend_tiles<WideProducts>(a); }
+template <class S>
+inline void prefill_attention(const PrefillAttention<float, S>& a) {
+    attend_tiles<WideProducts>(a);
+}
 
-inline void prefill_attention(const PrefillAttention<bf16>& a) {
+template <class S>
+inline void prefill_attention(const PrefillAttention<bf16, S>& a) {
 #if defined(__AMX_BF16__)
     if (a.D % STEP_K == 0) return attend_tiles<TileProducts>(a);
 #endif

@@ -27,7 +27,7 @@ from pagoda_worker.scheduling.residency import KvUse
 _ENGINE_FIELDS = (
     *("device", "dtype", "attention", "threads", "max_batch_tokens", "max_model_len", "max_running", "block_size", "kv_cache_bytes"),
     *("compile", "batch_invariant", "prefix_caching", "chunked_prefill", "batching", "batch_window_s", "paged_kv", "kv_cache"),
-    *("quantization", "swap_bytes", "host_tier_bytes", "long_prefill_tokens", "async_scheduling", "cuda_graphs"),
+    *("quantization", "kv_dtype", "swap_bytes", "host_tier_bytes", "long_prefill_tokens", "async_scheduling", "cuda_graphs"),
     *("tensor_parallel", "random_weights"),
 )
 _JOB_FIELDS = {"model_dir", "prompts", "random", "requests", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}

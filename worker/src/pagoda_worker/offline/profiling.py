@@ -1,8 +1,8 @@
 """`python -m pagoda_worker.offline.profiling < job.json`: where the time of a decode step goes, by phase and operator. Needs torch alone.
 
-A job: {"model_dir", "sequences", "prompt_tokens", "steps", "repeats", "device"?, "dtype"?, "threads"?, "random_weights"?, "trace"?}; trace
-is the chrome trace file to write. One JSON object goes to stdout. The process wraps the engine's own functions for as long as it measures,
-so that serving carries no timers; the phases are the steps of `Engine.step` and `Runner.launch` in their order.
+A job: {"model_dir", "sequences", "prompt_tokens", "steps", "repeats", "device"?, "dtype"?, "kv_dtype"?, "threads"?, "random_weights"?,
+"trace"?}; trace is the chrome trace file to write. One JSON object goes to stdout. The process wraps the engine's own functions for as long
+as it measures, so that serving carries no timers; the phases are the steps of `Engine.step` and `Runner.launch` in their order.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ REST = "rest of the step"
 OVERHEAD = (REST, "schedule", "rows and blocks", "inputs", "copy to host", "settle")
 """What the loop itself costs a step: everything but the model and the sampler. On a GPU the timer waits for the device at every phase, so
 that none of it is waiting."""
-_ENGINE_FIELDS = ("device", "dtype", "threads", "random_weights")
+_ENGINE_FIELDS = ("device", "dtype", "kv_dtype", "threads", "random_weights")
 _JOB_FIELDS = {"model_dir", "sequences", "prompt_tokens", "steps", "repeats", "trace", *_ENGINE_FIELDS}
 
 

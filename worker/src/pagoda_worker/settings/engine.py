@@ -131,7 +131,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     "kvCache": _nested(
         {
             "blockSize": _whole("block_size", 1, 1024),
-            "dtype": _only("auto"),
+            "dtype": _choice("kv_dtype", ("auto", "int8", "fp8")),
             "swap": _bytes("swap_bytes"),
             "hostTier": _bytes("host_tier_bytes"),
         }
