@@ -128,7 +128,7 @@ bench-router: $(READY) ## Measure what the router costs beside none, nginx and o
 	@$(BIN)/pagoda bench router $(ROUTER_ARGS)
 
 .PHONY: bench-costs
-bench-costs: $(READY) ## KV cache in use under load, the host's tier for prefixes, what batch invariance costs, a quantized cache (15 minutes; tables in docs/)
+bench-costs: $(READY) ## What parts of the engine cost or win: KV cache, host's tier, batch invariance, quantized cache, adapters (30 minutes; tables in docs/)
 	@$(BIN)/pagoda bench costs
 
 .PHONY: quality

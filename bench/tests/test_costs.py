@@ -1,5 +1,6 @@
 """The costs benchmark: its workloads, its rows, its tables against the committed results, and one of its runs on the real tiny model."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,25 @@ import pytest
 from pagoda_bench.costs import measure
 from pagoda_bench.costs.documents import DOCS, DOCUMENTS, markers, with_table
 from pagoda_bench.costs.jobs import (
+    ADAPTER_CASES,
     INVARIANT,
     PREFIX_TOKENS,
     PREFIXES,
     ROOM_PREFIXES,
     TIER_CONTEXT,
     TURNS,
+    adapter_jobs,
     kv_use_jobs,
     tier_jobs,
     tier_requests,
 )
-from pagoda_bench.costs.measure import Place, invariant_rows, kv_rows, tier_rows
+from pagoda_bench.costs.measure import Place, adapter_rows, invariant_rows, kv_rows, tier_rows
 from pagoda_bench.costs.ranks import RANKS, THREADS, ranks_rows
 from pagoda_bench.costs.run import run
 from pagoda_bench.errors import ResultFormatError, SettingsError
 from pagoda_bench.load.engine import builtin_tiny
+from pagoda_bench.offline import OfflineWorker
+from pagoda_bench.random_adapters import write_adapters
 from pagoda_bench.results import FOLDER, read
 
 
@@ -107,7 +112,7 @@ def test_ranks_are_held_against_every_other_way_within_a_round():
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are():
-    with pytest.raises(SettingsError, match="tour: write kv-use, host-tier, batch-invariance, quantized-kv, tensor-parallel"):
+    with pytest.raises(SettingsError, match="tour: write kv-use, host-tier, batch-invariance, quantized-kv, adapters, tensor-parallel"):
         run(["tour"], rounds=1, output=None, command="")
 
 
@@ -118,3 +123,33 @@ def test_the_tier_finds_evicted_prefixes_on_the_real_tiny_model(tmp_path: Path, 
     assert rows["without", "prefix_hit_ratio"] == 0
     assert rows["with", "host_prefix_hit_ratio"] > 0.3
     assert rows["with", "same_tokens_ratio"] == 1
+
+
+def test_adapters_are_asked_for_in_turn_and_measured_against_the_same_requests_of_the_base_model():
+    case, folders = ADAPTER_CASES[0], {f"a{i}": f"/a{i}" for i in range(10)}
+    jobs = adapter_jobs(case, folders)
+    names = {way: job.pop("adapter_names") for way, job in jobs.items()}
+    assert set(names["base model"]) == {""}
+    assert set(names["one adapter"]) == {"a0"}
+    assert set(names["10 adapters"]) == set(folders)
+    assert all(job == jobs["base model"] for job in jobs.values())
+    assert {len(each) for each in names.values()} == {case.streams}
+
+
+def test_what_adapters_cost_is_taken_within_a_round_and_has_an_aim():
+    def answers(*speeds: float) -> list[dict[str, Any]]:
+        return [{"tokens_per_s": speed, "decode_step_ms": 1.0} for speed in speeds]
+
+    found = {"base model": answers(100.0, 200.0), "one adapter": answers(95.0, 190.0), "10 adapters": answers(80.0, 160.0)}
+    lost = {row.system: row for row in adapter_rows("tiny", found) if row.metric == "throughput_lost_ratio"}
+    assert {way: (round(row.value, 3), row.met) for way, row in lost.items()} == {"one adapter": (0.05, True), "10 adapters": (0.2, False)}
+
+
+def test_the_random_adapters_run_on_the_real_engine(tmp_path: Path):
+    place = Place(folder=builtin_tiny(), device="cpu", threads=1, scratch=tmp_path)
+    folders = write_adapters(place.folder, tmp_path, count=2, rank=2, targets=("q_proj", "down_proj"))
+    asked = {"random": {"count": 3, "prompt_tokens": 8, "vocab": 500}, "max_tokens": 4, "ignore_eos": True}
+    with closing(OfflineWorker(log=tmp_path / "log")) as worker:
+        told = {name: str(folder) for name, folder in folders.items()}
+        answer = worker.answer({**place.base("bf16"), **asked, "adapters": told, "adapter_names": ["", *folders]})
+    assert answer["tokens"] == 12

@@ -72,4 +72,4 @@ def test_a_default_is_the_one_that_the_parser_fills_in(path: str) -> None:
 
 def test_every_literal_default_is_compared() -> None:
     literal = {path for path, default in ROWS.items() if re.fullmatch("`[^` ]+`", default)}
-    assert literal - DEFAULTS.keys() == {"spec.model.revision", "spec.servedNames", "spec.scaling.replicas"}
+    assert literal - DEFAULTS.keys() == {"spec.model.revision", "spec.adapters[].revision", "spec.servedNames", "spec.scaling.replicas"}

@@ -1,5 +1,6 @@
 """How weights come into a worker's pod, for each kind of source."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from cases import SETTINGS, TINY, inference_model
 
 from pagoda_operator.manifests import model_objects
 from pagoda_operator.spec import parse
+from pagoda_operator.weights import Weights, weights_of
 
 RESOURCES = {"gpus": 1, "cpu": "4", "memory": "16Gi"}
 FULL = {
@@ -146,3 +148,42 @@ def test_the_made_claim_is_what_the_manifest_says_and_goes_with_the_model() -> N
     (claim,) = (one for one in made(FULL | {"cache": {"size": "5Gi", "storageClass": "fast"}}) if one["kind"] == "PersistentVolumeClaim")
     assert claim["spec"] == {"accessModes": ["ReadWriteMany"], "storageClassName": "fast", "resources": {"requests": {"storage": "5Gi"}}}
     assert [owner["name"] for owner in claim["metadata"]["ownerReferences"]] == ["chat"]
+
+
+ADAPTED = [
+    {"name": "sql", "source": "hf://org/sql", "revision": "v2"},
+    {"name": "sum", "source": "pvc://claim/sum/v1"},
+    {"name": "more", "source": "pvc://claim/more"},
+    {"name": "local", "source": "file:///srv/local"},
+]
+
+
+def adapted_weights(source: str, **model: Any) -> Weights:
+    return weights_of(parse(inference_model("chat", {"model": {"source": source, **model}, "adapters": ADAPTED})))
+
+
+def test_adapters_of_a_hub_go_into_the_models_cache_and_folders_are_mounted_once() -> None:
+    weights = adapted_weights("hf://org/base", cache={"size": "10Gi"})
+    told = {each["name"]: each["source"] for each in json.loads(weights.env["PAGODA_ADAPTERS"])}
+    assert told == {
+        "sql": "hf://org/sql",
+        "sum": "file:///adapter-claims/claim/sum/v1",
+        "more": "file:///adapter-claims/claim/more",
+        "local": "file:///srv/local",
+    }
+    assert (weights.fetch, weights.env["PAGODA_MODEL_CACHE"]) == (True, "/models")
+    assert [mount["mountPath"] for mount in weights.mounts] == ["/models", "/adapter-claims/claim", "/srv/local"]
+    assert len({volume["name"] for volume in weights.volumes}) == 3
+
+
+def test_a_model_that_is_not_fetched_gets_a_fetch_step_for_its_adapters() -> None:
+    weights = adapted_weights("builtin://tiny")
+    assert (weights.source, weights.fetch, weights.env["PAGODA_MODEL_CACHE"]) == ("builtin://tiny", True, "/adapters")
+    assert {"name": "adapters", "emptyDir": {}} in weights.volumes
+
+
+def test_changed_adapters_are_another_template_and_none_leave_it_as_it_was() -> None:
+    model = {"source": "builtin://tiny"}
+    plain, none = (weights_of(parse(inference_model("chat", {"model": model, **more}))) for more in ({}, {"adapters": []}))
+    assert plain == none
+    assert "PAGODA_ADAPTERS" not in plain.env

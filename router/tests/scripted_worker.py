@@ -63,6 +63,12 @@ class ScriptedWorker(WorkerServicer):
         """Of a session, after Hello: a batch is one."""
         self.refuses_cache_events = False
         self.grants = True
+        self.adapters: dict[str, tuple[str, bool]] = {}
+        """Version, and whether it is in a slot of the device, by name."""
+        self.life = self.name
+        self.adapter_problem = ""
+        self.adapter_calls: list[tuple[str, str, str]] = []
+        """What was asked, the name, the source."""
         self.clock_ahead_us = 0
         """As of another host."""
         self._server: grpc.aio.Server | None = None
@@ -131,6 +137,29 @@ class ScriptedWorker(WorkerServicer):
         for start in range(0, len(content), CHUNK_BYTES):
             yield wire.ArtifactChunk(data=content[start : start + CHUNK_BYTES])
 
+    async def LoadAdapter(self, request: Any, context: Any) -> Any:
+        self.adapter_calls.append(("load", request.adapter, request.source))
+        if self.adapter_problem:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.adapter_problem)
+        self.tell_adapters({**self.adapters, request.adapter: (f"of-{request.source}", False)})
+        return wire.LoadAdapterResponse(rank=8, size_bytes=1000, version=f"of-{request.source}")
+
+    async def UnloadAdapter(self, request: Any, context: Any) -> Any:
+        self.adapter_calls.append(("unload", request.adapter, ""))
+        self.tell_adapters({name: facts for name, facts in self.adapters.items() if name != request.adapter})
+        return wire.UnloadAdapterResponse()
+
+    def tell_adapters(self, adapters: dict[str, tuple[str, bool]]) -> None:
+        self.adapters = adapters
+        self._frame(adapters=self._adapters_state())
+
+    def _adapters_state(self) -> Any:
+        facts = [
+            wire.AdapterFacts(name=name, version=version, source=f"file:///{name}", rank=8, size_bytes=1000, resident=resident)
+            for name, (version, resident) in self.adapters.items()
+        ]
+        return wire.AdaptersState(adapters=facts)
+
     async def Session(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         hello = (await anext(aiter(requests))).hello
         self.hellos.put_nowait(hello)
@@ -144,7 +173,12 @@ class ScriptedWorker(WorkerServicer):
         self._sequences.clear()
         self._returned = self._grant_seq = 0
         welcome = wire.Welcome(
-            epoch=self.epoch, worker_id=self.name, state=self.state, grants=self._grant(), takes_batches=self.takes_batches
+            epoch=self.epoch,
+            worker_id=self.life,
+            state=self.state,
+            grants=self._grant(),
+            takes_batches=self.takes_batches,
+            adapters=self._adapters_state(),
         )
         yield wire.FromWorker(welcome=welcome)
         reading = asyncio.create_task(self._read(requests))

@@ -8,11 +8,15 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine_process import EngineLike, LoadingNews, run_process
-from pagoda_worker.errors import CannotSleep, ModelError, RequestRefused
+from pagoda_worker.errors import AdapterError, CannotSleep, ModelError, RequestRefused
 from pagoda_worker.request import (
+    AdapterFacts,
+    AdaptersState,
     EngineState,
     Finish,
     FinishReason,
@@ -56,8 +60,48 @@ FACTS = ModelFacts(
     load_s=0.25,
     awake_bytes=8 << 20,
     structured_output=True,
+    adapter_slots=4,
     kernels="scripted",
 )
+
+
+@dataclass(frozen=True)
+class AdapterLoad:
+    name: str
+    facts: AdapterFacts | None
+    problem: str = ""
+
+
+class ScriptedAdapters:
+    """Reads a folder by its name: one that ends in `bad` is refused, any other is there at the next look."""
+
+    opened = True
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, AdapterFacts] = {}
+        self._asked: list[tuple[str, Path]] = []
+
+    @property
+    def reading(self) -> bool:
+        return bool(self._asked)
+
+    def begin(self, name: str, folder: Path) -> None:
+        self._asked.append((name, folder))
+
+    def poll(self) -> list[AdapterLoad]:
+        asked, self._asked = self._asked, []
+        return [self._read(name, folder) for name, folder in asked]
+
+    def _read(self, name: str, folder: Path) -> AdapterLoad:
+        if folder.name.endswith("bad"):
+            return AdapterLoad(name, None, f"{folder} is no adapter")
+        self.loaded[name] = AdapterFacts(name, f"of-{folder.name}", str(folder), 8, 1000)
+        return AdapterLoad(name, self.loaded[name])
+
+    def unload(self, name: str) -> None:
+        if name not in self.loaded:
+            raise AdapterError(f"there is no adapter {name!r} to unload")
+        del self.loaded[name]
 
 
 class ScriptedEngine:
@@ -74,6 +118,10 @@ class ScriptedEngine:
         self._emitted: dict[tuple[str, int], int] = {}
         self._cancelled: list[tuple[str, int]] = []
         self._abandoned: list[tuple[tuple[str, int], str]] = []
+        self.adapters = ScriptedAdapters()
+        for name, folder in config.adapters.items():
+            self.adapters.begin(name, folder)
+            self.adapters.poll()
         self._cannot_wake = config.seed == 16
         self.sleep_level = 2 if config.load == "lazy" else 0
         self._steps = 0
@@ -141,6 +189,9 @@ class ScriptedEngine:
             decode_step_ms=2.0,
             sleep_level=self.sleep_level,
         )
+
+    def adapters_state(self) -> AdaptersState:
+        return AdaptersState(list(self.adapters.loaded.values()), [])
 
     def sleep(self, level: int) -> int:
         if level > 2:

@@ -266,7 +266,7 @@ def test_after_abandoning_the_engine_is_clean(engine: Engine):
     [
         ({"prompt_ids": []}, "prompt_ids", "prompt_ids is empty; a prompt needs at least one token"),
         ({"prompt_ids": [3, VOCAB]}, "prompt_ids", f"holding token {VOCAB}; this model has ids 0 to {VOCAB - 1}"),
-        ({"adapter": "sql"}, "adapter", "adapter is 'sql'; this engine computes the base model alone"),
+        ({"adapter": "sql"}, "adapter", "there is no adapter 'sql'; there is: none"),
         ({"stop_token_ids": [-1]}, "stop_token_ids", "this model has ids"),
         ({"n": 0}, "n", "n is 0; it must be 1 to 128"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens is 0; it must be at least 1"),

@@ -27,7 +27,7 @@ from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill
 from pagoda_worker.gpu_check.run import Parts
 from pagoda_worker.gpu_check.shapes import LLAMA_8B, QWEN3_06B, TINY, Shape
 from pagoda_worker.gpu_check.speed import FULL, SMALL, Figure, NotMeasured, TimedModel
-from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit
+from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit, quantized
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.models.registry import footprint_of
 from pagoda_worker.request import Finish, FinishReason, Timings, TokenLogprobs, Usage
@@ -104,7 +104,8 @@ def test_every_speed_stands_beside_its_roofline(dry_run: tuple[str, dict[str, An
     speeds = [row for row in result["rows"] if row["unit"] == "tokens/s"]
     ours, limits = ([row["case"] for row in speeds if row["system"] == system] for system in ("pagoda", "roofline"))
     assert ours == limits
-    assert len(ours) == len(SMALL.batches) + 2 + 3, "and three of other ways to run decode steps"
+    assert len(ours) == len(SMALL.batches) + 2 + 4, "and four of other ways to run decode steps"
+    assert ours[-4] == "tiny int8 decode b=2 ctx=48"
     assert ours[-2:] == ["tiny without graphs decode b=2 ctx=48", "tiny KV int8 decode b=2 ctx=48"]
     assert printed.count("reached") == len(ours)
 
@@ -114,9 +115,9 @@ def test_products_of_every_form_stand_beside_torchs_bf16(dry_run: tuple[str, dic
     rows = [row for row in result["rows"] if row["case"].startswith("products of a layer of tiny")]
     metrics = ("layer_us", "weights_read", "operations", "of_roofline", "over_bf16")
     forms = [each.name for each in (*CONTENDERS, MANY_ROWS)]
-    assert [(row["system"], row["metric"]) for row in rows if "8 rows" in row["case"]] == list(product(forms, metrics))
+    assert [(row["system"], row["metric"]) for row in rows] == list(product(forms, metrics))
     assert all(row["value"] > 0 for row in rows)
-    assert printed.count("x bf16") == len(forms) * 2
+    assert printed.count("x bf16") == len(forms)
 
 
 # ---------------------------------------------------------------- where nothing can be checked
@@ -206,6 +207,15 @@ def test_the_decode_roofline_is_the_one_reckoned_by_hand(shape: Shape, batch: in
     assert batch / step_s == pytest.approx(tokens_per_s, rel=0.03)
 
 
+def test_a_step_on_quantized_weights_reads_fewer_bytes_of_them():
+    plain, int8, int4 = (
+        decode_step_s(LLAMA_8B, SPEED, batch=1, context_tokens=0, quantization=form)
+        for form in ("none", "int8", "int4")  # type: ignore[arg-type]
+    )
+    assert plain / int8 == pytest.approx(2)
+    assert 3.5 < plain / int4 < 4, "its head has eight bits"
+
+
 def test_shapes_have_the_parameters_of_the_models_they_are_named_after():
     assert LLAMA_8B.matmul_parameters == pytest.approx(7.5e9, rel=0.01)
     assert QWEN3_06B.matmul_parameters == pytest.approx(0.596e9, rel=0.01)
@@ -269,6 +279,20 @@ def completion(*tokens: int, top: list[int]) -> Completion:
 )
 def test_bf16_is_close_when_each_choice_is_likely_to_the_other(ours: Completion, theirs: Completion, close: bool):
     assert close_to(ours, theirs) is close
+
+
+def test_wrong_weights_are_noticed(trial: Trial, monkeypatch: pytest.MonkeyPatch):
+    assert quantized(trial).met
+    build = Trial.engine
+
+    def engine(self: Trial, **settings: Any) -> Engine:
+        wrong = {"int8": "int4"} if "attention" not in settings else {}
+        return build(self, **{**settings, "quantization": wrong.get(settings["quantization"], settings["quantization"])})
+
+    monkeypatch.setattr(Trial, "engine", engine)
+    check = quantized(trial)
+    assert not check.met
+    assert check.detail.startswith("int8: ")
 
 
 @pytest.mark.parametrize("broken", [float("nan"), 1.1])

@@ -83,6 +83,7 @@ def test_every_series_is_there_before_the_first_request_and_requests_add_none():
     assert series - set(before_an_engine) == {
         "vllm:cache_config_info{block_size=16,num_gpu_blocks=1024}",
         "pagoda_kernels_info{kernels=scripted}",
+        "vllm:lora_requests_info{max_lora=4,running_lora_adapters=,waiting_lora_adapters=}",
         "pagoda_measured_prefill_tokens_per_second",
         "pagoda_measured_decode_tokens_per_second",
     }

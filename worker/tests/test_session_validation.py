@@ -86,9 +86,6 @@ INVALID = [
     ({"embedding": True, "resume_ids": [1]}, "resume_ids", "an embedding has no output"),
     ({"embedding": True, **structured(json_object=True)}, "structured", "an embedding has no output"),
 ]
-RESERVED = [
-    ({"adapter": "sql"}, "adapter"),
-]
 
 
 @pytest.mark.parametrize(("fields", "param", "message"), INVALID, ids=lambda value: value if isinstance(value, str) else "")
@@ -98,13 +95,6 @@ def test_an_impossible_field_is_refused_by_name(fields: dict[str, Any], param: s
     assert type(refusal.value) is RequestRefused
     assert refusal.value.param == param
     assert message in str(refusal.value)
-
-
-@pytest.mark.parametrize(("fields", "param"), RESERVED, ids=[param for _, param in RESERVED])
-def test_a_reserved_field_is_never_silently_ignored(fields: dict[str, Any], param: str):
-    with pytest.raises(NotImplementedYet) as refusal:
-        to_request(submit(**fields), "1:1", FACTS)
-    assert refusal.value.param == param
 
 
 def test_a_field_of_a_newer_protocol_is_not_ignored_either():

@@ -100,7 +100,7 @@ WRONG = [
     ({"PAGODA_BIND_HOST": "0.0.0.0"}, "PAGODA_BIND_HOST 0.0.0.0 is reachable from other machines: set PAGODA_SESSION_TOKEN"),
     ({"PAGODA_ENGINE": "{"}, "PAGODA_ENGINE is not JSON"),
     ({"PAGODA_ENGINE": "[]"}, "PAGODA_ENGINE must be a JSON object"),
-    (engine(maxModelLength=1), "PAGODA_ENGINE.maxModelLength is not a field this engine knows; it knows attention, backend"),
+    (engine(maxModelLength=1), "PAGODA_ENGINE.maxModelLength is not a field this engine knows; it knows adapters, attention, backend"),
     (engine(maxModelLen="2048"), 'PAGODA_ENGINE.maxModelLen is "2048"; it must be a whole number'),
     (engine(maxRunning=True), "PAGODA_ENGINE.maxRunning is true; it must be a whole number"),
     (engine(prefixCaching=1), "PAGODA_ENGINE.prefixCaching is 1; it must be true or false"),

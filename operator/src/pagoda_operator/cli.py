@@ -24,6 +24,7 @@ from pagoda_operator.local.version import distribution_version
 from pagoda_operator.terminal import doctor as examination
 from pagoda_operator.terminal import logs as logging_files
 from pagoda_operator.terminal import tables
+from pagoda_operator.terminal.adapters import adapters
 from pagoda_operator.terminal.errors import CommandError
 from pagoda_operator.terminal.extensions import add_extensions
 from pagoda_operator.terminal.keys import keys
@@ -36,6 +37,7 @@ app = typer.Typer(
     name="pagoda", help="Serve language models on this machine.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 app.add_typer(keys)
+app.add_typer(adapters)
 app.command()(usage)
 EVENTS_SHOWN = 40
 """A first start alone plans some twenty objects."""

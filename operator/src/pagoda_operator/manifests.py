@@ -74,7 +74,7 @@ def model_objects(model: InferenceModel, settings: Settings) -> list[Object]:
     documents = [document for variant in model.variants for document in _variant_objects(model, variant, settings)]
     labels = common_labels(model.name, "worker", settings.version) | {LABEL_MODEL: model.name}
     source = model.spec.model
-    if source.fetched:
+    if source.fetched or any(adapter.scheme == "hf" for adapter in model.spec.adapters):
         policy = fetch_policy(model.name, source)
         documents.append(_object("NetworkPolicy", model.namespace, f"{model.name}-fetch-egress", labels, spec=policy))
     if source.cache is not None and source.cache.size_bytes is not None:

@@ -172,7 +172,8 @@ def _shared(namespace: str, claims: Claims, live: Objects, mine: Objects, settin
 
 
 def _own(model: InferenceModel, live: Objects, mine: Objects, settings: Settings) -> tuple[_Changes, dict[str, Conflict]]:
-    if model.spec.model.scheme == "file" and not settings.host_paths:
+    folders = [model.spec.model.scheme, *(adapter.scheme for adapter in model.spec.adapters)]
+    if "file" in folders and not settings.host_paths:
         message = (
             "the operator does not mount folders of nodes: put the weights on a PersistentVolumeClaim and write pvc://CLAIM/FOLDER, "
             "or install the operator with hostPaths enabled"

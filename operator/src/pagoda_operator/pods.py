@@ -171,6 +171,9 @@ def engine_settings(engine: Engine) -> Object:
         settings["kvCache"]["swap"] = engine.kv_cache.swap_bytes
     if engine.kv_cache.host_tier_bytes:
         settings["kvCache"]["hostTier"] = engine.kv_cache.host_tier_bytes
+    room = {"slots": engine.adapter_slots, "maxRank": engine.max_adapter_rank}
+    if given := {name: value for name, value in room.items() if value is not None}:
+        settings["adapters"] = given
     if engine.batch_invariant:
         settings["batchInvariant"] = True
     if engine.compile:

@@ -8,6 +8,7 @@ row in docs/manifest.md.
 from collections.abc import Mapping
 from typing import Any
 
+from pagoda_operator.adapter_rules import ADAPTER_FIELDS, ADAPTER_ROOM, ADAPTER_RULES
 from pagoda_operator.backend_rules import BACKEND_FIELDS, BACKEND_RULES
 from pagoda_operator.predicates import Field, Rule, at_least, between, lasts, matches, merged, one_of, share_between, unique
 from pagoda_operator.source_rules import MODEL_FIELDS
@@ -75,6 +76,7 @@ _ENGINE: Mapping[str, Field] = {
     "spec.engine.quantization": Field(
         "string", (Rule(one_of("none", "int8", "int4", "fp8"), "write none, int8, int4 or fp8"),), max_size=32
     ),
+    **ADAPTER_ROOM,
     "spec.engine.speculative": Field(
         "object",
         (Rule(lambda given: (given.get("method") == "draft") == ("draft" in given), "write draft, a source, beside method: draft only"),),
@@ -261,10 +263,12 @@ FIELDS: Mapping[str, Field] = {
                 "processes has one GPU",
             ),
             *BACKEND_RULES,
+            *ADAPTER_RULES,
         ),
         required=True,
     ),
     **MODEL_FIELDS,
+    **ADAPTER_FIELDS,
     **_NAMES,
     **_ENGINE,
     **_RESOURCES,
@@ -298,7 +302,6 @@ FIELDS: Mapping[str, Field] = {
 """By path; [] stands for each item of a list. An object's rules are tried only when its own fields have the right types."""
 
 _NOT_YET = {
-    "spec.adapters",
     "spec.routing.classes",
 }
 NOT_YET = frozenset(_NOT_YET | {f"{VARIANT}{path.removeprefix(SPEC)}" for path in _NOT_YET if path.startswith("spec.engine.")})

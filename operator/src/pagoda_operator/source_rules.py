@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pagoda_operator.predicates import Field, Rule, at_least, matches, one_of, only_with
 
 _SECRET = Rule(matches("[a-z0-9]([-a-z0-9.]*[a-z0-9])?"), "write the name of a Secret of this namespace")
-_CLAIM = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+CLAIM = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 _SCHEMES = "write builtin://NAME, hf://ORG/NAME, s3://BUCKET/PREFIX, pvc://CLAIM/FOLDER or file:///FOLDER"
 
 MODEL_FIELDS: Mapping[str, Field] = {
@@ -27,7 +27,7 @@ MODEL_FIELDS: Mapping[str, Field] = {
                 matches(
                     "builtin://[a-z0-9-]+|hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
                     "|s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)+/?"
-                    f"|pvc://{_CLAIM}(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?|file://.+"
+                    f"|pvc://{CLAIM}(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?|file://.+"
                 ),
                 _SCHEMES,
             ),
@@ -78,11 +78,11 @@ MODEL_FIELDS: Mapping[str, Field] = {
     ),
     "spec.model.cache.claim": Field(
         "string",
-        (Rule(matches(_CLAIM), "write the name of a PersistentVolumeClaim of this namespace"),),
+        (Rule(matches(CLAIM), "write the name of a PersistentVolumeClaim of this namespace"),),
         max_size=253,
     ),
     "spec.model.cache.size": Field("quantity", (Rule(at_least("1Mi"), "write at least 1Mi, with a unit, such as 50Gi"),), max_size=32),
-    "spec.model.cache.storageClass": Field("string", (Rule(matches(_CLAIM), "write the name of a StorageClass"),), max_size=253),
+    "spec.model.cache.storageClass": Field("string", (Rule(matches(CLAIM), "write the name of a StorageClass"),), max_size=253),
     "spec.model.cache.accessMode": Field(
         "string",
         (Rule(one_of("ReadWriteMany", "ReadWriteOnce"), "write ReadWriteMany, or ReadWriteOnce when all workers run on one node"),),

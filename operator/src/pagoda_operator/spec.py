@@ -43,6 +43,25 @@ class Speculative:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """A LoRA adapter of the model."""
+
+    name: str
+    source: str
+    revision: str | None = None
+    """Of a hub's repository. None: main."""
+
+    @property
+    def scheme(self) -> str:
+        """hf | pvc | file"""
+        return self.source.partition("://")[0]
+
+    @property
+    def location(self) -> str:
+        return self.source.partition("://")[2]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
     backend: str = "pagoda"
     """pagoda | vllm | tgi | tensorrt-llm: whose server the workers are."""
@@ -71,6 +90,10 @@ class Engine:
     """int8, int4, fp8: weights are rounded to it while they are loaded."""
     speculative: Speculative = field(default_factory=Speculative)
     kv_cache: KvCache = field(default_factory=KvCache)
+    adapter_slots: int | None = None
+    """Adapters that may run at once. None: what suits the device (the worker knows)."""
+    max_adapter_rank: int | None = None
+    """None: 64."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,6 +241,7 @@ class Spec:
     routing: Routing
     variants: tuple[Variant, ...]
     """Never empty: `default` with weight 100 when the manifest gives none."""
+    adapters: tuple[Adapter, ...] = ()
     slo: Slo | None = None
     """None: nothing is promised, and nothing alerts."""
     cost: Cost | None = None
@@ -288,6 +312,7 @@ def _spec(name: str, spec: Mapping[str, Any]) -> Spec:
         rollout=Rollout(**_given(spec.get("rollout", {}), strategy="strategy")),
         routing=_routing(spec.get("routing", {})),
         variants=tuple(_variant(spec, written) for written in spec.get("variants") or [{"name": "default"}]),
+        adapters=tuple(Adapter(**_given(one, name="name", source="source", revision="revision")) for one in spec.get("adapters", ())),
         slo=slo(spec["slo"]) if "slo" in spec else None,
         cost=cost(spec["cost"]) if "cost" in spec else None,
     )
@@ -355,6 +380,7 @@ def _engine(engine: Mapping[str, Any]) -> Engine:
         args=tuple(engine.get("args", ())),
         speculative=Speculative(**_given(engine.get("speculative", {}), method="method", tokens="tokens", draft="draft")),
         kv_cache=_kv_cache(engine.get("kvCache", {})),
+        **_given(engine.get("adapters", {}), adapter_slots="slots", max_adapter_rank="maxRank"),
     )
 
 

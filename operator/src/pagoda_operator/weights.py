@@ -6,6 +6,8 @@ pvc://      the claim, read-only at /models/pvc
 hf:// s3:// fetched into /models: the cache's claim, or a folder that ends with the pod
 """
 
+import hashlib
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +15,9 @@ from pagoda_operator.spec import InferenceModel, Speculative
 
 MODELS_FOLDER = "/models"
 CLAIM_FOLDER = "/models/pvc"
+ADAPTERS_FOLDER = "/adapters"
+"""Where adapters are fetched to when the model itself is not fetched: not below /models, where a claim may be mounted."""
+ADAPTER_CLAIMS = "/adapter-claims"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True, "AWS_REGION": True}
 """Keys of the credentials Secret, and whether each may be absent. Named one by one: no other key of the Secret becomes a variable."""
 
@@ -38,6 +43,49 @@ def cache_name(model_name: str) -> str:
 
 
 def weights_of(model: InferenceModel) -> Weights:
+    """Of the model and of its adapters."""
+    return with_adapters(_of_model(model), model)
+
+
+def with_adapters(weights: Weights, model: InferenceModel) -> Weights:
+    """hf:// is fetched by the same step into the model's cache, or, when the model needs none, into a folder that ends with the pod.
+    Folders of claims and of the node are mounted beside the model's."""
+    if not model.spec.adapters:
+        return weights
+    env, volumes, mounts = dict(weights.env), list(weights.volumes), list(weights.mounts)
+    told, fetches = [], weights.fetch
+    for adapter in model.spec.adapters:
+        source = adapter.source
+        if adapter.scheme == "hf" and "PAGODA_MODEL_CACHE" not in env:
+            fetches, env["PAGODA_MODEL_CACHE"] = True, ADAPTERS_FOLDER
+            volumes.append({"name": "adapters", "emptyDir": {}})
+            mounts.append(_read_only("adapters", ADAPTERS_FOLDER))
+        elif adapter.scheme == "pvc":
+            claim, _, folder = adapter.location.partition("/")
+            path = f"{ADAPTER_CLAIMS}/{claim}"
+            source = f"file://{path}/{folder}".rstrip("/")
+            _add_once(volumes, {"name": _volume_name(path), "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+            _add_once(mounts, _read_only(_volume_name(path), path))
+        elif adapter.scheme == "file":
+            path = adapter.location.rstrip("/")
+            _add_once(volumes, {"name": _volume_name(path), "hostPath": {"path": path, "type": "Directory"}})
+            _add_once(mounts, _read_only(_volume_name(path), path))
+        told.append({"name": adapter.name, "source": source} | ({"revision": adapter.revision} if adapter.revision else {}))
+    env["PAGODA_ADAPTERS"] = json.dumps(told, separators=(",", ":"))
+    return replace(weights, env=env, volumes=volumes, mounts=mounts, fetch=fetches)
+
+
+def _add_once(documents: list[Object], document: Object) -> None:
+    if document not in documents:
+        documents.append(document)
+
+
+def _volume_name(path: str) -> str:
+    """A folder's own, whatever it is called."""
+    return f"adapter-{hashlib.sha256(path.encode()).hexdigest()[:10]}"
+
+
+def _of_model(model: InferenceModel) -> Weights:
     source = model.spec.model
     match source.scheme:
         case "hf" | "s3":

@@ -17,6 +17,7 @@ import uvloop
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, disable_created_metrics
 
 from pagoda_router.admission.lane import QueueLimits
+from pagoda_router.backends.adapters import GrpcAdapterCalls
 from pagoda_router.backends.base import LinkListener, WorkerLink
 from pagoda_router.backends.openai_http import OpenAiLink
 from pagoda_router.backends.pagoda import PagodaLink
@@ -31,6 +32,7 @@ from pagoda_router.dispatch.stalls import StageTimeouts
 from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import ModelName
+from pagoda_router.http.adapters import AdapterAdmin
 from pagoda_router.http.admin import admin_routes
 from pagoda_router.http.app import create_app
 from pagoda_router.http.internal import Probes, first_of, fleet_report, internal_app, routes
@@ -113,7 +115,9 @@ async def serve(
     discovery = await _discover(settings, fleet.apply)
     probes = Probes(fleet, lambda: fleet.is_loaded)
     probe_routes = routes(probes, registry)
+    adapters = AdapterAdmin(fleet, GrpcAdapterCalls(settings.session_token))
     app = create_app(
+        adapters=adapters,
         dispatcher=dispatcher,
         catalog=fleet,
         settings=SurfaceSettings(max_body_bytes=settings.max_body_bytes, cors_origins=settings.cors_origins),
@@ -138,6 +142,7 @@ async def serve(
     stopping = _on_signals(listeners)
     watching = asyncio.create_task(discovery.run, name="discovery")
     refreshing = [asyncio.create_task(keyring.run(), name="keys"), asyncio.create_task(ledger.run(), name="usage")]
+    refreshing.append(asyncio.create_task(adapters.run(), name="adapters"))
     listeners.start()
     log.info("listening http=%s internal=%s fleet=%s", address(public), address(internal), discovery.where)
     if keyring.is_open:

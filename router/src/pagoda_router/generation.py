@@ -89,6 +89,8 @@ class Generation:
     request_id: str
     model: ModelName
     prompt_ids: Sequence[int]
+    adapter: str = ""
+    """Of the model; empty: the model alone."""
     max_tokens: int
     """Output tokens per sequence; already capped by the model's context."""
     explicit_max_tokens: bool
@@ -285,6 +287,12 @@ class CatalogEntry:
     """Of the model that answers when this one cannot. None: none."""
     fallback_after_s: float = 0.0
     """How long a request waits for a worker of this one to come, when the other has one."""
+    adapter: str = ""
+    """It is one of `model`'s adapters. Empty: the model itself."""
+    parent: ServedName | None = None
+    """Of an adapter: its model's name."""
+    root: str = ""
+    """Of an adapter: where it comes from."""
 
 
 class Catalog(Protocol):

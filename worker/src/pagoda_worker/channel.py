@@ -8,7 +8,7 @@ import msgspec
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.framing import LENGTH as LENGTH
 from pagoda_worker.framing import decode_path, frame
-from pagoda_worker.request import EngineState, ModelFacts, Request, StepOutput
+from pagoda_worker.request import AdapterFacts, AdaptersState, EngineState, ModelFacts, Request, StepOutput
 
 HEARTBEAT_S = 0.5
 """An idle engine says so this often; silence is how the front notices a hang."""
@@ -41,7 +41,20 @@ class Wake(msgspec.Struct, tag=5, array_like=True):
     """Answered by Woke. A request that finds the engine asleep does the same."""
 
 
-Down = Start | Submitted | Cancelled | Sleep | Wake
+class LoadAdapter(msgspec.Struct, tag=6, array_like=True):
+    """Read beside the steps; answered by AdapterDone. Another version of one that is there replaces it for new requests."""
+
+    name: str
+    folder: str
+
+
+class UnloadAdapter(msgspec.Struct, tag=7, array_like=True):
+    """Answered by AdapterDone at once; sequences that have it keep it to their end."""
+
+    name: str
+
+
+Down = Start | Submitted | Cancelled | Sleep | Wake | LoadAdapter | UnloadAdapter
 
 # ---- up
 
@@ -58,6 +71,7 @@ class Loading(msgspec.Struct, tag=1, array_like=True):
 class Ready(msgspec.Struct, tag=2, array_like=True):
     facts: ModelFacts
     state: EngineState
+    adapters: AdaptersState | None = None
 
 
 class Stepped(msgspec.Struct, tag=3, array_like=True):
@@ -107,7 +121,18 @@ class Woke(msgspec.Struct, tag=8, array_like=True):
     """Why it still sleeps, one sentence."""
 
 
-Up = Loading | Ready | Stepped | Idle | Rejected | Unusable | Slept | Woke
+class AdapterDone(msgspec.Struct, tag=9, array_like=True):
+    """Of the adapter that was named, in the order of the questions about it."""
+
+    name: str
+    state: AdaptersState
+    facts: AdapterFacts | None = None
+    """Of one that was loaded."""
+    problem: str = ""
+    """Why it could not, one sentence; everything is as it was."""
+
+
+Up = Loading | Ready | Stepped | Idle | Rejected | Unusable | Slept | Woke | AdapterDone
 
 
 decode_down = msgspec.msgpack.Decoder[Down](Down, dec_hook=decode_path).decode

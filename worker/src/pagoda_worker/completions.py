@@ -3,9 +3,10 @@
 Owns what was gathered so far. Called by `Engine.generate`; knows no engine.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from pagoda_worker.request import Finish, SequenceUpdate, TokenLogprobs
+from pagoda_worker.request import Finish, Request, SequenceUpdate, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +27,13 @@ class Completions:
         self._updates: dict[tuple[int, int], list[SequenceUpdate]] = {}
 
     @staticmethod
-    def request_id(prompt: int) -> str:
-        return f"offline-{prompt}"
+    def requests(usual: Request, prompts: Sequence[Sequence[int]], adapters: Sequence[str] = ()) -> list[Request]:
+        """One for each prompt, as `usual` is otherwise. `adapters`: their names, or none at all."""
+        names = adapters or [""] * len(prompts)
+        return [
+            replace(usual, request_id=f"offline-{i}", prompt_ids=list(prompt), adapter=name)
+            for i, (prompt, name) in enumerate(zip(prompts, names, strict=True))
+        ]
 
     def add(self, update: SequenceUpdate) -> None:
         key = int(update.request_id.removeprefix("offline-")), update.sequence

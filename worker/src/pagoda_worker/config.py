@@ -1,6 +1,6 @@
 """The engine's settings, parsed once and frozen. Knows no torch; values learned at run time (block count, eos ids) live elsewhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -85,6 +85,13 @@ class EngineConfig:
     """Give blocks as a sequence grows. False: each gets max_model_len tokens of KV cache when it begins, as contiguous caches must."""
     kv_cache: bool = True
     """Keep keys and values between steps. False: every step computes every running sequence anew from its first token."""
+    adapter_slots: int | None = None
+    """LoRA adapters that may run at once, each with room of its own on the device; more can be loaded and take turns. 0: none can be
+    loaded. None: 16 on a CPU, where room is only taken when it is used; on CUDA 8 when adapters are declared, else 0. With compile, 0."""
+    max_adapter_rank: int = 64
+    """The largest rank of an adapter. Each slot on the device has room for it."""
+    adapters: dict[str, Path] = field(default_factory=dict)
+    """Name → PEFT folder of those that are there from the start."""
     attention: Attention = "auto"
     """auto: triton on CUDA, native on a CPU that has it, else sdpa. flash: torch's FlashAttention for prompts, on CUDA. eager is the
     readable reference."""

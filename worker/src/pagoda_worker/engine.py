@@ -21,12 +21,13 @@ from pagoda_worker.errors import CannotSleep
 from pagoda_worker.execution.launching import Flight, launch
 from pagoda_worker.execution.ranks import Ranks
 from pagoda_worker.execution.starting import RunnerStart
+from pagoda_worker.loading.adapters import AdapterDirectory, open_for
 from pagoda_worker.loading.loader import News, kernels_in_use
 from pagoda_worker.loading.self_test import Measured, measure
 from pagoda_worker.loading.sleep import Weights
 from pagoda_worker.loading.warm import warm
 from pagoda_worker.models.base import Model
-from pagoda_worker.request import EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
+from pagoda_worker.request import AdaptersState, EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
 from pagoda_worker.request_check import check_request
 from pagoda_worker.sampling.constraints import Constraints
 from pagoda_worker.sampling.structured import GrammarCompiler
@@ -62,6 +63,7 @@ class Engine:
         self._news = news
         self._clock = clock
         self._weights = Weights(loaded.model, loaded.read_model, loaded.device)
+        self._dtype, self._device = loaded.dtype, loaded.device
         self._seeds = random.Random(config.seed)
         self._limits = limits_of(config, loaded)
         self.scheduler = Scheduler(BlockPool(loaded.block_count, config.block_size), self._limits)
@@ -81,6 +83,8 @@ class Engine:
         self._flight: Flight | None = None
         """Launched and not settled; the scheduler's sequences count its tokens as pending."""
         self._rejections: list[Rejection] = []
+        self.adapters = AdapterDirectory()
+        """Its `load` takes one in between two steps."""
         self._async = plans_ahead(config, loaded.device)
         proposer = proposer_for(config, loaded)
         self.speculation = proposer and Speculation(proposer, tokens=config.draft_tokens, possible=self.constraints.longest_possible)
@@ -98,6 +102,8 @@ class Engine:
 
     def _begin_running(self, model: Model, began: float, weights_s: float) -> None:
         """Of weights that were just read: allocates the cache, and tells how fast that was and how fast the engine is."""
+        if self._limits.adapter_slots:
+            open_for(model, self.adapters, self._config, self._dtype, self._device)
         self.runner = self._start_runner(model)
         measured, warmed = Measured(), None
         if self._config.self_test:
@@ -124,8 +130,9 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queues; never blocks. Raises RequestRefused or ContextTooLong."""
         check_request(request, self.facts)
+        adapter = self.adapters.find(request.adapter)
         seed = request.sampling.seed if request.sampling.seed is not None else self._seeds.getrandbits(63)
-        family = self.scheduler.submit(request, now=self._clock(), seed=seed)
+        family = self.scheduler.submit(request, now=self._clock(), seed=seed, adapter=adapter)
         if request.constrained:
             self.constraints.begin(family)
 
@@ -164,11 +171,14 @@ class Engine:
             self.scheduler.residency.speeds = self._meter.speeds(self.runner.host.copy_bytes_per_s if self.runner.host else 0.0)
         rejections, self._rejections = self._rejections, []
         state, cache = self._state(ended), self.scheduler.blocks.take_changes()
-        return StepOutput(updates, state, flight.plan.sequences, flight.plan.tokens, int(took_s * 1e6), rejections, cache)
+        size, took_us, news = (flight.plan.sequences, flight.plan.tokens), int(took_s * 1e6), self.adapters.news(self.scheduler.adapters)
+        return StepOutput(updates, state, *size, took_us, rejections, cache, news)
 
     def _launch(self) -> Flight:
         began = self._clock()
         self._rejections += self._take_grammars()
+        for adapter in self.adapters.take_retired():
+            self.scheduler.adapters.forget(adapter)
         if self.speculation:
             self.speculation.propose(self.scheduler.running)
         plan = self.scheduler.schedule(began)  # which sequences, how many tokens each
@@ -236,8 +246,11 @@ class Engine:
         self._ranks.close()
 
     def _forget_cache(self) -> None:
+        if self.runner.adapters is not None:
+            self.runner.adapters.detach()
         del self.runner
         self.scheduler.residency.forget_prefixes()
+        self.scheduler.adapters.clear()
 
     # ------------------------------------------------------------ what is told
 
@@ -247,6 +260,9 @@ class Engine:
     def _state(self, now: float) -> EngineState:
         told = self._meter.state(self.scheduler, now, sleep_level=self.sleep_level)
         return self.speculation.told(told) if self.speculation else told
+
+    def adapters_state(self) -> AdaptersState:
+        return self.adapters.state(self.scheduler.adapters)
 
     def check_integrity(self) -> None:
         """Asserts that blocks, rows and sequences agree, and that everything is free when nothing runs."""
@@ -265,26 +281,26 @@ class Engine:
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
         top_logprobs: int | None = None,
+        adapters: Sequence[str] = (),
         on_update: Callable[[SequenceUpdate], None] | None = None,
         on_step: Callable[[EngineState], None] | None = None,
     ) -> list[Completion]:
-        """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence. `on_step` hears the
-        state after each step, before its updates."""
+        """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence. `adapters`: one name
+        for each prompt; none: the base model. `on_step` hears the state after each step, before its updates."""
         self.wake()
-        for i, prompt in enumerate(prompts):
-            self.submit(
-                Request(
-                    request_id=Completions.request_id(i),
-                    prompt_ids=list(prompt),
-                    sampling=sampling or Sampling(),
-                    n=n,
-                    max_tokens=max_tokens,
-                    min_tokens=min_tokens,
-                    stop_token_ids=list(stop_token_ids),
-                    ignore_eos=ignore_eos,
-                    top_logprobs=top_logprobs,
-                )
-            )
+        usual = Request(
+            request_id="",
+            prompt_ids=[],
+            sampling=sampling or Sampling(),
+            n=n,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            stop_token_ids=list(stop_token_ids),
+            ignore_eos=ignore_eos,
+            top_logprobs=top_logprobs,
+        )
+        for request in Completions.requests(usual, prompts, adapters):
+            self.submit(request)
         completions = Completions()
         while self.has_work:
             output = self.step()

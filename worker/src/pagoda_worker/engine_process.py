@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
+from pagoda_worker.adapter_desk import READING_S, AdapterDesk, HasAdapters
 from pagoda_worker.channel import (
     HEARTBEAT_S,
     LENGTH,
     Cancelled,
     Down,
     Idle,
+    LoadAdapter,
     Loading,
     Ready,
     Rejected,
@@ -31,6 +33,7 @@ from pagoda_worker.channel import (
     Start,
     Stepped,
     Submitted,
+    UnloadAdapter,
     Unusable,
     Up,
     Wake,
@@ -61,7 +64,7 @@ MAX_FAILED_STEPS = 3
 log = logging.getLogger("pagoda_worker.engine_process")  # __name__ is __main__ here
 
 
-class EngineLike(Protocol):
+class EngineLike(HasAdapters, Protocol):
     """What this process needs of pagoda_worker.engine.Engine; tests put a scripted one here."""
 
     @property
@@ -86,6 +89,7 @@ class EngineLoop:
         self._engine = engine
         self._inbox = inbox
         self._send = send
+        self._desk = AdapterDesk(engine, send)
         self._failed_steps = 0
         self._asked_level = 0
         """Of the sleep that was asked for and has not begun; 0: none."""
@@ -96,7 +100,9 @@ class EngineLoop:
 
     def turn(self) -> None:
         """One step with work, one heartbeat without."""
-        self._take_messages(wait_s=0.0 if self._engine.has_work else HEARTBEAT_S)
+        idle_s = READING_S if self._desk.reading else HEARTBEAT_S
+        self._take_messages(wait_s=0.0 if self._engine.has_work else idle_s)
+        self._desk.tell()
         if self._engine.has_work:
             self._step()
         elif self._asked_level:
@@ -122,6 +128,11 @@ class EngineLoop:
             self._asked_level = message.level  # once nothing is left to do: endings may have to be told first
         elif isinstance(message, Wake):
             self._wake()
+        elif isinstance(message, LoadAdapter):
+            problem = "" if self._desk.opened else self._wake()  # its shapes are checked against a model that was read
+            self._desk.load(message, problem)
+        elif isinstance(message, UnloadAdapter):
+            self._desk.unload(message)
 
     def _sleep(self) -> None:
         level, self._asked_level = self._asked_level, 0
@@ -241,7 +252,7 @@ def serve(connection: socket.socket, build: Build) -> int:
     log.info(loaded_line(start.config, engine.facts, time.monotonic() - began))
     if engine.facts.kernels:
         log.info("kernels: %s", engine.facts.kernels)
-    send(Ready(engine.facts, engine.idle_state()))
+    send(Ready(engine.facts, engine.idle_state(), engine.adapters_state() if engine.facts.adapter_slots else None))
     EngineLoop(engine, inbox, send).run()
     return 0
 

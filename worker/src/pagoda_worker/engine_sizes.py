@@ -22,6 +22,7 @@ def limits_of(config: EngineConfig, loaded: Loaded) -> SchedulerLimits:
         prefix_caching=config.prefix_caching,
         eos_token_ids=loaded.eos_token_ids,
         policy=policy_of(config),
+        adapter_slots=loaded.adapter_slots,
     )
 
 
@@ -33,6 +34,8 @@ def shape_of(config: EngineConfig, loaded: Loaded) -> RunnerShape:
         block_count=loaded.block_count,
         host_slots=loaded.host.swap_slots + loaded.host.tier_slots,
         eos_token_ids=loaded.eos_token_ids,
+        adapter_slots=loaded.adapter_slots,
+        max_adapter_rank=config.max_adapter_rank,
     )
 
 

@@ -13,7 +13,9 @@ WorkerError                each class has a `reason`: the word that /ready and t
 ├── RequestRefused         a request that can never run; the proto's Refused.INVALID, names the field
 │   ├── ContextTooLong     Refused.CONTEXT_TOO_LONG, carries both numbers
 │   ├── NotImplementedYet  Refused.UNIMPLEMENTED
+│   ├── AdapterNotFound    Refused.MODEL_NOT_FOUND: none of that name is loaded, or not any more
 │   └── WakeFailed         Refused.NOT_READY: it is not the request's fault
+├── AdapterError           an adapter that cannot be loaded or unloaded: names the file, the field or the tensor; all else goes on
 ├── CannotSleep            Sleep or Wake cannot be done; the worker goes on as it was
 └── EngineDied             the engine process is gone; its requests end with ENGINE_ERROR
 
@@ -96,6 +98,11 @@ class DiskFull(FetchError):
         return cls(f"{source} needs {gigabytes(needed_bytes)}, {folder} has {gigabytes(free_bytes)} free")
 
 
+class AdapterError(WorkerError):
+    reason = "ModelNotFound"
+    """Of a process whose settings declare it."""
+
+
 class RequestRefused(WorkerError):
     """`param` names the field of the request at fault, in the proto's spelling."""
 
@@ -109,6 +116,10 @@ class ContextTooLong(RequestRefused):
 
 
 class NotImplementedYet(RequestRefused):
+    pass
+
+
+class AdapterNotFound(RequestRefused):
     pass
 
 

@@ -68,8 +68,8 @@ class Request:
     top_logprobs: int | None = None
     """None: no logprobs. 0: the sampled token's. k: also the k most likely."""
     adapter: str = ""
-    """Whose keys and values these are, beside the model's own: prefixes of different adapters never meet. Empty: the base model, which is
-    all that an engine can compute today."""
+    """Name of a LoRA adapter that the engine has loaded: what it means when the request comes is what the whole answer is computed with,
+    and prefixes of different adapters never meet. Empty: the base model."""
     cache_salt: bytes = b""
     use_prefix_cache: bool = True
     """False: neither read nor fill the prefix cache."""
@@ -234,6 +234,28 @@ class CacheChanges:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """Of one adapter that the engine has loaded."""
+
+    name: str
+    version: str
+    """Of its content; hashes of its prefixes cover name@version."""
+    source: str
+    """The folder that it was read from."""
+    rank: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptersState:
+    """Told when it changed."""
+
+    loaded: list[AdapterFacts]
+    resident: list[str]
+    """Names of those whose newest version lies in a slot of the device."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     updates: list[SequenceUpdate]
     state: EngineState
@@ -245,6 +267,8 @@ class StepOutput:
     """From the start of planning until the sampled tokens were on the host."""
     rejections: list[Rejection] = field(default_factory=list)
     cache: CacheChanges | None = None
+    """None: nothing changed."""
+    adapters: AdaptersState | None = None
     """None: nothing changed."""
 
 
@@ -287,6 +311,9 @@ class ModelFacts:
     """Of the weight files; 0: random weights."""
     weights_s: float = 0.0
     """The part of load_s in which they were read and packed."""
+    adapter_slots: int = 0
+    """Adapters that may run at once; 0: none can be loaded."""
+    max_adapter_rank: int = 0
     speculative: str = "none"
     """How tokens are guessed, as set."""
     draft_tokens: int = 0

@@ -18,8 +18,6 @@ def check_request(request: Request, facts: ModelFacts) -> None:
 
     if not request.prompt_ids:
         refuse("prompt_ids", "empty", "a prompt needs at least one token")
-    if request.adapter:
-        refuse("adapter", repr(request.adapter), "this engine computes the base model alone: leave adapter empty")
     for name, ids in (
         ("prompt_ids", request.prompt_ids),
         ("resume_ids", request.resume_ids),

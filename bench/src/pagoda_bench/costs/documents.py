@@ -19,6 +19,7 @@ DOCUMENTS: Mapping[str, str] = {
     "host-tier": "decisions/host-memory-for-blocks.md",
     "batch-invariance": "batch-invariance.md",
     "quantized-kv": "decisions/quantized-kv-cache.md",
+    "adapters": "adapters.md",
     "tensor-parallel": "tensor-parallel.md",
 }
 """By benchmark, the document below docs/ that shows it."""
@@ -69,6 +70,9 @@ def _lines(result: Result) -> Iterator[str]:
     if result.benchmark == "quantized-kv":
         yield from _kv_dtypes(by_key)
         return
+    if result.benchmark == "adapters":
+        yield from _adapters(by_key)
+        return
     cases = list(dict.fromkeys(row.case for row in result.rows))
     yield f"| | {' | '.join(cases)} |"
     yield "|---|" + "---:|" * len(cases)
@@ -100,6 +104,14 @@ def _kv_dtypes(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
     for case, kv_dtype in dict.fromkeys((case, kv_dtype) for case, kv_dtype, _ in by_key):
         metrics = ("kv_bytes_per_token", "decode_step_s", "decode_gain_over_auto", "prefill_tokens_per_s")
         yield f"| {case} | {kv_dtype} | {' | '.join(_cell(by_key.get((case, kv_dtype, metric))) for metric in metrics)} |"
+
+
+def _adapters(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
+    yield "| case | requests of | output tokens/s | decode step | throughput lost |"
+    yield "|---|---|---:|---:|---:|"
+    for case, way in dict.fromkeys((case, way) for case, way, _ in by_key):
+        metrics = ("output_tokens_per_s", "decode_step_s", "throughput_lost_ratio")
+        yield f"| {case} | {way} | {' | '.join(_cell(by_key.get((case, way, metric))) for metric in metrics)} |"
 
 
 def _cell(row: Row | None) -> str:

@@ -121,5 +121,45 @@ def context_job(case: ContextCase, kv_dtype: str) -> Job:
     return {**room, "kv_dtype": kv_dtype, "random": prompts, "max_tokens": CONTEXT_STEPS, "ignore_eos": True}
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterCase:
+    model: str
+    rank: int
+    targets: tuple[str, ...]
+    streams: int = 32
+    prompt_tokens: int = 128
+    output_tokens: int = 64
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} c={self.streams} rank {self.rank}, {'q and v' if len(self.targets) == 2 else 'all projections'}"
+
+
+ADAPTERS = 10
+"""In one batch."""
+_ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTER_CASES = tuple(
+    AdapterCase(model, rank, targets) for model in ("tiny", "0.45b") for rank, targets in ((8, ("q_proj", "v_proj")), (16, _ALL))
+)
+"""PEFT's defaults for a Llama, and what people take who want all they can have."""
+
+
+def adapter_jobs(case: AdapterCase, folders: Mapping[str, str]) -> dict[str, Job]:
+    """The same requests of the base model, of one adapter, and of ADAPTERS in turn; every engine has all adapters loaded."""
+    names = list(folders)
+    prompts = {"count": case.streams, "prompt_tokens": case.prompt_tokens, "vocab": VOCAB[1]}
+    asked = {"random": prompts, "max_tokens": case.output_tokens, "ignore_eos": True, "warmup": True, "max_running": case.streams}
+    ways = {"base model": [""], "one adapter": names[:1], f"{len(names)} adapters": names}
+    return {
+        way: {
+            **asked,
+            "prefix_caching": False,
+            "adapters": dict(folders),
+            "adapter_names": [who[i % len(who)] for i in range(case.streams)],
+        }
+        for way, who in ways.items()
+    }
+
+
 def _ids(source: random.Random, count: int) -> list[int]:
     return [source.randrange(*VOCAB) for _ in range(count)]

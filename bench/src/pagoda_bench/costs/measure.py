@@ -5,11 +5,13 @@ Called by `run.py`. low and high of a row are the extremes of the rounds; ratios
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pagoda_bench.costs.jobs import (
+    ADAPTER_CASES,
+    ADAPTERS,
     CONTEXT_CASES,
     INVARIANT,
     INVARIANT_CASES,
@@ -18,6 +20,7 @@ from pagoda_bench.costs.jobs import (
     WAYS,
     InvariantCase,
     Job,
+    adapter_jobs,
     context_job,
     invariant_job,
     kv_use_jobs,
@@ -28,8 +31,11 @@ from pagoda_bench.offline import OfflineWorker
 from pagoda_bench.peers.compare import spread
 from pagoda_bench.peers.rounds import turned
 from pagoda_bench.peers.system import PeerUnavailable
+from pagoda_bench.random_adapters import write_adapters
 from pagoda_bench.results import Row
 
+MOST_LOST = 0.15
+"""Of the base model's throughput, by requests of adapters."""
 Say = Callable[[str], None]
 Answers = dict[str, list[dict[str, Any]]]
 """By side of the comparison, then by round."""
@@ -157,6 +163,33 @@ def kv_dtype_rows(case: str, found: Answers) -> Iterator[Row]:
         if kv_dtype != "auto":
             gains = [theirs / mine for mine, theirs in zip(steps, values_of(plain, "decode_step_ms", 1e-3), strict=True)]
             yield row_of(case, "decode_gain_over_auto", "ratio", gains, system=kv_dtype)
+
+
+def adapters(places: Mapping[str, Place], *, rounds: int, say: Say) -> Iterator[Row]:
+    """What requests of LoRA adapters cost beside those of the base model. Raises PeerUnavailable."""
+    for case in ADAPTER_CASES:
+        if (place := places.get(case.model)) is None:
+            say(f"{case.name}: no such model here (make bench-peers writes it)")
+            continue
+        kind = place.scratch / f"{case.model}-{case.rank}"
+        folders = write_adapters(place.folder, kind, count=ADAPTERS, rank=case.rank, targets=case.targets)
+        with closing(OfflineWorker(log=place.scratch / "worker.log")) as worker:
+            jobs = adapter_jobs(case, {name: str(folder) for name, folder in folders.items()})
+            found = _rounds(worker, place.base("bf16"), jobs, rounds, say)
+        yield from adapter_rows(case.name, found)
+
+
+def adapter_rows(case: str, found: Answers) -> Iterator[Row]:
+    """The first side is the base model."""
+    base, *_ = found
+    for way, answers in found.items():
+        yield row_of(case, "output_tokens_per_s", "tokens/s", values_of(answers, "tokens_per_s"), system=way)
+        yield row_of(case, "decode_step_s", "s", values_of(answers, "decode_step_ms", 1e-3), system=way)
+    for way, answers in found.items():
+        if way != base:
+            pairs = zip(values_of(answers, "tokens_per_s"), values_of(found[base], "tokens_per_s"), strict=True)
+            lost = row_of(case, "throughput_lost_ratio", "1", [1 - mine / theirs for mine, theirs in pairs], system=way)
+            yield replace(lost, aim=f"≤ {MOST_LOST}", met=lost.value <= MOST_LOST)
 
 
 def _rounds(worker: OfflineWorker, base: Job, jobs: Mapping[str, Job], rounds: int, say: Say) -> Answers:

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from pagoda_bench.costs.documents import DOCS, DOCUMENTS, write_table
-from pagoda_bench.costs.measure import Place, Say, batch_invariance, host_tier, kv_use, quantized_kv
+from pagoda_bench.costs.measure import Place, Say, adapters, batch_invariance, host_tier, kv_use, quantized_kv
 from pagoda_bench.costs.ranks import tensor_parallel
 from pagoda_bench.errors import SettingsError
 from pagoda_bench.hardware import read_hardware
@@ -73,6 +73,8 @@ def _rows(name: str, *, device: str, rounds: int, scratch: Path, say: Say) -> It
         return tensor_parallel(places[model], model, rounds=rounds, say=say)
     if name == "quantized-kv":
         return quantized_kv(places, rounds=rounds, say=say)
+    if name == "adapters":
+        return adapters(places, rounds=rounds, say=say)
     return batch_invariance(places, rounds=rounds, say=say)
 
 

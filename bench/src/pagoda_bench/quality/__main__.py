@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from pagoda_bench.errors import BenchError, SettingsError
 from pagoda_bench.load.engine import builtin_tiny
 from pagoda_bench.peers.environment import environments
@@ -41,6 +43,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
             per_task=options.per_task,
             speed=SpeedPlan(rounds=options.rounds) if options.rounds else None,
             speed_source=_half_billion() if options.speed_of is None else options.speed_of,
+            not_timed=[] if torch.cuda.is_available() else [one.label for one in chosen if one.only_on_gpus],
             limits={one.label: one.limits for one in chosen},
         )
         failed = run(list(candidates(chosen, Path(scratch), builtin_tiny())), settings, output=output, command=command)
@@ -58,7 +61,7 @@ def _half_billion() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make quality", description=__doc__)
     parser.add_argument("--formats", type=lambda text: [part.strip() for part in text.split(";")], default=[], help="like 'int8;KV int8'")
-    parser.add_argument("--tokens", type=int, default=40_000, help="of held-out text")
+    parser.add_argument("--tokens", type=int, default=20_000, help="of held-out text")
     parser.add_argument("--per-task", type=int, default=200, help="held-out questions of each task")
     parser.add_argument("--rounds", type=int, default=3, help="of the speed; 0: not measured")
     parser.add_argument("--speed-of", help=f"model whose speed is measured; {MODEL} for the shipped one (default: 0.45B of random weights)")

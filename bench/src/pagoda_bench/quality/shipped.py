@@ -36,6 +36,8 @@ class Format:
     limits: Limits = Limits()  # noqa: RUF009 - frozen
     quantize: tuple[str, ...] = ()
     """Options of `pagoda quantize`; empty: the engine makes the format of the bf16 checkpoint as it loads."""
+    only_on_gpus: bool = False
+    """On CPUs it is computed by torch's reference, far too slow to be timed."""
 
     def candidate(self, source: str = MODEL) -> Candidate:
         return Candidate(source, self.engine, self.label)
@@ -52,11 +54,13 @@ FORMATS: Sequence[Format] = (
     Format(label="bf16"),
     Format(label="fp32", engine={"dtype": "fp32"}),
     Format(label="int8", engine={"quantization": "int8"}, limits=_INT8),
-    Format(label="fp8", engine={"quantization": "fp8"}),
+    Format(label="fp8", engine={"quantization": "fp8"}, only_on_gpus=True),
     Format(label="int4", engine={"quantization": "int4"}, limits=_INT4),
     Format(label="int4 rtn", quantize=("--to", "int4", "--method", "rtn"), limits=_INT4),
     Format(label="int4 awq", quantize=("--to", "int4", "--method", "awq"), limits=_INT4),
     Format(label="int4 gptq", quantize=("--to", "int4", "--method", "gptq"), limits=_INT4),
+    Format(label="int4 gptq, groups of 32", quantize=("--to", "int4", "--method", "gptq", "--asym", "--group-size", "32"), limits=_INT4),
+    Format(label="int4 gptq, 2:4", quantize=("--to", "int4", "--method", "gptq", "--sparsity", "2:4")),
     Format(label="KV int8", engine=_kv("int8"), limits=_KV),
     Format(label="KV fp8", engine=_kv("fp8"), limits=_KV),
     Format(label="int8, KV int8", engine={"quantization": "int8", **_kv("int8")}, limits=replace(_INT8, kv_ratio=KV_BYTES)),

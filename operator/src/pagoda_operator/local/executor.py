@@ -7,6 +7,7 @@ Owns pods, ports, generated secrets and fleet.json. Knows nothing of specs; supe
 """
 
 import asyncio
+import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from pagoda_operator.local.ports import PortPool
 from pagoda_operator.local.probe import Prober
 from pagoda_operator.local.rollout import PodFacts, Steps, Wanted, next_steps
 from pagoda_operator.local.secret_files import SecretFiles
-from pagoda_operator.local.sources import FETCHED, SourceMissing, resolve_source
+from pagoda_operator.local.sources import FETCHED, SourceMissing, local_adapter, resolve_source
 from pagoda_operator.local.template import FetchStep, PodTemplate, read_deployment
 from pagoda_operator.observed import ObjectRef, Observed, PodView, RouterReport, ref_of
 from pagoda_operator.plan import Plan
@@ -192,8 +193,9 @@ class LocalExecutor:
         ports = {port: self._ports.free() for port in template.ports.values()} | local.fixed_ports(template, choices)
         env = local.process_environment(template, self.machine, pod_name=pod_name, ports=ports, secret=self._secrets.reveal)
         env |= self._source(env)
+        env |= self._adapters(env)
         fetch = None
-        if template.fetch is not None and env["PAGODA_MODEL_SOURCE"].startswith(FETCHED):
+        if template.fetch is not None and (env["PAGODA_MODEL_SOURCE"].startswith(FETCHED) or "hf://" in env.get("PAGODA_ADAPTERS", "")):
             fetch = self._fetch(template.fetch, env, ports[template.ports["http"]])
         host = choices.client_host if template.component == "router" else "127.0.0.1"
         argv = local.filled_in(self._argv(template.argv), env)
@@ -216,6 +218,13 @@ class LocalExecutor:
         revisions = {"PAGODA_MODEL_REVISION": written} if written else {}
         return {"PAGODA_MODEL_SOURCE": repository, "PAGODA_MODEL_CACHE": str(self._home.models), **revisions}
 
+    def _adapters(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Those of the hub that this machine has in its cache are folders here; the others are fetched as the model is."""
+        if "PAGODA_ADAPTERS" not in env:
+            return {}
+        listed = [local_adapter(each, self.machine.inherited) for each in json.loads(env["PAGODA_ADAPTERS"])]
+        return {"PAGODA_ADAPTERS": json.dumps(listed, separators=(",", ":")), "PAGODA_MODEL_CACHE": str(self._home.models)}
+
     def _fetch(self, step: FetchStep, env: Mapping[str, str], port: int) -> Launch:
         secrets = {}
         for name, key in step.secret_env.items():
@@ -226,7 +235,11 @@ class LocalExecutor:
                     "CreateContainerConfigError", f"there is no {self._secrets.file_of(key)}: write the secret's value into it"
                 )
         own = local.fetch_environment(step, self.machine, http_port=port, secrets=secrets)
-        same = {name: env[name] for name in ("PAGODA_MODEL_SOURCE", "PAGODA_MODEL_REVISION", "PAGODA_MODEL_CACHE") if name in env}
+        same = {
+            name: env[name]
+            for name in ("PAGODA_MODEL_SOURCE", "PAGODA_MODEL_REVISION", "PAGODA_MODEL_CACHE", "PAGODA_ADAPTERS")
+            if name in env
+        }
         return Launch(argv=self._argv(step.argv), env={**self.machine.inherited, **own, **same}, host="127.0.0.1", ports={port: port})
 
     def _argv(self, argv: tuple[str, ...]) -> tuple[str, ...]:

@@ -38,6 +38,23 @@ def check_here(source: str) -> None:
         raise SourceMissing(f"{source}: one machine has no PersistentVolumeClaims; use file://FOLDER, hf://ORG/NAME or s3://BUCKET/FOLDER")
 
 
+def check_adapter(source: str) -> None:
+    """Raises SourceMissing for what no worker here could read."""
+    check_here(source)
+    folder = Path(source.removeprefix("file://"))
+    if source.startswith("file://") and not (folder / "adapter_config.json").is_file():
+        raise SourceMissing(
+            f"{folder} has no adapter_config.json: an adapter is a PEFT folder (adapter_config.json, adapter_model.safetensors)"
+        )
+
+
+def local_adapter(adapter: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+    """One entry of PAGODA_ADAPTERS: as a folder where the Hugging Face cache has it, else as it is."""
+    source = adapter["source"]
+    snapshot = cached_snapshot(source.removeprefix("hf://"), environment, adapter.get("revision")) if source.startswith("hf://") else None
+    return {**adapter} if snapshot is None else {"name": adapter["name"], "source": f"file://{snapshot}"}
+
+
 def cached_snapshot(location: str, environment: Mapping[str, str], revision: str | None = None) -> Path | None:
     """ORG/NAME or ORG/NAME@REVISION → the folder of that snapshot in the Hugging Face cache. None: it is not there."""
     repository, _, written = location.partition("@")

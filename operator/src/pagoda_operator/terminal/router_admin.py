@@ -1,6 +1,6 @@
 """Asks a router's /admin/v1 with an admin key: which router, which key, and its answer or one line that says why there is none.
 
-keys.py and usage.py call it; the router checks and decides.
+keys.py, usage.py and adapters.py call it; the router checks and decides.
 """
 
 import os
@@ -22,9 +22,17 @@ TIMEOUT_S = 15.0
 Router = Annotated[str | None, typer.Option(envvar="PAGODA_ROUTER", help="Its public URL; what `pagoda up` started here unless told.")]
 
 
-def ask_json(router: str | None, method: str, path: str, body: dict[str, Any] | None = None, query: Mapping[str, str] | None = None) -> Any:
+def ask_json(
+    router: str | None,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    query: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+) -> Any:
     """Raises CommandError, NotRunning."""
-    response = _ask(router, method, path, body, query)
+    response = _ask(router, method, path, body, query, timeout_s)
     return _json(response)
 
 
@@ -33,14 +41,21 @@ def ask_text(router: str | None, path: str, query: Mapping[str, str]) -> str:
     return _ask(router, "GET", path, None, query).text
 
 
-def _ask(router: str | None, method: str, path: str, body: dict[str, Any] | None, query: Mapping[str, str] | None) -> "httpx.Response":
+def _ask(
+    router: str | None,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    query: Mapping[str, str] | None,
+    timeout_s: float = TIMEOUT_S,
+) -> "httpx.Response":
     # imported here: an HTTP client is half of what starting this program would cost every other command
     import httpx
 
     url, key = _where(router)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        response = httpx.request(method, f"{url}{path}", json=body, params=query, headers=headers, timeout=TIMEOUT_S, trust_env=False)
+        response = httpx.request(method, f"{url}{path}", json=body, params=query, headers=headers, timeout=timeout_s, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise CommandError(f"the router at {url} did not answer: {error}") from error
     if not response.is_success:

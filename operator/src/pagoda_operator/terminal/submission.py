@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from pagoda_operator.errors import InvalidManifest
-from pagoda_operator.local.sources import SourceMissing, resolve_source
-from pagoda_operator.spec import parse
+from pagoda_operator.local.sources import SourceMissing, check_adapter, resolve_source
+from pagoda_operator.spec import InferenceModel, parse
 from pagoda_operator.terminal.errors import CommandError
 from pagoda_operator.validate import API_VERSION, KIND
 
@@ -83,15 +83,25 @@ def _check(origin: Origin, document: dict[str, Any], environment: Mapping[str, s
         resolve_source(model.spec.model.source, environment)
     except SourceMissing as error:
         return [f"{origin.label}: spec.model.source: {error}"]
-    return []
+    return [f"{origin.label}: spec.adapters[{at}].source: {problem}" for at, problem in _adapter_problems(model)]
+
+
+def _adapter_problems(model: InferenceModel) -> Iterator[tuple[int, str]]:
+    for at, adapter in enumerate(model.spec.adapters):
+        try:
+            check_adapter(adapter.source)
+        except SourceMissing as error:
+            yield at, str(error)
 
 
 def _make_absolute(document: Mapping[str, Any], folder: Path) -> None:
     """file://./my-llama and file://my-llama count from the manifest's folder."""
     spec = document.get("spec")
     model = spec.get("model") if isinstance(spec, dict) else None
-    if isinstance(model, dict) and isinstance(source := model.get("source"), str) and source.startswith("file://"):
-        model["source"] = f"file://{(folder / Path(source.removeprefix('file://')).expanduser()).resolve()}"
+    adapters = spec.get("adapters") if isinstance(spec, dict) else None
+    for given in [model, *(adapters if isinstance(adapters, list) else ())]:
+        if isinstance(given, dict) and isinstance(source := given.get("source"), str) and source.startswith("file://"):
+            given["source"] = f"file://{(folder / Path(source.removeprefix('file://')).expanduser()).resolve()}"
 
 
 def _plain(value: Any) -> Any:

@@ -4,10 +4,11 @@ Knows no wire. fleet.py owns links, the dispatcher submits on them; pagoda.py im
 and openai_stream.py for other people's servers.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from pagoda_router.adapters import LoadedAdapter
 from pagoda_router.admission.credits import Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.errors import RouterError
@@ -124,6 +125,16 @@ class WorkerLink(Protocol):
 
     max_model_len: int | None
     """Tokens of prompt and output together; None until it is told."""
+
+    @property
+    def adapters(self) -> Mapping[str, LoadedAdapter]:
+        """That requests may name there, by name."""
+        ...
+
+    @property
+    def life(self) -> str:
+        """Another one whenever the worker's process is; empty while there is no session."""
+        ...
 
     @property
     def can_resume(self) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
+from pagoda_router.adapters import NO_ADAPTERS
 from pagoda_router.admission.credits import Price, service_tokens, used_kv_tokens
 from pagoda_router.backends.answer_rates import Rates
 from pagoda_router.backends.base import LinkListener, Settlement
@@ -67,6 +68,8 @@ class OpenAiLink:
         self.worker = WorkerId(f"{endpoint.name}@{endpoint.target}")
         self.accepting = True
         self.max_model_len: int | None = None
+        self.adapters = NO_ADAPTERS
+        self.life = ""
         self._dialect = DIALECTS[endpoint.backend]
         self._url = f"http://{endpoint.target}"
         self._listener = listener

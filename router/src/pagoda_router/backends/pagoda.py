@@ -7,7 +7,7 @@ policy; fleet.py makes and retires links, the dispatcher submits on them.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from pagoda_router.adapters import NO_ADAPTERS, LoadedAdapter
 from pagoda_router.admission.credits import Price
 from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.describe import describe_at
@@ -120,6 +121,14 @@ class PagodaLink:
         return self._session.requests.ledger.available_tokens if self._session is not None else 0
 
     @property
+    def adapters(self) -> Mapping[str, LoadedAdapter]:
+        return self._session.adapters if self._session is not None else NO_ADAPTERS
+
+    @property
+    def life(self) -> str:
+        return self._session.life if self._session is not None else ""
+
+    @property
     def in_flight(self) -> int:
         return len(self._session.requests) if self._session is not None else 0
 
@@ -140,7 +149,7 @@ class PagodaLink:
                 view = self._view.away(reason)
             else:
                 view = self._view.routable(session.state, self._description, session.requests, session.knowledge)
-        return for_request(view, cost, chain, session.requests, session.knowledge) if view.routable and session is not None else view
+        return for_request(view, cost, chain, session) if view.routable and session is not None else view
 
     def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> RequestStream:
         assert self._session is not None

@@ -15,7 +15,7 @@ from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.knowledge import WorkerKnowledge
 from pagoda_router.backends.session_call import Outbox
 from pagoda_router.backends.streams import RunningRequests
-from pagoda_router.backends.translate import refusal
+from pagoda_router.backends.translate import adapters_of, refusal
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import WorkerId
 from pagoda_router.wire import worker_pb2 as wire
@@ -52,6 +52,8 @@ class OpenSession:
         self.state: Any = welcome.state
         """The wire's WorkerState, the last one."""
         self.ready = asyncio.Event()
+        self.adapters = adapters_of(welcome)
+        self.life: str = welcome.worker_id
         self.is_draining = False
         """The worker says goodbye."""
         self.messages_seen = 0
@@ -94,6 +96,9 @@ class OpenSession:
         for event in frame.cache_events:
             if event.model == self._endpoint.model:
                 self.knowledge.cache_changed(event)
+        if frame.HasField("adapters"):
+            self.adapters = adapters_of(frame)
+            self._listener.capacity_changed(self._endpoint.model)
         self.requests.deliver(frame)
         if frame.grants or frame.HasField("state"):
             self._learn(frame.state if frame.HasField("state") else None, frame.grants)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pagoda_router.admission.credits import Price
 from pagoda_router.backends.knowledge import WorkerKnowledge
+from pagoda_router.backends.session import OpenSession
 from pagoda_router.backends.streams import RunningRequests
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import RequestClass, WorkerId
@@ -54,10 +55,9 @@ def views_of(worker: WorkerId, endpoint: Endpoint, *, is_elsewhere: bool) -> tup
     return away, here
 
 
-def for_request(
-    view: WorkerView, cost: Price | None, chain: PrefixChain, requests: RunningRequests, knowledge: WorkerKnowledge
-) -> WorkerView:
+def for_request(view: WorkerView, cost: Price | None, chain: PrefixChain, session: OpenSession) -> WorkerView:
     """The same view, with what is one request's own and what goes by the clock."""
+    requests, knowledge = session.requests, session.knowledge
     if chain.hashes:
         view.cached_tokens, held_tokens = knowledge.cached_tokens(chain), knowledge.held_tokens(chain)
     else:
@@ -65,7 +65,9 @@ def for_request(
     # The worker interrupts throughput requests for others: these find room where it has none for their like.
     yielding = 0 if cost is None or cost.request_class is RequestClass.THROUGHPUT else requests.yielding
     view.batch_full = not requests.depth.has_room(requests.sequences, view.decode_step_ms, yielding)
-    if cost is None or view.batch_full:
+    adapter = session.adapters.get(chain.adapter) if chain.adapter else None
+    view.adapter_to_copy = adapter is not None and not adapter.resident
+    if cost is None or view.batch_full or (chain.adapter and adapter is None):
         view.reservable_tokens = None
     else:
         # Whole blocks that another request has paid for and holds are not paid again. Those that only the cache holds are: they are free

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pagoda_router.abilities import ALL_ON
+from pagoda_router.adapters import LoadedAdapter
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.errors import BadRequest, ContextTooLong, ModelNotFound, RouterError
 from pagoda_router.generation import EndReason, Generation, PromptLogprobs, Sampling, Structured, TokenLogprobs, Usage
@@ -32,6 +33,7 @@ def submit_message(generation: Generation, request_id: int, reserved_tokens: int
     submit = wire.Submit(
         request_id=request_id,
         model=generation.model,
+        adapter=generation.adapter,
         prompt_ids=generation.prompt_ids,
         resume_ids=generation.resume_ids,
         n=generation.n,
@@ -85,6 +87,21 @@ def _structured(form: Structured) -> Any:
     if form.grammar is not None:
         return wire.StructuredOutput(grammar=form.grammar)
     return wire.StructuredOutput(json_object=form.json_object)
+
+
+def adapters_of(message: Any) -> dict[str, LoadedAdapter]:
+    """Of a Welcome or a Frame, by name."""
+    return {
+        each.name: LoadedAdapter(
+            name=each.name,
+            version=each.version,
+            source=each.source,
+            rank=each.rank,
+            size_bytes=each.size_bytes,
+            resident=each.resident,
+        )
+        for each in message.adapters.adapters
+    }
 
 
 def features_of(description: Any) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pagoda_router.adapters import DeclaredAdapter
 from pagoda_router.generation import ModelName, ServedName
 from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo, read_token_prices
 from pagoda_router.placement.scores import POLICY, PolicyName
@@ -72,6 +73,7 @@ class ModelObject:
     """Of the variants, in their order; empty: all have our own workers."""
     quantizations: tuple[str, ...] = ()
     """The same, as declared; empty: none is."""
+    adapters: tuple[DeclaredAdapter, ...] = ()
     not_ready_reason: str = ""
     """Message of the first false condition in status."""
     hopeless: str = ""
@@ -230,6 +232,7 @@ def _model(item: Any, complaints: list[str]) -> ModelObject:
         variants=variants,
         backends=backends_of(spec),
         quantizations=quantizations_of(spec),
+        adapters=_adapters(spec.get("adapters"), complaints),
         slo=read_slo(spec, complaints),
         prices=tuple(read_prices(spec, [variant for variant, _ in variants], complaints).items()),
         token_prices=read_token_prices(spec, complaints),
@@ -243,6 +246,17 @@ def _variants(entries: Any) -> tuple[tuple[str, int], ...]:
     if not entries:
         return DEFAULT_VARIANTS
     return tuple((_text(entry["name"], "spec.variants.name"), max(0, int(entry.get("weight", 100)))) for entry in entries)
+
+
+def _adapters(entries: Any, complaints: list[str]) -> tuple[DeclaredAdapter, ...]:
+    """What is none hides neither the others nor the model."""
+    found: list[DeclaredAdapter] = []
+    for index, entry in enumerate(entries or ()):
+        try:
+            found.append(DeclaredAdapter(_text(entry["name"], "name"), _text(entry["source"], "source")))
+        except (TypeError, KeyError) as error:
+            complaints.append(f"spec.adapters[{index}] is unusable: {_cause(error)}")
+    return tuple(found)
 
 
 def _endpoints(item: Any) -> Iterator[SeenEndpoint]:

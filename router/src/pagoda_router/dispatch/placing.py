@@ -76,7 +76,9 @@ class Placer:
         if request.chain is None:
             generation = request.generation
             context = [*generation.prompt_ids, *generation.resume_ids] if generation.resume_ids else generation.prompt_ids
-            request.chain = chain_of(context, self._fleet.block_size(request.model), generation.cache_salt)
+            size, adapter = self._fleet.block_size(request.model), generation.adapter
+            label = self._fleet.adapter_label(request.model, adapter) if adapter else ""
+            request.chain = chain_of(context, size, generation.cache_salt, adapter=adapter, label=label)
         return request.chain
 
     def _start_those_that_fit(self, lane: Lane) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pagoda_router.console.pages import Console
 from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError
 from pagoda_router.generation import Catalog, Dispatcher, Sender
+from pagoda_router.http.adapters import PATHS as ADAPTERS
+from pagoda_router.http.adapters import AdapterAdmin
 from pagoda_router.http.asgi import (
     JSON_TYPE,
     ASGIApp,
@@ -76,16 +78,19 @@ def create_app(
     tracer: Tracer | None = None,
     open_routes: Mapping[str, ASGIApp] = NO_ROUTES,
     guarded_routes: Mapping[str, ASGIApp] = NO_ROUTES,
+    adapters: AdapterAdmin | None = None,
 ) -> ASGIApp:
     """`open_routes` ("/health": app) answer everyone, `guarded_routes` ("/metrics": app) only admin keys when keys are needed.
 
     Both match the exact path and get the scope unchanged. Everything under /v1 and `GET /` is ours.
-    Without a keyring no key is needed. Without a ledger usage is not kept. Without a tracer no trace is kept.
+    Without `adapters` none can be loaded. Without a keyring no key is needed. Without a ledger usage is not kept. Without a tracer no
+    trace is kept.
     """
     tracer = tracer or Tracer(TraceRing(0), None, clock=time.monotonic, calendar=time.time)
     keyring = keyring or Keyring(None, None, calendar=time.time)
     ledger = ledger or UsageLedger(None, None, lambda model: None, clock=time.monotonic, calendar=time.time)
-    return _Surface(dispatcher, catalog, settings, keyring, ledger, observer or SilentObserver(), tracer, open_routes, guarded_routes)
+    observer = observer or SilentObserver()
+    return _Surface(dispatcher, catalog, settings, keyring, ledger, observer, tracer, open_routes, guarded_routes, adapters)
 
 
 class _Surface:
@@ -100,7 +105,9 @@ class _Surface:
         tracer: Tracer,
         open_routes: Mapping[str, ASGIApp],
         guarded_routes: Mapping[str, ASGIApp],
+        adapters: AdapterAdmin | None,
     ) -> None:
+        self._adapter_admin = adapters
         self._catalog = catalog
         self._settings = settings
         self._observer = observer
@@ -179,6 +186,12 @@ class _Surface:
             self._key_of(scope).require_admin(KEYS)
             _check_json_type(scope)
             status, body = await self._key_admin.answer(scope["method"], path, await self._body(scope, receive))
+            await answer(send, status, [JSON_TYPE, *common], body)
+        elif self._adapter_admin is not None and (path in ADAPTERS or path.startswith(tuple(f"{each}/" for each in ADAPTERS))):
+            self._key_of(scope).require_admin(path[:200])
+            _check_json_type(scope)
+            sent = await self._body(scope, receive)
+            status, body = await self._adapter_admin.answer(scope["method"], path, scope.get("query_string", b""), sent)
             await answer(send, status, [JSON_TYPE, *common], body)
         elif path == USAGE:
             self._key_of(scope).require_admin(USAGE)

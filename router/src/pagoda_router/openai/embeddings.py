@@ -109,6 +109,7 @@ class Embeddings:
                 Generation(
                     request_id=f"{answer_id}-{position}",
                     model=target.model,
+                    adapter=target.adapter,
                     prompt_ids=ids,
                     max_tokens=1,  # the wire asks for one at least; none is made
                     explicit_max_tokens=True,

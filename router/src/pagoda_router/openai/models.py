@@ -15,6 +15,8 @@ def model_card(entry: CatalogEntry) -> dict[str, Any]:
         "object": "model",
         "created": entry.created,
         "owned_by": "pagoda",
+        "root": entry.root or entry.served_name,
+        "parent": entry.parent,
         "max_model_len": entry.max_model_len,
         "pagoda": {"ready": entry.ready, "state": entry.state, "reason": entry.reason, "variants": _variants(entry)},
     }

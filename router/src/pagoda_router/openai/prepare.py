@@ -199,6 +199,7 @@ class Preparer:
                 Generation(
                     request_id=answer_id if len(prompts) == 1 else f"{answer_id}-{position}",
                     model=target.model,
+                    adapter=target.adapter,
                     prompt_ids=ids,
                     max_tokens=max_tokens,
                     explicit_max_tokens=explicit,

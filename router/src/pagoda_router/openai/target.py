@@ -30,6 +30,7 @@ class Target:
     variant: str | None
     arrival: Arrival | None
     sender: Sender = NOBODY
+    adapter: str = ""
 
     async def encode(self, prompt: str, *, special: bool, param: str, most: int | None = None) -> Sequence[int]:
         """`most`: only the last so many tokens are kept. Raises ContextTooLong when it can be seen before encoding."""
@@ -69,7 +70,8 @@ class Targets:
                 trace.held_s = self._clock()
             held = await self._dispatcher.hold(entry.model, variant, guess_tokens(), sender)
             arrival = arrival or held
-        return Target(entry.served_name, entry.model, assets, await self._tokenizers.get(assets.tokenizer_file), variant, arrival, sender)
+        text = await self._tokenizers.get(assets.tokenizer_file)
+        return Target(entry.served_name, entry.model, assets, text, variant, arrival, sender, entry.adapter)
 
     async def known(self, entry: CatalogEntry) -> Target | None:
         """Without waiting for a worker or waking one."""

@@ -46,6 +46,8 @@ class WorkerView:
     """A request wakes it, and waits."""
     decode_tokens_per_s: float = 0.0
     """Of its self-test after loading; 0: it made none."""
+    adapter_to_copy: bool = False
+    """It has the request's adapter, in none of the device's slots. Set in the same way as reservable_tokens."""
     is_elsewhere: bool = False
     """In another zone than this router. False also when either zone is not known."""
     silent_s: float = 0.0
@@ -73,6 +75,7 @@ class WorkerView:
             decode_step_ms_per_sequence=self.decode_step_ms_per_sequence,
             sleeps=self.sleeps,
             decode_tokens_per_s=self.decode_tokens_per_s,
+            adapter_to_copy=self.adapter_to_copy,
             is_elsewhere=self.is_elsewhere,
             silent_s=self.silent_s,
         )

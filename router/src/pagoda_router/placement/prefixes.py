@@ -31,6 +31,8 @@ class PrefixChain:
 
     block_size: int
     hashes: tuple[bytes, ...]
+    adapter: str = ""
+    """Whose keys and values they are, by name; empty: the base model's."""
 
 
 NO_CHAIN = PrefixChain(1, ())
@@ -42,17 +44,19 @@ def root_hash(salt: bytes, adapter: str = "") -> bytes:
     return hashlib.blake2b(framed, digest_size=HASH_BYTES).digest()
 
 
-def chain_of(prompt_ids: Sequence[int], block_size: int, salt: bytes = b"") -> PrefixChain:
-    """Of the whole prompt: what only its first message keys sends every conversation with one greeting to one worker."""
+def chain_of(prompt_ids: Sequence[int], block_size: int, salt: bytes = b"", *, adapter: str = "", label: str = "") -> PrefixChain:
+    """`label`: of the adapter, what hashes cover.
+
+    Of the whole prompt: what only its first message keys sends every conversation with one greeting to one worker."""
     words = array.array("I", prompt_ids[: len(prompt_ids) // block_size * block_size])
     if sys.byteorder == "big":
         words.byteswap()
     content, step = words.tobytes(), block_size * words.itemsize
-    parent, hashes = root_hash(salt), []
+    parent, hashes = root_hash(salt, label), []
     for start in range(0, len(content), step):
         parent = hashlib.blake2b(parent + content[start : start + step], digest_size=HASH_BYTES).digest()
         hashes.append(parent)
-    return PrefixChain(block_size, tuple(hashes))
+    return PrefixChain(block_size, tuple(hashes), adapter)
 
 
 class KnownPrefixes:

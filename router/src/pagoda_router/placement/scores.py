@@ -28,6 +28,8 @@ LANE_LOAD = 0.5
 """Of the mean load, per lane of distance: by so much more a worker of the own lane may have to do (policy `length`)."""
 ELSEWHERE_MS = 2.0
 """For every token's way to another zone and back; traffic between zones also costs money."""
+ADAPTER_COPY_MS = 5.0
+"""For an adapter that is in no slot there: some 30 MB are copied into one, and another adapter's request may wait for its turn."""
 FAR_MORE_LOADED = 1.5
 """Times the mean of all, in uncached tokens still to compute: then a prefix is worth no detour (policy `prefix`)."""
 
@@ -105,6 +107,8 @@ def predicted(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRate
                 score += LANE_SHARE * away * own_ms * min(1.0, running / max(1, view.max_running))
         if view.is_elsewhere:
             score += ELSEWHERE_MS
+        if view.adapter_to_copy:
+            score += ADAPTER_COPY_MS
         scores.append(score)
     most_tokens = max([view.cached_tokens for view in views])
     if most_tokens:

@@ -459,7 +459,7 @@ class Submit(_message.Message):
     """chosen by the router, unique in the epoch"""
     model: _builtins.str
     adapter: _builtins.str
-    """reserved: adapters"""
+    """name of a loaded LoRA adapter; empty: the base model. An unknown one is Refused{MODEL_NOT_FOUND}"""
     n: _builtins.int
     """sequences that share the prompt's blocks; 0 means 1"""
     max_tokens: _builtins.int
@@ -908,6 +908,7 @@ class Welcome(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     GRANTS_FIELD_NUMBER: _builtins.int
     TAKES_BATCHES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """new for each session; grants count from zero in it"""
     worker_id: _builtins.str
@@ -917,6 +918,10 @@ class Welcome(_message.Message):
     def state(self) -> Global___WorkerState: ...
     @_builtins.property
     def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grant]: ...
+    @_builtins.property
+    def adapters(self) -> Global___AdaptersState:
+        """absent: none can be loaded"""
+
     def __init__(
         self,
         *,
@@ -925,10 +930,11 @@ class Welcome(_message.Message):
         state: Global___WorkerState | None = ...,
         grants: _abc.Iterable[Global___Grant] | None = ...,
         takes_batches: _builtins.bool = ...,
+        adapters: Global___AdaptersState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "grants", b"grants", "state", b"state", "takes_batches", b"takes_batches", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "epoch", b"epoch", "grants", b"grants", "state", b"state", "takes_batches", b"takes_batches", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -956,6 +962,7 @@ class Frame(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     at_mono_us: _builtins.int
     """engine: when the step's tokens were on the host"""
@@ -997,6 +1004,10 @@ class Frame(_message.Message):
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
         """once per request that asked, with its finish"""
 
+    @_builtins.property
+    def adapters(self) -> Global___AdaptersState:
+        """absent: unchanged"""
+
     def __init__(
         self,
         *,
@@ -1014,14 +1025,74 @@ class Frame(_message.Message):
         started: _abc.Iterable[Global___Started] | None = ...,
         prompt_logprobs: _abc.Iterable[Global___PromptLogprobs] | None = ...,
         embeddings: _abc.Iterable[Global___Embedding] | None = ...,
+        adapters: Global___AdaptersState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_mono_us", b"at_mono_us", "cache_events", b"cache_events", "embeddings", b"embeddings", "finishes", b"finishes", "grants", b"grants", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "request_ids", b"request_ids", "sequences", b"sequences", "started", b"started", "state", b"state", "step", b"step", "token_counts", b"token_counts", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "at_mono_us", b"at_mono_us", "cache_events", b"cache_events", "embeddings", b"embeddings", "finishes", b"finishes", "grants", b"grants", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "request_ids", b"request_ids", "sequences", b"sequences", "started", b"started", "state", b"state", "step", b"step", "token_counts", b"token_counts", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Frame: _TypeAlias = Frame  # noqa: Y015
+
+@_typing.final
+class AdaptersState(_message.Message):
+    """LoRA adapters of this worker's model that requests may name. Credits, cache events and limits are the model's: they share its KV cache."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterFacts]: ...
+    def __init__(
+        self,
+        *,
+        adapters: _abc.Iterable[Global___AdapterFacts] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdaptersState: _TypeAlias = AdaptersState  # noqa: Y015
+
+@_typing.final
+class AdapterFacts(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    RESIDENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    """of its content, the same on every worker; block hashes cover "name@version" as their adapter"""
+    source: _builtins.str
+    """as it was asked for"""
+    rank: _builtins.int
+    size_bytes: _builtins.int
+    resident: _builtins.bool
+    """in a slot of the device: a request need not wait for its copy"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        source: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        resident: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "rank", b"rank", "resident", b"resident", "size_bytes", b"size_bytes", "source", b"source", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterFacts: _TypeAlias = AdapterFacts  # noqa: Y015
 
 @_typing.final
 class PromptLogprobs(_message.Message):
@@ -1671,26 +1742,32 @@ Global___WakeResponse: _TypeAlias = WakeResponse  # noqa: Y015
 
 @_typing.final
 class LoadAdapterRequest(_message.Message):
-    """---------------------------------------------------------------- Reserved calls"""
+    """---------------------------------------------------------------- Adapters"""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     adapter: _builtins.str
+    """its name: letters, digits, . _ - and :"""
     source: _builtins.str
+    """file:///folder on the worker, or hf:// and s3:// when its cache has it already"""
+    token: _builtins.str
+    """the session token, as in Hello"""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         adapter: _builtins.str = ...,
         source: _builtins.str = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "model", b"model", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "model", b"model", "source", b"source", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1702,17 +1779,20 @@ class LoadAdapterResponse(_message.Message):
 
     RANK_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     size_bytes: _builtins.int
+    version: _builtins.str
     def __init__(
         self,
         *,
         rank: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rank", b"rank", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rank", b"rank", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1724,17 +1804,20 @@ class UnloadAdapterRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     adapter: _builtins.str
+    token: _builtins.str
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         adapter: _builtins.str = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "model", b"model", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1757,6 +1840,8 @@ Global___UnloadAdapterResponse: _TypeAlias = UnloadAdapterResponse  # noqa: Y015
 
 @_typing.final
 class VerifyRequest(_message.Message):
+    """---------------------------------------------------------------- Reserved calls"""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     OPEN_FIELD_NUMBER: _builtins.int

@@ -127,7 +127,10 @@ class WorkerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadAdapter(self, request, context):
-        """Reserved from the first day; UNIMPLEMENTED until they work.
+        """A LoRA adapter joins a running model, is replaced, or leaves. LoadAdapter returns when new requests may name it; steps go on meanwhile.
+        Loading another version under a name that is taken replaces it for new requests; those that run keep theirs, and so do those of one
+        that is unloaded. What is loaded here is lost with the worker. INVALID_ARGUMENT with a sentence for a source or an adapter that cannot
+        be; NOT_FOUND for a model or an adapter that is not here; FAILED_PRECONDITION without an engine; UNAUTHENTICATED without the token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,7 +143,8 @@ class WorkerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Verify(self, request_iterator, context):
-        """draft tokens from another worker, verified here
+        """Reserved from the first day; UNIMPLEMENTED until they work.
+        draft tokens from another worker, verified here
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

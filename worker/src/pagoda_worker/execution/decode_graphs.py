@@ -47,10 +47,13 @@ class DecodeGraphs:
         self._inputs = torch.zeros((3, largest), dtype=torch.int64, device=runner.device)
         self._starts = torch.arange(largest + 1, dtype=torch.int32, device=runner.device)
         self._inputs[0] = runner.rows.padding_row
-        self._graphs: dict[int, Compute] = {}
+        self._graphs: dict[tuple[int, bool], Compute] = {}
+        """By size, and whether some of the rows may have adapters."""
+        kinds = (False, True) if runner.adapters is not None else (False,)
         for done, size in enumerate(reversed(sizes)):
             told(done, len(sizes))
-            self._graphs[size] = capture(lambda size=size: self._compute(size))  # type: ignore[misc]
+            for adapted in kinds:
+                self._graphs[size, adapted] = capture(lambda size=size, adapted=adapted: self._compute(size, adapted=adapted))  # type: ignore[misc]
 
     def run(self, rows: IntArray, at: IntArray, size: int) -> tuple[Tensor, Tensor]:
         """Logits, valid until the next run, and ids of `rows` at positions `at`. Each row's new token is in the table too: where drafts are
@@ -62,12 +65,15 @@ class DecodeGraphs:
         inputs[1, :count] = at
         inputs[2, :count] = inputs[1, :count] + 1
         self._inputs[:, :size].copy_(to_device(inputs, self._runner.device))
-        logits, ids = self._graphs[size]()
+        adapters = self._runner.adapters
+        logits, ids = self._graphs[size, adapters is not None and adapters.any_in(rows)]()
         return logits[:count], ids[:count].clone()  # the next replay may write before this one's ids have left
 
-    def _compute(self, size: int) -> tuple[Tensor, Tensor]:
+    def _compute(self, size: int, *, adapted: bool) -> tuple[Tensor, Tensor]:
         runner, block_size = self._runner, self._runner.shape.block_size
         rows, positions, contexts = self._inputs[:, :size]
+        if runner.adapters is not None:
+            runner.adapters.begin_graph(rows if adapted else None)
         slots = runner.rows.tables[rows, positions // block_size].long() * block_size + positions % block_size
         batch = AttentionBatch(
             slots=torch.where(contexts > 0, slots, -1),

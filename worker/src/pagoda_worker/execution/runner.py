@@ -9,11 +9,13 @@ answer is written without a detour. So a step can be launched while the one befo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pagoda_worker.execution.adapters import DeviceAdapters
 from pagoda_worker.execution.decode_graphs import DecodeGraphs
 from pagoda_worker.execution.drafter import Drafter
 from pagoda_worker.execution.embeddings import embed
@@ -23,7 +25,8 @@ from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.execution.rows import rows_on
 from pagoda_worker.execution.step_batches import StepBatch, StepBatches, places
 from pagoda_worker.layers.kv_cache import blocks_of, new_cache
-from pagoda_worker.models.base import ForwardPass
+from pagoda_worker.loading.peft import AdapterWeights
+from pagoda_worker.models.base import ForwardPass, Model
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.sampling.constraints import RowMasks
 from pagoda_worker.sampling.row_masks import BatchMasks
@@ -42,6 +45,8 @@ class RunnerShape:
     host_slots: int = 0
     """Blocks that host memory holds beside them."""
     eos_token_ids: tuple[int, ...]
+    adapter_slots: int = 0
+    max_adapter_rank: int = 0
 
 
 class Runner:
@@ -70,6 +75,10 @@ class Runner:
         self.host = HostMemory(self._pages(), shape.host_slots, model.operators.copy_blocks) if shape.host_slots else None
         self.rows = rows_on(device, rows=shape.max_running, columns=shape.max_model_len, block_size=shape.block_size)
         self._batches = StepBatches(self.rows, block_size=shape.block_size, kv_heads=cache.kv_heads, dtype=dtype)
+        self.adapters: DeviceAdapters | None = None
+        if shape.adapter_slots:
+            sizes = {"slots": shape.adapter_slots, "max_rank": shape.max_adapter_rank, "rows": shape.max_running + 1}
+            self.adapters = DeviceAdapters(cast(Model, model), **sizes, dtype=dtype, device=device)  # never of several ranks
         self.graphs: DecodeGraphs | None = None
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self.rows.tokens, self._output_start)
@@ -94,6 +103,8 @@ class Runner:
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
             return self._launch_graph(self.graphs, plan, size)
         batch = self._batches.lay_out(plan)
+        if self.adapters is not None:
+            self.adapters.begin_step(batch.token_rows)
         hidden = self.model.forward(batch.there.ids, batch.there.positions, self.caches, batch.attention)
         told = Sampled([])
         if plan.chunks:
@@ -146,6 +157,9 @@ class Runner:
             self.host.copy_in(plan.swap_in)
         if plan.added_blocks:
             self.rows.add_blocks(plan.added_blocks)
+        for slot, adapter in plan.adapters:
+            assert self.adapters is not None
+            self.adapters.place(slot, cast(AdapterWeights, adapter.weights))
         for sequence in plan.opened:
             self._open_row(sequence)
         self._put_drafts(plan)
@@ -177,6 +191,8 @@ class Runner:
     def _open_row(self, sequence: Sequence) -> None:
         row = sequence.row
         self.rows.open(row, sequence.tokens, sequence.blocks)
+        if self.adapters is not None:
+            self.adapters.open_row(row, sequence.adapter_slot)
         self._output_start[row] = sequence.output_start
         self.sampler.open_row(row, sequence.request, sequence.seed, self.shape.eos_token_ids)
 

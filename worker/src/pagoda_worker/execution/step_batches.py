@@ -28,6 +28,8 @@ class StepBatch:
     """The hidden states of the step are those to sample from, in their order."""
     there: RowInputs
     attention: AttentionBatch
+    token_rows: IntArray
+    """[T] of all tokens."""
 
     def masks(self, masks: RowMasks) -> BatchMasks:
         """The batch has decode rows longest first, the plan does not."""
@@ -82,7 +84,7 @@ class StepBatches:
             decode_lens=step.contexts[:count].tolist(),
             chunks=[(chunk.count, chunk.start) for chunk in plan.chunks],
         )
-        return StepBatch(order, step.sampled_rows, step.lengths, not plan.chunks, there, attention)
+        return StepBatch(order, step.sampled_rows, step.lengths, not plan.chunks, there, attention, step.rows)
 
     def _decodes(self, plan: StepPlan) -> _Decodes:
         """Where everyone is one token on since the last time, in its row, so is the whole: same order, same arrays but one."""

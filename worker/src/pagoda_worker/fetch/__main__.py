@@ -30,7 +30,9 @@ def main() -> int:
         state = FetchState(settings.source)
         probes = ProbeServer(state, settings.bind_host, settings.http_port)
         try:
-            Step(settings, state, open_origin=open_origin, free_bytes=free_bytes).run()
+            for each in (settings, *settings.adapters):
+                state.begin(each.source)
+                Step(each, state, open_origin=open_origin, free_bytes=free_bytes).run()
         finally:
             probes.close()
     except (ConfigError, FetchError) as error:

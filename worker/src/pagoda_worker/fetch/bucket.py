@@ -13,7 +13,7 @@ from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, 
 from obstore.store import S3Store
 
 from pagoda_worker.errors import AccessDenied, ConnectionLost, FetchError, SourceMissing
-from pagoda_worker.fetch.origin import Bytes, Listing, RemoteFile, choose
+from pagoda_worker.fetch.origin import Bytes, Choose, Listing, RemoteFile, choose
 from pagoda_worker.settings.model_cache import RemoteSource
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ CREDENTIALS = (
 
 
 class Bucket:
-    def __init__(self, source: RemoteSource, *, endpoint: str) -> None:
+    def __init__(self, source: RemoteSource, *, endpoint: str, choose: Choose = choose) -> None:
+        self._choose = choose
         self._source = source
         self._endpoint = endpoint
         config: S3Config = {}
@@ -55,7 +56,7 @@ class Bucket:
             raise self._explain(error, "its list of objects") from error
         if not there:
             raise SourceMissing(f"{self._source} holds no objects: correct the bucket or the folder")
-        files = choose(str(self._source), there, self.read)
+        files = self._choose(str(self._source), there, self.read)
         facts = "\n".join(f"{file.name} {file.size} {file.version}" for file in sorted(files, key=lambda file: file.name))
         return Listing(hashlib.sha256(facts.encode()).hexdigest()[:40], files)
 

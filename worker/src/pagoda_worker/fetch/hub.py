@@ -9,7 +9,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from huggingface_hub.hf_api import RepoSibling
 
 from pagoda_worker.errors import AccessDenied, ConnectionLost, FetchError, SourceMissing
-from pagoda_worker.fetch.origin import Bytes, Digest, Listing, RemoteFile, choose
+from pagoda_worker.fetch.origin import Bytes, Choose, Digest, Listing, RemoteFile, choose
 from pagoda_worker.settings.model_cache import RemoteSource, is_commit
 
 PUBLIC = "https://huggingface.co"
@@ -22,7 +22,8 @@ LONGEST_WAIT_S = 120.0
 
 
 class Hub:
-    def __init__(self, source: RemoteSource, revision: str, *, endpoint: str, token: str) -> None:
+    def __init__(self, source: RemoteSource, revision: str, *, endpoint: str, token: str, choose: Choose = choose) -> None:
+        self._choose = choose
         self._source = source
         self._revision = revision
         self._endpoint = endpoint or PUBLIC
@@ -52,7 +53,7 @@ class Hub:
         for each in info.siblings or ():
             if each.size is not None:
                 there[each.rfilename] = RemoteFile(each.rfilename, each.size, _digest(each))
-        return Listing(info.sha, choose(str(self._source), there, self.read))
+        return Listing(info.sha, self._choose(str(self._source), there, self.read))
 
     def read(self, file: RemoteFile, offset: int) -> Bytes:
         url = hf_hub_url(self._source.path, file.name, revision=self._commit, endpoint=self._endpoint)

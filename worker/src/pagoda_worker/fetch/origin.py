@@ -16,6 +16,7 @@ TEXTS = (
     "chat_template.jinja",
     "chat_template.json",
 )
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 MAX_INDEX_BYTES = 64 << 20
 
 
@@ -41,6 +42,10 @@ class Listing:
     @property
     def bytes_total(self) -> int:
         return sum(file.size for file in self.files)
+
+
+Choose = Callable[[str, Mapping[str, RemoteFile], Callable[[RemoteFile, int], Bytes]], tuple[RemoteFile, ...]]
+"""(source, its files, how to read one) → those to fetch; raises SourceMissing."""
 
 
 class Origin(Protocol):
@@ -70,6 +75,14 @@ def choose(source: str, there: Mapping[str, RemoteFile], read: Callable[[RemoteF
         instead = f"; {others[0]} is not read: ask its owner for safetensors, or convert it" if others else ""
         raise SourceMissing(f"{source} has neither model.safetensors nor {INDEX}{instead}")
     return tuple(chosen)
+
+
+def choose_adapter(source: str, there: Mapping[str, RemoteFile], read: Callable[[RemoteFile, int], Bytes]) -> tuple[RemoteFile, ...]:
+    """Of a LoRA adapter as PEFT saves it. Raises SourceMissing."""
+    for name in ADAPTER:
+        if name not in there:
+            raise SourceMissing(f"{source} has no {name}: it must be a LoRA adapter as PEFT saves it, with safetensors")
+    return tuple(there[name] for name in ADAPTER)
 
 
 def _bounded(source: str, file: RemoteFile) -> RemoteFile:

@@ -1,14 +1,16 @@
 """The fetch step's environment variables, parsed once. The worker's own are tolerated: both may be started from one list."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.logs import LEVELS
+from pagoda_worker.settings.adapters import DeclaredAdapter, parse_adapters
 from pagoda_worker.settings.environment import absolute_folder, one_of, port, refuse_unknown, required
 from pagoda_worker.settings.model_cache import DEFAULT_REVISION
+from pagoda_worker.settings.sources import FETCHED_SCHEMES
 from pagoda_worker.settings.worker import OWN_NAMES as WORKER_NAMES
 
 OWN_NAMES = WORKER_NAMES | {"PAGODA_MODEL_ENDPOINT", "PAGODA_HF_TOKEN"}
@@ -17,6 +19,8 @@ OWN_NAMES = WORKER_NAMES | {"PAGODA_MODEL_ENDPOINT", "PAGODA_HF_TOKEN"}
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FetchSettings:
     source: str
+    declared: tuple[DeclaredAdapter, ...] = ()
+    """Adapters of the model."""
     cache: Path = Path("/models")
     revision: str = DEFAULT_REVISION
     """A branch, a tag or a commit; the last needs no network once it is complete. s3:// has none."""
@@ -26,6 +30,25 @@ class FetchSettings:
     bind_host: str = "127.0.0.1"
     http_port: int = 9001
     log_level: str = "info"
+    is_adapter: bool = False
+    """The source is a LoRA adapter, not a model."""
+
+    @property
+    def adapters(self) -> list["FetchSettings"]:
+        """Of each adapter that has to be fetched. The endpoint is the model's: it holds for sources of its kind."""
+        kind = self.source.partition("://")[0]
+        return [
+            replace(
+                self,
+                source=each.source,
+                revision=each.revision,
+                endpoint=self.endpoint if each.source.startswith(f"{kind}://") else "",
+                declared=(),
+                is_adapter=True,
+            )
+            for each in self.declared
+            if each.source.startswith(FETCHED_SCHEMES)
+        ]
 
 
 def parse_settings(env: Mapping[str, str]) -> FetchSettings:
@@ -36,6 +59,7 @@ def parse_settings(env: Mapping[str, str]) -> FetchSettings:
         raise ConfigError(f"PAGODA_MODEL_ENDPOINT is {endpoint!r}; it must be an address such as https://hub.example.com")
     return FetchSettings(
         source=required(env, "PAGODA_MODEL_SOURCE", "hf://ORGANISATION/NAME or s3://BUCKET/FOLDER"),
+        declared=tuple(parse_adapters(env.get("PAGODA_ADAPTERS", "[]"))),
         cache=absolute_folder(env, "PAGODA_MODEL_CACHE") or Path("/models"),
         revision=env.get("PAGODA_MODEL_REVISION") or DEFAULT_REVISION,
         endpoint=endpoint,

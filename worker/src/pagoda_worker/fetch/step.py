@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pagoda_worker.errors import ConfigError, ConnectionLost, DiskFull, FetchError, gigabytes
 from pagoda_worker.fetch.download import NO_SPACE, Pause, Tally, download
-from pagoda_worker.fetch.origin import Listing, Origin
+from pagoda_worker.fetch.origin import Listing, Origin, choose, choose_adapter
 from pagoda_worker.fetch.settings import FetchSettings
 from pagoda_worker.readiness import Readiness
 from pagoda_worker.settings.model_cache import (
@@ -45,6 +45,10 @@ class FetchState:
     """How far it is; written by the step, read by the probe server and the log."""
 
     def __init__(self, source: str) -> None:
+        self.begin(source)
+
+    def begin(self, source: str) -> None:
+        """What is fetched from here on."""
         self.source = source
         self.doing = "asking for its files"
         self.bytes_total: int | None = None
@@ -270,12 +274,13 @@ def free_bytes(folder: Path) -> int:
 
 def open_origin(source: RemoteSource, settings: FetchSettings) -> Origin:
     """Imports only the client that is needed."""
+    chosen = choose_adapter if settings.is_adapter else choose
     if source.scheme == "hf":
         from pagoda_worker.fetch.hub import Hub
 
-        return Hub(source, settings.revision, endpoint=settings.endpoint, token=settings.hub_token)
+        return Hub(source, settings.revision, endpoint=settings.endpoint, token=settings.hub_token, choose=chosen)
     if source.scheme == "s3":
         from pagoda_worker.fetch.bucket import Bucket
 
-        return Bucket(source, endpoint=settings.endpoint)
+        return Bucket(source, endpoint=settings.endpoint, choose=chosen)
     raise ConfigError(f"{source}: there is no client for {source.scheme}://")

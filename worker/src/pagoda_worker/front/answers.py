@@ -20,6 +20,20 @@ class Answers(Generic[Answer]):
         self._waiting.append(future)
         return await future
 
+    async def next_one(self) -> Answer:
+        """Where each question has an answer of its own, in their order: `give_one`, `fail_one`."""
+        return await self.next()
+
+    def give_one(self, answer: Answer) -> None:
+        future = self._waiting.pop(0)
+        if not future.done():
+            future.set_result(answer)
+
+    def fail_one(self, error: WorkerError) -> None:
+        future = self._waiting.pop(0)
+        if not future.done():
+            future.set_exception(error)
+
     def give(self, answer: Answer) -> None:
         for future in self._take():
             future.set_result(answer)

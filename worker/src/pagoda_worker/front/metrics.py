@@ -25,7 +25,7 @@ from pagoda_worker.front.histograms import (
     Histogram,
     Layout,
 )
-from pagoda_worker.request import EngineState, Finish, FinishReason, ModelFacts, StepOutput
+from pagoda_worker.request import AdaptersState, EngineState, Finish, FinishReason, ModelFacts, StepOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
 Family = CounterMetricFamily | GaugeMetricFamily
@@ -99,7 +99,9 @@ class WorkerMetrics(Collector):
         self._finished = Counter(dict.fromkeys(VLLM_REASONS.values(), 0))
         self._refused = Counter(dict.fromkeys(REFUSAL_CODES, 0))
         self._prompt_tokens = 0
+        self._wall_clock = wall_clock
         self._adapters_changed_at = wall_clock()
+        self._adapters: AdaptersState | None = None
         self.engine_restarts = 0
         self.sessions = 0
         self._registry = registry
@@ -117,6 +119,9 @@ class WorkerMetrics(Collector):
                 self._totals_before[field] += getattr(self._state, field)
             self._accepted_before = self._accepted()
         self._state = None
+
+    def adapters_told(self, state: AdaptersState) -> None:
+        self._adapters, self._adapters_changed_at = state, self._wall_clock()
 
     def idle(self, state: EngineState) -> None:
         self._state = state
@@ -192,7 +197,7 @@ class WorkerMetrics(Collector):
         about = "Draft tokens accepted, by position in the guess; 0 without speculation, at position 0."
         places = {str(place): accepted[place] for place in range(max(1, self._facts.draft_tokens if self._facts else 0))}
         yield self._by_label("vllm:spec_decode_num_accepted_tokens_per_pos", about, "position", places)
-        yield self._no_adapters_yet()
+        yield self._adapters_info()
         yield self._by_label("pagoda_requests_refused", "Submits that never became a request.", "code", self._refused)
         yield self._counter("pagoda_engine_restarts", "Engine processes that ended unasked.", self.engine_restarts)
         yield self._gauge("pagoda_engine_up", "1 while an engine is loaded.", 1 if self._state is not None else 0)
@@ -224,10 +229,18 @@ class WorkerMetrics(Collector):
         """Draft tokens by their place in the guess, over restarts of the engine."""
         return self._accepted_before + Counter(dict(enumerate(self._state.accepted_draft_tokens if self._state is not None else ())))
 
-    def _no_adapters_yet(self) -> Family:
-        """Boards and pickers ask for this whatever a server can do."""
-        adapters = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
-        about = "Adapters by use, none while adapters cannot be loaded; the value is when that last changed, Unix seconds."
+    def _adapters_info(self) -> Family:
+        """vLLM's names, by which pickers know them; "running" are those in a slot of the device, "waiting" the others."""
+        loaded = [each.name for each in self._adapters.loaded] if self._adapters else []
+        resident = self._adapters.resident if self._adapters else []
+        adapters = {
+            "max_lora": str(self._facts.adapter_slots if self._facts else 0),
+            "running_lora_adapters": ",".join(sorted(resident)),
+            "waiting_lora_adapters": ",".join(sorted(set(loaded) - set(resident))),
+        }
+        about = (
+            "Adapters in slots of the device (running) and loaded beside them (waiting); the value is when that last changed, Unix seconds."
+        )
         return self._gauge("vllm:lora_requests_info", about, self._adapters_changed_at, adapters)
 
     def _labels(self, name: str) -> dict[str, str]:

@@ -5,10 +5,10 @@ Whether a schema, regular expression or grammar can be enforced is the engine's 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pagoda_worker.errors import NotImplementedYet, RequestRefused
-from pagoda_worker.request import ModelFacts, PromptLogprobs, StructuredOutput
+from pagoda_worker.request import AdaptersState, ModelFacts, PromptLogprobs, StructuredOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_GRAMMAR_BYTES = 256 << 10
@@ -28,7 +28,24 @@ FEATURES = (
 
 def features_of(facts: ModelFacts) -> list["pb.Feature.ValueType"]:
     optional = {pb.FEATURE_STRUCTURED_OUTPUT: facts.structured_output, pb.FEATURE_SPECULATION: facts.speculative != "none"}
+    optional[pb.FEATURE_ADAPTERS] = facts.adapter_slots > 0
     return [*FEATURES, *(feature for feature, there in optional.items() if there)]
+
+
+def adapters_message(state: AdaptersState, sources: Mapping[str, str]) -> pb.AdaptersState:
+    """`sources`: as they were asked for; the engine knows folders."""
+    facts = [
+        pb.AdapterFacts(
+            name=each.name,
+            version=each.version,
+            source=sources.get(each.name, each.source),
+            rank=each.rank,
+            size_bytes=each.size_bytes,
+            resident=each.name in state.resident,
+        )
+        for each in state.loaded
+    ]
+    return pb.AdaptersState(adapters=facts)
 
 
 def structured_output(submit: pb.Submit, facts: ModelFacts) -> StructuredOutput | None:

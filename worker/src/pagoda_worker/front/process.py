@@ -14,7 +14,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from pagoda_worker.errors import ConfigError, ModelError
-from pagoda_worker.front.artifacts import read_artifacts
+from pagoda_worker.front.artifacts import TextArtifacts, read_artifacts
 from pagoda_worker.front.engine_link import ENGINE_COMMAND
 from pagoda_worker.front.gpu import GpuMetrics, GpuReader
 from pagoda_worker.front.metrics import WorkerMetrics
@@ -91,7 +91,7 @@ class Front:
         )
         http = QuietServer(uvicorn.Config(probes, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1))
         grpc_server = new_server()
-        add_WorkerServicer_to_server(WorkerService(self.switchboard, self._engine, artifacts, settings.session_token), grpc_server)
+        add_WorkerServicer_to_server(self._service(artifacts), grpc_server)
         try:
             self.grpc_port = grpc_server.add_insecure_port(_address(settings.bind_host, settings.grpc_port))
         except RuntimeError as error:
@@ -109,6 +109,11 @@ class Front:
             supervisor.cancel()
             http.should_exit = True
             await asyncio.gather(supervisor, serving, return_exceptions=True)
+
+    def _service(self, artifacts: TextArtifacts) -> WorkerService:
+        settings = self._settings
+        self.switchboard.sources |= {each.name: each.source for each in settings.adapters}
+        return WorkerService(self.switchboard, self._engine, artifacts, settings.session_token, model_cache=settings.model_cache)
 
     async def _until_stopped(self, supervisor: "asyncio.Task[None]", serving: "asyncio.Task[None]") -> None:
         """Raises what ends supervisor or probes; returns when a stop was asked and everything drained."""

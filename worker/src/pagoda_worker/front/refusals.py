@@ -1,9 +1,10 @@
 """Which submits become requests and which are refused, and how that reads on the wire. Pure; asked by the switchboard before anything is
 counted."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused, WakeFailed
+from pagoda_worker.errors import AdapterNotFound, ContextTooLong, NotImplementedYet, RequestRefused, WakeFailed
 from pagoda_worker.front.validation import to_request
 from pagoda_worker.request import ModelFacts, Request
 from pagoda_worker.wire import worker_pb2 as pb
@@ -13,6 +14,7 @@ CODES = {
     RequestRefused.__name__: pb.Refused.INVALID,
     ContextTooLong.__name__: pb.Refused.CONTEXT_TOO_LONG,
     NotImplementedYet.__name__: pb.Refused.UNIMPLEMENTED,
+    AdapterNotFound.__name__: pb.Refused.MODEL_NOT_FOUND,
     WakeFailed.__name__: pb.Refused.NOT_READY,
 }
 
@@ -28,6 +30,8 @@ class Standing:
     open_calls: int
     """Of this session."""
     fits_credits: bool
+    adapters: Collection[str] = ()
+    """Names that may be asked for."""
 
 
 def judge(submit: pb.Submit, engine_id: str, standing: Standing, facts: ModelFacts | None) -> Request | pb.Refused:
@@ -51,6 +55,9 @@ def _refused_by_standing(submit: pb.Submit, standing: Standing) -> pb.Refused | 
         return refused(pb.Refused.MODEL_NOT_FOUND, f"this worker serves {standing.model!r}, not {submit.model!r}", "model")
     if standing.closed_reason:
         return refused(pb.Refused.DRAINING if standing.draining else pb.Refused.NOT_READY, standing.closed_reason)
+    if submit.adapter and submit.adapter not in standing.adapters:
+        there = ", ".join(sorted(standing.adapters)) or "none"
+        return refused(pb.Refused.MODEL_NOT_FOUND, f"there is no adapter {submit.adapter[:200]!r}; there is: {there}", "adapter")
     if standing.open_calls >= MAX_CALLS_PER_SESSION:
         return refused(pb.Refused.OVERLOADED, f"this session has {standing.open_calls} requests open; the limit is {MAX_CALLS_PER_SESSION}")
     if not standing.fits_credits:

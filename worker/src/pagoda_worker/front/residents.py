@@ -8,13 +8,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from pagoda_worker.channel import Rejected
 from pagoda_worker.errors import CannotSleep, ConfigError, RequestRefused, WakeFailed, gibibytes
 from pagoda_worker.front.answers import Answers
 from pagoda_worker.front.residency import Hold, Move, Release, ResidentView, Sleep, Wake, next_move
-from pagoda_worker.request import ModelFacts, Request
+from pagoda_worker.request import AdapterFacts, ModelFacts, Request
 
 LOOK_AGAIN_S = 0.05
 """While a model waits for room: endings and patience are looked for this often."""
@@ -34,6 +35,8 @@ class Engine(Protocol):
     def cancel(self, request_id: str, sequence: int | None = None) -> None: ...
     async def sleep(self, level: int) -> int: ...
     async def wake(self) -> int: ...
+    async def load_adapter(self, name: str, folder: Path) -> AdapterFacts: ...
+    async def unload_adapter(self, name: str) -> None: ...
 
 
 class Calls(Protocol):
@@ -106,6 +109,15 @@ class Resident:
         self._wished_at = self._wished_at or self._clock()
         self._changed()
         return await self._woken.next()
+
+    async def load_adapter(self, name: str, folder: Path) -> AdapterFacts:
+        """One that was never read has to be, first: an adapter is checked against its model. Raises AdapterError, CannotSleep."""
+        if not (self._calls and self._calls.facts and self._calls.facts.load_s):
+            await self.wake()
+        return await self._engine.load_adapter(name, folder)
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._engine.unload_adapter(name)
 
     # ---- for Residents
 

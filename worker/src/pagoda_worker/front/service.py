@@ -1,5 +1,5 @@
-"""The gRPC service: Describe, FetchArtifact, Session, Sleep and Wake, and a sentence for each call that is reserved. Moves messages between
-streams and the switchboard; decides nothing about requests.
+"""The gRPC service: Describe, FetchArtifact, Session, Sleep and Wake, adapters, and a sentence for each reserved call. Moves messages
+between streams and the switchboard; decides nothing about requests.
 """
 
 import asyncio
@@ -7,18 +7,20 @@ import hmac
 import logging
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import grpc
 from grpc import aio
 
-from pagoda_worker.errors import CannotSleep
+from pagoda_worker.errors import AdapterError, CannotSleep, ConfigError
 from pagoda_worker.front.artifacts import TextArtifact, TextArtifacts
 from pagoda_worker.front.outputs import features_of
 from pagoda_worker.front.session import RouterSession
 from pagoda_worker.front.switchboard import Switchboard
-from pagoda_worker.request import ModelFacts
+from pagoda_worker.request import AdapterFacts, ModelFacts
 from pagoda_worker.scheduling.blocks import HASH_VERSION
+from pagoda_worker.settings.adapters import adapter_folder, check_name
 from pagoda_worker.wire import worker_pb2 as pb
 from pagoda_worker.wire.worker_pb2_grpc import WorkerServicer
 
@@ -32,14 +34,19 @@ log = logging.getLogger(__name__)
 
 
 class Rest(Protocol):
-    """What the calls Sleep and Wake ask of the supervisor."""
+    """What the calls about sleep and adapters ask of the supervisor."""
 
     async def sleep(self, level: int) -> int: ...
     async def wake(self) -> int: ...
+    async def load_adapter(self, name: str, folder: Path) -> AdapterFacts: ...
+    async def unload_adapter(self, name: str) -> None: ...
 
 
 class WorkerService(WorkerServicer):
-    def __init__(self, switchboard: Switchboard, rest: Rest, artifacts: TextArtifacts, session_token: str) -> None:
+    def __init__(
+        self, switchboard: Switchboard, rest: Rest, artifacts: TextArtifacts, session_token: str, *, model_cache: Path | None = None
+    ) -> None:
+        self._model_cache = model_cache
         self._switchboard = switchboard
         self._rest = rest
         self._artifacts = artifacts
@@ -54,7 +61,7 @@ class WorkerService(WorkerServicer):
             worker_id=self._switchboard.worker_id,
             version=version("pagoda-worker"),
             protocol=PROTOCOL,
-            models=[describe_model(self._switchboard.model, facts, self._artifacts)],
+            models=[describe_model(self._switchboard.model, facts, self._artifacts, adapter) for adapter in ("", *self._adapters())],
             device=facts.device,
         )
 
@@ -163,13 +170,38 @@ class WorkerService(WorkerServicer):
                 context, grpc.StatusCode.UNAUTHENTICATED, "the session token is wrong: router and worker must share PAGODA_SESSION_TOKEN"
             )
 
-    # ---- reserved
+    # ---- adapters
+
+    def _adapters(self) -> list[str]:
+        told = self._switchboard.adapters
+        return [] if told is None else [each.name for each in told.loaded]
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> pb.LoadAdapterResponse:
-        await _reserved(context, "adapters cannot be loaded yet")
+        await self._admit(request.model, request.token, context)
+        try:
+            check_name(request.adapter)
+            folder = await asyncio.to_thread(adapter_folder, request.source, cache=self._model_cache)
+            with self._switchboard.named_source(request.adapter, request.source):
+                facts = await self._rest.load_adapter(request.adapter, folder)
+        except (AdapterError, ConfigError) as error:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except CannotSleep as error:
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        log.info("adapter %s is loaded from %s: rank %d, version %s", facts.name, request.source, facts.rank, facts.version)
+        return pb.LoadAdapterResponse(rank=facts.rank, size_bytes=facts.size_bytes, version=facts.version)
 
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Context) -> pb.UnloadAdapterResponse:
-        await _reserved(context, "adapters cannot be loaded yet, so there is none to unload")
+        await self._admit(request.model, request.token, context)
+        try:
+            await self._rest.unload_adapter(request.adapter)
+        except AdapterError as error:
+            await _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
+        except CannotSleep as error:
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        log.info("adapter %s is unloaded", request.adapter)
+        return pb.UnloadAdapterResponse()
+
+    # ---- reserved
 
     async def Verify(self, request_iterator: AsyncIterator[pb.VerifyRequest], context: Context) -> AsyncIterator[pb.VerifyResponse]:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "draft tokens of another worker cannot be verified yet")
@@ -183,9 +215,10 @@ class WorkerService(WorkerServicer):
         await _reserved(context, "KV blocks cannot be imported yet")
 
 
-def describe_model(model: str, facts: ModelFacts, artifacts: TextArtifacts) -> pb.ModelDescription:
+def describe_model(model: str, facts: ModelFacts, artifacts: TextArtifacts, adapter: str = "") -> pb.ModelDescription:
     description = pb.ModelDescription(
         model=model,
+        adapter=adapter,
         architecture=facts.architecture,
         dtype=facts.dtype,
         quantization=facts.quantization,

@@ -26,6 +26,7 @@ class FrameDraft:
     """Rows of one step for one router, collected as plain lists and made a message once."""
 
     __slots__ = (
+        "adapters",
         "cache_events",
         "embeddings",
         "ended",
@@ -56,6 +57,7 @@ class FrameDraft:
         self.embeddings: list[pb.Embedding] = []
         self.cache_events: list[pb.CacheEvent] = []
         """No reason for a frame by themselves: they wait for one, or for the interval."""
+        self.adapters: pb.AdaptersState | None = None
 
     def add_row(self, request_id: int, update: SequenceUpdate) -> None:
         if update.logprobs is not None:
@@ -77,7 +79,7 @@ class FrameDraft:
         self.ended.append((call, finish.sequence))
 
     def is_empty(self) -> bool:
-        return not (self.request_ids or self.finishes or self.started)
+        return not (self.request_ids or self.finishes or self.started or self.adapters is not None)
 
     def to_frame(self, step: int, at_us: int) -> pb.Frame:
         return pb.Frame(
@@ -93,6 +95,7 @@ class FrameDraft:
             prompt_logprobs=self.prompt_logprobs,
             embeddings=self.embeddings,
             cache_events=self.cache_events,
+            adapters=self.adapters,
         )
 
 
@@ -149,9 +152,16 @@ class RouterSession:
         if not self.ended.is_set():
             self.outbox.put_nowait(Outgoing(message, draft))
 
-    def welcome(self, worker_id: str, state: pb.WorkerState, grants: Sequence[pb.Grant], now_us: int) -> None:
+    def welcome(
+        self,
+        worker_id: str,
+        state: pb.WorkerState,
+        grants: Sequence[pb.Grant],
+        now_us: int,
+        adapters: pb.AdaptersState | None = None,
+    ) -> None:
         self._state_told, self._state_told_us = state, now_us
-        welcome = pb.Welcome(epoch=self.epoch, worker_id=worker_id, state=state, grants=grants, takes_batches=True)
+        welcome = pb.Welcome(epoch=self.epoch, worker_id=worker_id, state=state, grants=grants, takes_batches=True, adapters=adapters)
         self.send(pb.FromWorker(welcome=welcome))
 
     def cache_changed(self, events: Sequence[pb.CacheEvent]) -> None:

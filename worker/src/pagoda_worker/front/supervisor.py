@@ -8,17 +8,34 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Protocol, cast
 
-from pagoda_worker.channel import Idle, Loading, Ready, Rejected, Sleep, Slept, Stepped, Unusable, Up, Wake, Woke
+from pagoda_worker.channel import (
+    AdapterDone,
+    Idle,
+    LoadAdapter,
+    Loading,
+    Ready,
+    Rejected,
+    Sleep,
+    Slept,
+    Stepped,
+    UnloadAdapter,
+    Unusable,
+    Up,
+    Wake,
+    Woke,
+)
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import EXIT_RANK_KILLED, CannotSleep, ConfigError, gibibytes, gigabytes
+from pagoda_worker.errors import EXIT_RANK_KILLED, AdapterError, CannotSleep, ConfigError, gibibytes, gigabytes
 from pagoda_worker.front.answers import Answers
 from pagoda_worker.front.engine_link import ENGINE_COMMAND, EngineLink, describe_exit
 from pagoda_worker.front.progress import Backoff, ProgressClock
 from pagoda_worker.loading.limits import Limits
 from pagoda_worker.readiness import Readiness, Reason
-from pagoda_worker.request import EngineState, ModelFacts, Request, StepOutput
+from pagoda_worker.request import AdapterFacts, AdaptersState, EngineState, ModelFacts, Request, StepOutput
 
 WATCHES_PER_STALL = 20
 KILL_AFTER_STALLS = 2.0
@@ -32,6 +49,7 @@ class EngineListener(Protocol):
     def engine_idle(self, state: EngineState) -> None: ...
     def engine_rejected(self, rejected: Rejected) -> None: ...
     def engine_stalled(self, reason: str) -> None: ...
+    def adapters_told(self, state: AdaptersState) -> None: ...
     def engine_moving(self) -> None:
         """After engine_stalled: tokens move again."""
 
@@ -62,6 +80,8 @@ class EngineSupervisor:
         self._progress: ProgressClock | None = None
         self._slept: Answers[Slept] = Answers()
         self._woke: Answers[Woke] = Answers()
+        self._adapters_done: dict[str, Answers[AdapterDone]] = {}
+        """By name."""
         self._hung: str | None = None
         self._unusable: Unusable | None = None
         self._limits = limits or Limits()
@@ -112,6 +132,24 @@ class EngineSupervisor:
         self._link_that_serves().send(Wake())
         return (await self._woke.next()).load_us
 
+    async def load_adapter(self, name: str, folder: Path) -> AdapterFacts:
+        """New requests may name it when this returns, also of an engine that is started again. Raises AdapterError, CannotSleep."""
+        link = self._link_that_serves()
+        waiting = self._adapters_done.setdefault(name, Answers())
+        link.send(LoadAdapter(name, str(folder)))
+        done = await waiting.next_one()
+        assert done.facts is not None
+        self._config = replace(self._config, adapters={**self._config.adapters, name: folder})
+        return done.facts
+
+    async def unload_adapter(self, name: str) -> None:
+        """Raises AdapterError, CannotSleep."""
+        link = self._link_that_serves()
+        waiting = self._adapters_done.setdefault(name, Answers())
+        link.send(UnloadAdapter(name))
+        await waiting.next_one()
+        self._config = replace(self._config, adapters={each: at for each, at in self._config.adapters.items() if each != name})
+
     def _link_that_serves(self) -> EngineLink:
         if self._link is None or self._progress is None:
             raise CannotSleep(f"there is no engine to ask: {self.trouble or self._stage}")
@@ -149,6 +187,8 @@ class EngineSupervisor:
             self.trouble = self.trouble or "the engine process is ending"
             self._slept.fail(CannotSleep("the engine process ended meanwhile"))
             self._woke.fail(CannotSleep("the engine process ended meanwhile"))
+            for waiting in self._adapters_done.values():
+                waiting.fail(CannotSleep("the engine process ended meanwhile"))
             status = await link.close()
         killed_for_memory = status in (-signal.SIGKILL, EXIT_RANK_KILLED) and self._limits.memory_kills() > kills
         self._setback = self._explain(status, link.last_line, killed_for_memory=killed_for_memory)
@@ -165,6 +205,8 @@ class EngineSupervisor:
     def _hear(self, message: Up, listener: EngineListener) -> None:
         if isinstance(message, Stepped):
             self._heard_state(message.output.state, listener)
+            if message.output.adapters is not None:
+                listener.adapters_told(message.output.adapters)
             listener.engine_stepped(message.output)
         elif isinstance(message, Idle):
             self._heard_state(message.state, listener)
@@ -174,7 +216,13 @@ class EngineSupervisor:
             self._progress = ProgressClock(stall_s=self._stall_s, max_batch_tokens=message.facts.max_batch_tokens, now=self._clock())
             self.trouble = self._setback = self._bytes = None
             self.sleep_level = message.state.sleep_level
+            if message.adapters is not None:
+                listener.adapters_told(message.adapters)
             listener.engine_ready(message.facts, message.state)
+        elif isinstance(message, AdapterDone):
+            listener.adapters_told(message.state)
+            waiting = self._adapters_done[message.name]
+            waiting.fail_one(AdapterError(message.problem)) if message.problem else waiting.give_one(message)
         elif isinstance(message, Slept):
             self._heard_state(message.state, listener)
             listener.engine_idle(message.state)

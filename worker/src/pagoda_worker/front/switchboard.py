@@ -5,22 +5,25 @@ Knows neither sockets nor processes.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import grpc
 
 from pagoda_worker.channel import Rejected
+from pagoda_worker.errors import WorkerError
 from pagoda_worker.front.cache_mirror import CacheMirror
 from pagoda_worker.front.calls import Call, log_failed
 from pagoda_worker.front.credits import CreditLedger
 from pagoda_worker.front.metrics import WorkerMetrics
+from pagoda_worker.front.outputs import adapters_message
 from pagoda_worker.front.refusals import Standing, judge, refused_by_error
 from pagoda_worker.front.session import RouterSession, worker_state
-from pagoda_worker.request import EngineState, Finish, FinishReason, ModelFacts, Request, SequenceUpdate, StepOutput
+from pagoda_worker.request import AdaptersState, EngineState, Finish, FinishReason, ModelFacts, Request, SequenceUpdate, StepOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_RESERVED_TOKENS = 1 << 40
@@ -46,6 +49,10 @@ class Switchboard:
         self.worker_id = worker_id
         self.facts: ModelFacts | None = None
         """Of the last engine that loaded; kept while it is restarted."""
+        self.adapters: AdaptersState | None = None
+        """None: none can be loaded."""
+        self.sources: dict[str, str] = {}
+        """Of adapters, as they were asked for."""
         self.not_ready_reason = "the engine is loading"
         """Empty when new requests are welcome."""
         self.idle = asyncio.Event()
@@ -80,7 +87,7 @@ class Switchboard:
         self._ledger.open(session.epoch)
         grants = dict(self._ledger.changes())
         own = [session.grant(self.model, grants.pop(session.epoch))] if session.epoch in grants else []
-        session.welcome(self.worker_id, self._state_message(), own, self.now_us())
+        session.welcome(self.worker_id, self._state_message(), own, self.now_us(), self._adapters_message())
         if wants_cache_events:
             session.send_cache(self._cache.whole(), self.now_us())
         self._publish(grants)
@@ -142,6 +149,15 @@ class Switchboard:
         self._cache.block_size = facts.block_size
         self._metrics.engine_ready(facts, state)
         self._ledger.set_capacity(facts.kv_capacity_tokens)
+        self._publish()
+
+    def adapters_told(self, state: AdaptersState) -> None:
+        """Another one is there, or gone, or in a slot of the device."""
+        self.adapters = state
+        message = self._adapters_message()
+        self._metrics.adapters_told(state)
+        for session in self._sessions.values():
+            session.draft.adapters = message
         self._publish()
 
     def engine_stepped(self, output: StepOutput) -> None:
@@ -236,7 +252,22 @@ class Switchboard:
 
     def _standing(self, session: RouterSession, submit: pb.Submit) -> Standing:
         fits = self._ledger.fits(session.epoch, submit.reserved_kv_tokens)
-        return Standing(self.model, self._draining, self.refusal_reason, len(session.calls), fits)
+        names = {each.name for each in self.adapters.loaded} if self.adapters is not None and submit.adapter else ()
+        return Standing(self.model, self._draining, self.refusal_reason, len(session.calls), fits, names)
+
+    @contextlib.contextmanager
+    def named_source(self, adapter: str, source: str) -> Iterator[None]:
+        """While it is loaded from there; if that fails, what was told before stands."""
+        before = self.sources.get(adapter, "")
+        self.sources[adapter] = source
+        try:
+            yield
+        except WorkerError:
+            self.sources[adapter] = before
+            raise
+
+    def _adapters_message(self) -> pb.AdaptersState | None:
+        return None if self.adapters is None else adapters_message(self.adapters, self.sources)
 
     def _refuse(self, session: RouterSession, refused: pb.Refused) -> None:
         self._metrics.refused(pb.Refused.Code.Name(refused.code).lower())

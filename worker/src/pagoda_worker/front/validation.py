@@ -60,6 +60,7 @@ def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
         priority=submit.priority,
         deadline_s=submit.deadline_us * MICROSECONDS if submit.HasField("deadline_us") else None,
         resume_ids=list(submit.resume_ids),
+        adapter=submit.adapter,
         want_timings=submit.trace.want_timings,
         structured=structured_output(submit, facts),
         prompt_logprobs=submit.prompt_logprobs if submit.HasField("prompt_logprobs") else None,
@@ -76,10 +77,6 @@ def trace_id(trace: pb.TraceContext) -> str:
 
 
 def _refuse_reserved(submit: pb.Submit) -> None:
-    if submit.adapter:
-        raise NotImplementedYet(
-            f"adapter {submit.adapter!r} was asked for; this worker serves base models only: leave adapter empty", param="adapter"
-        )
     if submit.toggles.no_batching and submit.n > 1:
         raise RequestRefused(f"{submit.n} sequences cannot run alone: ask for n = 1, or leave no_batching out", param="toggles.no_batching")
     if len(UnknownFieldSet(submit)) > 0:

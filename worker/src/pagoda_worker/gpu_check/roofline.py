@@ -7,7 +7,12 @@ token, and the causal half of attention. Activations, logits and launches count 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pagoda_worker.config import Quantization
 from pagoda_worker.gpu_check.shapes import BF16_BYTES, Shape
+
+WEIGHT_BYTES = {"none": BF16_BYTES, "int8": 1.0, "int4": 0.5, "fp8": 1.0}
+HEAD_BYTES = {"none": BF16_BYTES, "int8": 1.0, "int4": 1.0, "fp8": 1.0}
+"""Of the products of layers and of the head, without scales: see models/rounded.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +25,15 @@ class DeviceSpeed:
     """Of a large bf16 matrix product."""
 
 
-def decode_step_s(shape: Shape, speed: DeviceSpeed, *, batch: int, context_tokens: int, kv_bytes_per_token: float | None = None) -> float:
+def decode_step_s(
+    shape: Shape, speed: DeviceSpeed, *, batch: int, context_tokens: int, kv_bytes_per_token: float | None = None,
+    quantization: Quantization = "none",
+) -> float:  # fmt: skip
     """One token for each of `batch` sequences, whose contexts are `context_tokens` long in all. `kv_bytes_per_token`: other than bf16's."""
-    weights = shape.matmul_parameters * BF16_BYTES / speed.bytes_per_s
-    products = 2 * shape.matmul_parameters * batch / speed.flops_per_s
+    head = shape.head_parameters
+    in_layers = shape.matmul_parameters - head
+    weights = (in_layers * WEIGHT_BYTES[quantization] + head * HEAD_BYTES[quantization]) / speed.bytes_per_s
+    products = 2 * shape.matmul_parameters * batch / ((2 if quantization == "int8" else 1) * speed.flops_per_s)
     return max(weights, products) + (kv_bytes_per_token or shape.kv_bytes_per_token) * context_tokens / speed.bytes_per_s
 
 

@@ -6,7 +6,7 @@ A part that would not fit in what is left is skipped with a line; one that raise
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from pagoda_worker.gpu_check.gates import gate
 from pagoda_worker.gpu_check.report import Report
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
 from pagoda_worker.gpu_check.shapes import BF16_BYTES, LLAMA_8B, QWEN3_06B, TINY, Shape
-from pagoda_worker.gpu_check.speed import FULL, MODES, SMALL, WARM_STEPS, Figure, Mode, NotMeasured, TimedModel, Workload
+from pagoda_worker.gpu_check.speed import FULL, MODES, QUANTIZED, SMALL, WARM_STEPS, Figure, Mode, NotMeasured, TimedModel, Workload
 from pagoda_worker.gpu_check.truth import CHECKS, CUDA_CHECKS, Check, Trial
 from pagoda_worker.layers.selection import triton_refusal
 
@@ -51,6 +51,8 @@ class Scale:
     layer: Layer
     modes: Sequence[Mode]
     """Of the first shape, beside the usual one."""
+    quantized: Sequence[Mode]
+    """Of the last shape."""
 
 
 SCALES = {
@@ -63,6 +65,7 @@ SCALES = {
         kernels="FULL_KERNELS",
         layer=FULL_LAYER,
         modes=MODES,
+        quantized=QUANTIZED,
     ),
     "small": Scale(
         shapes=(TINY,),
@@ -73,6 +76,7 @@ SCALES = {
         kernels="SMALL_KERNELS",
         layer=SMALL_LAYER,
         modes=(Mode(label=" without graphs", cuda_graphs=False, batches=(1, 2)), Mode(label=" KV int8", kv_dtype="int8", batches=(2,))),
+        quantized=(replace(QUANTIZED[0], batches=(2,)),),
     ),
 }
 
@@ -115,14 +119,17 @@ def check(scale: Scale, where: Device, report: Report, budget_s: float) -> None:
         for shape in scale.shapes:
             _time_shape(shape, scale.workload, speeds[0], where, parts, report, folder / shape.name)
             measured.release(device)
-        for i, mode in enumerate(scale.modes):
-            _time_mode(mode, scale, speeds[0], where, parts, report, folder / f"mode {i}")
+        others = [(scale.shapes[-1], mode) for mode in scale.quantized] + [(scale.shapes[0], mode) for mode in scale.modes]
+        for i, (shape, mode) in enumerate(others):
+            _time_mode(shape, mode, scale.workload, speeds[0], where, parts, report, folder / f"mode {i}")
             measured.release(device)
 
 
-def _time_mode(mode: Mode, scale: Scale, speed: DeviceSpeed, where: Device, parts: Parts, report: Report, folder: Path) -> None:
+def _time_mode(
+    shape: Shape, mode: Mode, workload: Workload, speed: DeviceSpeed, where: Device, parts: Parts, report: Report, folder: Path
+) -> None:
     """Last, for what matters least: how decode steps could be run otherwise."""
-    shape, workload, models = scale.shapes[0], scale.workload, list[TimedModel]()
+    models = list[TimedModel]()
 
     def load() -> None:
         models.append(TimedModel(shape, workload, speed, folder=folder, device=where, mode=mode))

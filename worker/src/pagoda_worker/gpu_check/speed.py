@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagoda_worker.config import Device, EngineConfig, KvDType
+from pagoda_worker.config import Device, EngineConfig, KvDType, Quantization
 from pagoda_worker.engine import Engine
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
 from pagoda_worker.gpu_check.shapes import Shape
 from pagoda_worker.offline.batch import random_prompts
 from pagoda_worker.request import FinishReason, Request, Sampling
 
+FORMS: tuple[Quantization, ...] = ("int8", "int4", "fp8")
 WARM_STEPS = 3
 LEAST_STEPS = 3
 """Fewer before the deadline are no figure."""
@@ -82,6 +83,7 @@ class Mode:
     compile: bool = False
     cuda_graphs: bool | None = None
     kv_dtype: KvDType = "auto"
+    quantization: Quantization = "none"
     batches: Sequence[int] = ()
     """That are timed."""
 
@@ -95,6 +97,7 @@ MODES = (
     Mode(label=" KV fp8", kv_dtype="fp8", batches=(64, 256)),
 )
 """Beside the usual one, which has graphs, is not compiled and keeps keys and values in bf16."""
+QUANTIZED = tuple(Mode(label=f" {form}", quantization=form, batches=(1, 64)) for form in FORMS)
 
 
 class TimedModel:
@@ -102,7 +105,7 @@ class TimedModel:
 
     def __init__(self, shape: Shape, workload: Workload, speed: DeviceSpeed, *, folder: Path, device: Device, mode: Mode = USUAL) -> None:
         """Raises OutOfMemory when the device is too small."""
-        self._shape, self._workload, self._speed = shape, workload, speed
+        self._shape, self._workload, self._speed, self._quantization = shape, workload, speed, mode.quantization
         self._name = f"{shape.name}{mode.label}"
         shape.write_config(folder)
         config = EngineConfig(
@@ -116,6 +119,7 @@ class TimedModel:
             compile=mode.compile,
             cuda_graphs=mode.cuda_graphs,
             kv_dtype=mode.kv_dtype,
+            quantization=mode.quantization,
         )
         self._engine = Engine(config)
         self.load_s = self._engine.facts.load_s
@@ -148,7 +152,9 @@ class TimedModel:
         finally:
             self._end()
         context, kv = batch * self._workload.context, sum(cache.nbytes for cache in engine.runner.caches) / self.kv_tokens
-        roofline = decode_step_s(self._shape, self._speed, batch=batch, context_tokens=context, kv_bytes_per_token=kv)
+        roofline = decode_step_s(
+            self._shape, self._speed, batch=batch, context_tokens=context, kv_bytes_per_token=kv, quantization=self._quantization
+        )
         return _rate(f"{self._name} decode b={batch} ctx={self._workload.context}", "output_tokens_per_s", batch, seconds, roofline)
 
     def prefill(self, deadline: float) -> Figure:

@@ -25,6 +25,8 @@ PROMPT_LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100, 127, 128, 129, 
 """Around the edges of blocks of 16 and beyond."""
 TOP = 5
 LOGPROB_TOLERANCE = 1e-3
+DRIFT_TOLERANCE = {"int8": 0.2, "int4": 0.4, "fp8": LOGPROB_TOLERANCE}
+"""Of logprobs. Activations in eight bits move them by 0.04 in int8 and by 0.1 in int4, whose own kernels on CPUs round activations too."""
 COSINE_TOLERANCE = 1e-5
 """In float32 without TF32."""
 RANDOM = [Sampling(temperature=0.8 + 0.1 * i, top_p=0.95, top_k=50, presence_penalty=0.2, seed=100 + i) for i in range(4)]
@@ -207,6 +209,34 @@ def _close(name: str, trial: Trial, **settings: Any) -> Check:
     return Check(name, all(close), f"{sum(close)} of {len(close)} sequences close")
 
 
+def quantized(trial: Trial) -> Check:
+    """Every form beside the CPU's product with what the weights mean. int8 rounds activations, and so does the head of int4."""
+    told, met, prompts = [], True, trial.prompts[::2]
+    for form in DRIFT_TOLERANCE:
+        settings: dict[str, Any] = {"quantization": form}
+        ours, theirs = (
+            engine.generate(prompts, max_tokens=trial.output_tokens, ignore_eos=True, top_logprobs=TOP)
+            for engine in (trial.engine(**settings), trial.engine(device="cpu", attention="eager", **settings))
+        )
+        close = sum(close_to(our, their) for our, their in zip(ours, theirs, strict=True))
+        worst = max(drift(our, their) for our, their in zip(ours, theirs, strict=True))
+        met = met and close == len(ours) and worst <= DRIFT_TOLERANCE[form]
+        told.append(f"{form}: {close} of {len(ours)} close, logprobs within {worst:.2g} of {DRIFT_TOLERANCE[form]:g}")
+    return Check("quantized weights close to what they mean", met, "; ".join(told))
+
+
+def drift(ours: Completion, theirs: Completion) -> float:
+    """The largest difference of a sampled token's logprob, up to the first that differs."""
+    assert ours.logprobs is not None
+    assert theirs.logprobs is not None
+    largest = 0.0
+    for our_id, their_id, our, their in zip(ours.token_ids, theirs.token_ids, ours.logprobs, theirs.logprobs, strict=True):
+        if our_id != their_id:
+            break
+        largest = max(largest, abs(our.sampled - their.sampled))
+    return largest
+
+
 def close_to(ours: Completion, theirs: Completion) -> bool:
     assert ours.logprobs is not None
     assert theirs.logprobs is not None
@@ -227,6 +257,7 @@ CHECKS: tuple[Callable[[Trial], Check], ...] = (
     outputs,
     quantized_cache,
     bf16,
+    quantized,
 )
 CUDA_CHECKS: tuple[Callable[[Trial], Check], ...] = (flash,)
 """What a CPU refuses."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pagoda_worker.layers.adapters import AdapterSide
 from pagoda_worker.quantization.weights import QuantizedWeight
 
 Weight = Tensor | QuantizedWeight
@@ -24,7 +25,7 @@ class Product(Protocol):
     """A packed weight."""
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """[T, in] → [T, out]."""
+        """[T, in] → [T, out], columns in the weight's order also where it was packed as gated."""
         ...
 
     def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ class Packer(Protocol):
 
 
 class Linear:
-    __slots__ = ("_gated", "_product", "bias", "weight")
+    __slots__ = ("_gated", "_product", "adapters", "bias", "weight")
 
     def __init__(self, weight: Weight | None, bias: Tensor | None = None, *, gated: bool = False) -> None:
         """weight [out, in], bias [out]: filled, or set, by the loader before `pack`. gated: two products side by side, for silu_mul."""
@@ -54,6 +55,13 @@ class Linear:
         self.bias = bias
         self._gated = gated
         self._product: Product | None = None
+        self.adapters: AdapterSide | None = None
+        """What some tokens' adapters add to the product; None: this engine takes none."""
+
+    @property
+    def product(self) -> Product | None:
+        """None: the plain weight."""
+        return self._product
 
     def pack(self, packer: Packer) -> None:
         """After loading: the weight moves into the device's layout where there is one."""
@@ -70,23 +78,31 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] → [T, out]."""
+        return self._adapted(x, self._multiply(x))
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """[T, in] and [T, out] → [T, out]."""
+        if self._product is not None:
+            return self._adapted(x, self._product.add(x, self.bias, residual))
+        return residual + self(x)
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        """[T, in] → [T, out / 2]. What adapters add comes before the silu, so with one in the step product and gate are two."""
+        assert self._gated
+        if self._product is not None and not (self.adapters is not None and self.adapters.active):
+            return self._product.silu_mul(x, self.bias)
+        return gate(self(x))
+
+    def _multiply(self, x: Tensor) -> Tensor:
         if self._product is not None:
             return self._product(x, self.bias)
         assert isinstance(self.weight, Tensor), "quantized weights are packed before they are used"
         return F.linear(x, self.weight, self.bias)
 
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """[T, in] and [T, out] → [T, out]."""
-        if self._product is not None:
-            return self._product.add(x, self.bias, residual)
-        return residual + self(x)
-
-    def silu_mul(self, x: Tensor) -> Tensor:
-        """[T, in] → [T, out / 2]."""
-        assert self._gated
-        if self._product is not None:
-            return self._product.silu_mul(x, self.bias)
-        return gate(self(x))
+    def _adapted(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.adapters is not None and self.adapters.active:
+            self.adapters.add(x, y)
+        return y
 
 
 def gate(both: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ What applies is a matter of sizes alone and decided per call or per weight: head
 import torch
 from torch import Tensor
 
+from pagoda_worker.layers.adapters import AdapterRows, AdapterStack
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.layers.kv_cache import slot_count
-from pagoda_worker.layers.linear import Product, Weight
-from pagoda_worker.layers.native_quantized import quantized_product
+from pagoda_worker.layers.linear import Linear, Product, Weight
+from pagoda_worker.layers.native_quantized import QuantizedNativeProduct, quantized_product
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.native.library import Library
 
@@ -27,15 +28,28 @@ _PLAIN, _ADD, _SILU_MUL = 0, 1, 2
 class NativeProduct:
     """A bf16 weight in panels, see native/linear.h."""
 
-    __slots__ = ("_linear", "_out", "_packed", "_size")
+    __slots__ = ("_gate", "_gated", "_linear", "_out", "_packed", "_size")
 
     def __init__(self, library: Library, weight: Tensor, *, gated: bool) -> None:
-        self._linear = library["linear"]
+        self._linear, self._gate = library["linear"], library["gate_halves_bf16"]
+        self._gated = gated
         self._out, self._size = weight.shape
         self._packed = _panels(_interleaved(weight) if gated else weight)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self._run(x, bias, None, self._out, _PLAIN)
+        if not self._gated:
+            return self._run(x, bias, None, self._out, _PLAIN)
+        return self.interleaved(x, bias).view(len(x), -1, 2, 16).transpose(1, 2).reshape(len(x), self._out)
+
+    def interleaved(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Of a gated weight, [T, out]: 16 columns of the first half, 16 of the second, and so on."""
+        return self._run(x, None if bias is None else _interleaved(bias), None, self._out, _PLAIN)
+
+    def gate(self, both: Tensor) -> Tensor:
+        """`interleaved`'s [T, out] → [T, out / 2]."""
+        out = both.new_empty((len(both), self._out // 2))
+        self._gate(both.data_ptr(), out.data_ptr(), len(both), self._out // 2)
+        return out
 
     def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
         return self._run(x, bias, residual, self._out, _ADD)
@@ -86,6 +100,13 @@ def _cache_kind(computed: Tensor, cache: Tensor) -> str | None:
     return None if kind is None else kind + _CACHE_KINDS.get(cache.dtype, "")
 
 
+def _adds_deltas(x: Tensor, stack: AdapterStack) -> bool:
+    """The kernel takes whole vectors, and pairs of them where bf16 is multiplied in pairs."""
+    least = _LANES * (1 + (x.dtype == torch.bfloat16))
+    fits = stack.a.shape[3] % least == 0 and not any(part % _LANES for part in stack.parts)
+    return x.dtype in _KINDS and stack.a.dtype == x.dtype and fits and x.stride(1) == 1
+
+
 class NativeOperators(Operators):
     def __init__(self, library: Library, attend: Attend | None = None, *, invariant: bool = False) -> None:
         """attend: instead of the kernels. invariant: rows that decode take the kernel of prompts too, which is slower for them: a token's
@@ -101,6 +122,29 @@ class NativeOperators(Operators):
         if isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 and size % _STEP == 0 and not (gated and out % _PANEL):
             return NativeProduct(self._library, weight, gated=gated)
         return quantized_product(self._library, weight, gated=gated) or super().pack(weight, gated=gated)
+
+    def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:
+        if _adds_deltas(x, stack):
+            self._add_deltas(x, y, stack, rows)
+        else:
+            super().add_deltas(x, y, stack, rows)
+
+    def _add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows, *, interleaved: bool = False) -> None:
+        assert rows.slots is not None
+        count, size, most = x.shape[0], stack.a.shape[3], stack.a.shape[2]
+        sizes = (count, size, stack.b.shape[2], len(stack.parts), len(stack.a), most, x.stride(0), interleaved)
+        self._library[f"add_deltas_{_KINDS[x.dtype]}"](*stack.pointers, rows.slots.data_ptr(), x.data_ptr(), y.data_ptr(), *sizes)
+
+    def silu_mul(self, linear: Linear, x: Tensor) -> Tensor:
+        """With adapters in the step their deltas go into the product as it lies."""
+        product, adapters = linear.product, linear.adapters
+        if adapters is None or not adapters.active or not isinstance(product, NativeProduct | QuantizedNativeProduct):
+            return super().silu_mul(linear, x)
+        if not _adds_deltas(x, adapters.stack):
+            return super().silu_mul(linear, x)
+        both = product.interleaved(x, linear.bias)
+        self._add_deltas(x, both, adapters.stack, adapters.rows, interleaved=True)
+        return product.gate(both)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if (kind := _KINDS.get(x.dtype)) is None or x.shape[-1] % _LANES or x.ndim != 2 or x.stride(1) != 1:

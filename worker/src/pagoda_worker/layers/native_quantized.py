@@ -24,9 +24,10 @@ _TYPES = (torch.bfloat16, torch.float32)
 class QuantizedNativeProduct:
     """An int8 or int4 weight."""
 
-    __slots__ = ("_four_bits", "_groups", "_linear", "_order", "_out", "_scales", "_size", "_values", "_zeros")
+    __slots__ = ("_four_bits", "_gated", "_groups", "_library", "_linear", "_order", "_out", "_scales", "_size", "_values", "_zeros")
 
     def __init__(self, library: Library, weight: Int8Weight | Int4Weight, *, gated: bool) -> None:
+        self._library, self._gated = library, gated
         self._linear = library["linear_quantized"]
         self._out, self._size = weight.shape
         order = _interleave if gated else _same
@@ -44,7 +45,20 @@ class QuantizedNativeProduct:
         self._groups = self._scales.shape[1]
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self._run(x, bias, None, self._out, PLAIN)
+        if not self._gated:
+            return self._run(x, bias, None, self._out, PLAIN)
+        return self.interleaved(x, bias).view(len(x), -1, 2, 16).transpose(1, 2).reshape(len(x), self._out)
+
+    def interleaved(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Of a gated weight, [T, out]: 16 columns of the first half, 16 of the second, and so on."""
+        return self._run(x, None if bias is None else _interleave(bias), None, self._out, PLAIN)
+
+    def gate(self, both: Tensor) -> Tensor:
+        """`interleaved`'s [T, out] → [T, out / 2], in bf16 or float32."""
+        out = both.new_empty((len(both), self._out // 2))
+        kind = "bf16" if both.dtype == torch.bfloat16 else "f32"
+        self._library[f"gate_halves_{kind}"](both.data_ptr(), out.data_ptr(), len(both), self._out // 2)
+        return out
 
     def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
         return self._run(x, bias, residual, self._out, ADD)

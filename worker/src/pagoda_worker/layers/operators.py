@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from pagoda_worker.layers.adapters import AdapterRows, AdapterStack, add_deltas_reference
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, write_cache
 from pagoda_worker.layers.linear import Linear, OneDnnProduct, Product, Weight, onednn_packs
 from pagoda_worker.layers.norm import rms_norm
@@ -39,6 +40,10 @@ class Operators:
     def pack(self, weight: Weight, *, gated: bool) -> Product | None:
         """See layers/linear.py."""
         return OneDnnProduct(weight) if onednn_packs(weight) else None
+
+    def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:
+        """Of tokens with an adapter, see layers/adapters.py."""
+        add_deltas_reference(x, y, stack, rows)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, E], weight [E] → [T, E]."""

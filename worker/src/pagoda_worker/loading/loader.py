@@ -18,6 +18,7 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
 from pagoda_worker.layers.kv_cache import QUANTIZED
 from pagoda_worker.layers.selection import operators_for
+from pagoda_worker.loading.adapter_room import adapter_bytes, adapter_slots
 from pagoda_worker.loading.cache_room import count_blocks, memory_found
 from pagoda_worker.loading.config_check import check_config, check_on_device, check_whole_prompts
 from pagoda_worker.loading.draft import check_draft
@@ -68,6 +69,7 @@ class Loaded:
     """Of the files that were read; 0: random weights."""
     weights_s: float
     """To allocate, read and pack them."""
+    adapter_slots: int
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,6 +96,8 @@ class Loaded:
             gpu_uuids=gpu_uuids(self.device),
             awake_bytes=self.awake_bytes,
             checkpoint_bytes=self.checkpoint_bytes,
+            adapter_slots=self.adapter_slots,
+            max_adapter_rank=config.max_adapter_rank,
         )
 
 
@@ -120,6 +124,7 @@ def load(
     device = rank.device(resolve_device(config.device))
     config = rank.share(config, device.type)
     check_on_device(config, device.type)
+    slots = adapter_slots(config, device.type)
     dtype_name = _resolve_dtype(config, raw, device)
     if not config.random_weights:
         size = footprint_as_stored(folder, raw, DTYPES[dtype_name].itemsize, rank.count)
@@ -155,7 +160,9 @@ def load(
     read_model = partial(_read_model, build, memory.needs.weights, compiled=config.compile)
     model = None if config.load == "lazy" else read_model()
     weights_s = time.monotonic() - began
-    block_count = agree(count_blocks(config, memory, model_len, device, unread_bytes=memory.needs.weights if model is None else 0))
+    unread = memory.needs.weights if model is None else 0
+    unread += adapter_bytes(size, slots, config.max_adapter_rank, DTYPES[dtype_name].itemsize)
+    block_count = agree(count_blocks(config, memory, model_len, device, unread_bytes=unread))
     model_len = _length_held(config, model_len, cache_tokens=block_count * config.block_size)
     check_whole_prompts(config, max_batch_tokens, model_len)
     eos, bos = _special_ids(folder, raw)
@@ -179,6 +186,7 @@ def load(
         awake_bytes=rank.count * memory.awake_bytes(config, device, block_count),
         checkpoint_bytes=file_bytes,
         weights_s=weights_s,
+        adapter_slots=slots,
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.errors import CannotSleep, OutOfMemory, WorkerError
+from pagoda_worker.layers.adapters import AdapterSide
 from pagoda_worker.models.base import Model
 
 AWAKE, ON_HOST, IN_FOLDER = 0, 1, 2
@@ -102,7 +103,8 @@ def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
 
 
 def tensors_of(thing: Any) -> Iterator[Tensor]:
-    """Every tensor that a model holds: in its attributes and slots, in lists, tuples and dictionaries of them, in objects of ours."""
+    """Every tensor that a model holds: in its attributes and slots, in lists, tuples and dictionaries of them, in objects of ours. Not
+    those of adapters, which the host has already: slots are filled anew."""
     seen: set[int] = set()
     waiting = [thing]
     while waiting:
@@ -110,6 +112,8 @@ def tensors_of(thing: Any) -> Iterator[Tensor]:
         if id(each) in seen:
             continue
         seen.add(id(each))
+        if isinstance(each, AdapterSide):
+            continue
         if isinstance(each, Tensor):
             yield each
         elif isinstance(each, dict):

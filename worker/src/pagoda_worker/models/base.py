@@ -1,5 +1,6 @@
 """What the runner needs of any architecture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +44,8 @@ class Footprint:
     """Of them, the head's; 0: it is the embedding."""
     tied_head_parameters: int
     """Of such a head, of which some forms are a copy; 0: it is one of its own."""
+    per_adapter_rank: int
+    """Values of A and B of one LoRA adapter, over all products of the layers, for each of its ranks."""
     stored_bytes: int | None = None
     """Of a checkpoint that is held as it is stored, quantized. None: all parameters at the model's dtype."""
 
@@ -60,6 +63,11 @@ class FusedLinear:
     inputs: int
     transposed: bool = False
     """The checkpoint has the plain weight as [in, out]."""
+
+
+def adaptable(linears: Sequence[FusedLinear]) -> list[FusedLinear]:
+    """Of a model's, those that LoRA adapters may change: all but the head."""
+    return [each for each in linears if each.modules[0][0] != "lm_head"]
 
 
 class ForwardPass(Protocol):

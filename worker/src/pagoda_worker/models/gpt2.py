@@ -85,6 +85,7 @@ class GPT2Config:
             linear_parameters=c.layers * matrices,
             head_parameters=0 if c.tied else rows_of_rank(c.vocab, ranks) * c.hidden,
             tied_head_parameters=rows_of_rank(c.vocab, ranks) * c.hidden if c.tied else 0,
+            per_adapter_rank=c.layers * (4 * c.hidden + 4 * attended + 2 * c.intermediate),
         )
 
 

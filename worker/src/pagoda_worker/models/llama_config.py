@@ -68,6 +68,7 @@ class LlamaConfig:
             linear_parameters=c.layers * products,
             head_parameters=0 if c.tied else head,
             tied_head_parameters=head if c.tied else 0,
+            per_adapter_rank=c.layers * (7 * c.hidden + 2 * q + 2 * kv + 3 * c.intermediate),
         )
 
 

@@ -1,4 +1,5 @@
 // What Python calls (native/library.py). The file is compiled once for each instruction set (native/build.py). Sizes are in elements. One thread calls; work is shared inside.
+#include "adapters.h"
 #include "attention.h"
 #include "elementwise.h"
 #include "linear.h"
@@ -33,6 +34,16 @@ EXPORT(linear_quantized)
     EXPORT(rms_norm_##suffix)                                                                                            \
     (const void* x, const void* weight, void* out, int64_t rows, int64_t size, int64_t ldx, float eps) {                 \
         rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), rows, size, ldx, eps);   \
+    }                                                                                                                    \
+    EXPORT(add_deltas_##suffix)                                                                                                        \
+    (const void* a, const void* b, const void* ranks, const void* ends, const void* slots, const void* x, void* y, int64_t rows,       \
+     int64_t size, int64_t out, int64_t parts, int64_t slot_count, int64_t max_rank, int64_t ldx, int64_t interleaved) {               \
+        add_deltas(Deltas<T>{static_cast<const T*>(x), static_cast<const T*>(a), static_cast<const T*>(b),                             \
+                             static_cast<const int32_t*>(ranks), static_cast<const int32_t*>(slots), static_cast<const int64_t*>(ends),\
+                             static_cast<T*>(y), rows, size, out, parts, slot_count, max_rank, ldx, interleaved});                     \
+    }                                                                                                                                  \
+    EXPORT(gate_halves_##suffix)(const void* y, void* out, int64_t rows, int64_t size) {                                               \
+        gate_halves(static_cast<const T*>(y), static_cast<T*>(out), rows, size);                                                       \
     }
 
 #define FOR_CACHE(suffix, T, S)                                                                                                           \

@@ -27,7 +27,15 @@ _SIGNATURES = {
     "threads": [_SIZE],
     "linear": [_POINTER] * 5 + [_SIZE] * 6,
     "linear_quantized": [_POINTER] * 7 + [_SIZE] * 9,
-    **{f"rms_norm_{kind}": [_POINTER] * 3 + [_SIZE] * 3 + [_FLOAT] for kind in ("f32", "bf16")},
+    **{
+        f"{name}_{kind}": arguments
+        for kind in ("f32", "bf16")
+        for name, arguments in {
+            "rms_norm": [_POINTER] * 3 + [_SIZE] * 3 + [_FLOAT],
+            "add_deltas": [_POINTER] * 7 + [_SIZE] * 8,
+            "gate_halves": [_POINTER] * 2 + [_SIZE] * 2,
+        }.items()
+    },
     **{
         f"{name}_{kind}": arguments
         for kind in ("f32", "f32_int8", "f32_fp8", "bf16", "bf16_int8", "bf16_fp8")

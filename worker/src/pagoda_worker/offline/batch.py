@@ -2,7 +2,8 @@
 
 A job: {"model_dir", "prompts": [[ids]] or "random": {"count", "prompt_tokens", "vocab", "seed"?}, "max_tokens", "ignore_eos"?, "warmup"?
 (prompts of their own), and any of _ENGINE_FIELDS}; or, instead of prompts and max_tokens, "requests": [{"prompt_ids", "max_tokens",
-"at_s"?}] with lengths and arrivals of their own (`replay.py`). One JSON object goes to stdout. With `--lines`, stdin has a job a line until
+"at_s"?}] with lengths and arrivals of their own (`replay.py`). With "adapters": {name: PEFT folder}, "adapter_names" has one for each
+prompt, "" for the base model. One JSON object goes to stdout. With `--lines`, stdin has a job a line until
 it ends, each on an engine of its own, and each answer is a line.
 """
 
@@ -11,6 +12,7 @@ import random
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,18 @@ _ENGINE_FIELDS = (
     *("quantization", "kv_dtype", "swap_bytes", "host_tier_bytes", "long_prefill_tokens", "async_scheduling", "cuda_graphs"),
     *("tensor_parallel", "random_weights"),
 )
-_JOB_FIELDS = {"model_dir", "prompts", "random", "requests", "max_tokens", "ignore_eos", "warmup", *_ENGINE_FIELDS}
+_JOB_FIELDS = {
+    "model_dir",
+    "prompts",
+    "random",
+    "requests",
+    "max_tokens",
+    "ignore_eos",
+    "warmup",
+    "adapters",
+    "adapter_names",
+    *_ENGINE_FIELDS,
+}
 
 
 def main() -> int:
@@ -49,7 +62,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"unknown fields {sorted(unknown)}; a job has {sorted(_JOB_FIELDS)}")
     began = time.monotonic()
     config = {name: job[name] for name in _ENGINE_FIELDS if name in job}
-    engine = Engine(EngineConfig(model_dir=Path(job["model_dir"]), **config))
+    folders = {name: Path(folder) for name, folder in job.get("adapters", {}).items()}
+    engine = Engine(EngineConfig(model_dir=Path(job["model_dir"]), adapters=folders, **config))
     with closing(engine):
         return {"load_s": time.monotonic() - began, **_run(engine, job)}
 
@@ -64,11 +78,11 @@ def _run(engine: Engine, job: dict[str, Any]) -> dict[str, Any]:
     max_tokens, ignore_eos = int(job["max_tokens"]), bool(job.get("ignore_eos", False))
     if job.get("warmup"):
         shapes = [[prompt[-1]] * len(prompt) for prompt in prompts]
-        engine.generate(shapes, max_tokens=min(max_tokens, 8), ignore_eos=True)
-    return timed(engine, prompts, max_tokens, ignore_eos)
+        engine.generate(shapes, max_tokens=min(max_tokens, 8), ignore_eos=True, adapters=job.get("adapter_names", ()))
+    return timed(engine, prompts, max_tokens, ignore_eos, job.get("adapter_names", ()))
 
 
-def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos: bool) -> dict[str, Any]:
+def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos: bool, adapters: Sequence[str] = ()) -> dict[str, Any]:
     """Seconds, output tokens/s, times to the first token, KV cache in use (of its capacity, by steps), memory, greedy ids."""
     first: dict[str, float] = {}
     in_use: list[float] = []
@@ -83,7 +97,7 @@ def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos:
         in_use.append(1 - state.kv_free_tokens / state.kv_capacity_tokens)
         uses.append((engine.scheduler.kv_use(), state.num_waiting > 0))
 
-    completions = engine.generate(prompts, max_tokens=max_tokens, ignore_eos=ignore_eos, on_update=note, on_step=weigh)
+    completions = engine.generate(prompts, max_tokens=max_tokens, ignore_eos=ignore_eos, adapters=adapters, on_update=note, on_step=weigh)
     seconds = time.monotonic() - began
     tokens = sum(completion.finish.usage.completion_tokens for completion in completions)
     ttfts = sorted(first.values())

@@ -33,7 +33,7 @@ class Admission:
         preempted, running = False, self._roster.running
         while (first := self._roster.first_waiting) and running and priority_of(running[-1]) < priority_of(first):
             # Preempted by this plan, or by the one before: its newest token is not known yet. Or it is not its turn.
-            if first.pending or not turn.includes(first):
+            if first.pending or not turn.includes(first) or not self._roster.adapters.has_room(first.adapter):
                 break
             victims = [s for s in reversed(running) if priority_of(s) < priority_of(first)]
             count = self._victims_needed(self._find(first), victims)
@@ -91,6 +91,8 @@ class Admission:
         roster, policy = self._roster, self._limits.policy
         sequence = roster.first_waiting
         if sequence is None or sequence.pending or not roster.free_rows or not self._places or not turn.includes(sequence):
+            return None
+        if not roster.adapters.has_room(sequence.adapter):
             return None
         found = self._find(sequence)
         if policy.whole_prompts and len(sequence.tokens) - found.computed > budget:

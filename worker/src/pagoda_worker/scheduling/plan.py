@@ -6,6 +6,7 @@ The runner keeps one row of state per running sequence. A plan carries only what
 from dataclasses import dataclass, field
 
 from pagoda_worker.request import Finish, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
+from pagoda_worker.scheduling.adapters import Adapter
 from pagoda_worker.scheduling.verification import Verification
 
 MAX_BATCH_RUNS = 256
@@ -18,6 +19,8 @@ class Sequence:
     __slots__ = (
         "__weakref__",
         "accepted",
+        "adapter",
+        "adapter_slot",
         "announced",
         "arrival",
         "batches",
@@ -71,6 +74,7 @@ class Sequence:
         seed: int,
         root: bytes,
         eos: frozenset[int] = frozenset(),
+        adapter: Adapter | None = None,
     ) -> None:
         self.request = request
         self.request_id = request.request_id
@@ -102,6 +106,9 @@ class Sequence:
         """Tokens that end its output."""
         self.row = -1
         """Of the runner's state while running, else -1."""
+        self.adapter = adapter
+        self.adapter_slot = -1
+        """On the device while running; -1 otherwise, and for the base model."""
         self.pending = 0
         """Tokens that planned steps will sample and nobody on the host knows yet: they follow `tokens`."""
         self.waits_for_token = request.constrained
@@ -241,6 +248,9 @@ class StepPlan:
     swap_in: list[tuple[int, int]] = field(default_factory=list)
     """(block, host slot) to copy to the device, after the copies and before the step reads anything."""
 
+    adapters: list[tuple[int, Adapter]] = field(default_factory=list)
+    """(slot, what is to be copied there), before the step reads anything."""
+
     @property
     def empty(self) -> bool:
         """Nothing to compute. Copies then neither: blocks move only for somebody who computes in the same step."""
@@ -277,6 +287,7 @@ class StepPlan:
         self.scrubs = earlier.scrubs + self.scrubs
         self.swap_out = earlier.swap_out + self.swap_out
         self.swap_in = earlier.swap_in + self.swap_in
+        self.adapters = earlier.adapters + self.adapters
         self.catch_ups = earlier.catch_ups + self.catch_ups
         return self
 

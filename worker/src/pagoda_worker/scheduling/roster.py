@@ -9,15 +9,19 @@ its parts, which decide who moves. Knows neither budgets nor tensors.
 """
 
 import bisect
+from collections import Counter
+from functools import partial
 
 from pagoda_worker.request import Finish, FinishReason, Request, SequenceUpdate
+from pagoda_worker.scheduling.adapters import Adapter, AdapterSlots
 from pagoda_worker.scheduling.plan import Sequence, StepPlan
 from pagoda_worker.scheduling.residency import Residency
 from pagoda_worker.scheduling.scheduler_limits import Totals
 
 
 class Roster:
-    def __init__(self, residency: Residency, totals: Totals, *, rows: int, eos: frozenset[int]) -> None:
+    def __init__(self, residency: Residency, totals: Totals, adapters: AdapterSlots, *, rows: int, eos: frozenset[int]) -> None:
+        self.adapters = adapters
         self.running: list[Sequence] = []
         """In order; who comes last is preempted first."""
         self.waiting: list[Sequence] = []
@@ -43,12 +47,10 @@ class Roster:
 
     # ------------------------------------------------------------ coming
 
-    def enlist(self, request: Request, *, now: float, seed: int, limit: int, root: bytes) -> list[Sequence]:
+    def enlist(self, request: Request, *, now: float, seed: int, limit: int, root: bytes, adapter: Adapter | None = None) -> list[Sequence]:
         """As in Sequence; `seed` is that of sequence 0. The first one waits, the others wait for its prompt."""
-        family = [
-            Sequence(request, i, arrival=self._arrivals, accepted=now, limit=limit, seed=seed + i, root=root, eos=self._eos)
-            for i in range(request.n)
-        ]
+        new = partial(Sequence, request, arrival=self._arrivals, accepted=now, limit=limit, root=root, eos=self._eos, adapter=adapter)
+        family = [new(i, seed=seed + i) for i in range(request.n)]
         self._arrivals += 1
         self._live += len(family)
         self.alone += request.runs_alone
@@ -61,6 +63,10 @@ class Roster:
 
     def open(self, plan: StepPlan, sequence: Sequence) -> None:
         sequence.row = self._free_rows.pop()
+        if sequence.adapter is not None:
+            sequence.adapter_slot, is_new = self.adapters.enter(sequence.adapter)
+            if is_new:
+                plan.adapters.append((sequence.adapter_slot, sequence.adapter))
         bisect.insort(self.running, sequence, key=order_of)
         if sequence.remaining > 0:
             self.prefilling.add(sequence)
@@ -91,6 +97,9 @@ class Roster:
         self.prefilling.discard(sequence)
         self._free_rows.append(sequence.row)
         sequence.row = -1
+        if sequence.adapter_slot >= 0:
+            self.adapters.leave(sequence.adapter_slot)
+            sequence.adapter_slot = -1
 
     # ------------------------------------------------------------ leaving
 
@@ -167,6 +176,7 @@ class Roster:
         assert sorted(rows + self._free_rows) == list(range(self._rows)), "a row is lost or owned twice"
         assert {each for each in self.running if each.remaining > 1} <= self.prefilling <= set(self.running)
         assert all(each.remaining for each in self.prefilling), "a prompt that is computed counts as one that is not"
+        self.adapters.check(Counter(sequence.adapter_slot for sequence in self.running if sequence.adapter_slot >= 0))
         assert self._live == len(self.everyone()), "the count of sequences is wrong"
         assert self.alone == sum(each.request.runs_alone for each in self.everyone()), "the count of those that run alone is wrong"
         assert self.running == sorted(self.running, key=order_of)

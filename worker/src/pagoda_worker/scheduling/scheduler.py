@@ -13,6 +13,7 @@ a higher class a lower one waits: deadlines end that.
 
 from pagoda_worker.errors import RequestRefused
 from pagoda_worker.request import FinishReason, Request, SequenceUpdate
+from pagoda_worker.scheduling.adapters import Adapter, AdapterSlots
 from pagoda_worker.scheduling.admission import Admission
 from pagoda_worker.scheduling.batching import FULL_ENGINE
 from pagoda_worker.scheduling.blocks import BlockPool, root_hash
@@ -33,21 +34,23 @@ class Scheduler:
         self.limits = limits
         self.residency = Residency(blocks, limits.host, prefix_caching=limits.prefix_caching)
         self.totals = Totals()
-        self._roster = Roster(self.residency, self.totals, rows=limits.max_running, eos=frozenset(limits.eos_token_ids))
+        self.adapters = AdapterSlots(limits.adapter_slots)
+        self._roster = Roster(self.residency, self.totals, self.adapters, rows=limits.max_running, eos=frozenset(limits.eos_token_ids))
         self._admission = Admission(self._roster, self.residency, limits, self.totals)
         self._settling = Settling(self._roster, self.residency, limits, self.totals)
         self._turns = Turns()
 
     # ------------------------------------------------------------ what comes in
 
-    def submit(self, request: Request, *, now: float, seed: int) -> list[Sequence]:
-        """`seed` is that of sequence 0; the next ones count up. Structured ones are held until `release`. Raises RequestRefused,
-        ContextTooLong."""
+    def submit(self, request: Request, *, now: float, seed: int, adapter: Adapter | None = None) -> list[Sequence]:
+        """`adapter`: what the request's name means now. `seed` is that of sequence 0; the next ones count up. Structured ones are held
+        until `release`. Raises RequestRefused, ContextTooLong."""
         limit = min(len(request.prompt_ids) + request.max_tokens, self.limits.max_model_len)
         if self._roster.knows(request.request_id):
             raise RequestRefused(f"request id {request.request_id!r} is already in use", param="request_id")
         check_room(request, limit, self.limits, self.blocks)
-        return self._roster.enlist(request, now=now, seed=seed, limit=limit, root=root_hash(request.cache_salt, request.adapter))
+        root = root_hash(request.cache_salt, request.adapter if adapter is None else adapter.label)
+        return self._roster.enlist(request, now=now, seed=seed, limit=limit, root=root, adapter=adapter)
 
     def release(self, request_id: str) -> None:
         """What held it back is there. Unknown ids are ignored, here and below: the request may have been cancelled."""
@@ -77,6 +80,7 @@ class Scheduler:
         for member in self._roster.everyone():
             self._roster.end_early(member, FinishReason.ENGINE_ERROR, detail)
         self.residency.forget_prefixes()
+        self.adapters.clear()
 
     def inherit_scrubs(self, other: "Scheduler") -> None:
         """Of a scheduler that used the same blocks before: what it would have zeroed."""

@@ -20,6 +20,8 @@ class SchedulerLimits:
     prefix_caching: bool = True
     eos_token_ids: tuple[int, ...] = ()
     policy: AdmissionPolicy = FULL_ENGINE
+    adapter_slots: int = 0
+    """Adapters that sequences which run at once may have."""
 
 
 @dataclass(slots=True)

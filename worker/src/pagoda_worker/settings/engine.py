@@ -29,6 +29,7 @@ def parse_engine(
     threads: int | None = None,
     memory_bytes: int | None = None,
     self_test: bool = True,
+    adapters: Mapping[str, Path] | None = None,
 ) -> EngineConfig:
     """Raises ConfigError naming the field, what it said and what is possible."""
     try:
@@ -36,6 +37,7 @@ def parse_engine(
     except json.JSONDecodeError as error:
         raise ConfigError(f"PAGODA_ENGINE is not JSON: {error}") from error
     arguments = _read_object("PAGODA_ENGINE", given, ENGINE_FIELDS)
+    arguments["adapters"] = dict(adapters or {})
     return EngineConfig(model_dir=model_dir, device=device, threads=threads, memory_bytes=memory_bytes, self_test=self_test, **arguments)
 
 
@@ -136,6 +138,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
             "hostTier": _bytes("host_tier_bytes"),
         }
     ),
+    "adapters": _nested({"slots": _whole("adapter_slots", 0, 256), "maxRank": _whole("max_adapter_rank", 1, 64)}),
     "quantization": _choice("quantization", ("none", "int8", "int4", "fp8")),
     "speculative": _nested(
         {

@@ -7,11 +7,13 @@ import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pagoda_worker.config import Device, EngineConfig
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.logs import LEVELS
+from pagoda_worker.settings.adapters import DeclaredAdapter, adapter_folder, parse_adapters
 from pagoda_worker.settings.engine import parse_engine
 from pagoda_worker.settings.environment import absolute_folder, one_of, optional_whole, port, refuse_unknown, required, seconds
 from pagoda_worker.settings.model_cache import DEFAULT_REVISION
@@ -36,6 +38,7 @@ OWN_NAMES = frozenset(
         "PAGODA_SELF_TEST",
         "PAGODA_MODEL_REVISION",
         "PAGODA_MODEL_CACHE",
+        "PAGODA_ADAPTERS",
     }
 )
 MODEL_FIELDS = {
@@ -57,6 +60,9 @@ class WorkerSettings:
     model_name: str
     """metadata.name of the InferenceModel; what routers call the model."""
     engine: EngineConfig
+    adapters: tuple[DeclaredAdapter, ...] = ()
+    """Of the manifest; `engine` has their folders."""
+    model_cache: Path | None = None
     bind_host: str = "127.0.0.1"
     grpc_port: int = 9000
     """0: any free port, named in the log."""
@@ -78,15 +84,20 @@ def parse_settings(env: Mapping[str, str]) -> WorkerSettings:
     token = env.get("PAGODA_SESSION_TOKEN", "")
     if not token and not is_loopback(host):
         raise ConfigError(f"PAGODA_BIND_HOST {host} is reachable from other machines: set PAGODA_SESSION_TOKEN, or bind 127.0.0.1")
+    cache = absolute_folder(env, "PAGODA_MODEL_CACHE")
+    declared = parse_adapters(env.get("PAGODA_ADAPTERS", "[]"))
     return WorkerSettings(
         model_name=required(env, "PAGODA_MODEL_NAME", "the InferenceModel's metadata.name"),
+        adapters=tuple(declared),
+        model_cache=cache,
         engine=parse_engine(
             env.get("PAGODA_ENGINE", "{}"),
             model_dir=resolve_source(
                 required(env, "PAGODA_MODEL_SOURCE", "builtin://tiny or file:///absolute/folder"),
                 revision=env.get("PAGODA_MODEL_REVISION") or DEFAULT_REVISION,
-                cache=absolute_folder(env, "PAGODA_MODEL_CACHE"),
+                cache=cache,
             ),
+            adapters={each.name: adapter_folder(each.source, revision=each.revision, cache=cache) for each in declared},
             device=one_of(env, "PAGODA_DEVICE", "auto", DEVICES),
             threads=optional_whole(env, "PAGODA_CPUS", lowest=1),
             memory_bytes=optional_whole(env, "PAGODA_MEMORY_BYTES", lowest=1 << 20),

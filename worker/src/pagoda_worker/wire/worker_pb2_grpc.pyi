@@ -56,10 +56,16 @@ class WorkerStub:
     """
     Wake: _grpc.UnaryUnaryMultiCallable[_worker_pb2.WakeRequest, _worker_pb2.WakeResponse]
     LoadAdapter: _grpc.UnaryUnaryMultiCallable[_worker_pb2.LoadAdapterRequest, _worker_pb2.LoadAdapterResponse]
-    """Reserved from the first day; UNIMPLEMENTED until they work."""
+    """A LoRA adapter joins a running model, is replaced, or leaves. LoadAdapter returns when new requests may name it; steps go on meanwhile.
+    Loading another version under a name that is taken replaces it for new requests; those that run keep theirs, and so do those of one
+    that is unloaded. What is loaded here is lost with the worker. INVALID_ARGUMENT with a sentence for a source or an adapter that cannot
+    be; NOT_FOUND for a model or an adapter that is not here; FAILED_PRECONDITION without an engine; UNAUTHENTICATED without the token.
+    """
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_worker_pb2.UnloadAdapterRequest, _worker_pb2.UnloadAdapterResponse]
     Verify: _grpc.StreamStreamMultiCallable[_worker_pb2.VerifyRequest, _worker_pb2.VerifyResponse]
-    """draft tokens from another worker, verified here"""
+    """Reserved from the first day; UNIMPLEMENTED until they work.
+    draft tokens from another worker, verified here
+    """
     ExportKv: _grpc.UnaryStreamMultiCallable[_worker_pb2.ExportKvRequest, _worker_pb2.KvChunk]
     """prefill/decode split: KV of a prompt, by block hash"""
     ImportKv: _grpc.StreamUnaryMultiCallable[_worker_pb2.KvChunk, _worker_pb2.ImportKvResponse]
@@ -81,10 +87,16 @@ class WorkerAsyncStub(WorkerStub):
     """
     Wake: _aio.UnaryUnaryMultiCallable[_worker_pb2.WakeRequest, _worker_pb2.WakeResponse]  # type: ignore[assignment]
     LoadAdapter: _aio.UnaryUnaryMultiCallable[_worker_pb2.LoadAdapterRequest, _worker_pb2.LoadAdapterResponse]  # type: ignore[assignment]
-    """Reserved from the first day; UNIMPLEMENTED until they work."""
+    """A LoRA adapter joins a running model, is replaced, or leaves. LoadAdapter returns when new requests may name it; steps go on meanwhile.
+    Loading another version under a name that is taken replaces it for new requests; those that run keep theirs, and so do those of one
+    that is unloaded. What is loaded here is lost with the worker. INVALID_ARGUMENT with a sentence for a source or an adapter that cannot
+    be; NOT_FOUND for a model or an adapter that is not here; FAILED_PRECONDITION without an engine; UNAUTHENTICATED without the token.
+    """
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_worker_pb2.UnloadAdapterRequest, _worker_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     Verify: _aio.StreamStreamMultiCallable[_worker_pb2.VerifyRequest, _worker_pb2.VerifyResponse]  # type: ignore[assignment]
-    """draft tokens from another worker, verified here"""
+    """Reserved from the first day; UNIMPLEMENTED until they work.
+    draft tokens from another worker, verified here
+    """
     ExportKv: _aio.UnaryStreamMultiCallable[_worker_pb2.ExportKvRequest, _worker_pb2.KvChunk]  # type: ignore[assignment]
     """prefill/decode split: KV of a prompt, by block hash"""
     ImportKv: _aio.StreamUnaryMultiCallable[_worker_pb2.KvChunk, _worker_pb2.ImportKvResponse]  # type: ignore[assignment]
@@ -139,7 +151,11 @@ class WorkerServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.LoadAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.LoadAdapterResponse, _abc.Awaitable[_worker_pb2.LoadAdapterResponse]]:
-        """Reserved from the first day; UNIMPLEMENTED until they work."""
+        """A LoRA adapter joins a running model, is replaced, or leaves. LoadAdapter returns when new requests may name it; steps go on meanwhile.
+        Loading another version under a name that is taken replaces it for new requests; those that run keep theirs, and so do those of one
+        that is unloaded. What is loaded here is lost with the worker. INVALID_ARGUMENT with a sentence for a source or an adapter that cannot
+        be; NOT_FOUND for a model or an adapter that is not here; FAILED_PRECONDITION without an engine; UNAUTHENTICATED without the token.
+        """
 
     @_abc_1.abstractmethod
     def UnloadAdapter(
@@ -154,7 +170,9 @@ class WorkerServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_worker_pb2.VerifyRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.VerifyResponse], _abc.AsyncIterator[_worker_pb2.VerifyResponse]]:
-        """draft tokens from another worker, verified here"""
+        """Reserved from the first day; UNIMPLEMENTED until they work.
+        draft tokens from another worker, verified here
+        """
 
     @_abc_1.abstractmethod
     def ExportKv(
