@@ -11,6 +11,7 @@ from engine_runs import run_all
 from front_support import TINY
 from gguf import GGMLQuantizationType
 from published_layouts import Published, awq, fp8_blocks, gptq, write_quantized
+from random_adapter import GPT2_ALL, write_adapter
 from random_checkpoint import kv_bytes, small_engine
 from rank_threads import engine_of_ranks
 from test_gguf import write_gguf
@@ -156,6 +157,20 @@ def test_tokens_guessed_ahead_are_verified_by_all_ranks(checkpoint: Checkpoint, 
         assert tokens(two, prompts) == tokens(small_engine(folder, dtype="fp32"), prompts)
         assert two.speculation is not None
         assert sum(two.speculation.accepted_by_place) > 0
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_adapters_are_divided_as_the_weights_beside_which_they_stand(checkpoint: Checkpoint, tmp_path: Path, architecture: str):
+    folder = checkpoint(f"ranks-{architecture}", **ARCHITECTURES[architecture])
+    targets = {"targets": GPT2_ALL} if architecture == "gpt2" else {}
+    adapters = {name: write_adapter(tmp_path / name, folder, seed=seed, **targets) for seed, name in enumerate("ab")}
+    named = {"adapters": ["a", "b", "", "a"]}
+    with closing(engine_of_ranks(folder, 2, dtype="fp32", adapters=adapters)) as two:
+        divided = tokens(two, **named)
+        two.sleep(2)
+        assert tokens(two, **named) == divided
+    one = small_engine(folder, dtype="fp32", adapters=adapters)
+    assert divided == tokens(one, **named) != tokens(one)
 
 
 def test_random_weights_of_ranks_are_slices_of_what_one_rank_has(checkpoint: Checkpoint):
