@@ -23,6 +23,7 @@ from pagoda_bench.costs.jobs import (
     tier_requests,
 )
 from pagoda_bench.costs.measure import Place, adapter_rows, invariant_rows, kv_dtype_rows, kv_rows, tier_rows
+from pagoda_bench.costs.ranks import RANKS, THREADS, ranks_rows
 from pagoda_bench.costs.run import run
 from pagoda_bench.errors import ResultFormatError, SettingsError
 from pagoda_bench.load.engine import builtin_tiny
@@ -128,8 +129,17 @@ def test_forms_of_the_cache_take_turns_over_the_same_contexts(tmp_path: Path, mo
     assert all({**job, "kv_dtype": ""} == {**jobs[0], "kv_dtype": ""} for job in jobs)
 
 
+def test_ranks_are_held_against_every_other_way_within_a_round():
+    def answers(*speeds: float) -> list[dict[str, Any]]:
+        return [{"tokens_per_s": speed, "ttft_max_ms": 1.0, "decode_step_ms": 1.0} for speed in speeds]
+
+    found = {"1 process, 1 thread": answers(50, 50), THREADS: answers(100, 50), RANKS: answers(80, 50)}
+    ratios = {row.system: (row.low, row.high) for row in ranks_rows("c=1", found) if row.metric == "speed_of_ranks_ratio"}
+    assert ratios == {"1 process, 1 thread": (1.0, 1.6), THREADS: (0.8, 1.0)}
+
+
 def test_an_unknown_name_is_refused_with_those_that_there_are():
-    with pytest.raises(SettingsError, match="tour: write kv-use, host-tier, batch-invariance"):
+    with pytest.raises(SettingsError, match="tour: write kv-use, host-tier, batch-invariance, quantized-kv, adapters, tensor-parallel"):
         run(["tour"], rounds=1, output=None, command="")
 
 

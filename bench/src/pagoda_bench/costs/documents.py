@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pagoda_bench.costs.jobs import INVARIANT
+from pagoda_bench.costs.ranks import RANKS
 from pagoda_bench.errors import ResultFormatError
 from pagoda_bench.hardware import Hardware
 from pagoda_bench.results import FOLDER, Result, Row
@@ -19,6 +20,7 @@ DOCUMENTS: Mapping[str, str] = {
     "batch-invariance": "batch-invariance.md",
     "quantized-kv": "decisions/quantized-kv-cache.md",
     "adapters": "adapters.md",
+    "tensor-parallel": "tensor-parallel.md",
 }
 """By benchmark, the document below docs/ that shows it."""
 _KV_USE = ("kv_written_of_held_ratio", "kv_held_of_capacity_ratio", "sequences_per_step", "preemptions", "output_tokens_per_s")
@@ -62,8 +64,12 @@ def _lines(result: Result) -> Iterator[str]:
     if result.benchmark == "batch-invariance":
         yield from _ways(by_key)
         return
+    if result.benchmark == "tensor-parallel":
+        yield from _ranks(by_key)
+        return
     if result.benchmark == "quantized-kv":
         yield from _kv_dtypes(by_key)
+        return
     if result.benchmark == "adapters":
         yield from _adapters(by_key)
         return
@@ -81,6 +87,15 @@ def _ways(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
         metrics = ("output_tokens_per_s", "decode_step_s", "ttft_max_s", "throughput_lost_ratio")
         cells = [_cell(by_key.get((case, way, metric))) for metric in metrics]
         yield f"| {case} | {f'**{way}**' if way == INVARIANT else way} | {' | '.join(cells)} |"
+
+
+def _ranks(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
+    yield "| case | way | output tokens/s | decode step | first tokens of all | speed of 2 ranks over it |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for case, way in dict.fromkeys((case, way) for case, way, _ in by_key):
+        metrics = ("output_tokens_per_s", "decode_step_s", "ttft_max_s", "speed_of_ranks_ratio")
+        cells = [_cell(by_key.get((case, way, metric))) for metric in metrics]
+        yield f"| {case} | {f'**{way}**' if way == RANKS else way} | {' | '.join(cells)} |"
 
 
 def _kv_dtypes(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
