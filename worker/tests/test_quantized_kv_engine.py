@@ -119,7 +119,11 @@ def test_two_ranks_compute_the_tokens_of_one(checkpoint: Checkpoint):
     kv_dtype = "int8"
     with closing(engine_of_ranks(checkpoint(), 2, dtype="fp32", kv_dtype=kv_dtype)) as two:
         assert two.runner.caches[0].dtype == QUANTIZED[kv_dtype]
-        assert answers(two) == answers(small_engine(checkpoint(), dtype="fp32", kv_dtype=kv_dtype))
+        one = small_engine(checkpoint(), dtype="fp32", kv_dtype=kv_dtype)
+        ours, theirs = (engine.generate(PROMPTS, max_tokens=12, ignore_eos=True, top_logprobs=1) for engine in (two, one))
+    assert [each.token_ids for each in ours] == [each.token_ids for each in theirs]
+    told = [[token.sampled for each in done for token in each.logprobs or ()] for done in (ours, theirs)]
+    assert told[0] == pytest.approx(told[1], abs=1e-3), "each rank rounds the same: a plain cache on one would differ by more"
 
 
 def test_a_woken_engine_answers_as_before(checkpoint: Checkpoint):
