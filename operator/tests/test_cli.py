@@ -195,7 +195,7 @@ USAGE = {
     "a sleep that is none": (["sleep", "m", "--level", "3"], 2, "--level"),
     "logs of nothing": (["logs"], 1, "there are no logs"),
     "odd output": (["get", "-o", "xml"], 2, "table, json or yaml"),
-    "a command of another distribution": (["quantize", "--quick"], 1, "pip install pagoda-worker"),
+    "a command that is broken": (["quantize", "--quick"], 1, "the command quantize cannot be loaded: No module named"),
 }
 
 

@@ -116,6 +116,7 @@ class TimedModel:
             max_model_len=workload.longest,
             max_batch_tokens=max(workload.prefill_tokens, 2 * max(workload.batches)),
             max_running=max(workload.requests, *workload.batches),
+            long_prefill_tokens=0,  # whole prompts at once: who came first must still decode when the last one begins
             compile=mode.compile,
             cuda_graphs=mode.cuda_graphs,
             kv_dtype=mode.kv_dtype,

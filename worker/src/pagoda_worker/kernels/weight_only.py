@@ -17,16 +17,17 @@ LEAST_INPUTS = 1024
 """Of a split."""
 
 
-def weight_only_tile(rows: int, outputs: int, inputs: int, processor_count: int) -> ProductTile:
+def weight_only_tile(rows: int, outputs: int, inputs: int, processor_count: int, *, itemsize: int = 2) -> ProductTile:
     """At most a warp to every 16 outputs: more would make the same factors twice. Few rows: splits keep the memory busy. Many: each would
-    write and read more sums than it has weights."""
+    write and read more sums than it has weights. `itemsize`: of the inputs; four stages of many rows in float32 are more than an H200 has
+    shared memory for."""
     block_rows = fitting_rows(rows, 64 if rows <= 64 else 128)
     outputs_each = tile_outputs(rows, outputs, block_rows, (128, 64), processor_count)
     found = 1
     if rows <= 64:
         found = splits(rows, outputs, inputs, block_rows, outputs_each, least_inputs=LEAST_INPUTS, processor_count=processor_count)
     warps = 4 if rows <= 16 else 8 if rows > 64 else outputs_each // 16
-    return ProductTile(outputs_each, block_rows, CHUNK, found, warps=warps, stages=4)
+    return ProductTile(outputs_each, block_rows, CHUNK, found, warps=warps, stages=4 if itemsize == 2 else 2)
 
 
 @triton.jit
@@ -102,7 +103,7 @@ def weight_only_product(x: Tensor, weight: PackedWeight, bias: Tensor | None, ti
     out = x.new_empty((rows, outputs))
     if not rows:
         return out
-    tile = tile or weight_only_tile(rows, outputs, inputs, processors(x.device))
+    tile = tile or weight_only_tile(rows, outputs, inputs, processors(x.device), itemsize=x.element_size())
     target = partials(x, tile, outputs, torch.float32, out)
     grid = (triton.cdiv(outputs, tile.outputs) * triton.cdiv(rows, tile.rows), tile.splits)
     weight_only_kernel[grid](
