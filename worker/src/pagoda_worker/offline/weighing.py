@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pagoda_worker.engine import Engine
+from pagoda_worker.layers.adapters import AdapterSide
 from pagoda_worker.layers.linear import Linear
 
 
@@ -70,6 +71,8 @@ def _parts(one: object) -> list[object]:
         return list(one.values())
     if isinstance(one, list | tuple | set | frozenset):
         return list(one)
+    if isinstance(one, AdapterSide):  # room for adapters: no weights of the model
+        return []
     if isinstance(one, type) or not type(one).__module__.startswith("pagoda_worker."):
         return []
     names = [name for kind in type(one).__mro__ for name in getattr(kind, "__slots__", ())]
