@@ -29,6 +29,7 @@ _ENGINE_FIELDS = (
     *("device", "dtype", "attention", "threads", "max_batch_tokens", "max_model_len", "max_running", "block_size", "kv_cache_bytes"),
     *("compile", "batch_invariant", "prefix_caching", "chunked_prefill", "batching", "batch_window_s", "paged_kv", "kv_cache"),
     *("quantization", "kv_dtype", "swap_bytes", "host_tier_bytes", "long_prefill_tokens", "async_scheduling", "cuda_graphs"),
+    *("speculative", "draft_tokens", "draft_dir"),
 )
 _JOB_FIELDS = {
     "model_dir",
@@ -59,7 +60,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     if unknown := set(job) - _JOB_FIELDS:
         raise ValueError(f"unknown fields {sorted(unknown)}; a job has {sorted(_JOB_FIELDS)}")
     began = time.monotonic()
-    config = {name: job[name] for name in _ENGINE_FIELDS if name in job}
+    config: dict[str, Any] = {name: Path(job[name]) if name == "draft_dir" else job[name] for name in _ENGINE_FIELDS if name in job}
     folders = {name: Path(folder) for name, folder in job.get("adapters", {}).items()}
     engine = Engine(EngineConfig(model_dir=Path(job["model_dir"]), adapters=folders, **config))
     load_s = time.monotonic() - began
@@ -115,6 +116,9 @@ def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos:
         "host_prefix_hit_tokens": state.host_prefix_hits_total,
         "kv_capacity_tokens": engine.facts.kv_capacity_tokens,
         "kv_bytes_per_token": sum(cache.nbytes for cache in engine.runner.caches) / engine.facts.kv_capacity_tokens,
+        "drafts": state.drafts_total,
+        "draft_tokens": state.draft_tokens_total,
+        "accepted_draft_tokens": list(state.accepted_draft_tokens),
         **memory(),
         "token_ids": [completion.token_ids for completion in completions],
     }
