@@ -14,6 +14,7 @@ from logits_tap import Truth, logits_of
 from random_adapter import GPT2_ALL, merge, write_adapter
 from random_checkpoint import VOCAB, kv_bytes, small_engine
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import AdapterError, AdapterNotFound, ConfigError
@@ -191,14 +192,12 @@ def logits_of_woken(engine: Engine) -> Any:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks transformers so
 def test_peft_itself_agrees(checkpoint: Checkpoint, tmp_path: Path):
     """Not our reading of its files: PEFT's own model saves the adapter and computes the logits."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
+    peft = pytest.importorskip("peft", reason="the package peft is not installed: it is in the dev extra of bench")
     base = checkpoint("untied")
     torch.manual_seed(1)
-    model = get_peft_model(
+    model = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
-        LoraConfig(r=5, lora_alpha=7, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"),
+        peft.LoraConfig(r=5, lora_alpha=7, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"),
     ).eval()
     model.save_pretrained(tmp_path / "saved")
     start, engine = prompt(25, 1), small_engine(base, adapters={"theirs": tmp_path / "saved"})
