@@ -23,7 +23,7 @@ TRIAL = 4
 """Rows of a trial while speculation is off, or an eighth of all; and tokens of each."""
 FIRST_PAUSE, LONGEST_PAUSE = 16, 512
 """Steps without speculation between two trials; twice as many after each that failed."""
-ROW_REST = 16
+ROW_REST = 6
 """Steps until a row whose drafts were not worth it tries again."""
 FIRST_CHANCE = 0.7
 
@@ -95,6 +95,8 @@ class Speculation:
         if chance.rest:
             chance.rest -= 1
             return 0 if chance.rest else 1
+        if not chance.judged:
+            return min(most, self._offer.rounds)  # nothing is known of it yet, and short answers are soon over
         worth = drafts_worth(chance.given(self._usual_chance), self._offer)
         if not worth:
             chance.rest = ROW_REST
@@ -108,7 +110,7 @@ class Speculation:
             self._trial = self._paused < 2  # two steps in a row
             return self._trial
         rows = len(running)
-        if not self._step_times.knows(rows):
+        if not self._step_times.knows(rows + round(self._prompt_tokens)):
             return False  # first a step without drafts shows what it takes
         if self._with_model and self._round_times.empty:
             self._trial = True
