@@ -23,7 +23,7 @@ TRIAL = 4
 """Rows of a trial while speculation is off, or an eighth of all; and tokens of each."""
 FIRST_PAUSE, LONGEST_PAUSE = 16, 512
 """Steps without speculation between two trials; twice as many after each that failed."""
-ROW_REST = 6
+ROW_REST = 16
 """Steps until a row whose drafts were not worth it tries again."""
 FIRST_CHANCE = 0.7
 
@@ -95,9 +95,9 @@ class Speculation:
         if chance.rest:
             chance.rest -= 1
             return 0 if chance.rest else 1
-        if not chance.judged:
-            return min(most, self._offer.rounds)  # nothing is known of it yet, and short answers are soon over
         worth = drafts_worth(chance.given(self._usual_chance), self._offer)
+        if not worth and not chance.judged:
+            return 1  # nothing is known of it yet
         if not worth:
             chance.rest = ROW_REST
         return min(most, worth)
