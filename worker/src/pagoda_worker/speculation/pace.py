@@ -18,6 +18,8 @@ OUTLIER = 3.0
 """A step may count as so many times what was expected at most: something else had the machine."""
 LEAST_GAIN = 1.04
 """In tokens per second, for speculation to be on: below it the measurements are not sure enough."""
+LENIENCE = 0.95
+"""Chances that are nearly equal are not told apart."""
 TRUST = 4.0
 """Guesses' worth of what all requests showed that stands beside what one request showed."""
 FORGETTING = 0.9
@@ -113,7 +115,7 @@ def quote(
         gains = yielded / (took + rounds * round_s + overhead_s) * alone_s / rows
         at = int(gains.argmax())
         if gains[at] > max(best.gain, LEAST_GAIN):
-            best = Quote(rounds, float(worth[at]), float(gains[at]))
+            best = Quote(rounds, LENIENCE * float(worth[at]), float(gains[at]))
     return best
 
 

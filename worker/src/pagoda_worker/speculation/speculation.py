@@ -96,6 +96,8 @@ class Speculation:
             chance.rest -= 1
             return 0 if chance.rest else 1
         worth = drafts_worth(chance.given(self._usual_chance), self._offer)
+        if not worth and not chance.judged:
+            return 1  # nothing is known of it yet
         if not worth:
             chance.rest = ROW_REST
         return min(most, worth)
@@ -108,7 +110,7 @@ class Speculation:
             self._trial = self._paused < 2  # two steps in a row
             return self._trial
         rows = len(running)
-        if not self._step_times.knows(rows):
+        if not self._step_times.knows(rows + round(self._prompt_tokens)):
             return False  # first a step without drafts shows what it takes
         if self._with_model and self._round_times.empty:
             self._trial = True
