@@ -131,6 +131,10 @@ bench-router: $(READY) ## Measure what the router costs beside none, nginx and o
 bench-costs: $(READY) ## What parts of the engine cost or win: KV cache, host's tier, batch invariance, quantized cache, adapters (30 minutes; tables in docs/)
 	@$(BIN)/pagoda bench costs
 
+.PHONY: bench-speculation
+bench-speculation: $(READY) ## Measure what guessing tokens gains, by method and streams (SPECULATION_ARGS="--quick"; 6 minutes; table in docs/)
+	@$(BIN)/python -m pagoda_bench.speculation $(SPECULATION_ARGS)
+
 .PHONY: quality
 quality: $(READY) ## Every format of the shipped model: memory, quality, speed; fails when a limit is missed (QUALITY_ARGS="--rounds 1"; 15 minutes)
 	@$(BIN)/python -m pagoda_bench.quality $(QUALITY_ARGS)

@@ -90,6 +90,8 @@ class Script:
     detail: str = ""
     refusal: RouterError | None = None
     cached_tokens: int = 0
+    drafts: tuple[int, int] = (0, 0)
+    """Tokens guessed for each sequence, and those accepted."""
     ends: bool = True
     queued: asyncio.Event | None = None
     """When given, admission waits for it."""
@@ -132,7 +134,9 @@ class ScriptedStream:
         if len(self.script.batches) in self.script.pause_before:
             await self.script.pause_before[len(self.script.batches)].wait()
         produced = sum(map(len, self.script.batches))
-        usage = Usage(len(self.generation.prompt_ids), self.script.cached_tokens, produced)
+        drafted, accepted = self.script.drafts
+        prompt = len(self.generation.prompt_ids)
+        usage = Usage(prompt, self.script.cached_tokens, produced, draft_tokens=drafted, accepted_draft_tokens=accepted)
         if self.script.ends:
             yield [
                 Ended(i, self.script.reason, usage, self.script.stop_token_id, self.script.detail)

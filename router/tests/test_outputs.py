@@ -307,6 +307,22 @@ def test_thinking_is_told_apart_and_counted(client: openai.OpenAI, dispatcher: S
     assert answer.usage.completion_tokens_details.reasoning_tokens == len(tokenizer.encode("<think>hello</think>").ids)
 
 
+def test_accepted_and_rejected_guesses_are_told_in_usage_of_all_choices(
+    client: openai.OpenAI, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer
+) -> None:
+    dispatcher.script = says(tokenizer, "hello world", drafts=(10, 7))
+    answer = client.chat.completions.create(model="tiny", messages=HI, n=2)
+    assert answer.usage is not None
+    details = answer.usage.completion_tokens_details
+    assert details is not None
+    assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (14, 6)
+    dispatcher.script = says(tokenizer, "hello world")
+    answer = client.chat.completions.create(model="tiny", messages=HI)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.accepted_prediction_tokens is None, "nothing was guessed"
+
+
 def test_a_template_may_open_the_thinking(client: openai.OpenAI, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer) -> None:
     dispatcher.script = says(tokenizer, "hello</think> world")
     stream = client.chat.completions.create(

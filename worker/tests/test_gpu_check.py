@@ -27,7 +27,7 @@ from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill
 from pagoda_worker.gpu_check.run import Parts
 from pagoda_worker.gpu_check.shapes import LLAMA_8B, QWEN3_06B, TINY, Shape
 from pagoda_worker.gpu_check.speed import FULL, SMALL, Figure, NotMeasured, TimedModel
-from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit, quantized
+from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit, quantized, two_ranks
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.models.registry import footprint_of
 from pagoda_worker.request import Finish, FinishReason, Timings, TokenLogprobs, Usage
@@ -367,3 +367,9 @@ def test_every_gate_is_of_a_figure_that_is_measured():
     measured = {f"{shape.name} decode b={batch} ctx={FULL.context}" for shape in (LLAMA_8B, QWEN3_06B) for batch in FULL.batches}
     measured |= {f"{shape.name} {FULL.requests} requests {low}-{high} in and out" for shape in (LLAMA_8B, QWEN3_06B)}
     assert set(LEAST_TOKENS_PER_S) <= measured
+
+
+def test_two_ranks_are_skipped_where_there_is_one_gpu(monkeypatch: pytest.MonkeyPatch, trial: Trial):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(NotMeasured, match="two ranks have a GPU each, and there is 1"):
+        two_ranks(trial)

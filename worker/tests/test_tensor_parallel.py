@@ -11,10 +11,12 @@ from engine_runs import run_all
 from front_support import TINY
 from gguf import GGMLQuantizationType
 from published_layouts import Published, awq, fp8_blocks, gptq, write_quantized
+from random_adapter import GPT2_ALL, write_adapter
 from random_checkpoint import kv_bytes, small_engine
 from rank_threads import engine_of_ranks
 from test_gguf import write_gguf
 from test_quantized_checkpoints import w8a8
+from test_speculation import corpus, tokens_of
 from tokenizers import Tokenizer
 
 from pagoda_worker.config import EngineConfig
@@ -98,10 +100,12 @@ def test_sequences_that_part_copy_their_blocks_on_every_rank(pair: tuple[Engine,
     assert one == two
 
 
-def test_seeded_sampling_with_filters_and_penalties_is_the_same(pair: tuple[Engine, Engine]):
-    sampling = Sampling(temperature=0.8, top_p=0.9, top_k=20, repetition_penalty=1.2, seed=5)
-    one, two = (tokens(engine, sampling=sampling) for engine in pair)
-    assert one == two
+@pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "planned ahead"])
+def test_every_way_of_choosing_a_token_chooses_the_same(checkpoint: Checkpoint, ahead: bool):
+    folder = checkpoint()
+    with closing(engine_of_ranks(folder, 2, async_scheduling=ahead)) as two:
+        outcomes = run_all(two, *corpus())
+    assert tokens_of(outcomes) == tokens_of(run_all(small_engine(folder), *corpus()))
 
 
 def test_prompt_logprobs_and_embeddings_need_no_sampling_rank_elsewhere(pair: tuple[Engine, Engine]):
@@ -124,6 +128,15 @@ def test_preempted_sequences_come_back_from_host_memory_on_every_rank(checkpoint
     assert first == again == tokens(small_engine(folder, **settings), prompts)
 
 
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
+def test_a_quantized_cache_has_each_heads_scales_where_the_head_is(checkpoint: Checkpoint, kv_dtype: str):
+    folder = checkpoint()
+    with closing(engine_of_ranks(folder, 2, kv_dtype=kv_dtype)) as two:
+        divided = prompt_logprobs(two)
+    whole = prompt_logprobs(small_engine(folder, kv_dtype=kv_dtype))
+    assert (divided - whole).abs().mean() < 0.1 * (whole - prompt_logprobs(small_engine(folder))).abs().mean()
+
+
 @pytest.mark.parametrize("load", ["eager", "lazy"])
 def test_ranks_sleep_and_wake_together(checkpoint: Checkpoint, load: str):
     folder = checkpoint()
@@ -133,6 +146,31 @@ def test_ranks_sleep_and_wake_together(checkpoint: Checkpoint, load: str):
             two.sleep(level)
             assert two.sleep_level == level
             assert tokens(two) == first
+
+
+@pytest.mark.parametrize("speculative", ["ngram", "draft"])
+def test_tokens_guessed_ahead_are_verified_by_all_ranks(checkpoint: Checkpoint, speculative: str):
+    folder = checkpoint()
+    prompts = [[5, 6, 7, 8] * 12, PROMPTS[3]]
+    guessing: dict[str, Any] = {"speculative": speculative, "draft_dir": folder if speculative == "draft" else None}
+    with closing(engine_of_ranks(folder, 2, dtype="fp32", **guessing)) as two:
+        assert tokens(two, prompts) == tokens(small_engine(folder, dtype="fp32"), prompts)
+        assert two.speculation is not None
+        assert sum(two.speculation.accepted_by_place) > 0
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_adapters_are_divided_as_the_weights_beside_which_they_stand(checkpoint: Checkpoint, tmp_path: Path, architecture: str):
+    folder = checkpoint(f"ranks-{architecture}", **ARCHITECTURES[architecture])
+    targets = {"targets": GPT2_ALL} if architecture == "gpt2" else {}
+    adapters = {name: write_adapter(tmp_path / name, folder, seed=seed, **targets) for seed, name in enumerate("ab")}
+    named = {"adapters": ["a", "b", "", "a"]}
+    with closing(engine_of_ranks(folder, 2, dtype="fp32", adapters=adapters)) as two:
+        divided = tokens(two, **named)
+        two.sleep(2)
+        assert tokens(two, **named) == divided
+    one = small_engine(folder, dtype="fp32", adapters=adapters)
+    assert divided == tokens(one, **named) != tokens(one)
 
 
 def test_random_weights_of_ranks_are_slices_of_what_one_rank_has(checkpoint: Checkpoint):
@@ -155,9 +193,11 @@ def test_a_quantized_checkpoint_is_divided_as_it_is_stored(checkpoint: Checkpoin
         assert tokens(two) == tokens(small_engine(tmp_path / "it", dtype="fp32"))
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 @pytest.mark.usefixtures("exact_products")
-def test_a_gguf_file_is_divided(checkpoint: Checkpoint, tmp_path: Path):
-    write_gguf(checkpoint("wide", intermediate_size=128), tmp_path / "it", "llama", GGMLQuantizationType.Q8_0, meant=tmp_path / "meant")
+def test_a_gguf_file_is_divided(checkpoint: Checkpoint, tmp_path: Path, kind: str):
+    plain = checkpoint("wide", intermediate_size=128)
+    write_gguf(plain, tmp_path / "it", "llama", GGMLQuantizationType[kind], meant=tmp_path / "meant")
     with closing(engine_of_ranks(tmp_path / "it", 2, dtype="fp32")) as two:
         assert tokens(two) == tokens(small_engine(tmp_path / "it", dtype="fp32"))
 

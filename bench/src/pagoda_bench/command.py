@@ -166,12 +166,13 @@ def tour(
 @app.command()
 def costs(
     what: Annotated[
-        list[str] | None, typer.Argument(help="kv-use, host-tier, batch-invariance, quantized-kv, adapters; without one all of them.")
+        list[str] | None,
+        typer.Argument(help="kv-use, host-tier, batch-invariance, quantized-kv, adapters, tensor-parallel; without one all."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     output: Annotated[Path | None, typer.Option(help="A folder in place of bench/results; documents then stay as they are.")] = None,
 ) -> None:
-    """What parts of the engine cost or win: KV cache in use, the host's tier, batch invariance, a quantized cache, adapters."""
+    """What parts of the engine cost or win: KV cache in use, the host's tier, batch invariance, a quantized cache, adapters, ranks."""
     with _told_in_one_line():
         from pagoda_bench.costs.run import run as run_costs
 

@@ -16,7 +16,7 @@ import torch
 
 from pagoda_worker.completions import Completion, Completions
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.engine_sizes import limits_of, plans_ahead, proposer_for, shape_of
+from pagoda_worker.engine_sizes import limits_of, plans_ahead, shape_of, speculation_for
 from pagoda_worker.errors import CannotSleep
 from pagoda_worker.execution.alone import EngineRanks, ranks_of
 from pagoda_worker.execution.launching import Flight, launch
@@ -35,7 +35,6 @@ from pagoda_worker.scheduling.blocks import BlockPool
 from pagoda_worker.scheduling.sampled import judge_drafts
 from pagoda_worker.scheduling.scheduler import Scheduler
 from pagoda_worker.scheduling.step_meter import StepMeter
-from pagoda_worker.speculation.speculation import Speculation
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
@@ -86,8 +85,7 @@ class Engine:
         self.adapters = AdapterDirectory()
         """Its `load` takes one in between two steps."""
         self._async = plans_ahead(config, loaded.device)
-        proposer = proposer_for(config, loaded)
-        self.speculation = proposer and Speculation(proposer, tokens=config.draft_tokens, possible=self.constraints.longest_possible)
+        self.speculation = speculation_for(config, loaded, self.constraints)
         self._meter = StepMeter()
         self.facts = replace(
             loaded.facts(config),
@@ -166,7 +164,7 @@ class Engine:
         updates = [update for plan, sampled in results for update in self.scheduler.settle(plan, sampled, ended)]
         took_s = self._meter.measure(flight.plan, flight.began, ended)
         if self.speculation:
-            self.speculation.timed(flight.plan, took_s)
+            self.speculation.timed(flight.plan, took_s, token_s=self._meter.prefill_token_s)
         if not flight.plan.empty:
             self.scheduler.residency.speeds = self._meter.speeds(self.runner.host.copy_bytes_per_s if self.runner.host else 0.0)
         rejections, self._rejections = self._rejections, []

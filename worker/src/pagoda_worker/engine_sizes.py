@@ -6,10 +6,11 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.execution.runner import RunnerShape
 from pagoda_worker.loading.draft import draft_footprint
 from pagoda_worker.loading.loader import Loaded
+from pagoda_worker.sampling.constraints import Constraints
 from pagoda_worker.scheduling.batching import policy_of
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
 from pagoda_worker.speculation.methods import proposer_of
-from pagoda_worker.speculation.proposer import Proposer
+from pagoda_worker.speculation.speculation import Speculation
 
 
 def limits_of(config: EngineConfig, loaded: Loaded) -> SchedulerLimits:
@@ -39,11 +40,13 @@ def shape_of(config: EngineConfig, loaded: Loaded) -> RunnerShape:
     )
 
 
-def proposer_for(config: EngineConfig, loaded: Loaded) -> Proposer | None:
-    """None: no speculation."""
+def speculation_for(config: EngineConfig, loaded: Loaded, constraints: Constraints) -> Speculation | None:
     draft = draft_footprint(config)
     catch_up = loaded.long_prefill_tokens or loaded.max_batch_tokens
-    return proposer_of(config, catch_up=catch_up, max_draft_len=draft.max_position if draft else 0)
+    proposer = proposer_of(config, catch_up=catch_up, max_draft_len=draft.max_position if draft else 0)
+    if proposer is None:
+        return None
+    return Speculation(proposer, tokens=config.draft_tokens, possible=constraints.longest_possible, with_model=draft is not None)
 
 
 def plans_ahead(config: EngineConfig, device: torch.device) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pagoda_bench.costs.jobs import INVARIANT
+from pagoda_bench.costs.ranks import RANKS
 from pagoda_bench.errors import ResultFormatError
 from pagoda_bench.hardware import Hardware
 from pagoda_bench.results import FOLDER, Result, Row
@@ -19,6 +20,7 @@ DOCUMENTS: Mapping[str, str] = {
     "batch-invariance": "batch-invariance.md",
     "quantized-kv": "decisions/quantized-kv-cache.md",
     "adapters": "adapters.md",
+    "tensor-parallel": "tensor-parallel.md",
 }
 """By benchmark, the document below docs/ that shows it."""
 _KV_USE = ("kv_written_of_held_ratio", "kv_held_of_capacity_ratio", "sequences_per_step", "preemptions", "output_tokens_per_s")
@@ -62,8 +64,12 @@ def _lines(result: Result) -> Iterator[str]:
     if result.benchmark == "batch-invariance":
         yield from _ways(by_key)
         return
+    if result.benchmark == "tensor-parallel":
+        yield from _ranks(by_key)
+        return
     if result.benchmark == "quantized-kv":
         yield from _kv_dtypes(by_key)
+        return
     if result.benchmark == "adapters":
         yield from _adapters(by_key)
         return
@@ -83,11 +89,20 @@ def _ways(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
         yield f"| {case} | {f'**{way}**' if way == INVARIANT else way} | {' | '.join(cells)} |"
 
 
-def _kv_dtypes(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
-    yield "| case | kvCache.dtype | KV cache of a token | decode step | faster than auto | prompt tokens/s |"
+def _ranks(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
+    yield "| case | way | output tokens/s | decode step | first tokens of all | speed of 2 ranks over it |"
     yield "|---|---|---:|---:|---:|---:|"
+    for case, way in dict.fromkeys((case, way) for case, way, _ in by_key):
+        metrics = ("output_tokens_per_s", "decode_step_s", "ttft_max_s", "speed_of_ranks_ratio")
+        cells = [_cell(by_key.get((case, way, metric))) for metric in metrics]
+        yield f"| {case} | {f'**{way}**' if way == RANKS else way} | {' | '.join(cells)} |"
+
+
+def _kv_dtypes(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
+    yield "| case | kvCache.dtype | KV cache of a token | attention of a decode step | faster than auto | decode step | faster than auto |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
     for case, kv_dtype in dict.fromkeys((case, kv_dtype) for case, kv_dtype, _ in by_key):
-        metrics = ("kv_bytes_per_token", "decode_step_s", "decode_gain_over_auto", "prefill_tokens_per_s")
+        metrics = ("kv_bytes_per_token", "attention_s", "attention_gain_over_auto", "decode_step_s", "decode_step_gain_over_auto")
         yield f"| {case} | {kv_dtype} | {' | '.join(_cell(by_key.get((case, kv_dtype, metric))) for metric in metrics)} |"
 
 

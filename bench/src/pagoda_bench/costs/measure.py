@@ -31,6 +31,7 @@ from pagoda_bench.offline import OfflineWorker
 from pagoda_bench.peers.compare import spread
 from pagoda_bench.peers.rounds import turned
 from pagoda_bench.peers.system import PeerUnavailable
+from pagoda_bench.profile.engine import decode_profile
 from pagoda_bench.random_adapters import write_adapters
 from pagoda_bench.results import Row
 
@@ -65,11 +66,11 @@ def kv_use(place: Place, *, rounds: int, say: Say) -> Iterator[Row]:
 def kv_rows(found: Answers) -> Iterator[Row]:
     for side, answers in found.items():
         aimed = 0.85 if side != "contiguous" else None
-        yield _row(side, "kv_written_of_held_ratio", "1", _values(answers, "kv_written_of_held_at_load_ratio"), least=aimed)
-        yield _row(side, "kv_held_of_capacity_ratio", "1", _values(answers, "kv_held_of_capacity_saturated_ratio"), least=aimed)
-        yield _row(side, "sequences_per_step", "1", _values(answers, "sequences_per_step"))
-        yield _row(side, "preemptions", "1", _values(answers, "preemptions"))
-        yield _row(side, "output_tokens_per_s", "tokens/s", _values(answers, "tokens_per_s"))
+        yield row_of(side, "kv_written_of_held_ratio", "1", values_of(answers, "kv_written_of_held_at_load_ratio"), least=aimed)
+        yield row_of(side, "kv_held_of_capacity_ratio", "1", values_of(answers, "kv_held_of_capacity_saturated_ratio"), least=aimed)
+        yield row_of(side, "sequences_per_step", "1", values_of(answers, "sequences_per_step"))
+        yield row_of(side, "preemptions", "1", values_of(answers, "preemptions"))
+        yield row_of(side, "output_tokens_per_s", "tokens/s", values_of(answers, "tokens_per_s"))
 
 
 def host_tier(place: Place, *, rounds: int, say: Say) -> Iterator[Row]:
@@ -86,15 +87,15 @@ def host_tier(place: Place, *, rounds: int, say: Say) -> Iterator[Row]:
 
 def tier_rows(found: Answers, *, prompt_tokens: int) -> Iterator[Row]:
     for side, answers in found.items():
-        host = _values(answers, "host_prefix_hit_tokens")
-        hits = [a + b for a, b in zip(_values(answers, "prefix_hit_tokens"), host, strict=True)]
-        yield _row(side, "prefix_hit_ratio", "1", [each / prompt_tokens for each in hits])
-        yield _row(side, "host_prefix_hit_ratio", "1", [each / prompt_tokens for each in host])
-        yield _row(side, "ttft_p50_s", "s", _values(answers, "ttft_p50_ms", 1e-3))
-        yield _row(side, "ttft_p95_s", "s", _values(answers, "ttft_p95_ms", 1e-3))
-        yield _row(side, "computed_tokens", "tokens", _values(answers, "computed_tokens"))
-    gains = [a / b for a, b in zip(_values(found["without"], "ttft_p50_ms"), _values(found["with"], "ttft_p50_ms"), strict=True)]
-    yield _row("with", "ttft_gain_over_without", "ratio", gains)
+        host = values_of(answers, "host_prefix_hit_tokens")
+        hits = [a + b for a, b in zip(values_of(answers, "prefix_hit_tokens"), host, strict=True)]
+        yield row_of(side, "prefix_hit_ratio", "1", [each / prompt_tokens for each in hits])
+        yield row_of(side, "host_prefix_hit_ratio", "1", [each / prompt_tokens for each in host])
+        yield row_of(side, "ttft_p50_s", "s", values_of(answers, "ttft_p50_ms", 1e-3))
+        yield row_of(side, "ttft_p95_s", "s", values_of(answers, "ttft_p95_ms", 1e-3))
+        yield row_of(side, "computed_tokens", "tokens", values_of(answers, "computed_tokens"))
+    gains = [a / b for a, b in zip(values_of(found["without"], "ttft_p50_ms"), values_of(found["with"], "ttft_p50_ms"), strict=True)]
+    yield row_of("with", "ttft_gain_over_without", "ratio", gains)
     same = float(all(answer["token_ids"] == found["without"][0]["token_ids"] for answers in found.values() for answer in answers))
     yield Row(case="with", system="pagoda", metric="same_tokens_ratio", value=same, unit="1")
 
@@ -131,38 +132,39 @@ def _ways(case: InvariantCase, place: Place, rounds: int, say: Say) -> Answers:
 
 def invariant_rows(case: str, found: Answers) -> Iterator[Row]:
     for way, answers in found.items():
-        yield _row(case, "output_tokens_per_s", "tokens/s", _values(answers, "tokens_per_s"), system=way)
-        yield _row(case, "ttft_max_s", "s", _values(answers, "ttft_max_ms", 1e-3), system=way)
-        yield _row(case, "decode_step_s", "s", _values(answers, "decode_step_ms", 1e-3), system=way)
+        yield row_of(case, "output_tokens_per_s", "tokens/s", values_of(answers, "tokens_per_s"), system=way)
+        yield row_of(case, "ttft_max_s", "s", values_of(answers, "ttft_max_ms", 1e-3), system=way)
+        yield row_of(case, "decode_step_s", "s", values_of(answers, "decode_step_ms", 1e-3), system=way)
     for way in found:
         if way != INVARIANT and INVARIANT in found:
-            pairs = zip(_values(found[INVARIANT], "tokens_per_s"), _values(found[way], "tokens_per_s"), strict=True)
-            yield _row(case, "throughput_lost_ratio", "1", [1 - mine / theirs for mine, theirs in pairs], system=way)
+            pairs = zip(values_of(found[INVARIANT], "tokens_per_s"), values_of(found[way], "tokens_per_s"), strict=True)
+            yield row_of(case, "throughput_lost_ratio", "1", [1 - mine / theirs for mine, theirs in pairs], system=way)
 
 
 def quantized_kv(places: Mapping[str, Place], *, rounds: int, say: Say) -> Iterator[Row]:
-    """Decode steps at long contexts, keys and values in each form. `places` by model. Raises PeerUnavailable."""
+    """Decode steps at long contexts, keys and values in each form. `places` by model. Raises RuntimeError when one cannot be run."""
     for case in CONTEXT_CASES:
         if (place := places.get(case.model)) is None:
             say(f"{case.name}: no such model here (make bench-peers writes it)")
             continue
-        jobs = {kv_dtype: context_job(case, kv_dtype) for kv_dtype in KV_DTYPES}
-        with closing(OfflineWorker(log=place.scratch / "worker.log")) as worker:
-            say(case.name)
-            found = _rounds(worker, place.base("bf16"), jobs, rounds, say)
+        found: Answers = {kv_dtype: [] for kv_dtype in KV_DTYPES}
+        for number in range(rounds):
+            for kv_dtype in turned(KV_DTYPES, number):
+                answer = decode_profile({**place.base("bf16"), **context_job(case, kv_dtype)})
+                step_s, attention_s = answer["step_s"][0], answer["phases_s"]["attention"][0]
+                found[kv_dtype].append({**answer, "decode_step_s": step_s, "attention_s": attention_s})
+                say(f"round {number + 1}: {case.name}, {kv_dtype:4} {1e3 * step_s:7.2f} ms a step, {1e3 * attention_s:.2f} of it attention")
         yield from kv_dtype_rows(case.name, found)
 
 
 def kv_dtype_rows(case: str, found: Answers) -> Iterator[Row]:
-    plain = found["auto"]
     for kv_dtype, answers in found.items():
-        steps = _values(answers, "decode_step_ms", 1e-3)
-        yield _row(case, "kv_bytes_per_token", "bytes", _values(answers, "kv_bytes_per_token"), system=kv_dtype)
-        yield _row(case, "decode_step_s", "s", steps, system=kv_dtype)
-        yield _row(case, "prefill_tokens_per_s", "tokens/s", _values(answers, "prefill_tokens_per_s"), system=kv_dtype)
-        if kv_dtype != "auto":
-            gains = [theirs / mine for mine, theirs in zip(steps, _values(plain, "decode_step_ms", 1e-3), strict=True)]
-            yield _row(case, "decode_gain_over_auto", "ratio", gains, system=kv_dtype)
+        yield row_of(case, "kv_bytes_per_token", "bytes", values_of(answers, "kv_bytes_per_token"), system=kv_dtype)
+        yield row_of(case, "decode_step_s", "s", values_of(answers, "decode_step_s"), system=kv_dtype)
+        yield row_of(case, "attention_s", "s", values_of(answers, "attention_s"), system=kv_dtype)
+        for part in ("decode_step", "attention") if kv_dtype != "auto" else ():
+            pairs = zip(values_of(answers, f"{part}_s"), values_of(found["auto"], f"{part}_s"), strict=True)
+            yield row_of(case, f"{part}_gain_over_auto", "ratio", [theirs / mine for mine, theirs in pairs], system=kv_dtype)
 
 
 def adapters(places: Mapping[str, Place], *, rounds: int, say: Say) -> Iterator[Row]:
@@ -183,12 +185,12 @@ def adapter_rows(case: str, found: Answers) -> Iterator[Row]:
     """The first side is the base model."""
     base, *_ = found
     for way, answers in found.items():
-        yield _row(case, "output_tokens_per_s", "tokens/s", _values(answers, "tokens_per_s"), system=way)
-        yield _row(case, "decode_step_s", "s", _values(answers, "decode_step_ms", 1e-3), system=way)
+        yield row_of(case, "output_tokens_per_s", "tokens/s", values_of(answers, "tokens_per_s"), system=way)
+        yield row_of(case, "decode_step_s", "s", values_of(answers, "decode_step_ms", 1e-3), system=way)
     for way, answers in found.items():
         if way != base:
-            pairs = zip(_values(answers, "tokens_per_s"), _values(found[base], "tokens_per_s"), strict=True)
-            lost = _row(case, "throughput_lost_ratio", "1", [1 - mine / theirs for mine, theirs in pairs], system=way)
+            pairs = zip(values_of(answers, "tokens_per_s"), values_of(found[base], "tokens_per_s"), strict=True)
+            lost = row_of(case, "throughput_lost_ratio", "1", [1 - mine / theirs for mine, theirs in pairs], system=way)
             yield replace(lost, aim=f"≤ {MOST_LOST}", met=lost.value <= MOST_LOST)
 
 
@@ -214,11 +216,11 @@ def _length(request: Mapping[str, object]) -> int:
     return len(ids)
 
 
-def _values(answers: Sequence[Mapping[str, Any]], key: str, factor: float = 1.0) -> list[float]:
+def values_of(answers: Sequence[Mapping[str, Any]], key: str, factor: float = 1.0) -> list[float]:
     return [answer[key] * factor for answer in answers if answer[key] is not None]
 
 
-def _row(case: str, metric: str, unit: str, values: Sequence[float], *, system: str = "pagoda", least: float | None = None) -> Row:
+def row_of(case: str, metric: str, unit: str, values: Sequence[float], *, system: str = "pagoda", least: float | None = None) -> Row:
     seen = spread(values)
     aim, met = (None, None) if least is None else (f"≥ {least}", seen.median >= least)
     return Row(case=case, system=system, metric=metric, value=seen.median, unit=unit, low=seen.low, high=seen.high, aim=aim, met=met)

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from pagoda_bench.tiny import corpus
 from pagoda_bench.tiny import tokenizer as tok
 from pagoda_bench.tiny.evaluation import agreement, exact_match, lookup_match
-from pagoda_bench.tiny.models import FOLDERS, REPOSITORY, load_model, save_model
+from pagoda_bench.tiny.models import FOLDERS, REPOSITORY, SHAPES, load_model, save_model
 from pagoda_bench.tiny.report import Report, hardware
 from pagoda_bench.tiny.training import Plan, train
 
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     training = commands.add_parser("train", help="train one model, or continue where it stopped, and write its folder")
-    training.add_argument("--model", choices=sorted(FOLDERS), default="target")
+    training.add_argument("--model", choices=sorted(SHAPES), default="target", help="large needs --output")
     training.add_argument("--steps", type=int, default=6000)
     training.add_argument("--learning-rate", type=float, default=Plan.learning_rate)
     training.add_argument("--passes", type=int, default=Plan.passes, help="forward passes of 2048 tokens per step, one thread each")

@@ -1,4 +1,4 @@
-"""Owns the two model shapes and the Hugging Face folders they are saved to.
+"""Owns the model shapes and the Hugging Face folders they are saved to.
 
 Called by training and evaluation; the folders are read by the worker like any other Llama checkpoint.
 """
@@ -20,14 +20,16 @@ REPOSITORY = Path(__file__).resolve().parents[4]
 BUILTIN = REPOSITORY / "worker" / "src" / "pagoda_worker" / "builtin"
 FOLDERS: Mapping[str, Path] = {"target": BUILTIN / "tiny", "draft": BUILTIN / "tiny-draft"}
 
-_SHAPES: Mapping[str, Mapping[str, int]] = {
+SHAPES: Mapping[str, Mapping[str, int]] = {
     "target": {"hidden_size": 256, "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 640},
+    "large": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 1408},
     "draft": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 128},
 }
+"""Target and draft are shipped. `large` is not: 25 million parameters, of which the target is a draft (docs/speculation.md)."""
 
 
 def new_model(name: str, seed: int) -> LlamaForCausalLM:
-    """An untrained model of one of the two shapes, in float32."""
+    """An untrained model of one of the shapes, in float32."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=tok.VOCABULARY_SIZE,
@@ -37,7 +39,7 @@ def new_model(name: str, seed: int) -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=tok.END_ID,
         pad_token_id=tok.PAD_ID,
-        **_SHAPES[name],
+        **SHAPES[name],
     )
     return LlamaForCausalLM(config)
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pagoda_worker.layers.adapters import AdapterRows, AdapterSide, AdapterStack, new_stack
 from pagoda_worker.layers.allocation import zeros
+from pagoda_worker.layers.parallel import Part
 from pagoda_worker.loading.peft import AdapterWeights
-from pagoda_worker.models.base import Model, adaptable
+from pagoda_worker.models.base import Model, adaptable, part_of
 from pagoda_worker.sampling.row_tables import IntArray, to_device
 
 
@@ -24,6 +25,8 @@ class DeviceAdapters:
         self._sides: list[AdapterSide] = []
         self._stacks: dict[str, tuple[AdapterStack, int]] = {}
         """By checkpoint name: its stack and which part of it."""
+        self._shares: dict[str, Part] = {}
+        """By checkpoint name, of a rank that has part of a weight."""
         self._slot_of_row: IntArray = np.full(rows, -1, np.int64)
         self._slot_of_row_there = torch.full((rows,), -1, dtype=torch.int32, device=device)
         for each in adaptable(model.linears()):
@@ -38,6 +41,8 @@ class DeviceAdapters:
             each.linear.adapters = AdapterSide(stack, self._rows, model.operators.add_deltas)
             self._sides.append(each.linear.adapters)
             self._stacks |= {name: (stack, part) for part, (name, _) in enumerate(each.modules)}
+            shares = {name: part_of(each, name, model.parts()) for name, _ in each.modules}
+            self._shares |= {name: share for name, share in shares.items() if share is not None}
 
     def detach(self) -> None:
         """The model computes without adapters from here on."""
@@ -58,6 +63,8 @@ class DeviceAdapters:
         for name, (a, b) in weights.tensors.items():
             stack, part = self._stacks[name]
             start = sum(stack.parts[:part])
+            if (share := self._shares.get(name)) is not None:
+                a, b = share.cut_adapter(a, b)
             stack.a[slot, part, :rank].copy_(a, non_blocking=True)
             stack.b[slot, :rank, start : start + stack.parts[part]].copy_(b, non_blocking=True)
 
@@ -70,6 +77,15 @@ class DeviceAdapters:
         """`rows` [T] of the step's tokens. Without adapters among them linears do nothing for any."""
         slots = self._slot_of_row[rows]
         self._rows.slots = None if slots.max() < 0 else to_device(slots.astype(np.int32), self._device)
+
+    @property
+    def slots(self) -> Tensor | None:
+        """Of the step's tokens, as `begin_step` laid them out."""
+        return self._rows.slots
+
+    def take(self, slots: Tensor | None) -> None:
+        """In place of `begin_step`: as rank 0 laid them out."""
+        self._rows.slots = slots
 
     def any_in(self, rows: IntArray) -> bool:
         return bool(self._slot_of_row[rows].max() >= 0)

@@ -10,14 +10,14 @@ from typing import Protocol
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.execution.runner import RunnerShape
 from pagoda_worker.loading.loader import Loaded, News, load
-from pagoda_worker.models.base import ForwardPass
+from pagoda_worker.models.base import ForwardPass, Model
 from pagoda_worker.scheduling.plan import StepPlan
 
 
 class EngineRanks(Protocol):
     def load(self, config: EngineConfig, news: News) -> Loaded: ...
 
-    def lead(self, model: ForwardPass, shape: RunnerShape) -> ForwardPass: ...
+    def lead(self, model: Model, shape: RunnerShape) -> ForwardPass: ...
 
     def change(self, plan: StepPlan) -> None: ...
 
@@ -32,7 +32,7 @@ class Alone:
     def load(self, config: EngineConfig, news: News) -> Loaded:
         return load(config, news=news)
 
-    def lead(self, model: ForwardPass, shape: RunnerShape) -> ForwardPass:
+    def lead(self, model: Model, shape: RunnerShape) -> ForwardPass:
         return model
 
     def change(self, plan: StepPlan) -> None:

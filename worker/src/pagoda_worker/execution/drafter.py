@@ -55,9 +55,10 @@ class Drafter:
         if drafting or plan.catch_ups:
             began = time.perf_counter()
             hidden, ends = self._catch_up(drafting, plan.catch_ups)
+            read = time.perf_counter()
             if drafting:
                 self._guess(drafting, hidden, ends)
-            plan.drafting_s = time.perf_counter() - began
+            plan.reading_s, plan.guessing_s = read - began, time.perf_counter() - read
 
     def _catch_up(self, drafting: list[Verification], rest: list[Chunk]) -> tuple[Tensor, IntArray]:
         """Everything up to each row's newest token that the model has not read. Returns hidden states, and where each of `drafting`

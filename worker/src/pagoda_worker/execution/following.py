@@ -36,7 +36,6 @@ from pagoda_worker.loading.loader import load, out_of_memory_says
 from pagoda_worker.loading.rank import Rank
 from pagoda_worker.loading.sleep import IN_FOLDER, Weights
 from pagoda_worker.models.base import Model
-from pagoda_worker.scheduling.plan import StepPlan
 
 
 class Rank0Left(Exception):
@@ -100,8 +99,7 @@ class Follower:
         elif isinstance(message, Logits):
             self._logits(message.rows)
         elif isinstance(message, Change):
-            changes = StepPlan(scrubs=message.scrubs, copies=message.copies, swap_out=message.swap_out, swap_in=message.swap_in)
-            self._there.apply_changes(changes)
+            self._there.apply_changes(message.here())
         elif isinstance(message, Allocate):
             self._connection.send(self._allocate(message.shape))
         elif isinstance(message, Sleep):
@@ -120,8 +118,10 @@ class Follower:
         if data is None:
             data = torch.empty(total_bytes(message), dtype=torch.uint8, device=self._device)
             model.operators.collectives.broadcast(data)
-        ids, positions, batch = unpack_batch(message, data)
-        self._hidden = model.forward(ids, positions, self._there.caches, batch)
+        step = unpack_batch(message, data)
+        if self._there.adapters is not None:
+            self._there.adapters.take(step.adapter_slots)
+        self._hidden = model.forward(step.ids, step.positions, self._there.caches, step.batch)
 
     def _logits(self, rows: int | None) -> None:
         model, hidden = self._there.model, self._hidden
@@ -153,6 +153,8 @@ class Follower:
             self._weights.sleep(IN_FOLDER, self._drop)
 
     def _drop(self) -> None:
+        if self._runner is not None and self._runner.adapters is not None:
+            self._runner.adapters.detach()
         self._runner = self._model = self._hidden = None
 
     def _wake(self) -> None:

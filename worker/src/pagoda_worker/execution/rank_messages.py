@@ -5,8 +5,9 @@ Whatever rank 0's runner asks of model or cache is one message, so that follower
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -18,6 +19,9 @@ from pagoda_worker.errors import RanksOutOfStep
 from pagoda_worker.execution.runner import RunnerShape
 from pagoda_worker.framing import LENGTH, decode_path
 from pagoda_worker.layers.attention import AttentionBatch
+from pagoda_worker.loading.peft import AdapterWeights
+from pagoda_worker.scheduling.adapters import Adapter
+from pagoda_worker.scheduling.plan import StepPlan
 
 Message = TypeVar("Message")
 
@@ -45,17 +49,63 @@ class Allocate(msgspec.Struct, tag=3, array_like=True):
     shape: RunnerShape
 
 
+class SentTensor(msgspec.Struct, array_like=True):
+    dtype: str
+    shape: list[int]
+    data: bytearray
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "SentTensor":
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        return cls(_name(tensor.dtype), list(tensor.shape), bytearray(flat.view(torch.uint8).numpy().tobytes()))
+
+    def here(self) -> Tensor:
+        return torch.from_numpy(np.frombuffer(self.data, np.uint8)).view(getattr(torch, self.dtype)).view(self.shape)
+
+
+class SentAdapter(msgspec.Struct, array_like=True):
+    """Whole: each rank takes its part."""
+
+    slot: int
+    rank: int
+    tensors: dict[str, tuple[SentTensor, SentTensor]]
+
+    @classmethod
+    def of(cls, slot: int, weights: AdapterWeights) -> "SentAdapter":
+        tensors = {name: (SentTensor.of(a), SentTensor.of(b)) for name, (a, b) in weights.tensors.items()}
+        return cls(slot, weights.rank, tensors)
+
+    def here(self) -> tuple[int, Adapter]:
+        tensors = {name: (a.here(), b.here()) for name, (a, b) in self.tensors.items()}
+        return self.slot, Adapter("", "", AdapterWeights(self.rank, "", 0, tensors))
+
+
 class Change(msgspec.Struct, tag=4, array_like=True):
-    """Blocks to move and to zero, see StepPlan."""
+    """Blocks to move and to zero, adapters to put into slots; see StepPlan."""
 
     scrubs: list[int]
     copies: list[tuple[int, int]]
     swap_out: list[tuple[int, int]]
     swap_in: list[tuple[int, int]]
+    adapters: list[SentAdapter]
+
+    @classmethod
+    def of(cls, plan: StepPlan) -> "Change":
+        adapters = [SentAdapter.of(slot, cast(AdapterWeights, adapter.weights)) for slot, adapter in plan.adapters]
+        return cls(plan.scrubs, plan.copies, plan.swap_out, plan.swap_in, adapters)
+
+    def here(self) -> StepPlan:
+        return StepPlan(
+            scrubs=self.scrubs,
+            copies=self.copies,
+            swap_out=self.swap_out,
+            swap_in=self.swap_in,
+            adapters=[each.here() for each in self.adapters],
+        )
 
 
 class Forward(msgspec.Struct, tag=5, array_like=True):
-    """A forward pass: token ids, positions and the fields of AttentionBatch."""
+    """A forward pass: token ids, positions, slots of adapters where some have one, and the fields of AttentionBatch."""
 
     tensors: list[tuple[str, str, list[int]]]
     """Name, dtype, shape; in the order of their bytes."""
@@ -121,9 +171,19 @@ def read_frame(stream: BinaryIO) -> bytes | None:
 # ---- a step's batch
 
 
-def pack_batch(ids: Tensor, positions: Tensor, batch: AttentionBatch) -> tuple[Forward, Tensor | None]:
+@dataclass(frozen=True, slots=True)
+class Received:
+    ids: Tensor
+    positions: Tensor
+    batch: AttentionBatch
+    adapter_slots: Tensor | None
+
+
+def pack_batch(ids: Tensor, positions: Tensor, batch: AttentionBatch, adapter_slots: Tensor | None = None) -> tuple[Forward, Tensor | None]:
     """The message, and on a GPU the bytes to broadcast after it. Every field of the batch travels, also those that later versions have."""
     tensors, plain, dtypes = {"ids": ids, "positions": positions}, {}, {}
+    if adapter_slots is not None:
+        tensors["adapter_slots"] = adapter_slots
     for field in dataclasses.fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
@@ -140,7 +200,7 @@ def pack_batch(ids: Tensor, positions: Tensor, batch: AttentionBatch) -> tuple[F
     return Forward(told, plain, dtypes, bytearray()), torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in ordered])
 
 
-def unpack_batch(message: Forward, data: Tensor) -> tuple[Tensor, Tensor, AttentionBatch]:
+def unpack_batch(message: Forward, data: Tensor) -> Received:
     """`data`: the bytes, on the rank's device. Views of it."""
     fields: dict[str, Any] = dict(message.plain)
     fields |= {name: getattr(torch, dtype_name) for name, dtype_name in message.dtypes.items()}
@@ -150,8 +210,8 @@ def unpack_batch(message: Forward, data: Tensor) -> tuple[Tensor, Tensor, Attent
         end = at + byte_count(shape, dtype)
         fields[name] = data[at:end].view(dtype).view(shape)
         at = end
-    ids, positions = fields.pop("ids"), fields.pop("positions")
-    return ids, positions, AttentionBatch(**fields)
+    ids, positions, adapter_slots = fields.pop("ids"), fields.pop("positions"), fields.pop("adapter_slots", None)
+    return Received(ids, positions, AttentionBatch(**fields), adapter_slots)
 
 
 def data_of(message: Forward) -> Tensor | None:

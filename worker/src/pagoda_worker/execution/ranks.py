@@ -43,11 +43,11 @@ from pagoda_worker.execution.rank_messages import (
 from pagoda_worker.execution.runner import RunnerShape
 from pagoda_worker.framing import frame
 from pagoda_worker.layers.attention import AttentionBatch
-from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.parallel import Collectives, Part
 from pagoda_worker.loading.loader import Loaded, News, load
 from pagoda_worker.loading.rank import ALONE, Rank
 from pagoda_worker.loading.sleep import IN_FOLDER
-from pagoda_worker.models.base import ForwardPass
+from pagoda_worker.models.base import ForwardPass, FusedLinear, Model, adaptable
 from pagoda_worker.scheduling.plan import StepPlan
 
 RANK_COMMAND = (sys.executable, "-m", "pagoda_worker.rank_process")
@@ -130,7 +130,7 @@ class Ranks:
         self._forget_meeting()
         return agreed
 
-    def lead(self, model: ForwardPass, shape: RunnerShape) -> ForwardPass:
+    def lead(self, model: Model, shape: RunnerShape) -> ForwardPass:
         """`model` with the other ranks', whose caches have this shape then. Raises ConfigError."""
         if not self._followers:
             return model
@@ -142,20 +142,22 @@ class Ranks:
 
     def change(self, plan: StepPlan) -> None:
         """Blocks move on all ranks alike; before rank 0 moves its own."""
-        if self._followers and (plan.scrubs or plan.copies or plan.swap_out or plan.swap_in):
-            self._send(Change(plan.scrubs, plan.copies, plan.swap_out, plan.swap_in))
+        if self._followers and (plan.scrubs or plan.copies or plan.swap_out or plan.swap_in or plan.adapters):
+            self._send(Change.of(plan))
 
-    def forward(self, ids: Tensor, positions: Tensor, batch: AttentionBatch, operators: Operators) -> None:
-        message, data = pack_batch(ids, positions, batch)
+    def forward(
+        self, ids: Tensor, positions: Tensor, batch: AttentionBatch, adapter_slots: Tensor | None, collectives: Collectives
+    ) -> None:
+        message, data = pack_batch(ids, positions, batch, adapter_slots)
         self._send(message)
         if data is not None:
-            operators.collectives.broadcast(data)
+            collectives.broadcast(data)
 
-    def logits(self, hidden: Tensor, operators: Operators, *, as_computed: bool) -> None:
+    def logits(self, hidden: Tensor, collectives: Collectives, *, as_computed: bool) -> None:
         """`as_computed`: they are the last forward pass's, which all ranks have."""
         self._send(Logits(None if as_computed else len(hidden)))
         if not as_computed:
-            operators.collectives.broadcast(hidden.contiguous())
+            collectives.broadcast(hidden.contiguous())
 
     @contextlib.contextmanager
     def in_step(self) -> Iterator[None]:
@@ -257,22 +259,31 @@ def _spawn(connection: socket.socket) -> RankProcess:
 class LeadingModel:
     """Rank 0's part of a model, computed together with the others'. Its logits are whole."""
 
-    def __init__(self, model: ForwardPass, ranks: Ranks) -> None:
+    def __init__(self, model: Model, ranks: Ranks) -> None:
         self._model = model
         self._ranks = ranks
         self._hidden: Tensor | None = None
         """Of the last forward pass."""
         self.cache_shape, self.vocab_size, self.operators = model.cache_shape, model.vocab_size, model.operators
+        self._adapted = adaptable(model.linears())[0].linear
+
+    def linears(self) -> list[FusedLinear]:
+        """For adapters, beside rank 0's own."""
+        return self._model.linears()
+
+    def parts(self) -> dict[str, Part]:
+        return self._model.parts()
 
     def forward(self, ids: Tensor, positions: Tensor, caches: list[Tensor], batch: AttentionBatch) -> Tensor:
         with self._ranks.in_step():
-            self._ranks.forward(ids, positions, batch, self.operators)
+            side = self._adapted.adapters
+            self._ranks.forward(ids, positions, batch, side.rows.slots if side else None, self.operators.collectives)
             self._hidden = self._model.forward(ids, positions, caches, batch)
         return self._hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         with self._ranks.in_step():
-            self._ranks.logits(hidden, self.operators, as_computed=hidden is self._hidden)
+            self._ranks.logits(hidden, self.operators.collectives, as_computed=hidden is self._hidden)
             return self._model.logits(hidden)
 
 

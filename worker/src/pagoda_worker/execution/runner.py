@@ -78,7 +78,7 @@ class Runner:
         self.adapters: DeviceAdapters | None = None
         if shape.adapter_slots:
             sizes = {"slots": shape.adapter_slots, "max_rank": shape.max_adapter_rank, "rows": shape.max_running + 1}
-            self.adapters = DeviceAdapters(cast(Model, model), **sizes, dtype=dtype, device=device)  # never of several ranks
+            self.adapters = DeviceAdapters(cast(Model, model), **sizes, dtype=dtype, device=device)
         self.graphs: DecodeGraphs | None = None
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self.rows.tokens, self._output_start)

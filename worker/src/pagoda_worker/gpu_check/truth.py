@@ -4,6 +4,7 @@ Each check is a function of a `Trial` that builds engines on the device and answ
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pagoda_worker.completions import Completion
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.gpu_check.shapes import Shape, write_checkpoint
+from pagoda_worker.gpu_check.speed import NotMeasured
 from pagoda_worker.layers.selection import fp8_cache_refusal
 from pagoda_worker.offline.batch import random_prompts
 from pagoda_worker.request import Request, Sampling
@@ -247,6 +249,14 @@ def close_to(ours: Completion, theirs: Completion) -> bool:
     return True
 
 
+def two_ranks(trial: Trial) -> Check:
+    """Raises NotMeasured on a machine with one GPU."""
+    if (there := torch.cuda.device_count()) < 2:
+        raise NotMeasured(f"two ranks have a GPU each, and there is {there}")
+    with closing(trial.engine(tensor_parallel=2)) as engine:
+        return trial.compare("two ranks on two GPUs, over NCCL", trial.generate(engine))
+
+
 CHECKS: tuple[Callable[[Trial], Check], ...] = (
     greedy,
     chunked_prefill,
@@ -260,5 +270,5 @@ CHECKS: tuple[Callable[[Trial], Check], ...] = (
     bf16,
     quantized,
 )
-CUDA_CHECKS: tuple[Callable[[Trial], Check], ...] = (flash,)
+CUDA_CHECKS: tuple[Callable[[Trial], Check], ...] = (flash, two_ranks)
 """What a CPU refuses."""

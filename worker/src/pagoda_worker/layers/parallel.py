@@ -77,6 +77,12 @@ class Part:
         pieces = [whole.narrow(self.dim, start, stop - start) for start, stop in self.ranges]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=self.dim)
 
+    def cut_adapter(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """LoRA's A [r, in] and B transposed [r, out] beside a weight [out, in] of which this is a part: the sum over ranks of what inputs
+        are divided among is linear in them, as the weight's own is."""
+        along = replace(self, dim=1)
+        return (a, along.cut(b)) if self.dim == 0 else (along.cut(a), b)
+
     @property
     def transposed(self) -> "Part":
         return replace(self, dim=1 - self.dim)

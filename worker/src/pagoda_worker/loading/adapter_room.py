@@ -12,8 +12,7 @@ def adapter_slots(config: EngineConfig, device_type: str) -> int:
     """Raises ConfigError for what excludes adapters, when they are asked for."""
     if not 1 <= config.max_adapter_rank <= MAX_RANK:
         raise ConfigError(f"adapters.maxRank is {config.max_adapter_rank}; it must be 1 to {MAX_RANK}")
-    ranks = config.tensor_parallel > 1
-    for name, on in (("compile", config.compile), ("batchInvariant", config.batch_invariant), ("tensorParallel", ranks)):
+    for name, on in (("compile", config.compile), ("batchInvariant", config.batch_invariant)):
         if on and (config.adapters or config.adapter_slots):
             raise ConfigError(f"{name} and adapters exclude each other so far: leave one of them out")
         if on:

@@ -6,7 +6,7 @@ steps; reading happens in a thread of its own. Knows neither slots nor sequences
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,9 @@ import torch
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import AdapterError, AdapterNotFound
+from pagoda_worker.layers.parallel import Part
 from pagoda_worker.loading.peft import AdapterWeights, LinearShape, read_adapter
-from pagoda_worker.models.base import Model, adaptable
+from pagoda_worker.models.base import FusedLinear, Model, adaptable, part_of
 from pagoda_worker.request import AdapterFacts, AdaptersState
 from pagoda_worker.scheduling.adapters import Adapter, AdapterSlots
 
@@ -153,7 +154,8 @@ class AdapterDirectory:
 
 def open_for(model: Model, directory: AdapterDirectory, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> None:
     """The model was just read: adapters can be, and those that the settings declare are. Raises AdapterError naming the adapter."""
-    shapes = {name: LinearShape(each.inputs, out) for each in adaptable(model.linears()) for name, out in each.modules}
+    parts = model.parts()
+    shapes = {name: _whole(each, name, out, parts) for each in adaptable(model.linears()) for name, out in each.modules}
     prefix, most = model.optional_prefix, config.max_adapter_rank
     directory.open(partial(read_adapter, shapes=shapes, optional_prefix=prefix, max_rank=most, dtype=dtype, pin=device.type == "cuda"))
     for name, folder in config.adapters.items():
@@ -161,3 +163,10 @@ def open_for(model: Model, directory: AdapterDirectory, config: EngineConfig, dt
             directory.load(name, folder)
         except AdapterError as error:
             raise AdapterError(f"adapter {name!r}: {error}") from error
+
+
+def _whole(fused: FusedLinear, name: str, out: int, parts: Mapping[str, Part]) -> LinearShape:
+    """A rank reads adapters whole, and keeps its part of what lies on the device."""
+    part = part_of(fused, name, parts)
+    rows, columns = (out, fused.inputs) if part is None else part.shape((out, fused.inputs))
+    return LinearShape(columns, rows)

@@ -25,7 +25,7 @@ from pagoda_worker.loading.draft import check_draft
 from pagoda_worker.loading.host_room import host_room
 from pagoda_worker.loading.limits import Limits, SharedLimits
 from pagoda_worker.loading.memory import check_fits, fitting_length
-from pagoda_worker.loading.rank import ALONE, Rank
+from pagoda_worker.loading.rank import ALONE, Rank, gpu_uuids
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.checkpoint import checkpoint_bytes, layout_in, read_config, stored_dtype
 from pagoda_worker.models.compiled import CompiledModel, check_compile
@@ -93,7 +93,7 @@ class Loaded:
             max_sequences_per_request=1,
             max_top_logprobs=0,
             max_model_len_fitting=self.max_model_len_fitting,
-            gpu_uuids=gpu_uuids(self.device),
+            gpu_uuids=gpu_uuids(self.device, config.tensor_parallel),
             awake_bytes=self.awake_bytes,
             checkpoint_bytes=self.checkpoint_bytes,
             adapter_slots=self.adapter_slots,
@@ -193,14 +193,6 @@ def load(
 def _read_model(build: Callable[[], Model], weight_bytes: int, *, compiled: bool) -> Model:
     with out_of_memory_says(f"the device has no room for {gibibytes(weight_bytes)} of weights: something else uses it"):
         return CompiledModel(build()) if compiled else build()
-
-
-def gpu_uuids(device: torch.device) -> list[str]:
-    """By which NVML finds the device whatever CUDA_VISIBLE_DEVICES made of its number."""
-    if device.type != "cuda":
-        return []
-    uuid = str(torch.cuda.get_device_properties(device).uuid)
-    return [uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"]
 
 
 def resolve_device(wanted: str) -> torch.device:

@@ -65,3 +65,11 @@ class Rank:
 
 
 ALONE = Rank()
+
+
+def gpu_uuids(device: torch.device, ranks: int) -> list[str]:
+    """Of all ranks, by which NVML finds the devices whatever CUDA_VISIBLE_DEVICES made of their numbers."""
+    if device.type != "cuda":
+        return []
+    found = [str(torch.cuda.get_device_properties(each if ranks > 1 else device).uuid) for each in range(ranks)]
+    return [uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}" for uuid in found]

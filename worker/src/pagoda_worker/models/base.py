@@ -1,6 +1,6 @@
 """What the runner needs of any architecture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,6 +63,12 @@ class FusedLinear:
     inputs: int
     transposed: bool = False
     """The checkpoint has the plain weight as [in, out]."""
+
+
+def part_of(fused: FusedLinear, module: str, parts: Mapping[str, Part]) -> Part | None:
+    """Of the module's weight as [out, in]; None: all of it. `parts`: the model's."""
+    part = parts.get(f"{module}.weight")
+    return part.transposed if part is not None and fused.transposed else part
 
 
 def adaptable(linears: Sequence[FusedLinear]) -> list[FusedLinear]:

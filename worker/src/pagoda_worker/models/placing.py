@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.layers.parallel import Part
-from pagoda_worker.models.base import FusedLinear
+from pagoda_worker.models.base import FusedLinear, part_of
 from pagoda_worker.models.files import Tensors
 from pagoda_worker.models.formats.layout import Layout
 from pagoda_worker.models.formats.stored import ReadWeight, StoredModule
@@ -39,11 +39,6 @@ class Placement:
     """A linear's plain weight [out, in] as it is to be held; None: plain."""
     parts: Mapping[str, Part] = field(default_factory=lambda: WHOLE)
     """By the names of destinations, those of which only part is held."""
-
-    def part_of(self, fused: FusedLinear, module: str) -> Part | None:
-        """Of its weight as [out, in]; None: all."""
-        part = self.parts.get(f"{module}.weight")
-        return part.transposed if part is not None and fused.transposed else part
 
 
 def place(fused: FusedLinear, parts: Mapping[str, Mapping[str, str]], tensors: Tensors, placement: Placement) -> None:
@@ -74,7 +69,7 @@ def _read(name: str, outputs: int, fused: FusedLinear, parts: Mapping[str, str],
         stored = parts.get(whole.rpartition(".")[2]) or next(iter(parts.values()))
         return str(tensors.stored[stored].path)
 
-    part = placement.part_of(fused, name)
+    part = part_of(fused, name, placement.parts)
     rows, columns = (outputs, fused.inputs) if part is None else part.shape((outputs, fused.inputs))
     shape = (rows, columns)
     module = StoredModule(name, shape, frozenset(parts), read, file_of)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pagoda_worker.errors import ModelError
 from pagoda_worker.layers.parallel import Part
-from pagoda_worker.models.base import FusedLinear
+from pagoda_worker.models.base import FusedLinear, part_of
 from pagoda_worker.models.files import Tensors
 from pagoda_worker.models.formats.layout import Layout
 from pagoda_worker.models.placing import WHOLE, Placement, place
@@ -144,7 +144,7 @@ def fill_linears_randomly(linears: Sequence[FusedLinear], placement: Placement, 
     generator = torch.Generator(placement.device).manual_seed(seed)
 
     def module(fused: FusedLinear, name: str, outputs: int) -> Tensor:
-        part, shape = placement.part_of(fused, name), (outputs, fused.inputs)
+        part, shape = part_of(fused, name, placement.parts), (outputs, fused.inputs)
         whole = torch.empty(shape if part is None else part.shape(shape), dtype=placement.dtype, device=placement.device)
         whole.normal_(0.0, 1.5 * whole.shape[-1] ** -0.5, generator=generator)
         return whole if part is None else part.cut(whole)

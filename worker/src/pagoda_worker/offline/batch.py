@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ _ENGINE_FIELDS = (
     *("device", "dtype", "attention", "threads", "max_batch_tokens", "max_model_len", "max_running", "block_size", "kv_cache_bytes"),
     *("compile", "batch_invariant", "prefix_caching", "chunked_prefill", "batching", "batch_window_s", "paged_kv", "kv_cache"),
     *("quantization", "kv_dtype", "swap_bytes", "host_tier_bytes", "long_prefill_tokens", "async_scheduling", "cuda_graphs"),
+    *("speculative", "draft_tokens", "draft_dir"),
+    *("tensor_parallel", "random_weights"),
 )
 _JOB_FIELDS = {
     "model_dir",
@@ -59,21 +62,25 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     if unknown := set(job) - _JOB_FIELDS:
         raise ValueError(f"unknown fields {sorted(unknown)}; a job has {sorted(_JOB_FIELDS)}")
     began = time.monotonic()
-    config = {name: job[name] for name in _ENGINE_FIELDS if name in job}
+    config: dict[str, Any] = {name: Path(job[name]) if name == "draft_dir" else job[name] for name in _ENGINE_FIELDS if name in job}
     folders = {name: Path(folder) for name, folder in job.get("adapters", {}).items()}
     engine = Engine(EngineConfig(model_dir=Path(job["model_dir"]), adapters=folders, **config))
-    load_s = time.monotonic() - began
+    with closing(engine):
+        return {"load_s": time.monotonic() - began, **_run(engine, job)}
+
+
+def _run(engine: Engine, job: dict[str, Any]) -> dict[str, Any]:
     if "requests" in job:
         arrivals = [Arrival(**request) for request in job["requests"]]
         if job.get("warmup"):
             engine.generate([[arrival.prompt_ids[-1]] * len(arrival.prompt_ids) for arrival in arrivals[:8]], max_tokens=4, ignore_eos=True)
-        return {"load_s": load_s, **replay(engine, arrivals)}
+        return replay(engine, arrivals)
     prompts = job["prompts"] if "prompts" in job else random_prompts(**job["random"])
     max_tokens, ignore_eos = int(job["max_tokens"]), bool(job.get("ignore_eos", False))
     if job.get("warmup"):
         shapes = [[prompt[-1]] * len(prompt) for prompt in prompts]
         engine.generate(shapes, max_tokens=min(max_tokens, 8), ignore_eos=True, adapters=job.get("adapter_names", ()))
-    return {"load_s": load_s, **timed(engine, prompts, max_tokens, ignore_eos, job.get("adapter_names", ()))}
+    return timed(engine, prompts, max_tokens, ignore_eos, job.get("adapter_names", ()))
 
 
 def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos: bool, adapters: Sequence[str] = ()) -> dict[str, Any]:
@@ -115,6 +122,9 @@ def timed(engine: Engine, prompts: list[list[int]], max_tokens: int, ignore_eos:
         "host_prefix_hit_tokens": state.host_prefix_hits_total,
         "kv_capacity_tokens": engine.facts.kv_capacity_tokens,
         "kv_bytes_per_token": sum(cache.nbytes for cache in engine.runner.caches) / engine.facts.kv_capacity_tokens,
+        "drafts": state.drafts_total,
+        "draft_tokens": state.draft_tokens_total,
+        "accepted_draft_tokens": list(state.accepted_draft_tokens),
         **memory(),
         "token_ids": [completion.token_ids for completion in completions],
     }

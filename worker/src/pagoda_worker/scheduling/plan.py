@@ -231,8 +231,9 @@ class StepPlan:
     verifications: list[Verification] = field(default_factory=list)
     catch_ups: list[Chunk] = field(default_factory=list)
     """Known tokens that only the draft model reads."""
-    drafting_s: float = 0.0
-    """Of the launch, what the draft model took."""
+    reading_s: float = 0.0
+    """Of the launch, what the draft model took to catch up, and to guess from there:"""
+    guessing_s: float = 0.0
     chunks: list[Chunk] = field(default_factory=list)
     opened: list[Sequence] = field(default_factory=list)
     """Rows that got a new owner: the runner reads tokens, blocks and sampling settings of these."""

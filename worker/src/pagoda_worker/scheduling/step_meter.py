@@ -37,6 +37,11 @@ class StepMeter:
             self._decode_step_ms = _smooth(self._decode_step_ms, elapsed * 1e3)
         return ended - began
 
+    @property
+    def prefill_token_s(self) -> float:
+        """0: not known yet."""
+        return 1 / self._prefill_tokens_per_s if self._prefill_tokens_per_s else 0.0
+
     def speeds(self, copy_bytes_per_s: float) -> Speeds:
         return Speeds(prefill_tokens_per_s=self._prefill_tokens_per_s, copy_bytes_per_s=copy_bytes_per_s)
 

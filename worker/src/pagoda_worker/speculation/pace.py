@@ -30,6 +30,8 @@ class StepTimes:
         self._known: dict[int, tuple[float, float]] = {}
         """Half powers of 2 → (size, seconds), both averages."""
         self._line: tuple[list[float], list[float]] = ([], [])
+        self.token_s = 0.0
+        """What one token more takes, where nothing else is known."""
 
     def note(self, size: int, seconds: float) -> None:
         key = round(2 * math.log2(size))
@@ -49,13 +51,13 @@ class StepTimes:
         return not self._known
 
     def seconds(self, size: float) -> float:
-        """Beyond the largest known size as between the two largest; hopefully flat while there is one only."""
+        """Beyond the largest known size as between the two largest, or as one token more takes."""
         sizes, times = self._line
         if not sizes:
             return 0.0
-        if size <= sizes[-1] or len(sizes) == 1:
+        if size <= sizes[-1]:
             return float(np.interp(size, sizes, times))
-        slope = (times[-1] - times[-2]) / max(sizes[-1] - sizes[-2], 1e-9)
+        slope = self.token_s if len(sizes) == 1 else (times[-1] - times[-2]) / max(sizes[-1] - sizes[-2], 1e-9)
         return times[-1] + slope * (size - sizes[-1])
 
 

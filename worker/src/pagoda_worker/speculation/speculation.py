@@ -16,7 +16,9 @@ from pagoda_worker.speculation.pace import SMOOTHING, Chance, Quote, StepTimes, 
 from pagoda_worker.speculation.proposer import Proposer
 
 QUOTED_FOR = 8
-"""Steps that one quote serves."""
+"""Steps that one quote serves, at most: the first ones serve fewer, while there is little to judge by."""
+DRAFT_SHARE = 0.25
+"""Of the time of a token in the model, what one may take in the draft model, until that was measured."""
 TRIAL = 4
 """Rows of a trial while speculation is off, or an eighth of all; and tokens of each."""
 FIRST_PAUSE, LONGEST_PAUSE = 16, 512
@@ -33,12 +35,15 @@ class Speculation:
         *,
         tokens: int,
         possible: Callable[[Sequence, list[int]], list[int]],
+        with_model: bool = False,
         adapting: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`tokens`: of one guess, at most. `possible` cuts what a sequence's constraint will not take. Not `adapting`: guess always."""
+        """`tokens`: of one guess, at most. `possible` cuts what a sequence's constraint will not take. `with_model`: guesses
+        are made within the step. Not `adapting`: guess always."""
         self._proposer = proposer
         self._tokens = tokens
+        self._with_model = with_model
         self._possible = possible
         self._adapting = adapting
         self._clock = clock
@@ -47,9 +52,10 @@ class Speculation:
         self._proposing = 1.0
         """Share of asked rows for which there was a guess."""
         self._step_times, self._round_times = StepTimes(), StepTimes()
-        self._propose_s = 0.0
-        self._overhead_s = 0.0
-        self._offer, self._offer_rows, self._offer_left = Quote(tokens, 0.0), 0, 0
+        self._propose_s = self._overhead_s = 0.0
+        self._prompt_tokens = 0.0
+        """Of a step, beside those that decode."""
+        self._offer, self._offer_rows, self._offer_left, self._quotes = Quote(tokens, 0.0), 0, 0, 0
         self._pause, self._paused, self._trial = FIRST_PAUSE, 0, False
         self.drafts = 0
         """Guesses verified so far; their tokens, and those accepted at each place:"""
@@ -77,7 +83,6 @@ class Speculation:
         if asked:
             self._proposing += SMOOTHING * (found / asked - self._proposing)
             self._propose_s = self._clock() - began
-            self._overhead_s += SMOOTHING * (self._propose_s - self._overhead_s)
 
     def _most(self, sequence: Sequence) -> int:
         wanted = sequence.request.max_draft_tokens
@@ -105,10 +110,14 @@ class Speculation:
         rows = len(running)
         if not self._step_times.knows(rows):
             return False  # first a step without drafts shows what it takes
+        if self._with_model and self._round_times.empty:
+            self._trial = True
+            return True
         if self._offer_left > 0 and 0.75 * self._offer_rows <= rows <= 1.25 * self._offer_rows:
             self._offer_left -= 1
             return True
-        self._offer, self._offer_rows, self._offer_left = self._quote(running), rows, QUOTED_FOR
+        self._offer, self._offer_rows, self._offer_left = self._quote(running), rows, min(self._quotes, QUOTED_FOR)
+        self._quotes += 1
         if self._offer.rounds:
             self._pause = FIRST_PAUSE
             return True
@@ -123,9 +132,9 @@ class Speculation:
             [self._chance(sequence).given(usual) for sequence in running],
             tokens=self._tokens,
             proposing=self._proposing,
-            step_s=self._step_times.seconds,
+            step_s=lambda size: self._step_times.seconds(size + self._prompt_tokens),
             round_s=self._round_times.seconds(len(running)),
-            overhead_s=self._overhead_s if self._round_times.empty else 0.0,
+            overhead_s=self._overhead_s,
         )
 
     @property
@@ -154,15 +163,18 @@ class Speculation:
             for place in range(count):
                 self.accepted_by_place[place] += 1
 
-    def timed(self, plan: StepPlan, seconds: float) -> None:
-        """Of the whole step."""
-        if plan.chunks or plan.empty or not self._adapting:
+    def timed(self, plan: StepPlan, seconds: float, *, token_s: float) -> None:
+        """Of the whole step. `token_s`: what a token of a prompt takes; 0: not known yet."""
+        if plan.empty or not self._adapting:
             return
-        self._step_times.note(plan.decode_tokens, max(seconds - plan.drafting_s - self._propose_s, 1e-9))
-        if plan.drafting_s and not plan.catch_ups:
-            rounds = max((len(each.drafts) for each in plan.verifications), default=0)
-            if rounds and all(each.start - (each.draft_from or 0) < rounds for each in plan.verifications):
-                self._round_times.note(len(plan.verifications), plan.drafting_s / rounds)
+        self._prompt_tokens += SMOOTHING * (plan.prefill_tokens - self._prompt_tokens)
+        self._step_times.token_s, self._round_times.token_s = token_s, DRAFT_SHARE * token_s
+        self._step_times.note(plan.tokens, max(seconds - plan.reading_s - plan.guessing_s - self._propose_s, 1e-9))
+        if rounds := max((len(each.drafts) for each in plan.verifications), default=0):
+            overhead_s = plan.reading_s if self._with_model else self._propose_s
+            self._overhead_s += SMOOTHING * (overhead_s - self._overhead_s)
+            if self._with_model:
+                self._round_times.note(len(plan.verifications), plan.guessing_s / rounds)
 
     def told(self, state: EngineState) -> EngineState:
         return replace(

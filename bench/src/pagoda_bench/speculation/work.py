@@ -1,0 +1,66 @@
+"""What is asked of the engine: held-out items of the tiny model's tasks, other ones in every round, and the ways to guess. Pure."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from pagoda_bench.tiny.corpus import TASKS, held_out_items
+from pagoda_bench.tiny.decoding import prompt_ids
+
+MIX = "mix"
+COPY = "copy"
+"""The task whose answers repeat what the prompt says."""
+SYSTEMS = ("none", "ngram", "suffix", "draft")
+MAX_TOKENS = 96
+"""No answer of the tiny model is as long; each ends where it ends."""
+DRAFT_TOKENS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Answers of one task, or of all in turn, `streams` at a time."""
+
+    task: str
+    streams: int
+    items: int
+    """In all."""
+
+    @property
+    def name(self) -> str:
+        return f"c={self.streams}" if self.task == MIX else f"c={self.streams} {self.task}"
+
+
+def cases(*, quick: bool) -> list[Case]:
+    scale = 8 if quick else 1
+    alone = [Case(task.name, 1, 64 // scale) for task in TASKS]
+    return [*alone, Case(MIX, 1, 160 // scale), Case(MIX, 8, 480 // scale), Case(MIX, 64, 1600 // scale)]
+
+
+def prompts_of(case: Case, tokenizer: Tokenizer, *, number: int) -> list[list[int]]:
+    """Of round `number`: no prompt comes twice, or an earlier answer could simply be looked up."""
+    tasks = [task for task in TASKS if case.task in (MIX, task.name)]
+    each = -(-case.items // len(tasks))
+    asked = [[item.messages for item in held_out_items(task, each, seed=1 + number)] for task in tasks]
+    in_turn = [messages for turn in itertools.zip_longest(*asked) for messages in turn if messages is not None]
+    return prompt_ids(tokenizer, in_turn[: case.items])
+
+
+def job(
+    case: Case, system: str, prompts: Sequence[Sequence[int]], *, model: Path, draft: Path, device: str, threads: int
+) -> Mapping[str, object]:
+    guessing: dict[str, object] = {} if system == "none" else {"speculative": system, "draft_tokens": DRAFT_TOKENS}
+    if system == "draft":
+        guessing["draft_dir"] = str(draft)
+    return {
+        "model_dir": str(model),
+        "device": device,
+        "threads": threads,
+        "dtype": "bf16",
+        "max_running": case.streams,
+        "prompts": [list(prompt) for prompt in prompts],
+        "max_tokens": MAX_TOKENS,
+        **guessing,
+    }
