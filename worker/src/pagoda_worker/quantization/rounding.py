@@ -16,7 +16,7 @@ GROUP = 128
 SMALLEST_GROUP = 32
 FP8_MAX = 448.0
 """The largest number of e4m3."""
-_VALUES_AT_ONCE = 1 << 20
+_VALUES_AT_ONCE = 1 << 23
 _SMALLEST_SCALE = 1e-12
 """Of a row of zeros."""
 
