@@ -104,6 +104,13 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
     assert load([file], {})[0]["spec"]["model"]["source"] == f"file://{model}"
 
 
+def test_a_folder_with_a_gguf_file_is_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tiny.gguf").write_bytes(b"GGUF")
+    file = write(tmp_path, HEAD + "spec: {model: {source: file://model}}")
+    assert load([file], {})[0]["spec"]["model"]["source"] == f"file://{tmp_path}/model"
+
+
 def test_another_namespace_is_this_machines_one(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD.replace("{name: m}", "{name: m, namespace: team-a}"))
     assert load([file], {})[0]["metadata"]["namespace"] == "default"

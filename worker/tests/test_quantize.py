@@ -4,21 +4,16 @@ import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import pytest
 import torch
-import typer
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from logits_tap import Truth
+from quantizable import with_tokenizer, write_text
 from random_checkpoint import VOCAB
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from typer.testing import CliRunner
 
 from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
 from pagoda_worker.layers.attention import attend_sdpa
@@ -29,11 +24,9 @@ from pagoda_worker.models.llama import Llama
 from pagoda_worker.models.llama_config import LlamaConfig
 from pagoda_worker.models.registry import load_model
 from pagoda_worker.offline.quantize.block import LINEARS, Block
-from pagoda_worker.offline.quantize.calibration import calibration_pieces
 from pagoda_worker.offline.quantize.folding import fold
 from pagoda_worker.offline.quantize.run import QuantizeSettings, check_settings, quantize
 from pagoda_worker.offline.quantize.walk import Work, quantized_blocks
-from pagoda_worker.offline.quantize_command import quantize as command
 from pagoda_worker.quantization.grid import Recipe
 from pagoda_worker.quantization.sparsity import is_two_of_four
 from pagoda_worker.quantization.weights import Fp8Weight, Int4Weight, Int8Weight
@@ -51,26 +44,13 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2,000 words, some far likelier than others."""
-    words = torch.multinomial(torch.arange(1, VOCAB + 1.0) ** -0.8, 2000, replacement=True, generator=torch.Generator().manual_seed(0))
-    file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text(" ".join(f"w{word}" for word in words.tolist()))
-    return file
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture
 def folder(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     """In bf16, with a tokenizer."""
     return with_tokenizer(checkpoint("in bf16", dtype="bfloat16"), tmp_path / "model")
-
-
-def with_tokenizer(plain: Path, target: Path) -> Path:
-    copytree(plain, target)
-    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.save(str(target / "tokenizer.json"))
-    if json.loads((plain / "config.json").read_text())["dtype"] == "bfloat16":
-        save_file({name: t.bfloat16() for name, t in load_file(plain / "model.safetensors").items()}, target / "model.safetensors")
-    return target
 
 
 def block_of(folder: Path, index: int = 0, *, length: int = 48) -> Block:
@@ -316,63 +296,3 @@ def test_when_it_fails_half_way_nothing_is_left(folder: Path, tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         quantize(folder, tmp_path / "out" / "quantized", QuantizeSettings(to="int8"), news)
     assert not list((tmp_path / "out").iterdir())
-
-
-TEXTS: dict[str, tuple[str, str, int | str]] = {
-    "plain": ("a.txt", "w1 w2 " * 50, 100),
-    "JSONL": ("a.jsonl", '{"text": "w1 w2"}\n\n"w3"\n' * 20, 60),
-    "chats": ("a.jsonl", '{"messages": [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]}\n' * 20, 60),
-    "prompts": ("a.jsonl", '{"prompt": "w1 w2", "x": 1}\n' * 20, 40),
-    "short": ("a.txt", "w1 w2", "it has 2 tokens; at least 32"),
-    "no JSON": ("a.jsonl", "w1 w2", "line 1: it is no JSON"),
-    "no text": ("a.jsonl", '{"text": "w1"}\n{"label": 3}', "line 2: it has none of text, content, prompt or messages"),
-}
-
-
-@pytest.mark.parametrize("case", TEXTS)
-def test_calibration_reads_text_and_jsonl(folder: Path, tmp_path: Path, case: str):
-    name, content, expected = TEXTS[case]
-    (tmp_path / name).write_text(content)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    if isinstance(expected, str):
-        with pytest.raises(ConfigError, match=expected):
-            calibration_pieces(tmp_path / name, tokenizer, length=512, samples=4)
-    else:
-        assert calibration_pieces(tmp_path / name, tokenizer, length=512, samples=4).shape == (1, expected)
-        pieces = calibration_pieces(tmp_path / name, tokenizer, length=32, samples=4)
-        assert len(pieces) == expected // 32
-
-
-app = typer.Typer()
-app.command()(command)
-
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
-    return result.exit_code, result.stdout, result.stderr
-
-
-def test_the_command_says_what_it_wrote(folder: Path, text: Path, tmp_path: Path):
-    out = tmp_path / "out"
-    status, printed, _ = run(str(folder), "--to", "int4", "--group-size", "32", "--calibration", str(text), "--out", str(out))
-    assert status == 0
-    assert f"written: {out}" in printed
-    assert "14 linears" in printed
-    assert "of the outputs' power; worst" in printed
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("/nowhere", "--to", "int8"), "MODEL /nowhere: there is no folder /nowhere"),
-        (("builtin://tiny", "--to", "int4", "--method", "awq"), "--method awq learns from text: add --calibration FILE"),
-        (("builtin://tiny", "--to", "int4", "--sparsity", "3:4"), "--sparsity is 3:4; only 2:4 is there"),
-    ],
-    ids=str,
-)
-def test_what_the_command_cannot_do_is_one_line(arguments: tuple[str, ...], sentence: str):
-    status, printed, said = run(*arguments)
-    assert (status, printed) == (1, "")
-    assert said.startswith("pagoda quantize: ")
-    assert sentence in said
-    assert said.count("\n") == 1

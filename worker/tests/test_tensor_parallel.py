@@ -193,9 +193,11 @@ def test_a_quantized_checkpoint_is_divided_as_it_is_stored(checkpoint: Checkpoin
         assert tokens(two) == tokens(small_engine(tmp_path / "it", dtype="fp32"))
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 @pytest.mark.usefixtures("exact_products")
-def test_a_gguf_file_is_divided(checkpoint: Checkpoint, tmp_path: Path):
-    write_gguf(checkpoint("wide", intermediate_size=128), tmp_path / "it", "llama", GGMLQuantizationType.Q8_0, meant=tmp_path / "meant")
+def test_a_gguf_file_is_divided(checkpoint: Checkpoint, tmp_path: Path, kind: str):
+    plain = checkpoint("wide", intermediate_size=128)
+    write_gguf(plain, tmp_path / "it", "llama", GGMLQuantizationType[kind], meant=tmp_path / "meant")
     with closing(engine_of_ranks(tmp_path / "it", 2, dtype="fp32")) as two:
         assert tokens(two) == tokens(small_engine(tmp_path / "it", dtype="fp32"))
 

@@ -31,6 +31,7 @@ from pagoda_bench.offline import OfflineWorker
 from pagoda_bench.peers.compare import spread
 from pagoda_bench.peers.rounds import turned
 from pagoda_bench.peers.system import PeerUnavailable
+from pagoda_bench.profile.engine import decode_profile
 from pagoda_bench.random_adapters import write_adapters
 from pagoda_bench.results import Row
 
@@ -141,28 +142,29 @@ def invariant_rows(case: str, found: Answers) -> Iterator[Row]:
 
 
 def quantized_kv(places: Mapping[str, Place], *, rounds: int, say: Say) -> Iterator[Row]:
-    """Decode steps at long contexts, keys and values in each form. `places` by model. Raises PeerUnavailable."""
+    """Decode steps at long contexts, keys and values in each form. `places` by model. Raises RuntimeError when one cannot be run."""
     for case in CONTEXT_CASES:
         if (place := places.get(case.model)) is None:
             say(f"{case.name}: no such model here (make bench-peers writes it)")
             continue
-        jobs = {kv_dtype: context_job(case, kv_dtype) for kv_dtype in KV_DTYPES}
-        with closing(OfflineWorker(log=place.scratch / "worker.log")) as worker:
-            say(case.name)
-            found = _rounds(worker, place.base("bf16"), jobs, rounds, say)
+        found: Answers = {kv_dtype: [] for kv_dtype in KV_DTYPES}
+        for number in range(rounds):
+            for kv_dtype in turned(KV_DTYPES, number):
+                answer = decode_profile({**place.base("bf16"), **context_job(case, kv_dtype)})
+                step_s, attention_s = answer["step_s"][0], answer["phases_s"]["attention"][0]
+                found[kv_dtype].append({**answer, "decode_step_s": step_s, "attention_s": attention_s})
+                say(f"round {number + 1}: {case.name}, {kv_dtype:4} {1e3 * step_s:7.2f} ms a step, {1e3 * attention_s:.2f} of it attention")
         yield from kv_dtype_rows(case.name, found)
 
 
 def kv_dtype_rows(case: str, found: Answers) -> Iterator[Row]:
-    plain = found["auto"]
     for kv_dtype, answers in found.items():
-        steps = values_of(answers, "decode_step_ms", 1e-3)
         yield row_of(case, "kv_bytes_per_token", "bytes", values_of(answers, "kv_bytes_per_token"), system=kv_dtype)
-        yield row_of(case, "decode_step_s", "s", steps, system=kv_dtype)
-        yield row_of(case, "prefill_tokens_per_s", "tokens/s", values_of(answers, "prefill_tokens_per_s"), system=kv_dtype)
-        if kv_dtype != "auto":
-            gains = [theirs / mine for mine, theirs in zip(steps, values_of(plain, "decode_step_ms", 1e-3), strict=True)]
-            yield row_of(case, "decode_gain_over_auto", "ratio", gains, system=kv_dtype)
+        yield row_of(case, "decode_step_s", "s", values_of(answers, "decode_step_s"), system=kv_dtype)
+        yield row_of(case, "attention_s", "s", values_of(answers, "attention_s"), system=kv_dtype)
+        for part in ("decode_step", "attention") if kv_dtype != "auto" else ():
+            pairs = zip(values_of(answers, f"{part}_s"), values_of(found["auto"], f"{part}_s"), strict=True)
+            yield row_of(case, f"{part}_gain_over_auto", "ratio", [theirs / mine for mine, theirs in pairs], system=kv_dtype)
 
 
 def adapters(places: Mapping[str, Place], *, rounds: int, say: Say) -> Iterator[Row]:

@@ -105,6 +105,6 @@ def _print(made: "Quantized", folder: Path) -> None:
     if made.errors:
         worst = max(made.errors, key=made.errors.__getitem__)
         mean = sum(made.errors.values()) / len(made.errors)
-        console.print(f"error of their outputs: {mean:.2%} of the outputs' power; worst {made.errors[worst]:.2%}, {worst}")
+        console.print(f"error of their outputs: {100 * mean:.2g} % of the outputs' power; worst {100 * made.errors[worst]:.2g} %, {worst}")
         console.print(f"calibrated with: {made.calibration_tokens} tokens")
     console.print(f"time: {made.seconds:.0f} s")
