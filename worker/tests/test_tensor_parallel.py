@@ -17,7 +17,6 @@ from rank_threads import engine_of_ranks
 from test_gguf import write_gguf
 from test_quantized_checkpoints import w8a8
 from test_speculation import corpus, tokens_of
-from tokenizers import Tokenizer
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
@@ -210,14 +209,6 @@ def test_weights_rounded_at_load_are_as_near_to_the_plain_ones_on_two_ranks(chec
     plain = prompt_logprobs(small_engine(folder, dtype="fp32"))
     whole = prompt_logprobs(small_engine(folder, dtype="fp32", quantization=quantization))
     assert 0 < (divided - plain).abs().mean() < 1.25 * (whole - plain).abs().mean()
-
-
-def test_the_shipped_model_in_int8_says_the_same_on_two_ranks():
-    config: dict[str, Any] = {"threads": 1, "max_running": 8, "quantization": "int8"}
-    asked = Tokenizer.from_file(str(TINY / "tokenizer.json")).encode_batch(["What is 27 + 46?", "Sort these numbers: 31, 7, 88, 19"])
-    prompts = [each.ids for each in asked]
-    with closing(engine_of_ranks(TINY, 2, **config)) as two:
-        assert tokens(two, prompts) == tokens(Engine(EngineConfig(model_dir=TINY, device="cpu", **config)), prompts)
 
 
 def test_rounded_random_weights_are_slices_too(checkpoint: Checkpoint):

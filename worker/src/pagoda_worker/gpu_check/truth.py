@@ -3,6 +3,7 @@
 Each check is a function of a `Trial` that builds engines on the device and answers with a `Check`. Called by the check; needs no pytest.
 """
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -253,6 +254,8 @@ def two_ranks(trial: Trial) -> Check:
     """Raises NotMeasured on a machine with one GPU."""
     if (there := torch.cuda.device_count()) < 2:
         raise NotMeasured(f"two ranks have a GPU each, and there is {there}")
+    if importlib.util.find_spec("msgspec") is None:
+        raise NotMeasured("ranks speak msgpack, and the package msgspec is not installed")
     with closing(trial.engine(tensor_parallel=2)) as engine:
         return trial.compare("two ranks on two GPUs, over NCCL", trial.generate(engine))
 
