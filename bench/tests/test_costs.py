@@ -11,6 +11,7 @@ from pagoda_bench.costs.documents import DOCS, DOCUMENTS, markers, with_table
 from pagoda_bench.costs.jobs import (
     ADAPTER_CASES,
     INVARIANT,
+    KV_DTYPES,
     PREFIX_TOKENS,
     PREFIXES,
     ROOM_PREFIXES,
@@ -21,7 +22,7 @@ from pagoda_bench.costs.jobs import (
     tier_jobs,
     tier_requests,
 )
-from pagoda_bench.costs.measure import Place, adapter_rows, invariant_rows, kv_rows, tier_rows
+from pagoda_bench.costs.measure import Place, adapter_rows, invariant_rows, kv_dtype_rows, kv_rows, tier_rows
 from pagoda_bench.costs.run import run
 from pagoda_bench.errors import ResultFormatError, SettingsError
 from pagoda_bench.load.engine import builtin_tiny
@@ -99,6 +100,32 @@ def test_what_invariance_costs_is_told_of_every_other_way_and_of_none_where_it_i
     assert lost == {"auto": pytest.approx(0.6), "sdpa": pytest.approx(0.5)}
     del found[INVARIANT]
     assert "throughput_lost_ratio" not in {row.metric for row in invariant_rows("tiny", found)}
+
+
+def test_a_quantized_cache_is_held_against_the_plain_one_of_its_round():
+    def answers(*steps: float) -> list[dict[str, Any]]:
+        return [{"decode_step_s": step, "attention_s": step / 2, "kv_bytes_per_token": 10.0} for step in steps]
+
+    found = {"auto": answers(4.0, 8.0), "int8": answers(2.0, 2.0)}
+    rows = {(row.system, row.metric): row for row in kv_dtype_rows("tiny", found)}
+    gain = rows["int8", "decode_step_gain_over_auto"]
+    assert (gain.low, gain.high) == (2, 4)
+    assert ("auto", "attention_gain_over_auto") not in rows
+
+
+def test_forms_of_the_cache_take_turns_over_the_same_contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    jobs: list[dict[str, Any]] = []
+
+    def profiled(job: dict[str, Any]) -> dict[str, Any]:
+        jobs.append(job)
+        return {"step_s": [1.0], "phases_s": {"attention": [0.5]}, "kv_bytes_per_token": 2.0}
+
+    monkeypatch.setattr(measure, "decode_profile", profiled)
+    place = Place(folder=builtin_tiny(), device="cpu", threads=1, scratch=tmp_path)
+    rows = list(measure.quantized_kv({"tiny": place}, rounds=3, say=print))
+    assert {row.system for row in rows} == set(KV_DTYPES)
+    assert {tuple(job["kv_dtype"] for job in jobs[i : i + 3]) for i in (0, 3, 6)} != {KV_DTYPES}, "another begins each round"
+    assert all({**job, "kv_dtype": ""} == {**jobs[0], "kv_dtype": ""} for job in jobs)
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are():

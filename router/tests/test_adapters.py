@@ -146,7 +146,7 @@ async def test_prefixes_of_an_adapter_are_known_by_its_version(tmp_path: Path):
         for worker in (one, two):
             worker.tell_adapters({"sql": ("v2", True)})
         await router.until(lambda: having(router, "sql") == {"one", "two"})
-        chain = chain_of(prompt, 16, adapter="sql", label=router.fleet.adapter_label(TINY, "sql"))
+        chain = chain_of(prompt, 16, adapter="sql", label=router.fleet.adapters.label(TINY, "sql"))
         assert {link.endpoint.name: link.view(None, chain).cached_tokens for link in router.fleet.links(TINY)} == {"one": 0, "two": 64}
         asked = asyncio.create_task(router.collect(generation(64, 4, first_id=100, adapter="sql")))
         submit = await two.next_submit()

@@ -257,7 +257,7 @@ def test_settings_that_exclude_adapters_say_so(checkpoint: Checkpoint, tmp_path:
         small_engine(checkpoint("untied"), adapters={"sql": tmp_path}, **settings)
 
 
-@pytest.mark.parametrize(("quantization", "alike"), [("int8", 0.99), ("int4", 0.8)])
+@pytest.mark.parametrize(("quantization", "alike"), [("int8", 0.99), ("int4", 0.8), ("fp8", 0.9)])
 def test_an_adapter_beside_quantized_weights_adds_the_same_as_beside_what_they_mean(
     checkpoint: Checkpoint, tmp_path: Path, quantization: str, alike: float
 ):

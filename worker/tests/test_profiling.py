@@ -60,7 +60,8 @@ def test_the_originals_come_back_whatever_happens(checkpoint: Callable[..., Path
 def test_a_job_is_told_by_phase_and_operator(checkpoint: Callable[..., Path], tmp_path: Path):
     trace = tmp_path / "trace.json.gz"
     job: dict[str, Any] = {"model_dir": str(checkpoint()), "sequences": 3, "prompt_tokens": 20, "steps": 2, "repeats": 2, "device": "cpu"}
-    result = profiling.run_job({**job, "trace": str(trace)})
+    result = profiling.run_job({**job, "trace": str(trace), "kv_dtype": "int8"})
+    assert result["kv_bytes_per_token"] == 2 * 2 * 2 * (16 + 2)
     assert len(result["step_s"]) == 2
     assert {REST, "schedule", "inputs", "attention", "matrix products", "output head", "sampling", "settle"} <= set(result["phases_s"])
     overhead = zip(*(result["phases_s"][phase] for phase in OVERHEAD if phase in result["phases_s"]), strict=True)

@@ -1,6 +1,6 @@
 """Writes LoRA adapters of a Llama folder as PEFT does, with random weights: adapters of a given rank to time, without training.
 
-Their numbers are small, so that outputs stay finite. A folder that is already complete is left alone.
+Numbers are small unless told, so that outputs stay finite. A folder that is already complete is left alone.
 """
 
 import json
@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 
-def write_adapters(model: Path, folder: Path, *, count: int, rank: int, targets: Sequence[str]) -> dict[str, Path]:
-    """Name → folder."""
-    return {f"adapter-{i}": _write(model, folder / f"adapter-{i}", rank=rank, targets=targets, seed=i) for i in range(count)}
+def write_adapters(model: Path, folder: Path, *, count: int, rank: int, targets: Sequence[str], scale: float = 0.01) -> dict[str, Path]:
+    """Name → folder. `scale`: of B's numbers; A keeps its input's size."""
+    names = {f"adapter-{i}": i for i in range(count)}
+    return {name: _write(model, folder / name, rank=rank, targets=targets, scale=scale, seed=i) for name, i in names.items()}
 
 
-def _write(model: Path, folder: Path, *, rank: int, targets: Sequence[str], seed: int) -> Path:
+def _write(model: Path, folder: Path, *, rank: int, targets: Sequence[str], scale: float, seed: int) -> Path:
     if (folder / "adapter_config.json").exists():
         return folder
     config = json.loads((model / "config.json").read_text())
@@ -26,7 +27,7 @@ def _write(model: Path, folder: Path, *, rank: int, targets: Sequence[str], seed
             if name.rsplit(".", 1)[1] in targets:
                 prefix = f"base_model.model.model.layers.{layer}.{name}"
                 tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, size, generator=generator).mul(size**-0.5).bfloat16()
-                tensors[f"{prefix}.lora_B.weight"] = torch.randn(out, rank, generator=generator).mul(0.01).bfloat16()
+                tensors[f"{prefix}.lora_B.weight"] = torch.randn(out, rank, generator=generator).mul(scale).bfloat16()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
     written = {

@@ -14,6 +14,7 @@ from pagoda_router.backends.base import LinkListener, WorkerLink
 from pagoda_router.backends.describe import stored_description
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObject, names_to_models
 from pagoda_router.errors import ModelNotFound, Starting
+from pagoda_router.fleet_adapters import FleetAdapters, NamedAdapter
 from pagoda_router.generation import CatalogEntry, ModelName, ModelState, ServedName, TextAssets
 from pagoda_router.placement.policy import variants_in_turn
 from pagoda_router.relays import OWN_BACKEND
@@ -45,8 +46,7 @@ class Fleet:
         """By variant."""
         self._common: dict[ModelName, TextAssets] = {}
         """What holds for every variant that takes requests by weight; made of _assets on demand."""
-        self._known_adapters: dict[str, tuple[str, str, ModelObject]] = {}
-        """As last looked for."""
+        self.adapters = FleetAdapters(self.links)
         self._only_variant: dict[ModelName, str] = {}
         self.relays = False
         """Some model has a variant of another backend than ours."""
@@ -66,6 +66,7 @@ class Fleet:
         self._common.clear()
         self._models = {model.name: model for model in snapshot.models}
         self._owners = names_to_models(snapshot.models)
+        self.adapters.apply(self._models, self._owners)
         self._awaited = snapshot.awaited
         self.relays = any(backend != OWN_BACKEND for model in snapshot.models for backend in model.backends)
         self.falls_back = any(model.fallback is not None for model in snapshot.models)
@@ -175,7 +176,7 @@ class Fleet:
 
     def list(self) -> Sequence[CatalogEntry]:
         self._require_loaded()
-        return [*self.entries(), *(self._adapter_entry(*found) for found in self._adapters().values())]
+        return [*self.entries(), *map(self._adapter_entry, self.adapters.all().values())]
 
     def entries(self) -> Sequence[CatalogEntry]:
         """As far as known: also before the first snapshot."""
@@ -185,7 +186,10 @@ class Fleet:
         self._require_loaded()
         model = self._owners.get(ServedName(served_name))
         if model is None:
-            return self._adapter_entry(*self._find_adapter(served_name))
+            adapter = self.adapters.find(served_name)
+            if adapter is None:
+                raise self._not_found(served_name)
+            return self._adapter_entry(adapter)
         return self._entry(ServedName(served_name), model)
 
     def text(self, model: ModelName, variant: str | None = None) -> TextAssets | None:
@@ -219,44 +223,10 @@ class Fleet:
             fallback_after_s=model.fallback_after_s,
         )
 
-    # ------------------------------------------------------------ adapters
-
-    def adapters(self, model: ModelName) -> dict[str, str]:
-        """Names and sources, of those that its manifest declares and those that its workers have."""
-        declared = {each.name: each.source for each in self._models[model].adapters} if model in self._models else {}
-        loaded = {each.name: each.source for link in self.links(model) for each in link.adapters.values()}
-        return declared | loaded
-
-    def adapter_label(self, model: ModelName, name: str) -> str:
-        """What hashes of its prefixes cover; of the first worker that has it."""
-        return next((link.adapters[name].label for link in self.links(model) if name in link.adapters), name)
-
-    def _adapters(self) -> dict[str, tuple[str, str, ModelObject]]:
-        """By name: itself, its source and its model. A model's own name goes before, and of two models the older one's adapter."""
-        found: dict[str, tuple[str, str, ModelObject]] = {}
-        for model in sorted(self._models.values(), key=lambda each: (each.created, each.name)):
-            for name, source in self.adapters(model.name).items():
-                if ServedName(name) not in self._owners:
-                    found.setdefault(name, (name, source, model))
-        return dict(sorted(found.items()))
-
-    def _find_adapter(self, name: str) -> "tuple[str, str, ModelObject]":
-        """As last found while it is there. Raises ModelNotFound."""
-        found = self._known_adapters.get(name)
-        if found is None or self._models.get(found[2].name) is not found[2] or not self._has_adapter(found[2], name):
-            self._known_adapters = self._adapters()
-            found = self._known_adapters.get(name)
-        if found is None:
-            raise self._not_found(name)
-        return found
-
-    def _has_adapter(self, model: ModelObject, name: str) -> bool:
-        return any(name in link.adapters for link in self.links(model.name)) or any(each.name == name for each in model.adapters)
-
-    def _adapter_entry(self, name: str, source: str, model: ModelObject) -> CatalogEntry:
+    def _adapter_entry(self, adapter: NamedAdapter) -> CatalogEntry:
         """Its model's entry under its name. Another model would answer without it, so there is none to fall back to."""
-        entry = self._entry(ServedName(name), model)
-        return replace(entry, adapter=name, parent=model.served_names[0], root=source, fallback=None)
+        entry, model = self._entry(ServedName(adapter.name), adapter.model), adapter.model
+        return replace(entry, adapter=adapter.name, parent=model.served_names[0], root=adapter.source, fallback=None)
 
     def _fallback_name(self, model: ModelObject) -> ServedName | None:
         """One under which the other model is reached; None: there is none, or it has none."""
@@ -289,7 +259,7 @@ class Fleet:
             raise Starting("the router has not read its models yet: try again shortly", retry_after_s=STARTING_RETRY_AFTER_S)
 
     def _not_found(self, name: str) -> ModelNotFound:
-        there_is = ", ".join(sorted([*self._owners, *self._adapters()])) or "none yet"
+        there_is = ", ".join(sorted([*self._owners, *self.adapters.all()])) or "none yet"
         return ModelNotFound(f"there is no model {name!r}; there is: {there_is}", param="model")
 
     # ------------------------------------------------------------ text assets

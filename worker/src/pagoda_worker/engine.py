@@ -18,8 +18,8 @@ from pagoda_worker.completions import Completion, Completions
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine_sizes import limits_of, plans_ahead, proposer_for, shape_of
 from pagoda_worker.errors import CannotSleep
+from pagoda_worker.execution.alone import EngineRanks, ranks_of
 from pagoda_worker.execution.launching import Flight, launch
-from pagoda_worker.execution.ranks import Ranks
 from pagoda_worker.execution.starting import RunnerStart
 from pagoda_worker.loading.adapters import AdapterDirectory, open_for
 from pagoda_worker.loading.loader import News, kernels_in_use
@@ -52,12 +52,12 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         news: News = lambda stage, done, total: None,
-        ranks: Ranks | None = None,
+        ranks: EngineRanks | None = None,
     ) -> None:
         """Loads the model and allocates the KV cache. `ranks`: the others of a tensor parallel engine; None starts them.
         Raises ModelError, UnsupportedModel, ConfigError, OutOfMemory."""
         began = time.monotonic()
-        self._ranks = ranks or Ranks.start(config)
+        self._ranks = ranks or ranks_of(config)
         loaded = self._ranks.load(config, news)
         self._config = config
         self._news = news

@@ -129,7 +129,8 @@ class EngineLoop:
         elif isinstance(message, Wake):
             self._wake()
         elif isinstance(message, LoadAdapter):
-            problem = "" if self._desk.opened else self._wake()  # its shapes are checked against a model that was read
+            unread = self._engine.sleep_level > 0 and not self._desk.opened  # shapes are checked against a model that was read
+            problem = self._wake() if unread else ""
             self._desk.load(message, problem)
         elif isinstance(message, UnloadAdapter):
             self._desk.unload(message)

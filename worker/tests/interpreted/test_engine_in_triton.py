@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from random_adapter import write_adapter
 
-from pagoda_worker.config import Attention, EngineConfig
+from pagoda_worker.completions import Completion
+from pagoda_worker.config import Attention, EngineConfig, Quantization
 from pagoda_worker.engine import Engine
 from pagoda_worker.execution.decode_graphs import DecodeGraphs
 from pagoda_worker.gpu_check.shapes import Shape, write_checkpoint
-from pagoda_worker.kernels import norm, silu
+from pagoda_worker.gpu_check.truth import DRIFT_TOLERANCE, TOP, close_to, drift
+from pagoda_worker.kernels import adapter_deltas, norm, silu
 from pagoda_worker.layers import selection
 from pagoda_worker.layers.cuda import TritonOperators
 from pagoda_worker.request import Request, Sampling
@@ -64,21 +67,22 @@ def tokens(engine: Engine) -> list[tuple[str, int, list[int]]]:
     return sorted((request, sequence, ids) for (request, sequence), ids in lines.items())
 
 
+def count_in(calls: Counter[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def counting(*inputs: Any) -> Any:
+        calls[name] += 1
+        return function(*inputs)
+
+    return counting
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each of the kernels is called that torch's operators do without."""
     calls: Counter[str] = Counter()
 
-    def count(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def counting(*inputs: Any) -> Any:
-            calls[name] += 1
-            return function(*inputs)
-
-        return counting
-
-    monkeypatch.setattr(norm, "add_rms_norm", count("add_rms_norm", norm.add_rms_norm))
-    monkeypatch.setattr(silu, "silu_mul", count("silu_mul", silu.silu_mul))
+    monkeypatch.setattr(norm, "add_rms_norm", count_in(calls, "add_rms_norm", norm.add_rms_norm))
+    monkeypatch.setattr(silu, "silu_mul", count_in(calls, "silu_mul", silu.silu_mul))
     for name in ("choose", "copy_blocks"):
-        monkeypatch.setattr(TritonOperators, name, staticmethod(count(name, getattr(TritonOperators, name))))
+        monkeypatch.setattr(TritonOperators, name, staticmethod(count_in(calls, name, getattr(TritonOperators, name))))
     return calls
 
 
@@ -118,3 +122,39 @@ def test_blocks_are_swapped_by_the_kernel(tmp_path: Path, monkeypatch: pytest.Mo
     assert [done.token_ids for done in engine.generate(prompts, max_tokens=10, ignore_eos=True)] == expected
     assert engine.idle_state().swaps_total > 0
     assert calls["copy_blocks"] > measured
+
+
+def test_adapters_of_one_batch_are_those_of_the_readable_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Beside the base model and in padded decode steps, which read slots anew."""
+    base = tmp_path / "model"
+    write_checkpoint(base, SMALL)
+    folders = {name: write_adapter(tmp_path / name, base, seed=seed, rank=rank) for seed, (name, rank) in enumerate((("a", 4), ("b", 2)))}
+    prompts, names = [[5, 6, 7], list(range(20)), [9], [11, 12]], ["a", "", "b", "a"]
+
+    def answers(engine: Engine) -> list[list[int]]:
+        return [done.token_ids for done in engine.generate(prompts, max_tokens=4, ignore_eos=True, adapters=names)]
+
+    settings: dict[str, Any] = {"model_dir": base, "device": "cpu", "max_running": 4, "max_batch_tokens": 16, "adapters": folders}
+    expected = answers(Engine(EngineConfig(attention="eager", **settings)))
+    calls: Counter[str] = Counter()
+    monkeypatch.setattr(adapter_deltas, "add_deltas", count_in(calls, "add_deltas", adapter_deltas.add_deltas))
+    engine = Engine(EngineConfig(attention="triton", **settings))
+    assert answers(engine) == expected
+    assert calls["add_deltas"] > 0
+    engine.runner.graphs = DecodeGraphs(engine.runner, [4], lambda compute: compute)
+    engine.scheduler.residency.forget_prefixes()
+    assert answers(engine) == expected
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "fp8"])
+def test_quantized_engines_are_close_to_what_their_weights_mean(form: Quantization, tmp_path: Path):
+    """int8 rounds activations, and so does the head of every form: a token may then be another of those most likely."""
+    write_checkpoint(tmp_path / "model", SMALL)
+
+    def answers(attention: Attention) -> list[Completion]:
+        config = EngineConfig(model_dir=tmp_path / "model", device="cpu", attention=attention, max_running=4, quantization=form)
+        return Engine(config).generate([[5, 6, 7], list(range(20))], max_tokens=3, ignore_eos=True, top_logprobs=TOP)
+
+    for ours, theirs in zip(answers("triton"), answers("eager"), strict=True):
+        assert close_to(ours, theirs)
+        assert drift(ours, theirs) < DRIFT_TOLERANCE[form]

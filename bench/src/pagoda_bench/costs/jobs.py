@@ -111,14 +111,13 @@ class ContextCase:
 CONTEXT_CASES = (ContextCase("tiny", 32, 1024), ContextCase("0.45b", 1, 3968), ContextCase("0.45b", 8, 2048), ContextCase("0.45b", 32, 512))
 KV_DTYPES = ("auto", "int8", "fp8")
 """`auto` is the dtype of the engine, here bf16."""
-CONTEXT_STEPS = 32
+CONTEXT_STEPS = 16
 
 
 def context_job(case: ContextCase, kv_dtype: str) -> Job:
-    """Everyone's cache is large enough, and no prompt's end is cached: what differs is what a step reads and how."""
-    prompts = {"count": case.streams, "prompt_tokens": case.prompt_tokens, "vocab": VOCAB[1]}
-    room = {"max_running": case.streams, "max_model_len": case.prompt_tokens + 2 * CONTEXT_STEPS, "prefix_caching": False}
-    return {**room, "kv_dtype": kv_dtype, "random": prompts, "max_tokens": CONTEXT_STEPS, "ignore_eos": True}
+    """Of `python -m pagoda_worker.offline.profiling`: all sequences decode in every step that is timed."""
+    sizes = {"sequences": case.streams, "prompt_tokens": case.prompt_tokens, "steps": CONTEXT_STEPS, "repeats": 1}
+    return {**sizes, "kv_dtype": kv_dtype}
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from pagoda_bench.offline import OfflineWorker
 from pagoda_bench.peers.compare import spread
 from pagoda_bench.peers.rounds import turned
 from pagoda_bench.peers.system import PeerUnavailable
+from pagoda_bench.profile.engine import decode_profile
 from pagoda_bench.random_adapters import write_adapters
 from pagoda_bench.results import Row
 
@@ -141,28 +142,29 @@ def invariant_rows(case: str, found: Answers) -> Iterator[Row]:
 
 
 def quantized_kv(places: Mapping[str, Place], *, rounds: int, say: Say) -> Iterator[Row]:
-    """Decode steps at long contexts, keys and values in each form. `places` by model. Raises PeerUnavailable."""
+    """Decode steps at long contexts, keys and values in each form. `places` by model. Raises RuntimeError when one cannot be run."""
     for case in CONTEXT_CASES:
         if (place := places.get(case.model)) is None:
             say(f"{case.name}: no such model here (make bench-peers writes it)")
             continue
-        jobs = {kv_dtype: context_job(case, kv_dtype) for kv_dtype in KV_DTYPES}
-        with closing(OfflineWorker(log=place.scratch / "worker.log")) as worker:
-            say(case.name)
-            found = _rounds(worker, place.base("bf16"), jobs, rounds, say)
+        found: Answers = {kv_dtype: [] for kv_dtype in KV_DTYPES}
+        for number in range(rounds):
+            for kv_dtype in turned(KV_DTYPES, number):
+                answer = decode_profile({**place.base("bf16"), **context_job(case, kv_dtype)})
+                step_s, attention_s = answer["step_s"][0], answer["phases_s"]["attention"][0]
+                found[kv_dtype].append({**answer, "decode_step_s": step_s, "attention_s": attention_s})
+                say(f"round {number + 1}: {case.name}, {kv_dtype:4} {1e3 * step_s:7.2f} ms a step, {1e3 * attention_s:.2f} of it attention")
         yield from kv_dtype_rows(case.name, found)
 
 
 def kv_dtype_rows(case: str, found: Answers) -> Iterator[Row]:
-    plain = found["auto"]
     for kv_dtype, answers in found.items():
-        steps = _values(answers, "decode_step_ms", 1e-3)
         yield _row(case, "kv_bytes_per_token", "bytes", _values(answers, "kv_bytes_per_token"), system=kv_dtype)
-        yield _row(case, "decode_step_s", "s", steps, system=kv_dtype)
-        yield _row(case, "prefill_tokens_per_s", "tokens/s", _values(answers, "prefill_tokens_per_s"), system=kv_dtype)
-        if kv_dtype != "auto":
-            gains = [theirs / mine for mine, theirs in zip(steps, _values(plain, "decode_step_ms", 1e-3), strict=True)]
-            yield _row(case, "decode_gain_over_auto", "ratio", gains, system=kv_dtype)
+        yield _row(case, "decode_step_s", "s", _values(answers, "decode_step_s"), system=kv_dtype)
+        yield _row(case, "attention_s", "s", _values(answers, "attention_s"), system=kv_dtype)
+        for part in ("decode_step", "attention") if kv_dtype != "auto" else ():
+            pairs = zip(_values(answers, f"{part}_s"), _values(found["auto"], f"{part}_s"), strict=True)
+            yield _row(case, f"{part}_gain_over_auto", "ratio", [theirs / mine for mine, theirs in pairs], system=kv_dtype)
 
 
 def adapters(places: Mapping[str, Place], *, rounds: int, say: Say) -> Iterator[Row]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,18 @@ def profile_engine(
         "repeats": repeats,
         "trace": str(trace),
     }
+    result = decode_profile(job)
+    profiled = Profiled(f"engine {name} c={sequences}", "step", result["step_s"], costs_of(result["phases_s"]))
+    operators = ", ".join(f"{each['name']} {100 * each['share']:.0f} %" for each in result["operators"][:5])
+    return profiled, [f"  operators: {operators}", f"  {result['device']}, {result['dtype']}, {result['threads']} threads; trace {trace}"]
+
+
+def decode_profile(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What `python -m pagoda_worker.offline.profiling` answers to a job. Raises RuntimeError with what it said when it fails."""
     command = [sys.executable, "-m", "pagoda_worker.offline.profiling"]
     env = {**AS_SERVED, **os.environ}
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, env=env, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}:\n{done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout)
-    profiled = Profiled(f"engine {name} c={sequences}", "step", result["step_s"], costs_of(result["phases_s"]))
-    operators = ", ".join(f"{each['name']} {100 * each['share']:.0f} %" for each in result["operators"][:5])
-    return profiled, [f"  operators: {operators}", f"  {result['device']}, {result['dtype']}, {result['threads']} threads; trace {trace}"]
+    return result

@@ -77,7 +77,7 @@ class Placer:
             generation = request.generation
             context = [*generation.prompt_ids, *generation.resume_ids] if generation.resume_ids else generation.prompt_ids
             size, adapter = self._fleet.block_size(request.model), generation.adapter
-            label = self._fleet.adapter_label(request.model, adapter) if adapter else ""
+            label = self._fleet.adapters.label(request.model, adapter) if adapter else ""
             request.chain = chain_of(context, size, generation.cache_salt, adapter=adapter, label=label)
         return request.chain
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.execution.alone import EngineRanks
 from pagoda_worker.execution.decode_graphs import capture_graphs
-from pagoda_worker.execution.ranks import Ranks
 from pagoda_worker.execution.runner import Runner, RunnerShape
 from pagoda_worker.loading.draft import load_draft
 from pagoda_worker.loading.loader import News, out_of_memory_says
@@ -27,7 +27,7 @@ class RunnerStart:
     kv_dtype: torch.dtype
     device: torch.device
     masks: Callable[[list[Sequence]], RowMasks | None]
-    ranks: Ranks
+    ranks: EngineRanks
     news: News
 
     def __call__(self, model: Model) -> Runner:

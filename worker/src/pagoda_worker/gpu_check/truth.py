@@ -25,8 +25,9 @@ PROMPT_LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100, 127, 128, 129, 
 """Around the edges of blocks of 16 and beyond."""
 TOP = 5
 LOGPROB_TOLERANCE = 1e-3
-DRIFT_TOLERANCE = {"int8": 0.2, "int4": 0.4, "fp8": LOGPROB_TOLERANCE}
-"""Of logprobs. Activations in eight bits move them by 0.04 in int8 and by 0.1 in int4, whose own kernels on CPUs round activations too."""
+DRIFT_TOLERANCE = {"int8": 0.2, "int4": 0.4, "fp8": 0.1}
+"""Of logprobs. Activations in eight bits move them by 0.04 in int8, by 0.1 in int4, whose own kernels on CPUs round activations too, and by
+0.01 in fp8, whose head is int8."""
 COSINE_TOLERANCE = 1e-5
 """In float32 without TF32."""
 RANDOM = [Sampling(temperature=0.8 + 0.1 * i, top_p=0.95, top_k=50, presence_penalty=0.2, seed=100 + i) for i in range(4)]
@@ -210,7 +211,7 @@ def _close(name: str, trial: Trial, **settings: Any) -> Check:
 
 
 def quantized(trial: Trial) -> Check:
-    """Every form beside the CPU's product with what the weights mean. int8 rounds activations, and so does the head of int4."""
+    """Every form beside the CPU's product with what the weights mean. int8 rounds activations, and so does the head of every form."""
     told, met, prompts = [], True, trial.prompts[::2]
     for form in DRIFT_TOLERANCE:
         settings: dict[str, Any] = {"quantization": form}

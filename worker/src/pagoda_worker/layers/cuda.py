@@ -5,7 +5,8 @@ Triton is imported by the constructor's caller only when it is wanted: a machine
 
 from torch import Tensor
 
-from pagoda_worker.kernels import copy_blocks, decode_attention, norm, prefill_attention, rotary_cache, sample, silu
+from pagoda_worker.kernels import adapter_deltas, copy_blocks, decode_attention, norm, prefill_attention, rotary_cache, sample, silu
+from pagoda_worker.layers.adapters import AdapterRows, AdapterStack
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape
 from pagoda_worker.layers.cuda_linear import quantized_product
 from pagoda_worker.layers.linear import Linear, Product, Weight
@@ -45,6 +46,10 @@ class TritonOperators(Operators):
     def pack(self, weight: Weight, *, gated: bool) -> Product | None:
         """Plain weights stay with cuBLAS. The gate is always a kernel of its own."""
         return super().pack(weight, gated=gated) if isinstance(weight, Tensor) else quantized_product(weight)
+
+    def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:
+        assert rows.slots is not None
+        adapter_deltas.add_deltas(x, y, stack.a, stack.b, stack.ranks, rows.slots, stack.parts)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)

@@ -15,7 +15,7 @@ from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, lengt
 from pagoda_worker.layers.kv_cache import rows_at
 from pagoda_worker.layers.linear import PlainProduct, Product, Weight, torch_product
 from pagoda_worker.layers.native import NativeOperators, NativeProduct
-from pagoda_worker.layers.native_quantized import QuantizedNativeProduct
+from pagoda_worker.layers.native_quantized import PanelProduct
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.native.library import Library
 
@@ -46,7 +46,7 @@ class FixedRows(PlainProduct):
 
 def fixed(weight: Weight, product: Product | None) -> Product:
     """`product` None: torch serves. Our own kernels add up each row alone, in one order; they stay."""
-    if isinstance(product, NativeProduct | QuantizedNativeProduct):
+    if isinstance(product, NativeProduct | PanelProduct):
         return product
     return FixedRows(product or torch_product(weight))
 

@@ -10,7 +10,7 @@ from pagoda_worker.layers.adapters import AdapterRows, AdapterStack
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.layers.kv_cache import slot_count
 from pagoda_worker.layers.linear import Linear, Product, Weight
-from pagoda_worker.layers.native_quantized import QuantizedNativeProduct, quantized_product
+from pagoda_worker.layers.native_quantized import PanelProduct, quantized_product
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.native.library import Library
 
@@ -138,7 +138,7 @@ class NativeOperators(Operators):
     def silu_mul(self, linear: Linear, x: Tensor) -> Tensor:
         """With adapters in the step their deltas go into the product as it lies."""
         product, adapters = linear.product, linear.adapters
-        if adapters is None or not adapters.active or not isinstance(product, NativeProduct | QuantizedNativeProduct):
+        if adapters is None or not adapters.active or not isinstance(product, NativeProduct | PanelProduct):
             return super().silu_mul(linear, x)
         if not _adds_deltas(x, adapters.stack):
             return super().silu_mul(linear, x)

@@ -3,46 +3,33 @@
 Activations are rounded to eight bits, a scale per token, at every call: the weights' numbers are kept as they are.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pagoda_worker.layers.linear import Weight
+from pagoda_worker.layers.linear import Product, Weight
 from pagoda_worker.native.library import Library
-from pagoda_worker.quantization.weights import Int4Weight, Int8Weight
+from pagoda_worker.quantization.weights import Fp8Weight, Int4Weight, Int8Weight
 
 PANEL = 32
 """Outputs."""
 _STEP = 64
 """Inputs of a tile."""
 _QUAD = 4
+_FP8_STEP = 32
 PLAIN, ADD, SILU_MUL = 0, 1, 2
 _TYPES = (torch.bfloat16, torch.float32)
 
 
-class QuantizedNativeProduct:
-    """An int8 or int4 weight."""
+class PanelProduct(ABC):
+    """The ways to ask for a product whose panels, where the weight is gated, hold both halves in turns."""
 
-    __slots__ = ("_four_bits", "_gated", "_groups", "_library", "_linear", "_order", "_out", "_scales", "_size", "_values", "_zeros")
+    __slots__ = ("_gated", "_library", "_out")
 
-    def __init__(self, library: Library, weight: Int8Weight | Int4Weight, *, gated: bool) -> None:
-        self._library, self._gated = library, gated
-        self._linear = library["linear_quantized"]
-        self._out, self._size = weight.shape
-        order = _interleave if gated else _same
-        self._zeros: Tensor | None = None
-        self._order: Tensor | None = None
-        self._four_bits = isinstance(weight, Int4Weight)
-        if isinstance(weight, Int4Weight):
-            self._values = _panels_of_nibbles(order(weight.values))
-            self._scales = _panels_of_scales(order(weight.scales))
-            self._zeros = None if weight.zeros is None else _panels_of_scales(order(weight.zeros))
-            self._order = weight.order
-        else:
-            self._values = _panels_of_bytes((order(weight.values).to(torch.int16) + 128).to(torch.uint8))
-            self._scales = _panels_of_scales(order(weight.scales)[:, None])
-        self._groups = self._scales.shape[1]
+    def __init__(self, library: Library, out: int, *, gated: bool) -> None:
+        self._library, self._out, self._gated = library, out, gated
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if not self._gated:
@@ -65,6 +52,32 @@ class QuantizedNativeProduct:
 
     def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self._run(x, None if bias is None else _interleave(bias), None, self._out // 2, SILU_MUL)
+
+    @abstractmethod
+    def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor: ...
+
+
+class QuantizedNativeProduct(PanelProduct):
+    """An int8 or int4 weight."""
+
+    __slots__ = ("_four_bits", "_groups", "_linear", "_order", "_scales", "_size", "_values", "_zeros")
+
+    def __init__(self, library: Library, weight: Int8Weight | Int4Weight, *, gated: bool) -> None:
+        super().__init__(library, weight.shape[0], gated=gated)
+        self._linear, self._size = library["linear_quantized"], weight.shape[1]
+        order = _interleave if gated else _same
+        self._zeros: Tensor | None = None
+        self._order: Tensor | None = None
+        self._four_bits = isinstance(weight, Int4Weight)
+        if isinstance(weight, Int4Weight):
+            self._values = _panels_of_nibbles(order(weight.values))
+            self._scales = _panels_of_scales(order(weight.scales))
+            self._zeros = None if weight.zeros is None else _panels_of_scales(order(weight.zeros))
+            self._order = weight.order
+        else:
+            self._values = _panels_of_bytes((order(weight.values).to(torch.int16) + 128).to(torch.uint8))
+            self._scales = _panels_of_scales(order(weight.scales)[:, None])
+        self._groups = self._scales.shape[1]
 
     def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor:
         if x.dtype not in _TYPES:
@@ -97,17 +110,68 @@ class QuantizedNativeProduct:
         return y
 
 
-def quantized_product(library: Library, weight: Weight, *, gated: bool) -> QuantizedNativeProduct | None:
+class Fp8NativeProduct(PanelProduct):
+    """An fp8 weight, by activations in bf16: see native/linear_fp8.h."""
+
+    __slots__ = ("_groups", "_linear", "_scales", "_size", "_values")
+
+    def __init__(self, library: Library, weight: Fp8Weight, *, gated: bool) -> None:
+        super().__init__(library, weight.shape[0], gated=gated)
+        self._linear, self._size = library["linear_fp8"], weight.shape[1]
+        order = _interleave if gated else _same
+        scales = weight.scales.repeat_interleave(weight.block[0], 0)[: self._out]
+        self._values = _panels_of_pairs(order(weight.values.view(torch.uint8)))
+        self._scales = _panels_of_scales(order(scales))
+        self._groups = self._scales.shape[1]
+
+    def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor:
+        if x.dtype != torch.bfloat16:  # what is added is added in the model's dtype
+            rest = PLAIN if epilogue == ADD else epilogue
+            y = self._run(x.bfloat16(), None if bias is None else bias.bfloat16(), None, columns, rest).to(x.dtype)
+            return y if residual is None else y + residual
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        rows = x.shape[0]
+        y = x.new_empty((rows, columns))
+        assert residual is None or residual.is_contiguous()
+        self._linear(
+            x.data_ptr(),
+            self._values.data_ptr(),
+            self._scales.data_ptr(),
+            _pointer(bias),
+            _pointer(residual),
+            y.data_ptr(),
+            rows,
+            self._out,
+            self._size,
+            x.stride(0),
+            columns,
+            self._groups,
+            epilogue,
+        )
+        return y
+
+
+def quantized_product(library: Library, weight: Weight, *, gated: bool) -> Product | None:
     """None: of no form or shape that the kernels have."""
-    if isinstance(weight, Int4Weight):
-        group = weight.shape[1] // weight.scales.shape[1]
-        fits = group % _QUAD == 0
-    else:
-        fits = isinstance(weight, Int8Weight)
-    if not fits or (gated and weight.shape[0] % PANEL):
+    if isinstance(weight, Tensor) or (gated and weight.shape[0] % PANEL):
         return None
-    assert isinstance(weight, Int8Weight | Int4Weight)
-    return QuantizedNativeProduct(library, weight, gated=gated)
+    size = weight.shape[1]
+    match weight:
+        case Int8Weight():
+            return QuantizedNativeProduct(library, weight, gated=gated)
+        case Int4Weight():
+            group = size // weight.scales.shape[1]
+            return QuantizedNativeProduct(library, weight, gated=gated) if group % _QUAD == 0 else None
+        case Fp8Weight():
+            return Fp8NativeProduct(library, weight, gated=gated) if _fp8_fits(weight) else None
+
+
+def _fp8_fits(weight: Fp8Weight) -> bool:
+    """Whole steps in whole groups, and no NaN, which the kernels would take for a number."""
+    size, group = weight.shape[1], weight.block[1]
+    whole = weight.scales.shape[1] == 1 or (group % _FP8_STEP == 0 and size % group == 0)
+    return size % _FP8_STEP == 0 and whole and not bool((weight.values.view(torch.uint8) & 0x7F == 0x7F).any())
 
 
 def _pointer(tensor: Tensor | None) -> Any:
@@ -145,6 +209,13 @@ def _panels_of_nibbles(values: Tensor) -> Tensor:
     """[out, in / 2] as Int4Weight has them → [out / 32, in / 64, 16, 16, 4]: columns 0-15 of a panel low, 16-31 high."""
     panels = _panels_of_bytes(torch.stack((values & 15, values >> 4), dim=-1).flatten(1))
     return panels[:, :, 0] | panels[:, :, 1] << 4
+
+
+def _panels_of_pairs(values: Tensor) -> Tensor:
+    """[out, in] uint8 → [out / 32, in / 32, 2, 16, 16, 2]."""
+    values = _whole(values, rows=PANEL)
+    out, size = values.shape
+    return values.view(out // PANEL, 2, 16, size // _FP8_STEP, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
 def _panels_of_scales(scales: Tensor) -> Tensor:

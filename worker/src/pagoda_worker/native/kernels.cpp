@@ -3,6 +3,7 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "linear_fp8.h"
 #include "linear_quantized.h"
 #include "prefill_attention.h"
 
@@ -27,6 +28,14 @@ EXPORT(linear_quantized)
  int64_t N, int64_t K, int64_t ldx, int64_t ldy, int64_t groups, int64_t epilogue, int64_t four_bits, int64_t wide) {
     linear_quantized({x, static_cast<const uint8_t*>(weight), static_cast<const float*>(scales), static_cast<const uint8_t*>(zeros), bias,
                       residual, y, M, N, K, ldx, ldy, groups, int(epilogue), four_bits != 0, wide != 0});
+}
+
+EXPORT(linear_fp8)
+(const void* x, const void* weight, const void* scales, const void* bias, const void* residual, void* y, int64_t M, int64_t N, int64_t K,
+ int64_t ldx, int64_t ldy, int64_t groups, int64_t epilogue) {
+    Product product{static_cast<const bf16*>(x), nullptr, static_cast<const bf16*>(bias), static_cast<const bf16*>(residual),
+                    static_cast<bf16*>(y), M, N, K, ldx, ldy, int(epilogue)};
+    linear_fp8({product, static_cast<const uint8_t*>(weight), static_cast<const float*>(scales), groups});
 }
 
 // The rest comes for float and for bf16; what reads or writes a KV cache also for each form of a quantized one.

@@ -27,6 +27,7 @@ _SIGNATURES = {
     "threads": [_SIZE],
     "linear": [_POINTER] * 5 + [_SIZE] * 6,
     "linear_quantized": [_POINTER] * 7 + [_SIZE] * 9,
+    "linear_fp8": [_POINTER] * 6 + [_SIZE] * 7,
     **{
         f"{name}_{kind}": arguments
         for kind in ("f32", "bf16")

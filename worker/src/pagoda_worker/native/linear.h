@@ -87,9 +87,9 @@ constexpr int ROWS = 8;
 constexpr int ROWS = 2;
 #endif
 
-// sums [R, 32] of R rows of x and one panel.
+// sums [R, 32] of R rows of x and one panel. `ldw`: from one row of `wide` to the next.
 template <int R>
-inline void rows_of_panel(const Product& p, const bf16* x, const float* wide, const bf16* panel, float* sums) {
+inline void rows_of_panel(const Product& p, const bf16* x, const float* wide, const bf16* panel, float* sums, int64_t ldw) {
     V acc[R][COLUMNS];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < COLUMNS; c++) acc[r][c] = broadcast(0.0f);
@@ -107,7 +107,7 @@ inline void rows_of_panel(const Product& p, const bf16* x, const float* wide, co
 #else
                 V first = even(weights), second = odd(weights);
                 for (int r = 0; r < R; r++) {
-                    const float* values = wide + r * p.K + k + 2 * pair;
+                    const float* values = wide + r * ldw + k + 2 * pair;
                     acc[r][c] = fma(broadcast(values[0]), first, acc[r][c]);
                     acc[r][c] = fma(broadcast(values[1]), second, acc[r][c]);
                 }
@@ -119,7 +119,8 @@ inline void rows_of_panel(const Product& p, const bf16* x, const float* wide, co
         for (int c = 0; c < COLUMNS; c++) store(sums + r * PANEL + c * W, acc[r][c]);
 }
 
-inline void linear(const Product& p) {
+// x in float32, [M, K]; null where bf16 is multiplied as it is.
+inline float* wide_rows(const Product& p) {
     float* wide = nullptr;
 #if !defined(__AVX512BF16__)
     wide = static_cast<float*>(scratch(0, p.M * p.K * sizeof(float)));
@@ -128,15 +129,20 @@ inline void linear(const Product& p) {
             for (int64_t k = 0; k < p.K; k += W) store(wide + m * p.K + k, load(p.x + m * p.ldx + k));
     });
 #endif
+    return wide;
+}
+
+inline void linear(const Product& p) {
+    float* wide = wide_rows(p);
     parallel_for(p.panels(), [&](int64_t panel) {
         alignas(64) float sums[ROWS * PANEL];
         int64_t m = 0;
         for (; m + ROWS <= p.M; m += ROWS) {
-            rows_of_panel<ROWS>(p, p.x + m * p.ldx, wide + m * p.K, p.panel(panel), sums);
+            rows_of_panel<ROWS>(p, p.x + m * p.ldx, wide + m * p.K, p.panel(panel), sums, p.K);
             finish(p, sums, m, ROWS, panel);
         }
         for (; m < p.M; m++) {
-            rows_of_panel<1>(p, p.x + m * p.ldx, wide + m * p.K, p.panel(panel), sums);
+            rows_of_panel<1>(p, p.x + m * p.ldx, wide + m * p.K, p.panel(panel), sums, p.K);
             finish(p, sums, m, 1, panel);
         }
     });

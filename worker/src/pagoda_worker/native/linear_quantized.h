@@ -49,7 +49,9 @@ struct Activations {
 
 #if defined(__AVX512F__)
 inline V absolute(V v) { return _mm512_abs_ps(v); }
-inline void store_bytes(int8_t* p, V v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))); }
+inline void store_bytes(int8_t* p, V v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
+}
 inline Raw no_bytes() { return _mm512_setzero_si512(); }
 inline Raw load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline Raw low_nibbles(Raw v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
@@ -58,7 +60,9 @@ inline V to_floats(Raw v) { return _mm512_cvtepi32_ps(v); }
 inline Raw whole_everywhere(int32_t x) { return _mm512_set1_epi32(x); }
 inline Raw load_whole(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline Raw less(Raw a, Raw b) { return _mm512_sub_epi32(a, b); }
-inline V bytes_to_floats(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))); }
+inline V bytes_to_floats(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 inline Raw four_everywhere(const int8_t* p) {
     int32_t four;
     std::memcpy(&four, p, 4);
@@ -89,7 +93,9 @@ inline V to_floats(Raw v) { return _mm256_cvtepi32_ps(v); }
 inline Raw whole_everywhere(int32_t x) { return _mm256_set1_epi32(x); }
 inline Raw load_whole(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline Raw less(Raw a, Raw b) { return _mm256_sub_epi32(a, b); }
-inline V bytes_to_floats(const uint8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))); }
+inline V bytes_to_floats(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 inline Raw four_everywhere(const int8_t* p) {
     int32_t four;
     std::memcpy(&four, p, 4);
@@ -102,6 +108,18 @@ inline Raw dot4(Raw acc, Raw w, Raw x) {
     return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(even_w, even_x), _mm256_madd_epi16(odd_w, odd_x)));
 }
 #endif
+
+// As scratch, of each thread.
+inline uint8_t* own_scratch(size_t bytes) {
+    static thread_local uint8_t* memory = nullptr;
+    static thread_local size_t size = 0;
+    if (size < bytes) {
+        std::free(memory);
+        size = (bytes + 4095) / 4096 * 4096;
+        memory = static_cast<uint8_t*>(std::aligned_alloc(4096, size));
+    }
+    return memory;
+}
 
 constexpr float SMALLEST_SCALE = 1e-12f;  // of a row of zeros
 

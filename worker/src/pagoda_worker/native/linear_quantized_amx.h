@@ -34,8 +34,30 @@ inline void prefetch_lines_to_l2(const uint8_t* at, int64_t lines) {
     for (int64_t i = 0; i < lines; i++) _mm_prefetch(reinterpret_cast<const char*>(at + i * 64), _MM_HINT_T1);
 }
 
-// A group's sums of integers that wait to be scaled and added, a row at a time, while the next tiles are multiplied (as Waiting in linear_amx.h).
-template <bool FOUR_BITS>
+// A panel in four bits as tiles of signed bytes, zero points taken off: worth it before many rows, whose sums then need no correction.
+inline void open_panel(const QuantizedProduct& p, int64_t panel, uint8_t* to) {
+    const uint8_t* from = p.panel(panel);
+    int64_t quads = p.group() / 4, quad = 0;
+    for (int64_t group = 0; group < p.groups; group++) {
+        Raw low = _mm512_set1_epi8(8), high = low;
+        if (const uint8_t* zeros = p.zeros_of(panel, group)) {
+            Raw four_times = _mm512_set1_epi32(0x01010101);
+            low = _mm512_mullo_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros))), four_times);
+            high = _mm512_mullo_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros + 16))), four_times);
+        }
+        for (int64_t end = quad + quads; quad < end; quad++) {
+            Raw both = load_bytes(from + quad * 64);
+            uint8_t* tile = to + quad / 16 * 2 * TILE_8 + quad % 16 * 64;
+            _mm512_store_si512(tile, _mm512_sub_epi8(low_nibbles(both), low));
+            _mm512_store_si512(tile + TILE_8, _mm512_sub_epi8(high_nibbles(both), high));
+        }
+    }
+}
+
+enum Form { EIGHT, FOUR, FOUR_OPENED };  // opened: signed, see open_panel
+
+// A group's sums of integers that wait to be scaled and added, a row at a time, while the next tiles are multiplied: as Waiting of linear_amx.h.
+template <Form FORM>
 struct Pending {
     const int32_t* dots = nullptr;  // [rows, 32]
     float* totals = nullptr;        // [rows, 32]
@@ -53,7 +75,9 @@ struct Pending {
             V unit = broadcast(last ? a.scales[m + row] : 1.0f);
             for (int c = 0; c < 2; c++) {
                 V before = group == 0 ? broadcast(0.0f) : load(total + c * W);
-                V sum = add_group<FOUR_BITS>(before, load_whole(dots + row * PANEL + c * W), zero[c], sum_of_x, scale[c]);
+                Raw dot = load_whole(dots + row * PANEL + c * W);
+                V sum = FORM == FOUR_OPENED ? fma(to_floats(dot), scale[c], before)
+                                            : add_group<FORM == FOUR>(before, dot, zero[c], sum_of_x, scale[c]);
                 store(total + c * W, last ? sum * unit : sum);
             }
             if (last) finish(p, total, m + row, 1, panel);
@@ -88,8 +112,8 @@ inline void few_rows_by_eight(const QuantizedProduct& p, const Activations& a, i
     _tile_stored(1, dots[0] + 16, PANEL * 4);
     _tile_stored(2, dots[1], PANEL * 4);
     _tile_stored(3, dots[1] + 16, PANEL * 4);
-    Pending<false>{dots[0], totals, 0, panel, 0, 0, p.M}.add_rows(p, a, p.M);
-    if (second) Pending<false>{dots[1], totals, 0, panel + 1, 0, 0, p.M}.add_rows(p, a, p.M);
+    Pending<EIGHT>{dots[0], totals, 0, panel, 0, 0, p.M}.add_rows(p, a, p.M);
+    if (second) Pending<EIGHT>{dots[1], totals, 0, panel + 1, 0, 0, p.M}.add_rows(p, a, p.M);
     _tile_release();
 }
 
@@ -102,7 +126,7 @@ inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, in
     alignas(64) float totals[16 * PANEL];
     const uint8_t* w = p.panel(panel);
     unpack_step(w, tiles[0]);
-    Pending<true> pending;
+    Pending<FOUR> pending;
     for (int64_t group = 0; group < p.groups; group++) {
         _tile_zero(0);
         _tile_zero(1);
@@ -128,15 +152,23 @@ inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, in
     _tile_release();
 }
 
-inline uint8_t* own_scratch(size_t bytes) {
-    static thread_local uint8_t* memory = nullptr;
-    static thread_local size_t size = 0;
-    if (size < bytes) {
-        std::free(memory);
-        size = (bytes + 4095) / 4096 * 4096;
-        memory = static_cast<uint8_t*>(std::aligned_alloc(4096, size));
+template <bool SIGNED>
+inline void multiply_tiles(const int8_t* upper, const int8_t* lower, const uint8_t* weights) {
+    _tile_loadd(6, weights, 64);
+    _tile_loadd(4, upper, 64);
+    _tile_loadd(7, weights + TILE_8, 64);
+    _tile_loadd(5, lower, 64);
+    if (SIGNED) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+    } else {
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        _tile_dpbsud(2, 5, 6);
+        _tile_dpbsud(3, 5, 7);
     }
-    return memory;
 }
 
 // Rows m0 … of x, whole strips of 32, by the panels [panel0, panel1).
@@ -147,7 +179,7 @@ inline void rows_by_panels(const QuantizedProduct& p, const Activations& a, int6
     const uint8_t* weights = p.panel(panel0);
     if (FOUR_BITS) {
         uint8_t* open = own_scratch(count * 2 * bytes);
-        for (int64_t step = 0; step < count * a.steps; step++) unpack_step(weights + step * TILE_8, open + step * 2 * TILE_8);
+        for (int64_t i = 0; i < count; i++) open_panel(p, panel0 + i, open + i * 2 * bytes);
         weights = open;
     }
     configure(shape_of(16, depth));
@@ -157,7 +189,7 @@ inline void rows_by_panels(const QuantizedProduct& p, const Activations& a, int6
     int64_t ahead = panel0 + count * team.threads, lines = 0, all_steps = strips * count * a.steps, which = 0, step_in_all = 0;
     if (ahead + count <= p.panels()) lines = (count * bytes / 64 + all_steps - 1) / all_steps;
     const uint8_t* next = lines ? p.panel(ahead) : weights;
-    Pending<FOUR_BITS> pending;
+    Pending<FOUR_BITS ? FOUR_OPENED : EIGHT> pending;
     int64_t rows_a_step = (31 + steps_a_group) / steps_a_group;
     for (int64_t strip = 0; strip < strips; strip++) {
         int64_t m = m0 + strip * 32, there = std::min<int64_t>(32, p.M - m);
@@ -176,14 +208,7 @@ inline void rows_by_panels(const QuantizedProduct& p, const Activations& a, int6
                     if (!FOUR_BITS && step % 8 == 4) _tile_stored(0, dots[which], 0);
                     if (!FOUR_BITS && strip == 0) prefetch_lines(tile + AHEAD * 2 * TILE_8, 32);
                     if (lines) prefetch_lines_to_l2(next + step_in_all * lines * 64, lines);
-                    _tile_loadd(6, tile, 64);
-                    _tile_loadd(4, upper + whole + part, 64);
-                    _tile_dpbsud(0, 4, 6);
-                    _tile_loadd(7, tile + TILE_8, 64);
-                    _tile_dpbsud(1, 4, 7);
-                    _tile_loadd(5, lower + whole + part, 64);
-                    _tile_dpbsud(2, 5, 6);
-                    _tile_dpbsud(3, 5, 7);
+                    multiply_tiles<FOUR_BITS>(upper + whole + part, lower + whole + part, tile);
                 }
                 pending.add_rows(p, a, 32);
                 _tile_stored(0, dots[which], PANEL * 4);

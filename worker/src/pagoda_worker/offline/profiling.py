@@ -1,8 +1,9 @@
 """`python -m pagoda_worker.offline.profiling < job.json`: where the time of a decode step goes, by phase and operator. Needs torch alone.
 
-A job: {"model_dir", "sequences", "prompt_tokens", "steps", "repeats", "device"?, "dtype"?, "kv_dtype"?, "threads"?, "random_weights"?,
-"trace"?}; trace is the chrome trace file to write. One JSON object goes to stdout. The process wraps the engine's own functions for as long
-as it measures, so that serving carries no timers; the phases are the steps of `Engine.step` and `Runner.launch` in their order.
+A job: {"model_dir", "sequences", "prompt_tokens", "steps", "repeats", "device"?, "dtype"?, "kv_dtype"?, "quantization"?, "threads"?,
+"random_weights"?, "trace"?}; trace is the chrome trace file to write. One JSON object goes to stdout. The process wraps the engine's own
+functions for as long as it measures, so that serving carries no timers; the phases are the steps of `Engine.step` and `Runner.launch` in
+their order.
 """
 
 import contextlib
@@ -32,13 +33,15 @@ from pagoda_worker.scheduling.scheduler import Scheduler
 
 WARM_STEPS = 3
 TRACED_STEPS = 4
+PROMPT_TOKENS_OF_A_STEP = 256
+"""At least, beside decoding: the smallest default of long_prefill_tokens."""
 OPERATORS = 12
 """As many as are told, most expensive first."""
 REST = "rest of the step"
 OVERHEAD = (REST, "schedule", "rows and blocks", "inputs", "copy to host", "settle")
 """What the loop itself costs a step: everything but the model and the sampler. On a GPU the timer waits for the device at every phase, so
 that none of it is waiting."""
-_ENGINE_FIELDS = ("device", "dtype", "kv_dtype", "threads", "random_weights")
+_ENGINE_FIELDS = ("device", "dtype", "kv_dtype", "quantization", "threads", "random_weights")
 _JOB_FIELDS = {"model_dir", "sequences", "prompt_tokens", "steps", "repeats", "trace", *_ENGINE_FIELDS}
 
 
@@ -117,13 +120,18 @@ def points_of(engine: Engine) -> list[Point]:
     ]
 
 
+def output_tokens(sequences: int, prompt_tokens: int, steps: int) -> int:
+    """Those that come first decode while later prompts are computed, a part of one or several short ones in a step."""
+    return sequences * -(-prompt_tokens // PROMPT_TOKENS_OF_A_STEP) + WARM_STEPS + steps + 1
+
+
 class Decoding:
     """Fills an engine with sequences that all decode, the same ones each time; their prompts come from the prefix cache after the first."""
 
     def __init__(self, engine: Engine, *, sequences: int, prompt_tokens: int, steps: int) -> None:
         self._engine = engine
         self._prompts = random_prompts(sequences, prompt_tokens, engine.facts.vocab_size)
-        self._output_tokens = sequences + WARM_STEPS + steps + 1  # those that come first decode while later prompts are computed
+        self._output_tokens = output_tokens(sequences, prompt_tokens, steps)
 
     @contextlib.contextmanager
     def begun(self) -> Iterator[None]:
@@ -148,7 +156,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"unknown fields {sorted(unknown)}; a job has {sorted(_JOB_FIELDS)}")
     sequences, prompt_tokens, steps = (int(job[name]) for name in ("sequences", "prompt_tokens", "steps"))
     fields = {name: job[name] for name in _ENGINE_FIELDS if name in job}
-    longest = prompt_tokens + sequences + WARM_STEPS + steps + 1
+    longest = prompt_tokens + output_tokens(sequences, prompt_tokens, steps)
     spare = 16  # a block: admission wants one for each that runs
     engine = Engine(EngineConfig(model_dir=Path(job["model_dir"]), max_running=sequences, max_model_len=longest + spare, **fields))
     decoding = Decoding(engine, sequences=sequences, prompt_tokens=prompt_tokens, steps=steps)
@@ -162,6 +170,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         "device": engine.facts.device,
         "dtype": engine.facts.dtype,
         "threads": torch.get_num_threads(),
+        "kv_bytes_per_token": sum(cache.nbytes for cache in engine.runner.caches) / engine.facts.kv_capacity_tokens,
         "step_s": plain,
         "overhead_s": [sum(repeat.get(phase, 0.0) for phase in OVERHEAD) for repeat in phases],
         "phases_s": {phase: [repeat.get(phase, 0.0) for repeat in phases] for phase in phases[0]},

@@ -135,7 +135,7 @@ def parse_shared_device(env: Mapping[str, str]) -> SharedDevice | None:
         raise ConfigError(f"PAGODA_MODELS is not JSON: {error}") from error
     if not isinstance(listed, list) or len(listed) < 2 or not all(isinstance(each, dict) for each in listed):
         raise ConfigError("PAGODA_MODELS must be a JSON list of at least two objects")
-    for name in (*MODEL_FIELDS.values(), "PAGODA_MODEL_REVISION"):
+    for name in (*MODEL_FIELDS.values(), "PAGODA_MODEL_REVISION", "PAGODA_ADAPTERS"):
         if name in env:
             raise ConfigError(f"{name} is set beside PAGODA_MODELS, which says it for each model: leave one of them out")
     models = [_model_of(env, index, each) for index, each in enumerate(listed)]
