@@ -111,7 +111,8 @@ def test_its_logits_are_those_of_transformers_with_the_dequantized_numbers(writt
     engine = small_engine(folder)
     with logits_of(engine) as seen:
         engine.generate([[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5]], max_tokens=5, ignore_eos=True)
-    assert Truth(meant).worst_difference(seen) < (2e-3 if "fp8" in name else 0.3), "a CPU's int4 rounds its inputs too"
+    rounding = 0.1 if "fp8" in name else 0.3  # a CPU's kernels round their inputs: fp8's to bf16, int4's to bytes
+    assert Truth(meant).worst_difference(seen) < rounding
 
 
 def test_a_layer_that_is_listed_as_plain_is_read_plain(checkpoint: Checkpoint, tmp_path: Path):

@@ -37,9 +37,10 @@ struct Product {
 };
 
 inline void* scratch(int slot, size_t bytes) {
-    // Grown, never given back, one per use: products run one after the other on the engine's thread.
-    static void* memory[4] = {};
-    static size_t sizes[4] = {};
+    // Grown, never given back, one per use and calling thread: an engine's products run one after the other on its thread, and ranks of a
+    // tensor parallel engine may be threads of one process.
+    static thread_local void* memory[4] = {};
+    static thread_local size_t sizes[4] = {};
     if (sizes[slot] < bytes) {
         std::free(memory[slot]);
         sizes[slot] = (bytes + 4095) / 4096 * 4096;
