@@ -32,6 +32,8 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pagoda_router/admission/",
             "pagoda_router/placement/",
             "pagoda_router/fleet.py",
+            "pagoda_router/fleet_adapters.py",
+            "pagoda_router/adapters.py",
             "pagoda_router/generation.py",
         ),
     ),
