@@ -14,9 +14,9 @@ from torch import Tensor
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, length_groups
 from pagoda_worker.layers.kv_cache import rows_at
 from pagoda_worker.layers.linear import PlainProduct, Product, Weight, torch_product
-from pagoda_worker.layers.native import NativeOperators, NativeProduct
-from pagoda_worker.layers.native_quantized import PanelProduct
+from pagoda_worker.layers.native import NativeOperators
 from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.panels import PanelProduct
 from pagoda_worker.native.library import Library
 
 ROWS = 32
@@ -46,7 +46,7 @@ class FixedRows(PlainProduct):
 
 def fixed(weight: Weight, product: Product | None) -> Product:
     """`product` None: torch serves. Our own kernels add up each row alone, in one order; they stay."""
-    if isinstance(product, NativeProduct | PanelProduct):
+    if isinstance(product, PanelProduct):
         return product
     return FixedRows(product or torch_product(weight))
 

@@ -10,52 +10,30 @@ from pagoda_worker.layers.adapters import AdapterRows, AdapterStack
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.layers.kv_cache import slot_count
 from pagoda_worker.layers.linear import Linear, Product, Weight
-from pagoda_worker.layers.native_quantized import PanelProduct, quantized_product
+from pagoda_worker.layers.native_quantized import quantized_product
 from pagoda_worker.layers.operators import Operators
+from pagoda_worker.layers.panels import PANEL, PanelProduct, interleave
 from pagoda_worker.native.library import Library
 
 _LANES = 16
 """Values of the widest vector: rows and head sizes must be whole vectors of it."""
-_STEP, _PANEL = 32, 32
+_STEP = 32
 _GROUPS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 16))
 """Query heads of one kv head that attention.h has an instance for."""
 _MOST_DIM = 256
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _CACHE_KINDS = {torch.int8: "_int8", torch.float8_e4m3fn: "_fp8"}
-_PLAIN, _ADD, _SILU_MUL = 0, 1, 2
 
 
-class NativeProduct:
+class NativeProduct(PanelProduct):
     """A bf16 weight in panels, see native/linear.h."""
 
-    __slots__ = ("_gate", "_gated", "_linear", "_out", "_packed", "_size")
+    __slots__ = ("_linear", "_packed", "_size")
 
     def __init__(self, library: Library, weight: Tensor, *, gated: bool) -> None:
-        self._linear, self._gate = library["linear"], library["gate_halves_bf16"]
-        self._gated = gated
-        self._out, self._size = weight.shape
-        self._packed = _panels(_interleaved(weight) if gated else weight)
-
-    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if not self._gated:
-            return self._run(x, bias, None, self._out, _PLAIN)
-        return self.interleaved(x, bias).view(len(x), -1, 2, 16).transpose(1, 2).reshape(len(x), self._out)
-
-    def interleaved(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Of a gated weight, [T, out]: 16 columns of the first half, 16 of the second, and so on."""
-        return self._run(x, None if bias is None else _interleaved(bias), None, self._out, _PLAIN)
-
-    def gate(self, both: Tensor) -> Tensor:
-        """`interleaved`'s [T, out] → [T, out / 2]."""
-        out = both.new_empty((len(both), self._out // 2))
-        self._gate(both.data_ptr(), out.data_ptr(), len(both), self._out // 2)
-        return out
-
-    def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-        return self._run(x, bias, residual, self._out, _ADD)
-
-    def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self._run(x, None if bias is None else _interleaved(bias), None, self._out // 2, _SILU_MUL)
+        super().__init__(library, weight.shape[0], gated=gated)
+        self._linear, self._size = library["linear"], weight.shape[1]
+        self._packed = _panels(interleave(weight) if gated else weight)
 
     def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor:
         rows = x.shape[0]
@@ -79,16 +57,10 @@ class NativeProduct:
         return y
 
 
-def _interleaved(both: Tensor) -> Tensor:
-    """Halves along the first axis → 16 of the first, 16 of the second, and so on: both are then in one panel."""
-    halves = both.view(2, -1, 16, *both.shape[1:])
-    return halves.transpose(0, 1).reshape(both.shape)
-
-
 def _panels(weight: Tensor) -> Tensor:
     """[out, in] → [out / 32, in / 32, 2, 16, 16, 2], rows of zeros added up to a whole panel."""
     out, size = weight.shape
-    missing = -out % _PANEL
+    missing = -out % PANEL
     if missing:
         weight = torch.cat((weight, weight.new_zeros((missing, size))))
     return weight.view(-1, 2, 16, size // _STEP, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
@@ -119,7 +91,7 @@ class NativeOperators(Operators):
 
     def pack(self, weight: Weight, *, gated: bool) -> Product | None:
         out, size = weight.shape
-        if isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 and size % _STEP == 0 and not (gated and out % _PANEL):
+        if isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 and size % _STEP == 0 and not (gated and out % PANEL):
             return NativeProduct(self._library, weight, gated=gated)
         return quantized_product(self._library, weight, gated=gated) or super().pack(weight, gated=gated)
 
@@ -138,7 +110,7 @@ class NativeOperators(Operators):
     def silu_mul(self, linear: Linear, x: Tensor) -> Tensor:
         """With adapters in the step their deltas go into the product as it lies."""
         product, adapters = linear.product, linear.adapters
-        if adapters is None or not adapters.active or not isinstance(product, NativeProduct | PanelProduct):
+        if adapters is None or not adapters.active or not isinstance(product, PanelProduct):
             return super().silu_mul(linear, x)
         if not _adds_deltas(x, adapters.stack):
             return super().silu_mul(linear, x)

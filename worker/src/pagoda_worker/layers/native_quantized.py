@@ -3,58 +3,21 @@
 Activations are rounded to eight bits, a scale per token, at every call: the weights' numbers are kept as they are.
 """
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pagoda_worker.layers.linear import Product, Weight
+from pagoda_worker.layers.panels import ADD, PANEL, PLAIN, PanelProduct, interleave
 from pagoda_worker.native.library import Library
 from pagoda_worker.quantization.weights import Fp8Weight, Int4Weight, Int8Weight
 
-PANEL = 32
-"""Outputs."""
 _STEP = 64
 """Inputs of a tile."""
 _QUAD = 4
 _FP8_STEP = 32
-PLAIN, ADD, SILU_MUL = 0, 1, 2
 _TYPES = (torch.bfloat16, torch.float32)
-
-
-class PanelProduct(ABC):
-    """The ways to ask for a product whose panels, where the weight is gated, hold both halves in turns."""
-
-    __slots__ = ("_gated", "_library", "_out")
-
-    def __init__(self, library: Library, out: int, *, gated: bool) -> None:
-        self._library, self._out, self._gated = library, out, gated
-
-    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if not self._gated:
-            return self._run(x, bias, None, self._out, PLAIN)
-        return self.interleaved(x, bias).view(len(x), -1, 2, 16).transpose(1, 2).reshape(len(x), self._out)
-
-    def interleaved(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Of a gated weight, [T, out]: 16 columns of the first half, 16 of the second, and so on."""
-        return self._run(x, None if bias is None else _interleave(bias), None, self._out, PLAIN)
-
-    def gate(self, both: Tensor) -> Tensor:
-        """`interleaved`'s [T, out] → [T, out / 2], in bf16 or float32."""
-        out = both.new_empty((len(both), self._out // 2))
-        kind = "bf16" if both.dtype == torch.bfloat16 else "f32"
-        self._library[f"gate_halves_{kind}"](both.data_ptr(), out.data_ptr(), len(both), self._out // 2)
-        return out
-
-    def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-        return self._run(x, bias, residual, self._out, ADD)
-
-    def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self._run(x, None if bias is None else _interleave(bias), None, self._out // 2, SILU_MUL)
-
-    @abstractmethod
-    def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor: ...
 
 
 class QuantizedNativeProduct(PanelProduct):
@@ -65,7 +28,7 @@ class QuantizedNativeProduct(PanelProduct):
     def __init__(self, library: Library, weight: Int8Weight | Int4Weight, *, gated: bool) -> None:
         super().__init__(library, weight.shape[0], gated=gated)
         self._linear, self._size = library["linear_quantized"], weight.shape[1]
-        order = _interleave if gated else _same
+        order = interleave if gated else _same
         self._zeros: Tensor | None = None
         self._order: Tensor | None = None
         self._four_bits = isinstance(weight, Int4Weight)
@@ -118,7 +81,7 @@ class Fp8NativeProduct(PanelProduct):
     def __init__(self, library: Library, weight: Fp8Weight, *, gated: bool) -> None:
         super().__init__(library, weight.shape[0], gated=gated)
         self._linear, self._size = library["linear_fp8"], weight.shape[1]
-        order = _interleave if gated else _same
+        order = interleave if gated else _same
         scales = weight.scales.repeat_interleave(weight.block[0], 0)[: self._out]
         self._values = _panels_of_pairs(order(weight.values.view(torch.uint8)))
         self._scales = _panels_of_scales(order(scales))
@@ -184,12 +147,6 @@ def _wide(tensor: Tensor | None) -> Tensor | None:
 
 def _same(weight: Tensor) -> Tensor:
     return weight
-
-
-def _interleave(both: Tensor) -> Tensor:
-    """Halves along the first axis → 16 of the first, 16 of the second, and so on: both are then in one panel."""
-    halves = both.view(2, -1, 16, *both.shape[1:])
-    return halves.transpose(0, 1).reshape(both.shape)
 
 
 def _whole(weight: Tensor, *, rows: int, columns: int = 1) -> Tensor:
