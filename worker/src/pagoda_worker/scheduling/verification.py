@@ -15,10 +15,16 @@ class Verification:
     sequence: "Sequence"
     start: int
     drafts: list[int]
-    """Of a draft model: known once it has run, in this step; until then as many zeros."""
+    """Of a draft model: known once it has run, in this step, and then perhaps fewer; until then zeros."""
     draft_from: int | None = None
     """The first position that the draft model has not read; None: the drafts are known."""
 
     @property
     def places(self) -> int:
         return 1 + len(self.drafts)
+
+    def settle_on(self, drafts: list[int]) -> None:
+        """What a draft model guessed, at most as many as were planned."""
+        self.sequence.pending -= len(self.drafts) - len(drafts)
+        self.drafts[:] = drafts
+        self.sequence.drafts[:] = drafts

@@ -64,7 +64,7 @@ class DraftModelProposer:
     def judged(self, verification: Verification, accepted: int) -> None:
         """Its own guesses were read too, but for the last one; those that were rejected will be written over."""
         if verification.draft_from is not None and not verification.sequence.ended:
-            self._went_on(verification.sequence, verification.start + 1 + min(accepted, len(verification.drafts) - 1))
+            self._went_on(verification.sequence, verification.start + 1 + max(min(accepted, len(verification.drafts) - 1), 0))
 
     def _of(self, sequence: Sequence) -> _Read:
         read = self._read.get(sequence)
