@@ -48,6 +48,11 @@ class Drafter:
         self._batches = StepBatches(rows, block_size=block_size, kv_heads=cache.kv_heads, dtype=dtype)
         self._native = native_drafting(model, self._caches, rows.tokens, rows.tables, block_size)
 
+    @property
+    def is_native(self) -> bool:
+        """Greedy rows are guessed for by one call."""
+        return self._native is not None
+
     def pages(self) -> list[Tensor]:
         """Of each layer [2 x kv heads, blocks, block size x head dim]."""
         return [blocks_of(cache, self._blocks) for cache in self._caches]
@@ -62,13 +67,13 @@ class Drafter:
             spans = self._read_prompts(drafting, plan.catch_ups)
             read = time.perf_counter()
             if drafting:
-                plan.promised = self._guess_at_once(self._native, drafting, spans, least=plan.least_chance)
+                plan.guesswork.promised = self._guess_at_once(self._native, drafting, spans, least=plan.guesswork.least_chance)
         else:
             hidden, ends = self._catch_up(drafting, plan.catch_ups)
             read = time.perf_counter()
             if drafting:
                 self._guess(drafting, hidden, ends)
-        plan.reading_s, plan.guessing_s = read - began, time.perf_counter() - read
+        plan.guesswork.reading_s, plan.guesswork.guessing_s = read - began, time.perf_counter() - read
 
     def _read_prompts(self, drafting: list[Verification], rest: list[Chunk]) -> list[range]:
         """Everything that is many tokens. Returns the positions of each of `drafting` that are left to read."""

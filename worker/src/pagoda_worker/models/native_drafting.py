@@ -1,6 +1,6 @@
 """A small Llama's guesses by one call of the CPU's own kernels (native/drafting.h), where all of it is of the forms that those take.
 
-Owns what that call reads of the model, laid out once. Called by execution/drafter.py, which goes operation by operation where there is none.
+Owns what that call reads of the model, laid out once. Called by execution/drafter.py, which else goes operation by operation.
 """
 
 from dataclasses import dataclass
@@ -31,12 +31,16 @@ class Guesses:
 
 
 class NativeDrafting:
-    def __init__(self, model: Llama, operators: NativeOperators, caches: list[Tensor], tokens: Tensor, tables: Tensor, block_size: int) -> None:
+    def __init__(
+        self, model: Llama, operators: NativeOperators, caches: list[Tensor], tokens: Tensor, tables: Tensor, block_size: int
+    ) -> None:
         """As `native_drafting`."""
         c = model.config
         self._call = operators.library["draft"]
         self._eps, self._scale = c.eps, c.head_dim**-0.5
-        layers = [[*_pointers(layer), cache.data_ptr(), window or 0] for layer, cache, window in zip(model.layers, caches, c.windows, strict=True)]
+        layers = [
+            [*_pointers(layer), cache.data_ptr(), window or 0] for layer, cache, window in zip(model.layers, caches, c.windows, strict=True)
+        ]
         self._layers = np.array(layers, np.int64)
         addresses = (model.embedding, model.norm, _packed(model.head), model.rotary.cos, model.rotary.sin, tokens, tables)
         sizes = (c.layers, c.hidden, c.intermediate, c.heads, c.kv_heads, c.head_dim, c.vocab, caches[0].shape[2], block_size)

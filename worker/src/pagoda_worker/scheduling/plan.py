@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pagoda_worker.request import Finish, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
 from pagoda_worker.scheduling.adapters import Adapter
-from pagoda_worker.scheduling.verification import Verification
+from pagoda_worker.scheduling.verification import Guesswork, Verification
 
 MAX_BATCH_RUNS = 256
 """Runs of equal batch sizes told of one sequence; 2 KB on the wire."""
@@ -231,21 +231,7 @@ class StepPlan:
     verifications: list[Verification] = field(default_factory=list)
     catch_ups: list[Chunk] = field(default_factory=list)
     """Known tokens that only the draft model reads."""
-    least_chance: float = 0.0
-    """Guesses of the draft model that it thinks less likely, with all before them, are not worth their place."""
-    promised: float | None = None
-    """Of its guesses, what it thinks will be accepted. None: it does not say."""
-    forecast: float = 0.0
-    """Gain in tokens per second that its guesses are expected to be. 0: nobody was asked for any."""
-    on_trial: bool = False
-    """A few rows guess, to see."""
-    asked_anew: bool = False
-    """Those who guess did not before, and are met with everything they already are: that costs more than it will."""
-    proposing_s: float = 0.0
-    """Before the launch, for guesses without a model."""
-    reading_s: float = 0.0
-    """Of the launch, what the draft model took to catch up, and to guess from there:"""
-    guessing_s: float = 0.0
+    guesswork: Guesswork = field(default_factory=Guesswork)
     chunks: list[Chunk] = field(default_factory=list)
     opened: list[Sequence] = field(default_factory=list)
     """Rows that got a new owner: the runner reads tokens, blocks and sampling settings of these."""

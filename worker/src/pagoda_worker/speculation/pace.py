@@ -130,8 +130,8 @@ class Guessing:
 def quote_sure(
     seen: Guessing, *, rows: int, tokens: int, share: float, step_s: Callable[[float], float], overhead_s: float = 0.0
 ) -> tuple[Quote, float]:
-    """Where each guess comes with its chance: everybody may guess `tokens`, and those guesses are verified whose chance is worth their place.
-    `share`: of what the model promises, what comes true. Returns the chance that it must promise, too."""
+    """Where each guess comes with its chance: everybody may guess `tokens`, and what is verified is worth its place by its chance. `share`:
+    of what the model promises, what comes true. Returns the chance that it must promise, too."""
     size = rows * (1 + seen.verified)
     place_s = max(step_s(size + rows) - step_s(size), 0.0) / rows
     took_s = step_s(size) + rows * (1 + seen.verified) * seen.guess_s + overhead_s

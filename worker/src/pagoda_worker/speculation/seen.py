@@ -44,6 +44,7 @@ class Seen:
         self._ask_s, self._reading_s = Average(), Average()
         """Of one row that is asked; of a step of a draft model that reads what it has not."""
         self._guessing: Guessing | None = None
+        self._guessed_anew = False
         self._promised = self._kept = 0.0
         self._accepted = 0
 
@@ -57,40 +58,38 @@ class Seen:
     def judged(self, plan: StepPlan, accepted: int) -> None:
         """`accepted`: of all drafts of the step."""
         self._accepted = accepted
-        rows, promised = len(plan.verifications), plan.promised
-        if promised is None:
-            return
-        if plan.asked_anew and self._guessing is not None:
+        rows, promised = len(plan.verifications), plan.guesswork.promised
+        anew, known = plan.guesswork.anew, self._guessing is not None and not self._guessed_anew
+        if promised is None or (anew and known):
             return
         self._promised, self._kept = CHANCE_FADING * self._promised + promised, CHANCE_FADING * self._kept + accepted
         verified = sum(len(each.drafts) for each in plan.verifications)
-        guess_s = plan.guessing_s / (rows + verified)
+        guess_s = plan.guesswork.guessing_s / (rows + verified)
         new = Guessing(verified / rows, accepted / rows, guess_s)
-        old = self._guessing or new
-        self._guessing = Guessing(
-            *(before + SMOOTHING * (now - before) for before, now in zip(_values(old), _values(new), strict=True))
-        )
+        old = self._guessing if self._guessing is not None and known else new
+        self._guessing = Guessing(*(before + SMOOTHING * (now - before) for before, now in zip(_values(old), _values(new), strict=True)))
+        self._guessed_anew = anew
 
     def timed(self, plan: StepPlan, seconds: float, *, token_s: float) -> None:
-        rows, accepted = len(plan.decodes) + len(plan.verifications), self._accepted
+        rows, accepted, work = len(plan.decodes) + len(plan.verifications), self._accepted, plan.guesswork
         self._accepted = 0
         self._prompts.prior_s, self.round_times.token_s, self.step_times.token_s = token_s, DRAFT_SHARE * token_s, token_s
         if not rows:
             return
-        guesses = plan.forecast > 0
+        guesses = work.forecast > 0
         if not guesses:
             self._prompts.note(rows, plan.prefill_tokens, seconds)
         prompts_s = plan.prefill_tokens * self._prompts.token_s
         if prompts_s > MOST_PROMPT * seconds:
             return
         decode_s = seconds - prompts_s
-        self.step_times.note(plan.decode_tokens, max(decode_s - plan.reading_s - plan.guessing_s - plan.proposing_s, 1e-9))
-        if not plan.on_trial and not plan.asked_anew:
-            self.payoff.note(rows, rows + accepted, decode_s, forecast=plan.forecast if guesses else None)
-        if plan.verifications and self._with_model and not plan.asked_anew:
-            self._reading_s.note(plan.reading_s)
+        self.step_times.note(plan.decode_tokens, max(decode_s - work.reading_s - work.guessing_s - work.proposing_s, 1e-9))
+        if not work.on_trial and not work.anew:
+            self.payoff.note(rows, rows + accepted, decode_s, forecast=work.forecast if guesses else None)
+        if plan.verifications and self._with_model and not work.anew:
+            self._reading_s.note(work.reading_s)
             if rounds := max(len(each.drafts) for each in plan.verifications):
-                self.round_times.note(len(plan.verifications), plan.guessing_s / rounds)
+                self.round_times.note(len(plan.verifications), work.guessing_s / rounds)
 
     # ------------------------------------------------------------ what follows
 

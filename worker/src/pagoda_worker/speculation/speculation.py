@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from pagoda_worker.request import EngineState
 from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.verification import Guesswork
 from pagoda_worker.speculation.pace import LEAST_GAIN, Chance, Quote, drafts_worth, quote
 from pagoda_worker.speculation.proposer import Proposer
 from pagoda_worker.speculation.seen import Seen
@@ -181,8 +182,13 @@ class Speculation:
     def planned(self, plan: StepPlan) -> None:
         self._proposer.planned(plan)
         if self._is_open and self._adapting:
-            plan.proposing_s, plan.on_trial, plan.forecast = self._propose_s, self._trial, self._offer.gain
-            plan.asked_anew, plan.least_chance = self._anew, self._seen.least_chance
+            plan.guesswork = Guesswork(
+                forecast=self._offer.gain,
+                on_trial=self._trial,
+                anew=self._anew,
+                least_chance=self._seen.least_chance,
+                proposing_s=self._propose_s,
+            )
 
     # ------------------------------------------------------------ after it
 
