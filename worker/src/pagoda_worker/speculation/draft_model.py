@@ -51,6 +51,8 @@ class DraftModelProposer:
 
     def planned(self, plan: StepPlan) -> None:
         """Says of every verification where the draft model goes on reading. Who lost its blocks meanwhile does not catch up."""
+        if not plan.verifications and not self._catching_up:
+            return
         for each in plan.verifications:
             each.draft_from = self._of(each.sequence).tokens
             self._overwrites(each.sequence, each.start + each.places)

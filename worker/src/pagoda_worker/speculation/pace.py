@@ -48,9 +48,9 @@ class StepTimes:
     def seconds(self, size: float) -> float:
         """Beyond the largest known size as between the two largest, or as one token more takes."""
         if self._line is None:
-            sizes, times = zip(*sorted(self._known.values()), strict=True)
+            known = sorted(self._known.values())
             # More cannot take less: noise must not make drafts look free.
-            self._line = list(sizes), np.maximum.accumulate(times).tolist()
+            self._line = [at for at, _ in known], np.maximum.accumulate([each for _, each in known]).tolist()
         sizes, times = self._line
         if not sizes:
             return 0.0

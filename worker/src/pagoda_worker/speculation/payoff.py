@@ -16,7 +16,7 @@ TRUST = 8.0
 OUTLIER = 3.0
 """A step counts as so many times the usual one at most: something else had the machine."""
 PROMPT_SMOOTHING = 0.05
-PROMPT_TRUST = 1e4
+PROMPT_TRUST = 1e3
 """Squared tokens' worth of what the engine measured of a prompt's token, beside what steps with more and fewer of them show."""
 
 
@@ -89,7 +89,7 @@ class Payoff:
         if not steps:
             return forecast
         usual = self._guessing[size_class(rows)].forecasts / steps
-        return forecast * (gain / usual) ** (steps / (steps + TRUST))
+        return forecast * float((gain / usual) ** (steps / (steps + TRUST)))
 
     def doubt(self, rows: int) -> None:
         """What was measured is older than it looks: guesses and machine may have changed."""
