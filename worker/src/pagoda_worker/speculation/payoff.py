@@ -73,8 +73,9 @@ class Payoff:
         kind.setdefault(size_class(rows), Pace()).note(tokens, seconds, 1.0 if forecast is None else forecast)
 
     def knows(self, rows: int) -> bool:
-        """What steps without guesses take."""
-        return size_class(rows) in self._plain and self._plain[size_class(rows)].steps > ENOUGH - 1
+        """What steps of about as many rows take without guesses."""
+        near = (self._plain.get(size_class(rows) + other) for other in (-1, 0, 1))
+        return any(pace is not None and pace.steps > ENOUGH - 1 for pace in near)
 
     def measured(self, rows: int) -> tuple[float, float]:
         """Gain, and steps with guesses that it comes from."""

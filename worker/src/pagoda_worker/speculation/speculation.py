@@ -198,7 +198,7 @@ class Speculation:
             self._proposer.judged(verification, count)
             self._chance(verification.sequence).note(drafts, count)
             self._usual.note(drafts, count)
-            self.drafts += 1
+            self.drafts += drafts > 0
             self.draft_tokens += drafts
             for place in range(count):
                 self.accepted_by_place[place] += 1
