@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from pagoda_router.backends.streams import RequestStream
+from pagoda_router.backends.request_stream import RequestStream
 from pagoda_router.drafting.guesses import Guesses, Verdict
-from pagoda_router.generation import Ended, EndReason, Generation, WorkerId
+from pagoda_router.generation import Ended, EndReason, Generation, ModelName, WorkerId
 from pagoda_router.tracing.record import GenerationTrace
 
 MOST_AHEAD = 96
@@ -59,7 +59,7 @@ class Branch:
 class Companion:
     """Follows the stream on the verifying worker."""
 
-    def __init__(self, desk: Desk, generation: Generation, draft_model: str, stream: RequestStream) -> None:
+    def __init__(self, desk: Desk, generation: Generation, draft_model: ModelName, stream: RequestStream) -> None:
         """`generation`: as it was submitted there, with a seed."""
         self._desk = desk
         self._generation = generation
@@ -94,7 +94,8 @@ class Companion:
     def left(self) -> None:
         if not self._is_over:
             self._is_over = True
-            self._desk.paid(self._generation)
+            if self._stream.hurt is None:
+                self._desk.paid(self._generation)
         self._leave_branch()
 
     # ------------------------------------------------------------ the drafting worker's
@@ -109,9 +110,12 @@ class Companion:
         """Its end, or that of its worker."""
         if branch is not self._branch:
             return
-        end, self._branch, self._branch_stream = branch.end, None, None
-        if end is None:
+        end, stream = branch.end, self._branch_stream
+        self._branch = self._branch_stream = None
+        if end is None and (stream is None or stream.hurt != "worker_lost"):
             self._stop("refused")
+        elif end is None:
+            self._lose_drafter()
         elif end.reason is EndReason.STOP:
             self._is_complete = True
             if end.stop_token_id is not None:

@@ -9,7 +9,7 @@ from random import Random
 
 from pagoda_router.admission.credits import price
 from pagoda_router.backends.base import BackendStream, WorkerLink
-from pagoda_router.backends.streams import RequestStream
+from pagoda_router.backends.request_stream import RequestStream
 from pagoda_router.discovery.snapshot import ModelObject
 from pagoda_router.drafting.companion import MOST_AHEAD, Companion
 from pagoda_router.fleet import Fleet
@@ -74,8 +74,15 @@ class Drafting:
             return
         if not self._fortunes.setdefault(model.name, Fortune()).may_begin():
             self._metrics.drafting_stopped(model.name, "paused")
-            return
-        Companion(self, generation, model.draft_model, stream).begin()
+        elif not self._share_tokens(model.name, model.draft_model):
+            self._metrics.drafting_stopped(model.name, "other_tokenizer")
+        else:
+            Companion(self, generation, model.draft_model, stream).begin()
+
+    def _share_tokens(self, model: ModelName, draft_model: ModelName) -> bool:
+        """As far as both are described."""
+        own, drafters = self._fleet.text(model), self._fleet.text(draft_model)
+        return own is None or drafters is None or own.tokenizer_file == drafters.tokenizer_file
 
     # ------------------------------------------------------------ companions'
 

@@ -31,6 +31,10 @@ RETRIES = ("worker_lost", "worker_drained", "engine_died", "timed_out", "refused
 FALLBACKS = ("cold_start", "deadline_infeasible", "model_unavailable", "no_worker", "overloaded", "retry_budget_spent")
 BUDGETS = ("retries", "replays")
 TOKEN_KINDS = ("prompt", "cached", "completion")
+DRAFT_KINDS = ("drafted", "verified", "accepted")
+DRAFTING_STOPS = (
+    *("acceptance", "late", "drafter_lost", "no_drafter", "no_room", "refused", "context", "other_tokenizer", "off", "paused"),
+)
 TURNED_AWAY = (429, 503)
 
 
@@ -59,6 +63,10 @@ class RouterMetrics:
         self._first_token_actual = self._counter("actual_first_token_seconds", "From placements to first tokens, as they came", "model")
         self._first_token_error = self._counter("first_token_error_seconds", "How far these two were apart, either way", "model")
         self._retry_after = self._histogram("retry_after_seconds", "Told to clients that were turned away", _RETRY_AFTER_S)
+        self._drafts = self._counter(
+            "draft_tokens", "Tokens of drafting workers; kind: drafted, of them verified, of them accepted", "model", "kind"
+        )
+        self._drafting_stopped = self._counter("drafting_stopped", "Requests that went on without drafts", "model", "reason")
         self._build_admission()
         self._build_upstream()
 
@@ -109,6 +117,8 @@ class RouterMetrics:
         self.queue_changed(model, dict.fromkeys(RequestClass, (0, 0)))
         for kind in TOKEN_KINDS:
             self._tokens.labels(model, kind)
+        for kind in DRAFT_KINDS:
+            self._drafts.labels(model, kind)
         for won in ("first", "second"):
             self._hedges.labels(model, won)
         for sli in SLIS:
@@ -119,6 +129,7 @@ class RouterMetrics:
         for metric, reasons in (
             *((self._rejected, REJECTIONS), (self._retries, RETRIES)),
             *((self._upstream_errors, get_args(Failure)), (self._budget_spent, BUDGETS), (self._fallbacks, FALLBACKS)),
+            (self._drafting_stopped, DRAFTING_STOPS),
         ):
             for reason in reasons:
                 metric.labels(model, reason)
@@ -187,6 +198,16 @@ class RouterMetrics:
     def hedged(self, model: ModelName, *, won: bool) -> None:
         """`won`: by the second one."""
         self._hedges.labels(model, "second" if won else "first").inc()
+
+    def drafted(self, model: ModelName, tokens: int) -> None:
+        self._drafts.labels(model, "drafted").inc(tokens)
+
+    def drafts_verified(self, model: ModelName, tokens: int, accepted: int) -> None:
+        self._drafts.labels(model, "verified").inc(tokens)
+        self._drafts.labels(model, "accepted").inc(accepted)
+
+    def drafting_stopped(self, model: ModelName, reason: str) -> None:
+        self._drafting_stopped.labels(model, reason).inc()
 
     def settled(self, settlement: Settlement) -> None:
         model, reserved_tokens, used_tokens = settlement.model, settlement.reserved_tokens, settlement.used_tokens
