@@ -8,8 +8,10 @@ from cases import REPOSITORY, inference_model
 
 from pagoda_operator.manifest.promises import Slo
 from pagoda_operator.manifest.quantities import parse_duration
-from pagoda_operator.manifest.rules.table import FIELDS, OVERRIDABLE, VARIANT
-from pagoda_operator.manifest.spec import Cache, SecretKey, Spec, parse
+from pagoda_operator.manifest.rules.table import FIELDS
+from pagoda_operator.manifest.rules.variants import OVERRIDABLE, VARIANT
+from pagoda_operator.manifest.source import Cache, SecretKey
+from pagoda_operator.manifest.spec import Spec, parse
 
 PAGE = (REPOSITORY / "docs/manifest.md").read_text()
 ROWS = {row[1]: row[2].strip() for row in re.finditer(r"^\| `(spec[^`]*)` \|([^|]*)\|", PAGE, re.MULTILINE)}

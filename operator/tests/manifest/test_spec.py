@@ -11,24 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_operator.errors import InvalidManifest, InvalidQuantity, Problem
+from pagoda_operator.manifest.engine import Engine, KvCache, Resources, Speculative
 from pagoda_operator.manifest.promises import Cost, Slo
 from pagoda_operator.manifest.quantities import format_bytes, format_cores, parse_duration, parse_quantity
+from pagoda_operator.manifest.routing import Routing
 from pagoda_operator.manifest.rules.table import FIELDS, NOT_YET
-from pagoda_operator.manifest.spec import (
-    Cache,
-    Engine,
-    KvCache,
-    ModelSource,
-    Resources,
-    Rollout,
-    Routing,
-    Scaling,
-    ScalingTarget,
-    SecretKey,
-    Speculative,
-    key_of,
-    parse,
-)
+from pagoda_operator.manifest.scaling import Rollout, Scaling, ScalingTarget
+from pagoda_operator.manifest.source import Cache, ModelSource, SecretKey
+from pagoda_operator.manifest.spec import key_of, parse
 
 
 def problems(document: dict[str, Any]) -> tuple[Problem, ...]:

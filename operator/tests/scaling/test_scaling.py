@@ -11,7 +11,8 @@ from cases import NOW, TINY, inference_model, router, settled, worker
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_operator.manifest.spec import Scaling, ScalingTarget, parse
+from pagoda_operator.manifest.scaling import Scaling, ScalingTarget
+from pagoda_operator.manifest.spec import parse
 from pagoda_operator.observed.world import ModelReport, Observed, RouterReport, WorkerReport
 from pagoda_operator.scaling.decide import FRESH_S, Sample, ScalingDecision, decide
 from pagoda_operator.scaling.demand import sample_of

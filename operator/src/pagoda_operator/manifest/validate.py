@@ -8,7 +8,8 @@ from typing import Any
 
 from pagoda_operator.errors import Problem
 from pagoda_operator.manifest.rules.predicates import KIND_MESSAGES, Field, Kind
-from pagoda_operator.manifest.rules.table import FIELDS, NAME, NOT_YET, NOT_YET_MESSAGE, OWN_FALLBACK, SPEC, children_of
+from pagoda_operator.manifest.rules.table import FIELDS, NAME, NOT_YET, NOT_YET_MESSAGE, OWN_FALLBACK, children_of
+from pagoda_operator.manifest.rules.variants import SPEC
 
 API_VERSION = "pagoda.dev/v1alpha1"
 KIND = "InferenceModel"

@@ -6,7 +6,9 @@ from the container's environment, and so does the local executor with this machi
 
 from typing import Any
 
-from pagoda_operator.manifest.spec import Engine, InferenceModel, ModelSource, Variant
+from pagoda_operator.manifest.engine import Engine
+from pagoda_operator.manifest.source import ModelSource
+from pagoda_operator.manifest.spec import InferenceModel, Variant
 from pagoda_operator.render.installation import Settings
 from pagoda_operator.render.pods import (
     CACHES,

@@ -11,7 +11,8 @@ from typing import Any
 from pagoda_operator.labels import LABEL_BACKEND, LABEL_MODEL, LABEL_VARIANT, PARTS, common_labels
 from pagoda_operator.manifest.quantities import format_bytes
 from pagoda_operator.manifest.rules.backends import OWN_BACKEND
-from pagoda_operator.manifest.spec import Cache, InferenceModel, Variant
+from pagoda_operator.manifest.source import Cache
+from pagoda_operator.manifest.spec import InferenceModel, Variant
 from pagoda_operator.manifest.validate import API_VERSION, KIND
 from pagoda_operator.render.backend_pods import OPENAI_PORT, backend_pod
 from pagoda_operator.render.installation import Settings

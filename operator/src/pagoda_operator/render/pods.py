@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pagoda_operator.labels import LABEL_TEMPLATE
+from pagoda_operator.manifest.engine import Engine, Resources
 from pagoda_operator.manifest.quantities import format_bytes, format_cores
-from pagoda_operator.manifest.spec import Engine, InferenceModel, Resources, Variant
+from pagoda_operator.manifest.spec import InferenceModel, Variant
 from pagoda_operator.render.installation import Settings
 from pagoda_operator.render.weights import Weights, weights_of, with_draft
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pagoda_operator.labels import LABEL_MANAGED_BY, LABEL_MODEL, MANAGED_BY, PARTS
-from pagoda_operator.manifest.spec import ModelSource
+from pagoda_operator.manifest.source import ModelSource
 from pagoda_operator.render.installation import SecretPort, Settings
 from pagoda_operator.render.pods import GRPC_PORT, HTTP_PORT, INTERNAL_PORT, WORKER_HTTP_PORT
 

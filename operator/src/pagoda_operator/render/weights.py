@@ -11,7 +11,8 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pagoda_operator.manifest.spec import InferenceModel, Speculative
+from pagoda_operator.manifest.engine import Speculative
+from pagoda_operator.manifest.spec import InferenceModel
 
 MODELS_FOLDER = "/models"
 CLAIM_FOLDER = "/models/pvc"

@@ -1,10 +1,12 @@
-"""The part of the table in `table.py` that is about LoRA adapters: spec.adapters, and the room for them in spec.engine.adapters."""
+"""The part of the table that is about LoRA adapters: spec.adapters, and the room for them in spec.engine.adapters."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from pagoda_operator.manifest.rules.predicates import Field, Rule, between, matches, only_with, unique
-from pagoda_operator.manifest.rules.sources import CLAIM
+from pagoda_operator.manifest.rules.backends import is_own
+from pagoda_operator.manifest.rules.predicates import Field, Rule, between, matches, unique
+from pagoda_operator.manifest.rules.sources import REVISION, REVISION_OF_A_HUB, source_field
+from pagoda_operator.manifest.rules.variants import of_each_engine
 
 ADAPTER_FIELDS: Mapping[str, Field] = {
     "spec.adapters": Field(
@@ -12,7 +14,7 @@ ADAPTER_FIELDS: Mapping[str, Field] = {
         (Rule(lambda given: unique([one.get("name") for one in given]), "give each adapter a name of its own"),),
         max_size=64,
     ),
-    "spec.adapters[]": Field("object", (Rule(only_with("revision", "hf"), "revision goes with hf:// sources only: remove it"),)),
+    "spec.adapters[]": Field("object", (REVISION_OF_A_HUB,)),
     "spec.adapters[].name": Field(
         "string",
         (
@@ -24,28 +26,13 @@ ADAPTER_FIELDS: Mapping[str, Field] = {
         required=True,
         max_size=128,
     ),
-    "spec.adapters[].source": Field(
-        "string",
-        (
-            Rule(
-                matches(
-                    f"hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*|pvc://{CLAIM}(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?|file://.+"
-                ),
-                "write hf://ORG/NAME, pvc://CLAIM/FOLDER or file:///FOLDER: an adapter from elsewhere goes onto a claim first",
-            ),
-            Rule(
-                lambda given: not given.startswith("file://") or given.startswith("file:///"),
-                "write an absolute folder, file:///FOLDER: only `pagoda` on one machine takes a relative one",
-            ),
-        ),
-        required=True,
-        max_size=1024,
+    "spec.adapters[].source": source_field(
+        "hf",
+        "pvc",
+        "file",
+        otherwise="write hf://ORG/NAME, pvc://CLAIM/FOLDER or file:///FOLDER: an adapter from elsewhere goes onto a claim first",
     ),
-    "spec.adapters[].revision": Field(
-        "string",
-        (Rule(matches("[A-Za-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*"), "write a branch, a tag or a commit of the hub, such as main"),),
-        max_size=128,
-    ),
+    "spec.adapters[].revision": REVISION,
 }
 ADAPTER_ROOM: Mapping[str, Field] = {
     "spec.engine.adapters": Field("object"),
@@ -59,17 +46,10 @@ def _names_differ(spec: Mapping[str, Any]) -> bool:
     return all(one.get("name") not in served for one in spec.get("adapters", ()))
 
 
-def _only_own_backends(spec: Mapping[str, Any]) -> bool:
-    usual = spec.get("engine", {})
-    engines = [{**usual, **one.get("engine", {})} for one in spec.get("variants") or [{}]]
-    foreign = [engine for engine in engines if engine.get("backend", "pagoda") != "pagoda"]
-    return not foreign or not (spec.get("adapters") or any("adapters" in engine for engine in foreign))
-
-
 ADAPTER_RULES = (
     Rule(_names_differ, "adapters: a name is one of servedNames too: a client could not tell them apart, choose another"),
     Rule(
-        _only_own_backends,
+        of_each_engine(lambda engine, spec: is_own(engine) or not ("adapters" in engine or spec.get("adapters"))),
         "adapters: only workers of backend pagoda take adapters from here: remove them, or write what the other backend calls them into "
         "args",
     ),

@@ -1,12 +1,13 @@
 """Whose server the workers run: the fields of spec.engine that say so, and what does not go together with somebody else's.
 
-Part of the one table of `table.py`; the CRD repeats the sentences. What a backend is started with is in `render/backend_pods.py`.
+Part of the one table; the CRD repeats the sentences. What a backend is started with is in `render/backend_pods.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from pagoda_operator.manifest.rules.predicates import Field, Rule, matches, merged, one_of
+from pagoda_operator.manifest.rules.predicates import Field, Rule, matches, one_of
+from pagoda_operator.manifest.rules.variants import of_each_engine
 
 OWN_BACKEND = "pagoda"
 BACKENDS = (OWN_BACKEND, "vllm", "tgi", "tensorrt-llm")
@@ -32,36 +33,26 @@ BACKEND_FIELDS: Mapping[str, Field] = {
 }
 
 
-def _of_each_engine(holds: Callable[[Mapping[str, Any], Mapping[str, Any]], bool]) -> Callable[[Any], bool]:
-    """Of spec: true of the engine of every variant, once its overrides are in. Without variants, of the model's own."""
-
-    def all_hold(spec: Mapping[str, Any]) -> bool:
-        usual = spec.get("engine", {})
-        return all(holds(merged(usual, one.get("engine", {})), spec) for one in spec.get("variants") or [{}])
-
-    return all_hold
-
-
-def _is_own(engine: Mapping[str, Any]) -> bool:
+def is_own(engine: Mapping[str, Any]) -> bool:
     return bool(engine.get("backend", OWN_BACKEND) == OWN_BACKEND)
 
 
 BACKEND_RULES = (
     Rule(
-        _of_each_engine(lambda engine, spec: _is_own(engine) or "image" in engine),
+        of_each_engine(lambda engine, spec: is_own(engine) or "image" in engine),
         "engine: a backend other than pagoda runs an image of its own: write engine.image beside it",
     ),
     Rule(
-        _of_each_engine(lambda engine, spec: not _is_own(engine) or not ("image" in engine or "args" in engine)),
+        of_each_engine(lambda engine, spec: not is_own(engine) or not ("image" in engine or "args" in engine)),
         "engine: image and args are for other backends than pagoda: remove them, or write engine.backend beside them",
     ),
     Rule(
-        _of_each_engine(lambda engine, spec: _is_own(engine) or not any(name in engine for name in OWN_FIELDS)),
+        of_each_engine(lambda engine, spec: is_own(engine) or not any(name in engine for name in OWN_FIELDS)),
         "engine: attention, longPrefillTokens, load, batchInvariant, compile, quantization, speculative and kvCache are pagoda's own: "
         "remove them, or write what the other backend calls them into args",
     ),
     Rule(
-        _of_each_engine(
+        of_each_engine(
             lambda engine, spec: (
                 engine.get("backend") != "tensorrt-llm"
                 or not ("dtype" in engine or "prefixCaching" in engine or "revision" in spec["model"])
@@ -71,7 +62,7 @@ BACKEND_RULES = (
         "args",
     ),
     Rule(
-        _of_each_engine(lambda engine, spec: _is_own(engine) or spec["model"]["source"].startswith(READABLE)),
+        of_each_engine(lambda engine, spec: is_own(engine) or spec["model"]["source"].startswith(READABLE)),
         "model.source: a backend other than pagoda reads hf://, pvc:// and file:// only: write one of these",
     ),
 )
