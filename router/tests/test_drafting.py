@@ -1,9 +1,9 @@
 """Speculation across two workers, each scripted: who is told what, and that the answer never waits for a draft."""
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncio
 import pytest
 from fleet_rig import Rig, generation, model_object, rig, tokens_of
 from scripted_worker import ScriptedWorker

@@ -1,7 +1,7 @@
 """Guesses that another worker made and a router brought: what is held for each sequence, and how much of it still fits its text.
 
 A stretch is tokens from one position on. Steps go on while drafts travel, so the beginning of a stretch may be text already by the time it
-is looked at: where it is the same text the rest counts, where it is not the stretch is worthless. Called by Speculation before each step and
+is looked at: where it is the same text the rest counts, else the stretch is worthless. Called by Speculation before each step and
 by the engine with what arrives; knows neither routers nor who guessed.
 """
 
