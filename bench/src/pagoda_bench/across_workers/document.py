@@ -10,11 +10,12 @@ from pagoda_bench.results import Result
 
 BEGIN = "<!-- speculation across workers: written by `make bench-speculation-router`, not by hand -->"
 END = "<!-- speculation across workers: end -->"
-CASE = re.compile(r"step=([0-9.]+)ms rtt=([0-9.]+)ms")
+CASE = re.compile(r"t=([0-9.]+) step=([0-9.]+)ms rtt=([0-9.]+)ms")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
+    temperature: float
     step_ms: float
     round_trip_ms: float
     gain: float
@@ -39,6 +40,7 @@ def points_of(result: Result) -> list[Point]:
             Point(
                 float(match[1]),
                 float(match[2]),
+                float(match[3]),
                 gain.value,
                 gain.low or gain.value,
                 gain.high or gain.value,
@@ -61,13 +63,13 @@ def with_table(text: str, result: Result) -> str:
 
 
 def _lines(result: Result) -> Iterator[str]:
-    yield "| a step of the model | round trip | tokens/s without | with drafts | gain | of its tokens from drafts | drafts accepted |"
-    yield "|---:|---:|---:|---:|---:|---:|---:|"
+    yield "| temperature | a step of the model | round trip | tokens/s without | with drafts | gain | of its tokens from drafts | drafts accepted |"
+    yield "|---:|---:|---:|---:|---:|---:|---:|---:|"
     for point in points_of(result):
         gain = f"{point.gain:.2f} ({point.low:.2f} to {point.high:.2f})"
         yield (
-            f"| {point.step_ms:g} ms | {point.round_trip_ms:g} ms | {point.plain_tokens_per_s:.1f} | {point.drafted_tokens_per_s:.1f} | {gain} "
-            f"| {point.from_drafts_ratio:.0%} | {point.accepted_ratio:.0%} |"
+            f"| {point.temperature:g} | {point.step_ms:g} ms | {point.round_trip_ms:g} ms "
+            f"| {point.plain_tokens_per_s:.1f} | {point.drafted_tokens_per_s:.1f} | {gain} | {point.from_drafts_ratio:.0%} | {point.accepted_ratio:.0%} |"
         )
 
 

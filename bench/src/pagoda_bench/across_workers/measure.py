@@ -3,16 +3,16 @@
 Each prompt is asked twice in a row, with drafts and without, so that both meet the same machine; who goes first takes turns.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 
 import httpx
 
-from pagoda_bench.across_workers.pair import TARGET, Pace, Pair, running_pair
+from pagoda_bench.across_workers.pair import TARGET, Pace, running_pair
 from pagoda_bench.errors import BenchError
 from pagoda_bench.results import Row
 
@@ -22,6 +22,8 @@ AIM = 1.3
 NONE, REMOTE = "none", "remote"
 OFF = {"X-Pagoda-Features": "speculation=off"}
 REQUEST_S = 120.0
+SEED = 5
+"""One for all: sampled answers with drafts and without are then the same, and take equally many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Answer:
 
 async def measure(
     paces: Sequence[Pace],
+    temperatures: Sequence[float],
     round_trips_s: Sequence[float],
     rounds: Sequence[Sequence[Sequence[int]]],
     *,
@@ -50,28 +53,32 @@ async def measure(
         folder.mkdir()
         async with running_pair(pace, target=target, draft=draft, draft_tokens=DRAFT_TOKENS, scratch=folder) as pair:
             async with httpx.AsyncClient(base_url=pair.url, timeout=REQUEST_S) as client:
-                await ask(client, rounds[0][0], headers={})  # what a first request warms up is not asked for again
-                for round_trip_s in round_trips_s:
+                await ask(client, rounds[0][0], temperature=0.0, headers={})  # what a first request warms up is not asked for again
+                for temperature, round_trip_s in product(temperatures, round_trips_s):
                     pair.set_round_trip(round_trip_s)
-                    for row in await _point(client, pace, round_trip_s, rounds):
+                    for row in await _point(client, pace, temperature, round_trip_s, rounds):
                         if row.metric == "gain":
                             say(f"{row.case}: {row.value:.2f} ({row.low:.2f} to {row.high:.2f})")
                         yield row
 
 
-async def _point(client: httpx.AsyncClient, pace: Pace, round_trip_s: float, rounds: Sequence[Sequence[Sequence[int]]]) -> list[Row]:
+async def _point(
+    client: httpx.AsyncClient, pace: Pace, temperature: float, round_trip_s: float, rounds: Sequence[Sequence[Sequence[int]]]
+) -> list[Row]:
     answers: list[dict[str, list[Answer]]] = []
     for prompts in rounds:
         found: dict[str, list[Answer]] = {NONE: [], REMOTE: []}
         for number, prompt in enumerate(prompts):
             for system in (NONE, REMOTE) if number % 2 else (REMOTE, NONE):
-                found[system].append(await ask(client, prompt, headers=OFF if system == NONE else {}))
+                headers = OFF if system == NONE else {}
+                found[system].append(await ask(client, prompt, temperature=temperature, headers=headers))
         answers.append(found)
-    return rows_of(f"{pace.name} rtt={1000 * round_trip_s:g}ms", answers, can_pay=round_trip_s <= pace.target_s)
+    case = f"t={temperature:g} {pace.name} rtt={1000 * round_trip_s:g}ms"
+    return rows_of(case, answers, can_pay=round_trip_s <= pace.target_s)
 
 
-async def ask(client: httpx.AsyncClient, prompt: Sequence[int], *, headers: dict[str, str]) -> Answer:
-    body = {"model": TARGET, "prompt": list(prompt), "max_tokens": MAX_TOKENS, "temperature": 0}
+async def ask(client: httpx.AsyncClient, prompt: Sequence[int], *, temperature: float, headers: dict[str, str]) -> Answer:
+    body = {"model": TARGET, "prompt": list(prompt), "max_tokens": MAX_TOKENS, "temperature": temperature, "seed": SEED}
     began_s = time.perf_counter()
     response = await client.post("/v1/completions", json=body, headers=headers)
     took_s = time.perf_counter() - began_s
