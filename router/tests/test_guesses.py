@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_router.drafting.drafting import FIRST_PAUSE, PATIENCE, Fortune
-from pagoda_router.drafting.guesses import MOST_BEHIND, Guesses, Verdict
+from pagoda_router.drafting.guesses import MOST_BEHIND, Guesses, Stop, Verdict
 
 
 def test_drafts_are_forwarded_while_they_hold():
@@ -44,22 +44,22 @@ def test_a_drafting_worker_that_lags_far_behind_leaves_out_what_is_known():
 
 
 def test_drafts_that_do_not_hold_are_given_up():
-    guesses, verdicts = Guesses(), list[Verdict]()
+    guesses, verdicts = Guesses(), list[Verdict | Stop]()
     for _ in range(20):
         guesses.begin_again()
         guesses.drafted([1])
         verdicts.append(guesses.came_true([2, 2]))
     assert verdicts[:3] == [Verdict.WRONG] * 3
-    assert Verdict.REJECTED in verdicts
+    assert Stop.ACCEPTANCE in verdicts
 
 
 def test_drafts_that_hold_and_save_no_step_are_given_up():
-    guesses, verdicts = Guesses(), list[Verdict]()
+    guesses, verdicts = Guesses(), list[Verdict | Stop]()
     for at in range(60):
         verdicts.append(guesses.came_true([at]))
         guesses.drafted([at])
     assert verdicts[:10] == [Verdict.RIGHT] * 10
-    assert Verdict.LATE in verdicts
+    assert Stop.LATE in verdicts
 
 
 @given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 1), min_size=1, max_size=3)), max_size=40))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from pagoda_router.backends.request_stream import RequestStream
-from pagoda_router.drafting.guesses import Guesses, Verdict
+from pagoda_router.drafting.guesses import Guesses, Stop, Verdict
 from pagoda_router.generation import Ended, EndReason, Generation, ModelName, WorkerId
 from pagoda_router.tracing.record import GenerationTrace
 
@@ -23,8 +23,8 @@ MOST_LOSSES = 1
 class Desk(Protocol):
     """What a companion asks of Drafting."""
 
-    def open_branch(self, branch: Generation, avoid: frozenset[WorkerId], prefer: WorkerId | None) -> "RequestStream | str":
-        """On a drafting worker; or why not, a Stop."""
+    def open_branch(self, branch: Generation, avoid: frozenset[WorkerId], prefer: WorkerId | None) -> RequestStream | Stop:
+        """On a drafting worker; or why not."""
         ...
 
     def is_on(self, generation: Generation) -> bool:
@@ -33,7 +33,7 @@ class Desk(Protocol):
 
     def drafted(self, generation: Generation, tokens: int) -> None: ...
     def verified(self, generation: Generation, drafts: int, accepted: int) -> None: ...
-    def stopped(self, generation: Generation, reason: str) -> None: ...
+    def stopped(self, generation: Generation, reason: Stop) -> None: ...
     def paid(self, generation: Generation) -> None:
         """The request ended and drafts were of use to the end."""
         ...
@@ -84,7 +84,7 @@ class Companion:
         if self._is_over:
             return
         if not self._desk.is_on(self._generation):
-            self._stop("off")
+            self._stop(Stop.OFF)
             return
         self._heed(self._guesses.came_true(token_ids))
 
@@ -113,7 +113,7 @@ class Companion:
         end, stream = branch.end, self._branch_stream
         self._branch = self._branch_stream = None
         if end is None and (stream is None or stream.hurt != "worker_lost"):
-            self._stop("refused")
+            self._stop(Stop.REFUSED)
         elif end is None:
             self._lose_drafter()
         elif end.reason is EndReason.STOP:
@@ -134,8 +134,8 @@ class Companion:
             self._stream.draft(position, news)
         self._heed(verdict)
 
-    def _heed(self, verdict: Verdict) -> None:
-        if verdict in (Verdict.REJECTED, Verdict.LATE):
+    def _heed(self, verdict: Verdict | Stop) -> None:
+        if isinstance(verdict, Stop):
             self._stop(verdict)
         elif verdict in (Verdict.WRONG, Verdict.BEHIND):
             self._guesses.begin_again()
@@ -168,7 +168,7 @@ class Companion:
             trace=GenerationTrace(),
         )
         opened = self._desk.open_branch(asked, self._lost, self._drafter)
-        if isinstance(opened, str):
+        if isinstance(opened, Stop):
             self._stop(opened)
             return
         self._branch, self._branch_stream, self._is_complete = Branch(self), opened, False
@@ -180,7 +180,7 @@ class Companion:
             self._lost |= {self._drafter}
         self._drafter = None
         if len(self._lost) > MOST_LOSSES:
-            self._stop("drafter_lost")
+            self._stop(Stop.DRAFTER_LOST)
         else:
             self._open()
 
@@ -189,7 +189,7 @@ class Companion:
         if stream is not None:
             stream.abandon()
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: Stop) -> None:
         """For the rest of this request, which goes on without."""
         self._is_over = True
         self._leave_branch()

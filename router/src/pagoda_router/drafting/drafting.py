@@ -12,6 +12,7 @@ from pagoda_router.backends.base import BackendStream, WorkerLink
 from pagoda_router.backends.request_stream import RequestStream
 from pagoda_router.discovery.snapshot import ModelObject
 from pagoda_router.drafting.companion import MOST_AHEAD, Companion
+from pagoda_router.drafting.guesses import Stop
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import Generation, ModelName, WorkerId
 from pagoda_router.metrics.requests import RouterMetrics
@@ -22,7 +23,7 @@ PATIENCE = 3
 """Requests in a row that gave up for want of gain, before the model does without for a while."""
 FIRST_PAUSE, LONGEST_PAUSE = 8, 256
 """Requests that go without, then; twice as many each time the next one gives up too."""
-WITHOUT_GAIN = frozenset({"acceptance", "late"})
+WITHOUT_GAIN = frozenset({Stop.ACCEPTANCE, Stop.LATE})
 
 
 @dataclass(slots=True)
@@ -73,9 +74,9 @@ class Drafting:
         if generation.max_tokens - len(generation.resume_ids) < FEWEST_TOKENS:
             return
         if not self._fortunes.setdefault(model.name, Fortune()).may_begin():
-            self._metrics.drafting_stopped(model.name, "paused")
+            self._metrics.drafting_stopped(model.name, Stop.PAUSED)
         elif not self._share_tokens(model.name, model.draft_model):
-            self._metrics.drafting_stopped(model.name, "other_tokenizer")
+            self._metrics.drafting_stopped(model.name, Stop.OTHER_TOKENIZER)
         else:
             Companion(self, generation, model.draft_model, stream).begin()
 
@@ -86,26 +87,26 @@ class Drafting:
 
     # ------------------------------------------------------------ companions'
 
-    def open_branch(self, branch: Generation, avoid: frozenset[WorkerId], prefer: WorkerId | None) -> RequestStream | str:
+    def open_branch(self, branch: Generation, avoid: frozenset[WorkerId], prefer: WorkerId | None) -> RequestStream | Stop:
         links = [link for link in self._fleet.links(branch.model) if link.worker not in avoid and link.view().routable]
         links = [link for link in links if not link.view().sleeps and not link.endpoint.relays]
         if not links:
-            return "no_drafter"
+            return Stop.NO_DRAFTER
         chosen = min(links, key=lambda link: (link.worker != prefer, link.in_flight))
         return self._opened_on(chosen, branch)
 
-    def _opened_on(self, link: WorkerLink, branch: Generation) -> RequestStream | str:
+    def _opened_on(self, link: WorkerLink, branch: Generation) -> RequestStream | Stop:
         if link.max_model_len is not None:
             most = link.max_model_len - len(branch.prompt_ids)
             branch = replace(branch, max_tokens=min(branch.max_tokens, most), min_tokens=min(branch.min_tokens, max(0, most)))
             if len(branch.resume_ids) >= branch.max_tokens:
-                return "context"
+                return Stop.CONTEXT
         cost = price(branch, MOST_AHEAD, link.block_size or self._fleet.block_size(branch.model))
         reserved_tokens = link.view(cost).reservable_tokens
         if reserved_tokens is None:
-            return "no_room"
+            return Stop.NO_ROOM
         stream = link.submit(branch, cost, reserved_tokens)
-        return stream if isinstance(stream, RequestStream) else "no_drafter"
+        return stream if isinstance(stream, RequestStream) else Stop.NO_DRAFTER
 
     def is_on(self, generation: Generation) -> bool:
         model = self._fleet.find(generation.model)
@@ -117,7 +118,7 @@ class Drafting:
     def verified(self, generation: Generation, drafts: int, accepted: int) -> None:
         self._metrics.drafts_verified(generation.model, drafts, accepted)
 
-    def stopped(self, generation: Generation, reason: str) -> None:
+    def stopped(self, generation: Generation, reason: Stop) -> None:
         self._metrics.drafting_stopped(generation.model, reason)
         if reason in WITHOUT_GAIN:
             self._fortunes[generation.model].failed()

@@ -32,10 +32,27 @@ class Verdict(StrEnum):
     """The drafts are of another text: begin again behind the output."""
     BEHIND = "behind"
     """They hold, but all of them are old: begin again behind the output."""
-    REJECTED = "acceptance"
-    """Too few hold: stop."""
+
+
+class Stop(StrEnum):
+    """Why a request goes on without drafts, or begins without."""
+
+    ACCEPTANCE = "acceptance"
+    """Too few hold."""
     LATE = "late"
-    """They hold and save no steps: stop."""
+    """They hold and save no steps."""
+    DRAFTER_LOST = "drafter_lost"
+    NO_DRAFTER = "no_drafter"
+    NO_ROOM = "no_room"
+    """Its credits do not cover the branch."""
+    REFUSED = "refused"
+    CONTEXT = "context"
+    """The text is longer than the drafting worker takes."""
+    OTHER_TOKENIZER = "other_tokenizer"
+    OFF = "off"
+    """The manifest says so since."""
+    PAUSED = "paused"
+    """The requests before it gained nothing."""
 
 
 class Guesses:
@@ -68,16 +85,16 @@ class Guesses:
         self._start = self._judged = len(self.output)
         self._drafts = []
 
-    def came_true(self, token_ids: Sequence[int]) -> Verdict:
+    def came_true(self, token_ids: Sequence[int]) -> Verdict | Stop:
         """What one step of the verifying worker gave."""
         self.output += token_ids
         self.tokens_per_step += WEIGHT_OF_A_STEP * (len(token_ids) - self.tokens_per_step)
-        verdict = self._judge()
+        verdict = self.judge()
         if verdict is Verdict.RIGHT and self.tokens_per_step < LEAST_YIELD:
-            return Verdict.LATE
+            return Stop.LATE
         if verdict is Verdict.RIGHT and self._drafts and len(self.output) - self.drafted_to > MOST_BEHIND:
             return Verdict.BEHIND
-        return Verdict.REJECTED if verdict is Verdict.WRONG and self.acceptance < LEAST_ACCEPTANCE else verdict
+        return verdict
 
     def drafted(self, token_ids: Sequence[int]) -> tuple[int, list[int]]:
         """Position and ids of what is worth telling the verifying worker; nothing of what is known there or proves wrong at once."""
@@ -86,17 +103,13 @@ class Guesses:
         first = max(at, len(self.output))
         return first, list(token_ids[first - at :])
 
-    def judge(self) -> Verdict:
-        """After `drafted`: the answer may have been faster."""
-        verdict = self._judge()
-        return Verdict.REJECTED if verdict is Verdict.WRONG and self.acceptance < LEAST_ACCEPTANCE else verdict
-
-    def _judge(self) -> Verdict:
-        """Each draft once, as soon as both it and its place in the output are known; the first that differs makes the rest worthless."""
+    def judge(self) -> Verdict | Stop:
+        """Each draft once, as soon as both it and its place in the output are known; the first that differs makes the rest worthless. To be
+        asked after `drafted` too: the answer may have been faster."""
         for at in range(self._judged, min(len(self.output), self.drafted_to)):
             holds = self.output[at] == self._drafts[at - self._start]
             self.acceptance += WEIGHT_OF_A_DRAFT * (holds - self.acceptance)
             self._judged = at + 1
             if not holds:
-                return Verdict.WRONG
+                return Stop.ACCEPTANCE if self.acceptance < LEAST_ACCEPTANCE else Verdict.WRONG
         return Verdict.RIGHT

@@ -10,6 +10,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry
 
 from pagoda_router.backends.base import Failure, Settlement
+from pagoda_router.drafting.guesses import Stop
 from pagoda_router.generation import ModelName, RequestClass
 from pagoda_router.http.surface import Endpoint, RequestOutcome
 from pagoda_router.metrics.series import Counter, Gauge, Histogram
@@ -32,9 +33,6 @@ FALLBACKS = ("cold_start", "deadline_infeasible", "model_unavailable", "no_worke
 BUDGETS = ("retries", "replays")
 TOKEN_KINDS = ("prompt", "cached", "completion")
 DRAFT_KINDS = ("drafted", "verified", "accepted")
-DRAFTING_STOPS = (
-    *("acceptance", "late", "drafter_lost", "no_drafter", "no_room", "refused", "context", "other_tokenizer", "off", "paused"),
-)
 TURNED_AWAY = (429, 503)
 
 
@@ -129,7 +127,7 @@ class RouterMetrics:
         for metric, reasons in (
             *((self._rejected, REJECTIONS), (self._retries, RETRIES)),
             *((self._upstream_errors, get_args(Failure)), (self._budget_spent, BUDGETS), (self._fallbacks, FALLBACKS)),
-            (self._drafting_stopped, DRAFTING_STOPS),
+            (self._drafting_stopped, Stop),
         ):
             for reason in reasons:
                 metric.labels(model, reason)
@@ -206,7 +204,7 @@ class RouterMetrics:
         self._drafts.labels(model, "verified").inc(tokens)
         self._drafts.labels(model, "accepted").inc(accepted)
 
-    def drafting_stopped(self, model: ModelName, reason: str) -> None:
+    def drafting_stopped(self, model: ModelName, reason: Stop) -> None:
         self._drafting_stopped.labels(model, reason).inc()
 
     def settled(self, settlement: Settlement) -> None:
