@@ -50,7 +50,8 @@ class Report:
         found = json.loads(self.path.read_text())
         if found["hardware"].get("device") != self.hardware.get("device"):
             raise ConfigError(f"{self.path} is of {found['hardware'].get('device')}, this is {self.hardware.get('device')}: give --output")
-        self.notes = [*found["notes"], f"parts without are of {found['commit']}", *self.notes]
+        others = [note for note in found["notes"] if not any(words in note.split(":")[0] for words in only)]
+        self.notes = [*others, f"parts without are of {found['commit']}", *self.notes]
         self.kept = [Row(**row) for row in found["rows"]]
 
     def line(self, text: str) -> None:
