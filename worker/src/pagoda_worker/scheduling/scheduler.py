@@ -170,7 +170,7 @@ class Scheduler:
         del sequence.drafts[count:]
         plan.verifications.append(Verification(sequence, sequence.computed - 1, list(sequence.drafts)))
         sequence.pending += count
-        sequence.waits_for_token, sequence.written_to, sequence.unasked_until = True, sequence.computed + count, 0
+        sequence.verifying, sequence.written_to, sequence.unasked_until = True, sequence.computed + count, 0
         return count
 
     def _plan_prompts(self, plan: StepPlan, prompts: "list[tuple[Sequence, int]]", budget: int, *, admitting: bool) -> int:
