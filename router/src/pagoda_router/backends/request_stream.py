@@ -17,6 +17,7 @@ from pagoda_router.generation import (
     Generation,
     PromptLogprobs,
     Started,
+    Take,
     Tokens,
     Usage,
     WorkerId,
@@ -103,6 +104,9 @@ class RequestStream:
         self._draft = draft
         self.follower: Follower | None = None
         """Set by whoever submitted it, at once."""
+        self._take: Take | None = None
+        self._fault: Exception | None = None
+        """What `_take` raised."""
 
     # ------------------------------------------------------------ the reader's side
 
@@ -111,6 +115,8 @@ class RequestStream:
 
     async def __anext__(self) -> list[Event]:
         while not self._pending:
+            if self._fault is not None:
+                raise self._fault
             if self._refusal is not None:
                 raise self._refusal
             if len(self.silent) == self.generation.n:
@@ -138,6 +144,9 @@ class RequestStream:
         self.times.cut_short = True
         self._pending = [event for event in self._pending if event.sequence != sequence]
         self._cancel(self, sequence, wire.CANCEL_STOP_STRING)
+
+    def tap(self, take: Take) -> None:
+        self._take = take
 
     def abandon(self, *, lost_hedge: bool = False) -> None:
         self._silence(self._unsilenced(), wire.CANCEL_HEDGE_LOST if lost_hedge else wire.CANCEL_CLIENT_GONE)
@@ -188,13 +197,30 @@ class RequestStream:
     def push(self, event: Started | Tokens | PromptLogprobs | Embedded) -> None:
         if event.sequence in self.silent:
             return
-        self._pending.append(event)
-        if type(event) is Tokens:
-            self._has_tokens = self._has_output = True
-            self.progress += 1
-            if self.follower is not None:
-                self.follower.came(event.token_ids)
-        self.wake()
+        if type(event) is not Tokens:
+            self._pending.append(event)
+            self.wake()
+            return
+        self._has_tokens = self._has_output = True
+        self.progress += 1
+        if self._take is None or not self._is_read_out or not self._taken(self._take, event):
+            self._pending.append(event)
+            self.wake()
+        if self.follower is not None:
+            self.follower.came(event.token_ids)
+
+    @property
+    def _is_read_out(self) -> bool:
+        """Its reader has taken everything and waits for more, so that nothing can be overtaken."""
+        return self._waiter is not None and not self._pending and not self._waiter.done()
+
+    def _taken(self, take: Take, tokens: Tokens) -> bool:
+        try:
+            return take(tokens)
+        except Exception as error:  # a bug in one answer is that answer's, not its session's
+            self._take, self._fault = None, error
+            self.wake()
+            return True
 
     def end(self, event: Ended) -> None:
         if self.follower is not None:

@@ -23,12 +23,14 @@ from pagoda_router.http.asgi import (
     Send,
     acknowledge_lifespan,
     answer,
+    direct_of,
     header,
     read_body,
     request_id,
     with_header,
 )
 from pagoda_router.http.cors import Cors
+from pagoda_router.http.direct import DirectResponse
 from pagoda_router.http.hosts import is_local_name
 from pagoda_router.http.surface import Endpoint, Observer, RequestOutcome, SilentObserver, SurfaceSettings
 from pagoda_router.keys.admin import KEYS, KeyAdmin
@@ -236,7 +238,7 @@ class _Surface:
                 takes_fallback=may_fall_back,
                 sender=sender,
             )
-            await self._answer(call, receive, send)
+            await self._answer(call, receive, send, direct_of(scope))
         except ClientGone:
             outcome.status = CLIENT_GONE_STATUS
             raise
@@ -252,10 +254,10 @@ class _Surface:
                 account.close()
             self._finish(trace, outcome)
 
-    async def _answer(self, call: Call, receive: Receive, send: Send) -> None:
+    async def _answer(self, call: Call, receive: Receive, send: Send, direct: DirectResponse | None) -> None:
         """Raises what happened before the answer began; a failure after that is its last event."""
         outcome = call.outcome
-        async with Exchange(receive, send, stalled_reader_s=self._settings.stalled_reader_s) as exchange:
+        async with Exchange(receive, send, stalled_reader_s=self._settings.stalled_reader_s, direct=direct) as exchange:
             try:
                 answering = self._embeddings if outcome.endpoint == "embeddings" else self._completions
                 await answering.answer(call, exchange)

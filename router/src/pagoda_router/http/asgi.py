@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pagoda_router.errors import BodyTooLarge, RequestTimeout, RouterError
+from pagoda_router.http.direct import EXTENSION, DirectResponse
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -39,6 +40,12 @@ def header(scope: Scope, name: bytes) -> bytes | None:
         if key == name:
             return value
     return None
+
+
+def direct_of(scope: Scope) -> DirectResponse | None:
+    """None: the server that called has no such thing."""
+    found: DirectResponse | None = scope.get("extensions", {}).get(EXTENSION)
+    return found
 
 
 async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int, timeout_s: float) -> bytes:
@@ -107,11 +114,11 @@ async def acknowledge_lifespan(receive: Receive, send: Send) -> None:
 class Exchange:
     """One request's connection while its answer is being made: leaving client or stalled reader cancels the work inside.
 
-    `async with Exchange(...)` runs in the request's task. A watcher waits for the disconnect; a timer looks at how long the current write
-    has been waiting. Either cancels the task, and the context turns that cancellation into ClientGone.
+    `async with Exchange(...)` runs in the request's task. The connection tells of the disconnect, or a watcher waits for it; a timer looks
+    at how long the current write has been waiting. Either cancels the task, and the context turns that cancellation into ClientGone.
     """
 
-    def __init__(self, receive: Receive, send: Send, *, stalled_reader_s: float) -> None:
+    def __init__(self, receive: Receive, send: Send, *, stalled_reader_s: float, direct: DirectResponse | None = None) -> None:
         self.started = False
         """Response headers have left; an error can only be an event now."""
         self.failure: Callable[[RouterError], bytes] | None = None
@@ -119,6 +126,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._stalled_reader_s = stalled_reader_s
+        self._direct = direct
+        self._watcher: asyncio.Task[None] | None = None
         self._writing_since: float | None = None
         self._gone = False
 
@@ -127,14 +136,19 @@ class Exchange:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._watcher = loop.create_task(self._watch())
+        if self._direct is None:
+            self._watcher = loop.create_task(self._watch())
+        else:
+            self._direct.on_gone = self._cancel
+            if self._direct.is_gone:
+                loop.call_soon(self._cancel)
         self._timer = loop.call_later(self._stalled_reader_s, self._look_at_write)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._watcher.cancel()
+        self._stop_watching()
         self._timer.cancel()
-        # The watcher and the timer only run while this task waits, so their cancellation always surfaces inside the context.
+        # Watcher, connection and timer only speak while this task waits, so their cancellation always surfaces inside the context.
         if self._gone and kind is asyncio.CancelledError and self._task.uncancel() == 0:
             raise ClientGone from None
 
@@ -145,12 +159,27 @@ class Exchange:
     async def write(self, body: bytes, *, last: bool = False) -> None:
         """Waits while the client's socket buffer is full."""
         if last:
-            # A finished response looks like a disconnect to the watcher.
-            self._watcher.cancel()
+            self._stop_watching()  # a finished response looks like a disconnect to the watcher
         # As _send_watched, in place: this is once a token, and a coroutine less.
         self._writing_since = time.monotonic()
         await self._send({"type": "http.response.body", "body": body, "more_body": not last})
         self._writing_since = None
+
+    @property
+    def takes_more(self) -> bool:
+        """`write_at_once` can: the answer has begun, and its client reads. Never where the server gives no way."""
+        return self._direct is not None and self.started and self._direct.takes_more
+
+    def write_at_once(self, body: bytes) -> None:
+        """Not the last piece, and only while it takes more."""
+        assert self._direct is not None
+        self._direct.write(body)
+
+    def _stop_watching(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+        elif self._direct is not None:
+            self._direct.on_gone = None
 
     async def _send_watched(self, message: Message) -> None:
         self._writing_since = time.monotonic()

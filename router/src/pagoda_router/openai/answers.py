@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from pagoda_router.errors import BadRequest, RouterError
-from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
+from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher, Take, Tokens
 from pagoda_router.http.asgi import JSON_TYPE, Exchange
 from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.openai.answer_parts import Format, WholeChoice
@@ -115,15 +115,17 @@ class Completions:
             output_format = CompletionFormat(job)
         progress = Progress(job)
         writer: _Writer
+        take: Take | None = None
         if alive is not None:
-            writer = _StreamWriter(job, output_format, progress, exchange, call, self._clock, alive)
+            streaming = writer = _StreamWriter(job, output_format, progress, exchange, call, self._clock, alive)
+            take = streaming.take if all(choice.is_plain for choice in progress.choices) else None
         else:
             writer = _WholeWriter(job, output_format, progress, exchange, call, self._clock)
         await call.reserve(job.generations, self._dispatcher)
         call.account.look = partial(_bill, call.outcome, progress)
         try:
             with _in_the_requests_words(job):
-                await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight)
+                await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight, take=take)
         finally:
             _bill(call.outcome, progress)
 
@@ -216,6 +218,16 @@ class _StreamWriter(_Writer):
         super().__init__(job, output_format, progress, exchange, call, clock)
         self._alive = alive
         self._is_open = False
+
+    def take(self, tokens: Tokens) -> bool:
+        """As `deliver` of a plain choice's tokens in the middle of its stream, without waiting. False: it would have to."""
+        if not self._is_open or not self._exchange.takes_more:
+            return False
+        delta = self._progress.choices[tokens.sequence].feed(tokens)
+        self._outcome.last_token_s = self._clock() - self._trace.received_s
+        if delta.text:
+            self._exchange.write_at_once(self._format.chunk(delta, self._progress.usage if self._job.continuous_usage else None))
+        return True
 
     async def _write(self, deltas: list[Delta], *, last: bool) -> None:
         chunks = await self._open() if not self._is_open else []
