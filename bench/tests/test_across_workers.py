@@ -88,7 +88,9 @@ async def test_answers_are_the_same_while_workers_are_killed_beneath_them(tmp_pa
             await dies_beneath(client, pair.drafter.pid, prompt, plain[1].text)
             told = (await client.get("/metrics")).text
             assert 'pagoda_router_replays_total{model="target"} 1.0' in told, "the answer was under way when its engine died"
-            gave_up = [f'drafting_stopped_total{{model="target",reason="{reason}"}} 1.0' in told for reason in ("drafter_lost", "no_drafter")]
+            gave_up = [
+                f'drafting_stopped_total{{model="target",reason="{reason}"}} 1.0' in told for reason in ("drafter_lost", "no_drafter")
+            ]
             assert any(gave_up), "and so it was when the drafting one died"
 
 

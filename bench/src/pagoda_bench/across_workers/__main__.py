@@ -1,8 +1,8 @@
-"""`python -m pagoda_bench.across_workers` (`make bench-speculation-router`): what it gains to draft on one worker and verify on another, and
-from which round trip on it gains nothing; result file `speculation-router` with its picture, and a table of docs/speculation.md.
+"""`python -m pagoda_bench.across_workers` (`make bench-speculation-router`): what it gains to draft on one worker and verify on another,
+and from which round trip on it gains nothing; result file `speculation-router` with its picture, and a table of docs/speculation.md.
 
-Two real workers with the shipped pair of models and a real router. The models are so small that the network would be all there is to see: so
-each step waits until it took what it would of a larger model (`--step-ms`, `--draft-step-ms`), and nothing else is played.
+Two real workers with the shipped pair of models and a real router. The models are so small that the network would be all there is to see:
+so each step waits until it took what it would of a larger model (`--step-ms`, `--draft-step-ms`), and nothing else is played.
 """
 
 import argparse
@@ -54,17 +54,8 @@ def main(arguments: list[str]) -> int:
 
     with tempfile.TemporaryDirectory(prefix="pagoda-across-") as scratch:
         rows = asyncio.run(collect(Path(scratch)))
-    notes = [
-        f"two workers and a router on one machine; each step of the model waits until it took its time, each of the draft model until it took "
-        f"{options.draft_step_ms:g} ms, however many tokens are in it: as of models so large that reading their weights is all a step does",
-        "the round trip is added on the way between the router and each of the two workers, half of it each way",
-        f"one answer at a time, at most {MAX_TOKENS} tokens, one of each task of the tiny model in a round, each asked with drafts and "
-        f"without, with one seed; time from the request to the end of its answer; {DRAFT_TOKENS} drafts in one step at most",
-        f"medians of {options.rounds} rounds, in brackets the extremes; aimed at where a round trip is no longer than a step",
-        f"load average of the machine before: {load:.1f}",
-    ]
     command = " ".join(["python -m pagoda_bench.across_workers", *arguments]) if arguments else "make bench-speculation-router"
-    result = result_here("speculation-router", rows, command=command, notes=notes)
+    result = result_here("speculation-router", rows, command=command, notes=_notes(options, load))
     path = options.output or FOLDER / "speculation-router.json"
     write(result, path)
     draw(points_of(result), path.with_suffix(".png"), draft_step_ms=options.draft_step_ms)
@@ -72,6 +63,22 @@ def main(arguments: list[str]) -> int:
         DOCUMENT.write_text(with_table(DOCUMENT.read_text(), result))
     print(f"wrote {os.path.relpath(path)}")
     return 0
+
+
+def _notes(options: argparse.Namespace, load: float) -> list[str]:
+    return [
+        (
+            "two workers and a router on one machine; each step of the model waits until it took its time, each of the draft model until "
+            f"it took {options.draft_step_ms:g} ms, however many tokens are in it, as where reading large weights is all that a step does"
+        ),
+        "the round trip is added on the way between the router and each of the two workers, half of it each way",
+        (
+            f"one answer at a time, at most {MAX_TOKENS} tokens, one of each task of the tiny model in a round, each asked with drafts and "
+            f"without, with one seed; time from the request to the end of its answer; {DRAFT_TOKENS} drafts in one step at most"
+        ),
+        f"medians of {options.rounds} rounds, in brackets the extremes; aimed at where a round trip is no longer than a step",
+        f"load average of the machine before: {load:.1f}",
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -63,14 +63,13 @@ def with_table(text: str, result: Result) -> str:
 
 
 def _lines(result: Result) -> Iterator[str]:
-    yield "| temperature | a step of the model | round trip | tokens/s without | with drafts | gain | of its tokens from drafts | drafts accepted |"
+    yield "| temperature | a step | round trip | tokens/s without | with drafts | gain | of its tokens from drafts | drafts accepted |"
     yield "|---:|---:|---:|---:|---:|---:|---:|---:|"
     for point in points_of(result):
         gain = f"{point.gain:.2f} ({point.low:.2f} to {point.high:.2f})"
-        yield (
-            f"| {point.temperature:g} | {point.step_ms:g} ms | {point.round_trip_ms:g} ms "
-            f"| {point.plain_tokens_per_s:.1f} | {point.drafted_tokens_per_s:.1f} | {gain} | {point.from_drafts_ratio:.0%} | {point.accepted_ratio:.0%} |"
-        )
+        where = f"{point.temperature:g} | {point.step_ms:g} ms | {point.round_trip_ms:g} ms"
+        speeds = f"{point.plain_tokens_per_s:.1f} | {point.drafted_tokens_per_s:.1f} | {gain}"
+        yield f"| {where} | {speeds} | {point.from_drafts_ratio:.0%} | {point.accepted_ratio:.0%} |"
 
 
 def _where(result: Result) -> str:

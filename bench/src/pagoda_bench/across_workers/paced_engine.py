@@ -1,7 +1,8 @@
-"""`python -m pagoda_bench.across_workers.paced_engine --fd N`: the worker's own engine process, whose steps last as long as a larger model's.
+"""`python -m pagoda_bench.across_workers.paced_engine --fd N`: the worker's own engine process, whose steps last as long as a larger
+model's.
 
-Tokens, scheduling and speculation are the real ones of the model that it loads; only the wait for each step's result is longer, by sleeping,
-so that the core is free for others as it is while a GPU computes. Started by paced_worker.py; PACE_VARIABLE says how long.
+Tokens, scheduling and speculation are the real ones of the model that it loads; only the wait for each step's result is longer, by
+sleeping, so that the core is free for others as it is while a GPU computes. Started by paced_worker.py; PACE_VARIABLE says how long.
 """
 
 import os

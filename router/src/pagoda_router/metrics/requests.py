@@ -124,10 +124,11 @@ class RouterMetrics:
                 self._slo.labels(model, sli, verdict)
         for reason in PlacementReason:
             self._placements.labels(model, POLICY, reason)
+        for stop in Stop:
+            self._drafting_stopped.labels(model, stop)
         for metric, reasons in (
             *((self._rejected, REJECTIONS), (self._retries, RETRIES)),
             *((self._upstream_errors, get_args(Failure)), (self._budget_spent, BUDGETS), (self._fallbacks, FALLBACKS)),
-            (self._drafting_stopped, Stop),
         ):
             for reason in reasons:
                 metric.labels(model, reason)
