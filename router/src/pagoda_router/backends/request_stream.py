@@ -176,6 +176,7 @@ class RequestStream:
 
     def _silence(self, sequences: list[int], cancel_reason: Any) -> None:
         """`sequences`: those that had not been silent. Whoever was has been cancelled already, and the worker is told once."""
+        self._take = None  # it leads to whoever reads this stream: a cycle, which only the collector would free
         self.silent.update(sequences)
         if not self.running.isdisjoint(sequences):
             self.times.cut_short = True

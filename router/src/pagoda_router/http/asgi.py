@@ -6,19 +6,18 @@ Knows HTTP only. Used by app and openai/ on the /v1 path, where a framework's re
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
 
 from pagoda_router.errors import BodyTooLarge, RequestTimeout, RouterError
-from pagoda_router.http.direct import EXTENSION, DirectResponse
+from pagoda_router.http.direct import EXTENSION, DirectResponse, Headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = Sequence[tuple[bytes, bytes]]
 
 JSON_TYPE = (b"content-type", b"application/json")
 EVENT_STREAM_HEADERS: Headers = (
@@ -42,17 +41,22 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-def direct_of(scope: Scope) -> DirectResponse | None:
-    """None: the server that called has no such thing."""
-    found: DirectResponse | None = scope.get("extensions", {}).get(EXTENSION)
+def take_direct(scope: Scope) -> DirectResponse | None:
+    """Out of the scope: the two know each other, and what is left in a cycle waits for the collector, which then stops all streams at once.
+    None: the server that called has no such thing."""
+    found: DirectResponse | None = scope.pop("extensions", {}).get(EXTENSION)
     return found
 
 
-async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int, timeout_s: float) -> bytes:
+async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int, timeout_s: float, direct: DirectResponse | None = None) -> bytes:
     """The whole body; stops reading at the limit, whether or not a Content-Length announced it."""
     announced = header(scope, b"content-length")
     if announced is not None and announced.isdigit() and int(announced) > limit_bytes:
         raise _too_large(limit_bytes)
+    if direct is not None and (whole := direct.whole_body()) is not None:  # nearly always, and a timeout costs as much as parsing
+        if len(whole) > limit_bytes:
+            raise _too_large(limit_bytes)
+        return whole
     chunks: list[bytes] = []
     size = 0
     try:
@@ -164,6 +168,15 @@ class Exchange:
         self._writing_since = time.monotonic()
         await self._send({"type": "http.response.body", "body": body, "more_body": not last})
         self._writing_since = None
+
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole one, with its content-length among the headers."""
+        self._stop_watching()
+        if self._direct is not None and self._direct.answer(status, headers, body):
+            self.started = True
+            return
+        await self.start(status, headers)
+        await self.write(body, last=True)
 
     @property
     def takes_more(self) -> bool:

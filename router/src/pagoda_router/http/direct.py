@@ -1,15 +1,16 @@
-"""What our uvicorn's connections can do beyond ASGI: write a piece of a stream at once, and tell that the client left.
+"""What our uvicorn's connections can do beyond ASGI: read and write without waiting where they need not, and tell that the client left.
 
 In ASGI each piece is a coroutine's turn, and a task of its own has to wait for the disconnect; together that costs more than all writing.
 Exchange (asgi.py) looks for this in the scope's extensions, and goes ASGI's way where it is not. Knows nothing of what is written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 EXTENSION = "pagoda.direct"
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 class DirectResponse:
@@ -29,6 +30,30 @@ class DirectResponse:
         """The next piece need not wait: headers have left, and the client reads what it is sent."""
         cycle = self._cycle
         return bool(cycle.chunked_encoding) and not (cycle.flow.write_paused or cycle.response_complete or self.is_gone)
+
+    def whole_body(self) -> bytes | None:
+        """Of the request; None: not all of it is here, and `receive` waits for the rest."""
+        cycle = self._cycle
+        if cycle.more_body or self.is_gone:
+            return None
+        cycle.message_event.clear()
+        cycle.flow.resume_reading()
+        return bytes(cycle.body)
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> bool:
+        """A whole answer; the headers are our own words, the body's length among them. False: nothing was written, `send` waits."""
+        cycle = self._cycle
+        if cycle.response_started or cycle.flow.write_paused or self.is_gone:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        parts = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers]]
+        if not cycle.keep_alive:
+            parts.append(b"connection: close\r\n")
+        cycle.transport.write(b"".join([*parts, b"\r\n", body]))
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+        return True
 
     def write(self, piece: bytes) -> None:
         """Only while it takes more. An empty piece would end the answer, so none is written."""

@@ -59,7 +59,11 @@ def closing_when(draining: Callable[[], bool], app: ASGIApp) -> ASGIApp:
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await send(message)
 
-        await app(scope, receive, send_and_close if draining() else send)
+        if not draining():
+            await app(scope, receive, send)
+            return
+        scope.pop("extensions", None)  # what is written past `send` would leave the connection open
+        await app(scope, receive, send_and_close)
 
     return wrapped
 

@@ -3,8 +3,7 @@
 app.py calls `Completions.answer` inside an Exchange; a RouterError raised here becomes a status or, once the headers have left, an event.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import Any
@@ -124,8 +123,9 @@ class Completions:
         await call.reserve(job.generations, self._dispatcher)
         call.account.look = partial(_bill, call.outcome, progress)
         try:
-            with _in_the_requests_words(job):
-                await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight, take=take)
+            await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight, take=take)
+        except BadRequest as error:
+            raise _in_the_requests_words(error, job) from error
         finally:
             _bill(call.outcome, progress)
 
@@ -143,17 +143,12 @@ class Completions:
         return KeepAlive(exchange, self._settings, headers=call.answer_headers, started=started, waits_for=waits_for)
 
 
-@contextmanager
-def _in_the_requests_words(job: Job) -> Iterator[None]:
+def _in_the_requests_words(error: BadRequest, job: Job) -> BadRequest:
     """A worker that cannot enforce a form calls it by the wire's name."""
-    try:
-        yield
-    except BadRequest as error:
-        wire_name = error.param or ""
-        if not job.constraint_field or not wire_name.startswith("structured."):
-            raise
-        message = error.message.replace(wire_name, job.constraint_field)
-        raise BadRequest(message, param=job.constraint_field, code=error.code) from error
+    wire_name = error.param or ""
+    if not job.constraint_field or not wire_name.startswith("structured."):
+        return error
+    return BadRequest(error.message.replace(wire_name, job.constraint_field), param=job.constraint_field, code=error.code)
 
 
 def _bill(outcome: RequestOutcome, progress: Progress) -> None:
@@ -260,5 +255,4 @@ class _WholeWriter(_Writer):
             body = self._format.whole(self._choices, self._progress, self._trace_document())
             self._outcome.status = 200
             length = (b"content-length", str(len(body)).encode())
-            await self._exchange.start(200, [JSON_TYPE, length, *self._headers()])
-            await self._exchange.write(body, last=True)
+            await self._exchange.answer(200, [JSON_TYPE, length, *self._headers()], body)
