@@ -117,6 +117,13 @@ def test_predicted_is_no_worse_with_a_worker_less(slowness):
     assert ours["ttft_p95_s"] <= 1.05 * theirs["ttft_p95_s"]
 
 
+def test_predicted_leaves_no_idle_worker_for_one_that_computes_a_prompt():
+    """Half a second of arrivals at a large fleet: what few steps have taught of each worker decides."""
+    predicted, counted = (small("mixed", policy, workers=80, duration_s=0.5) for policy in (PolicyName.PREDICTED, PolicyName.LEAST_LOADED))
+    assert predicted["ttft_p95_s"] <= counted["ttft_p95_s"]
+    assert predicted["tpot_p95_s"] <= 1.05 * counted["tpot_p95_s"]
+
+
 def test_who_joins_late_gets_its_part():
     users = conversations(WORKLOADS["mixed"], 12.0, 10.0, 7, H100_8B.block_size)
     requests = Simulation(users, H100_8B, 2, PolicyName.PREDICTED, faults=[Fault(1, 0.0, 4.0)]).run()

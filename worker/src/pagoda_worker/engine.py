@@ -111,7 +111,11 @@ class Engine:
             hear = partial(self._news, "warming: sizes of steps run")
             warmed = self._on_trial(lambda trial: warm(trial, self.step, vocab_size=self.facts.vocab_size, news=hear))
             log.info("warmed in %.1f s: %d sizes of steps, %d left out for time", warmed.seconds, warmed.sizes, warmed.left_out)
-        self._meter.start_from(prefill_tokens_per_s=measured.prefill_tokens_per_s, decode_step_ms=measured.decode_step_ms)
+        self._meter.start_from(
+            prefill_tokens_per_s=measured.prefill_tokens_per_s,
+            decode_step_ms=measured.decode_step_ms,
+            chunk_tokens=measured.chunk_tokens,
+        )
         on_cpu = self.runner.device.type == "cpu"
         self.facts = replace(
             self.facts,

@@ -1,4 +1,4 @@
-"""`python -m pagoda_bench.rank_order`: the simulator's order of policies beside that of a real router (ten minutes).
+"""`python -m pagoda_bench.rank_order`: the simulator's order of policies beside that of a real router (five minutes).
 
 Real: router process, HTTP, gRPC sessions, time, and with tiny workers the engines too. Its tables are written into docs/routing.md.
 """
@@ -21,7 +21,7 @@ PACKAGES = ("pagoda-bench", "pagoda-router", "pagoda-worker")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pagoda_bench.rank_order", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of arrivals, for each workload and policy")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of arrivals, for each workload and policy")
     parser.add_argument("--only", choices=("paced", "tiny"), help="one of the two")
     parser.add_argument("--output", type=Path, help="the result file; without it that of docs/routing.md, with its table")
     arguments = parser.parse_args()

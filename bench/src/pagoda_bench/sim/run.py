@@ -45,7 +45,7 @@ def simulate(job: Job) -> Outcome:
     """Raises SettingsError for a profile that there is not."""
     workload, profile = read_parameters().workloads[job.workload], profile_named(job.profile)
     size = profile.block_size
-    rate_per_s = conversations_per_s(workload, profile, job.workers, _lengths(workload, size))
+    rate_per_s = arrivals_per_s(workload, profile, job.workers)
     if job.load is not None:
         rate_per_s *= job.load / workload.load
     duration_s = job.duration_s * workload.times_longer
@@ -72,6 +72,11 @@ def _lengths(workload: Workload, block_size: int, shape: Shape = _as_it_is) -> l
     """Of the turns of conversations like those to come."""
     sample = (shape(conversation) for conversation in conversations(workload, SAMPLE_PER_S, SAMPLE_S, 0, block_size))
     return [[(turn.prompt_tokens, turn.output_tokens) for turn in conversation.turns] for conversation in sample]
+
+
+def arrivals_per_s(workload: Workload, profile: EngineProfile, workers: int) -> float:
+    """Conversations that ask for `workload.load` of these workers' capacity."""
+    return conversations_per_s(workload, profile, workers, _lengths(workload, profile.block_size))
 
 
 def first_turns(
