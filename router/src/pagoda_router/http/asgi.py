@@ -191,6 +191,7 @@ class Exchange:
     def _stop_watching(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # its end holds this exchange: a cycle
         elif self._direct is not None:
             self._direct.on_gone = None
 
