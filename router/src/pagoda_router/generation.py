@@ -123,6 +123,8 @@ class Generation:
     """From Dispatcher.hold; None: it arrives now."""
     resume_ids: Sequence[int] = ()
     """Output that a lost worker gave (n is 1): context for the next one, counted as output, not sent again."""
+    is_draft: bool = False
+    """Of another model's answer: nobody reads it but the router."""
     relay: Relay | None = None
     """For a backend that takes text. prompt_ids are then 4-byte pieces of the prompt's JSON: about as many as tokens, equal where it is."""
     trace: GenerationTrace = field(default_factory=GenerationTrace, compare=False, repr=False)

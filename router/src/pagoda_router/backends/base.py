@@ -53,6 +53,8 @@ class Settlement:
     request_class: RequestClass = RequestClass.LATENCY
     charged_service_tokens: int = 0
     """What its tenant was charged when it was placed (Price.service_tokens)…"""
+    is_draft: bool = False
+    """It only guessed what another worker verifies: no client's answer, and nobody pays for it."""
     service_tokens: int = 0
     """…and what the worker really did for it; nothing when the worker was lost. Equal: the prediction stands."""
 

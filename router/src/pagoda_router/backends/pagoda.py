@@ -159,7 +159,10 @@ class PagodaLink:
             knowledge.woken()
         uncached_tokens = max(1, cost.prompt_tokens - knowledge.cached_tokens(chain))
         expectation = knowledge.expect(chain)
-        stream = requests.add(generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, expectation=expectation)
+        takes_drafts = wire.FEATURE_VERIFY in self._description.features
+        stream = requests.add(
+            generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, expectation=expectation, takes_drafts=takes_drafts
+        )
         self._outbox.put(submit_message(generation, stream.request_id, reserved_tokens))
         self._view.changed()
         return stream

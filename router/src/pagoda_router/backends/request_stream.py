@@ -4,8 +4,8 @@ Written by its session's RunningRequests (streams.py), read by one task. What th
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Protocol
 
 from pagoda_router.admission.credits import Price
 from pagoda_router.backends.base import Failure, RefusedByWorker
@@ -28,12 +28,30 @@ from pagoda_router.wire import worker_pb2 as wire
 
 CancelOnWorker = Callable[["RequestStream", int | None, Any], None]
 """Of one sequence or (None) all, with the wire's reason."""
+DraftOnWorker = Callable[["RequestStream", int, Sequence[int]], None]
+"""Guesses at the output of a request of one sequence, from this position on."""
 
 FAILURES: dict[EndReason, Failure] = {
     EndReason.ENGINE_ERROR: "engine_error",
     EndReason.SHUTDOWN: "worker_drained",
     EndReason.TIMED_OUT: "timed_out",
 }
+
+
+class Follower(Protocol):
+    """Who hears at once, in the middle of reading a frame, how a request of one sequence goes on, whether anybody reads it or not."""
+
+    def came(self, token_ids: Sequence[int]) -> None:
+        """What one step gave, while somebody waits for it."""
+        ...
+
+    def ended(self, end: Ended) -> None:
+        """As the worker said it, or as a lost worker makes it."""
+        ...
+
+    def left(self) -> None:
+        """It is gone from its worker; nothing follows. Of a lost or refusing worker this comes without `ended`."""
+        ...
 
 
 class RequestStream:
@@ -49,8 +67,10 @@ class RequestStream:
         *,
         uncached_tokens: int | None = None,
         expectation: Expectation | None = None,
+        draft: DraftOnWorker | None = None,
     ) -> None:
-        """`uncached_tokens`: of its prompt, those that the worker is expected to compute; None: all."""
+        """`uncached_tokens`: of its prompt, those that the worker is expected to compute; None: all. `draft`: how guesses reach it; None:
+        it takes none."""
         self.worker = worker
         self.generation = generation
         self.cost = cost
@@ -81,6 +101,9 @@ class RequestStream:
         self._refusal: RefusedByWorker | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._cancel = cancel
+        self._draft = draft
+        self.follower: Follower | None = None
+        """Set by whoever submitted it, at once."""
         self._take: Take | None = None
         self._fault: Exception | None = None
         """What `_take` raised."""
@@ -132,6 +155,16 @@ class RequestStream:
         self.lost, self.hurt = True, "timed_out"
         self.end_all(EndReason.TIMED_OUT, detail)
 
+    @property
+    def takes_drafts(self) -> bool:
+        return self._draft is not None
+
+    def draft(self, position: int, token_ids: Sequence[int]) -> None:
+        """Guesses at the output; the worker drops those that are of no use. Only where it takes them."""
+        assert self._draft is not None
+        if self.is_awaited:
+            self._draft(self, position, token_ids)
+
     def end_all(self, reason: EndReason, detail: str) -> None:
         open_sequences = self._unsilenced()
         for sequence in open_sequences:
@@ -165,13 +198,17 @@ class RequestStream:
     def push(self, event: Started | Tokens | PromptLogprobs | Embedded) -> None:
         if event.sequence in self.silent:
             return
-        if type(event) is Tokens:
-            self._has_tokens = self._has_output = True
-            self.progress += 1
-            if self._take is not None and self._is_read_out and self._taken(self._take, event):
-                return
-        self._pending.append(event)
-        self.wake()
+        if type(event) is not Tokens:
+            self._pending.append(event)
+            self.wake()
+            return
+        self._has_tokens = self._has_output = True
+        self.progress += 1
+        if self._take is None or not self._is_read_out or not self._taken(self._take, event):
+            self._pending.append(event)
+            self.wake()
+        if self.follower is not None:
+            self.follower.came(event.token_ids)
 
     @property
     def _is_read_out(self) -> bool:
@@ -187,6 +224,8 @@ class RequestStream:
             return True
 
     def end(self, event: Ended) -> None:
+        if self.follower is not None:
+            self.follower.ended(event)
         if event.sequence in self.silent:
             return
         self.silent.add(event.sequence)

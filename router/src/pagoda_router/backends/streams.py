@@ -4,7 +4,7 @@ A frame is walked once; each stream it touches wakes at most once for it and the
 held until the worker confirms the end (or the session is gone), not until the reader leaves: that is how long the KV is really in use.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pagoda_router.admission.credits import CreditLedger, Price, service_tokens, used_kv_tokens
@@ -73,9 +73,17 @@ class RunningRequests:
         *,
         uncached_tokens: int | None = None,
         expectation: Expectation | None = None,
+        takes_drafts: bool = False,
     ) -> RequestStream:
         stream = RequestStream(
-            self._next_id, self._worker, generation, cost, self._cancel, uncached_tokens=uncached_tokens, expectation=expectation
+            self._next_id,
+            self._worker,
+            generation,
+            cost,
+            self._cancel,
+            uncached_tokens=uncached_tokens,
+            expectation=expectation,
+            draft=self._draft if takes_drafts else None,
         )
         self.ledger.spend(stream.request_id, reserved_tokens)
         self._next_id += 1
@@ -185,8 +193,11 @@ class RunningRequests:
                 request_class=generation.request_class,
                 charged_service_tokens=stream.cost.service_tokens,
                 service_tokens=service_tokens(prompt_tokens, cached_tokens, sum(stream.lengths)) if ran and stream.begun else 0,
+                is_draft=generation.is_draft,
             )
         )
+        if stream.follower is not None:
+            stream.follower.left()
 
     def _count(self, generation: Generation, sequences: int) -> None:
         self.sequences += sequences
@@ -203,6 +214,10 @@ class RunningRequests:
     def _prefill_no_longer_ahead(self, stream: RequestStream) -> None:
         self.unbegun_prompt_tokens -= stream.unbegun_prompt_tokens
         stream.unbegun_prompt_tokens = 0
+
+    def _draft(self, stream: RequestStream, position: int, token_ids: Sequence[int]) -> None:
+        if stream.request_id in self._streams:
+            self._send(wire.ToWorker(draft=wire.DraftTokens(request_id=stream.request_id, position=position, token_ids=token_ids)))
 
     def _cancel(self, stream: RequestStream, sequence: int | None, reason: Any) -> None:
         if stream.request_id in self._streams:
