@@ -22,7 +22,7 @@ from pagoda_bench.results import result_here, write
 from pagoda_bench.router_load.measure import LoadFailed, Measured, Rig
 from pagoda_bench.router_load.pinned import Pinned, two_cores
 from pagoda_bench.router_load.program import build
-from pagoda_bench.router_load.report import cautions, markdown, rows
+from pagoda_bench.router_load.report import cautions, markdown, rows, scaling_rows
 from pagoda_bench.router_load.scenarios import DIRECT, OURS, SCALING, SCENARIOS, SOAK, Scenario
 from pagoda_bench.router_load.systems import MODELS, STARTERS, RouterSystem, Site, counted_usage, pagoda
 
@@ -76,7 +76,7 @@ def run(options: Options, *, command: str) -> None:
             taken |= _scaling(program, Path(folder) / "scaling", scaling, options)
             scenarios += scaling
     rounds = {(case, system): measured for case, by_system in taken.items() for system, measured in by_system.items()}
-    found = rows(scenarios, rounds)
+    found = [*rows(scenarios, rounds), *scaling_rows(SCALING, rounds)]
     turns = "the systems take turns; all are up, and stopped (SIGSTOP) while another one is measured"
     notes = [
         f"router on core {router_core}, load and mocks on core {rig_core}; {options.rounds} rounds of {options.window_s:g} s, {turns}",
