@@ -69,9 +69,8 @@ def scaling_rows(scenarios: Iterable[Scenario], rounds: Rounds) -> list[Row]:
     found: list[Row] = []
     for scenario in scenarios:
         what = scenario.counts
-        one, two = (
-            [m.router_cpu_s / m.count(what) for m in rounds.get((scenario.case, name), ()) if m.count(what)] for name in (OURS, TWICE)
-        )
+        taken = [[each for each in rounds.get((scenario.case, name), ()) if each.count(what)] for name in (OURS, TWICE)]
+        one, two = ([each.router_cpu_s / each.count(what) for each in own] for own in taken)
         ratios = [2 * a / b for a, b in zip(one, two, strict=False)]
         if ratios:
             row = _row(scenario, TWICE, "scaling_by_cpu", ratios, "ratio")
