@@ -7,6 +7,7 @@ from typing import Literal
 from pagoda_bench.results import Row
 
 OURS = "pagoda"
+TWICE = "pagoda x2"
 DIRECT = "none"
 """The load generator straight to the mock backend: what the added latency is added to."""
 
@@ -58,6 +59,8 @@ SCALING = (
 )
 """Of one and of two processes of ours that share a port; they and the rig may use both cores."""
 
+LEAST_SCALING = 1.8
+"""Times as much as one process must two be able to do."""
 CEILING_FACTOR = 3.0
 """So many times the figure must the rig be able to do; below that the run says that it was the rig that was measured."""
 

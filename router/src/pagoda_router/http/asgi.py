@@ -157,14 +157,23 @@ class Exchange:
             raise ClientGone from None
 
     async def start(self, status: int, headers: Headers) -> None:
+        """Of an answer of pieces, unless a content-length is among the headers."""
         self.started = True
-        await self._send_watched({"type": "http.response.start", "status": status, "headers": list(headers)})
+        is_whole = any(name == b"content-length" for name, _ in headers)
+        if is_whole or self._direct is None or not self._direct.start(status, headers):
+            await self._send_watched({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def write(self, body: bytes, *, last: bool = False) -> None:
         """Waits while the client's socket buffer is full."""
         if last:
             self._stop_watching()  # a finished response looks like a disconnect to the watcher
-        # As _send_watched, in place: this is once a token, and a coroutine less.
+        if self._direct is not None and body and self._direct.takes_more:
+            if last:
+                self._direct.finish(body)
+            else:
+                self._direct.write(body)
+            return
+        # As _send_watched, in place: this may be once a token, and a coroutine less.
         self._writing_since = time.monotonic()
         await self._send({"type": "http.response.body", "body": body, "more_body": not last})
         self._writing_since = None
@@ -191,6 +200,7 @@ class Exchange:
     def _stop_watching(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # its end holds this exchange: a cycle
         elif self._direct is not None:
             self._direct.on_gone = None
 

@@ -38,27 +38,52 @@ class DirectResponse:
             return None
         cycle.message_event.clear()
         cycle.flow.resume_reading()
-        return bytes(cycle.body)
+        body, cycle.body = bytes(cycle.body), bytearray()  # the connection keeps its last cycle
+        return body
+
+    # Headers are our own words. Where one of these says False nothing was written, and `send` has to wait.
 
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
-        """A whole answer; the headers are our own words, the body's length among them. False: nothing was written, `send` waits."""
-        cycle = self._cycle
-        if cycle.response_started or cycle.flow.write_paused or self.is_gone:
+        """A whole answer; its length is among the headers."""
+        if not self._may_start():
             return False
-        cycle.response_started = cycle.response_complete = True
-        parts = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers]]
-        if not cycle.keep_alive:
-            parts.append(b"connection: close\r\n")
-        cycle.transport.write(b"".join([*parts, b"\r\n", body]))
-        if not cycle.keep_alive:
-            cycle.transport.close()
-        cycle.on_response()
+        self._cycle.transport.write(self._head(status, headers) + b"\r\n" + body)
+        self._complete()
+        return True
+
+    def start(self, status: int, headers: Headers) -> bool:
+        """One of pieces."""
+        if not self._may_start():
+            return False
+        self._cycle.chunked_encoding = True
+        self._cycle.transport.write(self._head(status, headers) + b"transfer-encoding: chunked\r\n\r\n")
         return True
 
     def write(self, piece: bytes) -> None:
         """Only while it takes more. An empty piece would end the answer, so none is written."""
         if piece:
             self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+
+    def finish(self, piece: bytes) -> None:
+        """The last one, which may not be empty. Only while it takes more."""
+        self._cycle.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(piece), piece))
+        self._complete()
+
+    def _may_start(self) -> bool:
+        return not (self._cycle.response_started or self._cycle.flow.write_paused or self.is_gone)
+
+    def _head(self, status: int, headers: Headers) -> bytes:
+        cycle = self._cycle
+        cycle.response_started, cycle.waiting_for_100_continue = True, False
+        lines = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers]]
+        return b"".join(lines if cycle.keep_alive else [*lines, b"connection: close\r\n"])
+
+    def _complete(self) -> None:
+        cycle = self._cycle
+        cycle.response_complete = True
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
 
     def lost(self) -> None:
         self.is_gone = True

@@ -14,8 +14,8 @@ LONGEST_CHARS = 40
 """Of a word that is remembered: longer ones are addresses, numbers, encoded data, and seldom met again."""
 LONGEST_MEAN_CHARS = 12
 """Of the words of a text that is taken apart: prose has 8 to 10; code, tables and other scripts more, and few of theirs come again."""
-MOST_WORDS = 32_768
-"""Of one sender, in each of two generations: some 5 MB. A language's usual words are a third of that."""
+MOST_WORDS = 16_384
+"""Of one sender, in each of two generations of some 3 MB: more than a megabyte of documentation has."""
 MOST_SENDERS = 16
 
 _SPACE_AFTER_WORD = re.compile(r" (?<=[A-Za-z0-9] )")  # the space first: that is searched for in C
