@@ -9,7 +9,7 @@ import yaml
 from cases import EXAMPLES, NOW, REPOSITORY, SETTINGS, ManifestCase, inference_model, manifest_cases, router, settled, worker, world
 
 from pagoda_operator.manifest.rules.predicates import KIND_MESSAGES, Field
-from pagoda_operator.manifest.rules.table import FIELDS, NAME, OWN_FALLBACK
+from pagoda_operator.manifest.rules.table import FIELDS, NAME, OWN_DRAFTS, OWN_FALLBACK
 from pagoda_operator.manifest.validate import API_VERSION, KIND
 from pagoda_operator.observed.world import Capacity, Observed
 from pagoda_operator.plan.plan import plan
@@ -82,8 +82,8 @@ def test_a_field_is_required_in_both_or_in_neither(path: str) -> None:
     assert (name in schema.get("required", [])) == FIELDS[path].required
 
 
-def test_what_is_said_of_the_whole_object_is_its_name_and_that_it_is_not_its_own_fallback() -> None:
-    assert [rule["message"] for rule in rules_of(ROOT)] == [NAME.message, OWN_FALLBACK]
+def test_what_is_said_of_the_whole_object_is_its_name_and_that_another_model_is_another() -> None:
+    assert [rule["message"] for rule in rules_of(ROOT)] == [NAME.message, OWN_DRAFTS, OWN_FALLBACK]
 
 
 def test_no_field_is_ruled_by_words_that_kubectl_would_choose_itself() -> None:

@@ -211,6 +211,20 @@ def test_the_older_model_keeps_a_name_that_two_claim() -> None:
     assert "young-default" in {document["metadata"]["name"] for document in made.apply}
 
 
+def test_an_adapter_that_another_model_answers_for_is_said_of_the_model_that_declares_it() -> None:
+    def adapting(name: str, adapters: list[str], age_s: int) -> dict[str, Any]:
+        declared = [{"name": each, "source": "file:///adapters"} for each in adapters]
+        return inference_model(name, {"model": {"source": TINY}, "servedNames": [name], "adapters": declared}, age_s=age_s)
+
+    old, young, youngest = adapting("old", ["sql", "chat"], 100), adapting("young", ["sql", "own"], 10), serving("chat", ["chat"], 1)
+    made = plan([youngest, young, old], world(), SETTINGS)
+    assert made.conflicts.keys() == {"default/old", "default/young"}
+    assert "chat (by chat)" in made.conflicts["default/old"].message
+    assert "sql (by old)" in made.conflicts["default/young"].message
+    assert made.served_names["default/chat"] == ("chat",)
+    assert not plan([old, adapting("young", ["own"], 10)], world(), SETTINGS).conflicts
+
+
 def test_a_model_without_a_date_is_the_youngest() -> None:
     fresh = serving("a", ["chat"], age_s=0)
     del fresh["metadata"]["creationTimestamp"]

@@ -26,7 +26,7 @@ class KvCache:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speculative:
     method: str = "none"
-    """none | ngram | suffix | draft"""
+    """none | ngram | suffix | draft | remote"""
     tokens: int = 4
     """Guessed for one sequence and step, at most."""
     draft: str | None = None

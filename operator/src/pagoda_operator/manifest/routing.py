@@ -15,6 +15,8 @@ from pagoda_operator.manifest.quantities import parse_duration
 class Routing:
     """Routers read it from the object themselves."""
 
+    draft_model: str | None = None
+    """Name of the model whose workers draft for this one's. None: nobody does."""
     fallback: str | None = None
     """Name of the model that answers when this one cannot. None: none."""
     fallback_after_s: float = 10.0
@@ -36,5 +38,13 @@ def routing(written: Mapping[str, Any]) -> Routing:
         if name in written
     }
     return Routing(
-        **given(written, fallback="fallback", max_queue_tokens="maxQueueTokens", max_waiting="maxWaiting", policy="policy"), **times
+        **given(
+            written,
+            draft_model="draftModel",
+            fallback="fallback",
+            max_queue_tokens="maxQueueTokens",
+            max_waiting="maxWaiting",
+            policy="policy",
+        ),
+        **times,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from pagoda_operator.errors import Problem
 from pagoda_operator.manifest.rules.predicates import KIND_MESSAGES, Field, Kind
-from pagoda_operator.manifest.rules.table import FIELDS, NAME, NOT_YET, NOT_YET_MESSAGE, OWN_FALLBACK, children_of
+from pagoda_operator.manifest.rules.table import FIELDS, NAME, NOT_YET, NOT_YET_MESSAGE, OWN_DRAFTS, OWN_FALLBACK, children_of
 from pagoda_operator.manifest.rules.variants import SPEC
 
 API_VERSION = "pagoda.dev/v1alpha1"
@@ -18,7 +18,7 @@ TOP_LEVEL = ("apiVersion", "kind", "metadata", "spec", "status")
 
 
 def problems_of(document: Mapping[str, Any]) -> list[Problem]:
-    return [*_envelope(document), *_field(SPEC, SPEC, document), *_own_fallback(document)]
+    return [*_envelope(document), *_field(SPEC, SPEC, document), *_other_models(document)]
 
 
 def _envelope(document: Mapping[str, Any]) -> Iterator[Problem]:
@@ -43,14 +43,16 @@ def _envelope(document: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("metadata.generation", "leave it out: it counts the changes of spec and is kept by the server", shown(generation))
 
 
-def _own_fallback(document: Mapping[str, Any]) -> Iterator[Problem]:
+def _other_models(document: Mapping[str, Any]) -> Iterator[Problem]:
     metadata, spec = document.get("metadata"), document.get("spec")
     routing = spec.get("routing") if isinstance(spec, Mapping) else None
     if not isinstance(metadata, Mapping) or not isinstance(routing, Mapping):
         return
-    path, _, message = OWN_FALLBACK.partition(": ")
-    if "fallback" in routing and routing["fallback"] == metadata.get("name"):
-        yield Problem(path, message, shown(routing["fallback"]))
+    for sentence in (OWN_DRAFTS, OWN_FALLBACK):
+        path, _, message = sentence.partition(": ")
+        name = path.rpartition(".")[2]
+        if name in routing and routing[name] == metadata.get("name"):
+            yield Problem(path, message, shown(routing[name]))
 
 
 def _field(path: str, shape: str, parent: Mapping[str, Any]) -> Iterator[Problem]:

@@ -35,16 +35,36 @@ class Claims:
 
 def claim_names(models: Iterable[InferenceModel], invalid: Iterable[str] = ()) -> Claims:
     """`invalid`: keys of the documents that do not parse."""
+    by_age = sorted(models, key=lambda model: (model.created or datetime.max.replace(tzinfo=UTC), model.key))
     holders: dict[tuple[str, str], str] = {}
     served: dict[str, tuple[str, ...]] = {}
     conflicts: dict[str, Conflict] = {}
-    for model in sorted(models, key=lambda model: (model.created or datetime.max.replace(tzinfo=UTC), model.key)):
+    for model in by_age:
         lost = {name: holders[model.namespace, name] for name in model.spec.served_names if (model.namespace, name) in holders}
         served[model.key] = tuple(name for name in model.spec.served_names if name not in lost)
         holders.update({(model.namespace, name): model.name for name in served[model.key]})
         if lost:
-            names = ", ".join(f"{name} (by {holder})" for name, holder in lost.items())
             conflicts[model.key] = Conflict(
-                Reason.NAME_TAKEN, f"an older InferenceModel already serves {names}: choose other spec.servedNames, or delete the older one"
+                Reason.NAME_TAKEN,
+                f"an older InferenceModel already serves {_told(lost)}: choose other spec.servedNames, or delete the older one",
             )
-    return Claims(served_names=served, conflicts=conflicts, invalid=frozenset(invalid))
+    return Claims(served_names=served, conflicts=_hidden_adapters(by_age, holders) | conflicts, invalid=frozenset(invalid))
+
+
+def _hidden_adapters(by_age: Iterable[InferenceModel], served: Mapping[tuple[str, str], str]) -> dict[str, Conflict]:
+    """As routers choose (fleet_adapters.py): a served name goes before an adapter's, whichever is older, and of two adapters the older
+    model's."""
+    holders, hidden = dict(served), dict[str, Conflict]()
+    for model in by_age:
+        names = [adapter.name for adapter in model.spec.adapters]
+        lost = {name: holders[model.namespace, name] for name in names if (model.namespace, name) in holders}
+        holders |= {(model.namespace, name): model.name for name in names if name not in lost}
+        if lost:
+            hidden[model.key] = Conflict(
+                Reason.NAME_TAKEN, f"others answer to names of its adapters, {_told(lost)}: choose other ones in spec.adapters"
+            )
+    return hidden
+
+
+def _told(lost: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} (by {holder})" for name, holder in lost.items())

@@ -42,7 +42,7 @@ ENGINE_FIELDS: Mapping[str, Field] = {
         (Rule(lambda given: (given.get("method") == "draft") == ("draft" in given), "write draft, a source, beside method: draft only"),),
     ),
     "spec.engine.speculative.method": Field(
-        "string", (Rule(one_of("none", "ngram", "suffix", "draft"), "write none, ngram, suffix or draft"),), max_size=32
+        "string", (Rule(one_of("none", "ngram", "suffix", "draft", "remote"), "write none, ngram, suffix, draft or remote"),), max_size=32
     ),
     "spec.engine.speculative.tokens": Field("integer", (Rule(between(1, 16), "write 1 to 16 tokens"),)),
     "spec.engine.speculative.draft": Field(

@@ -12,7 +12,7 @@ from pagoda_operator.manifest.rules.backends import BACKEND_RULES
 from pagoda_operator.manifest.rules.engine import ENGINE_FIELDS, RESOURCE_FIELDS, RESOURCE_RULES
 from pagoda_operator.manifest.rules.predicates import Field, Rule, matches, unique
 from pagoda_operator.manifest.rules.promises import PROMISE_FIELDS
-from pagoda_operator.manifest.rules.routing import ROUTING_FIELDS
+from pagoda_operator.manifest.rules.routing import DRAFTING_RULES, ROUTING_FIELDS
 from pagoda_operator.manifest.rules.scaling import ROLLOUT_FIELDS, SCALING_FIELDS, SCALING_RULES
 from pagoda_operator.manifest.rules.sources import MODEL_FIELDS
 from pagoda_operator.manifest.rules.variants import VARIANT_FIELDS, in_variant, overrides
@@ -24,6 +24,7 @@ NAME = Rule(
 """Shorter than Kubernetes allows: worker pods add a variant and two hashes to it, and labels end at 63."""
 
 OWN_FALLBACK = "spec.routing.fallback: write the name of another model, not its own"
+OWN_DRAFTS = "spec.routing.draftModel: write the name of another model, not its own"
 """Said of the whole object, the only one that knows its name."""
 
 _NAMES: Mapping[str, Field] = {
@@ -48,7 +49,7 @@ _NAMES: Mapping[str, Field] = {
 }
 
 FIELDS: Mapping[str, Field] = {
-    "spec": Field("object", (*SCALING_RULES, *RESOURCE_RULES, *BACKEND_RULES, *ADAPTER_RULES), required=True),
+    "spec": Field("object", (*SCALING_RULES, *RESOURCE_RULES, *BACKEND_RULES, *DRAFTING_RULES, *ADAPTER_RULES), required=True),
     **MODEL_FIELDS,
     **ADAPTER_FIELDS,
     **_NAMES,
