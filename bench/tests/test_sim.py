@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -22,13 +23,17 @@ from pagoda_router.placement.scores import PolicyName
 WORKLOADS = read_parameters().workloads
 
 
-def small(workload: str, policy: PolicyName, **options: object) -> Mapping[str, float]:
+def run(workload: str, policy: PolicyName, **options: object) -> Mapping[str, float]:
     fields: dict[str, object] = {"seed": 1, "workers": 4, "duration_s": 20.0, **options}
     return simulate(Job(workload=workload, policy=policy, **fields)).figures  # type: ignore[arg-type]
 
 
+small = cache(run)
+"""Once for all tests that ask for the same."""
+
+
 def test_a_seed_gives_one_run():
-    assert small("mixed", PolicyName.PREDICTED) == small("mixed", PolicyName.PREDICTED)
+    assert run("mixed", PolicyName.PREDICTED) == small("mixed", PolicyName.PREDICTED)
 
 
 def test_every_conversation_ends_and_every_credit_comes_back_also_when_a_worker_dies():
