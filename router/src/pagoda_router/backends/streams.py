@@ -63,6 +63,7 @@ class RequestStream:
         self.unbegun_prompt_tokens = cost.prompt_tokens if uncached_tokens is None else uncached_tokens
         self.expectation = expectation
         self.lost = False
+        self.lost_hedge = False
         self.engine_died = False
         self.begun = False
         self.progress = 0
@@ -123,6 +124,7 @@ class RequestStream:
         self._cancel(self, sequence, wire.CANCEL_STOP_STRING)
 
     def abandon(self, *, lost_hedge: bool = False) -> None:
+        self.lost_hedge = lost_hedge
         self._silence(self._unsilenced(), wire.CANCEL_HEDGE_LOST if lost_hedge else wire.CANCEL_CLIENT_GONE)
 
     def give_up(self, detail: str) -> None:
@@ -338,6 +340,7 @@ class RunningRequests:
                 output_tokens=stream.output_tokens,
                 ran=ran,
                 failure=stream.hurt,
+                lost_hedge=stream.lost_hedge,
                 worker=self._worker,
                 tenant=generation.tenant,
                 request_class=generation.request_class,
