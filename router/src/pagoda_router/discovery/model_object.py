@@ -50,6 +50,8 @@ class ModelObject:
     """The model that answers when this one cannot."""
     fallback_after_s: float = FALLBACK_AFTER_S
     """How long a request waits for a worker of this one before that."""
+    draft_model: ModelName | None = None
+    """Whose workers draft for this one's. None: nobody does, whatever the workers could verify."""
     policy: PolicyName = POLICY
     """By which its workers are chosen."""
     variants: tuple[tuple[str, int], ...] = DEFAULT_VARIANTS
@@ -92,6 +94,7 @@ def read_model(item: Any, complaints: list[str]) -> ModelObject:
         wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
         fallback=ModelName(str(routing["fallback"])) if routing.get("fallback") else None,
         fallback_after_s=_duration_s(routing.get("fallbackAfter"), FALLBACK_AFTER_S),
+        draft_model=ModelName(str(routing["draftModel"])) if routing.get("draftModel") else None,
         policy=_policy(routing.get("policy"), complaints),
         variants=variants,
         backends=backends_of(spec),
