@@ -135,6 +135,10 @@ bench-costs: $(READY) ## What parts of the engine cost or win: KV cache, host's 
 bench-speculation: $(READY) ## Measure what guessing tokens gains, by method and streams (SPECULATION_ARGS="--quick"; 6 minutes; table in docs/)
 	@$(BIN)/python -m pagoda_bench.speculation $(SPECULATION_ARGS)
 
+.PHONY: bench-speculation-router
+bench-speculation-router: $(READY) ## Measure what drafts from another worker gain, by the network between (ACROSS_ARGS="--rounds 1"; 6 minutes; table in docs/)
+	@$(BIN)/python -m pagoda_bench.across_workers $(ACROSS_ARGS)
+
 .PHONY: quality
 quality: $(READY) ## Every format of the shipped model: memory, quality, speed; fails when a limit is missed (QUALITY_ARGS="--rounds 1"; 15 minutes)
 	@$(BIN)/python -m pagoda_bench.quality $(QUALITY_ARGS)

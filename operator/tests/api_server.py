@@ -14,8 +14,8 @@ import httpx
 import yaml
 from cases import REPOSITORY
 
-from pagoda_operator.kinds import KINDS, ApiKind
-from pagoda_operator.observed import ref_of
+from pagoda_operator.observed.world import ref_of
+from pagoda_operator.render.kinds import KINDS, ApiKind
 
 PROGRAMS = ("etcd", "kube-apiserver")
 ALL_KINDS = {**KINDS, "InferenceModel": ApiKind("pagoda.dev/v1alpha1", "inferencemodels"), "Pod": ApiKind("v1", "pods")}

@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 from api_server import ApiServer, absent, running
 
-from pagoda_operator.manifests import Settings
+from pagoda_operator.render.installation import Settings
 
 # Machines that run tests are busy: how long an example takes says nothing here.
 hypothesis.settings.register_profile("pagoda", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -142,6 +142,12 @@ class Engine:
         """Blocks are free at once; a CANCELLED finish leaves with the next step. Unknown ids are ignored."""
         self.scheduler.cancel(request_id, sequence)
 
+    def draft(self, request_id: str, sequence: int, position: int, token_ids: list[int]) -> None:
+        """Another worker's guesses at the output from `position` on. Those that nobody can use are dropped."""
+        running = self.scheduler.find(request_id, sequence)
+        if running is not None and self.speculation:
+            self.speculation.take(running, position, token_ids)
+
     def abandon(self, detail: str) -> None:
         """After a step that raised: every request ends with ENGINE_ERROR (reported by the next step), nothing computed is trusted again."""
         self._flight = None

@@ -30,6 +30,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "pagoda_router/dispatch/",
             "pagoda_router/admission/",
+            "pagoda_router/drafting/",
             "pagoda_router/placement/",
             "pagoda_router/fleet.py",
             "pagoda_router/fleet_adapters.py",

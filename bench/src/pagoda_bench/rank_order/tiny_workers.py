@@ -63,7 +63,7 @@ def shorter(user: Conversation) -> Conversation:
 
 async def ask(running: LocalStack, users: Sequence[Conversation]) -> list[Answer]:
     asks = [_completion(user.at_s, prompt_of(user), user.turns[0].output_tokens) for user in users]
-    return await ask_all(running.url, asks)
+    return await ask_all(running.url, asks, whole=False)
 
 
 async def measure(running: LocalStack) -> EngineProfile:

@@ -43,6 +43,7 @@ class _FeatureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Feature.Value
     FEATURE_ADAPTERS: _Feature.ValueType  # 4
     FEATURE_SPECULATION: _Feature.ValueType  # 5
     FEATURE_VERIFY: _Feature.ValueType  # 6
+    """reads DraftTokens"""
     FEATURE_CACHE_EVENTS: _Feature.ValueType  # 7
     FEATURE_SLEEP: _Feature.ValueType  # 8
     FEATURE_KV_TRANSFER: _Feature.ValueType  # 9
@@ -58,6 +59,7 @@ FEATURE_STRUCTURED_OUTPUT: Feature.ValueType  # 3
 FEATURE_ADAPTERS: Feature.ValueType  # 4
 FEATURE_SPECULATION: Feature.ValueType  # 5
 FEATURE_VERIFY: Feature.ValueType  # 6
+"""reads DraftTokens"""
 FEATURE_CACHE_EVENTS: Feature.ValueType  # 7
 FEATURE_SLEEP: Feature.ValueType  # 8
 FEATURE_KV_TRANSFER: Feature.ValueType  # 9
@@ -360,6 +362,7 @@ class ToWorker(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
     FLOW_FIELD_NUMBER: _builtins.int
+    DRAFT_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
@@ -371,6 +374,10 @@ class ToWorker(_message.Message):
     def ping(self) -> Global___Ping: ...
     @_builtins.property
     def flow(self) -> Global___FlowCredit: ...
+    @_builtins.property
+    def draft(self) -> Global___DraftTokens:
+        """only to a worker whose model has FEATURE_VERIFY; any number, for any request at any time"""
+
     @_builtins.property
     def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToWorker]:
         """What was to be sent right after it, in this order; none of them has more of its own. Only to a worker whose Welcome takes batches: a write
@@ -385,13 +392,14 @@ class ToWorker(_message.Message):
         cancel: Global___Cancel | None = ...,
         ping: Global___Ping | None = ...,
         flow: Global___FlowCredit | None = ...,
+        draft: Global___DraftTokens | None = ...,
         more: _abc.Iterable[Global___ToWorker] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "flow", b"flow", "hello", b"hello", "message", b"message", "ping", b"ping", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "draft", b"draft", "flow", b"flow", "hello", b"hello", "message", b"message", "ping", b"ping", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "flow", b"flow", "hello", b"hello", "message", b"message", "more", b"more", "ping", b"ping", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "draft", b"draft", "flow", b"flow", "hello", b"hello", "message", b"message", "more", b"more", "ping", b"ping", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "submit", "cancel", "ping", "flow"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "submit", "cancel", "ping", "flow", "draft"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -858,6 +866,51 @@ class FlowCredit(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FlowCredit: _TypeAlias = FlowCredit  # noqa: Y015
+
+@_typing.final
+class DraftTokens(_message.Message):
+    """Guesses at one sequence's next tokens, made elsewhere. What the session brings up never depends on them: a step of the model verifies
+    what is there and fits, and steps go on without where nothing is. They continue what came before for the same sequence, or replace it
+    from `position` on; what would leave a gap, is past already or contradicts the sequence's own tokens is dropped, and so is what names no
+    running sequence. How many were verified and accepted is in Finish.usage.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    sequence: _builtins.int
+    """0 … n-1"""
+    position: _builtins.int
+    """of the first one in the output, resume_ids counted: output tokens before it"""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """at most 256"""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """nobody needs them: a draft is judged as a token (docs/decisions/drafts-take-the-same-noise.md)"""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        sequence: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "position", b"position", "request_id", b"request_id", "sequence", b"sequence", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftTokens: _TypeAlias = DraftTokens  # noqa: Y015
 
 @_typing.final
 class FromWorker(_message.Message):
@@ -1878,35 +1931,6 @@ class VerifyRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
-
-@_typing.final
-class DraftTokens(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    TOKEN_IDS_FIELD_NUMBER: _builtins.int
-    LOGPROBS_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.int
-    @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    @_builtins.property
-    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """of the draft, for exact rejection sampling"""
-
-    def __init__(
-        self,
-        *,
-        request_id: _builtins.int = ...,
-        token_ids: _abc.Iterable[_builtins.int] | None = ...,
-        logprobs: _abc.Iterable[_builtins.float] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "request_id", b"request_id", "token_ids", b"token_ids"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DraftTokens: _TypeAlias = DraftTokens  # noqa: Y015
 
 @_typing.final
 class VerifyResponse(_message.Message):
