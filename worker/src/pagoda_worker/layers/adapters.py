@@ -1,7 +1,7 @@
 """LoRA beside a linear: for a token of adapter s the product gains B_s (A_s x), where A and B have few rows. Several adapters in one batch.
 
-Owns the layout that all kernels of it share and its torch reference. A `Linear` asks its `AdapterSide` after its own product; whoever runs
-steps says once a step which adapter each token has. Knows neither names nor files: an adapter is a slot of the stacks.
+Owns the layout that torch and GPUs compute with, and its torch reference; native_adapters.py has the CPU's own. A `Linear` holds an
+`AdapterSide`; whoever runs steps says once a step which adapter each token has. Knows neither names nor files: an adapter is a slot.
 
     a      [S, P, R, in]    per slot and part of the product (q, k, v; gate, up; else one): A, rows past the slot's rank are not read
     b      [S, R, out]      per slot: B transposed, times alpha / rank; the columns of part p belong to its rows of a
@@ -9,32 +9,16 @@ steps says once a step which adapter each token has. Knows neither names nor fil
     slots  [T] int32        of the step's tokens; -1: the base model
 """
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pagoda_worker.layers.allocation import zeros
+
 MAX_RANK = 64
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AdapterStack:
-    """A and B of one linear for all slots."""
-
-    a: Tensor
-    b: Tensor
-    ranks: Tensor
-    parts: tuple[int, ...]
-    """Output columns of each part, in order; they add up to `out`."""
-    ends: Tensor
-    """[P] int64 on the host: where each part's columns end."""
-    pointers: tuple[int, int, int, int]
-    """Of a, b, ranks and ends, for kernels that take addresses."""
-
-    def __post_init__(self) -> None:
-        assert self.a.shape[1] == len(self.parts)
-        assert sum(self.parts) == self.b.shape[2]
 
 
 @dataclass(slots=True, eq=False)
@@ -45,8 +29,97 @@ class AdapterRows:
     """None: nobody in this step has one, and linears do nothing for them."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRoom:
+    """What adapters of one linear may be."""
+
+    size: int
+    """Inputs of the linear."""
+    parts: tuple[int, ...]
+    """Output columns of each part, in order."""
+    slots: int
+    max_rank: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class AdapterSide(ABC):
+    """What a Linear holds of adapters."""
+
+    __slots__ = ("rows", "used")
+
+    def __init__(self, rows: AdapterRows) -> None:
+        self.rows = rows
+        self.used = True
+        """False: no adapter in a slot touches this linear."""
+
+    @property
+    def active(self) -> bool:
+        """Somebody in this step may have an adapter here."""
+        return self.used and self.rows.slots is not None
+
+    @property
+    def apart(self) -> bool:
+        """Active, and the linear's product does not see to it by itself: `add` comes after it."""
+        return self.active
+
+    @abstractmethod
+    def place(self, slot: int, rank: int, touched: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """An adapter into its slot, over whatever lay there. touched: by part, A [rank, in] and B transposed [rank, columns of the part]
+        times the scale; what is copied out of them is this object's own. None: the adapter does not touch this linear."""
+
+    @abstractmethod
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """x [T, in], y [T, out], rows contiguous: adds to y in place, for tokens whose slot is not -1; float32 within."""
+
+    def release(self) -> None:
+        """The linear computes without adapters from here on."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdapterStack:
+    """A and B of one linear for all slots, at addresses that stay: captured graphs hold them."""
+
+    a: Tensor
+    b: Tensor
+    ranks: Tensor
+    parts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, room: AdapterRoom) -> "AdapterStack":
+        a = zeros((room.slots, len(room.parts), room.max_rank, room.size), room.dtype, room.device)
+        b = zeros((room.slots, room.max_rank, sum(room.parts)), room.dtype, room.device)
+        return cls(a, b, torch.zeros(room.slots, dtype=torch.int32, device=room.device), room.parts)
+
+
 Delta = Callable[[Tensor, Tensor, AdapterStack, AdapterRows], None]
-"""(x [T, in], y [T, out], stack, rows): adds to y in place, for tokens whose slot is not -1. y's rows are contiguous; float32 within."""
+"""(x, y, stack, rows), as `AdapterSide.add` has them."""
+
+
+class StackedSide(AdapterSide):
+    __slots__ = ("_add", "stack")
+
+    def __init__(self, stack: AdapterStack, rows: AdapterRows, add: Delta) -> None:
+        super().__init__(rows)
+        self.stack = stack
+        self._add = add
+
+    def place(self, slot: int, rank: int, touched: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """A linear that this adapter touches in some of its parts only has zeros for the others."""
+        stack = self.stack
+        stack.ranks[slot] = rank if touched else 0
+        if stack.ranks.device.type == "cpu":  # a captured graph has them all
+            self.used = bool(stack.ranks.any())
+        if touched:
+            stack.a[slot, :, :rank].zero_()
+            stack.b[slot, :rank].zero_()
+        for part, (a, b) in touched.items():
+            start = sum(stack.parts[:part])
+            stack.a[slot, part, :rank].copy_(a, non_blocking=True)
+            stack.b[slot, :rank, start : start + stack.parts[part]].copy_(b, non_blocking=True)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        self._add(x, y, self.stack, self.rows)
 
 
 def add_deltas_reference(x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:
@@ -65,34 +138,3 @@ def delta_of(x: Tensor, stack: AdapterStack, slot: int, rank: int) -> Tensor:
     for part, columns in enumerate(torch.split(stack.b[slot, :rank], list(stack.parts), dim=1)):
         added.append((x @ stack.a[slot, part, :rank].T) @ columns)
     return added[0] if len(added) == 1 else torch.cat(added, dim=1)
-
-
-class AdapterSide:
-    """What a Linear holds of adapters."""
-
-    __slots__ = ("_add", "rows", "stack", "used")
-
-    def __init__(self, stack: AdapterStack, rows: AdapterRows, add: Delta) -> None:
-        self.stack = stack
-        self.rows = rows
-        self._add = add
-        self.used = True
-        """False: no adapter in a slot touches this linear."""
-
-    @property
-    def active(self) -> bool:
-        return self.used and self.rows.slots is not None
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """In place; `active` was asked first."""
-        self._add(x, y, self.stack, self.rows)
-
-
-def new_stack(
-    *, size: int, parts: Sequence[int], slots: int, max_rank: int, empty: Callable[[tuple[int, ...]], Tensor], device: torch.device
-) -> AdapterStack:
-    """size: inputs of the linear. `empty` allocates; nothing that ranks do not cover is read."""
-    a, b = empty((slots, len(parts), max_rank, size)), empty((slots, max_rank, sum(parts)))
-    ranks, ends = torch.zeros(slots, dtype=torch.int32, device=device), torch.cumsum(torch.tensor(parts), 0)
-    pointers = a.data_ptr(), b.data_ptr(), ranks.data_ptr(), ends.data_ptr()
-    return AdapterStack(a, b, ranks, tuple(parts), ends, pointers)

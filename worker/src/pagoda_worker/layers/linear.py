@@ -87,9 +87,9 @@ class Linear:
         return residual + self(x)
 
     def silu_mul(self, x: Tensor) -> Tensor:
-        """[T, in] → [T, out / 2]. What adapters add comes before the silu, so with one in the step product and gate are two."""
+        """[T, in] → [T, out / 2]. What adapters add comes before the silu, so product and gate are two where the product does not add it."""
         assert self._gated
-        if self._product is not None and not (self.adapters is not None and self.adapters.active):
+        if self._product is not None and not (self.adapters is not None and self.adapters.apart):
             return self._product.silu_mul(x, self.bias)
         return gate(self(x))
 
@@ -100,7 +100,7 @@ class Linear:
         return F.linear(x, self.weight, self.bias)
 
     def _adapted(self, x: Tensor, y: Tensor) -> Tensor:
-        if self.adapters is not None and self.adapters.active:
+        if self.adapters is not None and self.adapters.apart:
             self.adapters.add(x, y)
         return y
 

@@ -6,10 +6,11 @@ What applies is a matter of sizes alone and decided per call or per weight: head
 import torch
 from torch import Tensor
 
-from pagoda_worker.layers.adapters import AdapterRows, AdapterStack
+from pagoda_worker.layers.adapters import AdapterRoom, AdapterRows, AdapterSide
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.layers.kv_cache import slot_count
 from pagoda_worker.layers.linear import Linear, Product, Weight
+from pagoda_worker.layers.native_adapters import NativeSide, fits
 from pagoda_worker.layers.native_quantized import quantized_product
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.layers.panels import PANEL, PanelProduct, interleave
@@ -35,6 +36,9 @@ class NativeProduct(PanelProduct):
         self._linear, self._size = library["linear"], weight.shape[1]
         self.packed = _panels(interleave(weight) if gated else weight)
 
+    def takes_along(self, dtype: torch.dtype) -> bool:
+        return dtype == torch.bfloat16
+
     def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor:
         rows = x.shape[0]
         if x.stride(1) != 1:
@@ -53,6 +57,7 @@ class NativeProduct(PanelProduct):
             x.stride(0),
             columns,
             epilogue,
+            *self._taken_along(),
         )
         return y
 
@@ -72,13 +77,6 @@ def _cache_kind(computed: Tensor, cache: Tensor) -> str | None:
     return None if kind is None else kind + _CACHE_KINDS.get(cache.dtype, "")
 
 
-def _adds_deltas(x: Tensor, stack: AdapterStack) -> bool:
-    """The kernel takes whole vectors, and pairs of them where bf16 is multiplied in pairs."""
-    least = _LANES * (1 + (x.dtype == torch.bfloat16))
-    fits = stack.a.shape[3] % least == 0 and not any(part % _LANES for part in stack.parts)
-    return x.dtype in _KINDS and stack.a.dtype == x.dtype and fits and x.stride(1) == 1
-
-
 class NativeOperators(Operators):
     def __init__(self, library: Library, attend: Attend | None = None, *, invariant: bool = False) -> None:
         """attend: instead of the kernels. invariant: rows that decode take the kernel of prompts too, which is slower for them: a token's
@@ -95,28 +93,13 @@ class NativeOperators(Operators):
             return NativeProduct(self._library, weight, gated=gated)
         return quantized_product(self._library, weight, gated=gated) or super().pack(weight, gated=gated)
 
-    def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:
-        if _adds_deltas(x, stack):
-            self._add_deltas(x, y, stack, rows)
-        else:
-            super().add_deltas(x, y, stack, rows)
-
-    def _add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows, *, interleaved: bool = False) -> None:
-        assert rows.slots is not None
-        count, size, most = x.shape[0], stack.a.shape[3], stack.a.shape[2]
-        sizes = (count, size, stack.b.shape[2], len(stack.parts), len(stack.a), most, x.stride(0), interleaved)
-        self._library[f"add_deltas_{_KINDS[x.dtype]}"](*stack.pointers, rows.slots.data_ptr(), x.data_ptr(), y.data_ptr(), *sizes)
-
-    def silu_mul(self, linear: Linear, x: Tensor) -> Tensor:
-        """With adapters in the step their deltas go into the product as it lies."""
-        product, adapters = linear.product, linear.adapters
-        if adapters is None or not adapters.active or not isinstance(product, PanelProduct):
-            return super().silu_mul(linear, x)
-        if not _adds_deltas(x, adapters.stack):
-            return super().silu_mul(linear, x)
-        both = product.interleaved(x, linear.bias)
-        self._add_deltas(x, both, adapters.stack, adapters.rows, interleaved=True)
-        return product.gate(both)
+    def adapter_side(self, linear: Linear, room: AdapterRoom, rows: AdapterRows) -> AdapterSide:
+        if not fits(room):
+            return super().adapter_side(linear, room, rows)
+        product = linear.product
+        if not isinstance(product, PanelProduct) or not product.takes_along(room.dtype):
+            product = None
+        return NativeSide(self._library, room, rows, product)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if (kind := _KINDS.get(x.dtype)) is None or x.shape[-1] % _LANES or x.ndim != 2 or x.stride(1) != 1:

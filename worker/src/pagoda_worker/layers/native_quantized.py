@@ -42,6 +42,10 @@ class QuantizedNativeProduct(PanelProduct):
             self._scales = _panels_of_scales(order(weight.scales)[:, None])
         self._groups = self._scales.shape[1]
 
+    def takes_along(self, dtype: torch.dtype) -> bool:
+        """Not where inputs are put in another order first: adapters have theirs in the model's."""
+        return dtype in _TYPES and self._order is None
+
     def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor:
         if x.dtype not in _TYPES:
             return self._run(x.float(), _wide(bias), _wide(residual), columns, epilogue).to(x.dtype)
@@ -69,6 +73,7 @@ class QuantizedNativeProduct(PanelProduct):
             epilogue,
             self._four_bits,
             x.dtype == torch.float32,
+            *self._taken_along(),
         )
         return y
 
@@ -86,6 +91,9 @@ class Fp8NativeProduct(PanelProduct):
         self._values = _panels_of_pairs(order(weight.values.view(torch.uint8)))
         self._scales = _panels_of_scales(order(scales))
         self._groups = self._scales.shape[1]
+
+    def takes_along(self, dtype: torch.dtype) -> bool:
+        return dtype == torch.bfloat16
 
     def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor:
         if x.dtype != torch.bfloat16:  # what is added is added in the model's dtype
@@ -111,6 +119,7 @@ class Fp8NativeProduct(PanelProduct):
             columns,
             self._groups,
             epilogue,
+            *self._taken_along(),
         )
         return y
 

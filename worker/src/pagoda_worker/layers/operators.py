@@ -8,7 +8,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from pagoda_worker.layers.adapters import AdapterRows, AdapterStack, add_deltas_reference
+from pagoda_worker.layers.adapters import (
+    AdapterRoom,
+    AdapterRows,
+    AdapterSide,
+    AdapterStack,
+    StackedSide,
+    add_deltas_reference,
+)
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, write_cache
 from pagoda_worker.layers.linear import Linear, OneDnnProduct, Product, Weight, onednn_packs
 from pagoda_worker.layers.norm import rms_norm
@@ -40,6 +47,10 @@ class Operators:
     def pack(self, weight: Weight, *, gated: bool) -> Product | None:
         """See layers/linear.py."""
         return OneDnnProduct(weight) if onednn_packs(weight) else None
+
+    def adapter_side(self, linear: Linear, room: AdapterRoom, rows: AdapterRows) -> AdapterSide:
+        """For a packed linear."""
+        return StackedSide(AdapterStack.of(room), rows, self.add_deltas)
 
     def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:
         """Of tokens with an adapter, see layers/adapters.py."""

@@ -2,6 +2,7 @@
 weights and by native_quantized.py."""
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,35 +14,45 @@ PANEL = 32
 PLAIN, ADD, SILU_MUL = 0, 1, 2
 
 
+class SideOfProduct(Protocol):
+    """What a product must know of adapters (native_adapters.py)."""
+
+    @property
+    def active(self) -> bool: ...
+
+    @property
+    def pointers(self) -> tuple[int, int]: ...
+
+
 class PanelProduct(ABC):
     """The ways to ask for a product whose panels, where the weight is gated, hold both halves in turns."""
 
-    __slots__ = ("_gated", "_library", "_out")
+    __slots__ = ("_library", "_out", "gated", "side")
 
     def __init__(self, library: Library, out: int, *, gated: bool) -> None:
-        self._library, self._out, self._gated = library, out, gated
+        self._library, self._out, self.gated = library, out, gated
+        self.side: SideOfProduct | None = None
+        """What adapters add, for whoever takes it along."""
+
+    @abstractmethod
+    def takes_along(self, dtype: torch.dtype) -> bool:
+        """What adapters add to inputs and outputs of this dtype, in the kernel's own call."""
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if not self._gated:
+        if not self.gated:
             return self._run(x, bias, None, self._out, PLAIN)
-        return self.interleaved(x, bias).view(len(x), -1, 2, 16).transpose(1, 2).reshape(len(x), self._out)
-
-    def interleaved(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Of a gated weight, [T, out]: 16 columns of the first half, 16 of the second, and so on."""
-        return self._run(x, None if bias is None else interleave(bias), None, self._out, PLAIN)
-
-    def gate(self, both: Tensor) -> Tensor:
-        """`interleaved`'s [T, out] → [T, out / 2], in bf16 or float32."""
-        out = both.new_empty((len(both), self._out // 2))
-        kind = "bf16" if both.dtype == torch.bfloat16 else "f32"
-        self._library[f"gate_halves_{kind}"](both.data_ptr(), out.data_ptr(), len(both), self._out // 2)
-        return out
+        both = self._run(x, None if bias is None else interleave(bias), None, self._out, PLAIN)
+        return both.view(len(x), -1, 2, 16).transpose(1, 2).reshape(len(x), self._out)
 
     def add(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
         return self._run(x, bias, residual, self._out, ADD)
 
     def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self._run(x, None if bias is None else interleave(bias), None, self._out // 2, SILU_MUL)
+
+    def _taken_along(self) -> tuple[int | None, int | None]:
+        """The last two arguments of the kernel."""
+        return self.side.pointers if self.side is not None and self.side.active else (None, None)
 
     @abstractmethod
     def _run(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, columns: int, epilogue: int) -> Tensor: ...

@@ -1,32 +1,99 @@
-// LoRA deltas of rows that each have an adapter of their own, see layers/adapters.py for the layout. Two passes: a row's few numbers
-// (shrink), then those into its columns (expand). Up to four rows of one adapter share what is read of it; each row adds up in the same
-// order alone and in company. T is float or bf16; float32 within.
+// LoRA deltas of rows that each have an adapter of their own, added to a product's rows. Two passes: a row's few numbers (shrink), then those
+// into its columns (expand). Rows of one adapter are taken together and share what is read of it; each row adds up in the same order alone
+// and in company. T is float or bf16; sums are float32. bf16 with AMX is adapters_amx.h, everything else is here.
+//
+// What lies in a slot is one block of memory, A and then B, made by layers/native_adapters.py of the parts that the adapter touches, in the
+// order of parts:
+//
+//     A    [touched parts, rank, in]
+//     B    of each touched part [rank, its columns]: transposed, times the scale
 #pragma once
 #include <algorithm>
 #include <type_traits>
 #include <vector>
 
+#include "linear_quantized.h"
 #include "parallel.h"
 #include "vec.h"
 
 namespace pagoda {
 
-constexpr int64_t GROUP_ROWS = 4, ADDED_COLUMNS = 512;
-constexpr int64_t GROUP_RANKS = W / GROUP_ROWS;  // their dot products are one vector
-constexpr int64_t HALF = 16;                     // columns of each half that lie together in an interleaved y, see native/linear.h
+constexpr int64_t MOST_PARTS = 3, ADDED_COLUMNS = 512;
+constexpr int64_t HALF = 16;         // columns of each half that lie together in an interleaved y, see linear.h
+constexpr int64_t GATED_ROWS = 512;  // whose product waits in memory for the deltas and the gate
+
+struct InSlot {
+    const void* weights;
+    int64_t rank;     // 0: there is no adapter, or it does not touch this linear
+    int64_t touched;  // bit p: part p
+};
+
+// Of one linear; written by Python, slots follow at once.
+struct AdapterSide {
+    int64_t parts, slot_count, size, interleaved;
+    int64_t ends[MOST_PARTS];  // where each part's columns end
+
+    const InSlot& slot(int64_t i) const { return reinterpret_cast<const InSlot*>(this + 1)[i]; }
+    int64_t begin(int64_t part) const { return part ? ends[part - 1] : 0; }
+    int64_t out() const { return ends[parts - 1]; }
+};
 
 template <class T>
 struct Deltas {
-    const T *x, *a, *b;
-    const int32_t *ranks, *slots;
-    const int64_t* ends;
+    const AdapterSide& side;
+    const int32_t* slots;  // [rows]; -1: none
+    const T* x;
     T* y;
-    int64_t rows, size, out, parts, slot_count, max_rank, ldx, interleaved;
+    int64_t rows, ldx, ldy;
+
+    // Of the 16 columns that begin at the part's column `within`.
+    T* columns(int64_t row, int64_t part, int64_t within) const {
+        return y + row * ldy + (side.interleaved ? within / HALF * 2 * HALF + part * HALF + within % HALF : side.begin(part) + within);
+    }
 };
 
+// At most N rows of one slot.
+template <int N>
 struct Group {
-    int64_t slot, rank, count, row[GROUP_ROWS];
+    InSlot slot;
+    int64_t count, row[N];
 };
+
+template <int N, class T>
+inline std::vector<Group<N>> groups_of(const Deltas<T>& d) {
+    std::vector<Group<N>> groups;
+    std::vector<int64_t> open(size_t(d.side.slot_count), -1);  // the group of each slot that still has room
+    for (int64_t row = 0; row < d.rows; row++) {
+        int64_t slot = d.slots[row];
+        if (slot < 0 || d.side.slot(slot).rank == 0) continue;
+        if (open[slot] < 0 || groups[open[slot]].count == N) {
+            open[slot] = int64_t(groups.size());
+            groups.push_back({d.side.slot(slot), 0, {}});
+        }
+        Group<N>& group = groups[open[slot]];
+        group.row[group.count++] = row;
+    }
+    return groups;
+}
+
+inline int64_t touched_parts(const InSlot& slot) { return __builtin_popcountll(slot.touched); }
+
+// body(part, its place among those that are touched, where its B begins when a rank takes `ranks` of room).
+template <class Body>
+inline void for_touched(const AdapterSide& side, const InSlot& slot, int64_t ranks, const Body& body) {
+    int64_t place = 0, at = 0;
+    for (int64_t part = 0; part < side.parts; part++) {
+        if (!(slot.touched >> part & 1)) continue;
+        body(part, place++, at);
+        at += ranks * (side.ends[part] - side.begin(part));
+    }
+}
+
+// Pieces of a part's columns, so that several threads have some to add.
+inline int64_t column_blocks(const AdapterSide& side) { return (side.out() + ADDED_COLUMNS - 1) / ADDED_COLUMNS; }
+
+constexpr int64_t FEW_ROWS = 4;
+constexpr int64_t GROUP_RANKS = W / FEW_ROWS;  // their dot products are one vector
 
 // Two vectors' worth of a dot product.
 inline V dot_step(const float* x, const float* a, V sum) { return fma(load(x), load(a), sum); }
@@ -39,42 +106,45 @@ inline V dot_step(const bf16* x, const bf16* a, V sum) {
 #endif
 }
 
-// numbers[i][p][r] of the group's rows: dot products of x with A's rows. `numbers` has room for whole groups of ranks.
+// numbers[i][r] of the group's rows: dot products of x with A's rows, of all touched parts.
 template <int N, class T>
-inline void shrink(const Deltas<T>& d, const Group& group, int64_t part, float* numbers) {
+inline void shrink(const Deltas<T>& d, const Group<FEW_ROWS>& group, float* numbers) {
     constexpr int64_t STEP = std::is_same<T, bf16>::value ? 2 * W : W;
-    const T* a = d.a + (group.slot * d.parts + part) * d.max_rank * d.size;
-    for (int64_t first = 0; first < group.rank; first += GROUP_RANKS) {
+    const T* a = static_cast<const T*>(group.slot.weights);
+    const int64_t ranks = touched_parts(group.slot) * group.slot.rank, size = d.side.size;
+    for (int64_t first = 0; first < ranks; first += GROUP_RANKS) {
         const T* rows[GROUP_RANKS];
-        for (int64_t r = 0; r < GROUP_RANKS; r++) rows[r] = a + std::min(first + r, group.rank - 1) * d.size;
+        for (int64_t r = 0; r < GROUP_RANKS; r++) rows[r] = a + std::min(first + r, ranks - 1) * size;
         V sums[W];
         for (int i = 0; i < W; i++) sums[i] = broadcast(0.0f);
-        for (int64_t k = 0; k < d.size; k += STEP)
+        for (int64_t k = 0; k < size; k += STEP)
             for (int64_t r = 0; r < GROUP_RANKS; r++)
                 for (int i = 0; i < N; i++)
                     sums[i * GROUP_RANKS + r] = dot_step(d.x + group.row[i] * d.ldx + k, rows[r] + k, sums[i * GROUP_RANKS + r]);
         alignas(64) float each[W];
         store(each, sum_each(sums));
         for (int i = 0; i < N; i++)
-            for (int64_t r = 0; r < std::min(GROUP_RANKS, group.rank - first); r++)
-                numbers[(i * d.parts + part) * d.max_rank + first + r] = each[i * GROUP_RANKS + r];
+            for (int64_t r = 0; r < std::min(GROUP_RANKS, ranks - first); r++) numbers[i * ranks + first + r] = each[i * GROUP_RANKS + r];
     }
 }
 
-// Adds to y of the group's rows: B's columns `start` to `stop`, which lie in one part that begins at `begin`.
+// Adds columns `start` to `stop` of all.
 template <int N, class T>
-inline void expand(const Deltas<T>& d, const Group& group, int64_t part, int64_t begin, int64_t start, int64_t stop, const float* numbers) {
-    const T* b = d.b + group.slot * d.max_rank * d.out;
-    for (int64_t c = start; c < stop; c += W) {
-        int64_t within = c - begin, at = d.interleaved ? within / HALF * 2 * HALF + part * HALF + within % HALF : c;
-        V sums[N];
-        for (int i = 0; i < N; i++) sums[i] = load(d.y + group.row[i] * d.out + at);
-        for (int64_t r = 0; r < group.rank; r++) {
-            V of_b = load(b + r * d.out + c);
-            for (int i = 0; i < N; i++) sums[i] = fma(broadcast(numbers[(i * d.parts + part) * d.max_rank + r]), of_b, sums[i]);
+inline void expand(const Deltas<T>& d, const Group<FEW_ROWS>& group, int64_t start, int64_t stop, const float* numbers) {
+    const int64_t rank = group.slot.rank, ranks = touched_parts(group.slot) * rank;
+    const T* b = static_cast<const T*>(group.slot.weights) + ranks * d.side.size;
+    for_touched(d.side, group.slot, rank, [&](int64_t part, int64_t place, int64_t at) {
+        const int64_t begin = d.side.begin(part), width = d.side.ends[part] - begin;
+        for (int64_t c = std::max(start - begin, int64_t(0)); c < std::min(stop - begin, width); c += W) {
+            V sums[N];
+            for (int i = 0; i < N; i++) sums[i] = load(d.columns(group.row[i], part, c));
+            for (int64_t r = 0; r < rank; r++) {
+                V of_b = load(b + at + r * width + c);
+                for (int i = 0; i < N; i++) sums[i] = fma(broadcast(numbers[i * ranks + place * rank + r]), of_b, sums[i]);
+            }
+            for (int i = 0; i < N; i++) store(d.columns(group.row[i], part, c), sums[i]);
         }
-        for (int i = 0; i < N; i++) store(d.y + group.row[i] * d.out + at, sums[i]);
-    }
+    });
 }
 
 template <class Body>
@@ -88,57 +158,67 @@ inline void for_count(int64_t count, const Body& body) {
 }
 
 template <class T>
-inline std::vector<Group> groups_of(const Deltas<T>& d) {
-    std::vector<Group> groups;
-    std::vector<int64_t> open(size_t(d.slot_count), -1);  // the group of each slot that still has room
-    for (int64_t row = 0; row < d.rows; row++) {
-        int64_t slot = d.slots[row];
-        if (slot < 0 || d.ranks[slot] == 0) continue;
-        if (open[slot] < 0 || groups[open[slot]].count == GROUP_ROWS) {
-            open[slot] = int64_t(groups.size());
-            groups.push_back({slot, d.ranks[slot], 0, {}});
-        }
-        Group& group = groups[open[slot]];
-        group.row[group.count++] = row;
-    }
-    return groups;
-}
-
-template <class T>
 inline void add_deltas(const Deltas<T>& d) {
-    std::vector<Group> groups = groups_of(d);
+    const auto groups = groups_of<FEW_ROWS>(d);
     if (groups.empty()) return;
-    int64_t count = int64_t(groups.size()), stride = GROUP_ROWS * d.parts * d.max_rank;
-    std::vector<float> numbers(size_t(count * stride));
+    int64_t count = int64_t(groups.size()), blocks = column_blocks(d.side), stride = 0;
+    for (const auto& group : groups) stride = std::max(stride, FEW_ROWS * touched_parts(group.slot) * group.slot.rank);
+    float* numbers = static_cast<float*>(scratch(1, size_t(count * stride) * sizeof(float)));
     parallel_for(count, [&](int64_t piece) {
-        const Group& group = groups[piece];
-        float* own = numbers.data() + piece * stride;
-        for (int64_t part = 0; part < d.parts; part++)
-            for_count(group.count, [&](auto n) { shrink<decltype(n)::value>(d, group, part, own); });
+        for_count(groups[piece].count, [&](auto n) { shrink<decltype(n)::value>(d, groups[piece], numbers + piece * stride); });
     });
-    int64_t blocks = (d.out + ADDED_COLUMNS - 1) / ADDED_COLUMNS;
     parallel_for(count * blocks, [&](int64_t piece) {
-        const Group& group = groups[piece / blocks];
-        const float* own = numbers.data() + piece / blocks * stride;
-        int64_t first = piece % blocks * ADDED_COLUMNS, last = std::min(d.out, first + ADDED_COLUMNS);
-        for (int64_t part = 0, begin = 0; part < d.parts; begin = d.ends[part++]) {
-            int64_t start = std::max(first, begin), stop = std::min(last, d.ends[part]);
-            if (start < stop)
-                for_count(group.count, [&](auto n) { expand<decltype(n)::value>(d, group, part, begin, start, stop, own); });
-        }
+        const auto& group = groups[piece / blocks];
+        int64_t start = piece % blocks * ADDED_COLUMNS;
+        for_count(group.count, [&](auto n) {
+            expand<decltype(n)::value>(d, group, start, start + ADDED_COLUMNS, numbers + piece / blocks * stride);
+        });
     });
 }
 
-// out[r] = silu of the first half of an interleaved y[r] times the second; `size` columns each.
+}  // namespace pagoda
+
+#if defined(__AMX_BF16__)
+#include "adapters_amx.h"
+#endif
+
+namespace pagoda {
+
+// out[r] = silu of the first half of an interleaved y[r] times the second; `size` columns each, rows of out ldo apart.
 template <class T>
-inline void gate_halves(const T* y, T* out, int64_t rows, int64_t size) {
+inline void gate_halves(const T* y, T* out, int64_t rows, int64_t size, int64_t ldo) {
     parallel_for((rows + 7) / 8, [&](int64_t piece) {
         for (int64_t r = piece * 8; r < std::min(rows, piece * 8 + 8); r++)
             for (int64_t c = 0; c < size; c += W) {
                 const T* both = y + r * 2 * size + c / HALF * 2 * HALF + c % HALF;
-                store(out + r * size + c, silu(load(both)) * load(both + HALF));
+                store(out + r * ldo + c, silu(load(both)) * load(both + HALF));
             }
     });
+}
+
+// A product whose rows have adapters. What they add comes before the gate, so a gated product waits in memory, some rows at a time.
+// `run` computes a product of P's kind; T: of its x and y. `adapters`: an AdapterSide, null where the step has none.
+template <class T, class P, class Run>
+inline void run_adapted(const P& p, const void* adapters, const void* of_rows, const Run& run) {
+    if (!adapters) return run(p);
+    const AdapterSide& side = *static_cast<const AdapterSide*>(adapters);
+    const int32_t* slots = static_cast<const int32_t*>(of_rows);
+    const T* x = static_cast<const T*>(p.x);
+    T* y = static_cast<T*>(p.y);
+    if (p.epilogue != SILU_MUL) {
+        run(p);
+        add_deltas(Deltas<T>{side, slots, x, y, p.M, p.ldx, p.ldy});
+        return;
+    }
+    for (int64_t m = 0; m < p.M; m += GATED_ROWS) {
+        P some = p;
+        some.M = std::min(GATED_ROWS, p.M - m), some.ldy = p.N, some.epilogue = PLAIN;
+        T* both = static_cast<T*>(scratch(3, size_t(some.M * p.N) * sizeof(T)));
+        some.x = x + m * p.ldx, some.y = both;
+        run(some);
+        add_deltas(Deltas<T>{side, slots + m, x + m * p.ldx, both, some.M, p.ldx, p.N});
+        gate_halves(both, y + m * p.ldy, some.M, p.N / 2, p.ldy);
+    }
 }
 
 }  // namespace pagoda

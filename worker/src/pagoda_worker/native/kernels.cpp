@@ -17,26 +17,33 @@ using namespace pagoda;
 
 EXPORT(threads)(int64_t count) { team.use(unsigned(count)); }
 
+// `side` and `slots`: what adapters add to the rows, see adapters.h; null in a step that has none.
 EXPORT(linear)
 (const void* x, const void* weight, const void* bias, const void* residual, void* y, int64_t M, int64_t N, int64_t K, int64_t ldx,
- int64_t ldy, int64_t epilogue) {
-    linear({static_cast<const bf16*>(x), static_cast<const bf16*>(weight), static_cast<const bf16*>(bias),
-            static_cast<const bf16*>(residual), static_cast<bf16*>(y), M, N, K, ldx, ldy, int(epilogue)});
+ int64_t ldy, int64_t epilogue, const void* side, const void* slots) {
+    run_adapted<bf16>(Product{static_cast<const bf16*>(x), static_cast<const bf16*>(weight), static_cast<const bf16*>(bias),
+                              static_cast<const bf16*>(residual), static_cast<bf16*>(y), M, N, K, ldx, ldy, int(epilogue)},
+                      side, slots, [](const Product& p) { linear(p); });
 }
 
 EXPORT(linear_quantized)
 (const void* x, const void* weight, const void* scales, const void* zeros, const void* bias, const void* residual, void* y, int64_t M,
- int64_t N, int64_t K, int64_t ldx, int64_t ldy, int64_t groups, int64_t epilogue, int64_t four_bits, int64_t wide) {
-    linear_quantized({x, static_cast<const uint8_t*>(weight), static_cast<const float*>(scales), static_cast<const uint8_t*>(zeros), bias,
-                      residual, y, M, N, K, ldx, ldy, groups, int(epilogue), four_bits != 0, wide != 0});
+ int64_t N, int64_t K, int64_t ldx, int64_t ldy, int64_t groups, int64_t epilogue, int64_t four_bits, int64_t wide, const void* side,
+ const void* slots) {
+    const QuantizedProduct product{x, static_cast<const uint8_t*>(weight), static_cast<const float*>(scales),
+                                   static_cast<const uint8_t*>(zeros), bias, residual, y, M, N, K, ldx, ldy, groups, int(epilogue),
+                                   four_bits != 0, wide != 0};
+    const auto run = [](const QuantizedProduct& p) { linear_quantized(p); };
+    wide ? run_adapted<float>(product, side, slots, run) : run_adapted<bf16>(product, side, slots, run);
 }
 
 EXPORT(linear_fp8)
 (const void* x, const void* weight, const void* scales, const void* bias, const void* residual, void* y, int64_t M, int64_t N, int64_t K,
- int64_t ldx, int64_t ldy, int64_t groups, int64_t epilogue) {
+ int64_t ldx, int64_t ldy, int64_t groups, int64_t epilogue, const void* side, const void* slots) {
     Product product{static_cast<const bf16*>(x), nullptr, static_cast<const bf16*>(bias), static_cast<const bf16*>(residual),
                     static_cast<bf16*>(y), M, N, K, ldx, ldy, int(epilogue)};
-    linear_fp8({product, static_cast<const uint8_t*>(weight), static_cast<const float*>(scales), groups});
+    run_adapted<bf16>(Fp8Product{product, static_cast<const uint8_t*>(weight), static_cast<const float*>(scales), groups}, side, slots,
+                      [](const Fp8Product& p) { linear_fp8(p); });
 }
 
 EXPORT(draft)
@@ -54,15 +61,10 @@ EXPORT(draft)
     (const void* x, const void* weight, void* out, int64_t rows, int64_t size, int64_t ldx, float eps) {                 \
         rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), rows, size, ldx, eps);   \
     }                                                                                                                    \
-    EXPORT(add_deltas_##suffix)                                                                                                        \
-    (const void* a, const void* b, const void* ranks, const void* ends, const void* slots, const void* x, void* y, int64_t rows,       \
-     int64_t size, int64_t out, int64_t parts, int64_t slot_count, int64_t max_rank, int64_t ldx, int64_t interleaved) {               \
-        add_deltas(Deltas<T>{static_cast<const T*>(x), static_cast<const T*>(a), static_cast<const T*>(b),                             \
-                             static_cast<const int32_t*>(ranks), static_cast<const int32_t*>(slots), static_cast<const int64_t*>(ends),\
-                             static_cast<T*>(y), rows, size, out, parts, slot_count, max_rank, ldx, interleaved});                     \
-    }                                                                                                                                  \
-    EXPORT(gate_halves_##suffix)(const void* y, void* out, int64_t rows, int64_t size) {                                               \
-        gate_halves(static_cast<const T*>(y), static_cast<T*>(out), rows, size);                                                       \
+    EXPORT(add_deltas_##suffix)                                                                                          \
+    (const void* side, const void* slots, const void* x, void* y, int64_t rows, int64_t ldx, int64_t ldy) {              \
+        add_deltas(Deltas<T>{*static_cast<const AdapterSide*>(side), static_cast<const int32_t*>(slots),                 \
+                             static_cast<const T*>(x), static_cast<T*>(y), rows, ldx, ldy});                             \
     }
 
 #define FOR_CACHE(suffix, T, S)                                                                                                           \

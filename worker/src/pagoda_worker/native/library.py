@@ -25,17 +25,16 @@ _NEEDS = {
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "threads": [_SIZE],
-    "linear": [_POINTER] * 5 + [_SIZE] * 6,
-    "linear_quantized": [_POINTER] * 7 + [_SIZE] * 9,
-    "linear_fp8": [_POINTER] * 6 + [_SIZE] * 7,
+    "linear": [_POINTER] * 5 + [_SIZE] * 6 + [_POINTER] * 2,
+    "linear_quantized": [_POINTER] * 7 + [_SIZE] * 9 + [_POINTER] * 2,
+    "linear_fp8": [_POINTER] * 6 + [_SIZE] * 7 + [_POINTER] * 2,
     "draft": [_POINTER, _FLOAT, _FLOAT, _POINTER, _POINTER, _SIZE, *[_POINTER] * 4, _SIZE, _SIZE, _FLOAT, *[_POINTER] * 3],
     **{
         f"{name}_{kind}": arguments
         for kind in ("f32", "bf16")
         for name, arguments in {
             "rms_norm": [_POINTER] * 3 + [_SIZE] * 3 + [_FLOAT],
-            "add_deltas": [_POINTER] * 7 + [_SIZE] * 8,
-            "gate_halves": [_POINTER] * 2 + [_SIZE] * 2,
+            "add_deltas": [_POINTER] * 4 + [_SIZE] * 3,
         }.items()
     },
     **{

@@ -15,6 +15,7 @@ from pagoda_worker.scheduling.plan import Sequence, StepPlan
 from pagoda_worker.scheduling.verification import Guesswork
 from pagoda_worker.speculation.pace import LEAST_GAIN, Chance, Quote, drafts_worth, quote
 from pagoda_worker.speculation.proposer import Proposer
+from pagoda_worker.speculation.remote import RemoteProposer
 from pagoda_worker.speculation.seen import Seen
 
 QUOTED_FOR = 8
@@ -22,8 +23,9 @@ QUOTED_FOR = 8
 TRIAL = 4
 """Rows of a trial while speculation is off, or an eighth of all; and tokens of each."""
 TRIAL_STEPS = 3
-FIRST_PAUSE, LONGEST_PAUSE = 32, 1024
-"""Steps without speculation between two trials; twice as many after each that failed."""
+FIRST_PAUSE, LONGEST_PAUSE, PAUSE_OF_ROW = 16, 1024, 16
+"""Steps without speculation between two trials; twice as many after each that failed, up to so many a row: what few rows do is another
+thing with the next request."""
 SURE_STEPS = 16
 """With guesses that gained, before a pause is short again."""
 PLAIN_EVERY = 32
@@ -50,6 +52,8 @@ class Speculation:
         """`tokens`: of one guess, at most. `possible` cuts what a sequence's constraint will not take. `with_model`: guesses
         are made within the step. Not `adapting`: guess always."""
         self._proposer = proposer
+        self._remote = proposer if isinstance(proposer, RemoteProposer) else None
+        """Whose guesses arrive: who has none need not be asked, nor wait until its newest token is known."""
         self._tokens = tokens
         self._possible = possible
         self._adapting = adapting
@@ -69,6 +73,11 @@ class Speculation:
         self.draft_tokens = 0
         self.accepted_by_place = [0] * tokens
 
+    def take(self, sequence: Sequence, position: int, token_ids: list[int]) -> None:
+        """Guesses that were made elsewhere. Nobody's where guesses are made here."""
+        if self._remote is not None:
+            self._remote.take(sequence, position, token_ids)
+
     # ------------------------------------------------------------ before a step
 
     def propose(self, running: list[Sequence]) -> None:
@@ -81,7 +90,7 @@ class Speculation:
         began = self._clock()
         asked = found = 0
         for sequence in running[-max(TRIAL, len(running) // 8) :] if self._trial else running:
-            most = self._most(sequence)
+            most = 0 if self._remote is not None and not self._remote.holds(sequence) else self._most(sequence)
             sequence.waits_for_token = sequence.constrained or most > 0
             if most and not sequence.pending and sequence.remaining == 1:
                 drafts = self._proposer.propose(sequence, min(most, sequence.limit - sequence.length - 1))
@@ -143,7 +152,8 @@ class Speculation:
             if steps > SURE_STEPS and gain >= LEAST_GAIN:
                 self._pause = FIRST_PAUSE
             return True
-        self._paused, self._pause, self._paused_rows = self._pause, min(2 * self._pause, LONGEST_PAUSE), rows
+        longest = min(max(PAUSE_OF_ROW * rows, FIRST_PAUSE), LONGEST_PAUSE)
+        self._paused, self._pause, self._paused_rows = min(self._pause, longest), min(2 * self._pause, longest), rows
         self._offer_left = 0
         self._seen.payoff.doubt(rows)
         for sequence in running:

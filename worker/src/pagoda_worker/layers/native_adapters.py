@@ -1,0 +1,102 @@
+"""Adapters beside a linear in the layout of the CPU's own kernel (native/adapters.h). Made by layers/native.py where that applies.
+
+An adapter takes the memory that its ranks and parts need, from when it is placed until its slot is another's; an empty slot takes three
+numbers. Where the product is one of ours it adds the deltas itself: one call for both, and a gate that waits for them.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pagoda_worker.layers.adapters import AdapterRoom, AdapterRows, AdapterSide
+from pagoda_worker.layers.panels import PanelProduct
+from pagoda_worker.native.library import Library
+
+_MOST_PARTS = 3
+_HEADER = 4 + _MOST_PARTS
+_LANES = 16
+_KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_TILE_RANKS, _TILE_INPUTS, _MOST_STEP = 16, 32, 32
+
+
+def fits(room: AdapterRoom) -> bool:
+    """The kernel takes whole vectors, and pairs of them where bf16 is multiplied in pairs."""
+    least = _LANES * (1 + (room.dtype == torch.bfloat16))
+    whole = room.size % least == 0 and not any(part % _LANES for part in room.parts)
+    return room.dtype in _KINDS and room.device.type == "cpu" and whole and len(room.parts) <= _MOST_PARTS
+
+
+class NativeSide(AdapterSide):
+    __slots__ = ("_add", "_address", "_held", "_numbers", "_product", "_tiles")
+
+    def __init__(self, library: Library, room: AdapterRoom, rows: AdapterRows, product: PanelProduct | None) -> None:
+        """product: of the linear, which adds deltas itself from now on; None: `add` does."""
+        super().__init__(rows)
+        self.used = False
+        self._add = library[f"add_deltas_{_KINDS[room.dtype]}"]
+        self._tiles = library.isa == "amx" and room.dtype == torch.bfloat16
+        self._held: list[Tensor | None] = [None] * room.slots
+        # as native/adapters.h reads it: AdapterSide, then an InSlot for each slot
+        self._numbers = np.zeros(_HEADER + 3 * room.slots, np.int64)
+        self._numbers[:4] = len(room.parts), room.slots, room.size, product is not None and product.gated
+        self._numbers[4 : 4 + len(room.parts)] = np.cumsum(room.parts)
+        self._address = self._numbers.ctypes.data
+        self._product = product
+        if product is not None:
+            product.side = self
+
+    @property
+    def apart(self) -> bool:
+        return self._product is None and self.active
+
+    @property
+    def pointers(self) -> tuple[int, int]:
+        """For kernels: of this, and of the slots of the step's rows."""
+        assert self.rows.slots is not None
+        return self._address, self.rows.slots.data_ptr()
+
+    @property
+    def nbytes(self) -> int:
+        """Of what lies in slots."""
+        return sum(held.nbytes for held in self._held if held is not None)
+
+    def place(self, slot: int, rank: int, touched: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        parts = sorted(touched)
+        block = None
+        if touched:
+            block = (_in_tiles if self._tiles else _in_rows)(rank, [touched[part] for part in parts])
+        address = 0 if block is None else block.data_ptr()
+        self._held[slot] = block
+        at = _HEADER + 3 * slot
+        self._numbers[at : at + 3] = address, rank if touched else 0, sum(1 << part for part in parts)
+        self.used = any(held is not None for held in self._held)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        self._add(*self.pointers, x.data_ptr(), y.data_ptr(), len(x), x.stride(0), y.stride(0))
+
+    def release(self) -> None:
+        if self._product is not None:
+            self._product.side = None
+
+
+def _in_rows(rank: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """As in adapters.h."""
+    return torch.cat([*(a.reshape(-1) for a, _ in pairs), *(b.reshape(-1) for _, b in pairs)])
+
+
+def _in_tiles(rank: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """As in adapters_amx.h."""
+    steps = -(-rank // _MOST_STEP)
+    pairs_a_step = -(-rank // (2 * steps))
+    filled = steps * pairs_a_step * 2
+    a = torch.cat([F.pad(a, (0, 0, 0, filled - rank)) for a, _ in pairs])
+    a = F.pad(a, (0, 0, 0, -len(a) % _TILE_RANKS))
+    a = a.view(-1, _TILE_RANKS, a.shape[1] // _TILE_INPUTS, _TILE_INPUTS // 2, 2).permute(2, 0, 3, 1, 4)
+    whole = [F.pad(b, (0, 0, 0, filled - rank)) for _, b in pairs]
+    columns = [b.view(steps, pairs_a_step, 2, b.shape[1] // _LANES, _LANES).permute(3, 0, 1, 4, 2) for b in whole]
+    return torch.cat([each.reshape(-1) for each in (a, *columns)])
