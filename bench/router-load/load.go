@@ -85,6 +85,7 @@ func readLoadSettings(args []string) (loadSettings, error) {
 	flags.BoolVar(&s.body.stream, "stream", false, "")
 	flags.IntVar(&s.body.promptBytes, "prompt-bytes", 100, "")
 	flags.BoolVar(&s.body.ids, "ids", false, "the prompt as token ids, for /v1/completions")
+	flags.BoolVar(&s.body.again, "again", false, "prompts that begin alike, but for their last 500 bytes")
 	flags.IntVar(&s.connections, "connections", 64, "of a closed loop; the most of an open one")
 	flags.Float64Var(&s.rate, "rate", 0, "open loop: requests a second")
 	flags.DurationVar(&s.warmUp, "warm-up", time.Second, "")
@@ -105,9 +106,11 @@ func newLoad(settings loadSettings) *load {
 	if settings.key != "" {
 		head += "authorization: Bearer " + settings.key + "\r\n"
 	}
+	serial := uint64(time.Now().UnixMilli()) % 50_000_000 // what an earlier run sent may still be remembered
+	settings.body.conversation = serial
 	settings.body.fill()
 	l := &load{settings: settings, head: head}
-	l.serial.Store(uint64(time.Now().UnixMilli()) % 50_000_000) // what an earlier run sent may still be remembered
+	l.serial.Store(serial)
 	return l
 }
 

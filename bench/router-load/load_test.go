@@ -87,6 +87,35 @@ func TestPromptsHaveTheirSizeAndShareNoPassage(t *testing.T) {
 	}
 }
 
+func TestTurnsOfAConversationDifferInTheirLastPassageAlone(t *testing.T) {
+	shape := requestShape{model: "m", tokens: 1, promptBytes: 220_000, again: true, conversation: 3}
+	shape.fill()
+	one, two := shape.build(1), shape.build(2)
+	same := 0
+	for same < min(len(one), len(two)) && one[same] == two[same] {
+		same++
+	}
+	if same < 219_000 || same > len(one)-200 || len(one) < 219_000 || len(one) > 221_000 {
+		t.Fatalf("%d of %d bytes are the same", same, len(one))
+	}
+}
+
+func TestOneWordInTwelveIsNewAndTheOthersAreNot(t *testing.T) {
+	known := map[string]bool{}
+	for _, word := range strings.Fields(string(newProse(1).appendWords(nil, 220_000))) {
+		known[strings.Trim(word, ".")] = true
+	}
+	fresh, words := 0, strings.Fields(string(newProse(2).appendWords(nil, 220_000)))
+	for _, word := range words {
+		if !known[strings.Trim(word, ".")] {
+			fresh++
+		}
+	}
+	if share := float64(fresh) / float64(len(words)); share < 0.06 || share > 0.14 {
+		t.Fatalf("%.3f of %d words are new", share, len(words))
+	}
+}
+
 func TestABodyIsReadHoweverARouterRewroteIt(t *testing.T) {
 	for _, body := range []string{
 		`{"model":"mock-1ms","max_tokens":3,"stream":true,"stream_options":{"include_usage":true}}`,

@@ -8,31 +8,35 @@ import (
 	"time"
 )
 
-// requestShape is what each request asks; the prompts differ from their first word on and again every few hundred bytes, so that neither a cache of
-// prefixes nor one of passages knows them.
+// requestShape is what each request asks. Prompts differ from their first word on, so that no cache of prefixes or passages knows them; or, where
+// they are `again`, in their last passage alone, as the turns of one long conversation do.
 type requestShape struct {
-	model       string
-	tokens      int
-	stream      bool
-	promptBytes int
-	ids         bool
-	filler      string // of the prompt, after what is its own
-	passages    int    // of both
+	model        string
+	tokens       int
+	stream       bool
+	promptBytes  int
+	ids          bool
+	again        bool
+	conversation uint64 // the same for all that are `again`
+	filler       string // of ids, after what is their own
+	passages     int    // of both
+	beginning    []byte // of text that is `again`
 }
 
 const (
-	fillsPerPassage = 14
+	fillsPerPassage = 35
 	markBytes       = 9 // about, of what tells a passage from others
+	turnBytes       = 500
 )
 
 // fill is called once, before requests are built.
 func (r *requestShape) fill() {
-	text := "Sort these numbers: 31, 7, 88, 19. "
-	if r.ids {
-		text = ",101,57,88,140"
-	}
+	text := ",101,57,88,140"
 	r.filler = strings.Repeat(text, min(fillsPerPassage, max(1, r.promptBytes/len(text))))
 	r.passages = max(1, r.promptBytes/(len(r.filler)+markBytes))
+	if r.again {
+		r.beginning = newProse(r.conversation).appendWords(fmt.Appendf(nil, "%08d ", r.conversation), r.promptBytes-turnBytes)
+	}
 }
 
 func (r *requestShape) build(serial uint64) []byte {
@@ -49,9 +53,8 @@ func (r *requestShape) build(serial uint64) []byte {
 		return append(out, `1]}`...)
 	}
 	out = append(out, `"messages":[{"role":"user","content":"`...)
-	for range r.passages {
-		out = append(fmt.Appendf(out, "%08d ", serial), r.filler...)
-	}
+	own := r.promptBytes - len(r.beginning)
+	out = newProse(serial).appendWords(fmt.Appendf(append(out, r.beginning...), "%08d ", serial), own-markBytes)
 	return append(out, `"}]}`...)
 }
 

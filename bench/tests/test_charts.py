@@ -219,7 +219,7 @@ def test_an_existing_secret_is_used_instead_and_none_is_made() -> None:
 
 def rights_table() -> tuple[dict[tuple[str, str], tuple[str, ...]], dict[tuple[str, str], tuple[str, ...]]]:
     """The literal tables under which the operator's own tests run: read, as components never import each other."""
-    tree = ast.parse((ROOT / "operator/tests/cluster/rights.py").read_text())
+    tree = ast.parse((ROOT / "operator/tests/rights.py").read_text())
     names: dict[str, Any] = {}
     for statement in tree.body:
         target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
@@ -470,7 +470,9 @@ def test_every_value_changes_what_is_rendered(path: str, value: Any) -> None:
 
 
 def test_the_schema_takes_the_settings_of_routers_that_the_operator_knows() -> None:
-    script = "import json, sys; from pagoda_operator.router_settings import ROUTER_SETTINGS; json.dump(list(ROUTER_SETTINGS), sys.stdout)"
+    script = (
+        "import json, sys; from pagoda_operator.render.router_settings import ROUTER_SETTINGS; json.dump(list(ROUTER_SETTINGS), sys.stdout)"
+    )
     known = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
     schema = json.loads((CHARTS / "pagoda" / "values.schema.json").read_text())
     assert sorted(schema["properties"]["router"]["properties"]["settings"]["properties"]) == sorted(known)

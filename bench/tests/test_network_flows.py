@@ -17,9 +17,9 @@ Object = dict[str, Any]
 
 PLANNED = """
 import json, sys
-from pagoda_operator.manifests import model_objects, namespace_objects
+from pagoda_operator.render.objects import model_objects, namespace_objects
 from pagoda_operator.settings import parse_settings
-from pagoda_operator.spec import parse
+from pagoda_operator.manifest.spec import parse
 asked = json.load(sys.stdin)
 settings = parse_settings(asked["environment"]).for_manifests()
 objects = namespace_objects("models", settings)

@@ -14,9 +14,9 @@ from pagoda_bench.router_load import program as program_module
 from pagoda_bench.router_load.measure import LoadFailed, Measured, measured
 from pagoda_bench.router_load.pinned import Pinned, two_cores
 from pagoda_bench.router_load.program import SOURCE, NoProgram, build
-from pagoda_bench.router_load.report import cautions, markdown, rows
+from pagoda_bench.router_load.report import cautions, markdown, rows, scaling_rows
 from pagoda_bench.router_load.run import start_mocks
-from pagoda_bench.router_load.scenarios import DIRECT, OURS, PACED_200, SHORT_MOST, SHORT_RATE, SOAK, with_aim
+from pagoda_bench.router_load.scenarios import DIRECT, OURS, PACED_200, SCALING, SHORT_MOST, SHORT_RATE, SOAK, TWICE, with_aim
 from pagoda_bench.router_load.systems import STARTERS, direct, fleet, pagoda
 
 needs_go = pytest.mark.skipif(shutil.which("go") is None, reason="Go ≥ 1.25 is not on PATH (go.dev/dl): the rig cannot be compiled")
@@ -45,6 +45,16 @@ def test_added_latency_is_against_the_same_round_without_a_router():
     assert (added.aim, added.met) == ("< 0.001", True)
     assert value(found, OURS, "cpu_per_1k_requests_s").value == 0.5
     assert not [row for row in found if row.system == DIRECT and row.metric.startswith("added")]
+
+
+def test_two_processes_are_judged_by_what_a_request_takes_of_them():
+    taken = {(SCALING[0].case, OURS): [one(router_cpu_s=0.5)], (SCALING[0].case, TWICE): [one(router_cpu_s=0.4, requests=750)]}
+    (row,) = scaling_rows(SCALING, taken)
+    assert row.value == pytest.approx(2 * 0.5 / 1000 / (0.4 / 750))
+    assert (row.system, row.met) == (TWICE, True)
+    taken[SCALING[0].case, TWICE] = [one(router_cpu_s=0.6)]
+    (row,) = scaling_rows(SCALING, taken)
+    assert row.met is False
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pagoda_operator.rules import FIELDS
+from pagoda_operator.manifest.rules.table import FIELDS
 from pagoda_router.placement.scores import POLICIES, PolicyName
 
 ROOT = Path(__file__).parents[2]

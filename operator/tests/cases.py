@@ -8,13 +8,14 @@ from typing import Any
 
 import yaml
 
-from pagoda_operator.manifests import Settings
-from pagoda_operator.observed import LABEL_COMPONENT, LABEL_MODEL, LABEL_TEMPLATE, ObjectRef, Observed, PodView, ref_of
-from pagoda_operator.plan import Plan, plan
+from pagoda_operator.labels import LABEL_COMPONENT, LABEL_MODEL, LABEL_TEMPLATE
+from pagoda_operator.observed.world import ObjectRef, Observed, PodView, ref_of
+from pagoda_operator.plan.plan import Plan, plan
+from pagoda_operator.render.installation import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = sorted((REPOSITORY / "docs/quickstart").glob("*.yaml"))
-MANIFESTS = Path(__file__).parent / "manifests"
+MANIFESTS = Path(__file__).parent / "manifest/documents"
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 SETTINGS = Settings(version="1.2.3")
 TINY = "builtin://tiny"

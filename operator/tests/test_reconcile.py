@@ -5,8 +5,8 @@ from typing import Any
 
 from cases import SETTINGS, carried_out, inference_model, router, worker, world
 
-from pagoda_operator.observed import ObjectRef, Observed
-from pagoda_operator.plan import Plan
+from pagoda_operator.observed.world import ObjectRef, Observed
+from pagoda_operator.plan.plan import Plan
 from pagoda_operator.reconcile import reconcile
 from pagoda_operator.scaling.history import ScalingHistory
 

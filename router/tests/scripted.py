@@ -28,6 +28,7 @@ from pagoda_router.generation import (
     Sender,
     ServedName,
     Started,
+    Take,
     TextAssets,
     TokenLogprobs,
     Tokens,
@@ -35,6 +36,7 @@ from pagoda_router.generation import (
     WorkerId,
 )
 from pagoda_router.http.asgi import ASGIApp, Message
+from pagoda_router.http.direct import DirectProtocol
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -113,6 +115,9 @@ class ScriptedStream:
     def stop(self, sequence: int) -> None:
         self.stopped.append(sequence)
 
+    def tap(self, take: Take) -> None:
+        """Its events are never offered."""
+
     async def __aiter__(self) -> AsyncIterator[list[Event]]:
         if not self.script.together:
             async for events in self._steps():
@@ -170,6 +175,9 @@ class ScriptedDispatcher:
 
     def expected_output_tokens(self, generation: Generation) -> int:
         return generation.n * generation.max_tokens
+
+    def worker_in_s(self, model: ModelName) -> float | None:
+        return None
 
     async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         raise NotImplementedError("every scripted model is described")
@@ -267,7 +275,7 @@ class Address(str):
 def served(app: object) -> Iterator[Address]:
     """The app behind uvicorn on a free loopback port, in a thread with its own loop; yields the base address."""
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, loop="uvloop", http="httptools", lifespan="off", access_log=False, log_config=None, ws="none"
+        app, host="127.0.0.1", port=0, loop="uvloop", http=DirectProtocol, lifespan="off", access_log=False, log_config=None, ws="none"
     )  # type: ignore[arg-type]
     server = uvicorn.Server(config)
     started = threading.Event()

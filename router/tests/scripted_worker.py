@@ -48,6 +48,7 @@ class ScriptedWorker(WorkerServicer):
         self.submits: asyncio.Queue[Any] = asyncio.Queue()
         self.cancels: asyncio.Queue[Any] = asyncio.Queue()
         self.pings: asyncio.Queue[Any] = asyncio.Queue()
+        self.drafts: asyncio.Queue[Any] = asyncio.Queue()
         self.flows: asyncio.Queue[Any] = asyncio.Queue()
         self.fetched: list[str] = []
         self.artifacts = {hashlib.sha256(content).hexdigest(): content for content in (TOKENIZER, TEMPLATE)}
@@ -211,7 +212,7 @@ class ScriptedWorker(WorkerServicer):
                     wire.FromWorker(pong=wire.Pong(sent_mono_us=message.ping.sent_mono_us, worker_mono_us=self.now_us()))
                 )
         else:
-            {"cancel": self.cancels, "flow": self.flows}[kind].put_nowait(getattr(message, kind))
+            {"cancel": self.cancels, "flow": self.flows, "draft": self.drafts}[kind].put_nowait(getattr(message, kind))
 
     def _grant(self) -> list[Any]:
         if not self.grants:
@@ -228,6 +229,9 @@ class ScriptedWorker(WorkerServicer):
 
     async def next_submit(self) -> Any:
         return await asyncio.wait_for(self.submits.get(), 10)
+
+    async def next_draft(self) -> Any:
+        return await asyncio.wait_for(self.drafts.get(), 10)
 
     async def next_cancel(self) -> Any:
         return await asyncio.wait_for(self.cancels.get(), 10)

@@ -1,7 +1,9 @@
 """The requests of one session without any network: whatever happens in whatever order, everything is given back exactly once."""
 
+import asyncio
 from typing import Any
 
+import pytest
 from fleet_rig import generation
 from hypothesis import given
 from hypothesis import strategies as st
@@ -142,3 +144,73 @@ def test_a_cancel_is_sent_once_and_not_for_what_is_over():
     stream.abandon()
     stream.stop(0)
     assert sent == []
+
+
+def rows(request_id: int, *token_ids: int) -> Any:
+    return wire.Frame(request_ids=[request_id], sequences=[0], token_counts=[len(token_ids)], token_ids=token_ids)
+
+
+async def tapped(take: Any) -> tuple[RunningRequests, Any, "asyncio.Task[Any]"]:
+    """A stream with a tap, and its reader, which waits."""
+    requests = requests_of(Heard(), [])
+    wanted = generation(4, 8)
+    cost = price(wanted, 8, 16)
+    stream = requests.add(wanted, cost, requests.ledger.reservation_for(cost) or 0)
+    stream.tap(take)
+    reader = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)
+    return requests, stream, reader
+
+
+async def test_what_a_tap_takes_wakes_no_reader():
+    taken: list[Any] = []
+    requests, stream, reader = await tapped(lambda tokens: not taken.append(tokens))
+    requests.deliver(rows(stream.request_id, 7, 8))
+    requests.deliver(rows(stream.request_id, 9))
+    await asyncio.sleep(0)
+    assert not reader.done()
+    assert [list(tokens.token_ids) for tokens in taken] == [[7, 8], [9]]
+    assert stream.progress == 2  # it is no stalled stream
+    requests.deliver(finish(stream.request_id, 0, wire.FINISH_STOP))
+    assert [type(event).__name__ for event in await reader] == ["Ended"]
+
+
+async def test_no_tap_overtakes_what_its_reader_has_not_read():
+    taken: list[Any] = []
+    may_take = False
+
+    def take(tokens: Tokens) -> bool:
+        taken.append(tokens)
+        return may_take
+
+    requests, stream, reader = await tapped(take)
+    requests.deliver(rows(stream.request_id, 7))  # refused, so the reader has it to read
+    may_take = True
+    requests.deliver(rows(stream.request_id, 8))
+    assert [list(event.token_ids) for event in await reader] == [[7], [8]]
+    requests.deliver(rows(stream.request_id, 9))  # nobody waits: its reader may be in the middle of writing
+    assert [list(event.token_ids) for event in await anext(stream)] == [[9]]
+    assert len(taken) == 1
+
+
+async def test_a_tap_that_fails_fails_its_own_stream_and_no_other():
+    def take(tokens: Tokens) -> bool:
+        raise ZeroDivisionError("in this answer")
+
+    requests, stream, reader = await tapped(take)
+    other = requests.add(stream.generation, stream.cost, 16)
+    requests.deliver(wire.Frame(request_ids=[stream.request_id, other.request_id], sequences=[0, 0], token_counts=[1, 1], token_ids=[7, 8]))
+    with pytest.raises(ZeroDivisionError):
+        await reader
+    assert [list(event.token_ids) for event in await anext(other)] == [[8]]
+
+
+async def test_a_stopped_sequence_is_offered_to_no_tap():
+    taken: list[Any] = []
+    requests, stream, reader = await tapped(lambda tokens: not taken.append(tokens))
+    stream.stop(0)
+    requests.deliver(rows(stream.request_id, 7))
+    assert taken == []
+    stream.wake()
+    with pytest.raises(StopAsyncIteration):
+        await reader

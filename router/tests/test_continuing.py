@@ -1,6 +1,7 @@
 """What a client sees of a worker that is lost in the middle of an answer: nothing, as long as another one can go on."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from fleet_rig import ends_of, generation, rig, tokens_of
@@ -50,6 +51,33 @@ async def test_a_stream_whose_worker_is_lost_goes_on_where_it_was(tmp_path, pair
         assert (events[-1].usage.prompt_tokens, events[-1].usage.cached_tokens, events[-1].usage.completion_tokens) == (3, 2, 5)
         assert router.metric("replays_total", model="tiny") == 1
         await router.until(lambda: router.outstanding_tokens == 0)
+
+
+async def test_what_was_taken_on_the_way_is_resumed_too(tmp_path, pair):
+    async with rig(tmp_path, *pair) as router:
+        read, taken = list[Any](), list[int]()
+
+        async def follow() -> None:
+            async with router.dispatcher.generate(generation(max_tokens=9)) as stream:
+                stream.tap(lambda tokens: not taken.extend(tokens.token_ids))
+                async for events in stream:
+                    read.extend(events)
+
+        task = asyncio.create_task(follow())
+        lost, other, submit = await first_asked(*pair)
+        lost.tokens(submit.request_id, [5], started=True)
+        lost.change_state(num_running=1)  # wakes `until`
+        await router.until(lambda: bool(read))  # and waits for more
+        lost.tokens(submit.request_id, [6])
+        lost.change_state(num_running=2)
+        await router.until(lambda: bool(taken))
+        lost.break_session()
+        again = await other.next_submit()
+        assert list(again.resume_ids) == [5, 6]
+        other.tokens(again.request_id, [8], started=True)
+        other.finish(again.request_id, tokens=3)
+        await task
+        assert (taken, tokens_of(read)) == ([6], [5, 8])
 
 
 async def test_each_open_sequence_goes_on_with_its_own_seed_and_ended_ones_do_not(tmp_path, pair):

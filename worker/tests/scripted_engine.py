@@ -145,6 +145,9 @@ class ScriptedEngine:
             del self._emitted[key]
             self._cancelled.append(key)
 
+    def draft(self, request_id: str, sequence: int, position: int, token_ids: list[int]) -> None:
+        pass
+
     def abandon(self, detail: str) -> None:
         self._abandoned = [(key, detail) for key in self._emitted]
         self._emitted.clear()

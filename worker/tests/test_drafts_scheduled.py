@@ -50,6 +50,24 @@ def test_a_step_tells_the_drafts_that_were_right_and_one_token_more(right: int, 
     assert scheduler.blocks.free_blocks == scheduler.blocks.count
 
 
+def test_nothing_is_planned_on_top_of_drafts_that_are_being_verified():
+    """Also when guessing is given up meanwhile, as it may be where steps are planned ahead."""
+    scheduler, device = simulated()
+    request = submit(scheduler, "a", 5)
+    step(scheduler, device)
+    guess(scheduler, lambda: (1, 2))
+    plan, sequence = scheduler.schedule(0.0), one(scheduler)
+    sequence.waits_for_token = False
+    assert scheduler.schedule(0.0).empty
+    sampled = device.run(plan)
+    judge_drafts(plan, sampled)
+    (update,) = scheduler.settle(plan, sampled, 1.0)
+    assert update.token_ids == expected_output(request, 0)[1:3]
+    while scheduler.has_work:
+        step(scheduler, device)
+    assert sequence.tokens[5:] == expected_output(request, 0)
+
+
 def test_drafts_end_where_the_sequence_must():
     scheduler, device = simulated()
     request = submit(scheduler, "a", 5, max_tokens=4)

@@ -75,11 +75,11 @@ def test_a_chunk_sees_the_keys_that_one_of_its_queries_does(chunks: list[tuple[i
 
 def varlen_in_torch(
     query: Tensor, keys: Tensor, values: Tensor, query_starts: Tensor, starts: Tensor, max_q: int, max_k: int, *, scale: float,
-    window_size: tuple[int, int], enable_gqa: bool,
+    window_size: tuple[int, int], enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
     """What torch's documentation says of varlen_attn, one sequence at a time: queries stand at the end of their keys."""
     out, group, (left, right) = torch.empty_like(query), query.shape[1] // keys.shape[1], window_size
-    assert enable_gqa
+    assert enable_gqa or group == 1
     assert (max_q, max_k) == (int(query_starts.diff().max()), int(starts.diff().max()))
     for at, (begin, end) in enumerate(zip(query_starts[:-1].tolist(), query_starts[1:].tolist(), strict=True)):
         own = slice(int(starts[at]), int(starts[at + 1]))
@@ -102,6 +102,14 @@ def test_the_gathered_keys_give_the_readable_attention(chunks: list[tuple[int, i
     shape = AttentionShape(0.125, window)
     ours = flash.attend_flash(query, key_value, cache, batch, shape)
     torch.testing.assert_close(ours, attend_eager(query, key_value, cache, batch, shape), atol=2e-5, rtol=1e-4)
+
+
+def test_a_torch_that_shares_no_heads_gets_one_of_keys_for_each_of_queries(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(flash, "varlen_attn", varlen_in_torch)
+    monkeypatch.setattr(flash, "TAKES_GROUPS", False)
+    query, key_value, cache, batch = attention_case([], CHUNKS[1], heads=6, kv_heads=2, dim=64, block=16, seed=5, dtype=torch.float32)
+    ours = flash.attend_flash(query, key_value, cache, batch, AttentionShape(0.125, None))
+    torch.testing.assert_close(ours, attend_eager(query, key_value, cache, batch, AttentionShape(0.125, None)), atol=2e-5, rtol=1e-4)
 
 
 def test_chunks_behind_decode_rows_are_counted_from_their_own_first():

@@ -16,6 +16,7 @@ from torch import Tensor
 from pagoda_worker.completions import Completion
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
+from pagoda_worker.errors import ConfigError
 from pagoda_worker.gpu_check import __main__ as command
 from pagoda_worker.gpu_check import backends
 from pagoda_worker.gpu_check.backends import SMALL_LAYER
@@ -47,7 +48,7 @@ ABSENT = (
 )
 """Of a bare GPU machine."""
 KERNELS = ("decode_attention", "prefill_attention", "rotary_cache", "norm", "silu", "sample", "copy_blocks")
-KERNELS += ("quantize_rows", "int8_product", "weight_only_product", "dequantize", "adapter_deltas")
+KERNELS += ("few_rows_product", "quantize_rows", "int8_product", "weight_only_product", "dequantize", "adapter_deltas")
 SPEED = DeviceSpeed(bytes_per_s=4.3e12, flops_per_s=790e12)
 """An H200."""
 
@@ -373,3 +374,20 @@ def test_two_ranks_are_skipped_where_there_is_one_gpu(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(NotMeasured, match="two ranks have a GPU each, and there is 1"):
         two_ranks(trial)
+
+
+def test_a_run_of_some_parts_keeps_what_the_file_has_of_others(tmp_path: Path):
+    path, ran = tmp_path / "gpu-check.json", list[str]()
+    first = Report(command="a test", hardware={"device": "H200"}, path=path)
+    for case in ("one", "two"):
+        first.add_row(case, "pagoda", "rate", 1.0, "tokens/s")
+    again = Report(command="a test", hardware={"device": "H200"}, path=path)
+    again.keep_others(["two"])
+    parts = Parts(again, 10.0, only=["two"])
+    for name in ("part one", "part two"):
+        parts.run(name, 0.0, lambda name=name: ran.append(name))  # type: ignore[misc]
+    again.add_row("two", "pagoda", "rate", 2.0, "tokens/s")
+    assert ran == ["part two"]
+    assert {row["case"]: row["value"] for row in json.loads(path.read_text())["rows"]} == {"one": 1.0, "two": 2.0}
+    with pytest.raises(ConfigError, match="give --output"):
+        Report(command="a test", hardware={"device": "another"}, path=path).keep_others(["two"])

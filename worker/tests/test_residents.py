@@ -169,6 +169,8 @@ class SlowToSleep:
 
     def cancel(self, request_id: str, sequence: int | None = None) -> None: ...
 
+    def draft(self, request_id: str, sequence: int, position: int, token_ids: list[int]) -> None: ...
+
     async def wake(self) -> int:
         self.sleep_level = 0
         return 1

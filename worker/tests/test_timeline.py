@@ -71,6 +71,9 @@ class Worker:
         self.take()
         self.scheduler.cancel(request_id, sequence)
 
+    def draft(self, request_id: str, sequence: int, position: int, token_ids: list[int]) -> None:
+        pass
+
     # ---- the engine's turn
 
     def take(self) -> None:

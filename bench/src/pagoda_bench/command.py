@@ -3,21 +3,14 @@
 Imports what measures only inside each command: `pagoda bench --help` must not wait for numpy, and nothing here may need torch.
 """
 
-import contextlib
 import os
-import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from pagoda_bench.errors import BenchError
+from pagoda_bench.arguments import levels, numbers, percent, told_in_one_line, typed
 from pagoda_bench.load.scenarios import Scenario
-
-if TYPE_CHECKING:
-    from pagoda_bench.load.settings import Level
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure an OpenAI-compatible server, or the engine alone.")
 
@@ -52,7 +45,7 @@ def run(
     plots: Annotated[bool, typer.Option(help="Draw pictures.")] = True,
 ) -> None:
     """Load a server and write what it did: CSV, JSON, Markdown, pictures."""
-    with _told_in_one_line():
+    with told_in_one_line():
         from pagoda_bench.load.present import measure_and_write
         from pagoda_bench.load.scenarios import Lengths
         from pagoda_bench.load.settings import RunSettings
@@ -68,7 +61,7 @@ def run(
             label=label,
             scenario=scenario,
             lengths=Lengths(prompt_tokens, output_tokens),
-            levels=_levels(concurrency, rate, trace, trace_speed),
+            levels=levels(concurrency, rate, trace, trace_speed),
             rounds=rounds,
             requests_per_user=requests if requests is not None else None if duration is not None else 6,
             duration_s=None if duration is None else duration_s(duration),
@@ -82,7 +75,7 @@ def run(
             timeout_s=duration_s(timeout),
             **optional,
         )
-        measure_and_write(settings, output, command=_typed(), plots=plots, packages=("pagoda-bench", "uvloop"))
+        measure_and_write(settings, output, command=typed(), plots=plots, packages=("pagoda-bench", "uvloop"))
 
 
 @app.command()
@@ -92,7 +85,7 @@ def compare(
     metric: Annotated[str | None, typer.Option(help="Only metrics that contain this.")] = None,
 ) -> None:
     """Ratios A ÷ B with a 95 % interval, and which of them are more than noise."""
-    with _told_in_one_line():
+    with told_in_one_line():
         from pagoda_bench.load.compare import compare_files, table
 
         lines, cautions = compare_files(a, b)
@@ -114,18 +107,18 @@ def engine(
     output: Annotated[Path, typer.Option(help="The result file.")] = Path("bench-engine.json"),
 ) -> None:
     """The engine alone, without HTTP: tokens/s, KV cache in use, bytes of memory a token."""
-    with _told_in_one_line():
+    with told_in_one_line():
         from pagoda_bench import results
         from pagoda_bench.load.engine import EngineJob, measure, table
 
         options = tuple((name, value) for name, value in (("device", device), ("dtype", dtype), ("threads", threads)) if value is not None)
-        sizes = tuple(int(size) for size in _numbers("--batch", batch, whole=True))
+        sizes = tuple(int(size) for size in numbers("--batch", batch, whole=True))
         job = EngineJob(
             model=model, batch_sizes=sizes, prompt_tokens=prompt_tokens, output_tokens=output_tokens, rounds=rounds, options=options
         )
         rows = list(measure(job))
         notes = [f"prompt {prompt_tokens}, output {output_tokens}, greedy, one batch; low and high: the extremes of {rounds} round(s)"]
-        result = results.result_here("engine", rows, command=_typed(), packages=("pagoda-worker", "torch"), notes=notes)
+        result = results.result_here("engine", rows, command=typed(), packages=("pagoda-worker", "torch"), notes=notes)
         results.write(result, output)
         print(table(rows))
         print(f"wrote {output}")
@@ -146,7 +139,7 @@ def tour(
     ] = None,
 ) -> None:
     """From the minimal loop to the full engine: what each idea wins, on one workload (docs/tour/)."""
-    with _told_in_one_line():
+    with told_in_one_line():
         from pagoda_bench.results import FOLDER
         from pagoda_bench.tour.pages import PAGES
         from pagoda_bench.tour.run import run as run_tour
@@ -159,7 +152,7 @@ def tour(
             device=device,
             output=FOLDER / "tour.json" if own else output or Path("bench-tour.json"),
             pages=PAGES if own else None,
-            command=_typed(),
+            command=typed(),
         )
 
 
@@ -173,10 +166,10 @@ def costs(
     output: Annotated[Path | None, typer.Option(help="A folder in place of bench/results; documents then stay as they are.")] = None,
 ) -> None:
     """What parts of the engine cost or win: KV cache in use, the host's tier, batch invariance, a quantized cache, adapters, ranks."""
-    with _told_in_one_line():
+    with told_in_one_line():
         from pagoda_bench.costs.run import run as run_costs
 
-        run_costs(what or [], rounds=rounds, output=output, command=_typed())
+        run_costs(what or [], rounds=rounds, output=output, command=typed())
 
 
 @app.command()
@@ -192,7 +185,7 @@ def sim(
     ] = None,
 ) -> None:
     """Routing policies on simulated fleets that drive the router's own admission, queue and placement (docs/routing.md)."""
-    with _told_in_one_line():
+    with told_in_one_line():
         from pagoda_bench.errors import SettingsError
 
         try:
@@ -213,7 +206,7 @@ def sim(
             processes=processes,
             output=FOLDER / "sim.json" if own else output or Path("bench-sim.json"),
             plots=FOLDER.parents[1] / "docs" / "routing" if own else None,
-            command=_typed(),
+            command=typed(),
         )
 
 
@@ -228,7 +221,7 @@ def router(
     output: Annotated[Path | None, typer.Option(help="Path without suffix, in place of bench/results/router.", show_default=False)] = None,
 ) -> None:
     """What a router costs in front of mocks that cost nothing: ours beside none, nginx and others' (two cores, Go; 10 minutes)."""
-    with _told_in_one_line():
+    with told_in_one_line():
         from pagoda_bench.load.slo import duration_s
         from pagoda_bench.results import FOLDER
         from pagoda_bench.router_load.run import Options
@@ -245,7 +238,7 @@ def router(
                 output=output or FOLDER / "router",
                 **chosen,
             ),
-            command=_typed(),
+            command=typed(),
         )
 
 
@@ -276,7 +269,7 @@ def quality(
     plots: Annotated[bool, typer.Option(help="Draw the picture.")] = True,
 ) -> None:
     """What formats cost and save against the first model: exact match, perplexity, KL, top token, memory, speed (docs/quality.md)."""
-    with _told_in_one_line():
+    with told_in_one_line():
         from pagoda_bench.quality.candidates import parse_all
         from pagoda_bench.quality.engine import PATHS
         from pagoda_bench.quality.figures import Limits
@@ -285,8 +278,8 @@ def quality(
         from pagoda_bench.quality.run import run as run_quality
 
         candidates = parse_all(models)
-        limits = Limits() if perplexity_within is None else Limits(perplexity_ratio=1 + _percent("--perplexity-within", perplexity_within))
-        sizes = tuple(int(size) for size in _numbers("--streams", streams, whole=True))
+        limits = Limits() if perplexity_within is None else Limits(perplexity_ratio=1 + percent("--perplexity-within", perplexity_within))
+        sizes = tuple(int(size) for size in numbers("--streams", streams, whole=True))
         options = Options(
             corpus=corpus,
             tokens=tokens,
@@ -300,61 +293,5 @@ def quality(
             threads=threads,
             limits={candidate.label: limits for candidate in candidates[1:]},
         )
-        if run_quality(candidates, options, output=output, command=_typed(), plots=plots):
+        if run_quality(candidates, options, output=output, command=typed(), plots=plots):
             raise typer.Exit(1)
-
-
-def _levels(concurrency: str | None, rate: str | None, trace: Path | None, trace_speed: str) -> tuple["Level", ...]:
-    from pagoda_bench.errors import SettingsError
-    from pagoda_bench.load.settings import Level
-
-    levels = [Level("closed", int(amount)) for amount in _numbers("--concurrency", concurrency, whole=True)]
-    levels += [Level("poisson", amount) for amount in _numbers("--rate", rate)]
-    levels += [Level("trace", amount) for amount in _numbers("--trace-speed", trace_speed if trace is not None else None)]
-    if not levels:
-        raise SettingsError("say how to load it: --concurrency 1,8,32, --rate 2,4, or --trace FILE")
-    return tuple(levels)
-
-
-def _numbers(option: str, text: str | None, *, whole: bool = False) -> list[float]:
-    from pagoda_bench.errors import SettingsError
-
-    try:
-        numbers = [float(part) for part in (text or "").split(",") if part.strip()]
-    except ValueError:
-        numbers = [0.0]
-    if any(number <= 0 or (whole and number != int(number)) for number in numbers):
-        raise SettingsError(f"{option} {text}: write {'whole ' if whole else ''}numbers above 0 with commas, like 1,8,32")
-    return numbers
-
-
-def _percent(option: str, text: str) -> float:
-    from pagoda_bench.errors import SettingsError
-
-    try:
-        share = float(text.removesuffix("%")) / 100
-    except ValueError:
-        share = -1.0
-    if not text.endswith("%") or not 0 <= share < 1:
-        raise SettingsError(f"{option} {text}: write a share in percent, like 1% or 0.5%")
-    return share
-
-
-def _typed() -> str:
-    """The command as it was typed, without a key."""
-    words = list(sys.argv[1:])
-    for i, word in enumerate(words):
-        if word == "--api-key" and i + 1 < len(words):
-            words[i + 1] = "…"
-        elif word.startswith("--api-key="):
-            words[i] = "--api-key=…"
-    return f"pagoda {shlex.join(words)}"
-
-
-@contextlib.contextmanager
-def _told_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except BenchError as error:
-        print(f"pagoda bench: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from pagoda_operator.manifests import Settings, worker_name
-from pagoda_operator.observed import ObjectRef, Observed
-from pagoda_operator.plan import Plan, is_ours, plan
+from pagoda_operator.manifest.spec import InferenceModel, key_of
+from pagoda_operator.observed.world import ObjectRef, Observed
+from pagoda_operator.plan.plan import Plan, is_ours, plan
+from pagoda_operator.render.installation import Settings
+from pagoda_operator.render.objects import worker_name
 from pagoda_operator.scaling.decide import ScalingDecision
 from pagoda_operator.scaling.history import ScalingHistory
-from pagoda_operator.spec import InferenceModel, key_of
-from pagoda_operator.status import model_status
+from pagoda_operator.status.model_status import model_status
 
 
 class Executor(Protocol):

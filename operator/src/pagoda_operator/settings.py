@@ -1,6 +1,7 @@
 """The operator process's settings: PAGODA_* environment variables, parsed once and frozen. Called by __main__ only.
 
-Whatever is wrong is a SettingsError of one line that names the variable. What the settings mean for manifests is `manifests.Settings`.
+Whatever is wrong is a SettingsError of one line that names the variable. What the settings mean for manifests is
+`render.installation.Settings`.
 """
 
 import difflib
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pagoda_operator.errors import OperatorError
-from pagoda_operator.installation import SecretPort, Settings
-from pagoda_operator.router_settings import parse_router_settings
-from pagoda_operator.slo_rules import RUNBOOKS
+from pagoda_operator.render.installation import SecretPort, Settings
+from pagoda_operator.render.router_settings import parse_router_settings
+from pagoda_operator.render.slo_rules import RUNBOOKS
 
 TOLERATED = frozenset({"PAGODA_HOME", "PAGODA_RUN_ID", "PAGODA_REQUIRE_ALL", "PAGODA_KUBE_BIN"})
 """Set by supervisors and CI for every process."""

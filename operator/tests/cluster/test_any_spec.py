@@ -10,13 +10,13 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pagoda_operator.installation import Settings
-from pagoda_operator.kinds import APPLY_ORDER, MONITORING
-from pagoda_operator.observed import ObjectRef, Observed, ref_of
-from pagoda_operator.plan import Plan
+from pagoda_operator.manifest.spec import parse
+from pagoda_operator.observed.world import ObjectRef, Observed, ref_of
+from pagoda_operator.plan.plan import Plan
 from pagoda_operator.reconcile import reconcile
+from pagoda_operator.render.installation import Settings
+from pagoda_operator.render.kinds import APPLY_ORDER, MONITORING
 from pagoda_operator.scaling.history import ScalingHistory
-from pagoda_operator.spec import parse
 
 INSTALLATION = Settings(
     version="1.2.3", master_key=b"0123456789abcdef", router_replicas=2, host_paths=True, monitoring=frozenset(MONITORING)

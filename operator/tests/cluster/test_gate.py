@@ -11,10 +11,10 @@ from running import MASTER_KEY, operator
 from test_objects import model
 
 from pagoda_operator.cluster.gate import TAKEN_BACK_AFTER_S, gate_of
-from pagoda_operator.observed import RouterReport, WorkerReport
-from pagoda_operator.pod_views import ROUTED_CONDITION
-from pagoda_operator.pods import INTERNAL_PORT
-from pagoda_operator.tokens import token
+from pagoda_operator.observed.pods import ROUTED_CONDITION
+from pagoda_operator.observed.world import RouterReport, WorkerReport
+from pagoda_operator.render.pods import INTERNAL_PORT
+from pagoda_operator.render.tokens import token
 
 GATE = {"conditionType": ROUTED_CONDITION}
 

@@ -19,7 +19,7 @@ from test_scaler import demand
 
 from pagoda_operator.cluster.health import Health
 from pagoda_operator.cluster.operator import known_monitoring
-from pagoda_operator.kinds import KINDS, MONITORING
+from pagoda_operator.render.kinds import KINDS, MONITORING
 
 PROMISE = {"slo": {"ttft": "500ms"}}
 EXPOSITION = REPOSITORY / "ops/expositions/operator.prom"

@@ -21,7 +21,7 @@ from pagoda_operator.cluster.queue import WorkQueue
 from pagoda_operator.cluster.resources import NODES, PODS
 from pagoda_operator.cluster.status_diff import same_status
 from pagoda_operator.cluster.store import Change, Store
-from pagoda_operator.observed import ObjectRef
+from pagoda_operator.observed.world import ObjectRef
 from pagoda_operator.settings import SettingsError, parse_settings
 
 REQUIRED = {

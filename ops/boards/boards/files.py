@@ -8,8 +8,8 @@ import yaml
 
 from boards import admission, cost, engine, fleet, gpu, placement, slo
 from boards.grafana import Board
-from pagoda_operator.promises import Slo
-from pagoda_operator.slo_rules import slo_groups
+from pagoda_operator.manifest.promises import Slo
+from pagoda_operator.render.slo_rules import slo_groups
 
 ROOT = Path(__file__).resolve().parents[3]
 OPS = ROOT / "ops"

@@ -3,7 +3,7 @@
 Pure data and two protocols; token ids only, text never (the surface detokenizes). Called by everything; knows of ours the trace's records.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -123,6 +123,8 @@ class Generation:
     """From Dispatcher.hold; None: it arrives now."""
     resume_ids: Sequence[int] = ()
     """Output that a lost worker gave (n is 1): context for the next one, counted as output, not sent again."""
+    is_draft: bool = False
+    """Of another model's answer: nobody reads it but the router."""
     relay: Relay | None = None
     """For a backend that takes text. prompt_ids are then 4-byte pieces of the prompt's JSON: about as many as tokens, equal where it is."""
     trace: GenerationTrace = field(default_factory=GenerationTrace, compare=False, repr=False)
@@ -206,6 +208,10 @@ class Ended:
 Event = Started | Tokens | PromptLogprobs | Embedded | Relayed | Ended
 
 
+Take = Callable[[Tokens], bool]
+"""False: it cannot now, and the reader gets them as any other event."""
+
+
 class GenerationStream(Protocol):
     """Events of one admitted generation. Each item is everything that arrived together; it leaves together."""
 
@@ -215,6 +221,10 @@ class GenerationStream(Protocol):
 
     def stop(self, sequence: int) -> None:
         """A stop string was found: cancel this sequence, billed up to here. No further events of it follow."""
+
+    def tap(self, take: Take) -> None:
+        """Tokens that come while its reader waits for more are offered to `take` as they come, in the middle of reading a frame: what it
+        takes costs no turn of the event loop. What it raises is raised where the stream is read. A stream may never offer any."""
 
 
 class Dispatcher(Protocol):
@@ -231,6 +241,10 @@ class Dispatcher(Protocol):
 
     async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         """Waits, as a request of about this cost does, until Catalog.text has an answer for the model. Raises what entering raises."""
+        ...
+
+    def worker_in_s(self, model: ModelName) -> float | None:
+        """Until a model without workers can answer, by how long it took before. None: nothing to go by."""
         ...
 
 

@@ -54,7 +54,16 @@ class UnloadAdapter(msgspec.Struct, tag=7, array_like=True):
     name: str
 
 
-Down = Start | Submitted | Cancelled | Sleep | Wake | LoadAdapter | UnloadAdapter
+class Drafted(msgspec.Struct, tag=8, array_like=True):
+    """Guesses of another worker, from `position` of the output on; not answered. For sequences that run, else they mean nothing."""
+
+    request_id: str
+    sequence: int
+    position: int
+    token_ids: list[int]
+
+
+Down = Start | Submitted | Cancelled | Sleep | Wake | LoadAdapter | UnloadAdapter | Drafted
 
 # ---- up
 

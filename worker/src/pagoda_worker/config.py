@@ -10,7 +10,7 @@ KvDType = Literal["auto", "int8", "fp8"]
 Attention = Literal["auto", "native", "triton", "flash", "sdpa", "eager"]
 Load = Literal["eager", "lazy", "warm"]
 Quantization = Literal["none", "int8", "int4", "fp8"]
-Speculative = Literal["none", "ngram", "suffix", "draft"]
+Speculative = Literal["none", "ngram", "suffix", "draft", "remote"]
 Batching = Literal["static", "dynamic", "continuous"]
 
 
@@ -97,7 +97,8 @@ class EngineConfig:
     readable reference."""
     speculative: Speculative = "none"
     """Guess tokens and verify them in one step (docs/speculation.md). ngram: from the prompt and output. suffix: from these and from
-    earlier answers. draft: by a smaller model of the same vocabulary. The tokens are the same ones in any case."""
+    earlier answers. draft: by a smaller model of the same vocabulary. remote: by one on another worker, whose guesses
+    a router brings. The tokens are the same ones in any case."""
     draft_tokens: int = 4
     """Guessed for one sequence and step, at most; fewer where they do not pay."""
     draft_dir: Path | None = None

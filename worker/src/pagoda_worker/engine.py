@@ -111,7 +111,11 @@ class Engine:
             hear = partial(self._news, "warming: sizes of steps run")
             warmed = self._on_trial(lambda trial: warm(trial, self.step, vocab_size=self.facts.vocab_size, news=hear))
             log.info("warmed in %.1f s: %d sizes of steps, %d left out for time", warmed.seconds, warmed.sizes, warmed.left_out)
-        self._meter.start_from(prefill_tokens_per_s=measured.prefill_tokens_per_s, decode_step_ms=measured.decode_step_ms)
+        self._meter.start_from(
+            prefill_tokens_per_s=measured.prefill_tokens_per_s,
+            decode_step_ms=measured.decode_step_ms,
+            chunk_tokens=measured.chunk_tokens,
+        )
         on_cpu = self.runner.device.type == "cpu"
         self.facts = replace(
             self.facts,
@@ -137,6 +141,12 @@ class Engine:
     def cancel(self, request_id: str, sequence: int | None = None) -> None:
         """Blocks are free at once; a CANCELLED finish leaves with the next step. Unknown ids are ignored."""
         self.scheduler.cancel(request_id, sequence)
+
+    def draft(self, request_id: str, sequence: int, position: int, token_ids: list[int]) -> None:
+        """Another worker's guesses at the output from `position` on. Those that nobody can use are dropped."""
+        running = self.scheduler.find(request_id, sequence)
+        if running is not None and self.speculation:
+            self.speculation.take(running, position, token_ids)
 
     def abandon(self, detail: str) -> None:
         """After a step that raised: every request ends with ENGINE_ERROR (reported by the next step), nothing computed is trusted again."""

@@ -23,6 +23,7 @@ from pagoda_worker.channel import (
     LENGTH,
     Cancelled,
     Down,
+    Drafted,
     Idle,
     LoadAdapter,
     Loading,
@@ -73,6 +74,7 @@ class EngineLike(HasAdapters, Protocol):
     def has_work(self) -> bool: ...
     def submit(self, request: Request) -> None: ...
     def cancel(self, request_id: str, sequence: int | None = None) -> None: ...
+    def draft(self, request_id: str, sequence: int, position: int, token_ids: list[int]) -> None: ...
     def abandon(self, detail: str) -> None: ...
     def step(self) -> StepOutput: ...
     def idle_state(self) -> EngineState: ...
@@ -124,6 +126,8 @@ class EngineLoop:
                 self._submit(request)
         elif isinstance(message, Cancelled):
             self._engine.cancel(message.request_id, message.sequence)
+        elif isinstance(message, Drafted):
+            self._engine.draft(message.request_id, message.sequence, message.position, message.token_ids)
         elif isinstance(message, Sleep):
             self._asked_level = message.level  # once nothing is left to do: endings may have to be told first
         elif isinstance(message, Wake):

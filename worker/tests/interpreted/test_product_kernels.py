@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pagoda_worker.kernels.few_rows import few_rows_product, few_rows_product_reference
 from pagoda_worker.kernels.int8_product import int8_product, int8_product_reference
 from pagoda_worker.kernels.packed_weight import (
     CHUNK,
@@ -23,8 +24,8 @@ from pagoda_worker.kernels.quantize_rows import quantize_rows, quantize_rows_ref
 from pagoda_worker.kernels.weight_only import weight_only_product, weight_only_product_reference
 from pagoda_worker.layers import cuda_linear
 from pagoda_worker.layers.cuda import TritonOperators
-from pagoda_worker.layers.cuda_linear import WeightOnlyProduct, packed_fp8, packed_int4, quantized_product
-from pagoda_worker.layers.linear import Linear
+from pagoda_worker.layers.cuda_linear import FewRowsProduct, WeightOnlyProduct, packed_fp8, packed_int4, quantized_product
+from pagoda_worker.layers.linear import Linear, gate
 from pagoda_worker.quantization import rounding
 from pagoda_worker.quantization.weights import Fp8Weight, Int4Weight, QuantizedWeight
 
@@ -220,7 +221,8 @@ def test_a_linear_on_a_gpu_multiplies_what_its_weight_means(name: str, monkeypat
     expected = torch.nn.functional.linear(x, weight.dequantized(torch.float32), bias)
     torch.testing.assert_close(linear(x), expected, atol=2e-5, rtol=1e-5)
     monkeypatch.setattr(cuda_linear, "DEQUANTIZED_ROWS", 2)
-    monkeypatch.setattr(cuda_linear, "COPY_BYTES", 7 * 4 * inputs)
+    monkeypatch.setattr(cuda_linear, "COPY_BYTES", (outputs // 2 - 1) * 4 * inputs)  # two slices and what is left
+    monkeypatch.setattr(cuda_linear, "COPY_OUTPUTS", 7)
     torch.testing.assert_close(linear(x), expected, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(linear._product(x, None), expected - bias, atol=2e-5, rtol=1e-5)
 
@@ -256,3 +258,28 @@ def test_groups_that_no_kernel_takes_are_multiplied_by_torch():
     linear.pack(TritonOperators())
     x = torch.randn(2, 48)
     torch.testing.assert_close(linear(x), x @ weight.dequantized(torch.float32).T)
+
+
+# ---------------------------------------------------------------- few rows of plain weights
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 6, 1024), (3, 5, 1100)])
+def test_few_rows_are_multiplied_and_gated_in_one_pass(dtype: torch.dtype, rows: int, outputs: int, inputs: int):
+    torch.manual_seed(rows)
+    x, weight = torch.randn(rows, inputs + 4).to(dtype)[:, :inputs], (torch.randn(2 * outputs, inputs) / inputs**0.5).to(dtype)
+    for bias in (None, torch.randn(2 * outputs).to(dtype)):
+        for gated in (False, True):
+            close(few_rows_product(x, weight, bias, gated=gated), few_rows_product_reference(x, weight, bias, gated=gated))
+
+
+def test_a_plain_weight_takes_the_kernel_for_few_rows_only():
+    weight, asked = torch.randn(12, 64), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_linear, "few_rows_product", lambda x, *_, gated=False: asked.append((len(x), gated)) or x)
+        product = FewRowsProduct(weight)
+        for rows in (1, 4, 5):
+            product(torch.randn(rows, 64), None)
+        product.silu_mul(torch.randn(1, 64), None)
+        close(product.silu_mul(x := torch.randn(7, 64), None), gate(torch.nn.functional.linear(x, weight)))
+    assert asked == [(1, False), (4, False), (1, True)]

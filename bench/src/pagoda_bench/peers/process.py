@@ -28,6 +28,10 @@ class PeerProcess:
             )
 
     @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
     def stdin(self) -> IO[bytes]:
         assert self._child.stdin is not None
         return self._child.stdin

@@ -5,12 +5,32 @@ from collections.abc import Mapping
 from typing import Any
 
 STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("HTTP server", ("/uvicorn/", "/httptools/", "/h11/", "/starlette/", "pagoda_router/http/asgi.py", "pagoda_router/http/listeners.py")),
+    (
+        "HTTP server",
+        (
+            "/uvicorn/",
+            "/httptools/",
+            "/h11/",
+            "/starlette/",
+            "pagoda_router/http/asgi.py",
+            "pagoda_router/http/direct.py",
+            "pagoda_router/http/listeners.py",
+        ),
+    ),
     (
         "checking the request",
         ("openai/schemas.py", "openai/fields.py", "openai/checks.py", "openai/prepare.py", "openai/features.py", "/msgspec/"),
     ),
-    ("template and tokens in", ("pagoda_router/text/chat.py", "pagoda_router/text/chunks.py", "/jinja2/")),
+    (
+        "template and tokens in",
+        (
+            "pagoda_router/text/chat.py",
+            "pagoda_router/text/chunks.py",
+            "pagoda_router/text/encoding.py",
+            "pagoda_router/text/words.py",
+            "/jinja2/",
+        ),
+    ),
     ("tokens to text", ("pagoda_router/text/tokens.py", "openai/sequence.py", "pagoda_router/text/stop.py", "/tokenizers/")),
     ("writing events", ("openai/formats.py", "openai/answers.py", "openai/keepalive.py", "openai/run.py")),
     (
@@ -30,6 +50,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "pagoda_router/dispatch/",
             "pagoda_router/admission/",
+            "pagoda_router/drafting/",
             "pagoda_router/placement/",
             "pagoda_router/fleet.py",
             "pagoda_router/fleet_adapters.py",

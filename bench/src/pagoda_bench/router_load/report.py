@@ -3,10 +3,11 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from pagoda_bench.results import Result, Row
 from pagoda_bench.router_load.measure import Measured
-from pagoda_bench.router_load.scenarios import CEILING_FACTOR, DIRECT, OURS, SOAK, Scenario, with_aim
+from pagoda_bench.router_load.scenarios import CEILING_FACTOR, DIRECT, LEAST_SCALING, OURS, SOAK, TWICE, Scenario, with_aim
 
 Rounds = Mapping[tuple[str, str], Sequence[Measured]]
 """By case and system, one entry a round; rounds of a case line up between systems."""
@@ -60,6 +61,21 @@ def _row(scenario: Scenario, system: str, metric: str, values: Sequence[float], 
         low=min(values) if len(values) > 1 else None,
         high=max(values) if len(values) > 1 else None,
     )
+
+
+def scaling_rows(scenarios: Iterable[Scenario], rounds: Rounds) -> list[Row]:
+    """What two processes could do beside one, each on a core of its own, by the CPU that a request takes of them: below two is what they
+    lose to each other. Where the rig needs a core too, rates cannot tell."""
+    found: list[Row] = []
+    for scenario in scenarios:
+        what = scenario.counts
+        taken = [[each for each in rounds.get((scenario.case, name), ()) if each.count(what)] for name in (OURS, TWICE)]
+        one, two = ([each.router_cpu_s / each.count(what) for each in own] for own in taken)
+        ratios = [2 * a / b for a, b in zip(one, two, strict=False)]
+        if ratios:
+            row = _row(scenario, TWICE, "scaling_by_cpu", ratios, "ratio")
+            found.append(replace(row, aim=f"≥ {LEAST_SCALING:g}", met=row.value >= LEAST_SCALING))
+    return found
 
 
 def cautions(scenarios: Iterable[Scenario], found: Sequence[Row]) -> list[str]:

@@ -22,9 +22,9 @@ from pagoda_bench.results import result_here, write
 from pagoda_bench.router_load.measure import LoadFailed, Measured, Rig
 from pagoda_bench.router_load.pinned import Pinned, two_cores
 from pagoda_bench.router_load.program import build
-from pagoda_bench.router_load.report import cautions, markdown, rows
+from pagoda_bench.router_load.report import cautions, markdown, rows, scaling_rows
 from pagoda_bench.router_load.scenarios import DIRECT, OURS, SCALING, SCENARIOS, SOAK, Scenario
-from pagoda_bench.router_load.systems import MODELS, STARTERS, RouterSystem, Site, pagoda
+from pagoda_bench.router_load.systems import MODELS, STARTERS, RouterSystem, Site, counted_usage, pagoda
 
 PACKAGES = ("pagoda-router", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "tokenizers")
 READY_TIMEOUT_S = 20.0
@@ -70,12 +70,13 @@ def run(options: Options, *, command: str) -> None:
             systems.append(replace(earlier, name=f"{OURS}-before", setting="ours as of another commit"))
         taken = {scenario.case: _rounds(scenario, systems, rig, options) for scenario in scenarios}
         settings = [f"{system.name}: {system.setting}" for system in systems]
+        settings += [_usage_of(system) for system in systems if system.name == OURS]
         if OURS in options.systems:
             scaling = [one for one in SCALING if not options.cases or any(part in one.case for part in options.cases)]
             taken |= _scaling(program, Path(folder) / "scaling", scaling, options)
             scenarios += scaling
     rounds = {(case, system): measured for case, by_system in taken.items() for system, measured in by_system.items()}
-    found = rows(scenarios, rounds)
+    found = [*rows(scenarios, rounds), *scaling_rows(SCALING, rounds)]
     turns = "the systems take turns; all are up, and stopped (SIGSTOP) while another one is measured"
     notes = [
         f"router on core {router_core}, load and mocks on core {rig_core}; {options.rounds} rounds of {options.window_s:g} s, {turns}",
@@ -173,6 +174,14 @@ def _rounds(scenario: Scenario, systems: Sequence[RouterSystem], rig: Rig, optio
             finally:
                 system.pause()  # the core is the next one's
     return {name: measured for name, measured in taken.items() if measured}
+
+
+def _usage_of(system: RouterSystem) -> str:
+    system.resume()
+    try:
+        return counted_usage(system)
+    finally:
+        system.pause()
 
 
 def _settle(system: RouterSystem) -> None:

@@ -1,12 +1,13 @@
 """What is asked of each router, and what was promised of ours. Pure tables; run.py walks them, report.py judges by them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pagoda_bench.results import Row
 
 OURS = "pagoda"
+TWICE = "pagoda x2"
 DIRECT = "none"
 """The load generator straight to the mock backend: what the added latency is added to."""
 
@@ -24,6 +25,8 @@ class Scenario:
     prompt_bytes: int = 100
     ids: bool = False
     """The prompt is token ids, so that the router need not tokenize (peers never do: their backends would)."""
+    again: bool = False
+    """Each prompt is the one before but for its last 500 bytes, as in a conversation. Else no two have a passage in common."""
     counts: Literal["requests", "tokens"] = "requests"
     """What CPU time and ceilings are told by."""
     only: tuple[str, ...] = ()
@@ -36,7 +39,7 @@ class Scenario:
         arguments += [f"-warm-up={warm_up_s}s", f"-window={window_s}s", "-timeout=15s"]
         if self.rate is not None:
             arguments.append(f"-rate={self.rate}")
-        return [*arguments, *(f"-{name}" for name in ("stream", "ids") if getattr(self, name))]
+        return [*arguments, *(f"-{name}" for name in ("stream", "ids", "again") if getattr(self, name))]
 
 
 SHORT_RATE = Scenario(case="short rate=500", model="mock-1ms", tokens=8, stream=True, rate=500, connections=512)
@@ -44,10 +47,11 @@ SHORT_MOST = Scenario(case="short c=64", model="mock-0ms", tokens=8, stream=Fals
 PACED_50 = Scenario(case="paced c=50", model="mock-10ms", tokens=128, stream=True, connections=50, counts="tokens")
 PACED_200 = Scenario(case="paced c=200", model="mock-10ms", tokens=128, stream=True, connections=200, counts="tokens")
 LONG_TEXT = Scenario(case="220 KB rate=5", model="mock-0ms", tokens=8, stream=True, rate=5, connections=64, prompt_bytes=220_000)
+LONG_AGAIN = replace(LONG_TEXT, case="220 KB again rate=5", again=True)
 LONG_IDS = Scenario(
     case="220 KB ids rate=5", model="mock-0ms", tokens=8, stream=True, rate=5, connections=64, prompt_bytes=220_000, ids=True
 )
-SCENARIOS = (SHORT_RATE, SHORT_MOST, PACED_50, PACED_200, LONG_TEXT, LONG_IDS)
+SCENARIOS = (SHORT_RATE, SHORT_MOST, PACED_50, PACED_200, LONG_TEXT, LONG_AGAIN, LONG_IDS)
 SOAK = Scenario(case="soak rate=300", model="mock-1ms", tokens=8, stream=True, rate=300, connections=512, only=(OURS,))
 SCALING = (
     Scenario(case="two cores: short c=64", model="mock-0ms", tokens=8, stream=False, connections=64),
@@ -55,6 +59,8 @@ SCALING = (
 )
 """Of one and of two processes of ours that share a port; they and the rig may use both cores."""
 
+LEAST_SCALING = 1.8
+"""Times as much as one process must two be able to do."""
 CEILING_FACTOR = 3.0
 """So many times the figure must the rig be able to do; below that the run says that it was the rig that was measured."""
 
@@ -77,6 +83,7 @@ AIMS: Sequence[Aim] = (
     Aim(SHORT_MOST.case, "requests_per_s", 2600, is_floor=True),
     Aim(PACED_200.case, "cpu_per_1k_tokens_s", 0.030),
     Aim(LONG_TEXT.case, "added_ttft_p50_s", 0.003),
+    Aim(LONG_AGAIN.case, "added_ttft_p50_s", 0.003),
     Aim(SOAK.case, "rss_growth_ratio", 1.05),
 )
 

@@ -104,20 +104,43 @@ def pagoda(site: Site) -> RouterSystem:
         "PAGODA_API_KEY": KEY,
         "PAGODA_LOG_LEVEL": "WARNING",
     }
-    setting = "gRPC sessions to mock workers; API key, admission, placement, tokenizer, metrics and traces as by default"
+    setting = (
+        "gRPC sessions to mock workers; a stored key, usage in SQLite, admission, placement, tokenizer, metrics and traces as by default"
+    )
     if site.source is not None:
         env["PYTHONPATH"] = str(site.source.resolve())
     command = [sys.executable, "-m", "pagoda_router"]
     if site.processes == 1:
-        return _started(site, OURS, command, port, env=env, behind="worker", setting=setting)
+        one = _started(site, OURS, command, port, env=env, behind="worker", setting=setting)
+        return replace(one, key=_stored_key(one.url))
     several: list[RouterSystem] = []
+    key = ""
     for i in range(site.processes):
         internal_port = free_port()
         own = {**env, "PAGODA_REUSE_PORT": "on", "PAGODA_INTERNAL_PORT": str(internal_port)}
         several.append(_started(site, f"{OURS}-{i}", command, port, env=own, behind="worker"))
+        key = key or _stored_key(several[0].url)  # the second finds it in the database
         _await_links(internal_port, sum(map(len, site.workers.values())))
     processes = tuple(process for system in several for process in system.processes)
-    return replace(several[0], name=f"{OURS} x{site.processes}", processes=processes)
+    return replace(several[0], name=f"{OURS} x{site.processes}", processes=processes, key=key)
+
+
+def _stored_key(url: str) -> str:
+    """The secret of a key that is one of the database's, as clients have them."""
+    answer = httpx.post(f"{url}/admin/v1/keys", json={"name": "bench"}, headers={"authorization": f"Bearer {KEY}"})
+    if answer.status_code != 201:
+        raise PeerUnavailable(f"no key could be made: {answer.status_code}: {answer.text[:200]}")
+    secret: str = answer.json()["key"]
+    return secret
+
+
+def counted_usage(system: RouterSystem) -> str:
+    """What the database has of that key, told by the router itself."""
+    query = {"by": "total"}
+    told = httpx.get(f"{system.url}/admin/v1/usage", params=query, headers={"authorization": f"Bearer {KEY}"}, timeout=30).json()
+    rows = [row for row in told["data"] if row["name"] == "bench"]
+    requests, tokens = (sum(row[name] for row in rows) for name in ("requests", "completion_tokens"))
+    return f"{system.name}: usage of the key, as its database has it after the run: {requests:,} requests, {tokens:,} tokens"
 
 
 def _await_links(internal_port: int, workers: int) -> None:

@@ -15,9 +15,9 @@ from pagoda_operator.cluster.client import APPLY_PATCH, MERGE_PATCH, STRATEGIC_P
 from pagoda_operator.cluster.errors import ApiError, Conflict, NotFound, Refused, Unavailable
 from pagoda_operator.cluster.resources import MODELS, PODS, SECRETS, path_of
 from pagoda_operator.cluster.store import Store
-from pagoda_operator.observed import ObjectRef, ref_of
-from pagoda_operator.plan import was_made
-from pagoda_operator.pod_views import ROUTED_CONDITION
+from pagoda_operator.observed.pods import ROUTED_CONDITION
+from pagoda_operator.observed.world import ObjectRef, ref_of
+from pagoda_operator.plan.plan import was_made
 
 log = logging.getLogger(__name__)
 

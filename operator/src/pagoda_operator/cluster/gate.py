@@ -6,8 +6,8 @@ Once set it is taken back only on clear word: routers answer, and for a while on
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pagoda_operator.observed import RouterReport
-from pagoda_operator.pod_views import ROUTED_CONDITION
+from pagoda_operator.observed.pods import ROUTED_CONDITION
+from pagoda_operator.observed.world import RouterReport
 
 TAKEN_BACK_AFTER_S = 10.0
 

@@ -20,7 +20,7 @@ from pagoda_operator.cluster.routers import Router, RouterPolls
 from pagoda_operator.cluster.store import Change
 from pagoda_operator.cluster.world import World, component, is_ready
 from pagoda_operator.conditions import rfc3339
-from pagoda_operator.observed import ObjectRef, RouterReport
+from pagoda_operator.observed.world import ObjectRef, RouterReport
 
 log = logging.getLogger(__name__)
 

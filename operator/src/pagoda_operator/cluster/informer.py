@@ -19,7 +19,7 @@ from pagoda_operator.cluster.errors import ClusterError, Gone, NotFound, Refused
 from pagoda_operator.cluster.resources import Resource
 from pagoda_operator.cluster.store import Change, Store
 from pagoda_operator.cluster.trim import Trim
-from pagoda_operator.observed import ObjectRef
+from pagoda_operator.observed.world import ObjectRef
 
 log = logging.getLogger(__name__)
 

@@ -21,12 +21,13 @@ from pagoda_operator.cluster.secrets import namespace_secrets
 from pagoda_operator.cluster.status_diff import same_status
 from pagoda_operator.cluster.unit import Key, Unit
 from pagoda_operator.cluster.world import World
-from pagoda_operator.manifests import ROUTER_NAME, Settings
-from pagoda_operator.observed import ObjectRef, Observed
-from pagoda_operator.plan import Plan, plan_model, plan_namespace
+from pagoda_operator.observed.world import ObjectRef, Observed
+from pagoda_operator.plan.plan import Plan, plan_model, plan_namespace
 from pagoda_operator.reconcile import Outcome, Scaling, carry_out, scale, scalings
+from pagoda_operator.render.installation import Settings
+from pagoda_operator.render.objects import ROUTER_NAME
 from pagoda_operator.scaling.history import ScalingHistory
-from pagoda_operator.status import model_status
+from pagoda_operator.status.model_status import model_status
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from pagoda_operator.cluster.store import version
 from pagoda_operator.errors import InvalidManifest
-from pagoda_operator.plan import Claims, claim_names, is_served
-from pagoda_operator.spec import InferenceModel, parse
+from pagoda_operator.manifest.spec import InferenceModel, parse
+from pagoda_operator.plan.claims import Claims, claim_names
+from pagoda_operator.plan.plan import is_served
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any
 from pagoda_operator.cluster.progress import WorkerPolls
 from pagoda_operator.cluster.routers import RouterPolls
 from pagoda_operator.cluster.world import World
-from pagoda_operator.manifests import API_PORT, ROUTER_NAME
-from pagoda_operator.observed import ObjectRef, Observed, PodView
-from pagoda_operator.pod_views import pod_view
+from pagoda_operator.observed.pods import pod_view
+from pagoda_operator.observed.world import ObjectRef, Observed, PodView
+from pagoda_operator.render.objects import API_PORT, ROUTER_NAME
 
 Objects = Mapping[ObjectRef, Mapping[str, Any]]
 

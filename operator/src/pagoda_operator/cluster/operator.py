@@ -22,10 +22,10 @@ from pagoda_operator.cluster.resources import BY_KIND, Resource
 from pagoda_operator.cluster.routers import Router, RouterPolls
 from pagoda_operator.cluster.store import Change
 from pagoda_operator.cluster.world import World
-from pagoda_operator.kinds import MONITORING
-from pagoda_operator.observed import ObjectRef, RouterReport
+from pagoda_operator.observed.world import ObjectRef, RouterReport
+from pagoda_operator.render.kinds import MONITORING
+from pagoda_operator.render.tokens import token
 from pagoda_operator.settings import OperatorSettings
-from pagoda_operator.tokens import token
 
 log = logging.getLogger(__name__)
 

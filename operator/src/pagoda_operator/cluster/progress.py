@@ -13,8 +13,9 @@ from typing import Any
 
 import httpx
 
-from pagoda_operator.observed import LABEL_COMPONENT, ObjectRef
-from pagoda_operator.pods import WORKER_HTTP_PORT
+from pagoda_operator.labels import LABEL_COMPONENT
+from pagoda_operator.observed.world import ObjectRef
+from pagoda_operator.render.pods import WORKER_HTTP_PORT
 
 log = logging.getLogger(__name__)
 

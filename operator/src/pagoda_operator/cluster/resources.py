@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from pagoda_operator.kinds import KINDS
-from pagoda_operator.observed import ObjectRef
-from pagoda_operator.validate import API_VERSION, KIND
+from pagoda_operator.manifest.validate import API_VERSION, KIND
+from pagoda_operator.observed.world import ObjectRef
+from pagoda_operator.render.kinds import KINDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import httpx
 
 from pagoda_operator.cluster.metrics import Metrics
-from pagoda_operator.observed import RouterReport
-from pagoda_operator.pods import INTERNAL_PORT
-from pagoda_operator.router_reports import report_of
+from pagoda_operator.observed.routers import report_of
+from pagoda_operator.observed.world import RouterReport
+from pagoda_operator.render.pods import INTERNAL_PORT
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,11 @@ import base64
 import secrets
 from typing import Any
 
-from pagoda_operator.manifests import ROUTER_NAME, Settings
-from pagoda_operator.observed import LABEL_MANAGED_BY, LABEL_PART_OF, MANAGED_BY
-from pagoda_operator.pods import API_KEY_SECRET
-from pagoda_operator.tokens import Purpose, secret_name, token
+from pagoda_operator.labels import LABEL_MANAGED_BY, LABEL_PART_OF, MANAGED_BY
+from pagoda_operator.render.installation import Settings
+from pagoda_operator.render.objects import ROUTER_NAME
+from pagoda_operator.render.pods import API_KEY_SECRET
+from pagoda_operator.render.tokens import Purpose, secret_name, token
 
 PURPOSES: tuple[Purpose, ...] = ("session", "internal")
 

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pagoda_operator.observed import LABEL_MODEL, ObjectRef
+from pagoda_operator.labels import LABEL_MODEL
+from pagoda_operator.observed.world import ObjectRef
 
 Object = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ A pod as the API gives it takes some 40 KB as Python objects; trimmed it takes 4
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pagoda_operator.observed import MADE
+from pagoda_operator.observed.world import MADE
 
 Object = dict[str, Any]
 Trim = Callable[[Mapping[str, Any]], Object]

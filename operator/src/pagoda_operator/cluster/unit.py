@@ -10,8 +10,8 @@ from typing import Any
 from pagoda_operator.cluster.apply import Writer
 from pagoda_operator.cluster.observe import Observer
 from pagoda_operator.cluster.store import Store
-from pagoda_operator.observed import ObjectRef, Observed, ref_of
-from pagoda_operator.plan import Plan, is_ours
+from pagoda_operator.observed.world import ObjectRef, Observed, ref_of
+from pagoda_operator.plan.plan import Plan, is_ours
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -17,9 +17,10 @@ from pagoda_operator.cluster.informer import PAGE, RELIST_S, Informer
 from pagoda_operator.cluster.models import Models
 from pagoda_operator.cluster.resources import CHILDREN, MODELS, NODES, PODS
 from pagoda_operator.cluster.store import Change, Store
-from pagoda_operator.kinds import MONITORING
-from pagoda_operator.observed import LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY, ObjectRef
-from pagoda_operator.plan import LABEL_CANARY
+from pagoda_operator.labels import LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY
+from pagoda_operator.observed.world import ObjectRef
+from pagoda_operator.plan.plan import LABEL_CANARY
+from pagoda_operator.render.kinds import MONITORING
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from pagoda_operator.local.probe import TIMEOUT_S
-from pagoda_operator.observed import RouterReport
-from pagoda_operator.router_reports import report_of
+from pagoda_operator.observed.routers import report_of
+from pagoda_operator.observed.world import RouterReport
 
 ASK_WHILE_WAITING_S = 0.1
 ASK_OTHERWISE_S = 1.0

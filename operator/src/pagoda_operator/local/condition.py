@@ -6,7 +6,7 @@ from datetime import datetime
 from pagoda_operator.local.backoff import Backoff
 from pagoda_operator.local.machine import Launch
 from pagoda_operator.local.template import PodTemplate
-from pagoda_operator.observed import Capacity, PodView
+from pagoda_operator.observed.world import Capacity, PodView
 
 
 @dataclass

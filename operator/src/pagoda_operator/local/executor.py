@@ -28,8 +28,8 @@ from pagoda_operator.local.rollout import PodFacts, Steps, Wanted, next_steps
 from pagoda_operator.local.secret_files import SecretFiles
 from pagoda_operator.local.sources import FETCHED, SourceMissing, local_adapter, resolve_source
 from pagoda_operator.local.template import FetchStep, PodTemplate, read_deployment
-from pagoda_operator.observed import ObjectRef, Observed, PodView, RouterReport, ref_of
-from pagoda_operator.plan import Plan
+from pagoda_operator.observed.world import ObjectRef, Observed, PodView, RouterReport, ref_of
+from pagoda_operator.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 

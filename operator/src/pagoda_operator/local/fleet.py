@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pagoda_operator.labels import LABEL_BACKEND, LABEL_MODEL, LABEL_TEMPLATE, LABEL_VARIANT
 from pagoda_operator.local.pod import Pod
-from pagoda_operator.observed import LABEL_BACKEND, LABEL_MODEL, LABEL_TEMPLATE, LABEL_VARIANT
 
 VERSION = 1
 

@@ -21,8 +21,8 @@ from pagoda_operator.local.machine import Launch
 from pagoda_operator.local.probe import Answer, Prober
 from pagoda_operator.local.processes import LARGEST_LOG_BYTES, ChildProcess, describe_exit, last_lines, plain, rotate
 from pagoda_operator.local.template import PodTemplate, Probe
-from pagoda_operator.observed import PodView
-from pagoda_operator.terminations import cause_in
+from pagoda_operator.observed.terminations import cause_in
+from pagoda_operator.observed.world import PodView
 
 log = logging.getLogger(__name__)
 

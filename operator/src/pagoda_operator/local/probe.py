@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx
 
-from pagoda_operator.observed import Capacity
-from pagoda_operator.pod_views import capacity_of
+from pagoda_operator.observed.pods import capacity_of
+from pagoda_operator.observed.world import Capacity
 
 TIMEOUT_S = 2.0
 WORD = re.compile(r"[A-Z][A-Za-z]+")

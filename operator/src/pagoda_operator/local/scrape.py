@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
+from pagoda_operator.labels import LABEL_MODEL, LABEL_VARIANT
 from pagoda_operator.local.files import write_whole
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.pod import Pod
 from pagoda_operator.local.secret_files import api_key_file
-from pagoda_operator.observed import LABEL_MODEL, LABEL_VARIANT
-from pagoda_operator.slo_rules import slo_groups
-from pagoda_operator.spec import InferenceModel
+from pagoda_operator.manifest.spec import InferenceModel
+from pagoda_operator.render.slo_rules import slo_groups
 
 COMPONENTS = ("router", "worker")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pagoda_operator.local.files import write_whole
 from pagoda_operator.local.template import SecretKey
-from pagoda_operator.pods import API_KEY_SECRET
+from pagoda_operator.render.pods import API_KEY_SECRET
 
 
 class SecretFiles:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pagoda_operator.errors import InvalidManifest
+from pagoda_operator.labels import LABEL_MODEL
 from pagoda_operator.local.errors import Refused
 from pagoda_operator.local.executor import LocalExecutor
 from pagoda_operator.local.files import write_whole
@@ -26,11 +27,10 @@ from pagoda_operator.local.secret_files import api_key_file, read_api_key
 from pagoda_operator.local.sources import SourceMissing, check_here
 from pagoda_operator.local.store import ObjectStore
 from pagoda_operator.local.version import code_version, distribution_version
-from pagoda_operator.manifests import Settings
-from pagoda_operator.observed import LABEL_MODEL
+from pagoda_operator.manifest.spec import parse
 from pagoda_operator.reconcile import reconcile
+from pagoda_operator.render.installation import Settings
 from pagoda_operator.scaling.history import ScalingHistory
-from pagoda_operator.spec import parse
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pagoda_operator.labels import LABEL_COMPONENT, LABEL_TEMPLATE
 from pagoda_operator.local.errors import UnknownTemplate
-from pagoda_operator.observed import LABEL_COMPONENT, LABEL_TEMPLATE
 
 READ = (
     "metadata.labels",

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pagoda_operator.spec import Scaling
+from pagoda_operator.manifest.scaling import Scaling
 
 FRESH_S = 5.0
 """A sample older than this tells nothing of now."""

@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
-from pagoda_operator.observed import LABEL_COMPONENT, LABEL_MODEL, LABEL_VARIANT, ModelReport, Observed, PodView
+from pagoda_operator.labels import LABEL_COMPONENT, LABEL_MODEL, LABEL_VARIANT
+from pagoda_operator.manifest.spec import InferenceModel, Variant
+from pagoda_operator.observed.world import ModelReport, Observed, PodView
 from pagoda_operator.scaling.decide import Sample
-from pagoda_operator.spec import InferenceModel, Variant
 
 
 def sample_of(model: InferenceModel, variant: Variant, observed: Observed, at_s: float) -> Sample | None:

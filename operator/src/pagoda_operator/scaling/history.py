@@ -10,10 +10,11 @@ from datetime import datetime
 from typing import Any
 
 from pagoda_operator.conditions import rfc3339
-from pagoda_operator.observed import Observed
+from pagoda_operator.manifest.scaling import Scaling
+from pagoda_operator.manifest.spec import InferenceModel, Variant
+from pagoda_operator.observed.world import Observed
 from pagoda_operator.scaling.decide import GAP_S, TTFT_WINDOW_S, Sample, ScalingDecision, decide, presence
 from pagoda_operator.scaling.demand import sample_of
-from pagoda_operator.spec import InferenceModel, Scaling, Variant
 
 HELD_WINDOWS = 10
 """After a number of workers proved too small, so many stable windows pass before it is tried again under load; twice as many each time."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from pagoda_operator.manifest.validate import API_VERSION, KIND
 from pagoda_operator.terminal.errors import CommandError
-from pagoda_operator.validate import API_VERSION, KIND
 
 NAME_LENGTH = 40
 

@@ -14,9 +14,9 @@ import yaml
 
 from pagoda_operator.errors import InvalidManifest
 from pagoda_operator.local.sources import SourceMissing, check_adapter, resolve_source
-from pagoda_operator.spec import InferenceModel, parse
+from pagoda_operator.manifest.spec import InferenceModel, parse
+from pagoda_operator.manifest.validate import API_VERSION, KIND
 from pagoda_operator.terminal.errors import CommandError
-from pagoda_operator.validate import API_VERSION, KIND
 
 STDIN = "-"
 NAMESPACE = "default"

@@ -12,7 +12,7 @@ from pagoda_router.adapters import LoadedAdapter
 from pagoda_router.admission.credits import Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.errors import RouterError
-from pagoda_router.generation import EndReason, Event, Generation, ModelName, RequestClass, WorkerId
+from pagoda_router.generation import EndReason, Event, Generation, ModelName, RequestClass, Take, WorkerId
 from pagoda_router.placement.facts import WorkerView
 from pagoda_router.placement.prefixes import NO_CHAIN, PrefixChain
 from pagoda_router.tracing.record import WorkerTimes
@@ -47,12 +47,16 @@ class Settlement:
     """False when it was refused or lost, so that its tokens say nothing about how fast the worker drains."""
     failure: Failure | None = None
     """None: it ended as asked, or nobody waited for it any more."""
+    lost_hedge: bool = False
+    """Another worker was asked for it too and was quicker."""
     worker: WorkerId | None = None
     """None: not told, so that nobody's breaker hears of it."""
     tenant: str = ""
     request_class: RequestClass = RequestClass.LATENCY
     charged_service_tokens: int = 0
     """What its tenant was charged when it was placed (Price.service_tokens)…"""
+    is_draft: bool = False
+    """It only guessed what another worker verifies: no client's answer, and nobody pays for it."""
     service_tokens: int = 0
     """…and what the worker really did for it; nothing when the worker was lost. Equal: the prediction stands."""
 
@@ -98,6 +102,8 @@ class BackendStream(Protocol):
         ...
 
     def stop(self, sequence: int) -> None: ...
+
+    def tap(self, take: Take) -> None: ...
 
     async def wait_for_output(self) -> None:
         """Until the first token or end is there to be read (it stays there). Raises RefusedByWorker."""

@@ -17,7 +17,7 @@ from pagoda_router.backends.base import Failure, RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, told
 from pagoda_router.backends.sse import EventRewriter, NotAnAnswer, Piece, whole_answer
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import Ended, EndReason, Event, Generation, Usage, WorkerId
+from pagoda_router.generation import Ended, EndReason, Event, Generation, Take, Usage, WorkerId
 from pagoda_router.relays import Relay, Relayed
 from pagoda_router.tracing.record import WorkerTimes
 
@@ -106,6 +106,9 @@ class OpenAiStream:
                 raise self._refusal
             self._changed.clear()
             await self._changed.wait()
+
+    def tap(self, take: Take) -> None:
+        """It brings text, never Tokens."""
 
     def stop(self, sequence: int) -> None:
         """Never asked for: who relays bytes looks for no stop string."""

@@ -20,10 +20,10 @@ from pagoda_router.admission.credits import Price
 from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.describe import describe_at
 from pagoda_router.backends.http2 import UNIMPLEMENTED, Http2Error
+from pagoda_router.backends.request_stream import RequestStream
 from pagoda_router.backends.session import OpenSession
 from pagoda_router.backends.session_call import MAX_MESSAGE_BYTES, CallEnded, Outbox, Unreachable, open_call
 from pagoda_router.backends.session_view import SessionView, for_request
-from pagoda_router.backends.streams import RequestStream
 from pagoda_router.backends.translate import submit_message
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import Generation, WorkerId
@@ -159,7 +159,10 @@ class PagodaLink:
             knowledge.woken()
         uncached_tokens = max(1, cost.prompt_tokens - knowledge.cached_tokens(chain))
         expectation = knowledge.expect(chain)
-        stream = requests.add(generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, expectation=expectation)
+        takes_drafts = wire.FEATURE_VERIFY in self._description.features
+        stream = requests.add(
+            generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, expectation=expectation, takes_drafts=takes_drafts
+        )
         self._outbox.put(submit_message(generation, stream.request_id, reserved_tokens))
         self._view.changed()
         return stream

@@ -4,187 +4,29 @@ A frame is walked once; each stream it touches wakes at most once for it and the
 held until the worker confirms the end (or the session is gone), not until the reader leaves: that is how long the KV is really in use.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pagoda_router.admission.credits import CreditLedger, Price, service_tokens, used_kv_tokens
 from pagoda_router.admission.depth import BatchDepth
-from pagoda_router.backends.base import Failure, LinkListener, RefusedByWorker, Settlement
+from pagoda_router.backends.base import LinkListener, RefusedByWorker, Settlement
+from pagoda_router.backends.request_stream import FAILURES, RequestStream
 from pagoda_router.backends.translate import END_REASONS, prompt_logprobs, row_logprobs, usage_from_wire
 from pagoda_router.generation import (
     Embedded,
     Ended,
     EndReason,
-    Event,
     Generation,
     ModelName,
-    PromptLogprobs,
     RequestClass,
     Started,
     Tokens,
-    Usage,
     WorkerId,
 )
 from pagoda_router.placement.prefixes import Expectation
 from pagoda_router.tracing.clock import WorkerClock
 from pagoda_router.tracing.record import WorkerTimes
 from pagoda_router.wire import worker_pb2 as wire
-
-CancelOnWorker = Callable[["RequestStream", int | None, Any], None]
-"""Of one sequence or (None) all, with the wire's reason."""
-
-_FAILURES: dict[EndReason, Failure] = {
-    EndReason.ENGINE_ERROR: "engine_error",
-    EndReason.SHUTDOWN: "worker_drained",
-    EndReason.TIMED_OUT: "timed_out",
-}
-
-
-class RequestStream:
-    """Implements BackendStream. Written by RunningRequests, read by one task."""
-
-    def __init__(
-        self,
-        request_id: int,
-        worker: WorkerId,
-        generation: Generation,
-        cost: Price,
-        cancel: "CancelOnWorker",
-        *,
-        uncached_tokens: int | None = None,
-        expectation: Expectation | None = None,
-    ) -> None:
-        """`uncached_tokens`: of its prompt, those that the worker is expected to compute; None: all."""
-        self.worker = worker
-        self.generation = generation
-        self.cost = cost
-        self.request_id = request_id
-        self.unbegun_prompt_tokens = cost.prompt_tokens if uncached_tokens is None else uncached_tokens
-        self.expectation = expectation
-        self.lost = False
-        self.engine_died = False
-        self.begun = False
-        self.progress = 0
-        self.failure = ""
-        self.failure_reason = EndReason.ENGINE_ERROR
-        self.times = WorkerTimes()
-        self.running = set(range(generation.n))
-        """On the worker, as far as it told."""
-        self.silent: set[int] = set()
-        """No further events: stopped by the reader, or ended."""
-        self.stopped: set[int] = set()
-        """Of those: by a stop string, so that their length is a real answer's."""
-        self.output_tokens: list[int] = []
-        self.lengths: list[int] = []
-        """Of all sequences that ended on the worker, cancelled ones too."""
-        self.hurt: Failure | None = None
-        """What its worker did to it while somebody waited."""
-        self._has_tokens = False
-        self._has_output = False
-        self._pending: list[Event] = []
-        self._refusal: RefusedByWorker | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._cancel = cancel
-
-    # ------------------------------------------------------------ the reader's side
-
-    def __aiter__(self) -> AsyncIterator[list[Event]]:
-        return self
-
-    async def __anext__(self) -> list[Event]:
-        while not self._pending:
-            if self._refusal is not None:
-                raise self._refusal
-            if len(self.silent) == self.generation.n:
-                raise StopAsyncIteration
-            # As _woken, in place: this is once a token, and a coroutine less.
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        batch, self._pending = self._pending, []
-        return batch
-
-    async def wait_for_output(self) -> None:
-        while not self._has_output:
-            if self._refusal is not None:
-                raise self._refusal
-            await self._woken()
-
-    def stop(self, sequence: int) -> None:
-        if sequence in self.silent:
-            return
-        self.silent.add(sequence)
-        self.stopped.add(sequence)
-        self.times.cut_short = True
-        self._pending = [event for event in self._pending if event.sequence != sequence]
-        self._cancel(self, sequence, wire.CANCEL_STOP_STRING)
-
-    def abandon(self, *, lost_hedge: bool = False) -> None:
-        self._silence(self._unsilenced(), wire.CANCEL_HEDGE_LOST if lost_hedge else wire.CANCEL_CLIENT_GONE)
-
-    def give_up(self, detail: str) -> None:
-        self.lost, self.hurt = True, "timed_out"
-        self.end_all(EndReason.TIMED_OUT, detail)
-
-    def end_all(self, reason: EndReason, detail: str) -> None:
-        open_sequences = self._unsilenced()
-        for sequence in open_sequences:
-            self.end(Ended(sequence, reason, Usage(self.cost.prompt_tokens, 0, 0), detail=detail))
-        self._silence(open_sequences, wire.CANCEL_SHUTDOWN)
-
-    def _unsilenced(self) -> list[int]:
-        return [sequence for sequence in range(self.generation.n) if sequence not in self.silent]
-
-    def _silence(self, sequences: list[int], cancel_reason: Any) -> None:
-        """`sequences`: those that had not been silent. Whoever was has been cancelled already, and the worker is told once."""
-        self.silent.update(sequences)
-        if not self.running.isdisjoint(sequences):
-            self.times.cut_short = True
-            self._cancel(self, None, cancel_reason)
-
-    async def _woken(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    # ------------------------------------------------------------ the session's side
-
-    @property
-    def is_awaited(self) -> bool:
-        return len(self.silent) < self.generation.n
-
-    def push(self, event: Started | Tokens | PromptLogprobs | Embedded) -> None:
-        if event.sequence in self.silent:
-            return
-        self._pending.append(event)
-        if type(event) is Tokens:
-            self._has_tokens = self._has_output = True
-            self.progress += 1
-        self.wake()
-
-    def end(self, event: Ended) -> None:
-        if event.sequence in self.silent:
-            return
-        self.silent.add(event.sequence)
-        self._pending.append(event)
-        self._has_output = self._has_tokens or len(self.silent) == self.generation.n
-        if not self._has_tokens and self._has_output and event.reason in _FAILURES:
-            self.failure = event.detail or "the worker gave no reason"
-            self.failure_reason = event.reason
-        self.wake()
-
-    def refuse(self, refusal: RefusedByWorker) -> None:
-        self._refusal = refusal
-        self.wake()
-
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class RunningRequests:
@@ -231,9 +73,17 @@ class RunningRequests:
         *,
         uncached_tokens: int | None = None,
         expectation: Expectation | None = None,
+        takes_drafts: bool = False,
     ) -> RequestStream:
         stream = RequestStream(
-            self._next_id, self._worker, generation, cost, self._cancel, uncached_tokens=uncached_tokens, expectation=expectation
+            self._next_id,
+            self._worker,
+            generation,
+            cost,
+            self._cancel,
+            uncached_tokens=uncached_tokens,
+            expectation=expectation,
+            draft=self._draft if takes_drafts else None,
         )
         self.ledger.spend(stream.request_id, reserved_tokens)
         self._next_id += 1
@@ -305,7 +155,7 @@ class RunningRequests:
         stream.lengths.append(usage.completion_tokens - len(stream.generation.resume_ids))  # the rest is its context there
         stream.times.finished(finish.timings, self.clock.reading, usage.completion_tokens)
         if sequence not in stream.silent:
-            stream.hurt = stream.hurt or _FAILURES.get(reason)
+            stream.hurt = stream.hurt or FAILURES.get(reason)
         if finish.engine_died:
             stream.lost = stream.engine_died = True
         self._count(stream.generation, -1)
@@ -338,13 +188,17 @@ class RunningRequests:
                 output_tokens=stream.output_tokens,
                 ran=ran,
                 failure=stream.hurt,
+                lost_hedge=stream.lost_hedge,
                 worker=self._worker,
                 tenant=generation.tenant,
                 request_class=generation.request_class,
                 charged_service_tokens=stream.cost.service_tokens,
                 service_tokens=service_tokens(prompt_tokens, cached_tokens, sum(stream.lengths)) if ran and stream.begun else 0,
+                is_draft=generation.is_draft,
             )
         )
+        if stream.follower is not None:
+            stream.follower.left()
 
     def _count(self, generation: Generation, sequences: int) -> None:
         self.sequences += sequences
@@ -361,6 +215,10 @@ class RunningRequests:
     def _prefill_no_longer_ahead(self, stream: RequestStream) -> None:
         self.unbegun_prompt_tokens -= stream.unbegun_prompt_tokens
         stream.unbegun_prompt_tokens = 0
+
+    def _draft(self, stream: RequestStream, position: int, token_ids: Sequence[int]) -> None:
+        if stream.request_id in self._streams:
+            self._send(wire.ToWorker(draft=wire.DraftTokens(request_id=stream.request_id, position=position, token_ids=token_ids)))
 
     def _cancel(self, stream: RequestStream, sequence: int | None, reason: Any) -> None:
         if stream.request_id in self._streams:

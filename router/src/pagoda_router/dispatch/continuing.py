@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from pagoda_router.backends.base import BackendStream
-from pagoda_router.generation import Ended, EndReason, Event, Generation, Started, Tokens, Usage
+from pagoda_router.generation import Ended, EndReason, Event, Generation, Started, Take, Tokens, Usage
 
 MOST_REPLAYS = 3
 """Of one sequence: one that kills its workers must not tour the fleet."""
@@ -67,6 +67,15 @@ class ContinuedStream:
             part.stop(0)
         self._followers[sequence].cancel()
         self._arrived.put_nowait([])  # its reader may wait, and nothing else may come
+
+    def tap(self, take: Take) -> None:
+        def taken(tokens: Tokens) -> bool:
+            if not take(tokens):
+                return False
+            self._emitted[tokens.sequence] += tokens.token_ids
+            return True
+
+        self._first.tap(taken)
 
     def end_all(self, reason: EndReason, detail: str) -> None:
         """Every open sequence ends now, for its reader and on its worker. Those that wait for a place are the dispatcher's to end."""

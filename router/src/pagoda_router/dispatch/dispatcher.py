@@ -25,6 +25,7 @@ from pagoda_router.dispatch.hedging import Hedges
 from pagoda_router.dispatch.placing import Placer
 from pagoda_router.dispatch.second_tries import RetryShares, SecondTries
 from pagoda_router.dispatch.stalls import StageTimeouts, StallWatch
+from pagoda_router.drafting.drafting import Drafting
 from pagoda_router.errors import NoWorker
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import (
@@ -68,7 +69,7 @@ class FleetDispatcher:
         self.decisions = DecisionRing(decision_ring)
         self.chooser = WorkerChooser(rng, self.decisions)
         self._refusals = Refusals(fleet, metrics, rng)
-        self._placer = Placer(fleet, metrics, self.chooser, limits.promote_after_s, clock, rng)
+        self._placer = Placer(fleet, metrics, self.chooser, Drafting(fleet, metrics, rng), limits.promote_after_s, clock, rng)
         self._second_tries = SecondTries(metrics, self._placer, self._refusals, clock, retries or RetryShares())
         self._hedges = Hedges(hedge_factor, self._placer, self._second_tries, metrics, lambda: len(self._running))
         self._stalls = StallWatch(timeouts or StageTimeouts(), clock, self._stalled)
@@ -265,6 +266,8 @@ class FleetDispatcher:
         self._placer.place_waiting(model, self._lane(model))
 
     def settled(self, settlement: Settlement) -> None:
+        if settlement.is_draft:
+            return
         lane = self._lane(settlement.model)
         self.chooser.settled(settlement, self._clock())
         tenant, request_class = settlement.tenant, settlement.request_class
@@ -277,6 +280,10 @@ class FleetDispatcher:
 
     def session_ended(self, worker: WorkerId, reason: str) -> None:
         self._metrics.session_ended()
+
+    def worker_in_s(self, model: ModelName) -> float | None:
+        found = self._fleet.find(model)
+        return None if found is None else self._lane(model).wakes.remaining_s(self._clock(), found.wake_s)
 
     # ------------------------------------------------------------ for __main__ and internal
 

@@ -11,6 +11,7 @@ from pagoda_router.admission.lane import Held, Lane, Pending
 from pagoda_router.admission.waiting import Waiting
 from pagoda_router.backends.base import BackendStream
 from pagoda_router.dispatch.choosing import WorkerChooser
+from pagoda_router.drafting.drafting import Drafting
 from pagoda_router.errors import ContextTooLong
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import ModelName, RequestClass, WorkerId
@@ -29,6 +30,7 @@ class Placer:
         fleet: Fleet,
         metrics: RouterMetrics,
         chooser: WorkerChooser,
+        drafting: Drafting,
         promote_after_s: float,
         clock: Callable[[], float],
         rng: Random,
@@ -36,6 +38,7 @@ class Placer:
         self._fleet = fleet
         self._metrics = metrics
         self._chooser = chooser
+        self._drafting = drafting
         self._promote_after_s = promote_after_s
         self._clock = clock
         self._rng = rng
@@ -169,7 +172,9 @@ class Placer:
             generation = replace(generation, deadline_s=max(0.001, generation.deadline_s - (now_s - request.arrived_s)))
         if (priority := self._priority_there(request, now_s)) != generation.priority:
             generation = replace(generation, priority=priority)
+        generation = self._drafting.prepared(generation, model)
         stream = link.submit(generation, cost, found.reserved_tokens, chain)
+        self._drafting.accompany(stream, generation, model)
         self._chooser.placed(choice, generation, stream.times, now_s)
         request.served_variant = group
         request.note_attempt(found, now_s, stream.times)

@@ -26,9 +26,11 @@ from pagoda_router.http.asgi import (
     header,
     read_body,
     request_id,
+    take_direct,
     with_header,
 )
 from pagoda_router.http.cors import Cors
+from pagoda_router.http.direct import DirectResponse
 from pagoda_router.http.hosts import is_local_name
 from pagoda_router.http.surface import Endpoint, Observer, RequestOutcome, SilentObserver, SurfaceSettings
 from pagoda_router.keys.admin import KEYS, KeyAdmin
@@ -214,15 +216,17 @@ class _Surface:
         headers = [*common, (b"x-trace-id", trace.context.trace_id.encode())]
         account: Account | None = None
         self._observer.request_started(endpoint)
+        direct = take_direct(scope)
         try:
             key = self._key_of(scope)
             _check_method(scope, "POST")
             _check_json_type(scope)
             account = self._ledger.open(key, outcome, headers)
-            wishes, is_traced = wishes_of(scope["headers"]), wants_trace(scope["headers"])
-            sender = Sender(key.tenant, class_of(scope["headers"], key.request_class), deadline_s_of(scope["headers"]))
-            may_fall_back = takes_fallback(scope["headers"])
-            body = await self._body(scope, receive)
+            asked = [named for named in scope["headers"] if named[0].startswith(b"x-")]  # all of ours begin so, and most requests have none
+            wishes, is_traced = wishes_of(asked), wants_trace(asked)
+            sender = Sender(key.tenant, class_of(asked, key.request_class), deadline_s_of(asked))
+            may_fall_back = takes_fallback(asked)
+            body = await self._body(scope, receive, direct)
             trace.body_s = self._tracer.clock()
             call = Call(
                 body=body,
@@ -236,7 +240,7 @@ class _Surface:
                 takes_fallback=may_fall_back,
                 sender=sender,
             )
-            await self._answer(call, receive, send)
+            await self._answer(call, receive, send, direct)
         except ClientGone:
             outcome.status = CLIENT_GONE_STATUS
             raise
@@ -252,10 +256,10 @@ class _Surface:
                 account.close()
             self._finish(trace, outcome)
 
-    async def _answer(self, call: Call, receive: Receive, send: Send) -> None:
+    async def _answer(self, call: Call, receive: Receive, send: Send, direct: DirectResponse | None) -> None:
         """Raises what happened before the answer began; a failure after that is its last event."""
         outcome = call.outcome
-        async with Exchange(receive, send, stalled_reader_s=self._settings.stalled_reader_s) as exchange:
+        async with Exchange(receive, send, stalled_reader_s=self._settings.stalled_reader_s, direct=direct) as exchange:
             try:
                 answering = self._embeddings if outcome.endpoint == "embeddings" else self._completions
                 await answering.answer(call, exchange)
@@ -294,8 +298,9 @@ class _Surface:
         """Raises Unauthorized."""
         return self._keyring.check(header(scope, b"authorization"))
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        return await read_body(scope, receive, limit_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s)
+    async def _body(self, scope: Scope, receive: Receive, direct: DirectResponse | None = None) -> bytes:
+        settings = self._settings
+        return await read_body(scope, receive, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s, direct=direct)
 
     async def _internal_error(self, send: Send, common: Headers) -> None:
         error = _internal()

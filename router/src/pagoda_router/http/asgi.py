@@ -6,18 +6,18 @@ Knows HTTP only. Used by app and openai/ on the /v1 path, where a framework's re
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
 
 from pagoda_router.errors import BodyTooLarge, RequestTimeout, RouterError
+from pagoda_router.http.direct import EXTENSION, DirectResponse, Headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = Sequence[tuple[bytes, bytes]]
 
 JSON_TYPE = (b"content-type", b"application/json")
 EVENT_STREAM_HEADERS: Headers = (
@@ -41,11 +41,22 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int, timeout_s: float) -> bytes:
+def take_direct(scope: Scope) -> DirectResponse | None:
+    """Out of the scope: the two know each other, and what is left in a cycle waits for the collector, which then stops all streams at once.
+    None: the server that called has no such thing."""
+    found: DirectResponse | None = scope.pop("extensions", {}).get(EXTENSION)
+    return found
+
+
+async def read_body(scope: Scope, receive: Receive, *, limit_bytes: int, timeout_s: float, direct: DirectResponse | None = None) -> bytes:
     """The whole body; stops reading at the limit, whether or not a Content-Length announced it."""
     announced = header(scope, b"content-length")
     if announced is not None and announced.isdigit() and int(announced) > limit_bytes:
         raise _too_large(limit_bytes)
+    if direct is not None and (whole := direct.whole_body()) is not None:  # nearly always, and a timeout costs as much as parsing
+        if len(whole) > limit_bytes:
+            raise _too_large(limit_bytes)
+        return whole
     chunks: list[bytes] = []
     size = 0
     try:
@@ -107,11 +118,11 @@ async def acknowledge_lifespan(receive: Receive, send: Send) -> None:
 class Exchange:
     """One request's connection while its answer is being made: leaving client or stalled reader cancels the work inside.
 
-    `async with Exchange(...)` runs in the request's task. A watcher waits for the disconnect; a timer looks at how long the current write
-    has been waiting. Either cancels the task, and the context turns that cancellation into ClientGone.
+    `async with Exchange(...)` runs in the request's task. The connection tells of the disconnect, or a watcher waits for it; a timer looks
+    at how long the current write has been waiting. Either cancels the task, and the context turns that cancellation into ClientGone.
     """
 
-    def __init__(self, receive: Receive, send: Send, *, stalled_reader_s: float) -> None:
+    def __init__(self, receive: Receive, send: Send, *, stalled_reader_s: float, direct: DirectResponse | None = None) -> None:
         self.started = False
         """Response headers have left; an error can only be an event now."""
         self.failure: Callable[[RouterError], bytes] | None = None
@@ -119,6 +130,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._stalled_reader_s = stalled_reader_s
+        self._direct = direct
+        self._watcher: asyncio.Task[None] | None = None
         self._writing_since: float | None = None
         self._gone = False
 
@@ -127,30 +140,69 @@ class Exchange:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._watcher = loop.create_task(self._watch())
+        if self._direct is None:
+            self._watcher = loop.create_task(self._watch())
+        else:
+            self._direct.on_gone = self._cancel
+            if self._direct.is_gone:
+                loop.call_soon(self._cancel)
         self._timer = loop.call_later(self._stalled_reader_s, self._look_at_write)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._watcher.cancel()
+        self._stop_watching()
         self._timer.cancel()
-        # The watcher and the timer only run while this task waits, so their cancellation always surfaces inside the context.
+        # Watcher, connection and timer only speak while this task waits, so their cancellation always surfaces inside the context.
         if self._gone and kind is asyncio.CancelledError and self._task.uncancel() == 0:
             raise ClientGone from None
 
     async def start(self, status: int, headers: Headers) -> None:
+        """Of an answer of pieces, unless a content-length is among the headers."""
         self.started = True
-        await self._send_watched({"type": "http.response.start", "status": status, "headers": list(headers)})
+        is_whole = any(name == b"content-length" for name, _ in headers)
+        if is_whole or self._direct is None or not self._direct.start(status, headers):
+            await self._send_watched({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def write(self, body: bytes, *, last: bool = False) -> None:
         """Waits while the client's socket buffer is full."""
         if last:
-            # A finished response looks like a disconnect to the watcher.
-            self._watcher.cancel()
-        # As _send_watched, in place: this is once a token, and a coroutine less.
+            self._stop_watching()  # a finished response looks like a disconnect to the watcher
+        if self._direct is not None and body and self._direct.takes_more:
+            if last:
+                self._direct.finish(body)
+            else:
+                self._direct.write(body)
+            return
+        # As _send_watched, in place: this may be once a token, and a coroutine less.
         self._writing_since = time.monotonic()
         await self._send({"type": "http.response.body", "body": body, "more_body": not last})
         self._writing_since = None
+
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole one, with its content-length among the headers."""
+        self._stop_watching()
+        if self._direct is not None and self._direct.answer(status, headers, body):
+            self.started = True
+            return
+        await self.start(status, headers)
+        await self.write(body, last=True)
+
+    @property
+    def takes_more(self) -> bool:
+        """`write_at_once` can: the answer has begun, and its client reads. Never where the server gives no way."""
+        return self._direct is not None and self.started and self._direct.takes_more
+
+    def write_at_once(self, body: bytes) -> None:
+        """Not the last piece, and only while it takes more."""
+        assert self._direct is not None
+        self._direct.write(body)
+
+    def _stop_watching(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None  # its end holds this exchange: a cycle
+        elif self._direct is not None:
+            self._direct.on_gone = None
 
     async def _send_watched(self, message: Message) -> None:
         self._writing_since = time.monotonic()

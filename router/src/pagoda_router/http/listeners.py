@@ -14,6 +14,7 @@ import uvicorn
 
 from pagoda_router.errors import ConfigError
 from pagoda_router.http.asgi import ASGIApp, Message, Receive, Scope, Send
+from pagoda_router.http.direct import DirectProtocol
 
 KEEP_ALIVE_S = 75
 """Longer than the usual load balancer's 60 s, so that it is never us who close a connection it is about to use."""
@@ -58,7 +59,11 @@ def closing_when(draining: Callable[[], bool], app: ASGIApp) -> ASGIApp:
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await send(message)
 
-        await app(scope, receive, send_and_close if draining() else send)
+        if not draining():
+            await app(scope, receive, send)
+            return
+        scope.pop("extensions", None)  # what is written past `send` would leave the connection open
+        await app(scope, receive, send_and_close)
 
     return wrapped
 
@@ -116,7 +121,7 @@ def _server(app: ASGIApp, shutdown_s: float) -> _Server:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=DirectProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -10,6 +10,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry
 
 from pagoda_router.backends.base import Failure, Settlement
+from pagoda_router.drafting.guesses import Stop
 from pagoda_router.generation import ModelName, RequestClass
 from pagoda_router.http.surface import Endpoint, RequestOutcome
 from pagoda_router.metrics.series import Counter, Gauge, Histogram
@@ -31,6 +32,7 @@ RETRIES = ("worker_lost", "worker_drained", "engine_died", "timed_out", "refused
 FALLBACKS = ("cold_start", "deadline_infeasible", "model_unavailable", "no_worker", "overloaded", "retry_budget_spent")
 BUDGETS = ("retries", "replays")
 TOKEN_KINDS = ("prompt", "cached", "completion")
+DRAFT_KINDS = ("drafted", "verified", "accepted")
 TURNED_AWAY = (429, 503)
 
 
@@ -59,6 +61,10 @@ class RouterMetrics:
         self._first_token_actual = self._counter("actual_first_token_seconds", "From placements to first tokens, as they came", "model")
         self._first_token_error = self._counter("first_token_error_seconds", "How far these two were apart, either way", "model")
         self._retry_after = self._histogram("retry_after_seconds", "Told to clients that were turned away", _RETRY_AFTER_S)
+        self._drafts = self._counter(
+            "draft_tokens", "Tokens of drafting workers; kind: drafted, of them verified, of them accepted", "model", "kind"
+        )
+        self._drafting_stopped = self._counter("drafting_stopped", "Requests that went on without drafts", "model", "reason")
         self._build_admission()
         self._build_upstream()
 
@@ -84,6 +90,7 @@ class RouterMetrics:
         self._suspects = self._counter("suspected_requests", "Requests not tried again since two engines had died with them", "model")
         self._fallbacks = self._counter("fallbacks", "Requests that another model answered", "model", "reason")
         self._hedges = self._counter("hedges", "Requests that a second worker was asked for too", "model", "won")
+        self._hedge_tokens = self._counter("hedge_lost_tokens", "KV tokens used by the slower of two workers that were asked", "model")
         self._upstream_errors = self._counter("upstream_errors", "Requests that a worker failed or refused", "model", "reason")
         self._sessions_ended = self._counter("sessions_ended", "Worker sessions that ended or could not be opened")
 
@@ -102,6 +109,7 @@ class RouterMetrics:
             *(self._ttft, self._duration, self._overhead, self._prefix_predicted, self._prefix_cached, self._retry_after),
             *(self._reserved, self._settled, self._refunded, self._overrun, self._predicted, self._actual, self._replays, self._suspects),
             *(self._first_token_predicted, self._first_token_actual, self._first_token_error),
+            self._hedge_tokens,
         ):
             metric.labels(model)
         for request_class in RequestClass:
@@ -109,6 +117,8 @@ class RouterMetrics:
         self.queue_changed(model, dict.fromkeys(RequestClass, (0, 0)))
         for kind in TOKEN_KINDS:
             self._tokens.labels(model, kind)
+        for kind in DRAFT_KINDS:
+            self._drafts.labels(model, kind)
         for won in ("first", "second"):
             self._hedges.labels(model, won)
         for sli in SLIS:
@@ -116,6 +126,8 @@ class RouterMetrics:
                 self._slo.labels(model, sli, verdict)
         for reason in PlacementReason:
             self._placements.labels(model, POLICY, reason)
+        for stop in Stop:
+            self._drafting_stopped.labels(model, stop)
         for metric, reasons in (
             *((self._rejected, REJECTIONS), (self._retries, RETRIES)),
             *((self._upstream_errors, get_args(Failure)), (self._budget_spent, BUDGETS), (self._fallbacks, FALLBACKS)),
@@ -188,11 +200,23 @@ class RouterMetrics:
         """`won`: by the second one."""
         self._hedges.labels(model, "second" if won else "first").inc()
 
+    def drafted(self, model: ModelName, tokens: int) -> None:
+        self._drafts.labels(model, "drafted").inc(tokens)
+
+    def drafts_verified(self, model: ModelName, tokens: int, accepted: int) -> None:
+        self._drafts.labels(model, "verified").inc(tokens)
+        self._drafts.labels(model, "accepted").inc(accepted)
+
+    def drafting_stopped(self, model: ModelName, reason: Stop) -> None:
+        self._drafting_stopped.labels(model, reason).inc()
+
     def settled(self, settlement: Settlement) -> None:
         model, reserved_tokens, used_tokens = settlement.model, settlement.reserved_tokens, settlement.used_tokens
         self._settled.labels(model).inc(min(used_tokens, reserved_tokens))
         self._refunded.labels(model).inc(max(0, reserved_tokens - used_tokens))
         self._overrun.labels(model).inc(max(0, used_tokens - reserved_tokens))
+        if settlement.lost_hedge:
+            self._hedge_tokens.labels(model).inc(used_tokens)
         for tokens in settlement.output_tokens:
             self._predicted.labels(model).inc(settlement.predicted_output_tokens)
             self._actual.labels(model).inc(tokens)

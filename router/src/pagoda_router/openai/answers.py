@@ -3,14 +3,14 @@
 app.py calls `Completions.answer` inside an Exchange; a RouterError raised here becomes a status or, once the headers have left, an event.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import Any
 
 from pagoda_router.errors import BadRequest, RouterError
-from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher
+from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher, Take, Tokens
 from pagoda_router.http.asgi import JSON_TYPE, Exchange
 from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.openai.answer_parts import Format, WholeChoice
@@ -115,15 +115,18 @@ class Completions:
             output_format = CompletionFormat(job)
         progress = Progress(job)
         writer: _Writer
+        take: Take | None = None
         if alive is not None:
-            writer = _StreamWriter(job, output_format, progress, exchange, call, self._clock, alive)
+            streaming = writer = _StreamWriter(job, output_format, progress, exchange, call, self._clock, alive)
+            take = streaming.take if all(choice.is_plain for choice in progress.choices) else None
         else:
             writer = _WholeWriter(job, output_format, progress, exchange, call, self._clock)
         await call.reserve(job.generations, self._dispatcher)
         call.account.look = partial(_bill, call.outcome, progress)
         try:
-            with _in_the_requests_words(job):
-                await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight)
+            await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight, take=take)
+        except BadRequest as error:
+            raise _in_the_requests_words(error, job) from error
         finally:
             _bill(call.outcome, progress)
 
@@ -136,22 +139,20 @@ class Completions:
                 model = self._catalog.get(served_name).model
             except RouterError:
                 return ""  # deleted in the meantime; the wait itself ends with the reason
-            return "" if self._catalog.can_answer(model, call.variant) else served_name
+            if self._catalog.can_answer(model, call.variant):
+                return ""
+            wait_s = self._dispatcher.worker_in_s(model)
+            return f"{served_name}, expected in {math.ceil(wait_s)} s" if wait_s else served_name
 
         return KeepAlive(exchange, self._settings, headers=call.answer_headers, started=started, waits_for=waits_for)
 
 
-@contextmanager
-def _in_the_requests_words(job: Job) -> Iterator[None]:
+def _in_the_requests_words(error: BadRequest, job: Job) -> BadRequest:
     """A worker that cannot enforce a form calls it by the wire's name."""
-    try:
-        yield
-    except BadRequest as error:
-        wire_name = error.param or ""
-        if not job.constraint_field or not wire_name.startswith("structured."):
-            raise
-        message = error.message.replace(wire_name, job.constraint_field)
-        raise BadRequest(message, param=job.constraint_field, code=error.code) from error
+    wire_name = error.param or ""
+    if not job.constraint_field or not wire_name.startswith("structured."):
+        return error
+    return BadRequest(error.message.replace(wire_name, job.constraint_field), param=job.constraint_field, code=error.code)
 
 
 def _bill(outcome: RequestOutcome, progress: Progress) -> None:
@@ -217,6 +218,16 @@ class _StreamWriter(_Writer):
         self._alive = alive
         self._is_open = False
 
+    def take(self, tokens: Tokens) -> bool:
+        """As `deliver` of a plain choice's tokens in the middle of its stream, without waiting. False: it would have to."""
+        if not self._is_open or not self._exchange.takes_more:
+            return False
+        delta = self._progress.choices[tokens.sequence].feed(tokens)
+        self._outcome.last_token_s = self._clock() - self._trace.received_s
+        if delta.text:
+            self._exchange.write_at_once(self._format.chunk(delta, self._progress.usage if self._job.continuous_usage else None))
+        return True
+
     async def _write(self, deltas: list[Delta], *, last: bool) -> None:
         chunks = await self._open() if not self._is_open else []
         usage = self._progress.usage if self._job.continuous_usage else None
@@ -248,5 +259,4 @@ class _WholeWriter(_Writer):
             body = self._format.whole(self._choices, self._progress, self._trace_document())
             self._outcome.status = 200
             length = (b"content-length", str(len(body)).encode())
-            await self._exchange.start(200, [JSON_TYPE, length, *self._headers()])
-            await self._exchange.write(body, last=True)
+            await self._exchange.answer(200, [JSON_TYPE, length, *self._headers()], body)

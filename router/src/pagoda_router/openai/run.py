@@ -16,6 +16,7 @@ from pagoda_router.generation import (
     GenerationStream,
     PromptLogprobs,
     Started,
+    Take,
     TokenLogprobs,
     Usage,
 )
@@ -114,16 +115,19 @@ class Progress:
             self._cached_tokens[position] = cached_tokens
 
 
-async def run(job: Job, dispatcher: Dispatcher, progress: Progress, deliver: Deliver, *, in_flight: int) -> None:
-    """Returns when every choice has finished; raises a RouterError when one cannot. Work still running is cancelled either way."""
+async def run(job: Job, dispatcher: Dispatcher, progress: Progress, deliver: Deliver, *, in_flight: int, take: Take | None = None) -> None:
+    """Returns when every choice has finished; raises a RouterError when one cannot. Work still running is cancelled either way.
+    `take`: what a lone prompt's stream is tapped with, where its tokens may be written as they come."""
     if len(job.generations) == 1:
-        await _follow(job, 0, dispatcher, progress, deliver)
+        await _follow(job, 0, dispatcher, progress, deliver, take)
     else:
         await _run_batched(job, dispatcher, progress, deliver, in_flight)
 
 
-async def _follow(job: Job, position: int, dispatcher: Dispatcher, progress: Progress, deliver: Deliver) -> None:
+async def _follow(job: Job, position: int, dispatcher: Dispatcher, progress: Progress, deliver: Deliver, take: Take | None = None) -> None:
     async with dispatcher.generate(job.generations[position]) as stream:
+        if take is not None:
+            stream.tap(take)
         async for events in stream:
             deltas = progress.apply(stream, position, events)
             if deltas:

@@ -43,6 +43,7 @@ class _FeatureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Feature.Value
     FEATURE_ADAPTERS: _Feature.ValueType  # 4
     FEATURE_SPECULATION: _Feature.ValueType  # 5
     FEATURE_VERIFY: _Feature.ValueType  # 6
+    """reads DraftTokens"""
     FEATURE_CACHE_EVENTS: _Feature.ValueType  # 7
     FEATURE_SLEEP: _Feature.ValueType  # 8
     FEATURE_KV_TRANSFER: _Feature.ValueType  # 9
@@ -58,6 +59,7 @@ FEATURE_STRUCTURED_OUTPUT: Feature.ValueType  # 3
 FEATURE_ADAPTERS: Feature.ValueType  # 4
 FEATURE_SPECULATION: Feature.ValueType  # 5
 FEATURE_VERIFY: Feature.ValueType  # 6
+"""reads DraftTokens"""
 FEATURE_CACHE_EVENTS: Feature.ValueType  # 7
 FEATURE_SLEEP: Feature.ValueType  # 8
 FEATURE_KV_TRANSFER: Feature.ValueType  # 9
@@ -360,6 +362,7 @@ class ToWorker(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
     FLOW_FIELD_NUMBER: _builtins.int
+    DRAFT_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
@@ -371,6 +374,10 @@ class ToWorker(_message.Message):
     def ping(self) -> Global___Ping: ...
     @_builtins.property
     def flow(self) -> Global___FlowCredit: ...
+    @_builtins.property
+    def draft(self) -> Global___DraftTokens:
+        """only to a worker whose model has FEATURE_VERIFY; any number, for any request at any time"""
+
     @_builtins.property
     def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToWorker]:
         """What was to be sent right after it, in this order; none of them has more of its own. Only to a worker whose Welcome takes batches: a write
@@ -385,13 +392,14 @@ class ToWorker(_message.Message):
         cancel: Global___Cancel | None = ...,
         ping: Global___Ping | None = ...,
         flow: Global___FlowCredit | None = ...,
+        draft: Global___DraftTokens | None = ...,
         more: _abc.Iterable[Global___ToWorker] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "flow", b"flow", "hello", b"hello", "message", b"message", "ping", b"ping", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "draft", b"draft", "flow", b"flow", "hello", b"hello", "message", b"message", "ping", b"ping", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "flow", b"flow", "hello", b"hello", "message", b"message", "more", b"more", "ping", b"ping", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "draft", b"draft", "flow", b"flow", "hello", b"hello", "message", b"message", "more", b"more", "ping", b"ping", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "submit", "cancel", "ping", "flow"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "submit", "cancel", "ping", "flow", "draft"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -858,6 +866,51 @@ class FlowCredit(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FlowCredit: _TypeAlias = FlowCredit  # noqa: Y015
+
+@_typing.final
+class DraftTokens(_message.Message):
+    """Guesses at one sequence's next tokens, made elsewhere. What the session brings up never depends on them: a step of the model verifies
+    what is there and fits, and steps go on without where nothing is. They continue what came before for the same sequence, or replace it
+    from `position` on; what would leave a gap, is past already or contradicts the sequence's own tokens is dropped, and so is what names no
+    running sequence. How many were verified and accepted is in Finish.usage.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    sequence: _builtins.int
+    """0 … n-1"""
+    position: _builtins.int
+    """of the first one in the output, resume_ids counted: output tokens before it"""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """at most 256"""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """nobody needs them: a draft is judged as a token (docs/decisions/drafts-take-the-same-noise.md)"""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        sequence: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "position", b"position", "request_id", b"request_id", "sequence", b"sequence", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftTokens: _TypeAlias = DraftTokens  # noqa: Y015
 
 @_typing.final
 class FromWorker(_message.Message):
@@ -1392,6 +1445,8 @@ class WorkerState(_message.Message):
     NOT_READY_REASON_FIELD_NUMBER: _builtins.int
     SLEEP_LEVEL_FIELD_NUMBER: _builtins.int
     ROUTERS_FIELD_NUMBER: _builtins.int
+    PREFILL_STEP_MS_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKEN_MS_FIELD_NUMBER: _builtins.int
     num_running: _builtins.int
     """sequences, all routers"""
     num_waiting: _builtins.int
@@ -1401,7 +1456,7 @@ class WorkerState(_message.Message):
     kv_free_tokens: _builtins.int
     """free or evictable"""
     prefill_tokens_per_s: _builtins.float
-    """learned; 0: not yet"""
+    """learned; 0: not yet. Of the steps that came: of short prompts fewer"""
     decode_step_ms: _builtins.float
     """learned; 0: not yet"""
     draining: _builtins.bool
@@ -1412,6 +1467,9 @@ class WorkerState(_message.Message):
     """0: awake. 1, 2: asleep as Sleep has it, or not loaded yet: a Submit wakes it first"""
     routers: _builtins.int
     """that have a session here, the one that reads this among them; 0: not told"""
+    prefill_step_ms: _builtins.float
+    """A step that computes prompts takes prefill_step_ms + prefill_token_ms × their tokens: of the machine, whatever came. Both 0: not told."""
+    prefill_token_ms: _builtins.float
     def __init__(
         self,
         *,
@@ -1427,10 +1485,12 @@ class WorkerState(_message.Message):
         not_ready_reason: _builtins.str = ...,
         sleep_level: _builtins.int = ...,
         routers: _builtins.int = ...,
+        prefill_step_ms: _builtins.float = ...,
+        prefill_token_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_step_ms", b"decode_step_ms", "draining", b"draining", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_free_tokens", b"kv_free_tokens", "not_ready_reason", b"not_ready_reason", "num_running", b"num_running", "num_waiting", b"num_waiting", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_prefill_tokens", b"queued_prefill_tokens", "ready", b"ready", "routers", b"routers", "sleep_level", b"sleep_level"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_step_ms", b"decode_step_ms", "draining", b"draining", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_free_tokens", b"kv_free_tokens", "not_ready_reason", b"not_ready_reason", "num_running", b"num_running", "num_waiting", b"num_waiting", "prefill_step_ms", b"prefill_step_ms", "prefill_token_ms", b"prefill_token_ms", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_prefill_tokens", b"queued_prefill_tokens", "ready", b"ready", "routers", b"routers", "sleep_level", b"sleep_level"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1871,35 +1931,6 @@ class VerifyRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
-
-@_typing.final
-class DraftTokens(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    TOKEN_IDS_FIELD_NUMBER: _builtins.int
-    LOGPROBS_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.int
-    @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    @_builtins.property
-    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """of the draft, for exact rejection sampling"""
-
-    def __init__(
-        self,
-        *,
-        request_id: _builtins.int = ...,
-        token_ids: _abc.Iterable[_builtins.int] | None = ...,
-        logprobs: _abc.Iterable[_builtins.float] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "request_id", b"request_id", "token_ids", b"token_ids"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DraftTokens: _TypeAlias = DraftTokens  # noqa: Y015
 
 @_typing.final
 class VerifyResponse(_message.Message):

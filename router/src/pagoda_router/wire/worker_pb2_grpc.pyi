@@ -64,7 +64,7 @@ class WorkerStub:
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_worker_pb2.UnloadAdapterRequest, _worker_pb2.UnloadAdapterResponse]
     Verify: _grpc.StreamStreamMultiCallable[_worker_pb2.VerifyRequest, _worker_pb2.VerifyResponse]
     """Reserved from the first day; UNIMPLEMENTED until they work.
-    draft tokens from another worker, verified here
+    never built: drafts come down the session, as DraftTokens
     """
     ExportKv: _grpc.UnaryStreamMultiCallable[_worker_pb2.ExportKvRequest, _worker_pb2.KvChunk]
     """prefill/decode split: KV of a prompt, by block hash"""
@@ -95,7 +95,7 @@ class WorkerAsyncStub(WorkerStub):
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_worker_pb2.UnloadAdapterRequest, _worker_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     Verify: _aio.StreamStreamMultiCallable[_worker_pb2.VerifyRequest, _worker_pb2.VerifyResponse]  # type: ignore[assignment]
     """Reserved from the first day; UNIMPLEMENTED until they work.
-    draft tokens from another worker, verified here
+    never built: drafts come down the session, as DraftTokens
     """
     ExportKv: _aio.UnaryStreamMultiCallable[_worker_pb2.ExportKvRequest, _worker_pb2.KvChunk]  # type: ignore[assignment]
     """prefill/decode split: KV of a prompt, by block hash"""
@@ -171,7 +171,7 @@ class WorkerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.VerifyResponse], _abc.AsyncIterator[_worker_pb2.VerifyResponse]]:
         """Reserved from the first day; UNIMPLEMENTED until they work.
-        draft tokens from another worker, verified here
+        never built: drafts come down the session, as DraftTokens
         """
 
     @_abc_1.abstractmethod

@@ -13,7 +13,7 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
 
-from pagoda_worker.channel import LENGTH, Cancelled, Down, Start, Submitted, Up, decode_up, pack
+from pagoda_worker.channel import LENGTH, Cancelled, Down, Drafted, Start, Submitted, Up, decode_up, pack
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import EXIT_RANK_KILLED, EXIT_RANK_LOST
 from pagoda_worker.front.engine_stderr import EngineStderr
@@ -74,6 +74,9 @@ class EngineLink:
 
     def cancel(self, request_id: str, sequence: int | None) -> None:
         self.send(Cancelled(request_id, sequence))
+
+    def draft(self, request_id: str, sequence: int, position: int, token_ids: list[int]) -> None:
+        self.send(Drafted(request_id, sequence, position, token_ids))
 
     async def messages(self) -> AsyncIterator[Up]:
         """Until the engine's end is closed, which is the engine's end."""

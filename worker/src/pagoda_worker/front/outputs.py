@@ -28,6 +28,7 @@ FEATURES = (
 
 def features_of(facts: ModelFacts) -> list["pb.Feature.ValueType"]:
     optional = {pb.FEATURE_STRUCTURED_OUTPUT: facts.structured_output, pb.FEATURE_SPECULATION: facts.speculative != "none"}
+    optional[pb.FEATURE_VERIFY] = facts.speculative == "remote"
     optional[pb.FEATURE_ADAPTERS] = facts.adapter_slots > 0
     return [*FEATURES, *(feature for feature, there in optional.items() if there)]
 

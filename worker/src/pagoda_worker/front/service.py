@@ -130,6 +130,8 @@ class WorkerService(WorkerServicer):
             self._switchboard.submit(session, message.submit)
         elif kind == "cancel":
             self._switchboard.cancel(session, message.cancel)
+        elif kind == "draft":
+            self._switchboard.draft(session, message.draft)
         elif kind == "flow":
             session.frames_read(message.flow.frames_read_total)
         elif kind == "ping":
@@ -204,7 +206,7 @@ class WorkerService(WorkerServicer):
     # ---- reserved
 
     async def Verify(self, request_iterator: AsyncIterator[pb.VerifyRequest], context: Context) -> AsyncIterator[pb.VerifyResponse]:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "draft tokens of another worker cannot be verified yet")
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "draft tokens of another worker come down the session: send DraftTokens there")
         yield pb.VerifyResponse()
 
     async def ExportKv(self, request: pb.ExportKvRequest, context: Context) -> AsyncIterator[pb.KvChunk]:

@@ -122,6 +122,10 @@ class EngineSupervisor:
         if self._link:
             self._link.cancel(request_id, sequence)
 
+    def draft(self, request_id: str, sequence: int, position: int, token_ids: list[int]) -> None:
+        if self._link:
+            self._link.draft(request_id, sequence, position, token_ids)
+
     async def sleep(self, level: int) -> int:
         """Asleep when it returns; the bytes freed. The caller has seen to it that nothing runs. Raises CannotSleep."""
         self._link_that_serves().send(Sleep(level))

@@ -28,6 +28,8 @@ from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_RESERVED_TOKENS = 1 << 40
 """Beyond this a reservation is not a mistake in size but nonsense, and its refund would not fit the wire."""
+MAX_DRAFTS_TOLD = 256
+"""Tokens of one message."""
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class EngineControl(Protocol):
 
     def submit(self, request: Request) -> None: ...
     def cancel(self, request_id: str, sequence: int | None = None) -> None: ...
+    def draft(self, request_id: str, sequence: int, position: int, token_ids: list[int]) -> None: ...
 
 
 class Switchboard:
@@ -140,6 +143,15 @@ class Switchboard:
             call.stopped_by_text |= call.open_sequences if sequence is None else {sequence}
         if sequence is None or sequence in call.open_sequences:
             self._engine.cancel(call.engine_id, sequence)
+
+    def draft(self, session: RouterSession, draft: pb.DraftTokens) -> None:
+        """A guess is only a guess: one that nobody can use is dropped, not answered."""
+        call, facts = session.calls.get(draft.request_id), self.facts
+        if call is None or facts is None or facts.speculative != "remote" or draft.sequence not in call.open_sequences:
+            return
+        token_ids = list(draft.token_ids)
+        if token_ids and len(token_ids) <= MAX_DRAFTS_TOLD and max(token_ids) < facts.vocab_size:
+            self._engine.draft(call.engine_id, draft.sequence, draft.position, token_ids)
 
     # ---- the engine
 

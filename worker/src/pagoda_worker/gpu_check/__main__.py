@@ -22,6 +22,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scale", choices=["full", "small"], default="full", help="of the models that are timed")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help=f"seconds for all parts together (default {BUDGET_S:g})")
     parser.add_argument("--output", type=Path, help="default: gpu-check.json in $OUT, else in bench/results")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="run the parts with these words in their names, and keep what the file has of others; may be given again",
+    )
     args = parser.parse_args(arguments)
     if importlib.util.find_spec("torch") is None:
         print(
@@ -43,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     if path is None and args.device == "cuda":
         path = Path(os.environ.get("OUT") or "bench/results") / "gpu-check.json"
     report = Report(command="make gpu-check", hardware=describe(torch.device(args.device)), path=path)
-    check(SCALES[args.scale], args.device, report, args.budget_s)
+    if args.only:
+        report.keep_others(args.only)
+    check(SCALES[args.scale], args.device, report, args.budget_s, args.only)
     if path is not None:
         report.line(f"wrote {path}")
     if report.failures:

@@ -16,7 +16,7 @@ from pagoda_worker.gpu_check.device import replayed_s
 from pagoda_worker.gpu_check.report import Report
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, product_s
 from pagoda_worker.gpu_check.shapes import LLAMA_8B, QWEN3_06B, TINY, Shape
-from pagoda_worker.layers.cuda_linear import WeightOnlyProduct, quantized_product
+from pagoda_worker.layers.cuda_linear import FewRowsProduct, WeightOnlyProduct, quantized_product
 from pagoda_worker.layers.linear import Product
 from pagoda_worker.quantization.rounding import int4, int8
 from pagoda_worker.quantization.weights import Fp8Weight, QuantizedWeight
@@ -108,8 +108,16 @@ def _scaled_mm(weight: Tensor) -> Multiply:
 
 
 BF16 = Contender(name="bf16", bits=16, speedup=1, make=lambda weight: lambda x: F.linear(x, weight))
+
+
+def _few_rows(weight: Tensor) -> Multiply:
+    product = FewRowsProduct(weight)
+    return lambda x: product(x, None)
+
+
 CONTENDERS = (
     BF16,
+    Contender(name="bf16, few rows by our kernel", bits=16, speedup=1, make=_few_rows),
     Contender(name="int8", bits=8, speedup=2, make=_quantized(int8)),
     Contender(name="int4 g128", bits=4, speedup=1, make=_quantized(lambda weight: int4(weight, 128, symmetric=True))),
     Contender(name="int4 g128 zeros", bits=4, speedup=1, make=_quantized(lambda weight: int4(weight, 128))),

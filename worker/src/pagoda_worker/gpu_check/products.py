@@ -13,6 +13,7 @@ from torch import Tensor
 from pagoda_worker.gpu_check.kernels import BF16, FP16, FP32, KernelTrial, Worst
 from pagoda_worker.gpu_check.truth import Check
 from pagoda_worker.kernels.adapter_deltas import add_deltas, add_deltas_reference
+from pagoda_worker.kernels.few_rows import MOST_ROWS, few_rows_product, few_rows_product_reference
 from pagoda_worker.kernels.int8_product import int8_product, int8_product_reference
 from pagoda_worker.kernels.packed_weight import PackedWeight, dequantize, dequantize_reference, pack_words
 from pagoda_worker.kernels.quantize_rows import quantize_rows, quantize_rows_reference
@@ -128,6 +129,19 @@ def weight_only(trial: KernelTrial, scale: ProductScale) -> Check:
     return worst.check("weight_only_product")
 
 
+def few_rows(trial: KernelTrial, scale: ProductScale) -> Check:
+    worst = Worst()
+    for outputs, inputs in scale.shapes:
+        for dtype in scale.types:
+            weight, bias = trial.randn(outputs, inputs, dtype=dtype) / inputs**0.5, trial.randn(outputs, dtype=dtype)
+            for rows, gated in ((1, False), (1, True), (MOST_ROWS - 1, False)):
+                x = trial.randn(rows, inputs + 8, dtype=dtype)[:, :inputs]
+                factors = x, weight, bias if gated else None
+                ours, theirs = few_rows_product(*factors, gated=gated), few_rows_product_reference(*factors, gated=gated)
+                worst.add((rows, outputs, inputs, dtype, gated), ours, theirs, TOLERANCE[dtype])
+    return worst.check("few_rows_product")
+
+
 def dequantized(trial: KernelTrial, scale: ProductScale) -> Check:
     """The same bits: one product and one rounding."""
     worst = Worst()
@@ -159,4 +173,11 @@ def adapter_deltas(trial: KernelTrial, scale: ProductScale) -> Check:
     return worst.check("adapter_deltas")
 
 
-PRODUCT_CHECKS: tuple[Callable[[KernelTrial, ProductScale], Check], ...] = (quantized_rows, int8, weight_only, dequantized, adapter_deltas)
+PRODUCT_CHECKS: tuple[Callable[[KernelTrial, ProductScale], Check], ...] = (
+    few_rows,
+    quantized_rows,
+    int8,
+    weight_only,
+    dequantized,
+    adapter_deltas,
+)

@@ -5,11 +5,13 @@ The writer is the check's own: the benchmarks' distribution is not there on a ba
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pagoda_worker.errors import ConfigError
 from pagoda_worker.gpu_check.speed import Figure
 from pagoda_worker.gpu_check.truth import Check
 
@@ -36,6 +38,21 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    kept: list[Row] = field(default_factory=list)
+    """Of an earlier run, and of those only what this one has not measured."""
+
+    def keep_others(self, only: Sequence[str]) -> None:
+        """Before a run of some parts: rows that the file has of others stay, those measured again are replaced. Raises ConfigError where
+        the file is of another machine."""
+        self.notes.append(f"parts with {', '.join(repr(words) for words in only)} in their names are of {_commit()}")
+        if self.path is None or not self.path.exists():
+            return
+        found = json.loads(self.path.read_text())
+        if found["hardware"].get("device") != self.hardware.get("device"):
+            raise ConfigError(f"{self.path} is of {found['hardware'].get('device')}, this is {self.hardware.get('device')}: give --output")
+        others = [note for note in found["notes"] if not any(words in note.split(":")[0] for words in only)]
+        self.notes = [*others, f"parts without are of {found['commit']}", *self.notes]
+        self.kept = [Row(**row) for row in found["rows"]]
 
     def line(self, text: str) -> None:
         print(text, flush=True)
@@ -87,7 +104,9 @@ class Report:
             "command": self.command,
             "notes": self.notes,
         }
-        rows = ",\n".join("  " + json.dumps(asdict(row)) for row in self.rows)
+        mine = {(row.case, row.system, row.metric) for row in self.rows}
+        every = [row for row in self.kept if (row.case, row.system, row.metric) not in mine] + self.rows
+        rows = ",\n".join("  " + json.dumps(asdict(row)) for row in every)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
 

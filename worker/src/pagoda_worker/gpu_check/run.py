@@ -18,6 +18,7 @@ from pagoda_worker.errors import OutOfMemory
 from pagoda_worker.gpu_check import device as measured
 from pagoda_worker.gpu_check.backends import FULL_LAYER, SMALL_LAYER, Layer, compare
 from pagoda_worker.gpu_check.gates import gate
+from pagoda_worker.gpu_check.guessing import FULL_GUESSING, SMALL_GUESSING, GuessingScale, time_guessing
 from pagoda_worker.gpu_check.report import Report
 from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill_s, workload_s
 from pagoda_worker.gpu_check.shapes import BF16_BYTES, LLAMA_8B, QWEN3_06B, TINY, Shape
@@ -25,6 +26,8 @@ from pagoda_worker.gpu_check.speed import FULL, MODES, QUANTIZED, SMALL, WARM_ST
 from pagoda_worker.gpu_check.truth import CHECKS, CUDA_CHECKS, Check, Trial
 from pagoda_worker.layers.selection import triton_refusal
 
+DEVICE_SPEED = "bandwidth and matrix peak"
+"""The part that every figure is told beside."""
 EXPECTED_SHARE = 0.05
 """Of the roofline that a part is planned with; reaching more only saves time."""
 PART_S = 3.0
@@ -35,6 +38,8 @@ COMPILE_S = 100.0
 """To load and compile a model of 28 layers (a guess)."""
 KERNEL_S = 40.0
 """Compiling a kernel for each combination takes most of it."""
+GUESSING_S = 40.0
+"""Six engines, of which each compiles (a guess)."""
 PRODUCT_S = 10.0
 """Of one form and four numbers of rows, compiling too (a guess)."""
 
@@ -49,6 +54,7 @@ class Scale:
     kernels: str
     """The name of a scale in kernels.py, which imports Triton."""
     layer: Layer
+    guessing: GuessingScale
     modes: Sequence[Mode]
     """Of the first shape, beside the usual one."""
     quantized: Sequence[Mode]
@@ -64,6 +70,7 @@ SCALES = {
         truth_tokens=48,
         kernels="FULL_KERNELS",
         layer=FULL_LAYER,
+        guessing=FULL_GUESSING,
         modes=MODES,
         quantized=QUANTIZED,
     ),
@@ -75,6 +82,7 @@ SCALES = {
         truth_tokens=12,
         kernels="SMALL_KERNELS",
         layer=SMALL_LAYER,
+        guessing=SMALL_GUESSING,
         modes=(Mode(label=" without graphs", cuda_graphs=False, batches=(1, 2)), Mode(label=" KV int8", kv_dtype="int8", batches=(2,))),
         quantized=(replace(QUANTIZED[0], batches=(2,)),),
     ),
@@ -82,14 +90,17 @@ SCALES = {
 
 
 class Parts:
-    """Runs parts while there is time for them."""
+    """Runs parts while there is time for them. `only`: those with one of these words in their names; none: all."""
 
-    def __init__(self, report: Report, budget_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, report: Report, budget_s: float, clock: Callable[[], float] = time.monotonic, *, only: Sequence[str] = ()) -> None:
         self._report = report
         self._clock = clock
+        self._only = only
         self.deadline = clock() + budget_s
 
     def run(self, name: str, needs_s: float, body: Callable[[], None]) -> None:
+        if self._only and name != DEVICE_SPEED and not any(word in name for word in self._only):
+            return
         left_s = self.deadline - self._clock()
         if needs_s > left_s:
             self._report.skip(name, f"it may need {needs_s:.0f} s and {max(left_s, 0):.0f} s are left")
@@ -102,8 +113,8 @@ class Parts:
             self._report.fail(name, error)
 
 
-def check(scale: Scale, where: Device, report: Report, budget_s: float) -> None:
-    parts = Parts(report, budget_s)
+def check(scale: Scale, where: Device, report: Report, budget_s: float, only: Sequence[str] = ()) -> None:
+    parts = Parts(report, budget_s, only=only)
     device = torch.device(where)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -111,8 +122,10 @@ def check(scale: Scale, where: Device, report: Report, budget_s: float) -> None:
         _check_truth(scale, where, parts, report, folder / "truth")
         parts.run("backends of attention", KERNEL_S, partial(compare, scale.layer, device, report))
         measured.release(device)
+        parts.run("speculation of the shipped pair", GUESSING_S, partial(time_guessing, scale.guessing, where, report))
+        measured.release(device)
         speeds: list[DeviceSpeed] = []
-        parts.run("bandwidth and matrix peak", PART_S, lambda: speeds.append(_measure_device(scale, device, report)))
+        parts.run(DEVICE_SPEED, PART_S, lambda: speeds.append(_measure_device(scale, device, report)))
         if not speeds:
             return
         _time_products(scale, device, speeds[0], parts, report)

@@ -128,3 +128,24 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
         tensors |= {f"model.layers.{i}.{name}.weight": torch.ones(size, dtype=dtype) for name, size in norms.items()}
     shape.write_config(folder)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def write_adapter(folder: Path, shape: Shape, *, rank: int, seed: int) -> None:
+    """A PEFT folder for queries, values and the way down: random, and strong enough to move greedy tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {
+        "self_attn.q_proj": (shape.heads * shape.head_dim, shape.hidden),
+        "self_attn.v_proj": (shape.kv_heads * shape.head_dim, shape.hidden),
+        "mlp.down_proj": (shape.hidden, shape.intermediate),
+    }
+    tensors = {}
+    for layer in range(shape.layers):
+        for name, (outputs, inputs) in sizes.items():
+            module = f"base_model.model.model.layers.{layer}.{name}"
+            tensors[f"{module}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator).mul_(inputs**-0.5)
+            tensors[f"{module}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator).mul_(0.1)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    targets = [name.rsplit(".", 1)[1] for name in sizes]
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))

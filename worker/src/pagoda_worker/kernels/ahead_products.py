@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pagoda_worker.kernels import adapter_deltas, int8_product, packed_weight, product_tiles, quantize_rows, weight_only
+from pagoda_worker.kernels import adapter_deltas, few_rows, int8_product, packed_weight, product_tiles, quantize_rows, weight_only
 from pagoda_worker.kernels.build import Build
 from pagoda_worker.kernels.launch import power_of_two
 
@@ -32,6 +32,8 @@ def product_builds() -> list[Build]:
         _weight_only("W8A16 blocks", 64, 4096, 4096, BITS=8, BLOCK=128, HAS_ZEROS=False),
         _build("join of 4 parts", product_tiles.join_kernel, joined, out="*bf16"),
         _build("int4 to bf16", packed_weight.dequantize_kernel, copied | {"BLOCK_N": packed_weight.DEQUANTIZED_OUTPUTS}, out="*bf16"),
+        _few_rows(28_672, 4096, gated=True),
+        _few_rows(1024, 3072, gated=False),
         *_adapters(),
     ]
 
@@ -50,13 +52,20 @@ def _int8(rows: int, outputs: int, inputs: int) -> Build:
 
 
 def _weight_only(name: str, rows: int, outputs: int, inputs: int, **more: Any) -> Build:
-    tile = weight_only.weight_only_tile(rows, outputs, inputs, PROCESSORS)
+    tile = weight_only.weight_only_tile(rows, outputs, inputs, PROCESSORS, bits=more.get("BITS", 4))
     constants = {"BITS": 4, "GROUP": 128, "BLOCK": 1, "HAS_ZEROS": True, "CHUNK": packed_weight.CHUNK, "EVEN": True, "BIASED": False}
     constants |= {"BLOCK_N": tile.outputs, "BLOCK_M": tile.rows, "SPLIT": tile.splits > 1, "NEIGHBOURS": product_tiles.NEIGHBOURS}
     constants |= {"PAIRED": True, "UPCAST": False, **more}
     types = {"x": "*bf16", "out": "*fp32" if tile.splits > 1 else "*bf16"}
     name = f"{name} {rows} x {outputs} x {inputs}"
     return _build(name, weight_only.weight_only_kernel, constants, warps=tile.warps, stages=tile.stages, **types)
+
+
+def _few_rows(outputs: int, inputs: int, *, gated: bool) -> Build:
+    tile = few_rows.few_rows_tile(outputs // 2 if gated else outputs)
+    constants = {"ROWS": 1, "BLOCK_N": tile.outputs, "BLOCK_K": tile.inputs, "EVEN": True, "BIASED": False, "GATED": gated}
+    name = f"one row {outputs} x {inputs}{', gated' if gated else ''}"
+    return _build(name, few_rows.few_rows_kernel, constants, warps=tile.warps, x="*bf16", weight="*bf16", out="*bf16")
 
 
 def _adapters() -> list[Build]:

@@ -13,13 +13,20 @@ from pagoda_worker.kernels.product_tiles import NEIGHBOURS, ProductTile, fitting
 
 LEAST_INPUTS = 2048
 """Of a split."""
+FEW_ROWS = 16
+LONG = 4096
+"""So many inputs keep the memory busy by themselves, however few the tiles; with fewer the tiles must."""
 
 
 def int8_tile(rows: int, outputs: int, inputs: int, processor_count: int) -> ProductTile:
-    """Few rows: small tiles, whose many programs keep the memory busy. Many: tiles whose operands are read often from shared memory."""
+    """Few rows: long steps of two warps, whose loads are under way together. Many: tiles whose operands are read often from shared memory.
+    Measured on an H200 (docs/kernels.md)."""
     block_rows = fitting_rows(rows, 64 if rows <= 64 else 128)
+    if rows <= FEW_ROWS:
+        outputs_each = 64 if inputs >= LONG else 32 if outputs >= LONG else 16
+        return ProductTile(outputs_each, block_rows, 512, 2 if inputs >= 2 * LONG else 1, warps=2, stages=4)
     if rows <= 64:
-        outputs_each = tile_outputs(rows, outputs, block_rows, (64, 32, 16) if rows <= 16 else (64, 32), processor_count)
+        outputs_each = tile_outputs(rows, outputs, block_rows, (64, 32), processor_count)
         found = splits(rows, outputs, inputs, block_rows, outputs_each, least_inputs=LEAST_INPUTS, processor_count=processor_count)
         return ProductTile(outputs_each, block_rows, 256 if rows <= 32 else 128, found, warps=4, stages=4)
     outputs_each = tile_outputs(rows, outputs, block_rows, (128, 64), processor_count)

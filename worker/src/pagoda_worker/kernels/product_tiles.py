@@ -39,9 +39,12 @@ def tile_outputs(rows: int, outputs: int, block_rows: int, candidates: tuple[int
     return next(enough, candidates[-1])
 
 
-def splits(rows: int, outputs: int, inputs: int, block_rows: int, block_outputs: int, *, least_inputs: int, processor_count: int) -> int:
-    """A power of two: as many as give every processor two programs, while each has `least_inputs` to add up. Fewer do not repay joining."""
-    wanted = 2 * processor_count // _tiles(rows, outputs, block_rows, block_outputs)
+def splits(
+    rows: int, outputs: int, inputs: int, block_rows: int, block_outputs: int, *, least_inputs: int, processor_count: int, programs: int = 2
+) -> int:
+    """A power of two: as many as give every processor so many programs, while each has `least_inputs` to add up. Fewer do not repay
+    joining."""
+    wanted = programs * processor_count // _tiles(rows, outputs, block_rows, block_outputs)
     found = 1
     while 2 * found <= min(wanted, inputs // least_inputs, MOST_SPLITS):
         found *= 2

@@ -15,19 +15,26 @@ from pagoda_worker.kernels.product_tiles import NEIGHBOURS, ProductTile, fitting
 
 LEAST_INPUTS = 1024
 """Of a split."""
+FEW_ROWS = 16
+"""A product with so few waits for memory alone: many small programs of two warps keep it busiest."""
 
 
-def weight_only_tile(rows: int, outputs: int, inputs: int, processor_count: int, *, itemsize: int = 2) -> ProductTile:
+def weight_only_tile(rows: int, outputs: int, inputs: int, processor_count: int, *, bits: int = 4, itemsize: int = 2) -> ProductTile:
     """At most a warp to every 16 outputs: more would make the same factors twice. Few rows: splits keep the memory busy. Many: each would
     write and read more sums than it has weights. `itemsize`: of the inputs; four stages of many rows in float32 are more than an H200 has
-    shared memory for."""
+    shared memory for. Measured on an H200 (docs/kernels.md)."""
     block_rows = fitting_rows(rows, 64 if rows <= 64 else 128)
-    outputs_each = tile_outputs(rows, outputs, block_rows, (128, 64), processor_count)
+    stages = 4 if itemsize == 2 else 2
+    if rows <= FEW_ROWS:
+        outputs_each, least_inputs, programs = (64, CHUNK, 8) if bits == 4 else (64, LEAST_INPUTS, 4)
+    else:
+        outputs_each, least_inputs, programs = tile_outputs(rows, outputs, block_rows, (128, 64), processor_count), LEAST_INPUTS, 2
     found = 1
     if rows <= 64:
-        found = splits(rows, outputs, inputs, block_rows, outputs_each, least_inputs=LEAST_INPUTS, processor_count=processor_count)
-    warps = 4 if rows <= 16 else 8 if rows > 64 else outputs_each // 16
-    return ProductTile(outputs_each, block_rows, CHUNK, found, warps=warps, stages=4 if itemsize == 2 else 2)
+        sizes = rows, outputs, inputs, block_rows, outputs_each
+        found = splits(*sizes, least_inputs=least_inputs, processor_count=processor_count, programs=programs)
+    warps = 2 if rows <= FEW_ROWS and bits == 4 else outputs_each // 16
+    return ProductTile(outputs_each, block_rows, CHUNK, found, warps=warps, stages=stages)
 
 
 @triton.jit
@@ -103,7 +110,7 @@ def weight_only_product(x: Tensor, weight: PackedWeight, bias: Tensor | None, ti
     out = x.new_empty((rows, outputs))
     if not rows:
         return out
-    tile = tile or weight_only_tile(rows, outputs, inputs, processors(x.device), itemsize=x.element_size())
+    tile = tile or weight_only_tile(rows, outputs, inputs, processors(x.device), bits=weight.bits, itemsize=x.element_size())
     target = partials(x, tile, outputs, torch.float32, out)
     grid = (triton.cdiv(outputs, tile.outputs) * triton.cdiv(rows, tile.rows), tile.splits)
     weight_only_kernel[grid](

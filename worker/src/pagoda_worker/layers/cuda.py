@@ -6,9 +6,10 @@ Triton is imported by the constructor's caller only when it is wanted: a machine
 from torch import Tensor
 
 from pagoda_worker.kernels import adapter_deltas, copy_blocks, decode_attention, norm, prefill_attention, rotary_cache, sample, silu
+from pagoda_worker.kernels.launch import launches
 from pagoda_worker.layers.adapters import AdapterRows, AdapterStack
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape
-from pagoda_worker.layers.cuda_linear import quantized_product
+from pagoda_worker.layers.cuda_linear import FewRowsProduct, quantized_product
 from pagoda_worker.layers.linear import Linear, Product, Weight
 from pagoda_worker.layers.operators import Operators
 
@@ -44,8 +45,10 @@ class TritonOperators(Operators):
         super().__init__(attend)
 
     def pack(self, weight: Weight, *, gated: bool) -> Product | None:
-        """Plain weights stay with cuBLAS. The gate is always a kernel of its own."""
-        return super().pack(weight, gated=gated) if isinstance(weight, Tensor) else quantized_product(weight)
+        """A plain weight stays as it is. In the interpreter it stays with torch: a product there is a thousand programs."""
+        if not isinstance(weight, Tensor):
+            return quantized_product(weight)
+        return FewRowsProduct(weight) if launches(weight) and weight.is_contiguous() else super().pack(weight, gated=gated)
 
     def add_deltas(self, x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:
         assert rows.slots is not None
@@ -59,6 +62,10 @@ class TritonOperators(Operators):
         return residual, norm.add_rms_norm(linear(x), residual, weight, eps)
 
     def silu_mul(self, linear: Linear, x: Tensor) -> Tensor:
+        """One kernel of its own, or within the product where that has it."""
+        product, adapters = linear.product, linear.adapters
+        if isinstance(product, FewRowsProduct) and (adapters is None or not adapters.active):
+            return product.silu_mul(x, linear.bias)
         return silu.silu_mul(linear(x))
 
     def store(self, key_value: Tensor, cache: Tensor, batch: AttentionBatch) -> None:

@@ -1,23 +1,48 @@
-"""Products of quantized weights by Triton's kernels, each weight in the layout that its kernel reads best. Made by layers/cuda.py's packer.
+"""Products by Triton's kernels, each quantized weight in the layout that its kernel reads best. Made by layers/cuda.py's packer.
 
 int8 rounds activations too, int4 and e4m3 do not: docs/decisions/gpu-quantized-products.md says why, and where the limits come from.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from pagoda_worker.kernels.few_rows import few_rows_product, takes
 from pagoda_worker.kernels.int8_product import int8_product
 from pagoda_worker.kernels.packed_weight import PackedWeight, dequantize, pack_words, packable_group
 from pagoda_worker.kernels.quantize_rows import quantize_rows
+from pagoda_worker.kernels.silu import silu_mul
 from pagoda_worker.kernels.weight_only import weight_only_product
 from pagoda_worker.layers.linear import PlainProduct, Product
 from pagoda_worker.quantization.weights import Fp8Weight, Int4Weight, Int8Weight, QuantizedWeight
 
-DEQUANTIZED_ROWS = 512
+DEQUANTIZED_ROWS = 256
 """From so many on, 16 bits are made of the weight once and cuBLAS multiplies them: that reads and writes the weight once more, which the
-faster product repays. By reckoning, to be measured: `make gpu-check` times both."""
+faster product repays. Measured on an H200: `make gpu-check` times both."""
 COPY_BYTES = 64 << 20
 """Of the weight at a time: what it takes of the device beside the model."""
+COPY_OUTPUTS = 128
+"""A slice is a multiple of these: of another size cuBLAS took 2.5 times as long (docs/log.md)."""
+
+
+class FewRowsProduct(PlainProduct):
+    """A plain weight: few rows by our kernel, more by cuBLAS."""
+
+    __slots__ = ("_weight",)
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return few_rows_product(x, self._weight, bias) if takes(*self._sizes(x)) else F.linear(x, self._weight, bias)
+
+    def silu_mul(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if takes(*self._sizes(x)):
+            return few_rows_product(x, self._weight, bias, gated=True)
+        return silu_mul(F.linear(x, self._weight, bias))
+
+    def _sizes(self, x: Tensor) -> tuple[int, int]:
+        return len(x), len(self._weight)
 
 
 class Int8Product(PlainProduct):
@@ -51,7 +76,7 @@ class WeightOnlyProduct(PlainProduct):
     def by_copy(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """A slice of outputs at a time. x is in the weight's order."""
         outputs = self._weight.outputs
-        step = max(1, COPY_BYTES // (self._weight.inputs * x.element_size()))
+        step = max(1, COPY_BYTES // (self._weight.inputs * x.element_size()) // COPY_OUTPUTS) * COPY_OUTPUTS
         out = x.new_empty((len(x), outputs))
         for first in range(0, outputs, step):
             stop = min(first + step, outputs)

@@ -6,6 +6,9 @@ costs what contexts are long, not their square.
 Chosen by layers/selection.py, which has checked device, dtype and head size.
 """
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
@@ -13,6 +16,9 @@ from torch.nn.attention.varlen import varlen_attn
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape
 from pagoda_worker.layers.cuda import TritonOperators, decode_rows
 from pagoda_worker.layers.kv_cache import rows_at
+
+TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Of queries to one head of keys and values. torch before 2.13 wants a head of keys for each of queries."""
 
 
 class FlashOperators(TritonOperators):
@@ -28,9 +34,11 @@ def attend_flash(query: Tensor, key_value: Tensor, cache: Tensor, batch: Attenti
     mixed = [decode_rows(query[:decodes], cache, batch, shape)] if decodes else []
     if batch.chunks:
         chunk_keys = batch.chunk_keys(shape.window)
-        keys, values = rows_at(cache, chunk_keys.slots, batch.block_size, batch.dtype).transpose(
-            1, 2
-        )  # [K, H_kv, D] each, a token's heads apart
+        found = rows_at(cache, chunk_keys.slots, batch.block_size, batch.dtype).transpose(1, 2)  # [2, K, H_kv, D], a token's heads apart
+        if not TAKES_GROUPS:
+            found = found.repeat_interleave(query.shape[1] // batch.kv_heads, 2)
+        keys, values = found
+        grouped: dict[str, Any] = {"enable_gqa": True} if TAKES_GROUPS else {}
         mixed.append(
             _attended(
                 varlen_attn(
@@ -44,7 +52,7 @@ def attend_flash(query: Tensor, key_value: Tensor, cache: Tensor, batch: Attenti
                     scale=shape.scale,
                     # (left, right) of a query, which stands at the end of its keys: none after it.
                     window_size=(-1 if shape.window is None else shape.window - 1, 0),
-                    enable_gqa=True,
+                    **grouped,
                 )
             )
         )

@@ -94,7 +94,7 @@ def torch_has_flash() -> bool:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return False
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return "window_size" in inspect.signature(varlen_attn).parameters
 
 
 def triton_refusal(device_type: str) -> str | None:

@@ -58,6 +58,7 @@ class Sequence:
         "swapped_tokens",
         "tokens",
         "unasked_until",
+        "verifying",
         "waits_for_token",
         "want_timings",
         "written_to",
@@ -138,6 +139,8 @@ class Sequence:
         """Runs of [sequences in the step, steps]."""
         self.drafts: list[int] = []
         """Guesses at its next tokens, while a step that verifies them is planned and computed."""
+        self.verifying = False
+        """A planned step verifies drafts of it. How many of its tokens count is known when that is settled: nothing is planned on top."""
         self.written_to = 0
         """Drafts that nobody has vouched for were written up to here. 0: none."""
         self.draft_tokens = self.draft_accepted = 0
@@ -153,7 +156,7 @@ class Sequence:
         the token is, so that max_tokens costs no extra step."""
         pending = self.pending
         length = len(self.tokens) + pending
-        if pending and (length >= self.limit or self.waits_for_token):
+        if pending and (length >= self.limit or self.waits_for_token or self.verifying):
             return 0
         return length - self.computed
 

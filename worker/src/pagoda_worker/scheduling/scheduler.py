@@ -75,6 +75,10 @@ class Scheduler:
             if sequence is None or member.index == sequence:
                 self._roster.end_early(member, FinishReason.CANCELLED)
 
+    def find(self, request_id: str, index: int) -> Sequence | None:
+        """One that lives."""
+        return next((member for member in self._roster.family(request_id) if member.index == index), None)
+
     def abandon(self, detail: str) -> None:
         """Ends everything; forgets every prefix, since blocks are registered before their step ran."""
         for member in self._roster.everyone():
@@ -166,7 +170,7 @@ class Scheduler:
         del sequence.drafts[count:]
         plan.verifications.append(Verification(sequence, sequence.computed - 1, list(sequence.drafts)))
         sequence.pending += count
-        sequence.waits_for_token, sequence.written_to, sequence.unasked_until = True, sequence.computed + count, 0
+        sequence.verifying, sequence.written_to, sequence.unasked_until = True, sequence.computed + count, 0
         return count
 
     def _plan_prompts(self, plan: StepPlan, prompts: "list[tuple[Sequence, int]]", budget: int, *, admitting: bool) -> int:

@@ -60,6 +60,7 @@ class Settling:
         the others are written over by the tokens that took their place."""
         sequence, positions = verification.sequence, range(first, first + verification.places)
         sequence.pending -= verification.places
+        sequence.verifying = False
         unsound = not sampled.broken.isdisjoint(positions)
         if sequence.ended:
             if unsound:
@@ -141,8 +142,7 @@ class Settling:
         spans += [(v.sequence, v.start, v.places) for v in failed.verifications]
         lost = {block for s, start, count in spans for block in s.blocks[start // size : -(-(start + count) // size)]}
         self._blocks.discredit(list(lost))
-        for sampler in failed.sampling():
-            sampler.pending -= 1
+        self._take_back(failed)
         for member in {*failed.sampling(), *(chunk.sequence for chunk in failed.chunks)}:
             self._roster.end_early(member, FinishReason.ENGINE_ERROR, detail)
         for plan in later:
@@ -157,12 +157,19 @@ class Settling:
         plan.chunks = [c for c in plan.chunks if c not in chunks]
         plan.verifications = [v for v in plan.verifications if v not in verifications]
         dropped = StepPlan(decodes=decodes, verifications=verifications, chunks=chunks)
-        for sampler in dropped.sampling():
-            sampler.pending -= 1
+        self._take_back(dropped)
         for member in {*dropped.sampling(), *(chunk.sequence for chunk in chunks)}:
             self._blocks.discredit([block for block in member.blocks if self._blocks.references(block) == 1])
             self._roster.leave_running(member)  # never to the host: its blocks do not hold what was planned
             self._roster.wait_again(member)
+
+    @staticmethod
+    def _take_back(plan: StepPlan) -> None:
+        """Its tokens will not come."""
+        for sampler in plan.sampling():
+            sampler.pending -= 1
+        for each in plan.verifications:
+            each.sequence.verifying = False
 
 
 def merged(first: SequenceUpdate, then: SequenceUpdate) -> SequenceUpdate:

@@ -142,7 +142,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
     "quantization": _choice("quantization", ("none", "int8", "int4", "fp8")),
     "speculative": _nested(
         {
-            "method": _choice("speculative", ("none", "ngram", "suffix", "draft")),
+            "method": _choice("speculative", ("none", "ngram", "suffix", "draft", "remote")),
             "tokens": _whole("draft_tokens", 1, MAX_DRAFT_TOKENS),
             "draft": _folder("draft_dir"),
         }

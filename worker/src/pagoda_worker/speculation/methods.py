@@ -4,6 +4,7 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.speculation.draft_model import DraftModelProposer
 from pagoda_worker.speculation.ngram import NgramProposer
 from pagoda_worker.speculation.proposer import Proposer
+from pagoda_worker.speculation.remote import RemoteProposer
 from pagoda_worker.speculation.suffix import SuffixProposer
 
 
@@ -15,6 +16,8 @@ def proposer_of(config: EngineConfig, *, catch_up: int, max_draft_len: int) -> P
             return NgramProposer()
         case "suffix":
             return SuffixProposer()
+        case "remote":
+            return RemoteProposer()
         case "draft":
             return DraftModelProposer(block_size=config.block_size, budget=catch_up, max_len=max_draft_len)
         case _:

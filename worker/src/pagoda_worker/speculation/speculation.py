@@ -14,6 +14,7 @@ from pagoda_worker.request import EngineState
 from pagoda_worker.scheduling.plan import Sequence, StepPlan
 from pagoda_worker.speculation.pace import SMOOTHING, Chance, Quote, StepTimes, drafts_worth, quote
 from pagoda_worker.speculation.proposer import Proposer
+from pagoda_worker.speculation.remote import RemoteProposer
 
 QUOTED_FOR = 8
 """Steps that one quote serves, at most: the first ones serve fewer, while there is little to judge by."""
@@ -42,6 +43,8 @@ class Speculation:
         """`tokens`: of one guess, at most. `possible` cuts what a sequence's constraint will not take. `with_model`: guesses
         are made within the step. Not `adapting`: guess always."""
         self._proposer = proposer
+        self._remote = proposer if isinstance(proposer, RemoteProposer) else None
+        """Whose guesses arrive: who has none need not be asked, nor wait until its newest token is known."""
         self._tokens = tokens
         self._with_model = with_model
         self._possible = possible
@@ -62,6 +65,11 @@ class Speculation:
         self.draft_tokens = 0
         self.accepted_by_place = [0] * tokens
 
+    def take(self, sequence: Sequence, position: int, token_ids: list[int]) -> None:
+        """Guesses that were made elsewhere. Nobody's where guesses are made here."""
+        if self._remote is not None:
+            self._remote.take(sequence, position, token_ids)
+
     # ------------------------------------------------------------ before a step
 
     def propose(self, running: list[Sequence]) -> None:
@@ -72,7 +80,7 @@ class Speculation:
         began = self._clock()
         asked = found = 0
         for sequence in running[-max(TRIAL, len(running) // 8) :] if self._trial else running:
-            most = self._most(sequence)
+            most = 0 if self._remote is not None and not self._remote.holds(sequence) else self._most(sequence)
             sequence.waits_for_token = sequence.constrained or most > 0
             if most and not sequence.pending and sequence.remaining == 1:
                 drafts = self._proposer.propose(sequence, min(most, sequence.limit - sequence.length - 1))

@@ -144,7 +144,7 @@ class WorkerServicer:
 
     def Verify(self, request_iterator, context):
         """Reserved from the first day; UNIMPLEMENTED until they work.
-        draft tokens from another worker, verified here
+        never built: drafts come down the session, as DraftTokens
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
