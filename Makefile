@@ -53,8 +53,8 @@ down: $(READY) ## Stop everything `make up` started; leaves no process behind
 	@$(BIN)/pagoda down
 
 .PHONY: test
-test: $(READY) ## Unit, integration and end-to-end tests; no GPU, no cluster (two components at a time; make test-router: one)
-	@$(MAKE) --jobs=2 --keep-going --output-sync=target test-operator test-bench test-worker test-router
+test: $(READY) ## Unit, integration and end-to-end tests; no GPU, no cluster (two components at a time, the longest first; make test-router: one)
+	@$(MAKE) --jobs=2 --keep-going --output-sync=target test-worker test-bench test-operator test-router
 
 .PHONY: $(COMPONENTS:%=test-%)
 $(COMPONENTS:%=test-%): test-%: $(READY)
@@ -136,7 +136,7 @@ bench-speculation: $(READY) ## Measure what guessing tokens gains, by method and
 	@$(BIN)/python -m pagoda_bench.speculation $(SPECULATION_ARGS)
 
 .PHONY: bench-speculation-router
-bench-speculation-router: $(READY) ## Measure what drafts from another worker gain, by the network between (ACROSS_ARGS="--rounds 1"; 6 minutes; table in docs/)
+bench-speculation-router: $(READY) ## Measure what drafts from another worker gain, by the network between (ACROSS_ARGS="--rounds 1"; 7 minutes; table in docs/)
 	@$(BIN)/python -m pagoda_bench.across_workers $(ACROSS_ARGS)
 
 .PHONY: quality

@@ -219,7 +219,7 @@ def test_an_existing_secret_is_used_instead_and_none_is_made() -> None:
 
 def rights_table() -> tuple[dict[tuple[str, str], tuple[str, ...]], dict[tuple[str, str], tuple[str, ...]]]:
     """The literal tables under which the operator's own tests run: read, as components never import each other."""
-    tree = ast.parse((ROOT / "operator/tests/cluster/rights.py").read_text())
+    tree = ast.parse((ROOT / "operator/tests/rights.py").read_text())
     names: dict[str, Any] = {}
     for statement in tree.body:
         target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)

@@ -1,18 +1,15 @@
-"""A real API server with etcd, and the few requests that tests of the CRD and of plans need. Started once a session, in conftest.py."""
+"""The few requests to a real API server that tests of the CRD and of plans need. plane.py has its processes."""
 
 import json
 import os
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
-from cases import REPOSITORY
+from plane import Plane
 
 from pagoda_operator.observed.world import ref_of
 from pagoda_operator.render.kinds import KINDS, ApiKind
@@ -63,26 +60,10 @@ class ApiServer:
         answer = self._client.delete(path)
         assert answer.status_code == 200, answer.text
 
-    def install_crd(self) -> None:
-        crd = yaml.safe_load((REPOSITORY / "crds/inferencemodels.yaml").read_text())
-        answer = self._client.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", json=crd)
-        assert answer.status_code == 201, answer.text
-        watch = {"watch": "true", "fieldSelector": f"metadata.name={crd['metadata']['name']}", "timeoutSeconds": "30"}
-        with self._client.stream("GET", answer.request.url.path, params=watch) as events:
-            for line in events.iter_lines():
-                conditions = json.loads(line)["object"].get("status", {}).get("conditions") or ()
-                if any(one["type"] == "Established" and one["status"] == "True" for one in conditions):
-                    break
-
 
 @contextmanager
-def running(folder: Path) -> Iterator[ApiServer]:
-    command = [sys.executable, str(REPOSITORY / "ops/devcluster"), "control-plane", "--dir", str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # closing its input ends it
-        assert process.stdout is not None
-        facts = json.loads(process.stdout.readline())
-        trust, bearer = ssl.create_default_context(cafile=facts["ca"]), {"Authorization": f"Bearer {facts['token']}"}
-        with httpx.Client(base_url=facts["url"], verify=trust, headers=bearer, trust_env=False, timeout=30) as client:
-            server = ApiServer(client)
-            server.install_crd()
-            yield server
+def client_of(plane: Plane) -> Iterator[ApiServer]:
+    """With all rights."""
+    trust, bearer = ssl.create_default_context(cafile=plane.facts["ca"]), {"Authorization": f"Bearer {plane.facts['token']}"}
+    with httpx.Client(base_url=plane.facts["url"], verify=trust, headers=bearer, trust_env=False, timeout=30) as client:
+        yield ApiServer(client)

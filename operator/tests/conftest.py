@@ -1,11 +1,14 @@
 """Shared by all of the operator's tests. The table of manifests and small builders are in `cases.py`."""
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import hypothesis
 import pytest
-from api_server import ApiServer, absent, running
+from api_server import ApiServer, absent, client_of
+from plane import Plane, cluster_of, prepare
+from rights import objects
 
 from pagoda_operator.render.installation import Settings
 
@@ -24,10 +27,33 @@ def settings() -> Settings:
     return Settings(version="1.2.3")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a real API server come last: it takes a tenth of a core as long as it is there."""
+    items.sort(key=lambda item: not {"plane", "api_server"}.isdisjoint(getattr(item, "fixturenames", ())))
+
+
 @pytest.fixture(scope="session")
-def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """A real one. Without its programs the tests skip, also under PAGODA_REQUIRE_ALL: not every machine can have them."""
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """A real API server, one for all. Without its programs tests skip, also under PAGODA_REQUIRE_ALL: not every machine can have them."""
     if why := absent():
         pytest.skip(why)
-    with running(tmp_path_factory.mktemp("api-server") / "files") as server:
+    started = Plane(tmp_path_factory.mktemp("plane") / "files")
+    try:
+        asyncio.run(_prepare(started))
+        yield started
+    finally:
+        started.close()
+
+
+async def _prepare(plane: Plane) -> None:
+    cluster = cluster_of(plane)
+    await prepare(cluster, *objects())
+    plane.facts["accountToken"] = cluster.account_token
+    await cluster.close()
+
+
+@pytest.fixture(scope="session")
+def api_server(plane: Plane) -> Iterator[ApiServer]:
+    """The same, as tests of the definition and of plans use it."""
+    with client_of(plane) as server:
         yield server

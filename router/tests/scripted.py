@@ -176,6 +176,9 @@ class ScriptedDispatcher:
     def expected_output_tokens(self, generation: Generation) -> int:
         return generation.n * generation.max_tokens
 
+    def worker_in_s(self, model: ModelName) -> float | None:
+        return None
+
     async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         raise NotImplementedError("every scripted model is described")
 

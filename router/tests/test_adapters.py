@@ -14,7 +14,7 @@ from test_admin import KnownKeys
 
 from pagoda_router.adapters import DeclaredAdapter
 from pagoda_router.backends.adapters import GrpcAdapterCalls
-from pagoda_router.discovery.snapshot import ModelObject
+from pagoda_router.discovery.model_object import ModelObject
 from pagoda_router.errors import ModelNotFound
 from pagoda_router.generation import ModelName
 from pagoda_router.http.adapters import AdapterAdmin

@@ -19,7 +19,8 @@ from scripted_worker import ScriptedWorker
 
 from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.openai_http import HttpTiming, OpenAiLink
-from pagoda_router.discovery.snapshot import Endpoint, ModelObject
+from pagoda_router.discovery.model_object import ModelObject
+from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import ModelName
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import RequestOutcome, SilentObserver, SurfaceSettings

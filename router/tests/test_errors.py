@@ -10,7 +10,11 @@ from pagoda_router.generation import EndReason
 
 REFUSALS = [
     # raised on admission, status, headers
-    (Overloaded("full", retry_after_s=2.3), 429, {"retry-after": "3", "retry-after-ms": "2300", "x-should-retry": "true"}),
+    (
+        Overloaded("full", retry_after_s=2.3),
+        429,
+        {"retry-after": "3", "retry-after-ms": "2300", "x-should-retry": "true", "x-pagoda-refused": "overloaded"},
+    ),
     (Overloaded("full", retry_after_s=0.02), 429, {"retry-after": "1", "retry-after-ms": "20"}),
     (Overloaded("full"), 429, {"retry-after": "1", "retry-after-ms": "1000"}),
     (Overloaded("full", retry_after_s=3600.0), 429, {"retry-after": "60", "retry-after-ms": "60000"}),

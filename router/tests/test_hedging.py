@@ -48,9 +48,11 @@ async def test_whoever_has_a_first_token_first_goes_on_and_the_other_is_cancelle
         assert (tokens_of(await task), ends_of(await task)) == ([7], {0: "stop"})
         cancel = await loser[0].next_cancel()
         assert (cancel.request_id, cancel.reason) == (loser[1].request_id, wire.CANCEL_HEDGE_LOST)
+        loser[0].rows([], started=[loser[1].request_id])
         loser[0].finish(loser[1].request_id, wire.FINISH_CANCELLED)
         await router.until(lambda: router.outstanding_tokens == 0)
         assert hedges(router, winner) == 1
+        assert router.metric("hedge_lost_tokens_total", model="tiny") > 0, "its prompt was computed for nothing"
         assert [(attempt.worker.partition("@")[0], attempt.failed) for attempt in wanted.trace.attempts] == [
             (loser[0].name, "hedge_lost"),
             (quick[0].name, ""),

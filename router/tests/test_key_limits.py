@@ -99,7 +99,7 @@ def test_a_key_without_a_limit_is_told_nothing() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.0, "0ms"), (0.12, "120ms"), (1, "1s"), (59.2, "1m0s"), (360, "6m0s")])
 def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None:
-    assert told(seconds) == text
+    assert told(seconds) == text.encode()
 
 
 @pytest.fixture

@@ -72,3 +72,11 @@ def test_one_more_sequence_never_costs_more_than_its_share_of_the_largest_batch(
         line.observe(2, 100.0)
     assert line.per_sequence_ms == pytest.approx(50, rel=0.05)
     assert line.at(2) == pytest.approx(100, rel=0.05)
+
+
+def test_what_a_step_and_a_token_cost_apart_goes_before_the_rate_of_both_together():
+    rates = WorkerRates()
+    rates.told(2000.0, 10.0, prefill_step_ms=7.0, prefill_token_ms=0.05)
+    assert (rates.prefill_tokens_per_s, rates.prefill_step_ms) == (20_000, 7.0)
+    rates.told(2000.0, 10.0)
+    assert (rates.prefill_tokens_per_s, rates.prefill_step_ms) == (2000, 0.0)

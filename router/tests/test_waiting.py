@@ -1,6 +1,7 @@
 """Requests for a model without a worker: held in a bounded room, woken, tokenized late, and never answered with 404."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -170,6 +171,12 @@ async def test_a_wait_ends_after_the_models_wake_timeout(tmp_path):
         assert stream.status == 200
         assert stream.body.startswith(b": waiting for a worker of tiny\n\n")
         assert b'"code":"cold_start"' in stream.body.split(b"\n\n")[-2]
+
+
+async def test_signs_of_life_say_when_a_worker_is_expected_where_a_wake_was_seen(tmp_path):
+    async with sleeping(tmp_path, wake_timeout_s=0.2, wake_s=40.0) as router:
+        stream = await caller(router)("POST", CHAT, chat(stream=True))
+        assert re.match(rb": waiting for a worker of tiny, expected in (39|40) s\n\n", stream.body)
 
 
 async def test_more_than_the_room_holds_are_refused_with_what_a_wake_takes(tmp_path):

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_model import settings_of
 from random_checkpoint import small_engine
 
+from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.models import compiled
@@ -68,10 +70,10 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, when its compiler is imported
-def test_compiled_steps_choose_the_same_tokens_and_write_the_cache_itself(checkpoint: Checkpoint, called: list[tuple[int, int]]):
-    folder = checkpoint("one layer", num_hidden_layers=1)
-    expected = tokens(small_engine(folder))
-    engine = small_engine(folder, compile=True)
+def test_compiled_steps_choose_the_same_tokens_and_write_the_cache_itself(tmp_path: Path, called: list[tuple[int, int]]):
+    settings = settings_of(tmp_path / "model")
+    expected = tokens(Engine(EngineConfig(**settings)))
+    engine = Engine(EngineConfig(compile=True, **settings))
     assert isinstance(engine.runner.model, CompiledModel)
     caches = {cache.data_ptr() for cache in engine.runner.caches}
     assert {rows for rows, _ in called} == {1, 2}, "compiled before the first request"

@@ -14,8 +14,9 @@ from random_checkpoint import small_engine
 
 from pagoda_worker.request import Request, Sampling, StructuredOutput
 from pagoda_worker.sampling.bitmasks import clear_bits, no_bits, set_bits
-from pagoda_worker.sampling.constraints import Constraint, Constraints
+from pagoda_worker.sampling.constraints import Constraints
 from pagoda_worker.sampling.row_masks import allowed
+from pagoda_worker.sampling.sequence_constraint import Constraint
 from pagoda_worker.sampling.structured import COMPILE_S, compile_grammar, read_tokenizer
 from pagoda_worker.scheduling.blocks import BlockPool
 from pagoda_worker.scheduling.sampled import Sampled

@@ -101,7 +101,7 @@ async def test_a_stop_drains_as_long_as_something_runs_and_no_longer():
     async with aio.insecure_channel(f"127.0.0.1:{grpc_port}") as channel, httpx.AsyncClient() as http:
         router = await Router(WorkerStub(channel)).connect()
         await router.until(lambda: router.state.ready)
-        await router.submit(1, [3] * 10, max_tokens=1500, ignore_eos=True)
+        await router.submit(1, [3] * 10, max_tokens=800, ignore_eos=True)
         await router.until(lambda: router.tokens)
         process.send_signal(signal.SIGTERM)
         await router.until(lambda: router.state.draining)
@@ -112,7 +112,7 @@ async def test_a_stop_drains_as_long_as_something_runs_and_no_longer():
         await router.submit(2, [3])
         assert (await router.refusal(2)).code == pb.Refused.DRAINING
         finish = await router.finish(1)
-        assert (finish.reason, len(router.tokens[1, 0])) == (pb.FINISH_LENGTH, 1500)
+        assert (finish.reason, len(router.tokens[1, 0])) == (pb.FINISH_LENGTH, 800)
         await router.leave()
     assert await asyncio.to_thread(process.wait, 60) == 0
     reading.join()

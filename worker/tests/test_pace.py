@@ -125,6 +125,7 @@ class Serving:
         for _ in range(steps):
             self.speculation.propose(self.scheduler.running)
             plan = self.scheduler.schedule(0.0)
+            self.speculation.planned(plan)
             sampled = self.device_run(plan)
             self.speculation.learn(plan, judge_drafts(plan, sampled))
             tokens += sum(len(update.token_ids) for update in self.scheduler.settle(plan, sampled, 1.0))

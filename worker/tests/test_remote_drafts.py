@@ -116,9 +116,9 @@ def test_no_token_depends_on_what_arrives_or_when(settings: dict[str, Any], chec
 
 
 def drafted(engine: Engine, outputs: dict[tuple[str, int], list[int]], *, seed: int) -> dict[tuple[str, int], Outcome]:
-    """Runs the corpus while stretches of these outputs arrive, late, early, wrong or for nobody."""
+    """Runs the longer half of the corpus while stretches of these outputs arrive, late, early, wrong or for nobody."""
     dice, outcomes = random.Random(seed), dict[tuple[str, int], Outcome]()
-    for request in corpus():
+    for request in corpus()[1::2]:
         engine.submit(request)
     while engine.has_work:
         for (request_id, index), output in outputs.items():

@@ -1,36 +1,17 @@
-"""A real API server for this folder's tests; without its programs they skip with one line, also under PAGODA_REQUIRE_ALL."""
+"""What this folder's tests do with the API server; without its programs they skip with one line, also under PAGODA_REQUIRE_ALL."""
 
-import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from plane import Cluster, Plane, cluster_of, kube_bin, prepare
-from rights import objects
+from plane import Cluster, Plane, cluster_of, kube_bin
 
 HERE = Path(__file__).parent
 _numbers = itertools.count(1)
 
 collect_ignore = [] if kube_bin() else [path.name for path in HERE.glob("test_*.py") if path.name != "test_parts.py"]
 """Then one skip in test_parts.py speaks for all of them."""
-
-
-@pytest.fixture(scope="session")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    started = Plane(tmp_path_factory.mktemp("plane") / "files")
-    try:
-        asyncio.run(_prepare(started))
-        yield started
-    finally:
-        started.close()
-
-
-async def _prepare(plane: Plane) -> None:
-    cluster = cluster_of(plane)
-    await prepare(cluster, *objects())
-    plane.facts["accountToken"] = cluster.account_token
-    await cluster.close()
 
 
 @pytest.fixture

@@ -8,13 +8,16 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from pagoda_router.backends.base import LinkListener, WorkerLink
 from pagoda_router.backends.describe import stored_description
-from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObject, names_to_models
+from pagoda_router.discovery.model_object import ModelObject
+from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, names_to_models
 from pagoda_router.errors import ModelNotFound, Starting
 from pagoda_router.fleet_adapters import FleetAdapters, NamedAdapter
+from pagoda_router.fleet_texts import FleetTexts
 from pagoda_router.generation import CatalogEntry, ModelName, ModelState, ServedName, TextAssets
 from pagoda_router.placement.policy import variants_in_turn
 from pagoda_router.relays import OWN_BACKEND
@@ -32,7 +35,6 @@ class LinkFactory(Protocol):
 class Fleet:
     def __init__(self, make_link: LinkFactory, artifacts: ArtifactCache) -> None:
         self._make_link = make_link
-        self._artifacts = artifacts
         self._listener: LinkListener | None = None
         self._models: dict[ModelName, ModelObject] = {}
         self._owners: dict[ServedName, ModelObject] = {}
@@ -42,10 +44,7 @@ class Fleet:
         self._groups: dict[tuple[ModelName, str, bool], list[WorkerLink]] = {}
         """Of _by_model by variant, and by whether they take text; made on demand."""
         self._tasks: dict[asyncio.Task[None], WorkerLink] = {}
-        self._assets: dict[ModelName, dict[str, TextAssets]] = {}
-        """By variant."""
-        self._common: dict[ModelName, TextAssets] = {}
-        """What holds for every variant that takes requests by weight; made of _assets on demand."""
+        self._texts = FleetTexts(artifacts)
         self.adapters = FleetAdapters(self.links)
         self._only_variant: dict[ModelName, str] = {}
         self.relays = False
@@ -63,7 +62,7 @@ class Fleet:
 
     def apply(self, snapshot: FleetSnapshot) -> None:
         previous, self.is_loaded = self._models, True
-        self._common.clear()
+        self._texts.reweighed()
         self._models = {model.name: model for model in snapshot.models}
         self._owners = names_to_models(snapshot.models)
         self.adapters.apply(self._models, self._owners)
@@ -82,9 +81,9 @@ class Fleet:
             self._by_model.setdefault(endpoint.model, []).append(link)
         for name, model in self._models.items():
             if name not in previous or previous[name].source != model.source:
-                self._recall(model)
+                self._texts.recall(model, self.routable_variants(name))
         for name in previous.keys() - self._models.keys():
-            self._assets.pop(name, None)
+            self._texts.forget(name)
         self._only_variant = {}
         for name, model in self._models.items():
             if len(model.variants) == 1:
@@ -102,7 +101,10 @@ class Fleet:
 
     def _start_link(self, endpoint: Endpoint) -> WorkerLink:
         async def on_described(description: Any) -> None:
-            await self._remember(endpoint, description)
+            model = self._models.get(endpoint.model)
+            source = model.source if model is not None else ""
+            stored = stored_description(description, source)
+            await self._texts.remember(endpoint, stored, partial(self.routable_variants, endpoint.model))
 
         link = self._make_link(endpoint, listener=self._require_listener(), on_described=on_described)
         task = asyncio.create_task(link.run(), name=f"link {link.worker}")
@@ -193,16 +195,7 @@ class Fleet:
         return self._entry(ServedName(served_name), model)
 
     def text(self, model: ModelName, variant: str | None = None) -> TextAssets | None:
-        described = self._assets.get(model)
-        if not described:
-            return None
-        if variant is not None:
-            return described.get(variant)
-        common = self._common.get(model)
-        if common is None:
-            weights = dict(self._models[model].variants) if model in self._models else {}
-            common = self._common[model] = _common([a for v, a in described.items() if weights.get(v)] or list(described.values()))
-        return common
+        return self._texts.of(model, variant, self._models.get(model))
 
     def _entry(self, served_name: ServedName, model: ModelObject) -> CatalogEntry:
         reason = self._reason(model)
@@ -261,48 +254,3 @@ class Fleet:
     def _not_found(self, name: str) -> ModelNotFound:
         there_is = ", ".join(sorted([*self._owners, *self.adapters.all()])) or "none yet"
         return ModelNotFound(f"there is no model {name!r}; there is: {there_is}", param="model")
-
-    # ------------------------------------------------------------ text assets
-
-    def _recall(self, model: ModelObject) -> None:
-        """Of a source that is new here. While older workers still answer, what they told stays in force until a newer one tells else."""
-        names = {variant: _stored_name(model.name, variant) for variant, _ in model.variants}
-        recalled = {variant: self._artifacts.recall(stored, model.source) for variant, stored in names.items()}
-        assets = {variant: found for variant, found in recalled.items() if found is not None}
-        if assets or not self.routable_variants(model.name):
-            self._assets[model.name] = assets
-
-    async def _remember(self, endpoint: Endpoint, description: Any) -> None:
-        """Raises ValueError for a worker that must not be used."""
-        name, variant = endpoint.model, endpoint.variant
-        model = self._models.get(name)
-        stored = stored_description(description, model.source if model is not None else "")
-        assets = await asyncio.to_thread(self._artifacts.assets, stored)
-        for other in self.routable_variants(name) - {variant}:
-            theirs = self._assets.get(name, {}).get(other)
-            if theirs is not None and theirs.tokenizer_file != assets.tokenizer_file:
-                # A prompt is tokenized before its variant is drawn.
-                raise ValueError(f"its tokenizer is not the one of variant {other}: variants of one model share a tokenizer")
-        self._assets.setdefault(name, {})[variant] = assets
-        self._common.pop(name, None)
-        await asyncio.to_thread(self._artifacts.remember, _stored_name(name, variant), stored)
-
-
-def _stored_name(model: ModelName, variant: str) -> str:
-    return model if variant == "default" else f"{model}/{variant}"
-
-
-def _common(described: Sequence[TextAssets]) -> TextAssets:
-    """What every one of them takes."""
-    first, *others = described
-    if not others:
-        return first
-    return replace(
-        first,
-        max_model_len=min(assets.max_model_len for assets in described),
-        max_sequences_per_request=min(assets.max_sequences_per_request for assets in described),
-        max_top_logprobs=min(assets.max_top_logprobs for assets in described),
-        features=frozenset.intersection(*told)
-        if (told := [assets.features for assets in described if assets.features is not None])
-        else None,
-    )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pagoda_router.backends.base import WorkerLink
-from pagoda_router.discovery.snapshot import ModelObject
+from pagoda_router.discovery.model_object import ModelObject
 from pagoda_router.generation import ModelName, ServedName
 
 

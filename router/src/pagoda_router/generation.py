@@ -243,6 +243,10 @@ class Dispatcher(Protocol):
         """Waits, as a request of about this cost does, until Catalog.text has an answer for the model. Raises what entering raises."""
         ...
 
+    def worker_in_s(self, model: ModelName) -> float | None:
+        """Until a model without workers can answer, by how long it took before. None: nothing to go by."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextAssets:

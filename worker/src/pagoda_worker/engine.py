@@ -111,7 +111,11 @@ class Engine:
             hear = partial(self._news, "warming: sizes of steps run")
             warmed = self._on_trial(lambda trial: warm(trial, self.step, vocab_size=self.facts.vocab_size, news=hear))
             log.info("warmed in %.1f s: %d sizes of steps, %d left out for time", warmed.seconds, warmed.sizes, warmed.left_out)
-        self._meter.start_from(prefill_tokens_per_s=measured.prefill_tokens_per_s, decode_step_ms=measured.decode_step_ms)
+        self._meter.start_from(
+            prefill_tokens_per_s=measured.prefill_tokens_per_s,
+            decode_step_ms=measured.decode_step_ms,
+            chunk_tokens=measured.chunk_tokens,
+        )
         on_cpu = self.runner.device.type == "cpu"
         self.facts = replace(
             self.facts,
@@ -170,7 +174,8 @@ class Engine:
         updates = [update for plan, sampled in results for update in self.scheduler.settle(plan, sampled, ended)]
         took_s = self._meter.measure(flight.plan, flight.began, ended)
         if self.speculation:
-            self.speculation.timed(flight.plan, took_s, token_s=self._meter.prefill_token_s)
+            whole_s = took_s + self._clock() - ended  # settling takes longer, too, the more tokens a step has
+            self.speculation.timed(flight.plan, whole_s, token_s=self._meter.prefill_token_s)
         if not flight.plan.empty:
             self.scheduler.residency.speeds = self._meter.speeds(self.runner.host.copy_bytes_per_s if self.runner.host else 0.0)
         rejections, self._rejections = self._rejections, []

@@ -208,6 +208,10 @@ class EngineState:
     prefill_tokens_per_s: float
     """Moving average of measured steps; 0: not yet."""
     decode_step_ms: float
+    prefill_step_ms: float = 0.0
+    """Of a step that computes prompts, what it costs whatever their length; 0 with prefill_token_ms 0: not known."""
+    prefill_token_ms: float = 0.0
+    """And for each of their tokens."""
     host_prefix_queries_total: int = 0
     """Prompt tokens that the device did not have, looked up in the host tier; 0 without one."""
     host_prefix_hits_total: int = 0

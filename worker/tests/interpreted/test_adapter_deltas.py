@@ -23,8 +23,17 @@ def stacks(parts: tuple[int, ...], inputs: int, dtype: torch.dtype) -> tuple[Ten
     return a.to(dtype), b.to(dtype), torch.tensor(RANKS, dtype=torch.int32)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("parts", "inputs"), [((40,), 64), ((96, 64, 64), 600), ((160, 160), 130)], ids=str)
+@pytest.mark.parametrize(
+    ("parts", "inputs", "dtype"),
+    [
+        ((40,), 64, torch.float32),
+        ((40,), 64, torch.float16),
+        ((96, 64, 64), 600, torch.float32),
+        ((160, 160), 130, torch.float32),
+        ((160, 160), 130, torch.bfloat16),
+    ],
+    ids=str,
+)
 def test_deltas_of_a_mixed_batch(parts: tuple[int, ...], inputs: int, dtype: torch.dtype):
     """One part, parts that share a program's columns, and inputs that are split."""
     a, b, ranks = stacks(parts, inputs, dtype)

@@ -20,8 +20,8 @@ Cases = list[Any]
 
 
 DECODES: Cases = [
-    *[(dim, 4, 16, None, 1, torch.float32) for dim in (64, 80, 96, 128, 256)],
-    *[(64, group, 16, None, 2, torch.float32) for group in (1, 7, 16)],
+    *[(dim, group, 16, None, 1, torch.float32) for dim, group in ((64, 4), (80, 1), (96, 7), (128, 2), (256, 1))],
+    (64, 16, 16, None, 2, torch.float32),
     *[(64, 2, page, None, 4, torch.float32) for page in (32, 64)],
     *[(64, 2, 16, window, splits, torch.float32) for window, splits in ((1, 1), (17, 4), (100, 8))],
     (128, 4, 16, None, 2, torch.float16),
@@ -45,8 +45,8 @@ def test_a_batch_of_padding_alone_is_zeros():
 
 
 PREFILLS: Cases = [
-    *[(dim, 2, 16, None, torch.float32) for dim in (64, 80, 96, 128, 256)],
-    *[(64, group, 16, None, torch.float32) for group in (1, 7, 16)],
+    *[(dim, group, 16, None, torch.float32) for dim, group in ((64, 2), (80, 1), (96, 7), (128, 2), (256, 1))],
+    (64, 16, 16, None, torch.float32),
     (64, 2, 64, None, torch.float32),
     *[(64, 2, 16, window, torch.float32) for window in (1, 16, 33)],
     (128, 4, 16, None, torch.float16),

@@ -86,11 +86,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return calls
 
 
-@pytest.mark.parametrize("qk_norm", [False, True], ids=["llama", "qwen3"])
-def test_fused_kernels_take_the_place_of_torchs_operators_and_choose_the_same_tokens(
-    qk_norm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    write_checkpoint(tmp_path / "model", replace(SMALL, layers=2, qk_norm=qk_norm))
+def test_fused_kernels_take_the_place_of_torchs_operators_and_choose_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of a Qwen3, whose heads are normed too; without that: the tests beside this one."""
+    write_checkpoint(tmp_path / "model", replace(SMALL, layers=2, qk_norm=True))
     settings: dict[str, Any] = {"model_dir": tmp_path / "model", "device": "cpu", "max_running": 6, "max_batch_tokens": 16}
     monkeypatch.setattr(selection, "load_library", lambda: None)  # the CPU's own kernels would take their place
     plain = Engine(EngineConfig(attention="sdpa", **settings))
@@ -132,7 +130,7 @@ def test_adapters_of_one_batch_are_those_of_the_readable_way(tmp_path: Path, mon
     prompts, names = [[5, 6, 7], list(range(20)), [9], [11, 12]], ["a", "", "b", "a"]
 
     def answers(engine: Engine) -> list[list[int]]:
-        return [done.token_ids for done in engine.generate(prompts, max_tokens=4, ignore_eos=True, adapters=names)]
+        return [done.token_ids for done in engine.generate(prompts, max_tokens=3, ignore_eos=True, adapters=names)]
 
     settings: dict[str, Any] = {"model_dir": base, "device": "cpu", "max_running": 4, "max_batch_tokens": 16, "adapters": folders}
     expected = answers(Engine(EngineConfig(attention="eager", **settings)))

@@ -1,4 +1,4 @@
-"""`python -m pagoda_bench.rank_order`: the simulator's order of policies beside that of a real router (ten minutes).
+"""`python -m pagoda_bench.rank_order`: the simulator's order of policies beside that of a real router (five minutes).
 
 Real: router process, HTTP, gRPC sessions, time, and with tiny workers the engines too. Its tables are written into docs/routing.md.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from pagoda_bench.errors import BenchError
 from pagoda_bench.rank_order.compare import APART, SEED, paced, tiny
 from pagoda_bench.rank_order.paced_fleet import PACE, WORKERS
-from pagoda_bench.rank_order.tiny_workers import SHORTER
+from pagoda_bench.rank_order.tiny_workers import SHARE, SHORTER
 from pagoda_bench.results import FOLDER, result_here, write
 from pagoda_bench.sim.pages import RANK_ORDER, write_page
 
@@ -21,7 +21,7 @@ PACKAGES = ("pagoda-bench", "pagoda-router", "pagoda-worker")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pagoda_bench.rank_order", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of arrivals, for each workload and policy")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of arrivals, for each workload and policy")
     parser.add_argument("--only", choices=("paced", "tiny"), help="one of the two")
     parser.add_argument("--output", type=Path, help="the result file; without it that of docs/routing.md, with its table")
     arguments = parser.parse_args()
@@ -36,7 +36,8 @@ def main() -> int:
     notes = [
         f"paced: a router process, asked over HTTP, before {WORKERS} workers with real sessions whose steps the model plays",
         f"their steps take {PACE:g} times an H100's",
-        f"tiny: `pagoda up` with two builtin://tiny workers on this machine's cores, prompts and answers a {SHORTER}th as long",
+        "tiny: `pagoda up` with two builtin://tiny workers on this machine's cores",
+        f"they are asked for prompts and answers a {SHORTER}th as long, {SHARE:g} of the load",
         "how fast the simulator's tiny workers are is measured in the same run",
         f"simulated_: the same users (seed {SEED}) and workers in the simulator; pairs count where its p95 differ {APART:g}-fold",
     ]

@@ -57,7 +57,7 @@ async def run(users: Sequence[Conversation], policy: str, folder: Path, profile:
     try:
         router, url = await _router([worker.port for worker in workers], policy, folder)
         try:
-            answers = await ask_all(url, asks)
+            answers = await ask_all(url, asks, whole=False)
         finally:
             await asyncio.to_thread(router.stop)
     finally:

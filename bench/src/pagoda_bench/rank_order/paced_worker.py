@@ -1,7 +1,7 @@
 """A worker with real sessions and no engine: the simulator's worker plays its steps in real time, and the wire says what a worker says.
 
-One frame a step: rows, who began, who ended, credits; its state every 100 ms. Cache events it has none, since the simulator's blocks are
-not hashes of tokens: what the router expects to be cached is right until something is evicted. Called by paced_fleet.py.
+One frame a step: rows, who began, who ended, credits, state; the state every 100 ms too. Cache events it has none, since the simulator's
+blocks are not hashes of tokens: what the router expects to be cached is right until something is evicted. Called by paced_fleet.py.
 """
 
 import asyncio
@@ -148,6 +148,7 @@ class PacedWorker(WorkerServicer):
         if frame.finishes:
             frame.grants.append(self._grant())
         self._steps += 1
+        frame.state.CopyFrom(self._state())
         self._send(frame)
         self._frame = wire.Frame()
         self._plan()
@@ -166,6 +167,8 @@ class PacedWorker(WorkerServicer):
             kv_free_tokens=paced.pool.available * self._profile.block_size,
             prefill_tokens_per_s=paced.prefill_tokens_per_s,
             decode_step_ms=paced.decode_step_ms,
+            prefill_step_ms=paced.prefill_cost.fixed_ms,
+            prefill_token_ms=paced.prefill_cost.token_ms,
             ready=True,
         )
 

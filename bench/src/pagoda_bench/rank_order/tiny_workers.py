@@ -1,4 +1,4 @@
-"""Two real tiny workers behind a real router, as `pagoda up` starts them, asked what simulated users ask at a sixteenth of its length.
+"""Two real tiny workers behind a real router, as `pagoda up` starts them, asked what simulated users ask at an eighth of its length.
 
 How fast they are is measured first, in the same run and both at once, since they share this machine's cores with the router and whoever
 else computes: the simulator then gets workers like these. Called by compare.py.
@@ -19,8 +19,10 @@ from pagoda_bench.sim.demand import Conversation, Turn
 from pagoda_bench.sim.engine_profile import SEVERAL, EngineProfile, measured
 
 WORKERS = 2
-SHORTER = 16
-"""Times, than the workload's prompts and answers."""
+SHORTER = 8
+"""Times, than the workload's prompts and answers. Still shorter ones are all router and HTTP, of which the simulator knows nothing."""
+SHARE = 0.6
+"""Of the load that a workload asks for: router, client and the workers' fronts need these cores too."""
 MOST_TOKENS = 2000
 """Of a prompt and its answer: what the tiny model takes."""
 ROUNDS = 3
@@ -63,7 +65,7 @@ def shorter(user: Conversation) -> Conversation:
 
 async def ask(running: LocalStack, users: Sequence[Conversation]) -> list[Answer]:
     asks = [_completion(user.at_s, prompt_of(user), user.turns[0].output_tokens) for user in users]
-    return await ask_all(running.url, asks)
+    return await ask_all(running.url, asks, whole=False)
 
 
 async def measure(running: LocalStack) -> EngineProfile:

@@ -14,6 +14,9 @@ from pagoda_bench.peers.cases import Case
 from pagoda_bench.results import FOLDER, read
 from pagoda_bench.sim.parameters import Workload
 
+WARM_TOKENS, CHUNK_S = 16, 0.3
+"""Of a self-test: its chunk is as long as a step of so few tokens lets expect to take so long."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProfile:
@@ -33,6 +36,12 @@ class EngineProfile:
 
     def step_s(self, rows: int, prompt_tokens: int, context_tokens: int) -> float:
         return self.base_s + self.row_s * rows + self.prompt_token_s * prompt_tokens + self.context_token_s * context_tokens
+
+    def self_test(self) -> tuple[int, float, float]:
+        """Tokens and seconds of one chunk of a prompt, and seconds of one sequence's step: what an engine knows of itself before its first
+        request (its loading/self_test.py)."""
+        tokens = max(1, min(int(WARM_TOKENS * CHUNK_S / self.step_s(0, WARM_TOKENS, 0)), self.max_batch_tokens))
+        return tokens, self.step_s(0, tokens, 0), self.step_s(1, 0, 1)
 
 
 H100_8B = EngineProfile(

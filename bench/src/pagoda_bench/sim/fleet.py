@@ -17,13 +17,13 @@ from pagoda_bench.sim.engine_profile import EngineProfile
 from pagoda_bench.sim.link import SimLink, state_of
 from pagoda_bench.sim.oracle import Oracle
 from pagoda_bench.sim.requests import SimRequest
-from pagoda_bench.sim.router import SimRouter
+from pagoda_bench.sim.router import DEFAULT_ROOM, Room, SimRouter
 from pagoda_bench.sim.sequence import Sequence as OnWorker
 from pagoda_bench.sim.worker import SimWorker
 from pagoda_router.placement.scores import PolicyName
 
 STATE_INTERVAL_S = 0.1
-"""As the worker's session.py."""
+"""Where no step ends meanwhile: each step's frame has the state too, as the worker's session.py sends it."""
 CACHE_EVENT_DELAY_S = 0.05
 EXPIRY_CHECK_S = 0.1
 MOST_STEP_SAMPLES = 8
@@ -50,6 +50,7 @@ class Simulation:
         seed: int = 0,
         faults: Sequence[Fault] = (),
         until_s: float = math.inf,
+        room: Room = DEFAULT_ROOM,
     ) -> None:
         """`seed`: of the router's draws; the users' is in their conversations. `until_s`: no turn begins later."""
         self.requests: list[SimRequest] = []
@@ -58,8 +59,10 @@ class Simulation:
         self._profile = profile
         self._workers = [SimWorker(number, profile, self) for number in range(workers)]
         self._planned: list[float | None] = [None] * workers
+        self._begun: list[list[SimRequest]] = [[] for _ in range(workers)]
+        """In the step under way: its frame tells of them when it ends."""
         self._epochs = [0] * workers
-        self._router = SimRouter(profile, workers, policy, seed, self._send)
+        self._router = SimRouter(profile, workers, policy, seed, self._send, room=room)
         for number in range(workers):
             self._connect(number)
         self._oracle = Oracle(profile.block_size)
@@ -76,9 +79,9 @@ class Simulation:
             self._at(fault.until_s, lambda fault=fault: self._end(fault))  # type: ignore[misc]
         self._at(STATE_INTERVAL_S, self._tell_states)
 
-    def run(self) -> list[SimRequest]:
-        """Until every conversation has ended. All requests, in the order of their arrival."""
-        while self._events and self._open:
+    def run(self, stop_s: float = math.inf) -> list[SimRequest]:
+        """Until every conversation has ended, or until then. All requests, in the order of their arrival."""
+        while self._events and self._open and self.now_s < stop_s:
             self.now_s, _, happen = heapq.heappop(self._events)
             happen()
         return self.requests
@@ -86,6 +89,11 @@ class Simulation:
     @property
     def preemptions(self) -> int:
         return sum(request.preemptions for request in self.requests)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the router's queue."""
+        return self._router.waiting
 
     @property
     def links(self) -> Sequence[SimLink]:
@@ -129,7 +137,9 @@ class Simulation:
     # ------------------------------------------------------------ workers
 
     def _connect(self, number: int) -> None:
+        """Its first word has its state."""
         self._router.links[number].latest_word_s = self._workers[number].latest_step_s
+        self._router.links[number].heard(state_of(self._workers[number]))
 
     def _send(self, number: int, request: SimRequest, now_s: float) -> None:
         worker = self._workers[number]
@@ -146,11 +156,16 @@ class Simulation:
         if self._workers[worker.number] is not worker or worker.ends_s != ends_s:
             return  # it died, or its steps were cut short
         self._planned[worker.number] = None
+        link, begun = self._router.links[worker.number], self._begun[worker.number]
+        self._begun[worker.number] = []
         worker.steps_ended(self.now_s)
+        for request in begun:
+            link.begun(request.number)
+        link.heard(state_of(worker))
         self._plan(worker)
 
     def begun(self, worker: SimWorker, sequence: OnWorker, now_s: float) -> None:
-        self._router.links[worker.number].begun(sequence.request.number)
+        self._begun[worker.number].append(sequence.request)
 
     def first_token(self, worker: SimWorker, sequence: OnWorker, now_s: float) -> None:
         sequence.request.first_s = now_s
@@ -200,7 +215,7 @@ class Simulation:
             return
         lost = [request for request in worker.unfinished() if request.ended_s is None]
         self._workers[fault.worker] = SimWorker(fault.worker, self._profile, self)
-        self._planned[fault.worker] = None
+        self._planned[fault.worker], self._begun[fault.worker] = None, []
         self._router.worker_died(fault.worker, lost, self.now_s)
         self._count_refused()
 

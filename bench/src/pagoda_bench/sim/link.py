@@ -25,10 +25,19 @@ class State:
     queued_prefill_tokens: int = 0
     prefill_tokens_per_s: float = 0.0
     decode_step_ms: float = 0.0
+    prefill_step_ms: float = 0.0
+    prefill_token_ms: float = 0.0
 
 
 def state_of(worker: SimWorker) -> State:
-    return State(worker.running, worker.waiting, worker.queued_prefill_tokens, worker.prefill_tokens_per_s, worker.decode_step_ms)
+    return State(
+        worker.running,
+        worker.waiting,
+        worker.queued_prefill_tokens,
+        worker.prefill_tokens_per_s,
+        worker.decode_step_ms,
+        *worker.prefill_cost,
+    )
 
 
 @dataclass(slots=True)
@@ -82,6 +91,7 @@ class SimLink:
             waiting=max(state.waiting, len(self.sent) - state.running, 0),
             max_running=self.max_running,
             prefill_tokens_per_s=self.rates.prefill_tokens_per_s,
+            prefill_step_ms=self.rates.prefill_step_ms,
             decode_step_ms=step_ms,
             decode_step_ms_per_sequence=self.rates.steps.per_sequence_ms,
             silent_s=self.now_s - max(self.idle_until_s, self.latest_word_s(self.now_s)) if self.sent else 0.0,
@@ -125,4 +135,9 @@ class SimLink:
 
     def heard(self, state: State) -> None:
         self.state = state
-        self.rates.told(state.prefill_tokens_per_s, state.decode_step_ms)
+        self.rates.told(
+            state.prefill_tokens_per_s,
+            state.decode_step_ms,
+            prefill_step_ms=state.prefill_step_ms,
+            prefill_token_ms=state.prefill_token_ms,
+        )

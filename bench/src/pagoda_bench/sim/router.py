@@ -5,6 +5,7 @@ hands each worker what `start` places.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import cast
 
@@ -27,13 +28,22 @@ from pagoda_router.placement.scores import PolicyName
 from pagoda_router.tracing.record import WorkerTimes
 
 MODEL = ModelName("simulated")
-MAX_QUEUE_TOKENS = 200_000
-QUEUE_TIMEOUT_S = 60.0
-"""Both the router's defaults (settings.py)."""
 MOST_TRIES = 2
 """A second one after a worker was lost before the first token, as second_tries.py has it."""
 MAX_TOKENS = 4096
 """What clients allow their answers; not told explicitly, so prediction has to learn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The waiting room's settings, by default the router's (settings.py)."""
+
+    max_tokens: int = 200_000
+    timeout_s: float = 60.0
+    waves: bool = False
+
+
+DEFAULT_ROOM = Room()
 
 
 class Priced:
@@ -50,7 +60,14 @@ class Priced:
 
 class SimRouter:
     def __init__(
-        self, profile: EngineProfile, workers: int, policy: PolicyName, seed: int, send: Callable[[int, SimRequest, float], None]
+        self,
+        profile: EngineProfile,
+        workers: int,
+        policy: PolicyName,
+        seed: int,
+        send: Callable[[int, SimRequest, float], None],
+        *,
+        room: Room = DEFAULT_ROOM,
     ) -> None:
         """`send`: to the worker of this number."""
         self._profile = profile
@@ -58,7 +75,8 @@ class SimRouter:
         self._send = send
         self._rng = Random(seed)
         self._chooser = WorkerChooser(self._rng, DecisionRing(0))
-        self._room: WaitingRoom[Priced] = WaitingRoom(MAX_QUEUE_TOKENS)
+        self._room: WaitingRoom[Priced] = WaitingRoom(room.max_tokens, waves=room.waves)
+        self._timeout_s = room.timeout_s
         self._lengths = OutputLengths()
         self._drains = ClassDrains()
         self._in_flight: dict[int, Priced] = {}
@@ -139,7 +157,7 @@ class SimRouter:
             self._room.start_those_that_fit(lambda waiting: self._start(waiting, now_s), now_s)
 
     def expire(self, now_s: float) -> None:
-        for waiting in [waiting for waiting in self._room if now_s - waiting.request.sim.arrived_s >= QUEUE_TIMEOUT_S]:
+        for waiting in [waiting for waiting in self._room if now_s - waiting.request.sim.arrived_s >= self._timeout_s]:
             self._room.remove(waiting)
             self._refuse(waiting.request, "queue_timeout", now_s)
         self.place_waiting(now_s)

@@ -45,7 +45,7 @@ def simulate(job: Job) -> Outcome:
     """Raises SettingsError for a profile that there is not."""
     workload, profile = read_parameters().workloads[job.workload], profile_named(job.profile)
     size = profile.block_size
-    rate_per_s = conversations_per_s(workload, profile, job.workers, _lengths(workload, size))
+    rate_per_s = arrivals_per_s(workload, profile, job.workers)
     if job.load is not None:
         rate_per_s *= job.load / workload.load
     duration_s = job.duration_s * workload.times_longer
@@ -74,6 +74,11 @@ def _lengths(workload: Workload, block_size: int, shape: Shape = _as_it_is) -> l
     return [[(turn.prompt_tokens, turn.output_tokens) for turn in conversation.turns] for conversation in sample]
 
 
+def arrivals_per_s(workload: Workload, profile: EngineProfile, workers: int) -> float:
+    """Conversations that ask for `workload.load` of these workers' capacity."""
+    return conversations_per_s(workload, profile, workers, _lengths(workload, profile.block_size))
+
+
 def first_turns(
     workload_name: str,
     profile: EngineProfile,
@@ -81,15 +86,16 @@ def first_turns(
     duration_s: float,
     seed: int,
     shape: Shape = _as_it_is,
+    share: float = 1.0,
 ) -> list[Conversation]:
-    """Users whose first turns ask for the workload's part of this fleet's capacity, for a run outside of the simulator. `shape`: makes each
-    as long as the workers there can take it."""
+    """Users whose first turns ask for the workload's part of this fleet's capacity, or `share` of that, for a run outside of the simulator.
+    `shape`: makes each as long as the workers there can take it."""
     workload, size = read_parameters().workloads[workload_name], profile.block_size
 
     def alone(user: Conversation) -> Conversation:
         return shape(replace(user, turns=user.turns[:1], _own_hashes=[]))
 
-    rate_per_s = conversations_per_s(workload, profile, workers, _lengths(workload, size, alone))
+    rate_per_s = share * conversations_per_s(workload, profile, workers, _lengths(workload, size, alone))
     return [alone(user) for user in conversations(workload, rate_per_s, duration_s, seed, size)]
 
 

@@ -17,6 +17,7 @@ from pagoda_bench.sim.engine_profile import EngineProfile
 from pagoda_bench.sim.prefill_share import share
 from pagoda_bench.sim.requests import SimRequest
 from pagoda_bench.sim.sequence import Sequence, WorkerListener
+from pagoda_worker.scheduling.prefill_cost import PrefillCost, StepCost
 
 SMOOTHING = 0.1
 """Of the newest step in the learned speeds, as in the engine's step_meter.py."""
@@ -29,8 +30,9 @@ class SimWorker:
         self.profile = profile
         self.slowness = 1.0
         """Times as long as its profile says: a fault."""
-        self.prefill_tokens_per_s = 0.0
-        self.decode_step_ms = 0.0
+        tokens, chunk_s, step_s = profile.self_test()
+        self.prefill_tokens_per_s, self.decode_step_ms = tokens / chunk_s, 1000 * step_s
+        self._prefill_cost = PrefillCost(StepCost.measured(tokens, 1000 * chunk_s, self.decode_step_ms))
         self.queued_prefill_tokens = 0
         self.preemptions = 0
         self.ends_s: float | None = None
@@ -63,6 +65,12 @@ class SimWorker:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def prefill_cost(self) -> StepCost:
+        cost = self._prefill_cost.learned
+        assert cost is not None, "the self-test came first"
+        return cost
 
     @property
     def decoding(self) -> list[SimRequest]:
@@ -267,6 +275,7 @@ class SimWorker:
     def _measure(self, rows: int, prompt_tokens: int, step_s: float) -> None:
         if prompt_tokens > rows:
             self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, prompt_tokens / step_s)
+            self._prefill_cost.observe(prompt_tokens, step_s * 1000)
         elif rows and not prompt_tokens:
             self.decode_step_ms = _smooth(self.decode_step_ms, step_s * 1000)
 

@@ -20,7 +20,7 @@ from pagoda_bench.peers.cases import threads_for
 from pagoda_bench.results import FOLDER, result_here, write
 from pagoda_bench.speculation.document import DOCUMENT, with_table
 from pagoda_bench.speculation.measure import measure
-from pagoda_bench.speculation.work import DRAFT_TOKENS, cases
+from pagoda_bench.speculation.work import DRAFT_TOKENS, KV_CACHE_BYTES, cases
 from pagoda_bench.tiny.models import FOLDERS
 
 
@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
         f"on {device}, {DRAFT_TOKENS} tokens of a guess at most, greedy answers of the tiny model's tasks, other ones every round",
         "c=1 json and the like are one task alone, c=1, 8 and 64 all of them in turn",
         f"medians of {options.rounds} round(s) in turning order; over none within a round, in brackets the extremes",
+        f"a KV cache of {KV_CACHE_BYTES >> 20} MiB",
         f"load average of the machine before: {load:.1f}",
     ]
     command = " ".join(["python -m pagoda_bench.speculation", *arguments]) if arguments else "make bench-speculation"

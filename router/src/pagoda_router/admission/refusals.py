@@ -8,7 +8,7 @@ from random import Random
 from pagoda_router.admission.drain import MOST_WAIT_S, retry_after_s
 from pagoda_router.admission.lane import Held, Lane, Pending, QueueLimits
 from pagoda_router.admission.waiting import Waiting
-from pagoda_router.discovery.snapshot import ModelObject
+from pagoda_router.discovery.model_object import ModelObject
 from pagoda_router.errors import ColdStart, DeadlineExceeded, DeadlineInfeasible, ModelNotFound, ModelUnavailable, Overloaded, RouterError
 from pagoda_router.fleet import Fleet
 from pagoda_router.metrics.requests import RouterMetrics

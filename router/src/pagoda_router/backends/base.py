@@ -47,6 +47,8 @@ class Settlement:
     """False when it was refused or lost, so that its tokens say nothing about how fast the worker drains."""
     failure: Failure | None = None
     """None: it ended as asked, or nobody waited for it any more."""
+    lost_hedge: bool = False
+    """Another worker was asked for it too and was quicker."""
     worker: WorkerId | None = None
     """None: not told, so that nobody's breaker hears of it."""
     tenant: str = ""

@@ -78,6 +78,7 @@ class RequestStream:
         self.unbegun_prompt_tokens = cost.prompt_tokens if uncached_tokens is None else uncached_tokens
         self.expectation = expectation
         self.lost = False
+        self.lost_hedge = False
         self.engine_died = False
         self.begun = False
         self.progress = 0
@@ -149,6 +150,7 @@ class RequestStream:
         self._take = take
 
     def abandon(self, *, lost_hedge: bool = False) -> None:
+        self.lost_hedge = lost_hedge
         self._silence(self._unsilenced(), wire.CANCEL_HEDGE_LOST if lost_hedge else wire.CANCEL_CLIENT_GONE)
 
     def give_up(self, detail: str) -> None:

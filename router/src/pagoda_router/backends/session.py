@@ -118,7 +118,12 @@ class OpenSession:
         if state is not None:
             self.state = state
             ledger.capacity_tokens = state.kv_capacity_tokens
-            self.knowledge.rates.told(state.prefill_tokens_per_s, state.decode_step_ms)
+            self.knowledge.rates.told(
+                state.prefill_tokens_per_s,
+                state.decode_step_ms,
+                prefill_step_ms=state.prefill_step_ms,
+                prefill_token_ms=state.prefill_token_ms,
+            )
             self.requests.depth.told(state.num_running + state.num_waiting, self.requests.sequences, state.routers)
             if state.ready:
                 self.ready.set()

@@ -40,6 +40,7 @@ class SessionView:
         view.waiting = max(state.num_waiting, requests.sequences - running, 0)
         view.max_running = max(1, description.max_running)
         view.prefill_tokens_per_s = knowledge.rates.prefill_tokens_per_s or description.prefill_tokens_per_s
+        view.prefill_step_ms = knowledge.rates.prefill_step_ms
         view.decode_step_ms = knowledge.step_ms(running)
         view.decode_step_ms_per_sequence = knowledge.step_ms_per_sequence(running)
         view.sleeps = state.sleep_level > 0

@@ -188,6 +188,7 @@ class RunningRequests:
                 output_tokens=stream.output_tokens,
                 ran=ran,
                 failure=stream.hurt,
+                lost_hedge=stream.lost_hedge,
                 worker=self._worker,
                 tenant=generation.tenant,
                 request_class=generation.request_class,

@@ -16,7 +16,8 @@ from random import Random
 from typing import Any, Generic, Protocol, TypeVar
 
 from pagoda_router.discovery.api import ApiFault
-from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, ModelObject, SeenEndpoint, read_endpoints, read_models
+from pagoda_router.discovery.model_object import ModelObject
+from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, SeenEndpoint, read_endpoints, read_models
 
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")

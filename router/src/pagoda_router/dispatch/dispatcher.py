@@ -281,6 +281,10 @@ class FleetDispatcher:
     def session_ended(self, worker: WorkerId, reason: str) -> None:
         self._metrics.session_ended()
 
+    def worker_in_s(self, model: ModelName) -> float | None:
+        found = self._fleet.find(model)
+        return None if found is None else self._lane(model).wakes.remaining_s(self._clock(), found.wake_s)
+
     # ------------------------------------------------------------ for __main__ and internal
 
     def now_s(self) -> float:

@@ -10,7 +10,7 @@ from random import Random
 from pagoda_router.admission.credits import price
 from pagoda_router.backends.base import BackendStream, WorkerLink
 from pagoda_router.backends.request_stream import RequestStream
-from pagoda_router.discovery.snapshot import ModelObject
+from pagoda_router.discovery.model_object import ModelObject
 from pagoda_router.drafting.companion import MOST_AHEAD, Companion
 from pagoda_router.drafting.guesses import Stop
 from pagoda_router.fleet import Fleet

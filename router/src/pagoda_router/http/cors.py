@@ -12,7 +12,7 @@ from pagoda_router.http.asgi import Headers, Scope, header
 
 EVERYONE = "*"
 EXPOSED = (
-    b"x-request-id, x-trace-id, x-pagoda-features, retry-after, retry-after-ms, x-should-retry, "
+    b"x-request-id, x-trace-id, x-pagoda-features, x-pagoda-refused, retry-after, retry-after-ms, x-should-retry, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )

@@ -15,6 +15,11 @@ MINUTE_S = 60.0
 MOST_KEYS = 10_000
 """Whose buckets are kept; full ones are forgotten first, which changes nothing."""
 Told = list[tuple[bytes, bytes]]
+HEADERS = {
+    unit: (b"x-ratelimit-limit-" + unit, b"x-ratelimit-remaining-" + unit, b"x-ratelimit-reset-" + unit)
+    for unit in (b"requests", b"tokens")
+}
+"""By unit: the limit, what is left of it, how long until all of it is."""
 
 
 @dataclass(slots=True)
@@ -27,17 +32,14 @@ class Bucket:
 
     def fill(self, limit: int, now_s: float) -> None:
         """Up to now. A limit that was changed changes what is left by as much."""
-        self.left += limit - self.limit
-        self.limit = limit
-        self.left = min(limit, self.left + max(0.0, now_s - self.at_s) * limit / MINUTE_S)
-        self.at_s = now_s
+        left = self.left + limit - self.limit
+        if now_s > self.at_s:
+            left += (now_s - self.at_s) * limit / MINUTE_S
+        self.limit, self.left, self.at_s = limit, min(limit, left), now_s
 
     def wait_s(self, amount: float) -> float:
         """Until so much is there."""
         return max(0.0, amount - self.left) * MINUTE_S / self.limit
-
-    def told(self, unit: bytes) -> Told:
-        return told_of(unit, self.limit, self.left)
 
 
 class RateLimits:
@@ -85,10 +87,10 @@ class RateLimits:
     def told(self, key: ApiKey, now_s: float) -> Told:
         """x-ratelimit headers; none without limits."""
         told: Told = []
-        if key.requests_per_minute is not None:
-            told += _bucket(self._requests, key.id, key.requests_per_minute, now_s).told(b"requests")
-        if key.tokens_per_minute is not None:
-            told += _bucket(self._tokens, key.id, key.tokens_per_minute, now_s).told(b"tokens")
+        if (limit := key.requests_per_minute) is not None:
+            told += told_of(b"requests", limit, _bucket(self._requests, key.id, limit, now_s).left)
+        if (limit := key.tokens_per_minute) is not None:
+            told += told_of(b"tokens", limit, _bucket(self._tokens, key.id, limit, now_s).left)
         return told
 
 
@@ -101,7 +103,8 @@ def _bucket(buckets: dict[str, Bucket], key_id: str, limit: int, now_s: float) -
                 if each.left >= each.limit:
                     del buckets[name]
         bucket = buckets[key_id] = Bucket(limit, limit, now_s)
-    bucket.fill(limit, now_s)
+    if bucket.at_s != now_s or bucket.limit != limit:
+        bucket.fill(limit, now_s)
     return bucket
 
 
@@ -131,16 +134,14 @@ def larger_than_limit(key: ApiKey, prompt_tokens: int) -> LargerThanLimit:
 
 
 def told_of(unit: bytes, limit: int, left: float) -> Told:
-    return [
-        (b"x-ratelimit-limit-" + unit, str(limit).encode()),
-        (b"x-ratelimit-remaining-" + unit, str(max(0, int(left))).encode()),
-        (b"x-ratelimit-reset-" + unit, told((limit - left) * MINUTE_S / limit).encode()),
-    ]
+    of_limit, of_left, of_reset = HEADERS[unit]
+    remaining = int(left) if left > 0 else 0
+    return [(of_limit, b"%d" % limit), (of_left, b"%d" % remaining), (of_reset, told((limit - left) * MINUTE_S / limit))]
 
 
-def told(seconds: float) -> str:
+def told(seconds: float) -> bytes:
     """As OpenAI writes durations: 120ms, 1s, 6m0s. Rounded up."""
     if seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms"
+        return b"%dms" % math.ceil(seconds * 1000)
     minutes, rest = divmod(math.ceil(seconds), 60)
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+    return b"%dm%ds" % (minutes, rest) if minutes else b"%ds" % rest

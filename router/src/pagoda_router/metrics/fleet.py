@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from pagoda_router.backends.base import WorkerLink
-from pagoda_router.discovery.snapshot import ModelObject
+from pagoda_router.discovery.model_object import ModelObject
 from pagoda_router.dispatch.choosing import WorkerChooser
 from pagoda_router.fleet import Fleet
 from pagoda_router.placement.health import Cause

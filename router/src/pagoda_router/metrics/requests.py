@@ -90,6 +90,7 @@ class RouterMetrics:
         self._suspects = self._counter("suspected_requests", "Requests not tried again since two engines had died with them", "model")
         self._fallbacks = self._counter("fallbacks", "Requests that another model answered", "model", "reason")
         self._hedges = self._counter("hedges", "Requests that a second worker was asked for too", "model", "won")
+        self._hedge_tokens = self._counter("hedge_lost_tokens", "KV tokens used by the slower of two workers that were asked", "model")
         self._upstream_errors = self._counter("upstream_errors", "Requests that a worker failed or refused", "model", "reason")
         self._sessions_ended = self._counter("sessions_ended", "Worker sessions that ended or could not be opened")
 
@@ -108,6 +109,7 @@ class RouterMetrics:
             *(self._ttft, self._duration, self._overhead, self._prefix_predicted, self._prefix_cached, self._retry_after),
             *(self._reserved, self._settled, self._refunded, self._overrun, self._predicted, self._actual, self._replays, self._suspects),
             *(self._first_token_predicted, self._first_token_actual, self._first_token_error),
+            self._hedge_tokens,
         ):
             metric.labels(model)
         for request_class in RequestClass:
@@ -213,6 +215,8 @@ class RouterMetrics:
         self._settled.labels(model).inc(min(used_tokens, reserved_tokens))
         self._refunded.labels(model).inc(max(0, reserved_tokens - used_tokens))
         self._overrun.labels(model).inc(max(0, used_tokens - reserved_tokens))
+        if settlement.lost_hedge:
+            self._hedge_tokens.labels(model).inc(used_tokens)
         for tokens in settlement.output_tokens:
             self._predicted.labels(model).inc(settlement.predicted_output_tokens)
             self._actual.labels(model).inc(tokens)

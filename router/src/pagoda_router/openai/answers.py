@@ -3,6 +3,7 @@
 app.py calls `Completions.answer` inside an Exchange; a RouterError raised here becomes a status or, once the headers have left, an event.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from random import Random
@@ -138,7 +139,10 @@ class Completions:
                 model = self._catalog.get(served_name).model
             except RouterError:
                 return ""  # deleted in the meantime; the wait itself ends with the reason
-            return "" if self._catalog.can_answer(model, call.variant) else served_name
+            if self._catalog.can_answer(model, call.variant):
+                return ""
+            wait_s = self._dispatcher.worker_in_s(model)
+            return f"{served_name}, expected in {math.ceil(wait_s)} s" if wait_s else served_name
 
         return KeepAlive(exchange, self._settings, headers=call.answer_headers, started=started, waits_for=waits_for)
 

@@ -42,6 +42,8 @@ def error_headers(error: RouterError) -> Headers:
         # openai-python obeys it: for what no retry heals it reports the error at once.
         headers.append((b"x-should-retry", b"true" if error.worth_a_retry else b"false"))
     if error.status in (429, 503):
+        # For proxies and logs, which read no bodies.
+        headers.append((b"x-pagoda-refused", (error.code or error.type).encode()))
         retry_s = retry_after_told_s(error)
         headers.append((b"retry-after", str(max(1, math.ceil(retry_s))).encode()))
         headers.append((b"retry-after-ms", str(math.ceil(retry_s * 1000)).encode()))

@@ -24,8 +24,8 @@ class KeepAlive:
         started: Callable[[], None],
         waits_for: Callable[[], str],
     ) -> None:
-        """`headers` is asked, and `started` told, when headers leave; `waits_for` names the model while it
-        has no worker, and is empty while it has."""
+        """`headers` is asked, and `started` told, when headers leave; `waits_for` names the model, and when
+        it expects a worker, while it has none; empty while it has."""
         self._exchange = exchange
         self._settings = settings
         self._headers = headers

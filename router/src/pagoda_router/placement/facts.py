@@ -37,7 +37,9 @@ class WorkerView:
     waiting: int = 0
     max_running: int = 1
     prefill_tokens_per_s: float = 0.0
-    """0: not measured yet."""
+    """0: not measured yet. Where the worker tells what a step costs apart, of its tokens alone."""
+    prefill_step_ms: float = 0.0
+    """Of a step that computes prompts, what it costs whatever their length; 0: not told apart."""
     decode_step_ms: float = 0.0
     """Of a batch as it is now, or of one sequence while it has none. 0: not measured yet."""
     decode_step_ms_per_sequence: float | None = None
@@ -71,6 +73,7 @@ class WorkerView:
             waiting=self.waiting,
             max_running=self.max_running,
             prefill_tokens_per_s=self.prefill_tokens_per_s,
+            prefill_step_ms=self.prefill_step_ms,
             decode_step_ms=self.decode_step_ms,
             decode_step_ms_per_sequence=self.decode_step_ms_per_sequence,
             sleeps=self.sleeps,

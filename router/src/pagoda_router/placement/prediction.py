@@ -2,6 +2,7 @@
 
     ttft = uncached prompt tokens waiting there / prefill rate     whoever is prefilled before us
          + own uncached prompt tokens / prefill rate               us
+         + what a step costs that computes prompts, whatever their length
          + the step under way, if there is one: as long as steps are, or as it has lasted already
          + sequences too many × output × step / max_running        those that must end before there is a place for us
          + waking, if it sleeps
@@ -62,6 +63,7 @@ def times_ms(prompt_tokens: int, output_tokens: int, view: WorkerView, usual: Us
     running, waiting, max_running = view.running, view.waiting, view.max_running or 1
     uncached = prompt_tokens - view.cached_tokens
     ttft_ms = 1000 * (view.queued_prefill_tokens + (max(1, uncached))) / (view.prefill_tokens_per_s or usual.prefill_tokens_per_s)
+    ttft_ms += view.prefill_step_ms
     # A step that should have ended goes on, nobody knows why: for as long again, as far as anybody can say.
     silent_ms = 1000 * view.silent_s
     ttft_ms += max(step_ms, silent_ms) if running else silent_ms

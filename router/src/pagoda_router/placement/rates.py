@@ -62,10 +62,19 @@ class WorkerRates:
         self._own_prefill_tokens_per_s = 0.0
         self._told_prefill_tokens_per_s = 0.0
         self._told_step_ms = 0.0
+        self.prefill_step_ms = 0.0
+        """What a step that computes prompts costs whatever their length; 0: not told apart from its tokens."""
 
-    def told(self, prefill_tokens_per_s: float, decode_step_ms: float) -> None:
-        """A state of the worker; what it has not measured is 0."""
-        self._told_prefill_tokens_per_s, self._told_step_ms = prefill_tokens_per_s, decode_step_ms
+    def told(
+        self, prefill_tokens_per_s: float, decode_step_ms: float, *, prefill_step_ms: float = 0.0, prefill_token_ms: float = 0.0
+    ) -> None:
+        """A state of the worker; what it has not measured is 0. What a step and each of its tokens cost goes before the rate of both
+        together, which depends on the prompts that came."""
+        self._told_step_ms = decode_step_ms
+        if prefill_token_ms > 0:
+            self._told_prefill_tokens_per_s, self.prefill_step_ms = 1000 / prefill_token_ms, prefill_step_ms
+        else:
+            self._told_prefill_tokens_per_s, self.prefill_step_ms = prefill_tokens_per_s, 0.0
 
     def decoded(self, sequences: int, took_ms: float) -> None:
         """A step of so many sequences that did nothing else."""

@@ -34,19 +34,19 @@ class Budgets:
 
     def reserve(self, key: ApiKey, cost: Amount) -> None:
         """Holds it. Raises QuotaSpent, and then nothing is held."""
-        spent, held = self.spent(key.id), self.held(key.id)
-        refusal = refused(key, self.month, spent, held, cost)
+        held = self._held.get(key.id)
+        refusal = refused(key, self.month, self.spent(key.id), held or NOTHING, cost)
         if refusal is not None:
             raise refusal
-        self._held[key.id] = held.plus(cost)
+        self._held[key.id] = cost if held is None else held.plus(cost)
 
     def release(self, key_id: str, cost: Amount) -> None:
         """Of what was held."""
-        held = self.held(key_id).minus(cost)
-        if held == NOTHING:
+        held = self.held(key_id)
+        if held == cost:
             self._held.pop(key_id, None)
         else:
-            self._held[key_id] = held
+            self._held[key_id] = held.minus(cost)
 
     def record(self, key_id: str, used: Amount) -> None:
         """Used now, not stored yet. May be negative: the prompt's tokens were guessed before."""
@@ -65,7 +65,8 @@ class Budgets:
         self._stored = dict(totals)
 
     def spent(self, key_id: str) -> Amount:
-        return self._stored.get(key_id, NOTHING).plus(self._unstored.get(key_id, NOTHING))
+        stored, unstored = self._stored.get(key_id, NOTHING), self._unstored.get(key_id)
+        return stored if unstored is None else stored.plus(unstored)
 
     def held(self, key_id: str) -> Amount:
         return self._held.get(key_id, NOTHING)

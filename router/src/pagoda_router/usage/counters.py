@@ -6,6 +6,7 @@ may have been a success, and the store, which knows its number, counts it once.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import add
 from typing import NamedTuple
 
 from pagoda_router.usage.amounts import Amount, Used
@@ -25,21 +26,6 @@ class Counted(NamedTuple):
     requests: int
     used: Used
 
-    def plus(self, requests: int, used: Used) -> "Counted":
-        old = self.used
-        return Counted(
-            self.requests + requests,
-            Used(
-                old.prompt_tokens + used.prompt_tokens,
-                old.cached_tokens + used.cached_tokens,
-                old.completion_tokens + used.completion_tokens,
-                old.nano_usd + used.nano_usd,
-            ),
-        )
-
-
-NOTHING_COUNTED = Counted(0, Used())
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -56,20 +42,22 @@ class Batch:
 
 class UsageCounters:
     def __init__(self) -> None:
-        self._counted: dict[Place, Counted] = {}
+        self._counted: dict[Place, list[int]] = {}
+        """Requests, then what they used in the order of Used: changed in place, since every request adds to it."""
         self._leaving: Batch | None = None
         self._batches = 0
 
     def add(self, place: Place, requests: int, used: Used) -> None:
         """More of it; tokens may be negative, where a guess was counted before."""
-        self._counted[place] = self._counted.get(place, NOTHING_COUNTED).plus(requests, used)
+        counted = self._counted.get(place)
+        self._counted[place] = [requests, *used] if counted is None else list(map(add, counted, (requests, *used)))
 
     def batch(self) -> Batch | None:
         """What is to be written next: the one that was not confirmed, or all that is new. None: nothing."""
         if self._leaving is None and self._counted:
             self._batches += 1
-            self._leaving = Batch(self._batches, self._counted)
-            self._counted = {}
+            counted = {place: Counted(requests, Used(*used)) for place, (requests, *used) in self._counted.items()}
+            self._leaving, self._counted = Batch(self._batches, counted), {}
         return self._leaving
 
     @property

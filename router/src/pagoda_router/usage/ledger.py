@@ -14,7 +14,7 @@ from pagoda_router.http.surface import RequestOutcome
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.limits import RateLimits, Told
 from pagoda_router.usage.account import Account, Reservation
-from pagoda_router.usage.amounts import Amount, TokenPrices, Used
+from pagoda_router.usage.amounts import NOTHING, Amount, TokenPrices, Used
 from pagoda_router.usage.budgets import Budgets
 from pagoda_router.usage.counters import Place, UsageCounters
 from pagoda_router.usage.months import hour_of
@@ -74,17 +74,17 @@ class UsageLedger:
         LargerThanLimit, QuotaSpent."""
         cost = Amount(prompt_tokens + output_tokens, self._priced(model, prompt_tokens, 0, output_tokens))
         self._budgets.turn(self._calendar())
-        minute_tokens = 0
+        minute_tokens, now_s = 0, self._clock()
         try:
-            minute_tokens = self._limits.reserve(key, prompt_tokens, output_tokens, self._clock())
+            minute_tokens = self._limits.reserve(key, prompt_tokens, output_tokens, now_s)
             if key.has_budget:
                 self._budgets.reserve(key, cost)
         except BaseException:
-            self._limits.settle(key, minute_tokens, 0, self._clock())
+            self._limits.settle(key, minute_tokens, 0, now_s)
             raise
         finally:
-            tell(self._limits.told(key, self._clock()))
-        reservation = Reservation(minute_tokens, cost if key.has_budget else Amount())
+            tell(self._limits.told(key, now_s))
+        reservation = Reservation(minute_tokens, cost if key.has_budget else NOTHING)
         if self._shared is not None:
             await self._share(self._shared, key, reservation, cost, tell, again=again)
         return reservation
@@ -111,11 +111,11 @@ class UsageLedger:
 
     def _undo(self, key: ApiKey, reservation: Reservation) -> None:
         self._limits.settle(key, reservation.minute_tokens, 0, self._clock())
-        if reservation.held != Amount():
+        if reservation.held != NOTHING:
             self._budgets.release(key.id, reservation.held)
 
-    def record(self, account: Account) -> None:
-        """What it has used since it was looked at last."""
+    def record(self, account: Account, *, is_over: bool = False) -> None:
+        """What it has used since it was looked at last. `is_over`: it holds nothing more."""
         model = account.outcome.model
         used, before = account.used_until_now(self._priced), account.recorded
         if used == before or model is None:
@@ -128,17 +128,18 @@ class UsageLedger:
             self._counters.add(place, 0 if account.is_counted else 1, more)
         account.is_counted = True
         account.recorded = used
-        released = account.reservation.release(used.amount)
-        self._budgets.record(account.key.id, more.amount)
-        if account.key.has_budget:
-            self._budgets.release(account.key.id, released)
+        key, spent = account.key, more.amount
+        self._budgets.record(key.id, spent)
+        if key.has_budget:
+            released = account.reservation.release_all() if is_over else account.reservation.release(used.amount)
+            self._budgets.release(key.id, released)
             if self._shared is not None:
-                self._shared.record(account.key, self._budgets.month, more.amount, account.reservation.lease, released)
+                self._shared.record(key, self._budgets.month, spent, account.reservation.lease, released)
 
     def settle(self, account: Account) -> None:
         """It is over, however it ended: what it used is recorded, what it held beyond that is free again."""
         self._open.pop(account, None)
-        self.record(account)
+        self.record(account, is_over=True)
         self.release(account)
 
     def release(self, account: Account) -> None:
@@ -149,7 +150,7 @@ class UsageLedger:
         used = account.recorded.amount
         self._limits.settle(key, reservation.minute_tokens, used.tokens, self._clock())
         rest = reservation.release_all()
-        if rest != Amount():
+        if rest != NOTHING:
             self._budgets.release(key.id, rest)
         if self._shared is not None and reservation.lease is not None:
             self._shared.settle(key, self._budgets.month, reservation.minute_tokens - used.tokens, reservation.lease, rest)

@@ -4,7 +4,8 @@ Owns the draft model and its KV cache: pages of its own under the same block num
 knows of one pool. Called by the runner; what the model has computed of each row is planned by speculation/draft_model.py.
 
 A draft is sampled with the row's own settings and the noise of its own position, as the large model will sample there: the closer the two
-models, the oftener they choose the same token, at any temperature (docs/speculation.md).
+models, the oftener they choose the same token, at any temperature (docs/speculation.md). On a CPU greedy rows are guessed for by one native
+call, which also says how sure the model is: guesses that are not worth their place in the step are left out of it.
 """
 
 import time
@@ -18,6 +19,7 @@ from pagoda_worker.execution.step_batches import StepBatch, StepBatches
 from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.layers.kv_cache import blocks_of, new_cache
 from pagoda_worker.models.base import ForwardPass
+from pagoda_worker.models.native_drafting import NativeDrafting, native_drafting
 from pagoda_worker.sampling.row_tables import History, IntArray
 from pagoda_worker.sampling.sampler import Sampler
 from pagoda_worker.scheduling.plan import Chunk, StepPlan
@@ -44,21 +46,57 @@ class Drafter:
         sizes = {"kv_heads": cache.kv_heads, "dim": cache.head_dim, "blocks": blocks, "block_size": block_size}
         self._caches = [new_cache(**sizes, dtype=dtype, device=device) for _ in range(cache.layers)]
         self._batches = StepBatches(rows, block_size=block_size, kv_heads=cache.kv_heads, dtype=dtype)
+        self._native = native_drafting(model, self._caches, rows.tokens, rows.tables, block_size)
+
+    @property
+    def is_native(self) -> bool:
+        """Greedy rows are guessed for by one call."""
+        return self._native is not None
 
     def pages(self) -> list[Tensor]:
         """Of each layer [2 x kv heads, blocks, block size x head dim]."""
         return [blocks_of(cache, self._blocks) for cache in self._caches]
 
     def run(self, plan: StepPlan) -> None:
-        """Writes guesses into the rows' tokens and into the plan's verifications."""
+        """Writes guesses into the rows' tokens and into the plan's verifications, which may be fewer than were planned."""
         drafting = [each for each in plan.verifications if each.draft_from is not None]
-        if drafting or plan.catch_ups:
-            began = time.perf_counter()
+        if not drafting and not plan.catch_ups:
+            return
+        began = time.perf_counter()
+        if self._native is not None and self._sampler.takes_likeliest(np.array([each.sequence.row for each in drafting], np.int64)):
+            spans = self._read_prompts(drafting, plan.catch_ups)
+            read = time.perf_counter()
+            if drafting:
+                plan.guesswork.promised = self._guess_at_once(self._native, drafting, spans, least=plan.guesswork.least_chance)
+        else:
             hidden, ends = self._catch_up(drafting, plan.catch_ups)
             read = time.perf_counter()
             if drafting:
                 self._guess(drafting, hidden, ends)
-            plan.reading_s, plan.guessing_s = read - began, time.perf_counter() - read
+        plan.guesswork.reading_s, plan.guesswork.guessing_s = read - began, time.perf_counter() - read
+
+    def _read_prompts(self, drafting: list[Verification], rest: list[Chunk]) -> list[range]:
+        """Everything that is many tokens. Returns the positions of each of `drafting` that are left to read."""
+        left = [range(each.draft_from or 0, each.start + 1) for each in drafting]
+        long = [i for i, span in enumerate(left) if len(span) > FEW]
+        chunks = [Chunk(drafting[i].sequence, left[i].start, len(left[i]) - 1, []) for i in long] + rest
+        if chunks:
+            batch = self._batches.lay_out(StepPlan(chunks=chunks))
+            self._model.forward(batch.there.ids, batch.there.positions, self._caches, batch.attention)
+        for i in long:
+            left[i] = left[i][-1:]
+        return left
+
+    def _guess_at_once(self, native: NativeDrafting, drafting: list[Verification], spans: list[range], *, least: float) -> float:
+        """Returns how many of its guesses the model thinks are right."""
+        rows = np.array([each.sequence.row for each in drafting], np.int64)
+        counts = np.array([len(span) for span in spans], np.int64)
+        unread = np.repeat(rows, counts), np.array([at for span in spans for at in span], np.int64)
+        at, wanted = (np.array(each, np.int64) for each in zip(*((v.start, len(v.drafts)) for v in drafting), strict=True))
+        found = native.guess(unread, counts.cumsum() - 1, rows, at, wanted, least=least)
+        for each, ids, made in zip(drafting, found.ids.tolist(), found.made.tolist(), strict=True):
+            _settle_on(each, ids[:made])
+        return float(found.chances.sum())
 
     def _catch_up(self, drafting: list[Verification], rest: list[Chunk]) -> tuple[Tensor, IntArray]:
         """Everything up to each row's newest token that the model has not read. Returns hidden states, and where each of `drafting`
@@ -95,11 +133,12 @@ class Drafter:
             if not len(active):
                 break
             hidden = self._one_more(rows[active], lengths[active] + step)
-        for step, (who, ids) in enumerate(guesses):
+        found: list[list[int]] = [[] for _ in members]
+        for who, ids in guesses:
             for i, token in zip(who.tolist(), ids.tolist(), strict=True):
-                members[i].drafts[step] = max(token, 0)
-        for each in members:
-            each.sequence.drafts[:] = each.drafts
+                found[i].append(max(token, 0))
+        for each, guessed in zip(members, found, strict=True):
+            _settle_on(each, guessed)
 
     def _one_more(self, rows: IntArray, at: IntArray) -> Tensor:
         """Hidden states of one token each."""
@@ -127,6 +166,13 @@ class Drafter:
             decode_lens=step.contexts.tolist(),
         )
         return self._model.forward(there.ids, there.positions, self._caches, attention)
+
+
+def _settle_on(verification: Verification, guesses: list[int]) -> None:
+    """Nothing follows what ends the sequence."""
+    enders = verification.sequence.enders
+    end = next((i for i, token in enumerate(guesses, start=1) if token in enders), len(guesses))
+    verification.settle_on(guesses[:end])
 
 
 def _ends(steps: StepPlan, batch: StepBatch, short: list[int], long: list[int], count: int) -> IntArray:

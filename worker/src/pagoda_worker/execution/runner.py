@@ -133,7 +133,7 @@ class Runner:
         logprobs, told, masks = None, Sampled([]), self._masks(plan.sampling())
         if masks is not None or not self.sampler.greedy_alone(rows):
             lengths = at + 1
-            self._put_drafts(plan)  # the graph wrote its own ids over them
+            self._put_drafts(plan, guessed=True)  # the graph wrote its own ids over them
             batch_masks = None if masks is None else BatchMasks(np.array(masks.positions), torch.from_numpy(masks.bits))
             ids, logprobs = self.sampler.sample(logits, rows, lengths, self._history, batch_masks)
             self.rows.keep(rows, lengths, ids)
@@ -164,9 +164,10 @@ class Runner:
             self._open_row(sequence)
         self._put_drafts(plan)
 
-    def _put_drafts(self, plan: StepPlan) -> None:
-        if plan.verifications:
-            drafts = [(v.sequence.row, v.start + i, draft) for v in plan.verifications for i, draft in enumerate(v.drafts, start=1)]
+    def _put_drafts(self, plan: StepPlan, *, guessed: bool = False) -> None:
+        """`guessed`: those of the draft model too, which writes its own."""
+        verified = [each for each in plan.verifications if guessed or each.draft_from is None]
+        if drafts := [(v.sequence.row, v.start + i, draft) for v in verified for i, draft in enumerate(v.drafts, start=1)]:
             self.rows.put(*np.array(drafts, np.int64).T)
 
     def _copy_blocks(self, sources: tuple[int, ...], targets: tuple[int, ...]) -> None:

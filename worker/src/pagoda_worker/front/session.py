@@ -246,6 +246,7 @@ def worker_state(state: EngineState | None, *, draining: bool, not_ready_reason:
         message.kv_free_tokens = state.kv_free_tokens
         message.prefill_tokens_per_s = state.prefill_tokens_per_s
         message.decode_step_ms = state.decode_step_ms
+        message.prefill_step_ms, message.prefill_token_ms = state.prefill_step_ms, state.prefill_token_ms
         message.sleep_level = state.sleep_level
     return message
 

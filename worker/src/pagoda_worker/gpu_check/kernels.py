@@ -85,12 +85,12 @@ FULL_KERNELS = KernelScale(
 )
 SMALL_KERNELS = KernelScale(
     variants=[
-        *[Variant(dim=dim, group=group, dtype=FP32) for dim, group in ((64, 1), (128, 4), (256, 2), (64, 16))],
+        *[Variant(dim=dim, group=group, dtype=FP32) for dim, group in ((64, 1), (128, 4))],
         Variant(dim=64, page=64, window=17, dtype=FP32),
         Variant(dim=64, group=2),
         *[Variant(dim=64, group=2, dtype=FP32, kv=kv) for kv in QUANTIZED],
     ],
-    contexts=[0, 1, 16, 65],
+    contexts=[0, 1, 33],
     chunks=[(0, 20), (17, 5), (4, 0), (0, 1)],
     widths=[64, 100],
     vocab=600,

@@ -29,12 +29,12 @@ _CACHE_KINDS = {torch.int8: "_int8", torch.float8_e4m3fn: "_fp8"}
 class NativeProduct(PanelProduct):
     """A bf16 weight in panels, see native/linear.h."""
 
-    __slots__ = ("_linear", "_packed", "_size")
+    __slots__ = ("_linear", "_size", "packed")
 
     def __init__(self, library: Library, weight: Tensor, *, gated: bool) -> None:
         super().__init__(library, weight.shape[0], gated=gated)
         self._linear, self._size = library["linear"], weight.shape[1]
-        self._packed = _panels(interleave(weight) if gated else weight)
+        self.packed = _panels(interleave(weight) if gated else weight)
 
     def takes_along(self, dtype: torch.dtype) -> bool:
         return dtype == torch.bfloat16
@@ -47,7 +47,7 @@ class NativeProduct(PanelProduct):
         assert residual is None or residual.is_contiguous()
         self._linear(
             x.data_ptr(),
-            self._packed.data_ptr(),
+            self.packed.data_ptr(),
             None if bias is None else bias.data_ptr(),
             None if residual is None else residual.data_ptr(),
             y.data_ptr(),
@@ -138,11 +138,18 @@ class NativeOperators(Operators):
             eps,
         )
 
+    @property
+    def library(self) -> Library:
+        return self._library
+
+    def attends(self, heads: int, kv_heads: int, dim: int) -> bool:
+        """Heads of this kind have a kernel here, and it is asked for."""
+        return self._own_attention and dim % _LANES == 0 and dim <= _MOST_DIM and heads // kv_heads in _GROUPS
+
     def attend(self, query: Tensor, key_value: Tensor, cache: Tensor, batch: AttentionBatch, shape: AttentionShape) -> Tensor:
         _, heads, dim = query.shape
         kind = _cache_kind(query, cache)
-        fits = dim % _LANES == 0 and dim <= _MOST_DIM and heads // batch.kv_heads in _GROUPS and query.stride(1) == dim
-        if not (self._own_attention and fits) or kind is None:
+        if not self.attends(heads, batch.kv_heads, dim) or query.stride(1) != dim or kind is None:
             return super().attend(query, key_value, cache, batch, shape)
         out = query.new_empty(query.shape)
         sequences = len(batch.decode_lens) + len(batch.chunks)

@@ -28,6 +28,8 @@ class Measured:
     """Of BATCH sequences together where they fit, else of one."""
     decode_step_ms: float = 0.0
     """Of one sequence alone."""
+    chunk_tokens: int = 0
+    """Of the prompt whose time is the prefill rate."""
 
 
 def measure(
@@ -48,7 +50,10 @@ def measure(
     warm_s = trial.prefill("warm", warm)  # kernels load, caches fill: the first step is no measure of the next
     warm_s = min(warm_s, trial.prefill("warmer", warm)) if clock() < deadline else warm_s
     chunk = max(1, min(int(warm * CHUNK_S / warm_s), longest, scheduler.limits.max_batch_tokens))
-    prefill = (chunk / trial.prefill("chunk", chunk)) if chunk > warm and clock() < deadline else warm / warm_s
+    if chunk <= warm or clock() >= deadline:
+        chunk, chunk_s = warm, warm_s
+    else:
+        chunk_s = trial.prefill("chunk", chunk)
     trial.begin("one", 1)
     alone_s = trial.decode(deadline)
     decode = 1 / alone_s if alone_s else 0.0
@@ -58,7 +63,7 @@ def measure(
         together_s = trial.decode(deadline)
         decode = BATCH / together_s if together_s else decode
     trial.end()
-    return Measured(prefill, decode, alone_s * 1e3)
+    return Measured(chunk / chunk_s, decode, alone_s * 1e3, chunk)
 
 
 class Trial:

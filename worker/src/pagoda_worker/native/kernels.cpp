@@ -1,6 +1,7 @@
 // What Python calls (native/library.py). The file is compiled once for each instruction set (native/build.py). Sizes are in elements. One thread calls; work is shared inside.
 #include "adapters.h"
 #include "attention.h"
+#include "drafting.h"
 #include "elementwise.h"
 #include "linear.h"
 #include "linear_fp8.h"
@@ -43,6 +44,15 @@ EXPORT(linear_fp8)
                     static_cast<bf16*>(y), M, N, K, ldx, ldy, int(epilogue)};
     run_adapted<bf16>(Fp8Product{product, static_cast<const uint8_t*>(weight), static_cast<const float*>(scales), groups}, side, slots,
                       [](const Fp8Product& p) { linear_fp8(p); });
+}
+
+EXPORT(draft)
+(const void* model, float eps, float scale, const void* unread_rows, const void* unread_at, int64_t unread, const void* ends,
+ const void* rows, const void* at, const void* wanted, int64_t members, int64_t most, float least, void* ids, void* sure, void* made) {
+    const auto numbers = [](const void* each) { return static_cast<const int64_t*>(each); };
+    draft(*static_cast<const DraftingModel*>(model), eps, scale, {numbers(unread_rows), numbers(unread_at), unread}, numbers(ends),
+          {numbers(rows), numbers(at), members}, numbers(wanted), most, least, static_cast<int32_t*>(ids), static_cast<float*>(sure),
+          static_cast<int64_t*>(made));
 }
 
 // The rest comes for float and for bf16; what reads or writes a KV cache also for each form of a quantized one.

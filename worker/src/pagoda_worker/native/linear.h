@@ -39,8 +39,8 @@ struct Product {
 inline void* scratch(int slot, size_t bytes) {
     // Grown, never given back, one per use and calling thread: an engine's products run one after the other on its thread, and ranks of a
     // tensor parallel engine may be threads of one process.
-    static thread_local void* memory[4] = {};
-    static thread_local size_t sizes[4] = {};
+    static thread_local void* memory[6] = {};
+    static thread_local size_t sizes[6] = {};
     if (sizes[slot] < bytes) {
         std::free(memory[slot]);
         sizes[slot] = (bytes + 4095) / 4096 * 4096;

@@ -68,9 +68,13 @@ class Sampler:
         self._penalties.open(row, s)
         self._plain[row] = not (edited or self._penalties.asked[row])
 
+    def takes_likeliest(self, rows: IntArray) -> bool:
+        """These rows' next ids are the most likely ones of the logits as they come."""
+        return bool(self._plain[rows].all()) and not (self._temperature[rows] > 0).any()
+
     def greedy_alone(self, rows: IntArray) -> bool:
         """The most likely ids are all that these rows ask for."""
-        return bool(self._plain[rows].all()) and not (self._temperature[rows] > 0).any() and not (self.top_logprobs[rows] >= 0).any()
+        return self.takes_likeliest(rows) and not (self.top_logprobs[rows] >= 0).any()
 
     def sample(
         self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History, masks: BatchMasks | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pagoda_worker.request import Finish, Request, SequenceUpdate, Timings, TokenLogprobs, Usage
 from pagoda_worker.scheduling.adapters import Adapter
-from pagoda_worker.scheduling.verification import Verification
+from pagoda_worker.scheduling.verification import Guesswork, Verification
 
 MAX_BATCH_RUNS = 256
 """Runs of equal batch sizes told of one sequence; 2 KB on the wire."""
@@ -234,9 +234,7 @@ class StepPlan:
     verifications: list[Verification] = field(default_factory=list)
     catch_ups: list[Chunk] = field(default_factory=list)
     """Known tokens that only the draft model reads."""
-    reading_s: float = 0.0
-    """Of the launch, what the draft model took to catch up, and to guess from there:"""
-    guessing_s: float = 0.0
+    guesswork: Guesswork = field(default_factory=Guesswork)
     chunks: list[Chunk] = field(default_factory=list)
     opened: list[Sequence] = field(default_factory=list)
     """Rows that got a new owner: the runner reads tokens, blocks and sampling settings of these."""

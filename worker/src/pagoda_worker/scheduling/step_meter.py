@@ -6,6 +6,7 @@ Owns the counts and moving averages. Called by the engine after each step; knows
 from pagoda_worker.request import EngineState
 from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.policy import Speeds
+from pagoda_worker.scheduling.prefill_cost import PrefillCost, StepCost
 from pagoda_worker.scheduling.scheduler import Scheduler
 
 _SMOOTHING = 0.1
@@ -18,12 +19,16 @@ class StepMeter:
         """That computed something."""
         self._prefill_tokens_per_s = 0.0
         self._decode_step_ms = 0.0
+        self._prefill_cost = PrefillCost()
         self._ended = 0.0
         """Of the last step settled: when two overlap, the second one's time begins where the first one's ended."""
 
-    def start_from(self, *, prefill_tokens_per_s: float, decode_step_ms: float) -> None:
-        """Measured before the first step; 0: not known."""
+    def start_from(self, *, prefill_tokens_per_s: float, decode_step_ms: float, chunk_tokens: int = 0) -> None:
+        """Measured before the first step; 0: not known. `chunk_tokens`: of the prompt that told the rate."""
         self._prefill_tokens_per_s, self._decode_step_ms = prefill_tokens_per_s, decode_step_ms
+        if prefill_tokens_per_s and decode_step_ms and chunk_tokens:
+            chunk_ms = 1000 * chunk_tokens / prefill_tokens_per_s
+            self._prefill_cost = PrefillCost(StepCost.measured(chunk_tokens, chunk_ms, decode_step_ms))
 
     def measure(self, plan: StepPlan, began: float, ended: float) -> float:
         """One more step is over. Seconds that it took by itself."""
@@ -33,6 +38,7 @@ class StepMeter:
         decodes, prefill_tokens = plan.decode_tokens, plan.prefill_tokens
         if prefill_tokens > decodes:  # else the step's time tells of decoding
             self._prefill_tokens_per_s = _smooth(self._prefill_tokens_per_s, prefill_tokens / elapsed)
+            self._prefill_cost.observe(prefill_tokens, elapsed * 1e3)
         elif decodes and not plan.chunks:
             self._decode_step_ms = _smooth(self._decode_step_ms, elapsed * 1e3)
         return ended - began
@@ -46,7 +52,7 @@ class StepMeter:
         return Speeds(prefill_tokens_per_s=self._prefill_tokens_per_s, copy_bytes_per_s=copy_bytes_per_s)
 
     def state(self, scheduler: Scheduler, now: float, *, sleep_level: int) -> EngineState:
-        totals, size = scheduler.totals, scheduler.blocks.block_size
+        totals, size, cost = scheduler.totals, scheduler.blocks.block_size, self._prefill_cost.learned
         return EngineState(
             step=self.steps,
             at_mono_us=int(now * 1e6),
@@ -62,6 +68,8 @@ class StepMeter:
             generation_tokens_total=totals.generation_tokens,
             prefill_tokens_per_s=self._prefill_tokens_per_s,
             decode_step_ms=self._decode_step_ms,
+            prefill_step_ms=cost.fixed_ms if cost else 0.0,
+            prefill_token_ms=cost.token_ms if cost else 0.0,
             host_prefix_queries_total=totals.host_queries,
             host_prefix_hits_total=totals.host_hits,
             swaps_total=totals.swaps,

@@ -1,10 +1,32 @@
-"""One row's drafts in the plan of a step. Plain data, planned by the scheduler, computed by the runner, settled by settling."""
+"""One row's drafts in the plan of a step, and what is told of all of them. Plain data, planned by the scheduler, computed by the runner,
+settled by settling."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pagoda_worker.scheduling.plan import Sequence
+
+
+@dataclass(slots=True)
+class Guesswork:
+    """What a step's guesses are asked for, and what they took: written by Speculation before the step and by the draft model in it."""
+
+    forecast: float = 0.0
+    """Gain in tokens per second that is expected of them. 0: nobody was asked for any."""
+    on_trial: bool = False
+    """A few rows guess, to see."""
+    anew: bool = False
+    """Those who guess did not before, and are met with everything they already are: that costs more than it will."""
+    least_chance: float = 0.0
+    """What a draft model thinks less likely, with all before it, is not worth its place."""
+    promised: float | None = None
+    """Of a draft model's guesses, how many it thinks are right. None: it does not say."""
+    proposing_s: float = 0.0
+    """Before the launch, without a model."""
+    reading_s: float = 0.0
+    """Of the launch, what the draft model took to catch up, and to guess from there:"""
+    guessing_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -15,10 +37,16 @@ class Verification:
     sequence: "Sequence"
     start: int
     drafts: list[int]
-    """Of a draft model: known once it has run, in this step; until then as many zeros."""
+    """Of a draft model: known once it has run, in this step, and then perhaps fewer; until then zeros."""
     draft_from: int | None = None
     """The first position that the draft model has not read; None: the drafts are known."""
 
     @property
     def places(self) -> int:
         return 1 + len(self.drafts)
+
+    def settle_on(self, drafts: list[int]) -> None:
+        """What a draft model guessed, at most as many as were planned."""
+        self.sequence.pending -= len(self.drafts) - len(drafts)
+        self.drafts[:] = drafts
+        self.sequence.drafts[:] = drafts

@@ -51,6 +51,8 @@ class DraftModelProposer:
 
     def planned(self, plan: StepPlan) -> None:
         """Says of every verification where the draft model goes on reading. Who lost its blocks meanwhile does not catch up."""
+        if not plan.verifications and not self._catching_up:
+            return
         for each in plan.verifications:
             each.draft_from = self._of(each.sequence).tokens
             self._overwrites(each.sequence, each.start + each.places)
@@ -64,7 +66,7 @@ class DraftModelProposer:
     def judged(self, verification: Verification, accepted: int) -> None:
         """Its own guesses were read too, but for the last one; those that were rejected will be written over."""
         if verification.draft_from is not None and not verification.sequence.ended:
-            self._went_on(verification.sequence, verification.start + 1 + min(accepted, len(verification.drafts) - 1))
+            self._went_on(verification.sequence, verification.start + 1 + max(min(accepted, len(verification.drafts) - 1), 0))
 
     def _of(self, sequence: Sequence) -> _Read:
         read = self._read.get(sequence)

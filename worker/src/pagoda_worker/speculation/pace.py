@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pagoda_worker.speculation.payoff import OUTLIER, size_class
+
 SMOOTHING = 0.1
 """Weight of the newest measurement."""
-OUTLIER = 3.0
-"""A step may count as so many times what was expected at most: something else had the machine."""
 LEAST_GAIN = 1.04
 """In tokens per second, for speculation to be on: below it the measurements are not sure enough."""
 LENIENCE = 0.95
@@ -23,6 +23,8 @@ LENIENCE = 0.95
 TRUST = 4.0
 """Guesses' worth of what all requests showed that stands beside what one request showed."""
 FORGETTING = 0.9
+SUREST_WORTH, LEAST_SURE = 0.02, 0.9
+"""Chances below the first are never worth a place, those above the second always are."""
 
 
 class StepTimes:
@@ -30,30 +32,25 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[float, float]] = {}
-        """Half powers of 2 → (size, seconds), both averages."""
-        self._line: tuple[list[float], list[float]] = ([], [])
+        """By `size_class`: (size, seconds), both averages."""
+        self._line: tuple[list[float], list[float]] | None = ([], [])
+        """None: to be made of what is known."""
         self.token_s = 0.0
         """What one token more takes, where nothing else is known."""
 
     def note(self, size: int, seconds: float) -> None:
-        key = round(2 * math.log2(size))
+        key = size_class(size)
         mean_size, mean = self._known.get(key, (float(size), seconds))
         seconds = min(seconds, OUTLIER * mean)
         self._known[key] = mean_size + SMOOTHING * (size - mean_size), mean + SMOOTHING * (seconds - mean)
-        sizes, times = zip(*sorted(self._known.values()), strict=True)
-        # More cannot take less: noise must not make drafts look free.
-        self._line = list(sizes), np.maximum.accumulate(times).tolist()
-
-    def knows(self, size: int) -> bool:
-        """It saw a step of this size, or of a smaller one."""
-        return bool(self._known) and min(self._known) <= round(2 * math.log2(size))
-
-    @property
-    def empty(self) -> bool:
-        return not self._known
+        self._line = None
 
     def seconds(self, size: float) -> float:
         """Beyond the largest known size as between the two largest, or as one token more takes."""
+        if self._line is None:
+            known = sorted(self._known.values())
+            # More cannot take less: noise must not make drafts look free.
+            self._line = [at for at, _ in known], np.maximum.accumulate([each for _, each in known]).tolist()
         sizes, times = self._line
         if not sizes:
             return 0.0
@@ -117,6 +114,32 @@ def quote(
         if gains[at] > max(best.gain, LEAST_GAIN):
             best = Quote(rounds, LENIENCE * float(worth[at]), float(gains[at]))
     return best
+
+
+@dataclass(frozen=True, slots=True)
+class Guessing:
+    """What a draft model that says how sure it is did with one row in one step, on the average."""
+
+    verified: float
+    """Guesses that were sure enough."""
+    accepted: float
+    guess_s: float
+    """Of one guess of one row, of those that are sure enough and of those that end the row's."""
+
+
+def quote_sure(
+    seen: Guessing, *, rows: int, tokens: int, share: float, step_s: Callable[[float], float], overhead_s: float = 0.0
+) -> tuple[Quote, float]:
+    """Where each guess comes with its chance: everybody may guess `tokens`, and what is verified is worth its place by its chance. `share`:
+    of what the model promises, what comes true. Returns the chance that it must promise, too."""
+    size = rows * (1 + seen.verified)
+    place_s = max(step_s(size + rows) - step_s(size), 0.0) / rows
+    took_s = step_s(size) + rows * (1 + seen.verified) * seen.guess_s + overhead_s
+    yielded, alone_s = rows * (1 + seen.accepted), step_s(rows)
+    gain = yielded / took_s * alone_s / rows if took_s else 1.0
+    best = max(yielded / took_s, rows / alone_s) if took_s and alone_s else 0.0
+    least = min(max((place_s + seen.guess_s) * best / max(share, 0.1), SUREST_WORTH), LEAST_SURE)
+    return Quote(tokens if gain > LEAST_GAIN else 0, least, gain), least
 
 
 def _sampled(step_s: Callable[[float], float], sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -12,18 +12,26 @@ from weakref import WeakKeyDictionary
 
 from pagoda_worker.request import EngineState
 from pagoda_worker.scheduling.plan import Sequence, StepPlan
-from pagoda_worker.speculation.pace import SMOOTHING, Chance, Quote, StepTimes, drafts_worth, quote
+from pagoda_worker.scheduling.verification import Guesswork
+from pagoda_worker.speculation.pace import LEAST_GAIN, Chance, Quote, drafts_worth, quote
 from pagoda_worker.speculation.proposer import Proposer
 from pagoda_worker.speculation.remote import RemoteProposer
+from pagoda_worker.speculation.seen import Seen
 
 QUOTED_FOR = 8
 """Steps that one quote serves, at most: the first ones serve fewer, while there is little to judge by."""
-DRAFT_SHARE = 0.25
-"""Of the time of a token in the model, what one may take in the draft model, until that was measured."""
 TRIAL = 4
 """Rows of a trial while speculation is off, or an eighth of all; and tokens of each."""
-FIRST_PAUSE, LONGEST_PAUSE = 16, 512
+TRIAL_STEPS = 3
+FIRST_PAUSE, LONGEST_PAUSE = 32, 1024
 """Steps without speculation between two trials; twice as many after each that failed."""
+SURE_STEPS = 16
+"""With guesses that gained, before a pause is short again."""
+PLAIN_EVERY = 32
+"""Steps with guesses that gain less than `PLAIN_GAIN`, before one without shows what those take now."""
+PLAIN_GAIN = 1.3
+ANEW = 2
+"""Steps in which rows that did not guess before are met."""
 ROW_REST = 16
 """Steps until a row whose drafts were not worth it tries again."""
 FIRST_CHANCE = 0.7
@@ -46,20 +54,19 @@ class Speculation:
         self._remote = proposer if isinstance(proposer, RemoteProposer) else None
         """Whose guesses arrive: who has none need not be asked, nor wait until its newest token is known."""
         self._tokens = tokens
-        self._with_model = with_model
         self._possible = possible
         self._adapting = adapting
         self._clock = clock
         self._chances: WeakKeyDictionary[Sequence, Chance] = WeakKeyDictionary()
         self._usual = Chance()
-        self._proposing = 1.0
-        """Share of asked rows for which there was a guess."""
-        self._step_times, self._round_times = StepTimes(), StepTimes()
-        self._propose_s = self._overhead_s = 0.0
-        self._prompt_tokens = 0.0
-        """Of a step, beside those that decode."""
+        self._seen = Seen(with_model=with_model)
+        self._propose_s = 0.0
         self._offer, self._offer_rows, self._offer_left, self._quotes = Quote(tokens, 0.0), 0, 0, 0
-        self._pause, self._paused, self._trial = FIRST_PAUSE, 0, False
+        self._tried = self._trial = self._is_open = False
+        """The last: somebody was asked in this step."""
+        self._open_steps = 0
+        """In a row, on trial or not."""
+        self._pause, self._paused, self._paused_rows, self._since_plain = FIRST_PAUSE, 0, 0, 0
         self.drafts = 0
         """Guesses verified so far; their tokens, and those accepted at each place:"""
         self.draft_tokens = 0
@@ -74,9 +81,11 @@ class Speculation:
 
     def propose(self, running: list[Sequence]) -> None:
         """For everyone whose next step decodes, whose tokens are all known, and whose drafts are worth their price."""
-        self._propose_s = 0.0
+        self._propose_s, was_trial, self._is_open = 0.0, self._trial, False
         if not running or (self._adapting and not self._open(running)):
+            self._open_steps = self._open_steps if self._offer_left else 0
             return
+        self._open_steps = self._open_steps + 1 if was_trial == self._trial else 1
         began = self._clock()
         asked = found = 0
         for sequence in running[-max(TRIAL, len(running) // 8) :] if self._trial else running:
@@ -89,8 +98,13 @@ class Speculation:
                 sequence.offer(drafts)
                 asked, found = asked + 1, found + bool(drafts)
         if asked:
-            self._proposing += SMOOTHING * (found / asked - self._proposing)
+            self._is_open = True
             self._propose_s = self._clock() - began
+            self._seen.asked(asked, found, self._propose_s, anew=self._anew)
+
+    @property
+    def _anew(self) -> bool:
+        return self._open_steps <= (1 if self._trial else ANEW)
 
     def _most(self, sequence: Sequence) -> int:
         wanted = sequence.request.max_draft_tokens
@@ -99,6 +113,8 @@ class Speculation:
             return most if sequence.decodes_alone else 0
         if self._trial:
             return min(most, TRIAL)
+        if self._seen.says_chances:
+            return min(most, self._offer.rounds)
         chance = self._chance(sequence)
         if chance.rest:
             chance.rest -= 1
@@ -113,38 +129,53 @@ class Speculation:
     def _open(self, running: list[Sequence]) -> bool:
         """Whether anybody guesses in this step."""
         self._trial = False
-        if self._paused:
-            self._paused -= 1
-            self._trial = self._paused < 2  # two steps in a row
-            return self._trial
         rows = len(running)
-        if not self._step_times.knows(rows + round(self._prompt_tokens)):
-            return False  # first a step without drafts shows what it takes
-        if self._with_model and self._round_times.empty:
-            self._trial = True
+        if self._paused and 2 * rows > self._paused_rows:
+            self._paused -= 1
+            self._trial = self._paused < TRIAL_STEPS
+            return self._trial
+        self._paused = 0
+        if not self._seen.payoff.knows(rows):
+            return False  # first steps without drafts show what they take
+        if not self._tried:
+            self._tried = self._trial = True
+            self._paused, self._paused_rows = TRIAL_STEPS - 1, rows
             return True
         if self._offer_left > 0 and 0.75 * self._offer_rows <= rows <= 1.25 * self._offer_rows:
             self._offer_left -= 1
-            return True
+            return self._now_and_then_not()
         self._offer, self._offer_rows, self._offer_left = self._quote(running), rows, min(self._quotes, QUOTED_FOR)
         self._quotes += 1
-        if self._offer.rounds:
-            self._pause = FIRST_PAUSE
+        if self._offer.rounds and self._seen.payoff.corrected(rows, self._offer.gain) >= LEAST_GAIN:
+            gain, steps = self._seen.payoff.measured(rows)
+            if steps > SURE_STEPS and gain >= LEAST_GAIN:
+                self._pause = FIRST_PAUSE
             return True
-        self._paused, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+        self._paused, self._pause, self._paused_rows = self._pause, min(2 * self._pause, LONGEST_PAUSE), rows
+        self._offer_left = 0
+        self._seen.payoff.doubt(rows)
         for sequence in running:
             sequence.waits_for_token = sequence.constrained
         return False
 
+    def _now_and_then_not(self) -> bool:
+        self._since_plain += 1
+        if self._since_plain <= PLAIN_EVERY or self._offer.gain > PLAIN_GAIN:
+            return True
+        self._since_plain = 0
+        return False
+
     def _quote(self, running: list[Sequence]) -> Quote:
-        usual = self._usual_chance
+        rows, usual = len(running), self._usual_chance
+        if self._seen.says_chances:
+            return self._seen.quote(rows, self._tokens)
         return quote(
             [self._chance(sequence).given(usual) for sequence in running],
             tokens=self._tokens,
-            proposing=self._proposing,
-            step_s=lambda size: self._step_times.seconds(size + self._prompt_tokens),
-            round_s=self._round_times.seconds(len(running)),
-            overhead_s=self._overhead_s,
+            proposing=self._seen.proposing,
+            step_s=self._seen.step_times.seconds,
+            round_s=self._seen.round_times.seconds(rows),
+            overhead_s=self._seen.overhead_s(rows),
         )
 
     @property
@@ -159,6 +190,14 @@ class Speculation:
 
     def planned(self, plan: StepPlan) -> None:
         self._proposer.planned(plan)
+        if self._is_open and self._adapting:
+            plan.guesswork = Guesswork(
+                forecast=self._offer.gain,
+                on_trial=self._trial,
+                anew=self._anew,
+                least_chance=self._seen.least_chance,
+                proposing_s=self._propose_s,
+            )
 
     # ------------------------------------------------------------ after it
 
@@ -168,23 +207,17 @@ class Speculation:
             self._proposer.judged(verification, count)
             self._chance(verification.sequence).note(drafts, count)
             self._usual.note(drafts, count)
-            self.drafts += 1
+            self.drafts += drafts > 0
             self.draft_tokens += drafts
             for place in range(count):
                 self.accepted_by_place[place] += 1
+        if plan.verifications:
+            self._seen.judged(plan, sum(accepted))
 
     def timed(self, plan: StepPlan, seconds: float, *, token_s: float) -> None:
-        """Of the whole step. `token_s`: what a token of a prompt takes; 0: not known yet."""
-        if plan.empty or not self._adapting:
-            return
-        self._prompt_tokens += SMOOTHING * (plan.prefill_tokens - self._prompt_tokens)
-        self._step_times.token_s, self._round_times.token_s = token_s, DRAFT_SHARE * token_s
-        self._step_times.note(plan.tokens, max(seconds - plan.reading_s - plan.guessing_s - self._propose_s, 1e-9))
-        if rounds := max((len(each.drafts) for each in plan.verifications), default=0):
-            overhead_s = plan.reading_s if self._with_model else self._propose_s
-            self._overhead_s += SMOOTHING * (overhead_s - self._overhead_s)
-            if self._with_model:
-                self._round_times.note(len(plan.verifications), plan.guessing_s / rounds)
+        """Of the whole step, settled. `token_s`: what a token of a prompt takes; 0: not known yet."""
+        if not plan.empty and self._adapting:
+            self._seen.timed(plan, seconds, token_s=token_s)
 
     def told(self, state: EngineState) -> EngineState:
         return replace(

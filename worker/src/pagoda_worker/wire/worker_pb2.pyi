@@ -1445,6 +1445,8 @@ class WorkerState(_message.Message):
     NOT_READY_REASON_FIELD_NUMBER: _builtins.int
     SLEEP_LEVEL_FIELD_NUMBER: _builtins.int
     ROUTERS_FIELD_NUMBER: _builtins.int
+    PREFILL_STEP_MS_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKEN_MS_FIELD_NUMBER: _builtins.int
     num_running: _builtins.int
     """sequences, all routers"""
     num_waiting: _builtins.int
@@ -1454,7 +1456,7 @@ class WorkerState(_message.Message):
     kv_free_tokens: _builtins.int
     """free or evictable"""
     prefill_tokens_per_s: _builtins.float
-    """learned; 0: not yet"""
+    """learned; 0: not yet. Of the steps that came: of short prompts fewer"""
     decode_step_ms: _builtins.float
     """learned; 0: not yet"""
     draining: _builtins.bool
@@ -1465,6 +1467,9 @@ class WorkerState(_message.Message):
     """0: awake. 1, 2: asleep as Sleep has it, or not loaded yet: a Submit wakes it first"""
     routers: _builtins.int
     """that have a session here, the one that reads this among them; 0: not told"""
+    prefill_step_ms: _builtins.float
+    """A step that computes prompts takes prefill_step_ms + prefill_token_ms × their tokens: of the machine, whatever came. Both 0: not told."""
+    prefill_token_ms: _builtins.float
     def __init__(
         self,
         *,
@@ -1480,10 +1485,12 @@ class WorkerState(_message.Message):
         not_ready_reason: _builtins.str = ...,
         sleep_level: _builtins.int = ...,
         routers: _builtins.int = ...,
+        prefill_step_ms: _builtins.float = ...,
+        prefill_token_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_step_ms", b"decode_step_ms", "draining", b"draining", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_free_tokens", b"kv_free_tokens", "not_ready_reason", b"not_ready_reason", "num_running", b"num_running", "num_waiting", b"num_waiting", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_prefill_tokens", b"queued_prefill_tokens", "ready", b"ready", "routers", b"routers", "sleep_level", b"sleep_level"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_step_ms", b"decode_step_ms", "draining", b"draining", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_free_tokens", b"kv_free_tokens", "not_ready_reason", b"not_ready_reason", "num_running", b"num_running", "num_waiting", b"num_waiting", "prefill_step_ms", b"prefill_step_ms", "prefill_token_ms", b"prefill_token_ms", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_prefill_tokens", b"queued_prefill_tokens", "ready", b"ready", "routers", b"routers", "sleep_level", b"sleep_level"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,4 +1,4 @@
-"""A real API server with etcd for tests, and what tests do with it: apply, read, wait. Started once a session by conftest.py."""
+"""A real API server with etcd for tests, and what tests do with it: apply, read, wait. Started once for all tests by conftest.py."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from pagoda_operator.cluster.errors import NotFound
 from pagoda_operator.cluster.metrics import Metrics
 from pagoda_operator.cluster.resources import Resource
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 WAIT_S = 20.0
 IN_CORE = {"Namespace": "namespaces", "ResourceQuota": "resourcequotas", "Pod": "pods", "Secret": "secrets", "Node": "nodes"}
 PLURALS = {

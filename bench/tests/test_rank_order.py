@@ -1,0 +1,45 @@
+"""Asking a real server what simulated users ask: what is waited for."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from pagoda_bench.rank_order.asking import Ask, ask_all
+
+ASKS = [Ask.completion(at_s, [1, 2], model="m") for at_s in (0.0, 0.01)]
+
+
+@asynccontextmanager
+async def serving(rest: Callable[[], Awaitable[object]]) -> AsyncIterator[str]:
+    """One event at once, and the end after `rest`."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n7\r\ndata: 1\r\n")
+        await rest()
+        writer.write(b"0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_first_tokens_alone_wait_for_no_answers_end():
+    never = asyncio.Event()
+    async with serving(never.wait) as url, asyncio.timeout(20):
+        answers = await ask_all(url, ASKS, whole=False)
+        never.set()
+    assert all(answer.first_s is not None and answer.ended_s is None and not answer.failure for answer in answers)
+
+
+async def test_whole_answers_have_an_end():
+    async with serving(lambda: asyncio.sleep(0)) as url, asyncio.timeout(20):
+        answers = await ask_all(url, ASKS)
+    assert all(answer.ended_s is not None for answer in answers)
+
+
+async def test_a_server_that_is_not_there_is_a_failure_of_every_request():
+    async with asyncio.timeout(20):
+        answers = await ask_all("http://127.0.0.1:9", ASKS, whole=False)
+    assert all(answer.failure.startswith("connect") for answer in answers)
