@@ -63,8 +63,9 @@ class Speculation:
         self._propose_s = 0.0
         self._offer, self._offer_rows, self._offer_left, self._quotes = Quote(tokens, 0.0), 0, 0, 0
         self._tried = self._trial = self._is_open = False
+        """The last: somebody was asked in this step."""
         self._open_steps = 0
-        """In a row, with the same rows asked."""
+        """In a row, on trial or not."""
         self._pause, self._paused, self._paused_rows, self._since_plain = FIRST_PAUSE, 0, 0, 0
         self.drafts = 0
         """Guesses verified so far; their tokens, and those accepted at each place:"""
@@ -84,7 +85,6 @@ class Speculation:
         if not running or (self._adapting and not self._open(running)):
             self._open_steps = self._open_steps if self._offer_left else 0
             return
-        self._is_open = True
         self._open_steps = self._open_steps + 1 if was_trial == self._trial else 1
         began = self._clock()
         asked = found = 0
@@ -98,6 +98,7 @@ class Speculation:
                 sequence.offer(drafts)
                 asked, found = asked + 1, found + bool(drafts)
         if asked:
+            self._is_open = True
             self._propose_s = self._clock() - began
             self._seen.asked(asked, found, self._propose_s, anew=self._anew)
 
