@@ -136,7 +136,7 @@ bench-speculation: $(READY) ## Measure what guessing tokens gains, by method and
 	@$(BIN)/python -m pagoda_bench.speculation $(SPECULATION_ARGS)
 
 .PHONY: bench-speculation-router
-bench-speculation-router: $(READY) ## Measure what drafts from another worker gain, by the network between (ACROSS_ARGS="--rounds 1"; 7 minutes; table in docs/)
+bench-speculation-router: $(READY) ## Measure what drafts from another worker gain, by the network between (ACROSS_ARGS="--rounds 1"; 6 minutes; table in docs/)
 	@$(BIN)/python -m pagoda_bench.across_workers $(ACROSS_ARGS)
 
 .PHONY: quality

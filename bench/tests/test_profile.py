@@ -30,7 +30,7 @@ TINY = SOURCES / "worker/src/pagoda_worker/builtin/tiny"
         (f"{ROUTER}/dispatch/dispatcher.py", "admission and placement"),
         (f"{ROUTER}/backends/streams.py", "session with the worker"),
         (f"{ROUTER}/http/direct.py", "HTTP server"),
-        (f"{ROUTER}/text/words.py", "template and tokens in"),
+        (f"{ROUTER}/text/chunks.py", "template and tokens in"),
         ("/v/site-packages/grpc/aio/_call.py", "session with the worker"),
         ("/usr/lib/python3.11/asyncio/events.py", "event loop in Python"),
         ("/usr/lib/python3.11/json/encoder.py", OTHER),

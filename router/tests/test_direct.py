@@ -16,7 +16,8 @@ from scripted import byte_level_tokenizer, chat
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.http.app import create_app
-from pagoda_router.http.direct import DirectProtocol, DirectResponse
+from pagoda_router.http.asgi import Exchange
+from pagoda_router.http.direct import DirectProtocol
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.wire import worker_pb2 as wire
 
@@ -86,13 +87,13 @@ async def asking(port: int, **fields: Any) -> AsyncIterator[Client]:
 def pieces(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Those that were written without a task's turn."""
     written: list[bytes] = []
-    original = DirectResponse.write
+    original = Exchange.write_at_once
 
-    def write(self: DirectResponse, piece: bytes) -> None:
+    def write(self: Exchange, piece: bytes) -> None:
         written.append(piece)
         original(self, piece)
 
-    monkeypatch.setattr(DirectResponse, "write", write)
+    monkeypatch.setattr(Exchange, "write_at_once", write)
     return written
 
 

@@ -20,6 +20,7 @@ from pagoda_worker.errors import ConfigError
 from pagoda_worker.gpu_check import __main__ as command
 from pagoda_worker.gpu_check import backends
 from pagoda_worker.gpu_check.backends import SMALL_LAYER
+from pagoda_worker.gpu_check.closeness import close_to
 from pagoda_worker.gpu_check.gates import LEAST_TOKENS_PER_S, gate
 from pagoda_worker.gpu_check.kernels import Worst
 from pagoda_worker.gpu_check.product_speed import CONTENDERS, MANY_ROWS, layer_products
@@ -28,7 +29,7 @@ from pagoda_worker.gpu_check.roofline import DeviceSpeed, decode_step_s, prefill
 from pagoda_worker.gpu_check.run import Parts
 from pagoda_worker.gpu_check.shapes import LLAMA_8B, QWEN3_06B, TINY, Shape
 from pagoda_worker.gpu_check.speed import FULL, SMALL, Figure, NotMeasured, TimedModel
-from pagoda_worker.gpu_check.truth import CHECKS, Trial, close_to, greedy, prefix_hit, quantized, two_ranks
+from pagoda_worker.gpu_check.truth import CHECKS, Trial, greedy, prefix_hit, quantized, two_ranks
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.models.registry import footprint_of
 from pagoda_worker.request import Finish, FinishReason, Timings, TokenLogprobs, Usage

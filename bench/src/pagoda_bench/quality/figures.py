@@ -4,7 +4,7 @@ Called by run.py; table.py and plots.py read the rows again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from pagoda_bench.quality.drift import Drift
@@ -87,17 +87,7 @@ def _bounded(row: Row, allowed: float | None) -> Row:
     if allowed is None:
         return row
     # NOTE: `not >` would call a NaN good.
-    return Row(
-        case=row.case,
-        system=row.system,
-        metric=row.metric,
-        value=row.value,
-        unit=row.unit,
-        low=row.low,
-        high=row.high,
-        aim=f"≤ {allowed:g}",
-        met=row.value <= allowed,
-    )
+    return replace(row, aim=f"≤ {allowed:g}", met=row.value <= allowed)
 
 
 def speed_rows(speeds: Mapping[str, Mapping[int, Sequence[float]]], *, name: str) -> Iterator[Row]:

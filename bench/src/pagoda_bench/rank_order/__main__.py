@@ -12,7 +12,7 @@ from pathlib import Path
 from pagoda_bench.errors import BenchError
 from pagoda_bench.rank_order.compare import APART, SEED, paced, tiny
 from pagoda_bench.rank_order.paced_fleet import PACE, WORKERS
-from pagoda_bench.rank_order.tiny_workers import SHARE, SHORTER
+from pagoda_bench.rank_order.tiny_workers import SHORTER
 from pagoda_bench.results import FOLDER, result_here, write
 from pagoda_bench.sim.pages import RANK_ORDER, write_page
 
@@ -36,8 +36,7 @@ def main() -> int:
     notes = [
         f"paced: a router process, asked over HTTP, before {WORKERS} workers with real sessions whose steps the model plays",
         f"their steps take {PACE:g} times an H100's",
-        "tiny: `pagoda up` with two builtin://tiny workers on this machine's cores",
-        f"they are asked for prompts and answers a {SHORTER}th as long, {SHARE:g} of the load",
+        f"tiny: `pagoda up` with two builtin://tiny workers on this machine's cores, prompts and answers a {SHORTER}th as long",
         "how fast the simulator's tiny workers are is measured in the same run",
         f"simulated_: the same users (seed {SEED}) and workers in the simulator; pairs count where its p95 differ {APART:g}-fold",
     ]

@@ -55,9 +55,7 @@ def tiny(duration_s: float, folder: Path) -> Iterator[Row]:
                 _say(f"tiny workers: step {1000 * profile.base_s:.2f} ms + {1000 * profile.row_s:.3f} a sequence, "
                      f"prompt token {1e6 * profile.prompt_token_s:.0f} µs")  # fmt: skip
                 users = {
-                    name: first_turns(
-                        name, profile, tiny_workers.WORKERS, duration_s, SEED, shape=tiny_workers.shorter, share=tiny_workers.SHARE
-                    )
+                    name: first_turns(name, profile, tiny_workers.WORKERS, duration_s, SEED, shape=tiny_workers.shorter)
                     for name in WORKLOADS
                 }
             for name in WORKLOADS:

@@ -1,4 +1,4 @@
-"""Two real tiny workers behind a real router, as `pagoda up` starts them, asked what simulated users ask at an eighth of its length.
+"""Two real tiny workers behind a real router, as `pagoda up` starts them, asked what simulated users ask at a sixteenth of its length.
 
 How fast they are is measured first, in the same run and both at once, since they share this machine's cores with the router and whoever
 else computes: the simulator then gets workers like these. Called by compare.py.
@@ -19,10 +19,8 @@ from pagoda_bench.sim.demand import Conversation, Turn
 from pagoda_bench.sim.engine_profile import SEVERAL, EngineProfile, measured
 
 WORKERS = 2
-SHORTER = 8
-"""Times, than the workload's prompts and answers. Still shorter ones are all router and HTTP, of which the simulator knows nothing."""
-SHARE = 0.6
-"""Of the load that a workload asks for: router, client and the workers' fronts need these cores too."""
+SHORTER = 16
+"""Times, than the workload's prompts and answers."""
 MOST_TOKENS = 2000
 """Of a prompt and its answer: what the tiny model takes."""
 ROUNDS = 3

@@ -95,15 +95,5 @@ def with_aim(row: Row) -> Row:
     for aim in AIMS:
         if (aim.case, aim.metric) == (row.case, row.metric):
             shown, met = aim.judged(row.value)
-            return Row(
-                case=row.case,
-                system=row.system,
-                metric=row.metric,
-                value=row.value,
-                unit=row.unit,
-                low=row.low,
-                high=row.high,
-                aim=shown,
-                met=met,
-            )
+            return replace(row, aim=shown, met=met)
     return row

@@ -59,8 +59,10 @@ def _ranks(result: Result) -> Iterator[str]:
     yield "| case | policy | requests | failed | p95 simulated, s | p95 real, s |"
     yield "|---|---|---:|---:|---:|---:|"
     for case, policy in dict.fromkeys((row.case, row.system) for row in result.rows if row.system in POLICIES):
-        cells = [found.get((case, policy, metric)) for metric in ("requests", "failed", "simulated_ttft_p95_s", "ttft_p95_s")]
-        yield f"| {case} | `{policy}` | {' | '.join('' if value is None else f'{value:.3g}' for value in cells)} |"
+        counts = [f"{found[case, policy, metric]:.0f}" for metric in ("requests", "failed")]
+        waits = [found.get((case, policy, metric)) for metric in ("simulated_ttft_p95_s", "ttft_p95_s")]
+        cells = [*counts, *("" if value is None else f"{value:.3g}" for value in waits)]
+        yield f"| {case} | `{policy}` | {' | '.join(cells)} |"
     yield ""
     for row in result.rows:
         if row.metric == "pairs_in_order_ratio":

@@ -86,16 +86,15 @@ def first_turns(
     duration_s: float,
     seed: int,
     shape: Shape = _as_it_is,
-    share: float = 1.0,
 ) -> list[Conversation]:
-    """Users whose first turns ask for the workload's part of this fleet's capacity, or `share` of that, for a run outside of the simulator.
-    `shape`: makes each as long as the workers there can take it."""
+    """Users whose first turns ask for the workload's part of this fleet's capacity, for a run outside of the simulator. `shape`: makes each
+    as long as the workers there can take it."""
     workload, size = read_parameters().workloads[workload_name], profile.block_size
 
     def alone(user: Conversation) -> Conversation:
         return shape(replace(user, turns=user.turns[:1], _own_hashes=[]))
 
-    rate_per_s = share * conversations_per_s(workload, profile, workers, _lengths(workload, size, alone))
+    rate_per_s = conversations_per_s(workload, profile, workers, _lengths(workload, size, alone))
     return [alone(user) for user in conversations(workload, rate_per_s, duration_s, seed, size)]
 
 

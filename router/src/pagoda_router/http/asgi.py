@@ -6,18 +6,19 @@ Knows HTTP only. Used by app and openai/ on the /v1 path, where a framework's re
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from pagoda_router.errors import BodyTooLarge, RequestTimeout, RouterError
-from pagoda_router.http.direct import EXTENSION, DirectResponse, Headers
+from pagoda_router.http.direct import EXTENSION, DirectResponse
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 JSON_TYPE = (b"content-type", b"application/json")
 EVENT_STREAM_HEADERS: Headers = (

@@ -98,7 +98,7 @@ class DirectProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._direct = DirectResponse(cycle)
-        cycle.scope["extensions"] = {EXTENSION: self._direct}  # type: ignore[typeddict-item]
+        cycle.scope["extensions"] = {EXTENSION: self._direct}  # type: ignore[dict-item]
         super()._start_asgi_task(cycle, app)
 
     def connection_lost(self, exc: Exception | None) -> None:

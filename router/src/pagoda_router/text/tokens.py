@@ -1,10 +1,12 @@
-"""Text to token ids and back: one loaded tokenizer per file, its texts encoded (encoding.py), incremental detokenizers.
+"""Text to token ids and back: one loaded tokenizer per file, encoding off the event loop, incremental detokenizers.
 
 Knows nothing of requests or models beyond the tokenizer file. openai/ encodes prompts and streams text with it.
 """
 
 import asyncio
 import codecs
+import os
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,9 +16,13 @@ import msgspec
 from tokenizers import Tokenizer
 
 from pagoda_router.errors import UpstreamFailed
-from pagoda_router.text.chunks import can_be_cut
-from pagoda_router.text.encoding import Encoding
+from pagoda_router.text.chunks import CHUNK_CHARS, KnownChunks, can_be_cut, chunks_of
 
+LEAST_CUT_CHARS = 2 * CHUNK_CHARS
+LONG_TEXT_CHARS = 8192
+"""Longer texts are encoded in a thread: about 5 ms of work that neighbours' streams would wait for."""
+MOST_THREADS = 4
+"""For one text; cores permitting."""
 WINDOW_SEED_IDS = 6
 """Prompt tokens a window detokenizer starts from, so that the first word keeps the space before it."""
 LONGEST_CHARACTER_TOKENS = 4
@@ -41,7 +47,9 @@ class TokenText:
     def __init__(self, tokenizer: Tokenizer, *, byte_level: bool, can_be_cut: bool = False) -> None:
         """`can_be_cut`: as chunks.can_be_cut said of its file."""
         self._tokenizer = tokenizer
-        self.encoding = Encoding(tokenizer, can_be_cut=can_be_cut)
+        self.known_chunks = KnownChunks()
+        self._can_be_cut = can_be_cut
+        self._around = _specials_around(tokenizer)
         added = tokenizer.get_added_tokens_decoder()
         self._special = {token_id: token.content for token_id, token in added.items() if token.special}
         self._special_ids = frozenset(self._special)
@@ -55,7 +63,41 @@ class TokenText:
 
     async def encode(self, text: str, *, add_special_tokens: bool, scope: str = "") -> Sequence[int]:
         """`scope`: whose text it is. What others sent is not remembered for them."""
-        return await self.encoding.encode(text, add_special_tokens=add_special_tokens, scope=scope)
+        if len(text) >= LEAST_CUT_CHARS and self._can_be_cut and (self._around is not None or not add_special_tokens):
+            return await self._encode_cut(text, scope, self._around if add_special_tokens else None)
+        if len(text) > LONG_TEXT_CHARS:
+            return (await asyncio.to_thread(self._encode, [text], add_special_tokens))[0]
+        return self._encode([text], add_special_tokens)[0]
+
+    def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+        # The fast form leaves out where in the text each token lies, which nobody asks; it is only there for batches.
+        return [encoded.ids for encoded in self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+
+    async def _encode_cut(self, text: str, scope: str, around: "tuple[array[int], array[int]] | None") -> Sequence[int]:
+        chunks, known = list(chunks_of(text)), self.known_chunks
+        parts: list[array[int] | None] = [known.get(scope, chunk) for chunk in chunks[:-1]]
+        parts.append(None)  # the last one is as long as the text happens to be, and would seldom be met again
+        missing = [at for at, part in enumerate(parts) if part is None]
+        texts = [chunks[at] for at in missing]
+        found = await self._encode_many(texts)
+        for at, ids in zip(missing, found, strict=True):
+            parts[at] = known.add(scope, chunks[at], ids) if at < len(chunks) - 1 else array("I", ids)
+        before, after = (b"", b"") if around is None else (around[0].tobytes(), around[1].tobytes())
+        whole = array("I")
+        whole.frombytes(b"".join([before, *[part.tobytes() for part in parts if part is not None], after]))
+        return whole
+
+    async def _encode_many(self, texts: list[str]) -> list[list[int]]:
+        """Without special tokens. Much of it in threads, which leave the interpreter's lock while they compute."""
+        chars = sum(map(len, texts))
+        if chars <= LONG_TEXT_CHARS:
+            return self._encode(texts, False)
+        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), chars // LONG_TEXT_CHARS, len(texts))
+        shares = [texts[at::threads] for at in range(threads)]
+        found: list[list[int]] = [[]] * len(texts)
+        for at, share in enumerate(await asyncio.gather(*[asyncio.to_thread(self._encode, share, False) for share in shares])):
+            found[at::threads] = share
+        return found
 
     def least_tokens(self, text: str) -> int:
         """A lower bound of the text's length in tokens that costs nothing: a hopeless prompt need not be encoded."""
@@ -79,6 +121,17 @@ class TokenText:
             # The library skips all special tokens or none.
             return WindowDetokenizer(self._tokenizer, seed_ids, skip_special_tokens=False, skipped_ids=skipped - shown)
         return WindowDetokenizer(self._tokenizer, seed_ids, skip_special_tokens=skip_special_tokens)
+
+
+def _specials_around(tokenizer: Tokenizer) -> "tuple[array[int], array[int]] | None":
+    """What a text gets before and after it when special tokens are asked for. None: it cannot be told from the text's own."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    places = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
+    if len(places) != 1 or not bare:
+        return None
+    (at,) = places
+    return array("I", whole[:at]), array("I", whole[at + len(bare) :])
 
 
 class ByteLevelDetokenizer:

@@ -38,7 +38,7 @@ def _product_s(matrix: int, device: torch.device) -> float:
 
 
 def median_s(operation: Callable[[], object], device: torch.device) -> float:
-    warm, repeats = (WARM, REPEATS) if device.type == "cuda" else (1, 2)  # a dry run's figures mean nothing
+    warm, repeats = (WARM, REPEATS) if device.type == "cuda" else (0, 1)  # a dry run's figures mean nothing
     for _ in range(warm):
         operation()
     return statistics.median(_seconds(operation, device) for _ in range(repeats))

@@ -15,6 +15,7 @@ import torch
 from pagoda_worker.completions import Completion
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
+from pagoda_worker.gpu_check.closeness import DRIFT_TOLERANCE, close_to, drift
 from pagoda_worker.gpu_check.shapes import Shape, write_adapter, write_checkpoint
 from pagoda_worker.gpu_check.speed import NotMeasured
 from pagoda_worker.layers.selection import fp8_cache_refusal
@@ -28,11 +29,6 @@ PROMPT_LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100, 127, 128, 129, 
 """Around the edges of blocks of 16 and beyond."""
 TOP = 5
 LOGPROB_TOLERANCE = 1e-3
-DRIFT_TOLERANCE = {"int8": 0.4, "int4": 0.4, "fp8": 0.1}
-"""Of logprobs. Whoever rounds activations to eight bits rounds a few the other way when they differ in their last digit, and this random
-model magnifies that: on one CPU, noise of 1e-6 on every norm moves logprobs by 0.1 in int8, 1e-5 by 0.16, 1e-4 by 0.27, which is as far
-as int8 is from float32; a wrong scale moves them by more than 1. int4's kernels on CPUs round activations too; fp8's do not, its head is
-int8."""
 COSINE_TOLERANCE = 1e-5
 """In float32 without TF32."""
 RANDOM = [Sampling(temperature=0.8 + 0.1 * i, top_p=0.95, top_k=50, presence_penalty=0.2, seed=100 + i) for i in range(4)]
@@ -259,27 +255,6 @@ def adapted(trial: Trial) -> Check:
     equal = sum(a.token_ids == b.token_ids for a, b in zip(ours, theirs, strict=True))
     moved = sum(a.token_ids != b.token_ids for a, b, name in zip(ours, trial.expected, names, strict=True) if name)
     return Check("adapters in one batch", equal == len(ours) and moved > 0, f"{equal} of {len(ours)} sequences equal, {moved} moved")
-
-
-def drift(ours: Completion, theirs: Completion) -> float:
-    """The largest difference of a sampled token's logprob, up to the first that differs."""
-    assert ours.logprobs is not None
-    assert theirs.logprobs is not None
-    largest = 0.0
-    for our_id, their_id, our, their in zip(ours.token_ids, theirs.token_ids, ours.logprobs, theirs.logprobs, strict=True):
-        if our_id != their_id:
-            break
-        largest = max(largest, abs(our.sampled - their.sampled))
-    return largest
-
-
-def close_to(ours: Completion, theirs: Completion) -> bool:
-    assert ours.logprobs is not None
-    assert theirs.logprobs is not None
-    for our_id, their_id, our_top, their_top in zip(ours.token_ids, theirs.token_ids, ours.logprobs, theirs.logprobs, strict=True):
-        if our_id != their_id:
-            return our_id in {token for token, _ in their_top.top} and their_id in {token for token, _ in our_top.top}
-    return True
 
 
 def two_ranks(trial: Trial) -> Check:

@@ -72,6 +72,7 @@ class AdapterSide(ABC):
     def add(self, x: Tensor, y: Tensor) -> None:
         """x [T, in], y [T, out], rows contiguous: adds to y in place, for tokens whose slot is not -1; float32 within."""
 
+    @abstractmethod
     def release(self) -> None:
         """The linear computes without adapters from here on."""
 
@@ -120,6 +121,9 @@ class StackedSide(AdapterSide):
 
     def add(self, x: Tensor, y: Tensor) -> None:
         self._add(x, y, self.stack, self.rows)
+
+    def release(self) -> None:
+        return
 
 
 def add_deltas_reference(x: Tensor, y: Tensor, stack: AdapterStack, rows: AdapterRows) -> None:

@@ -87,7 +87,8 @@ class Linear:
         return residual + self(x)
 
     def silu_mul(self, x: Tensor) -> Tensor:
-        """[T, in] → [T, out / 2]. What adapters add comes before the silu, so product and gate are two where the product does not add it."""
+        """[T, in] → [T, out / 2]. What adapters add comes before the silu: unless the product adds it, product
+        and gate are two then."""
         assert self._gated
         if self._product is not None and not (self.adapters is not None and self.adapters.apart):
             return self._product.silu_mul(x, self.bias)

@@ -19,7 +19,6 @@ _MOST_PARTS = 3
 _HEADER = 4 + _MOST_PARTS
 _LANES = 16
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_TILE_RANKS, _TILE_INPUTS, _MOST_STEP = 16, 32, 32
 
 
 def fits(room: AdapterRoom) -> bool:
@@ -30,14 +29,14 @@ def fits(room: AdapterRoom) -> bool:
 
 
 class NativeSide(AdapterSide):
-    __slots__ = ("_add", "_address", "_held", "_numbers", "_product", "_tiles")
+    __slots__ = ("_add", "_address", "_held", "_in_pairs", "_numbers", "_product")
 
     def __init__(self, library: Library, room: AdapterRoom, rows: AdapterRows, product: PanelProduct | None) -> None:
         """product: of the linear, which adds deltas itself from now on; None: `add` does."""
         super().__init__(rows)
         self.used = False
         self._add = library[f"add_deltas_{_KINDS[room.dtype]}"]
-        self._tiles = library.isa == "amx" and room.dtype == torch.bfloat16
+        self._in_pairs = library.isa != "avx2" and room.dtype == torch.bfloat16
         self._held: list[Tensor | None] = [None] * room.slots
         # as native/adapters.h reads it: AdapterSide, then an InSlot for each slot
         self._numbers = np.zeros(_HEADER + 3 * room.slots, np.int64)
@@ -67,7 +66,7 @@ class NativeSide(AdapterSide):
         parts = sorted(touched)
         block = None
         if touched:
-            block = (_in_tiles if self._tiles else _in_rows)(rank, [touched[part] for part in parts])
+            block = (_in_pairs if self._in_pairs else _in_rows)(rank, [touched[part] for part in parts])
         address = 0 if block is None else block.data_ptr()
         self._held[slot] = block
         at = _HEADER + 3 * slot
@@ -89,14 +88,11 @@ def _in_rows(rank: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.cat([*(a.reshape(-1) for a, _ in pairs), *(b.reshape(-1) for _, b in pairs)])
 
 
-def _in_tiles(rank: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """As in adapters_amx.h."""
-    steps = -(-rank // _MOST_STEP)
-    pairs_a_step = -(-rank // (2 * steps))
-    filled = steps * pairs_a_step * 2
+def _in_pairs(rank: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """As in adapters_pairs.h."""
+    filled = rank + rank % 2
     a = torch.cat([F.pad(a, (0, 0, 0, filled - rank)) for a, _ in pairs])
-    a = F.pad(a, (0, 0, 0, -len(a) % _TILE_RANKS))
-    a = a.view(-1, _TILE_RANKS, a.shape[1] // _TILE_INPUTS, _TILE_INPUTS // 2, 2).permute(2, 0, 3, 1, 4)
-    whole = [F.pad(b, (0, 0, 0, filled - rank)) for _, b in pairs]
-    columns = [b.view(steps, pairs_a_step, 2, b.shape[1] // _LANES, _LANES).permute(3, 0, 1, 4, 2) for b in whole]
+    a = F.pad(a, (0, 0, 0, -len(a) % _LANES))
+    a = a.view(len(a), -1, 2).transpose(0, 1)
+    columns = [F.pad(b, (0, 0, 0, filled - rank)).view(filled // 2, 2, -1, _LANES).permute(2, 0, 3, 1) for _, b in pairs]
     return torch.cat([each.reshape(-1) for each in (a, *columns)])

@@ -1,6 +1,6 @@
 // LoRA deltas of rows that each have an adapter of their own, added to a product's rows. Two passes: a row's few numbers (shrink), then those
 // into its columns (expand). Rows of one adapter are taken together and share what is read of it; each row adds up in the same order alone
-// and in company. T is float or bf16; sums are float32. bf16 with AMX is adapters_amx.h, everything else is here.
+// and in company. T is float or bf16; sums are float32. adapters_pairs.h has bf16 with vectors of 16.
 //
 // What lies in a slot is one block of memory, A and then B, made by layers/native_adapters.py of the parts that the adapter touches, in the
 // order of parts:
@@ -98,12 +98,8 @@ constexpr int64_t GROUP_RANKS = W / FEW_ROWS;  // their dot products are one vec
 // Two vectors' worth of a dot product.
 inline V dot_step(const float* x, const float* a, V sum) { return fma(load(x), load(a), sum); }
 inline V dot_step(const bf16* x, const bf16* a, V sum) {
-#if defined(__AVX512BF16__)
-    return _mm512_dpbf16_ps(sum, (__m512bh)load_pairs(x), (__m512bh)load_pairs(a));
-#else
     Raw of_x = load_pairs(x), of_a = load_pairs(a);
     return fma(odd(of_x), odd(of_a), fma(even(of_x), even(of_a), sum));
-#endif
 }
 
 // numbers[i][r] of the group's rows: dot products of x with A's rows, of all touched parts.
@@ -178,8 +174,8 @@ inline void add_deltas(const Deltas<T>& d) {
 
 }  // namespace pagoda
 
-#if defined(__AMX_BF16__)
-#include "adapters_amx.h"
+#if defined(__AVX512F__)
+#include "adapters_pairs.h"
 #endif
 
 namespace pagoda {
