@@ -23,8 +23,9 @@ QUOTED_FOR = 8
 TRIAL = 4
 """Rows of a trial while speculation is off, or an eighth of all; and tokens of each."""
 TRIAL_STEPS = 3
-FIRST_PAUSE, LONGEST_PAUSE = 32, 1024
-"""Steps without speculation between two trials; twice as many after each that failed."""
+FIRST_PAUSE, LONGEST_PAUSE, PAUSE_OF_ROW = 16, 1024, 16
+"""Steps without speculation between two trials; twice as many after each that failed, up to so many a row: what few rows do is another
+thing with the next request."""
 SURE_STEPS = 16
 """With guesses that gained, before a pause is short again."""
 PLAIN_EVERY = 32
@@ -151,7 +152,8 @@ class Speculation:
             if steps > SURE_STEPS and gain >= LEAST_GAIN:
                 self._pause = FIRST_PAUSE
             return True
-        self._paused, self._pause, self._paused_rows = self._pause, min(2 * self._pause, LONGEST_PAUSE), rows
+        longest = min(max(PAUSE_OF_ROW * rows, FIRST_PAUSE), LONGEST_PAUSE)
+        self._paused, self._pause, self._paused_rows = min(self._pause, longest), min(2 * self._pause, longest), rows
         self._offer_left = 0
         self._seen.payoff.doubt(rows)
         for sequence in running:
