@@ -47,6 +47,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pagoda_router/drafting/",
             "pagoda_router/placement/",
             "pagoda_router/fleet.py",
+            "pagoda_router/fleet_texts.py",
             "pagoda_router/fleet_adapters.py",
             "pagoda_router/adapters.py",
             "pagoda_router/generation.py",
