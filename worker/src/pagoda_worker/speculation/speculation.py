@@ -137,7 +137,7 @@ class Speculation:
             return self._trial
         self._paused = 0
         if not self._seen.payoff.knows(rows):
-            return False  # first steps without drafts show what they take
+            return self._remote is not None  # first steps without drafts show what they take; those that came cost nothing to make
         if not self._tried:
             self._tried = self._trial = True
             self._paused, self._paused_rows = TRIAL_STEPS - 1, rows
