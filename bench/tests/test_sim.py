@@ -111,7 +111,7 @@ def test_waiting_in_the_router_instead_of_a_full_worker_costs_no_throughput_and_
 def test_predicted_is_no_worse_than_least_loaded_elsewhere(workload):
     ours, theirs = small(workload, PolicyName.PREDICTED), small(workload, PolicyName.LEAST_LOADED)
     assert ours["ttft_p95_s"] <= 1.05 * theirs["ttft_p95_s"]
-    assert ours["tpot_p95_s"] <= 1.1 * theirs["tpot_p95_s"]  # a run this small has few answers: its 95th percentile is one of them
+    assert ours["tpot_p95_s"] <= 1.15 * theirs["tpot_p95_s"]  # a run this small has few answers: its 95th percentile is one of them
 
 
 @pytest.mark.parametrize("slowness", [None, 4.0], ids=["joins late", "slow"])

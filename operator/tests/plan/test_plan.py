@@ -213,7 +213,7 @@ def test_the_older_model_keeps_a_name_that_two_claim() -> None:
 
 def test_an_adapter_that_another_model_answers_for_is_said_of_the_model_that_declares_it() -> None:
     def adapting(name: str, adapters: list[str], age_s: int) -> dict[str, Any]:
-        declared = [{"name": each, "source": "file:///adapters"} for each in adapters]
+        declared = [{"name": each, "source": f"pvc://adapters/{each}"} for each in adapters]
         return inference_model(name, {"model": {"source": TINY}, "servedNames": [name], "adapters": declared}, age_s=age_s)
 
     old, young, youngest = adapting("old", ["sql", "chat"], 100), adapting("young", ["sql", "own"], 10), serving("chat", ["chat"], 1)

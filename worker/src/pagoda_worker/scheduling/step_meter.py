@@ -26,6 +26,7 @@ class StepMeter:
     def start_from(self, *, prefill_tokens_per_s: float, decode_step_ms: float, chunk_tokens: int = 0) -> None:
         """Measured before the first step; 0: not known. `chunk_tokens`: of the prompt that told the rate."""
         self._prefill_tokens_per_s, self._decode_step_ms = prefill_tokens_per_s, decode_step_ms
+        self._prefill_cost = PrefillCost()
         if prefill_tokens_per_s and decode_step_ms and chunk_tokens:
             chunk_ms = 1000 * chunk_tokens / prefill_tokens_per_s
             self._prefill_cost = PrefillCost(StepCost.measured(chunk_tokens, chunk_ms, decode_step_ms))
