@@ -9,10 +9,11 @@ from statistics import fmean
 import pytest
 
 from pagoda_bench.errors import ResultFormatError, SettingsError
+from pagoda_bench.marked import replaced
 from pagoda_bench.peers.cases import model_named
 from pagoda_bench.results import FOLDER, Result, Row, read
 from pagoda_bench.tour.measure import PEER, Answers, measure
-from pagoda_bench.tour.pages import AIMS, BEGIN, END, PAGES, replaced, sections, shown
+from pagoda_bench.tour.pages import AIMS, BEGIN, END, PAGES, sections, shown
 from pagoda_bench.tour.rows import rows, same_tokens
 from pagoda_bench.tour.run import run
 from pagoda_bench.tour.stages import BATCH, CONTEXT, STAGES, label
@@ -29,7 +30,7 @@ def result() -> Result:
 @pytest.mark.parametrize("name", ALL_PAGES)
 def test_a_page_shows_the_figures_of_the_result_file(name: str, result: Result):
     page = (PAGES / name).read_text()
-    assert replaced(page, sections(result)[name], name) == page, "run `pagoda bench tour`"
+    assert replaced(page, BEGIN, END, sections(result)[name], f"tour/{name}") == page, "run `pagoda bench tour`"
 
 
 @pytest.mark.parametrize("name", ALL_PAGES)
@@ -117,9 +118,9 @@ def test_a_figure_is_shown_with_its_unit(row: Row, text: str):
 
 
 def test_a_page_that_lost_its_markers_is_named():
-    assert replaced(f"a\n{BEGIN}\nold\n{END}\nb", "new", "x.md") == f"a\n{BEGIN}\nnew\n{END}\nb"
+    assert replaced(f"a\n{BEGIN}\nold\n{END}\nb", BEGIN, END, "new", "tour/x.md") == f"a\n{BEGIN}\nnew\n{END}\nb"
     with pytest.raises(ResultFormatError, match=r"docs/tour/x\.md lacks the markers"):
-        replaced("nothing", "new", "x.md")
+        replaced("nothing", BEGIN, END, "new", "tour/x.md")
 
 
 def test_a_number_of_requests_that_leaves_a_batch_short_is_refused():

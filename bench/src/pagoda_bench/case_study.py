@@ -6,7 +6,7 @@ Measures nothing; a file that is not there gives no line. A test holds the docum
 from collections.abc import Iterator
 from pathlib import Path
 
-from pagoda_bench.errors import ResultFormatError
+from pagoda_bench.marked import replaced
 from pagoda_bench.results import FOLDER, Result, Row, read
 from pagoda_bench.tour.pages import shown
 
@@ -36,12 +36,8 @@ def main() -> None:
 
 def with_figures(text: str, folder: Path) -> str:
     """Raises ResultFormatError for a document without the markers, or a file that is no result."""
-    head, found, rest = text.partition(BEGIN)
-    _, closed, tail = rest.partition(END)
-    if not found or not closed:
-        raise ResultFormatError(f"docs/case-study.md lacks the markers {BEGIN} and {END}")
     lines = [*_peers(_result(folder, "peers")), "", *_singles(folder)]
-    return "\n".join([head + BEGIN, *lines, END]) + tail
+    return replaced(text, BEGIN, END, "\n".join(lines), "case-study.md")
 
 
 def _result(folder: Path, name: str) -> Result | None:

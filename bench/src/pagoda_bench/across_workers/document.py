@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pagoda_bench.errors import ResultFormatError
 from pagoda_bench.hardware import Hardware
+from pagoda_bench.marked import replaced
 from pagoda_bench.results import Result
 
 BEGIN = "<!-- speculation across workers: written by `make bench-speculation-router`, not by hand -->"
@@ -55,11 +56,7 @@ def points_of(result: Result) -> list[Point]:
 
 def with_table(text: str, result: Result) -> str:
     """Raises ResultFormatError for a document without markers."""
-    head, found, rest = text.partition(BEGIN)
-    _, closed, tail = rest.partition(END)
-    if not found or not closed:
-        raise ResultFormatError(f"docs/speculation.md lacks the markers {BEGIN} and {END}")
-    return "\n".join([head + BEGIN, *_lines(result), "", _where(result), END]) + tail
+    return replaced(text, BEGIN, END, "\n".join([*_lines(result), "", _where(result)]), "speculation.md")
 
 
 def _lines(result: Result) -> Iterator[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pagoda_bench.costs.jobs import INVARIANT
 from pagoda_bench.costs.ranks import RANKS
-from pagoda_bench.errors import ResultFormatError
 from pagoda_bench.hardware import Hardware
+from pagoda_bench.marked import replaced
 from pagoda_bench.results import FOLDER, Result, Row
 from pagoda_bench.tour.pages import shown
 
@@ -52,11 +52,7 @@ def write_table(result: Result, docs: Path) -> Path:
 
 def with_table(text: str, result: Result) -> str:
     begin, end = markers(result.benchmark)
-    head, found, rest = text.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not found or not closed:
-        raise ResultFormatError(f"docs/{DOCUMENTS[result.benchmark]} lacks the markers {begin} and {end}")
-    return "\n".join([head + begin, *_lines(result), "", _measured_where(result), end]) + tail
+    return replaced(text, begin, end, "\n".join([*_lines(result), "", _measured_where(result)]), DOCUMENTS[result.benchmark])
 
 
 def _lines(result: Result) -> Iterator[str]:

@@ -7,8 +7,8 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pagoda_bench.errors import ResultFormatError
 from pagoda_bench.hardware import Hardware
+from pagoda_bench.marked import replaced
 from pagoda_bench.quality.engine import PATHS
 from pagoda_bench.results import Result, Row
 
@@ -159,13 +159,9 @@ def markdown(result: Result, pictures: Sequence[str] = ()) -> str:
 
 def with_tables(document: str, result: Result) -> str:
     """Raises ResultFormatError for a document without the markers."""
-    head, found, rest = document.partition(BEGIN)
-    _, closed, tail = rest.partition(END)
-    if not found or not closed:
-        raise ResultFormatError(f"docs/quantization.md lacks the markers {BEGIN} and {END}")
     said = " ".join(f"{note[0].upper()}{note[1:]}." for note in result.notes)
     parts = ["\n".join(overview(result.rows)), "\n".join(gates(result.rows)), f"`{result.command}` · {machine_line(result)}. {said}"]
-    return f"{head}{BEGIN}\n" + "\n\n".join(part for part in parts if part) + f"\n{END}{tail}"
+    return replaced(document, BEGIN, END, "\n\n".join(part for part in parts if part), "quantization.md")
 
 
 def machine_line(result: Result) -> str:

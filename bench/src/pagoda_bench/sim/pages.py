@@ -6,7 +6,7 @@ Pure but for `write_page`. The prose around the markers is written by hand. Call
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pagoda_bench.errors import ResultFormatError
+from pagoda_bench.marked import replaced
 from pagoda_bench.results import FOLDER, Result
 from pagoda_bench.sim.report import OURS, WORKLOADS, aims_table
 
@@ -25,13 +25,9 @@ def write_page(result: Result, page: Path = PAGE) -> None:
 def with_tables(text: str, result: Result) -> str:
     name = result.benchmark
     begin, end = f"<!-- {name}: written by `{COMMANDS[name]}`, not by hand -->", f"<!-- {name}: end -->"
-    head, found, rest = text.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not found or not closed:
-        raise ResultFormatError(f"docs/routing.md lacks the markers {begin} and {end}")
     lines = _ranks(result) if name == RANK_ORDER else _policies(result)
     where = f"`{result.command}`, commit {result.commit}, {result.date}."
-    return "\n".join([head + begin, *lines, "", where, end]) + tail
+    return replaced(text, begin, end, "\n".join([*lines, "", where]), "routing.md")
 
 
 def _policies(result: Result) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from pagoda_bench.errors import ResultFormatError
 from pagoda_bench.hardware import Hardware
+from pagoda_bench.marked import replaced
 from pagoda_bench.results import FOLDER, Result, Row
 from pagoda_bench.speculation.work import DRAFT_TOKENS
 from pagoda_bench.tour.pages import shown
@@ -15,11 +15,7 @@ END = "<!-- speculation: end -->"
 
 def with_table(text: str, result: Result) -> str:
     """Raises ResultFormatError for a document without markers."""
-    head, found, rest = text.partition(BEGIN)
-    _, closed, tail = rest.partition(END)
-    if not found or not closed:
-        raise ResultFormatError(f"docs/{DOCUMENT.name} lacks the markers {BEGIN} and {END}")
-    return "\n".join([head + BEGIN, *_lines(result), "", _where(result), END]) + tail
+    return replaced(text, BEGIN, END, "\n".join([*_lines(result), "", _where(result)]), DOCUMENT.name)
 
 
 def _lines(result: Result) -> Iterator[str]:

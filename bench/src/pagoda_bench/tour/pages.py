@@ -6,8 +6,8 @@ Pure but for `write_pages`. The prose around the markers is written by hand.
 from collections.abc import Iterator
 from pathlib import Path
 
-from pagoda_bench.errors import ResultFormatError
 from pagoda_bench.hardware import Hardware
+from pagoda_bench.marked import replaced
 from pagoda_bench.results import FOLDER, Result, Row
 from pagoda_bench.tour.measure import PEER
 from pagoda_bench.tour.stages import STAGES, Stage, figure, label
@@ -29,17 +29,9 @@ def write_pages(result: Result, folder: Path) -> list[Path]:
     paths = []
     for name, section in sections(result).items():
         path = folder / name
-        path.write_text(replaced(path.read_text(), section, name))
+        path.write_text(replaced(path.read_text(), BEGIN, END, section, f"tour/{name}"))
         paths.append(path)
     return paths
-
-
-def replaced(page: str, section: str, name: str) -> str:
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ResultFormatError(f"docs/tour/{name} lacks the markers {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n{section}\n{END}{tail}"
 
 
 def sections(result: Result) -> dict[str, str]:

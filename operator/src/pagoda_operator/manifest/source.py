@@ -35,17 +35,12 @@ class Cache:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelSource:
+class Source:
+    """Where files are: a scheme and what it leads to."""
+
     source: str
     revision: str | None = None
     """Branch, tag or commit of a hub's repository. None: main."""
-    endpoint: str | None = None
-    """Of the hub or the S3 server. None: the public one."""
-    token_secret: SecretKey | None = None
-    credentials_secret: str | None = None
-    """Its keys are AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if needed, AWS_SESSION_TOKEN and AWS_REGION."""
-    cache: Cache | None = None
-    """None: each worker fetches into a folder of its own pod."""
 
     @property
     def scheme(self) -> str:
@@ -57,28 +52,27 @@ class ModelSource:
         """What follows "://": a name, an absolute folder, ORG/NAME, BUCKET/PREFIX, CLAIM/FOLDER."""
         return self.source.partition("://")[2]
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSource(Source):
+    endpoint: str | None = None
+    """Of the hub or the S3 server. None: the public one."""
+    token_secret: SecretKey | None = None
+    credentials_secret: str | None = None
+    """Its keys are AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if needed, AWS_SESSION_TOKEN and AWS_REGION."""
+    cache: Cache | None = None
+    """None: each worker fetches into a folder of its own pod."""
+
     @property
     def fetched(self) -> bool:
         return self.scheme in FETCHED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Adapter:
+class Adapter(Source):
     """A LoRA adapter of the model."""
 
     name: str
-    source: str
-    revision: str | None = None
-    """Of a hub's repository. None: main."""
-
-    @property
-    def scheme(self) -> str:
-        """hf | pvc | file"""
-        return self.source.partition("://")[0]
-
-    @property
-    def location(self) -> str:
-        return self.source.partition("://")[2]
 
 
 def source(written: Mapping[str, Any]) -> ModelSource:
