@@ -13,12 +13,17 @@ import torch
 from logits_tap import Truth, logits_of
 from random_adapter import GPT2_ALL, merge, write_adapter
 from random_checkpoint import VOCAB, kv_bytes, small_engine
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import AdapterError, AdapterNotFound, ConfigError
 from pagoda_worker.request import Request, Sampling
+from pagoda_worker.speculation.ngram import NgramProposer
+from pagoda_worker.speculation.proposer import Proposer
+from pagoda_worker.speculation.speculation import Speculation
+from pagoda_worker.speculation.suffix import SuffixProposer
 
 TOLERANCE = 1e-4
 Checkpoint = Callable[..., Path]
@@ -232,6 +237,19 @@ def test_what_would_be_computed_wrongly_is_refused_with_the_field_or_tensor(
         engine.adapters.load("bad", write_adapter(tmp_path / "bad", base, targets=("q_proj",), **fields))
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_adapter_with_a_value_that_is_no_number_is_refused_with_its_tensor(checkpoint: Checkpoint, tmp_path: Path, value: float):
+    """Beside other rows it could reach them: zero times infinity is no zero."""
+    base = checkpoint("untied")
+    folder, engine = write_adapter(tmp_path / "bad", base), small_engine(base)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = next(each for each in tensors if each.endswith("0.mlp.up_proj.lora_B.weight"))
+    tensors[name][3, 1] = value
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=rf"tensor '{name}' holds a value that is not finite in float32"):
+        engine.adapters.load("bad", folder)
+
+
 def test_a_file_that_is_cut_short_or_missing_is_refused(checkpoint: Checkpoint, tmp_path: Path):
     base = checkpoint("untied")
     folder, engine = write_adapter(tmp_path / "cut", base), small_engine(base)
@@ -274,11 +292,13 @@ def test_an_adapter_beside_quantized_weights_adds_the_same_as_beside_what_they_m
     assert torch.nn.functional.cosine_similarity(made, meant, dim=0) > alike
 
 
-@pytest.mark.parametrize("settings", [{"speculative": "ngram"}, {"speculative": "suffix"}], ids=str)
-def test_guessed_tokens_are_verified_with_the_adapter(adapted: Adapted, settings: dict[str, Any]):
+@pytest.mark.parametrize("proposer", [NgramProposer, SuffixProposer])
+def test_guessed_tokens_are_verified_with_the_adapter(adapted: Adapted, proposer: Callable[[], Proposer]):
+    """Guessed always: whether it pays is a question of time, which a busy machine answers with no."""
     names = ["a0", "", "a1", "a2"]
     prompts = [prompt(4, seed=i) * 8 for i in range(len(names))]
-    engine = adapted.engine(**settings)
+    engine = adapted.engine(speculative="ngram")
+    engine.speculation = Speculation(proposer(), tokens=4, possible=engine.constraints.longest_possible, adapting=False)
     with logits_of(engine) as seen:
         guessed = engine.generate(prompts, max_tokens=40, ignore_eos=True, adapters=names)
     plain = adapted.engine().generate(prompts, max_tokens=40, ignore_eos=True, adapters=names)

@@ -50,6 +50,10 @@ inline void prefetch_to_l2(const bf16* at, int64_t lines) {
     for (int64_t i = 0; i < lines; i++) _mm_prefetch(reinterpret_cast<const char*>(at + i * 32), _MM_HINT_T1);
 }
 
+}  // namespace pagoda
+#include "adapters_in_tiles.h"
+namespace pagoda {
+
 // At most 16 rows, two panels: each weight is read once and used at once.
 inline void few_rows(const Product& p, int64_t panel, bool second) {
     TileShape shape(p.M);
@@ -73,12 +77,20 @@ inline void few_rows(const Product& p, int64_t panel, bool second) {
         }
     }
     alignas(64) float sums[16 * PANEL];
+    if (p.added) add_to_sums(*p.added, 0, panel);
     _tile_stored(0, sums, PANEL * 4);
     _tile_stored(1, sums + 16, PANEL * 4);
     finish(p, sums, 0, p.M, panel);
     if (second) {
         _tile_stored(2, sums, PANEL * 4);
         _tile_stored(3, sums + 16, PANEL * 4);
+        if (p.added) {
+            _tile_loadd(0, sums, PANEL * 4);
+            _tile_loadd(1, sums + 16, PANEL * 4);
+            add_to_sums(*p.added, 0, panel + 1);
+            _tile_stored(0, sums, PANEL * 4);
+            _tile_stored(1, sums + 16, PANEL * 4);
+        }
         finish(p, sums, 0, p.M, panel + 1);
     }
     _tile_release();
@@ -137,6 +149,7 @@ inline void block_by_panels(const Product& p, const bf16* packed, int64_t m0, in
                 if (step % 8 == 4) _tile_stored(0, nowhere, 0);
                 if (strip == 0) prefetch_to_l1(w + AHEAD * 2 * TILE, 32);
                 if (next) prefetch_to_l2(next + step * lines * 32, lines);
+                if (next && last && p.added) p.added->prefetch(m / STRIP, panel + ahead, step, steps);
                 _tile_loadd(6, w, 64);
                 _tile_loadd(4, upper, 64);
                 _tile_dpbf16ps(0, 4, 6);
@@ -147,6 +160,7 @@ inline void block_by_panels(const Product& p, const bf16* packed, int64_t m0, in
                 _tile_dpbf16ps(3, 5, 7);
             }
             if (last) {
+                if (p.added) add_to_sums(*p.added, m / STRIP, panel);
                 store_sums(own[which]);
                 waiting = {own[which], m, panel, 0, there};
             } else {

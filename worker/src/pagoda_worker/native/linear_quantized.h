@@ -28,6 +28,7 @@ struct QuantizedProduct {
     int64_t M, N, K, ldx, ldy, groups;
     int epilogue;
     bool four_bits, wide;  // wide: x, bias, residual and y are float
+    const Added* added = nullptr;
 
     int64_t panels() const { return (N + PANEL - 1) / PANEL; }
     int64_t steps() const { return (K + STEP_8 - 1) / STEP_8; }

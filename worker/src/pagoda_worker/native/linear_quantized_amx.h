@@ -62,6 +62,7 @@ struct Pending {
     const int32_t* dots = nullptr;  // [rows, 32]
     float* totals = nullptr;        // [rows, 32]
     int64_t m = 0, panel = 0, group = 0, row = 0, rows = 0;
+    const float* added = nullptr;  // [rows, 32] by adapters, of the last group
 
     void add_rows(const QuantizedProduct& p, const Activations& a, int64_t most) {
         if (row >= rows) return;
@@ -78,12 +79,22 @@ struct Pending {
                 Raw dot = load_whole(dots + row * PANEL + c * W);
                 V sum = FORM == FOUR_OPENED ? fma(to_floats(dot), scale[c], before)
                                             : add_group<FORM == FOUR>(before, dot, zero[c], sum_of_x, scale[c]);
-                store(total + c * W, last ? sum * unit : sum);
+                if (last) sum = added ? fma(sum, unit, load(added + row * PANEL + c * W)) : sum * unit;
+                store(total + c * W, sum);
             }
             if (last) finish(p, total, m + row, 1, panel);
         }
     }
 };
+
+// What adapters add to rows m … of a panel, into `to`; null: nothing. The tiles are as shape_of(p.M, depth) before and after.
+inline const float* added_to(const QuantizedProduct& p, int64_t m, int64_t panel, int64_t depth, float* to) {
+    if (!p.added) return nullptr;
+    if (depth != STEP_8) configure(TileShape(p.M));
+    added_sums(*p.added, m / STRIP, panel, p.M > 16, to);
+    if (depth != STEP_8) configure(shape_of(p.M, depth));
+    return to;
+}
 
 // At most 16 rows, two panels in eight bits: each weight is read once and used at once.
 inline void few_rows_by_eight(const QuantizedProduct& p, const Activations& a, int64_t panel, bool second) {
@@ -107,13 +118,13 @@ inline void few_rows_by_eight(const QuantizedProduct& p, const Activations& a, i
         }
     }
     alignas(64) int32_t dots[2][16 * PANEL];
-    alignas(64) float totals[16 * PANEL];
+    alignas(64) float totals[16 * PANEL], more[16 * PANEL];
     _tile_stored(0, dots[0], PANEL * 4);
     _tile_stored(1, dots[0] + 16, PANEL * 4);
     _tile_stored(2, dots[1], PANEL * 4);
     _tile_stored(3, dots[1] + 16, PANEL * 4);
-    Pending<EIGHT>{dots[0], totals, 0, panel, 0, 0, p.M}.add_rows(p, a, p.M);
-    if (second) Pending<EIGHT>{dots[1], totals, 0, panel + 1, 0, 0, p.M}.add_rows(p, a, p.M);
+    Pending<EIGHT>{dots[0], totals, 0, panel, 0, 0, p.M, added_to(p, 0, panel, STEP_8, more)}.add_rows(p, a, p.M);
+    if (second) Pending<EIGHT>{dots[1], totals, 0, panel + 1, 0, 0, p.M, added_to(p, 0, panel + 1, STEP_8, more)}.add_rows(p, a, p.M);
     _tile_release();
 }
 
@@ -123,7 +134,7 @@ inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, in
     configure(shape_of(p.M, depth));
     alignas(64) uint8_t tiles[2][2 * TILE_8];
     alignas(64) int32_t dots[2][16 * PANEL];
-    alignas(64) float totals[16 * PANEL];
+    alignas(64) float totals[16 * PANEL], more[16 * PANEL];
     const uint8_t* w = p.panel(panel);
     unpack_step(w, tiles[0]);
     Pending<FOUR> pending;
@@ -146,7 +157,7 @@ inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, in
         pending.add_rows(p, a, 16);
         _tile_stored(0, dots[group % 2], PANEL * 4);
         _tile_stored(1, dots[group % 2] + 16, PANEL * 4);
-        pending = {dots[group % 2], totals, 0, panel, group, 0, p.M};
+        pending = {dots[group % 2], totals, 0, panel, group, 0, p.M, group + 1 == p.groups ? added_to(p, 0, panel, depth, more) : nullptr};
     }
     pending.add_rows(p, a, 16);
     _tile_release();
@@ -184,7 +195,7 @@ inline void rows_by_panels(const QuantizedProduct& p, const Activations& a, int6
     }
     configure(shape_of(16, depth));
     alignas(4096) int32_t dots[2][32 * PANEL];
-    alignas(64) float totals[2][32 * PANEL];
+    alignas(64) float totals[2][32 * PANEL], more[2][32 * PANEL];
     // What this thread multiplies next, most likely: its lines come from memory to L2, a few a step.
     int64_t ahead = panel0 + count * team.threads, lines = 0, all_steps = strips * count * a.steps, which = 0, step_in_all = 0;
     if (ahead + count <= p.panels()) lines = (count * bytes / 64 + all_steps - 1) / all_steps;
@@ -208,6 +219,7 @@ inline void rows_by_panels(const QuantizedProduct& p, const Activations& a, int6
                     if (!FOUR_BITS && step % 8 == 4) _tile_stored(0, dots[which], 0);
                     if (!FOUR_BITS && strip == 0) prefetch_lines(tile + AHEAD * 2 * TILE_8, 32);
                     if (lines) prefetch_lines_to_l2(next + step_in_all * lines * 64, lines);
+                    if (lines && p.added) p.added->prefetch(m / STRIP, ahead + panel - panel0, at / depth, a.steps * (STEP_8 / depth));
                     multiply_tiles<FOUR_BITS>(upper + whole + part, lower + whole + part, tile);
                 }
                 pending.add_rows(p, a, 32);
@@ -215,7 +227,8 @@ inline void rows_by_panels(const QuantizedProduct& p, const Activations& a, int6
                 _tile_stored(1, dots[which] + 16, PANEL * 4);
                 _tile_stored(2, dots[which] + 16 * PANEL, PANEL * 4);
                 _tile_stored(3, dots[which] + 16 * PANEL + 16, PANEL * 4);
-                pending = {dots[which], total, m, panel, group, 0, there};
+                const float* added = group + 1 == p.groups ? added_to(p, m, panel, depth, more[which]) : nullptr;
+                pending = {dots[which], total, m, panel, group, 0, there, added};
             }
         }
     }
