@@ -119,7 +119,6 @@ TGI_STREAM = (
 )
 
 
-
 def _tgi_text(index: int, text: str, finish: str = "", usage: str = "") -> bytes:
     """An event of /v1/completions: each prompt's last one has that prompt's usage."""
     return (
