@@ -74,23 +74,20 @@ def paced(duration_s: float, folder: Path) -> Iterator[Row]:
 def real(duration_s: float, folder: Path, names: Sequence[str] = WORKLOADS) -> Iterator[Row]:
     found: dict[str, TTFTS] = {name: {} for name in names}
     rows: dict[str, list[Row]] = {name: [] for name in names}
-    users: dict[str, list[Conversation]] = {}
-    profile: EngineProfile | None = None
-    for policy in reversed(POLICIES):  # the first spreads requests evenly: what measuring needs
-        with real_workers.stack(policy, folder) as running:
-            if profile is None:
-                profile = asyncio.run(real_workers.measure(running))
-                _say(f"real workers: step {1000 * profile.base_s:.2f} ms + {1000 * profile.row_s:.3f} a sequence + "
-                     f"{1e6 * profile.context_token_s:.2f} µs a token of context, prompt token {1e6 * profile.prompt_token_s:.0f} µs, "
-                     f"{profile.kv_tokens} tokens of KV cache")  # fmt: skip
-                users = {
-                    name: first_turns(name, profile, real_workers.WORKERS, duration_s, SEED, shape=real_workers.shorter) for name in names
-                }
+    first, *others = reversed(POLICIES)  # the first spreads requests evenly: what measuring needs
+    with real_workers.stack(first, folder) as running:
+        profile = asyncio.run(real_workers.measure(running))
+        _say(f"real workers: step {1000 * profile.base_s:.2f} ms + {1000 * profile.row_s:.3f} a sequence + "
+             f"{1e6 * profile.context_token_s:.2f} µs a token of context, prompt token {1e6 * profile.prompt_token_s:.0f} µs, "
+             f"{profile.kv_tokens} tokens of KV cache")  # fmt: skip
+        users = {name: first_turns(name, profile, real_workers.WORKERS, duration_s, SEED, shape=real_workers.shorter) for name in names}
+        for run, policy in enumerate([first, *others]):
+            if policy != first:
+                real_workers.route_by(policy, running, folder)
             for name in names:
-                answers = asyncio.run(real_workers.ask(running, users[name]))
+                answers = asyncio.run(real_workers.ask(running, users[name], run))
                 found[name][policy] = _ttfts(answers)
                 rows[name] += _told(f"{name} real", policy, answers)
-    assert profile is not None
     for name in names:
         yield from _compared(f"{name} real", rows[name], found[name], users[name], profile, real_workers.WORKERS)
         yield from _measured(f"{name} real", profile)

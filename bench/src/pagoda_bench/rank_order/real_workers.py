@@ -5,6 +5,7 @@ are is measured first, in the same run and both at once, since they share this m
 workers like these. Called by compare.py.
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -43,11 +44,32 @@ spec:
   routing: {{policy: {policy}}}
 """
 BLOCK_SIZE = 16
+APART_IDS = 2 * IDS
+ADOPTED_WITHIN_S = 20.0
 
 
 def stack(policy: str, folder: Path) -> AbstractContextManager[LocalStack]:
+    write_tenth_billion(folder / "model")
+    return local_stack(_manifest(policy, folder), extra_env={"PAGODA_DEVICE": "cpu"})
+
+
+def route_by(policy: str, running: LocalStack, folder: Path) -> None:
+    """From now on, with the same workers. Raises BenchError."""
+    running.pagoda("up", "--port", str(running.port), str(_manifest(policy, folder)))
+    deadline_s = time.monotonic() + ADOPTED_WITHIN_S
+    while time.monotonic() < deadline_s:
+        httpx.post(
+            f"{running.url}/v1/completions", json={"model": MODEL, "prompt": [FIRST_ID], "max_tokens": 1}, timeout=30
+        ).raise_for_status()
+        told = httpx.get(f"{running.url}/admin/v1/decisions", params={"limit": 1}, timeout=30).raise_for_status().json()
+        if [decision["policy"] for decision in told["decisions"]] == [policy]:
+            return
+        time.sleep(0.1)
+    raise BenchError(f"the router did not begin to route by {policy}")
+
+
+def _manifest(policy: str, folder: Path) -> Path:
     weights, manifest = folder / "model", folder / f"{policy}.yaml"
-    write_tenth_billion(weights)
     manifest.write_text(
         MANIFEST.format(
             model=MODEL,
@@ -59,7 +81,7 @@ def stack(policy: str, folder: Path) -> AbstractContextManager[LocalStack]:
             block=BLOCK_SIZE,
         )
     )
-    return local_stack(manifest, extra_env={"PAGODA_DEVICE": "cpu"})
+    return manifest
 
 
 def shorter(user: Conversation) -> Conversation:
@@ -80,8 +102,9 @@ def shorter(user: Conversation) -> Conversation:
     )
 
 
-async def ask(running: LocalStack, users: Sequence[Conversation]) -> list[Answer]:
-    asks = [_completion(user.at_s, prompt_of(user), user.turns[0].output_tokens) for user in users]
+async def ask(running: LocalStack, users: Sequence[Conversation], run: int) -> list[Answer]:
+    """`run`: a number of its own, which keeps its prompts apart from those that earlier runs left in the caches."""
+    asks = [_completion(user.at_s, [token + run * APART_IDS for token in prompt_of(user)], user.turns[0].output_tokens) for user in users]
     return await ask_all(running.url, asks, whole=False)
 
 
