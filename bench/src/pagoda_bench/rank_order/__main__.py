@@ -13,7 +13,7 @@ from pathlib import Path
 from pagoda_bench.errors import BenchError
 from pagoda_bench.rank_order.compare import APART, SEED, TIES, WORKLOADS, paced, real
 from pagoda_bench.rank_order.paced_fleet import PACE, WORKERS
-from pagoda_bench.rank_order.real_workers import MAX_RUNNING, SHORTER_OUTPUT, SHORTER_PROMPT
+from pagoda_bench.rank_order.real_workers import MAX_RUNNING, SHORTER, TENANTS
 from pagoda_bench.results import FOLDER, read, result_here, write
 from pagoda_bench.sim.pages import RANK_ORDER, write_page
 
@@ -40,7 +40,8 @@ def main() -> int:
         f"paced: a router process, asked over HTTP, before {WORKERS} workers with real sessions whose steps the model plays",
         f"their steps take {PACE:g} times an H100's",
         f"real: `pagoda up` with two workers of one core and a random Llama of 0.1B, maxRunning {MAX_RUNNING}",
-        f"its prompts are a {SHORTER_PROMPT}th and its answers a {SHORTER_OUTPUT}th as long as the workload's",
+        *(f"{name} real: prompts are 1/{prompts}, answers 1/{answers} of the workload's" for name, (prompts, answers) in SHORTER.items()),
+        f"shared-prefix real: {TENANTS} tenants, so many a worker as where 8 workers have 150",
         "how fast the simulator's workers are is measured on them in the same run (engine: step_…)",
         f"simulated_: the same users (seed {SEED}) and workers in the simulator; medians and extremes of {TIES} ways to break ties",
         f"pairs count where the simulated p95s differ {APART:g}-fold and by more than those extremes",

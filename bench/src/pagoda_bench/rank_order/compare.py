@@ -21,6 +21,8 @@ from pagoda_bench.sim.figures import percentile
 from pagoda_bench.sim.run import first_turns, played
 
 POLICIES = ("predicted", "least-loaded", "round-robin")
+EVENLY = "round-robin"
+"""While workers are measured."""
 WORKLOADS = ("mixed", "shared-prefix")
 SEED = 1
 TIES = 5
@@ -74,16 +76,14 @@ def paced(duration_s: float, folder: Path) -> Iterator[Row]:
 def real(duration_s: float, folder: Path, names: Sequence[str] = WORKLOADS) -> Iterator[Row]:
     found: dict[str, TTFTS] = {name: {} for name in names}
     rows: dict[str, list[Row]] = {name: [] for name in names}
-    first, *others = reversed(POLICIES)  # the first spreads requests evenly: what measuring needs
-    with real_workers.stack(first, folder) as running:
+    with real_workers.stack(EVENLY, folder) as running:
         profile = asyncio.run(real_workers.measure(running))
         _say(f"real workers: step {1000 * profile.base_s:.2f} ms + {1000 * profile.row_s:.3f} a sequence + "
              f"{1e6 * profile.context_token_s:.2f} µs a token of context, prompt token {1e6 * profile.prompt_token_s:.0f} µs, "
              f"{profile.kv_tokens} tokens of KV cache")  # fmt: skip
-        users = {name: first_turns(name, profile, real_workers.WORKERS, duration_s, SEED, shape=real_workers.shorter) for name in names}
-        for run, policy in enumerate([first, *others]):
-            if policy != first:
-                real_workers.route_by(policy, running, folder)
+        users = {name: real_workers.users_of(name, profile, duration_s, SEED) for name in names}
+        for run, policy in enumerate(POLICIES):
+            real_workers.route_by(policy, running, folder)
             for name in names:
                 answers = asyncio.run(real_workers.ask(running, users[name], run))
                 found[name][policy] = _ttfts(answers)

@@ -21,13 +21,17 @@ from pagoda_bench.rank_order.asking import Answer, Ask, ask_all
 from pagoda_bench.rank_order.prompts import FIRST_ID, IDS, prompt_of
 from pagoda_bench.sim.demand import Conversation, Turn
 from pagoda_bench.sim.engine_profile import EngineProfile
+from pagoda_bench.sim.run import first_turns
 
 WORKERS = 2
 MODEL = "real"
-MAX_RUNNING = 8
+MAX_RUNNING = 16
 MAX_BATCH_TOKENS, LONG_PREFILL_TOKENS = 1024, 256
-SHORTER_PROMPT, SHORTER_OUTPUT = 16, 4
-"""Times, than the workload's. A token of a prompt costs these cores more decode steps than it costs an H100: about four times."""
+SHORTER = {"mixed": (4, 8), "shared-prefix": (8, 8)}
+"""Times that prompts and answers are shorter than the workload's: so that a request takes these cores half a second and prompts still take
+most of it, as on the workload's own machines."""
+TENANTS = 38
+"""A worker has as many as in the study, where 8 workers have 150."""
 MOST_TOKENS = 4000
 """Of a prompt and its answer: what the model takes."""
 ROUNDS = 2
@@ -84,12 +88,19 @@ def _manifest(policy: str, folder: Path) -> Path:
     return manifest
 
 
-def shorter(user: Conversation) -> Conversation:
+def users_of(workload: str, profile: EngineProfile, duration_s: float, seed: int) -> list[Conversation]:
+    prompts, answers = SHORTER[workload]
+    return first_turns(
+        workload, profile, WORKERS, duration_s, seed, shape=lambda user: _shorter(user, prompts, answers), most_tenants=TENANTS
+    )
+
+
+def _shorter(user: Conversation, prompts: int, answers: int) -> Conversation:
     """Its first turn, at most as long as the model takes. Blocks stay whole, so that what is shared stays shared."""
     size, turn = user.block_size, user.turns[0]
-    prefix_tokens = user.prefix_tokens // (SHORTER_PROMPT * size) * size
-    own = max(2, (turn.prompt_tokens - user.prefix_tokens) // SHORTER_PROMPT)
-    output_tokens = max(2, turn.output_tokens // SHORTER_OUTPUT)
+    prefix_tokens = user.prefix_tokens // (prompts * size) * size
+    own = max(2, (turn.prompt_tokens - user.prefix_tokens) // prompts)
+    output_tokens = max(2, turn.output_tokens // answers)
     prompt_tokens = min(prefix_tokens + own, MOST_TOKENS - output_tokens)
     return Conversation(
         user.id,
