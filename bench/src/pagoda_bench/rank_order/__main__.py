@@ -17,6 +17,7 @@ from pagoda_bench.rank_order.real_workers import MAX_RUNNING, SHORTER, TENANTS
 from pagoda_bench.results import FOLDER, read, result_here, write
 from pagoda_bench.sim.pages import RANK_ORDER, write_page
 
+KINDS = ("paced", "real")
 PACKAGES = ("pagoda-bench", "pagoda-router", "pagoda-worker")
 
 
@@ -24,7 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pagoda_bench.rank_order", description=__doc__)
     parser.add_argument("--seconds", type=float, default=12.0, help="of arrivals at played workers, for each workload and policy")
     parser.add_argument("--real-seconds", type=float, default=20.0, help="the same at real ones")
-    parser.add_argument("--only", choices=("paced", "real"), help="one of the two")
+    parser.add_argument("--only", choices=KINDS, help="one of the two")
     parser.add_argument("--workload", choices=WORKLOADS, action="append", help="of the real part; all unless told")
     parser.add_argument("--output", type=Path, help="the result file; without it that of docs/routing.md, with its table")
     arguments = parser.parse_args()
@@ -52,7 +53,8 @@ def main() -> int:
     output = arguments.output or FOLDER / f"{RANK_ORDER}.json"
     if (arguments.only or arguments.workload) and output.is_file():  # the rest stays as it was measured
         measured = {row.case for row in rows}
-        result = replace(result, rows=[*(row for row in read(output).rows if row.case not in measured), *rows])
+        kept = [row for row in read(output).rows if row.case not in measured and row.case.split()[-1] in KINDS]
+        result = replace(result, rows=(*kept, *rows))
     write(result, output)
     if arguments.output is None:
         write_page(result)

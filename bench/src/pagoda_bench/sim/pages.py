@@ -70,9 +70,13 @@ def _with_spread(row: Row | None) -> str:
 
 
 def _order(found: Mapping[tuple[str, str, str], Row], case: str) -> str:
-    told_apart, tied = (int(found[case, "all", metric].value) for metric in ("pairs_told_apart", "pairs_tied"))
+    told_apart, tied = (_count(found, case, metric) for metric in ("pairs_told_apart", "pairs_tied"))
     ratio = found.get((case, "all", "pairs_in_order_ratio"))
-    words = (
-        f"of {told_apart} pairs that the simulator tells apart, {round(ratio.value * (told_apart - tied)) if ratio else 0} are in its order"
-    )
+    in_order = 0 if ratio is None else round(ratio.value * (told_apart - tied))
+    words = f"of {told_apart} pairs that the simulator tells apart, {in_order} are in its order"
     return words + (f", {tied} within the spread of the real ones" if tied else "")
+
+
+def _count(found: Mapping[tuple[str, str, str], Row], case: str, metric: str) -> int:
+    row = found.get((case, "all", metric))
+    return 0 if row is None else int(row.value)
