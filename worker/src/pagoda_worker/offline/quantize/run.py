@@ -13,9 +13,9 @@ from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
 from pagoda_worker.layers.attention import attend_sdpa
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.layers.rotary import rotary_table
-from pagoda_worker.models.checkpoint import gguf_in
 from pagoda_worker.models.files import CONFIG, Tensors, open_safetensors, read_json
 from pagoda_worker.models.formats.detection import layout_of
+from pagoda_worker.models.formats.gguf_file import gguf_in
 from pagoda_worker.models.llama import Llama
 from pagoda_worker.models.llama_config import PARSERS, LlamaConfig
 from pagoda_worker.models.registry import architecture_of
