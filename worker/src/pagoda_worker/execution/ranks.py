@@ -103,7 +103,7 @@ class Ranks:
         count = config.tensor_parallel
         if count == 1:
             return cls(ALONE, [], lost or _end_process)
-        meeting = Path(tempfile.mkdtemp(prefix="pagoda-ranks-")) / "meeting"
+        meeting = Path(tempfile.mkdtemp(prefix="pagoda-ranks-", dir=_in_memory())) / "meeting"
         followers = []
         for index in range(1, count):
             ours, theirs = socket.socketpair()
@@ -249,6 +249,11 @@ class Ranks:
                 self._heard.set()
                 raise ConfigError(f"rank {follower.index} of {self.rank.count}: {answer.message}", reason=answer.reason)
         return [expect(answer, kind) for answer in answers]
+
+
+def _in_memory() -> str | None:
+    """A folder that is memory, where pages that ranks share are not written to a disk; None: there is none."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def _spawn(connection: socket.socket) -> RankProcess:
