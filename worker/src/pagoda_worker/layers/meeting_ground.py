@@ -25,7 +25,7 @@ class GroundCollectives:
     def __init__(self, library: Library, group: Collectives, file: Path, *, patience_s: float) -> None:
         """`file`: in a folder that only these ranks can write; it may be removed when all ranks are here. `patience_s`: how long others are
         waited for."""
-        self.rank, self.size, self.name = group.rank, group.size, "shared memory"
+        self.rank, self.size, self.name, self.patience_s = group.rank, group.size, "shared memory", patience_s
         self._library, self._group = library, group
         length = _MOST_RANKS * _SEAT + self.size * 2 * _PIECE
         if self.rank == 0:
@@ -36,14 +36,14 @@ class GroundCollectives:
             self._memory = mmap.mmap(shared.fileno(), length)
         self._came = ctypes.c_int64()
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self._seat = (address, self.rank, self.size, int(patience_s))
+        self._seat = (address, self.rank, self.size)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Raises RanksOutOfStep when somebody does not come."""
         if (kind := _KINDS.get(x.dtype)) is None:
             return self._group.all_reduce(x)
         x = x.contiguous()
-        self._library[f"all_reduce_{kind}"](*self._seat, x.data_ptr(), x.numel(), ctypes.addressof(self._came))
+        self._library[f"all_reduce_{kind}"](*self._seat, int(self.patience_s), x.data_ptr(), x.numel(), ctypes.addressof(self._came))
         self._check()
         return x
 
@@ -51,7 +51,7 @@ class GroundCollectives:
         """Raises RanksOutOfStep when somebody does not come."""
         x = x.contiguous()
         parts = x.new_empty((self.size if self.rank == 0 else 0, *x.shape))
-        self._library["gather"](*self._seat, x.data_ptr(), parts.data_ptr(), x.nbytes, ctypes.addressof(self._came))
+        self._library["gather"](*self._seat, int(self.patience_s), x.data_ptr(), parts.data_ptr(), x.nbytes, ctypes.addressof(self._came))
         self._check()
         return parts.unbind()
 
