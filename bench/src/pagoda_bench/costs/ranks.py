@@ -23,7 +23,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 ON_GPUS: Mapping[str, Mapping[str, Any]] = {THREADS: {}, RANKS: {"tensor_parallel": 2}}
 """There a rank has a GPU, and threads do not matter."""
 STREAMS = (1, 8, 32)
-PROMPT_TOKENS, OUTPUT_TOKENS = 128, 16
+PROMPT_TOKENS, OUTPUT_TOKENS = 64, 16
 
 
 def tensor_parallel(place: Place, model: str, *, rounds: int, say: Say) -> Iterator[Row]:
