@@ -19,7 +19,11 @@ from pagoda_worker.models.texts import read_texts, read_tokenizer_json
 
 LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN_2 = LLAMA_3.replace("{1,3}", "")
-TEXT = ["It's 1234567 o'clock; we'LL see 12 cafés\n\n  and naïve Zürich, 東京 — ok?", "def f(x):\n\treturn x ** 2  # squares", " 3.14 !!\r\n"] * 3
+TEXT = [
+    "It's 1234567 o'clock; we'LL see 12 cafés\n\n  and naïve Zürich, 東京 — ok?",
+    "def f(x):\n\treturn x ** 2  # squares",
+    " 3.14 !!\r\n",
+] * 3
 SPECIAL = ["<|begin|>", "<|end|>", "<|pad|>"]
 
 
@@ -46,7 +50,9 @@ def published(name: str) -> Tokenizer:
     if name == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=330, special_tokens=[], initial_alphabet=alphabet, show_progress=False))
+    tokenizer.train_from_iterator(
+        TEXT, trainers.BpeTrainer(vocab_size=330, special_tokens=[], initial_alphabet=alphabet, show_progress=False)
+    )
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.add_tokens(["<tool>"])
     if name == "llama-bpe":

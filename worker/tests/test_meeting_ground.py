@@ -49,7 +49,7 @@ def ranks(tmp_path: Path) -> Iterator[list[GroundCollectives]]:
         made[rank] = GroundCollectives(LIBRARY, group, tmp_path / "ground", patience_s=60.0)
 
     at_once(join)
-    yield [made[rank] for rank in range(RANKS)]
+    return [made[rank] for rank in range(RANKS)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -235,7 +235,9 @@ def test_one_block_lives_at_a_time_and_what_was_mapped_is_given_back(
     monkeypatch.setattr(Safetensors, "read", open_)
     monkeypatch.setattr(Safetensors, "give_back", close)
     calibration = None if method == "rtn" else text
-    quantize(folder, tmp_path / "out", QuantizeSettings(to="int4", method=method, group_size=32, calibration=calibration, samples=4, length=32))
+    quantize(
+        folder, tmp_path / "out", QuantizeSettings(to="int4", method=method, group_size=32, calibration=calibration, samples=4, length=32)
+    )
     assert len(alive) == 4 * 9
     assert mapped == []
 

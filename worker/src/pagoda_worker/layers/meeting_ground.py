@@ -6,6 +6,7 @@ found each other with. Made by loading/rank.py; knows no model.
 
 import ctypes
 import mmap
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from pagoda_worker.native.library import Library
 _SEAT, _MOST_RANKS, _PIECE = 64, 64, 256 << 10
 """As in native/meeting.h."""
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def folder_in_memory() -> str | None:
+    """A folder that is memory, where pages that ranks share are not written to a disk; None: there is none."""
+    shared = "/dev/shm"  # noqa: S108  mkdtemp makes a folder of the process's own in it
+    return shared if os.access(shared, os.W_OK) else None
 
 
 class GroundCollectives:

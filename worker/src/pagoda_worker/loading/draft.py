@@ -40,7 +40,10 @@ def _words(folder: Path) -> object:
         tokenizer = json.loads(read_tokenizer_json(folder))
     except (ModelError, UnsupportedModel):
         return None
-    return {**dict(tokenizer.get("model", {}).get("vocab", {})), **{each["content"]: each["id"] for each in tokenizer.get("added_tokens", [])}}
+    return {
+        **dict(tokenizer.get("model", {}).get("vocab", {})),
+        **{each["content"]: each["id"] for each in tokenizer.get("added_tokens", [])},
+    }
 
 
 def load_draft(config: EngineConfig, *, dtype: torch.dtype, device: torch.device, max_model_len: int) -> Model | None:

@@ -24,6 +24,8 @@ class Rank:
     count: int = 1
     meeting: Path | None = None
     """The file by which the ranks find each other. None: there is one."""
+    apart: bool = False
+    """It is a process of its own, and keeps to its part of the cores. Left alone two ranks that wake each other end up on one."""
 
     def join(self, device: torch.device) -> Collectives:
         """Waits for the other ranks."""

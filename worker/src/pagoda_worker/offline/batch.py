@@ -4,8 +4,8 @@ A job: {"model_dir", "prompts": [[ids]] or "random": {"count", "prompt_tokens", 
 (prompts of their own), and any of _ENGINE_FIELDS}; or, instead of prompts and max_tokens, "requests": [{"prompt_ids", "max_tokens",
 "at_s"?}] with lengths and arrivals of their own (`replay.py`). With "adapters": {name: PEFT folder}, "adapter_names" has one for each
 prompt, "" for the base model. One JSON object goes to stdout. With `--lines`, stdin has a job a line until
-it ends, each on an engine of its own, and each answer is a line. With "counts", a list, "random" is asked that often with so many prompts, on
-one engine that was warmed by the first; the answer is {"load_s", "answers"}.
+it ends, each on an engine of its own, and each answer is a line. With "counts", a list, "random" is asked that often with so many prompts,
+on one engine that was warmed by the first; the answer is {"load_s", "answers"}.
 """
 
 import json

@@ -79,7 +79,8 @@ def gguf_in(folder: Path) -> Path | None:
 
 
 def read_header(path: Path, *, lists_of: str | None = None) -> GgufFile:
-    """`lists_of`: of metadata that begins so lists are kept, others are only counted. Raises ModelError for a file that is none, damaged or cut short, UnsupportedModel for what the engine does not read."""
+    """`lists_of`: of metadata that begins so lists are kept, others are only counted. Raises ModelError for a file that is none, damaged or
+    cut short, UnsupportedModel for what the engine does not read."""
     try:
         with path.open("rb") as file:
             return _Header(path, file, lists_of).read()

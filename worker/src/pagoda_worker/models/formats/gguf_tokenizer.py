@@ -1,7 +1,7 @@
 """The tokenizer in a GGUF file's metadata → the tokenizer.json that the model was published with. Pure.
 
-Only where the two are the same thing: byte-level BPE, whose tokens and merges are in the file whole, cut by a rule that is known by its name.
-Of SentencePiece's the file has scores, and not how its model was trained to split: those are refused.
+Only where the two are the same thing: byte-level BPE, whose tokens and merges are in the file whole, cut by a rule that is known by its
+name. Of SentencePiece's the file has scores, and not how the model was made to split: those are refused. Called by texts.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,7 @@ from pagoda_worker.models.formats.gguf_file import GgufFile
 PREFIX = "tokenizer."
 """Of the metadata whose lists are needed here."""
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,9 @@ def _cut_of(file: GgufFile) -> _Cut:
     model, name = file.metadata.get("tokenizer.ggml.model"), file.metadata.get("tokenizer.ggml.pre")
     instead = "put the tokenizer.json of the model it was made of beside it"
     if model != "gpt2":
-        raise UnsupportedModel(f"{file.path}: its tokenizer is of the kind {model!r}, of which only 'gpt2' (byte-level BPE) is read: {instead}")
+        raise UnsupportedModel(
+            f"{file.path}: its tokenizer is of the kind {model!r}, of which only 'gpt2' (byte-level BPE) is read: {instead}"
+        )
     if name not in _CUTS:
         known = ", ".join(_CUTS)
         raise UnsupportedModel(f"{file.path}: its tokenizer cuts text as {name!r} does, and only {known} are known exactly: {instead}")
@@ -131,7 +131,10 @@ def _added(file: GgufFile, tokens: list[str]) -> list[dict[str, Any]]:
 
 def _around(file: GgufFile, tokens: list[str], cut: _Cut) -> dict[str, Any]:
     """What stands before and after every text."""
-    ends = {"bos": file.metadata.get("tokenizer.ggml.add_bos_token", cut.begins), "eos": file.metadata.get("tokenizer.ggml.add_eos_token", False)}
+    ends = {
+        "bos": file.metadata.get("tokenizer.ggml.add_bos_token", cut.begins),
+        "eos": file.metadata.get("tokenizer.ggml.add_eos_token", False),
+    }
     numbers = {name: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name, wanted in ends.items() if wanted}
     if wrong := next((name for name, number in numbers.items() if not isinstance(number, int) or number >= len(tokens)), None):
         raise ModelError(f"{file.path}: tokenizer.ggml.{wrong}_token_id is no token, and every text is to have it")

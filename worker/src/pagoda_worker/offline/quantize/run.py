@@ -157,7 +157,9 @@ def _recipe(settings: QuantizeSettings, config: LlamaConfig, tensors: Tensors) -
     return Recipe(to="int4", group_size=group_size, symmetric=symmetric, scale_dtype=_DTYPES[stored.dtype])
 
 
-def _blocks(config: LlamaConfig, tensors: Tensors, pieces: Tensor | None, work: Work, device_name: str, news: News) -> Iterator[QuantizedBlock]:
+def _blocks(
+    config: LlamaConfig, tensors: Tensors, pieces: Tensor | None, work: Work, device_name: str, news: News
+) -> Iterator[QuantizedBlock]:
     device, total = torch.device(device_name), config.layers * len(LINEARS)
     length = 1 if pieces is None else pieces.shape[1]
     rotary = rotary_table(config.head_dim, length, config.rope, max_position=config.max_position, dtype=torch.float32, device=device)
