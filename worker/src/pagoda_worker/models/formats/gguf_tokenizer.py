@@ -104,7 +104,7 @@ def _cut_of(file: GgufFile) -> _Cut:
         raise UnsupportedModel(
             f"{file.path}: its tokenizer is of the kind {model!r}, of which only 'gpt2' (byte-level BPE) is read: {instead}"
         )
-    if name not in _CUTS:
+    if not isinstance(name, str) or name not in _CUTS:
         known = ", ".join(_CUTS)
         raise UnsupportedModel(f"{file.path}: its tokenizer cuts text as {name!r} does, and only {known} are known exactly: {instead}")
     return _CUTS[name]
@@ -135,9 +135,7 @@ def _around(file: GgufFile, tokens: list[str], cut: _Cut) -> dict[str, Any]:
         "bos": file.metadata.get("tokenizer.ggml.add_bos_token", cut.begins),
         "eos": file.metadata.get("tokenizer.ggml.add_eos_token", False),
     }
-    numbers = {name: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name, wanted in ends.items() if wanted}
-    if wrong := next((name for name, number in numbers.items() if not isinstance(number, int) or number >= len(tokens)), None):
-        raise ModelError(f"{file.path}: tokenizer.ggml.{wrong}_token_id is no token, and every text is to have it")
+    numbers = {name: _number(file, name, len(tokens)) for name, wanted in ends.items() if wanted}
     trimmed = _bytes(words=True)
     if not numbers:
         return trimmed
@@ -153,3 +151,11 @@ def _around(file: GgufFile, tokens: list[str], cut: _Cut) -> dict[str, Any]:
         },
     }
     return {"type": "Sequence", "processors": [trimmed, template]}
+
+
+def _number(file: GgufFile, name: str, count: int) -> int:
+    """Of the token that every text is to have."""
+    number = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+    if not isinstance(number, int) or not 0 <= number < count:
+        raise ModelError(f"{file.path}: tokenizer.ggml.{name}_token_id is {number!r}, no token, and every text is to have it")
+    return number
