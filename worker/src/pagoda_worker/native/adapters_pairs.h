@@ -37,7 +37,7 @@ inline void add_step(V (&sums)[N][C], const float* x, int64_t ldx, const bf16* w
         for (int c = 0; c < C; c++) evens[i][c] = odds[i][c] = broadcast(0.0f);
     for (int64_t p = 0; p < pairs; p++, w += down)
         for (int c = 0; c < C; c++) {
-
+            _mm_prefetch(reinterpret_cast<const char*>(w + c * across + READ_AHEAD), _MM_HINT_T0);
             Raw both = load_pairs(w + c * across);
             V of_even = even(both), of_odd = odd(both);
             for (int i = 0; i < N; i++) {

@@ -149,7 +149,7 @@ inline void block_by_panels(const Product& p, const bf16* packed, int64_t m0, in
                 if (step % 8 == 4) _tile_stored(0, nowhere, 0);
                 if (strip == 0) prefetch_to_l1(w + AHEAD * 2 * TILE, 32);
                 if (next) prefetch_to_l2(next + step * lines * 32, lines);
-
+                if (next && last && p.added) p.added->prefetch(m / STRIP, panel + ahead, step, steps);
                 _tile_loadd(6, w, 64);
                 _tile_loadd(4, upper, 64);
                 _tile_dpbf16ps(0, 4, 6);
