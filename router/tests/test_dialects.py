@@ -6,7 +6,7 @@ import recorded
 
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.backends.dialect import Load
-from pagoda_router.backends.openai_http import DIALECTS
+from pagoda_router.backends.looks import DIALECTS
 from pagoda_router.errors import BadRequest, ContextTooLong, UpstreamFailed
 from pagoda_router.relays import Relay
 
