@@ -158,11 +158,6 @@ inline void gate_halves(const T* y, T* out, int64_t rows, int64_t size, int64_t 
     });
 }
 
-#if defined(__AMX_BF16__)
-inline bool adds_in_tiles(const Product&) { return true; }
-inline bool adds_in_tiles(const QuantizedProduct& p) { return tiles_serve(p); }
-#endif
-
 // A product whose rows have adapters: it adds them in its sums where it has tiles, else they are added to its rows. What they add comes before the gate, so a gated product waits in memory, some rows at a time.
 // `run` computes a product of P's kind; T: of its x and y. `adapters`: an AdapterSide, null where the step has none.
 template <class T, class P, class Run>
@@ -173,13 +168,11 @@ inline void run_adapted(const P& p, const void* adapters, const void* of_rows, c
     const T* x = static_cast<const T*>(p.x);
     T* y = static_cast<T*>(p.y);
 #if defined(__AMX_BF16__)
-    if constexpr (std::is_same<T, bf16>::value) {
-        if (adds_in_tiles(p)) {
-            const Added added = added_in_tiles(Deltas<T>{side, slots, x, y, p.M, p.ldx, p.ldy});
-            P with = p;
-            if (!added.blocks.empty()) with.added = &added;
-            return run(with);
-        }
+    if constexpr (std::is_base_of<Product, P>::value) {
+        const Added added = added_in_tiles(Deltas<T>{side, slots, x, y, p.M, p.ldx, p.ldy});
+        P with = p;
+        if (!added.blocks.empty()) with.added = &added;
+        return run(with);
     }
 #endif
     if (p.epilogue != SILU_MUL) {
