@@ -181,7 +181,7 @@ def test_hugging_face_models_in_the_local_cache_are_used_from_there_others_are_t
 def test_sources_that_need_a_cluster_say_what_to_use_here() -> None:
     with pytest.raises(SourceMissing, match="one machine has no PersistentVolumeClaims; use file://"):
         resolve_source("pvc://claim/path", {})
-    with pytest.raises(SourceMissing, match="one machine has no PersistentVolumeClaims; use file://FOLDER or hf://ORG/NAME$"):
+    with pytest.raises(SourceMissing, match=r"one machine has no PersistentVolumeClaims; use file://FOLDER or hf://ORG/NAME$"):
         check_adapter("pvc://claim/path")
 
 
