@@ -104,7 +104,7 @@ class OtherRoutes:
                 self._key_of(scope)
             if path.startswith("/v1/responses/"):
                 raise NotFound("responses are not kept: each is in the answer to its own POST /v1/responses, and nowhere else")
-            raise NotFound(f"there is no {path[:200]}: see {', '.join((MODELS, *GENERATION_ENDPOINTS))}")
+            raise NotFound(f"there is no {path[:200]}: see {', '.join((MODELS, *GENERATION_ENDPOINTS, *sorted(CONVERSIONS)))}")
 
     def _key_of(self, scope: Scope) -> ApiKey:
         """Raises Unauthorized."""
