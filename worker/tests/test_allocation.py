@@ -35,7 +35,9 @@ def test_copies_are_contiguous_and_stay_what_they_were():
     tensors = [torch.randn(33, 7).T, torch.arange(9, dtype=torch.int8), torch.randn(4, 5).bfloat16()]
     copies = [pages.copy(tensor) for tensor in tensors]
     for copy, tensor in zip(copies, tensors, strict=True):
-        assert copy.is_contiguous() and copy.dtype == tensor.dtype and torch.equal(copy, tensor)
+        assert copy.is_contiguous()
+        assert copy.dtype == tensor.dtype
+        assert torch.equal(copy, tensor)
         assert copy.data_ptr() % HugePages.LINE_BYTES == 0
 
 
@@ -44,7 +46,8 @@ def test_what_is_larger_than_a_piece_has_one_to_itself():
     large = pages.copy(torch.ones(HugePages.PIECE_BYTES + 1, dtype=torch.int8))
     small = pages.copy(torch.ones(3))
     assert large.data_ptr() % HugePages.PAGE_BYTES == 0
-    assert large.sum(dtype=torch.int64) == len(large) and small.tolist() == [1, 1, 1]
+    assert large.sum(dtype=torch.int64) == len(large)
+    assert small.tolist() == [1, 1, 1]
 
 
 @needs_huge_pages

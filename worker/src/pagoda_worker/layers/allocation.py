@@ -1,5 +1,5 @@
-"""Memory of the host for what is large: zeroed, and taken when it is written, for what fills slowly (KV caches, tables of rows); on huge pages
-for weights that a CPU reads at every token."""
+"""Memory of the host for what is large: zeroed, and taken when it is written, for what fills slowly (KV caches, tables of rows); on huge
+pages for weights that a CPU reads at every token."""
 
 import contextlib
 import math
@@ -20,8 +20,8 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 
 
 class HugePages:
-    """Copies of tensors, one after another in pieces of memory that ask for huge pages: a core of a virtual machine read weights half as fast
-    again from those as from pages of 4 KiB (docs/log.md). A piece goes back when the last tensor in it does."""
+    """Copies of tensors, one after another in pieces of memory that ask for huge pages: a core of a virtual machine read twice as fast from
+    those as from pages of 4 KiB (docs/log.md). A piece goes back when the last tensor in it does."""
 
     PIECE_BYTES = 64 << 20
     """Of several tensors: a small one has no huge page to itself. What no tensor has reached yet takes no memory."""

@@ -199,7 +199,7 @@ inline void rows_by_panel_of_four(const QuantizedProduct& p, const Activations& 
     Following following(p, ahead, strips * a.steps);
     GroupedRows<T, EPILOGUE> waiting(p, a, panel);
     for (int64_t strip = 0; strip < strips; strip++) {
-        int64_t m = m0 + strip * 32, at = 0;
+        int64_t m = m0 + strip * 32, there = std::min<int64_t>(32, p.M - m), at = 0;
         const int8_t *upper = a.row(m), *lower = a.row(m + 16);
         for (int64_t group = 0; group < p.groups; group++, which ^= 1) {
             zero_sums();
@@ -208,10 +208,11 @@ inline void rows_by_panel_of_four(const QuantizedProduct& p, const Activations& 
                 following.ask();
                 multiply_tiles<true>(upper + whole + part, lower + whole + part, open + 2 * whole + part * 16);
                 waiting.finish(rows_a_step);
+                if (group == 0) waiting.end.ask(m + step * rows_a_step, m + std::min(there, (step + 1) * rows_a_step));
             }
             waiting.finish(32);
             store_dots(dots[which]);
-            waiting.dots = dots[which], waiting.m = m, waiting.group = group, waiting.row = 0, waiting.rows = std::min<int64_t>(32, p.M - m);
+            waiting.dots = dots[which], waiting.m = m, waiting.group = group, waiting.row = 0, waiting.rows = there;
         }
     }
     waiting.finish(32);
