@@ -21,13 +21,15 @@ from pagoda_worker.errors import CannotSleep
 from pagoda_worker.execution.alone import EngineRanks, ranks_of
 from pagoda_worker.execution.launching import Flight, launch
 from pagoda_worker.execution.starting import RunnerStart
+from pagoda_worker.facts import AdaptersState
+from pagoda_worker.layers.heap import keep_freed_memory
 from pagoda_worker.loading.adapters import AdapterDirectory, open_for
 from pagoda_worker.loading.loader import News, kernels_in_use
 from pagoda_worker.loading.self_test import Measured, measure
 from pagoda_worker.loading.sleep import Weights
 from pagoda_worker.loading.warm import warm
 from pagoda_worker.models.base import Model
-from pagoda_worker.request import AdaptersState, EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
+from pagoda_worker.request import EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
 from pagoda_worker.request_check import check_request
 from pagoda_worker.sampling.constraints import Constraints
 from pagoda_worker.sampling.structured import GrammarCompiler
@@ -103,6 +105,8 @@ class Engine:
         if self._limits.adapter_slots:
             open_for(model, self.adapters, self._config, self._dtype, self._device)
         self.runner = self._start_runner(model)
+        if self.runner.device.type == "cpu":
+            keep_freed_memory()
         measured, warmed = Measured(), None
         if self._config.self_test:
             self._news("measuring", 0, 0)
@@ -295,7 +299,7 @@ class Engine:
         on_step: Callable[[EngineState], None] | None = None,
     ) -> list[Completion]:
         """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence. `adapters`: one name
-        for each prompt; none: the base model. `on_step` hears the state after each step, before its updates."""
+        for each prompt; none: the base model. `on_update` and `on_step`: see Completions.run."""
         self.wake()
         usual = Request(
             request_id="",
@@ -308,15 +312,5 @@ class Engine:
             ignore_eos=ignore_eos,
             top_logprobs=top_logprobs,
         )
-        for request in Completions.requests(usual, prompts, adapters):
-            self.submit(request)
-        completions = Completions()
-        while self.has_work:
-            output = self.step()
-            if on_step:
-                on_step(output.state)
-            for update in output.updates:
-                completions.add(update)
-                if on_update:
-                    on_update(update)
+        completions = Completions.run(self, usual, prompts, adapters, on_update=on_update, on_step=on_step)
         return completions.finished(with_logprobs=top_logprobs is not None)

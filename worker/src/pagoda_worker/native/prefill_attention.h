@@ -168,9 +168,13 @@ struct Steps {
 };
 constexpr Steps STEPS;
 
-// What one row has seen so far.
+// What each row of a tile has seen so far. Room for whole groups of W rows.
 struct Seen {
-    float most = -INFINITY, total = 0.0f;
+    alignas(64) float most[TILE_ROWS + W], total[TILE_ROWS + W];
+    Seen() {
+        std::fill(most, most + TILE_ROWS + W, -INFINITY);
+        std::fill(total, total + TILE_ROWS + W, 0.0f);
+    }
 };
 
 // What stands for STRETCH quantized keys or values: themselves as numbers, and their scales. Of plain ones nothing: the cache is read itself.
@@ -192,31 +196,55 @@ struct Widened<Value, true> {
     }
 };
 
-// Softmax of one row's `width` scores, of which it sees those from … to, the others being weighted with nothing. `mixed` [D] shrinks to the
-// new maximum. Scales [width] of quantized keys multiply scores, those of values the weights; without, both are null.
+// Which scores count: of row r those from … to.
+struct Span {
+    int64_t from, to;
+};
+
+// Softmax of W rows' `width` scores each, of which a row sees its span, the others being weighted with nothing. `count` rows are there; those past
+// them are computed on whatever lies in their place, and not kept. `mixed` [count, D] shrinks to the new maxima. Maxima and sums of all W rows are
+// found together: of one alone either costs as much as its exponentials. Scales [width] of quantized keys multiply scores, those of values the
+// weights; without, both are null.
 template <bool QUANTIZED, class Value>
-inline void weigh_scores(const float* scores, int64_t width, float scale, int64_t from, int64_t to, Value* weights, Seen& seen, float* mixed, int64_t D,
-                         const float* key_scales, const float* value_scales) {
-    auto score = [&](int64_t i) {
-        if constexpr (QUANTIZED) return load(scores + i) * load(key_scales + i);
-        else return load(scores + i);
+inline void weigh_scores(const float* scores, int64_t width, float scale, const Span* spans, int64_t count, Value* weights, float* most_yet,
+                         float* total, float* mixed, int64_t D, const float* key_scales, const float* value_scales) {
+    auto score = [&](int64_t r, int64_t i) {
+        if constexpr (QUANTIZED) return load(scores + r * width + i) * load(key_scales + i);
+        else return load(scores + r * width + i);
     };
-    const float *begins = STEPS.up + STRETCH - from, *ends = STEPS.down + STRETCH - to;
-    V most = broadcast(-INFINITY), sums = broadcast(0.0f);
-    for (int64_t i = 0; i < width; i += W) {
-        V hidden = fma(load(begins + i), load(ends + i), broadcast(-1.0f));
-        most = max(most, fma(hidden, broadcast(3e38f), score(i) * broadcast(scale)));
+    V each[W];
+    for (int64_t r = 0; r < W; r++) {
+        const Span span = spans[std::min(r, count - 1)];
+        const float *begins = STEPS.up + STRETCH - span.from, *ends = STEPS.down + STRETCH - span.to;
+        V most = broadcast(-INFINITY);
+        for (int64_t i = 0; i < width; i += W) {
+            V hidden = fma(load(begins + i), load(ends + i), broadcast(-1.0f));
+            most = max(most, fma(hidden, broadcast(3e38f), score(r, i) * broadcast(scale)));
+        }
+        each[r] = most;
     }
-    const float now = std::max(seen.most, highest(most)), shrink = std::exp(seen.most - now);
-    for (int64_t i = 0; i < width; i += W) {
-        V p = exponential(fma(score(i), broadcast(scale), broadcast(-now))) * load(begins + i) * load(ends + i);
-        sums += p;
-        if constexpr (QUANTIZED) p = p * load(value_scales + i);
-        store(weights + i, p);
+    const V before = load(most_yet), now = max(before, highest_each(each)), shrink = exponential(before - now);
+    alignas(64) float highest[W], shrinks[W];
+    store(highest, now);
+    store(shrinks, shrink);
+    for (int64_t r = 0; r < W; r++) {
+        const Span span = spans[std::min(r, count - 1)];
+        const float *begins = STEPS.up + STRETCH - span.from, *ends = STEPS.down + STRETCH - span.to;
+        const V negative = broadcast(-highest[r]);
+        V sums = broadcast(0.0f);
+        for (int64_t i = 0; i < width; i += W) {
+            V p = exponential(fma(score(r, i), broadcast(scale), negative)) * load(begins + i) * load(ends + i);
+            sums += p;
+            if constexpr (QUANTIZED) p = p * load(value_scales + i);
+            store(weights + r * width + i, p);
+        }
+        each[r] = sums;
     }
-    seen = {now, seen.total * shrink + sum(sums)};
-    if (shrink != 1.0f)
-        for (int64_t d = 0; d < D; d += W) store(mixed + d, load(mixed + d) * broadcast(shrink));
+    store(most_yet, now);
+    store(total, fma(load(total), shrink, sum_each(each)));
+    for (int64_t r = 0; r < count; r++)
+        if (shrinks[r] != 1.0f)
+            for (int64_t d = 0; d < D; d += W) store(mixed + r * D + d, load(mixed + r * D + d) * broadcast(shrinks[r]));
 }
 
 template <class Products, class T, class S>
@@ -233,7 +261,7 @@ inline void attend_tile(const PrefillAttention<T, S>& a, const QueryTile& tile, 
     constexpr int64_t ROOM = TILE_ROWS + 32;
     alignas(64) float mixed[ROOM * MOST_DIM], scores[(Products::ROWS + 32) * STRETCH];
     alignas(64) Value query[ROOM * MOST_DIM], weights[(Products::ROWS + 32) * STRETCH], laid_keys[MOST_DIM * STRETCH], laid_values[STRETCH * MOST_DIM];
-    Seen seen[TILE_ROWS];
+    Seen seen;
     int64_t places[STRETCH];
     for (int64_t r = 0; r < rows; r++) {
         const T* q = a.query + (token0 + r / G) * a.ldq + (kv_head * G + r % G) * D;
@@ -266,10 +294,13 @@ inline void attend_tile(const PrefillAttention<T, S>& a, const QueryTile& tile, 
             // Keys after those that the last of these rows sees are left out, by half stretches.
             const int64_t width = position0 + (row1 - 1) / G + 1 - start <= STRETCH / 2 ? STRETCH / 2 : STRETCH;
             Products::multiply({row1 - row0, D, width, D, STRETCH, false}, query + row0 * D, laid_keys, scores);
-            for (int64_t r = row0; r < row1; r++) {
-                const int64_t from = std::max<int64_t>(0, begin_of(r) - start), to = std::min(width, position0 + r / G + 1 - start);
-                weigh_scores<QUANTIZED<S>>(scores + (r - row0) * width, width, a.scale, from, to, weights + (r - row0) * width, seen[r], mixed + r * D,
-                                           D, key_scales, value_scales);
+            for (int64_t r = row0; r < row1; r += W) {
+                const int64_t count = std::min<int64_t>(W, row1 - r);
+                Span spans[W];
+                for (int64_t i = 0; i < count; i++)
+                    spans[i] = {std::max<int64_t>(0, begin_of(r + i) - start), std::min(width, position0 + (r + i) / G + 1 - start)};
+                weigh_scores<QUANTIZED<S>>(scores + (r - row0) * width, width, a.scale, spans, count, weights + (r - row0) * width, seen.most + r,
+                                           seen.total + r, mixed + r * D, D, key_scales, value_scales);
             }
             std::fill(weights + (row1 - row0) * width, weights + (row1 - row0 + 31) * width, Value{});
             Products::multiply({row1 - row0, width, D, STRETCH, D, true}, weights, laid_values, mixed + row0 * D);
@@ -277,7 +308,7 @@ inline void attend_tile(const PrefillAttention<T, S>& a, const QueryTile& tile, 
     }
     for (int64_t r = 0; r < rows; r++) {
         T* out = a.out + ((token0 + r / G) * a.heads + kv_head * G + r % G) * D;
-        V share = broadcast(seen[r].total > 0 ? 1.0f / seen[r].total : 0.0f);
+        V share = broadcast(seen.total[r] > 0 ? 1.0f / seen.total[r] : 0.0f);
         for (int64_t d = 0; d < D; d += W) store(out + d, load(mixed + r * D + d) * share);
     }
 }
