@@ -100,17 +100,12 @@ struct TileProducts {
 
     // keys → [STRETCH / 16][D / 32][16 pairs of d][16 keys][2]; values → [D / 16][STRETCH / 32][16 pairs of keys][16 d][2]: tiles as linear.h has them.
     static void lay_keys(const bf16* keys, const int64_t* places, int64_t count, int64_t D, bf16* laid) {
-        int32_t* pairs = reinterpret_cast<int32_t*>(laid);
-        for (int64_t i = 0; i < STRETCH; i++) {
-            const char* from = reinterpret_cast<const char*>(keys + places[std::min(i, count - 1)]);
-            int32_t* to = pairs + i / 16 * 16 * (D / 2) + i % 16;
-            for (int64_t pair = 0; pair < D / 2; pair++)
-                if (i < count) {
-                    std::memcpy(to + pair * 16, from + pair * 4, 4);
-                } else {
-                    to[pair * 16] = 0;
-                }
-        }
+        for (int64_t i = 0; i < STRETCH; i += 16)
+            for (int64_t d = 0; d < D; d += STEP_K) {
+                __m512i rows[16];
+                for (int64_t k = 0; k < 16; k++) rows[k] = i + k < count ? _mm512_loadu_si512(keys + places[i + k] + d) : _mm512_setzero_si512();
+                turn(rows, laid + (i * D + d * 16));
+            }
     }
     static void lay_values(const bf16* values, const int64_t* places, int64_t count, int64_t D, bf16* laid) {
         const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
@@ -123,6 +118,28 @@ struct TileProducts {
                 __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(rows[0]), rows[1], 1);
                 _mm512_store_si512(laid + (d / 16 * (STRETCH / 2) + i / 2) * 32, _mm512_permutexvar_epi16(interleave, both));
             }
+    }
+
+    // 16 rows of 16 pairs → pair after pair, those of all rows side by side.
+    static void turn(const __m512i* rows, bf16* turned) {
+        __m512i two[16], four[16];
+        for (int i = 0; i < 16; i += 2) {
+            two[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+            two[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4)
+            for (int j = 0; j < 2; j++) {
+                four[i + 2 * j] = _mm512_unpacklo_epi64(two[i + j], two[i + j + 2]);
+                four[i + 2 * j + 1] = _mm512_unpackhi_epi64(two[i + j], two[i + j + 2]);
+            }
+        for (int j = 0; j < 4; j++) {  // quarter q of four[i + j]: pair 4 * q + j of rows i … i + 3
+            const __m512i even[2] = {_mm512_shuffle_i32x4(four[j], four[4 + j], 0x88), _mm512_shuffle_i32x4(four[8 + j], four[12 + j], 0x88)};
+            const __m512i odd[2] = {_mm512_shuffle_i32x4(four[j], four[4 + j], 0xDD), _mm512_shuffle_i32x4(four[8 + j], four[12 + j], 0xDD)};
+            _mm512_store_si512(turned + j * 32, _mm512_shuffle_i32x4(even[0], even[1], 0x88));
+            _mm512_store_si512(turned + (4 + j) * 32, _mm512_shuffle_i32x4(odd[0], odd[1], 0x88));
+            _mm512_store_si512(turned + (8 + j) * 32, _mm512_shuffle_i32x4(even[0], even[1], 0xDD));
+            _mm512_store_si512(turned + (12 + j) * 32, _mm512_shuffle_i32x4(odd[0], odd[1], 0xDD));
+        }
     }
 
     static void multiply(const Sizes& s, const bf16* a, const bf16* b, float* c) {
