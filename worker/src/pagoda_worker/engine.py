@@ -22,6 +22,7 @@ from pagoda_worker.execution.alone import EngineRanks, ranks_of
 from pagoda_worker.execution.launching import Flight, launch
 from pagoda_worker.execution.starting import RunnerStart
 from pagoda_worker.facts import AdaptersState
+from pagoda_worker.grammars import take_grammars
 from pagoda_worker.layers.heap import keep_freed_memory
 from pagoda_worker.loading.adapters import AdapterDirectory, open_for
 from pagoda_worker.loading.loader import News, kernels_in_use
@@ -41,8 +42,6 @@ from pagoda_worker.scheduling.step_meter import StepMeter
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
-GRAMMAR_WAIT_S = 0.005
-"""Short: a request that arrives meanwhile waits as long."""
 Outcome = TypeVar("Outcome")
 log = logging.getLogger(__name__)
 
@@ -61,9 +60,7 @@ class Engine:
         began = time.monotonic()
         self._ranks = ranks or ranks_of(config)
         loaded = self._ranks.load(config, news)
-        self._config = config
-        self._news = news
-        self._clock = clock
+        self._config, self._news, self._clock = config, news, clock
         self._weights = Weights(loaded.model, loaded.read_model, loaded.device)
         self._dtype, self._device = loaded.dtype, loaded.device
         self._seeds = random.Random(config.seed)
@@ -106,7 +103,7 @@ class Engine:
         if self._limits.adapter_slots:
             open_for(model, self.adapters, self._config, self._dtype, self._device)
         self.runner = self._start_runner(model)
-        if self.runner.device.type == "cpu":
+        if on_cpu := self.runner.device.type == "cpu":
             keep_freed_memory()
         measured, warmed = Measured(), None
         if self._config.self_test:
@@ -121,7 +118,6 @@ class Engine:
             decode_step_ms=measured.decode_step_ms,
             chunk_tokens=measured.chunk_tokens,
         )
-        on_cpu = self.runner.device.type == "cpu"
         self.facts = replace(
             self.facts,
             prefill_tokens_per_s=measured.prefill_tokens_per_s,
@@ -190,7 +186,7 @@ class Engine:
 
     def _launch(self) -> Flight:
         began = self._clock()
-        self._rejections += self._take_grammars()
+        self._rejections += take_grammars(self.constraints, self.scheduler)
         for adapter in self.adapters.take_retired():
             self.scheduler.adapters.forget(adapter)
         if self.speculation:
@@ -200,24 +196,10 @@ class Engine:
             self.speculation.planned(plan)
         return launch(self.runner.launch, self.scheduler.withdraw, plan, began)  # one forward pass, one token per sampling row
 
-    def _take_grammars(self) -> list[Rejection]:
-        """What was compiled meanwhile may run; with nothing else to do the step waits for it a moment."""
-        if not self.constraints.compiling:
-            return []
-        if all(sequence.held for sequence in self.scheduler.waiting) and not self.scheduler.running:
-            self.constraints.wait(GRAMMAR_WAIT_S)
-        compiled = self.constraints.poll()
-        for request_id in compiled.ready:
-            self.scheduler.release(request_id)
-        for request_id in compiled.complete:
-            self.scheduler.complete(request_id)
-        return [each for each in compiled.rejections if self.scheduler.drop(each.request_id)]
-
     def _on_trial(self, run: Callable[[Scheduler], Outcome]) -> Outcome:
         """With a scheduler of its own, so that the real one starts with every block, row and count untouched."""
         kept, steps, ahead, guessing = self.scheduler, self._meter.steps, self._async, self.speculation
-        self._async = False  # nothing of it may be in flight when the real one is back
-        self.speculation = None
+        self._async, self.speculation = False, None  # nothing of it may be in flight when the real one is back
         self.scheduler = Scheduler(BlockPool(kept.blocks.count, kept.blocks.block_size), self._limits)
         outcome = run(self.scheduler)
         kept.inherit_scrubs(self.scheduler)
