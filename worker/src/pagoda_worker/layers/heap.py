@@ -1,7 +1,7 @@
 """What the C library does with freed memory of this process. Called by the engine, on CPUs, before the first step; knows no tensors.
 
 A step frees what it computed layer by layer, and the next layer asks for as much again. Given back to the kernel in between, every page is
-faulted in and zeroed anew: a fifth to two fifths of a prompt's CPU time (docs/log.md).
+faulted in and zeroed anew (docs/log.md).
 """
 
 import ctypes
