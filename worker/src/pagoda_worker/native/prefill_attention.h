@@ -240,7 +240,8 @@ inline void weigh_scores(const float* scores, int64_t width, float scale, const 
         }
         each[r] = most;
     }
-    const V before = load(most_yet), now = max(before, highest_each(each)), shrink = exponential(before - now);
+    const V before = load(most_yet), now = max(before, highest_each(each));
+    const V shrink = exponential(before - now) + (now - now);  // exponential() forgets NaN: what is broken must stay so
     alignas(64) float highest[W], shrinks[W];
     store(highest, now);
     store(shrinks, shrink);
