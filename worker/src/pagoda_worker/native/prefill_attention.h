@@ -258,8 +258,10 @@ inline void weigh_scores(const float* scores, int64_t width, float scale, const 
         }
         each[r] = sums;
     }
-    store(most_yet, now);
-    store(total, fma(load(total), shrink, sum_each(each)));
+    alignas(64) float totals[W];
+    store(totals, fma(load(total), shrink, sum_each(each)));
+    std::copy(highest, highest + count, most_yet);  // those past them may be rows that a window keeps for later
+    std::copy(totals, totals + count, total);
     for (int64_t r = 0; r < count; r++)
         if (shrinks[r] != 1.0f)
             for (int64_t d = 0; d < D; d += W) store(mixed + r * D + d, load(mixed + r * D + d) * broadcast(shrinks[r]));
