@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused
+from pagoda_worker.facts import ModelFacts
 from pagoda_worker.front.outputs import allowed_token_ids, bad_words, check_embedding, structured_output
-from pagoda_worker.request import ModelFacts, Request, Sampling
+from pagoda_worker.request import Request, Sampling
 from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_LOGIT_BIASES = 1024
