@@ -105,9 +105,9 @@ async def test_ids_go_packed_to_a_worker_that_reads_them_so(tmp_path, takes_pack
         worker.takes_packed_ids = takes_packed_ids
         router.know(worker)
         await router.until_routable()
-        task = asyncio.create_task(router.collect(generation(300)))
+        task = asyncio.create_task(router.collect(asked := generation(300)))
         submit = await worker.next_submit()
-        assert (list(submit.prompt_ids), worker.packed_prompts) == (generation(300).prompt_ids, int(takes_packed_ids))
+        assert (list(submit.prompt_ids), worker.packed_prompts) == (asked.prompt_ids, int(takes_packed_ids))
         worker.finish(submit.request_id)
         await task
 
