@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -66,6 +67,14 @@ def test_the_document_has_the_table_of_the_result_file():
     assert with_table(DOCUMENT.read_text(), result) == DOCUMENT.read_text()
     assert {point.step_ms for point in points_of(result)}
     assert all(row.value == 1 for row in result.rows if row.metric == "identical_ratio"), "an answer that drafts changed"
+
+
+def test_several_streams_are_points_of_their_own():
+    rounds = [{NONE: [Answer(2.0, 20, "a", 0, 0)], REMOTE: [Answer(1.0, 20, "a", 10, 8)]}]
+    rows = [row for case in ("t=0 step=20ms rtt=20ms", "t=0 step=20ms rtt=20ms c=8") for row in rows_of(case, rounds, can_pay=False)]
+    result = replace(read(FOLDER / "speculation-router.json"), rows=rows)
+    assert [(point.streams, point.gain) for point in points_of(result)] == [(1, 2.0), (8, 2.0)]
+    assert "| 8 | 0 | 20 ms | 20 ms | 10.0 | 20.0 |" in with_table(DOCUMENT.read_text(), result)
 
 
 def test_a_file_of_something_else_is_refused():

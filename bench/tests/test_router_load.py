@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from pagoda_bench.errors import SettingsError
+from pagoda_bench.peers.baseline import commit_of, files_of
 from pagoda_bench.results import Result, Row
 from pagoda_bench.router_load import program as program_module
 from pagoda_bench.router_load.measure import LoadFailed, Measured, measured
 from pagoda_bench.router_load.pinned import Pinned, two_cores
 from pagoda_bench.router_load.program import SOURCE, NoProgram, build
 from pagoda_bench.router_load.report import cautions, markdown, rows, scaling_rows
-from pagoda_bench.router_load.run import start_mocks
+from pagoda_bench.router_load.run import Options, run, start_mocks
 from pagoda_bench.router_load.scenarios import DIRECT, OURS, PACED_200, SCALING, SHORT_MOST, SHORT_RATE, SOAK, TWICE, with_aim
 from pagoda_bench.router_load.systems import STARTERS, direct, fleet, pagoda
 
@@ -159,3 +161,17 @@ def test_a_system_that_waits_for_its_turn_is_stopped_and_ends_all_the_same(tmp_p
     finally:
         process.stop()
     assert process.ended()
+
+
+def test_a_commit_that_is_none_is_one_line_before_anything_starts(tmp_path: Path):
+    with pytest.raises(SettingsError, match="--before no-such: no such commit here"):
+        run(Options(before="no-such", output=tmp_path / "router"), command="")
+
+
+def test_the_files_of_a_commit_are_there_and_then_gone(tmp_path: Path):
+    commit = commit_of("HEAD", "--before")
+    with files_of(commit, tmp_path / "checkout") as checkout:
+        assert (checkout / "router/src/pagoda_router/__main__.py").is_file()
+    assert not (tmp_path / "checkout").exists()
+    listed = subprocess.run(["git", "worktree", "list"], cwd=SOURCE, capture_output=True, text=True, check=True)
+    assert str(tmp_path) not in listed.stdout

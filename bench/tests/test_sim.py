@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from pagoda_bench.errors import SettingsError
-from pagoda_bench.rank_order.compare import agreement
+from pagoda_bench.rank_order.compare import Agreement, Spread, agreement
 from pagoda_bench.rank_order.prompts import number_of, prompt_of
 from pagoda_bench.results import FOLDER, read
 from pagoda_bench.sim.demand import conversations
@@ -136,8 +136,25 @@ def test_who_joins_late_gets_its_part():
     assert not any(request.refused for request in requests)
 
 
-def test_order_counts_only_where_the_simulator_tells_policies_apart():
-    assert agreement({"a": 1.0, "b": 1.1, "c": 2.0}, {"a": 3.0, "b": 2.0, "c": 2.5}) == (1, 2)
+def spreads(**p95s: tuple[float, float, float]) -> dict[str, Spread]:
+    return {policy: Spread(*p95) for policy, p95 in p95s.items()}
+
+
+SIMULATED = {"a": (1.0, 0.9, 1.1), "b": (1.1, 1.0, 1.2), "c": (2.0, 1.9, 2.1)}
+
+
+@pytest.mark.parametrize(
+    ("simulated", "real", "found"),
+    [
+        (SIMULATED, {"a": (3.0, 2.9, 3.1), "b": (2.0, 1.9, 2.1), "c": (2.5, 2.4, 2.6)}, Agreement(told_apart=2, tied=0, in_order=1)),
+        (SIMULATED, {"a": (2.6, 2.5, 2.7), "b": (2.0, 1.9, 2.1), "c": (2.5, 2.4, 2.6)}, Agreement(told_apart=2, tied=1, in_order=1)),
+        ({**SIMULATED, "c": (2.0, 1.05, 2.1)}, {}, Agreement(told_apart=0, tied=0, in_order=0)),
+        (SIMULATED, {"a": (1.0, 0.9, 1.1)}, Agreement(told_apart=2, tied=0, in_order=0)),
+    ],
+    ids=["one is reversed", "the reversed one is within the spread", "the simulator's own runs overlap", "nothing was answered"],
+)
+def test_order_counts_only_where_policies_differ_by_more_than_their_spread(simulated, real, found):
+    assert agreement(spreads(**simulated), spreads(**real)) == found
 
 
 def test_a_prompt_of_ids_says_whose_it_is():

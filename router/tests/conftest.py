@@ -11,7 +11,7 @@ from scripted import Caller, ScriptedCatalog, ScriptedDispatcher, assets_of, byt
 from servers import RedisServer, postgres_server, redis_server
 from tokenizers import Tokenizer
 
-from pagoda_router.generation import TextAssets
+from pagoda_router.catalog import TextAssets
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 

@@ -12,12 +12,14 @@ from scripted_worker import ScriptedWorker
 
 from pagoda_router.admission.lane import QueueLimits
 from pagoda_router.backends.base import LinkListener, Settlement
-from pagoda_router.backends.pagoda import LinkTiming, PagodaLink
+from pagoda_router.backends.pagoda import PagodaLink
+from pagoda_router.backends.session_life import LinkTiming
+from pagoda_router.catalog import ServedName
 from pagoda_router.discovery.model_object import ModelObject
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot
 from pagoda_router.dispatch.dispatcher import FleetDispatcher
 from pagoda_router.fleet import Fleet
-from pagoda_router.generation import Ended, Event, Generation, ModelName, ServedName, Tokens
+from pagoda_router.generation import Ended, Event, Generation, ModelName, Tokens
 from pagoda_router.metrics.requests import RouterMetrics
 from pagoda_router.text.artifacts import ArtifactCache
 

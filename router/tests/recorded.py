@@ -1,5 +1,6 @@
-"""Exchanges of other people's servers, byte for byte where bytes matter: in the shapes of vLLM 0.32 (the real one: `make test-vllm`), TGI 3
-and TensorRT-LLM 1, as their documentation and sources give them. Text is shortened, ids are invented.
+"""Exchanges of other people's servers, byte for byte where bytes matter: in the shapes of vLLM 0.32 (the real one: `make test-vllm`), TGI
+3.3 and TensorRT-LLM 1.0 to 1.3, as their sources write them (router/src of TGI at db931fc, tensorrt_llm/serve). Text is shortened, ids are
+invented.
 """
 
 from typing import Any
@@ -65,20 +66,24 @@ TGI_INFO = {
     "max_stop_sequences": 4,
     "max_input_tokens": 1024,
     "max_total_tokens": 2048,
-    "max_batch_total_tokens": 16384,
     "validation_workers": 2,
     "max_client_batch_size": 4,
     "router": "text-generation-router",
     "version": "3.3.5",
+    "sha": None,
+    "docker_label": None,
 }
-TGI_METRICS = b"""# TYPE tgi_queue_size gauge
+TGI_2_INFO = TGI_INFO | {"max_batch_total_tokens": 16384, "version": "2.4.0"}
+TGI_2_METRICS = b"""# TYPE tgi_queue_size gauge
 tgi_queue_size 3
 # TYPE tgi_batch_current_size gauge
 tgi_batch_current_size 5
 # TYPE tgi_batch_current_max_tokens gauge
 tgi_batch_current_max_tokens 4096
-tgi_request_count{method="batch"} 12
+# TYPE tgi_request_count counter
+tgi_request_count 12
 """
+TGI_METRICS = TGI_2_METRICS + b"# TYPE tgi_batch_max_total_tokens gauge\ntgi_batch_max_total_tokens 16384\n"
 TGI_MODELS = {"object": "list", "data": [{"id": "org/upstream", "object": "model", "created": 0, "owned_by": "org/upstream"}]}
 TGI_TOO_LONG = {
     "error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 2048. Given: 9 `inputs` tokens and 4096",
@@ -86,11 +91,19 @@ TGI_TOO_LONG = {
 }
 TGI_OVERLOADED = {"error": "Model is overloaded", "error_type": "overloaded"}
 TGI_FAILED = {"error": "Request failed during generation: Server error: CUDA out of memory", "error_type": "generation"}
-TGI_STREAM_ERROR = b'data: {"error":"Request failed during generation: Server error","error_type":"generation"}\n\n'
+TGI_2_STREAM_ERROR = b'data:{"error":"Request failed during generation: Server error","error_type":"generation"}\n\n'
+
+
+def tgi_stream_error(message: str) -> bytes:
+    """With 422 whatever the matter is; [DONE] follows."""
+    return f'data: {{"error":{{"message":"{message}","http_status_code":422}}}}\n\ndata: [DONE]\n\n'.encode()
+
+
+TGI_STREAM_ERROR = tgi_stream_error("Request failed during generation: Server error")
 
 
 def _tgi_chunk(choices: str, usage: str = "null") -> bytes:
-    """Without a space after data:, as axum writes it."""
+    """Without a space after data:, as older versions' axum writes it."""
     return (
         'data:{"object":"chat.completion.chunk","id":"","created":1790000000,"model":"org/upstream","system_fingerprint":"3.3.5-native",'
         f'"choices":[{choices}],"usage":{usage}}}\n\n'
@@ -99,10 +112,28 @@ def _tgi_chunk(choices: str, usage: str = "null") -> bytes:
 
 TGI_STREAM = (
     _tgi_chunk('{"index":0,"delta":{"role":"assistant","content":"Hello"},"logprobs":null,"finish_reason":null}'),
-    b": keep-alive\n\n",
+    b":\n\n",
     _tgi_chunk('{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":"length"}'),
     _tgi_chunk("", '{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11}'),
     b"data:[DONE]\n\n",
+)
+
+
+def _tgi_text(index: int, text: str, finish: str = "", usage: str = "") -> bytes:
+    """An event of /v1/completions: each prompt's last one has that prompt's usage."""
+    return (
+        'data: {"object":"text_completion","id":"","created":1790000000,'
+        f'"choices":[{{"index":{index},"text":"{text}","logprobs":null,"finish_reason":"{finish}"}}],'
+        f'"model":"org/upstream","system_fingerprint":"3.3.5-native"{usage}}}\n\n'
+    ).encode()
+
+
+TGI_TWO_PROMPTS = (
+    _tgi_text(0, "a"),
+    _tgi_text(1, "b"),
+    _tgi_text(0, "c", "eos_token", ',"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}'),
+    _tgi_text(1, "d", "stop_sequence", ',"usage":{"prompt_tokens":6,"completion_tokens":2,"total_tokens":8}'),
+    DONE,
 )
 
 TRT_ITERATION = {
@@ -125,14 +156,13 @@ TRT_ITERATION = {
     "numQueuedRequests": 2,
 }
 TRT_MODELS = {"object": "list", "data": [{"id": "upstream", "object": "model", "created": 1790000000, "owned_by": "tensorrt_llm"}]}
-TRT_BAD = {
+TRT_BAD = {"error": "[{'type': 'extra_forbidden', 'loc': ('body', 'mirostat'), 'msg': 'Extra inputs are not permitted', 'input': 1}]"}
+"""What FastAPI found."""
+TRT_TOO_LONG = {
     "object": "error",
-    "message": "1 validation error for ChatCompletionRequest: top_k must be a whole number",
     "type": "BadRequestError",
     "param": None,
     "code": 400,
-}
-TRT_TOO_LONG = TRT_BAD | {
     "message": "The sum of prompt length (9.0), query length (0) and max_tokens (4096) should not exceed max_num_tokens (2048)",
 }
 

@@ -12,24 +12,21 @@ import msgspec
 import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pagoda_router.catalog import CatalogEntry, ModelState, ServedName, TextAssets
 from pagoda_router.errors import ModelNotFound, RouterError
 from pagoda_router.generation import (
     NOBODY,
     Arrival,
-    CatalogEntry,
     Embedded,
     Ended,
     EndReason,
     Event,
     Generation,
     ModelName,
-    ModelState,
     PromptLogprobs,
     Sender,
-    ServedName,
     Started,
     Take,
-    TextAssets,
     TokenLogprobs,
     Tokens,
     Usage,

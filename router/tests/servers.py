@@ -1,9 +1,13 @@
-"""A real PostgreSQL and a real Redis for tests, each in a folder of its own, reached by a socket in it and by nobody else."""
+"""A real PostgreSQL and a real Redis for tests, each in a folder of its own, reached by a socket in it and by nobody else.
+
+The end-to-end tests have both listen at an address too, behind a password: there the clients are pods.
+"""
 
 import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +21,7 @@ import pytest
 POSTGRES_FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name), reverse=True)
 START_S = 60
 SETTINGS = ("fsync=off", "listen_addresses=", "shared_buffers=16MB", "max_connections=20")
+PASSWORD = "hush-hush"
 
 
 def program(name: str, package: str, folders: list[Path]) -> str:
@@ -40,9 +45,30 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
-def postgres_server() -> Iterator[str]:
-    """Its URL. PostgreSQL refuses to run as root, so there it runs as nobody."""
+def postgres_at(address: str) -> Iterator[tuple[str, str]]:
+    """URLs: for clients at any address, with a password, and for this test."""
+    import psycopg
+
+    port = free_port(address)
+    with postgres_server(f"listen_addresses={address}", f"port={port}", "password_encryption=scram-sha-256") as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"ALTER USER pagoda PASSWORD '{PASSWORD}'")
+            folder = Path(str(connection.execute("SHOW hba_file").fetchone()[0]))  # type: ignore[index]
+            folder.write_text(folder.read_text() + "host all all 0.0.0.0/0 scram-sha-256\n")
+            connection.execute("SELECT pg_reload_conf()")
+        yield f"postgresql://pagoda:{PASSWORD}@{address}:{port}/postgres", url
+
+
+@contextmanager
+def postgres_server(*more: str) -> Iterator[str]:
+    """Its URL; `more` are settings. PostgreSQL refuses to run as root, so there it runs as nobody."""
     initdb = program("initdb", "postgresql", POSTGRES_FOLDERS)
     postgres = program("postgres", "postgresql", POSTGRES_FOLDERS)
     user = "nobody" if os.geteuid() == 0 else None
@@ -52,11 +78,13 @@ def postgres_server() -> Iterator[str]:
         data = path / "data"
         made = [initdb, "-D", str(data), "-U", "pagoda", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
         subprocess.run(made, user=user, check=True, capture_output=True, cwd=path, timeout=START_S)
-        command = [postgres, "-D", str(data), "-k", str(path), *(part for each in SETTINGS for part in ("-c", each))]
+        command = [postgres, "-D", str(data), "-k", str(path), *(part for each in (*SETTINGS, *more) for part in ("-c", each))]
+        port = next((each.removeprefix("port=") for each in more if each.startswith("port=")), "5432")
+        url = f"postgresql://pagoda@:{port}/postgres?host={path}"
         with subprocess.Popen(command, user=user, cwd=path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
-                until(lambda: answers(f"postgresql://pagoda@/postgres?host={path}"), process)
-                yield f"postgresql://pagoda@/postgres?host={path}"
+                until(lambda: answers(url), process)
+                yield url
             finally:
                 process.send_signal(signal.SIGINT)  # it ends its clients' sessions; at SIGTERM it would wait for them
                 process.wait(START_S)
@@ -76,16 +104,20 @@ def answers(url: str) -> bool:
 class RedisServer:
     folder: Path
     process: subprocess.Popen[bytes] | None = None
+    address: str = ""
+    """Where it listens too, behind a password. Empty: nowhere."""
+    port: int = 0
 
     @property
     def url(self) -> str:
-        return f"unix://{self.folder}/redis.sock"
+        return f"redis://:{PASSWORD}@{self.address}:{self.port}/0" if self.address else f"unix://{self.folder}/redis.sock"
 
     def start(self) -> None:
         command = [
             program("redis-server", "redis-server", []),
             "--port",
-            "0",
+            str(self.port),
+            *(["--bind", self.address, "--requirepass", PASSWORD] if self.address else []),
             "--unixsocket",
             str(self.folder / "redis.sock"),
             "--save",
@@ -103,9 +135,9 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server() -> Iterator[RedisServer]:
+def redis_server(address: str = "") -> Iterator[RedisServer]:
     with folder() as path:
-        server = RedisServer(path)
+        server = RedisServer(path, address=address, port=free_port(address) if address else 0)
         server.start()
         try:
             yield server

@@ -8,9 +8,9 @@ from fleet_rig import ends_of, generation, rig, tokens_of
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.abilities import ALL_ON, Feature, Switches
-from pagoda_router.backends.pagoda import LinkTiming, first_to_end
 from pagoda_router.backends.session import ACKNOWLEDGE_EVERY_FRAMES
 from pagoda_router.backends.session_call import MAX_BATCH_BYTES, add_waiting
+from pagoda_router.backends.session_life import LinkTiming, first_to_end
 from pagoda_router.dispatch.second_tries import RetryShares
 from pagoda_router.errors import RetryBudgetSpent, UpstreamFailed
 from pagoda_router.generation import Embedded, ModelName, PromptLogprobs, Sampling, Structured, TokenLogprobs

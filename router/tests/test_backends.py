@@ -92,7 +92,7 @@ async def test_a_stream_is_relayed_under_the_served_name_without_usage_nobody_as
     async with recorded.server(backend) as server, rig(tmp_path, server) as router:
         call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True, temperature=0))
         asked = await server.next_request()
-        assert (asked.json["stream_options"], asked.json["temperature"]) == ({"include_usage": True}, 0)
+        assert (asked.json["stream_options"]["include_usage"], asked.json["temperature"]) == (True, 0)
         assert asked.json["model"] == ("org/upstream" if backend == "tgi" else "upstream")
         *chunks, done = call.events
         assert (call.status, done) == (200, "[DONE]")
@@ -143,7 +143,7 @@ ERRORS = [
     ("tgi", 422, recorded.TGI_TOO_LONG, 400, "context_length_exceeded", "must be <= 2048"),
     ("tgi", 429, recorded.TGI_OVERLOADED, 429, "overloaded", "Model is overloaded"),
     ("tgi", 424, recorded.TGI_FAILED, 502, "worker_lost", "CUDA out of memory"),
-    ("tensorrt-llm", 400, recorded.TRT_BAD, 400, None, "top_k must be"),
+    ("tensorrt-llm", 400, recorded.TRT_BAD, 400, None, "Extra inputs are not permitted"),
     (
         "vllm",
         500,
@@ -166,6 +166,23 @@ async def test_an_error_has_our_shape_and_never_another_error_inside(tmp_path, b
         assert '"error"' not in call.error["message"]
         assert call.error.keys() == {"message", "type", "param", "code"}
         assert ("retry-after" in call.headers) == (told_status in (429, 503))
+        await router.until_nothing_is_held()
+
+
+TOLD_IN_A_STREAM = [
+    ("Model is overloaded", 429, "overloaded"),
+    ("Input validation error: `inputs` must have less than 1024 tokens. Given: 2000", 400, "context_length_exceeded"),
+    ("Template error: unknown method", 400, None),
+    ("Request failed during generation: Server error", 502, "worker_lost"),
+]
+
+
+@pytest.mark.parametrize(("message", "status", "code"), TOLD_IN_A_STREAM)
+async def test_what_tgi_refuses_by_the_first_event_of_a_stream_has_the_status_that_it_means(tmp_path, message, status, code):
+    async with recorded.server("tgi", stream(recorded.tgi_stream_error(message))) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+        assert (call.status, call.error["code"]) == (status, code)
+        assert message in call.error["message"]
         await router.until_nothing_is_held()
 
 

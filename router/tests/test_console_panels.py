@@ -13,8 +13,9 @@ from playwright.sync_api import Browser, Page, expect
 from scripted import Script, ScriptedCatalog, ScriptedDispatcher, served
 
 from pagoda_bench.chromium import watched_page
+from pagoda_router.catalog import TextAssets
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import Generation, TextAssets
+from pagoda_router.generation import Generation
 from pagoda_router.http.app import create_app
 from pagoda_router.http.asgi import JSON_TYPE, ASGIApp, Receive, Scope, Send, answer
 from pagoda_router.http.surface import SurfaceSettings

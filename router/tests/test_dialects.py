@@ -1,12 +1,14 @@
 """What each kind of foreign server is told, and how its metrics and errors are read. No network."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 import recorded
 
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.backends.dialect import Load
-from pagoda_router.backends.openai_http import DIALECTS
+from pagoda_router.backends.looks import DIALECTS
 from pagoda_router.errors import BadRequest, ContextTooLong, UpstreamFailed
 from pagoda_router.relays import Relay
 
@@ -27,7 +29,8 @@ def sent(dialect, *, salt: str = "", **asked):
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda one: one.name)
 def test_a_streams_usage_is_always_asked_for_and_the_model_is_the_servers_own(dialect):
     body = sent(dialect, stream_options=None, temperature=0.5, priority=3)
-    assert body == {"model": "upstream", "messages": [], "temperature": 0.5, "stream_options": {"include_usage": True}}
+    options = {"include_usage": True} | ({"continuous_usage_stats": False} if dialect is TRT else {})
+    assert body == {"model": "upstream", "messages": [], "temperature": 0.5, "stream_options": options}
     assert "stream_options" not in sent(dialect, stream=False)
 
 
@@ -55,6 +58,43 @@ def test_tgi_is_told_of_the_output_limit_in_its_own_word():
     assert "max_completion_tokens" not in body
 
 
+IN_TGIS_WORDS = [
+    ({"stop": "\n"}, {"stop": ["\n"]}),
+    ({"stop": ["a", "b"]}, {"stop": ["a", "b"]}),
+    ({"top_p": 1}, {}),
+    ({"top_p": 0.9}, {"top_p": 0.9}),
+    ({"presence_penalty": 0, "frequency_penalty": 0}, {"frequency_penalty": 0}),
+    ({"response_format": {"type": "text"}, "seed": None}, {}),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+        {"response_format": {"type": "json_schema", "value": {"name": "x", "schema": {}}}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("asked", "told"), IN_TGIS_WORDS)
+def test_what_tgi_refuses_or_misreads_of_openais_fields_reaches_it_in_its_own_form(asked, told):
+    assert sent(TGI, stream=False, **asked) == {"model": "upstream", "messages": []} | told
+
+
+def test_a_schema_reaches_every_version_of_tensorrt_llm():
+    asked = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}}
+    assert sent(TRT, **asked)["response_format"] == {"type": "json", "schema": {"type": "object"}}
+
+
+def test_tensorrt_llm_knows_two_options_of_a_stream_only():
+    options = {"include_usage": True, "include_obfuscation": False, "continuous_usage_stats": True}
+    told = sent(TRT, wants_usage=True, stream_options=options)["stream_options"]
+    assert told == {"include_usage": True, "continuous_usage_stats": True}
+
+
+def test_a_salt_for_a_completion_is_refused_where_tensorrt_llm_would_refuse_the_request():
+    assert sent(TRT, salt="ab")["cache_salt"] == "ab"
+    with pytest.raises(BadRequest) as refused:
+        TRT.request(replace(relay(prompt="a"), path="/v1/completions"), "upstream", "ab")
+    assert refused.value.param == "X-Pagoda-Features"
+
+
 @pytest.mark.parametrize(("asked", "param"), [({"n": 2}, "n"), ({"prefix_cache": False}, "X-Pagoda-Features")])
 def test_what_tgi_cannot_do_is_refused_by_name(asked, param):
     with pytest.raises(BadRequest) as refused:
@@ -72,8 +112,11 @@ def test_an_older_vllm_calls_the_use_of_its_cache_otherwise():
     assert VLLM.load("/metrics", metrics, Load()).kv_used == 0.25
 
 
-def test_tgis_load_is_read_from_its_info_and_its_metrics():
-    load = TGI.load("/metrics", recorded.TGI_METRICS, TGI.load("/info", msgspec.json.encode(recorded.TGI_INFO), Load()))
+@pytest.mark.parametrize(
+    ("info", "metrics"), [(recorded.TGI_INFO, recorded.TGI_METRICS), (recorded.TGI_2_INFO, recorded.TGI_2_METRICS)], ids=["3", "2"]
+)
+def test_tgis_load_is_read_from_its_info_and_its_metrics(info, metrics):
+    load = TGI.load("/metrics", metrics, TGI.load("/info", msgspec.json.encode(info), Load()))
     assert load == Load(running=5, waiting=3, kv_used=0.25, capacity_tokens=16384, max_running=8)
 
 
@@ -113,7 +156,7 @@ TOLD = [
     (TGI, 422, {"error": "Input validation error: `temperature` must be strictly positive"}, BadRequest, False, "strictly positive"),
     (TGI, 422, b"Failed to deserialize the JSON body into the target type: missing field `messages`", BadRequest, False, "missing field"),
     (TGI, 429, recorded.TGI_OVERLOADED, None, True, "Model is overloaded"),
-    (TRT, 400, recorded.TRT_BAD, BadRequest, False, "top_k must be"),
+    (TRT, 400, recorded.TRT_BAD, BadRequest, False, "Extra inputs are not permitted"),
     (TRT, 400, recorded.TRT_TOO_LONG, ContextTooLong, False, "max_num_tokens"),
     (TRT, 422, {"detail": [{"loc": ["body", "messages"], "msg": "Field required"}]}, BadRequest, False, "Field required"),
 ]  # fmt: skip

@@ -12,8 +12,9 @@ from fleet_rig import Rig, generation, model_object, rig
 from scripted import Caller, byte_level_tokenizer, chat
 from scripted_worker import ScriptedWorker
 
+from pagoda_router.catalog import ServedName
 from pagoda_router.discovery.snapshot import read_models
-from pagoda_router.generation import ModelName, ServedName
+from pagoda_router.generation import ModelName
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.key import ANYONE

@@ -116,14 +116,21 @@ async def test_only_an_admin_key_makes_keys(ask: Callable[..., Any]) -> None:
     assert (await ask("POST", "/admin/v1/keys", {"name": "more"}, admin)).status == 201
 
 
-BAD = [({}, "name"), ({"name": "x", "rights": 1}, "rights"), ({"name": "x", "models": []}, "models"), ({"name": ""}, "name")]
+BAD = [
+    ({}, "name", "required"),
+    ({"name": "x", "rpm": 1}, "rpm", "there is requests_per_minute, "),
+    ({"name": "x", "models": []}, "models", "empty"),
+    ({"name": ""}, "name", "length >= 1"),
+    ({"name": "x", "class": "batch"}, "class", "write latency or throughput"),
+    ({"name": "x", "monthly_usd": 0}, "monthly_usd", "> 0"),
+]
 
 
-@pytest.mark.parametrize(("body", "named"), BAD, ids=str)
-async def test_a_wrong_request_for_a_key_names_the_field(ask: Callable[..., Any], body: object, named: str) -> None:
+@pytest.mark.parametrize(("body", "named", "words"), BAD, ids=str)
+async def test_a_wrong_request_for_a_key_names_the_field(ask: Callable[..., Any], body: object, named: str, words: str) -> None:
     refused = await ask("POST", "/admin/v1/keys", body)
-    assert refused.status == 400
-    assert named in refused.error["message"]
+    assert (refused.status, refused.error["param"]) == (400, named)
+    assert words in refused.error["message"]
 
 
 async def test_an_unknown_key_cannot_be_revoked(ask: Callable[..., Any]) -> None:

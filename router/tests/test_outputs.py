@@ -30,8 +30,9 @@ from test_reply import texts
 from tokenizers import AddedToken, Tokenizer
 
 from pagoda_router.abilities import Feature
+from pagoda_router.catalog import TextAssets
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import EndReason, Generation, Structured, TextAssets
+from pagoda_router.generation import EndReason, Generation, Structured
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 

@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_router.backends import sse
+from pagoda_router.backends.openai_http import DIALECTS
 from pagoda_router.backends.sse import EventRewriter, NotAnAnswer, whole_answer
 from pagoda_router.generation import Usage
 
 VLLM = b"".join(recorded.VLLM_STREAM)
 
 
-def through(chunks, *, wants_usage=False):
-    rewriter, data, pieces = EventRewriter("chat", wants_usage=wants_usage), b"", []
+def through(chunks, *, wants_usage=False, manners=sse.OPENAIS):
+    rewriter, data, pieces = EventRewriter("chat", wants_usage=wants_usage, manners=manners), b"", []
     for chunk in chunks:
         pieces.append(rewriter.feed(chunk))
         data += pieces[-1].data
@@ -52,11 +53,21 @@ def test_the_usage_chunk_reaches_only_a_client_that_asked(wants_usage):
 def test_a_stream_of_tgi_is_framed_as_openai_does():
     rewriter, data, pieces = through(recorded.TGI_STREAM)
     assert data.count(b"data: {") == 2
-    assert b"keep-alive" not in data
+    assert b"\n\n:" not in data
     assert (rewriter.usage, pieces[-1].done) == (Usage(9, 0, 2), True)
 
 
-@pytest.mark.parametrize("event", [recorded.VLLM_STREAM_ERROR, recorded.TGI_STREAM_ERROR], ids=["vllm", "tgi"])
+def test_the_ends_of_tgis_completions_are_openais_and_every_prompt_is_billed():
+    rewriter, data, pieces = through(recorded.TGI_TWO_PROMPTS, manners=DIALECTS["tgi"].manners)
+    assert rewriter.usage == Usage(11, 0, 4)
+    assert [reason for piece in pieces for reason in piece.finish_reasons] == ["stop", "stop"]
+    events = [msgspec.json.decode(event.removeprefix(b"data: ")) for event in data.split(b"\n\n")[:-1]]
+    assert [event["choices"][0]["finish_reason"] for event in events] == [None, None, "stop", "stop"]
+
+
+@pytest.mark.parametrize(
+    "event", [recorded.VLLM_STREAM_ERROR, recorded.TGI_STREAM_ERROR, recorded.TGI_2_STREAM_ERROR], ids=["vllm", "tgi", "tgi 2"]
+)
 def test_an_error_ends_a_stream_and_what_follows_does_not_count(event):
     _, data, pieces = through([recorded.VLLM_ROLE + event + b"".join(recorded.VLLM_TOKENS) + recorded.DONE])
     assert data.count(b"data: ") == 1
@@ -80,6 +91,12 @@ def test_a_whole_answer_keeps_its_bytes_but_for_the_model():
     data, usage, reasons = whole_answer(body, "chat")
     assert msgspec.json.decode(data) == recorded.VLLM_WHOLE | {"model": "chat"}
     assert (usage, reasons) == (Usage(9, 0, 2), ("length",))
+
+
+def test_a_whole_answer_of_tgi_ends_in_openais_words():
+    body = msgspec.json.encode(recorded.VLLM_WHOLE).replace(b'"length"', b'"eos_token"')
+    data, _, reasons = whole_answer(body, "chat", DIALECTS["tgi"].manners)
+    assert (msgspec.json.decode(data)["choices"][0]["finish_reason"], reasons) == ("stop", ("stop",))
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"choices": []}', b'{"ok": true}'])

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scripted import Address, Caller, Script, ScriptedCatalog, ScriptedDispatcher, assets_of, served
 from tokenizers import Tokenizer
 
+from pagoda_router.catalog import TextAssets
 from pagoda_router.errors import BadRequest, Overloaded, UpstreamFailed
-from pagoda_router.generation import EndReason, TextAssets, Usage
+from pagoda_router.generation import EndReason, Usage
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.keyring import Keyring

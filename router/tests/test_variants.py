@@ -13,8 +13,9 @@ from scripted import Caller, Script, ScriptedCatalog, byte_level_tokenizer, chat
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.abilities import ALL_ON, Switches
+from pagoda_router.catalog import CatalogEntry
 from pagoda_router.errors import BadRequest, ColdStart
-from pagoda_router.generation import CatalogEntry, ModelName
+from pagoda_router.generation import ModelName
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai.features import Wishes, wishes_of

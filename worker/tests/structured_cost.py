@@ -66,7 +66,7 @@ class GuidanceMatcher:
 
 class Guidance:
     def __init__(self, folder: Path, vocab: int, eos: int) -> None:
-        self._vocab, self._tokenizer = vocab, read_tokenizer(folder, vocab_size=vocab, eos_token_ids=[eos])
+        self._vocab, self._tokenizer = vocab, read_tokenizer((folder / "tokenizer.json").read_text, vocab_size=vocab, eos_token_ids=[eos])
 
     def compile(self, schema: dict[str, Any]) -> Callable[[], Matcher]:
         try:

@@ -422,6 +422,18 @@ def test_a_folder_needs_no_fetching(fetch: Fetcher):
     assert fetch("file:///models/pvc/chat") is None
 
 
+def test_a_draft_model_and_adapters_are_fetched_beside_the_model_from_where_each_is():
+    variables = {
+        "PAGODA_MODEL_SOURCE": "s3://bucket/base",
+        "PAGODA_MODEL_ENDPOINT": "https://s3.example",
+        "PAGODA_DRAFT_SOURCE": "s3://bucket/small",
+        "PAGODA_ADAPTERS": json.dumps([{"name": "a", "source": "hf://org/a", "revision": "v2"}, {"name": "b", "source": "file:///b"}]),
+    }
+    found = [(each.source, each.revision, each.endpoint, each.is_adapter) for each in parse_settings(variables).others]
+    assert found == [("s3://bucket/small", "main", "https://s3.example", False), ("hf://org/a", "v2", "", True)]
+    assert parse_settings({**variables, "PAGODA_DRAFT_SOURCE": "/here", "PAGODA_ADAPTERS": "[]"}).others == []
+
+
 WRONG = [
     ({"PAGODA_MODEL_SOURCE": ""}, "PAGODA_MODEL_SOURCE is not set: write hf://ORGANISATION/NAME or s3://BUCKET/FOLDER"),
     ({"PAGODA_MODEL_CASHE": "/models"}, "PAGODA_MODEL_CASHE is not a setting of the fetch step; the closest is PAGODA_MODEL_CACHE"),

@@ -19,7 +19,7 @@ from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
 from pagoda_worker.layers.attention import attend_sdpa
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.layers.rotary import rotary_table
-from pagoda_worker.models.files import open_safetensors, read_json
+from pagoda_worker.models.files import Safetensors, open_safetensors, read_json
 from pagoda_worker.models.llama import Llama
 from pagoda_worker.models.llama_config import LlamaConfig
 from pagoda_worker.models.registry import load_model
@@ -204,6 +204,42 @@ def test_one_block_is_in_memory_at_a_time(checkpoint: Checkpoint):
             del block
     assert seen == [7] * 4
     assert len(names) == 4 * 9, "each once"
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+def test_one_block_lives_at_a_time_and_what_was_mapped_is_given_back(
+    checkpoint: Checkpoint, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, method: Any
+):
+    """From reading to writing: memory follows the largest block or table, not their number."""
+    folder = with_tokenizer(checkpoint("four layers in bf16", num_hidden_layers=4, dtype="bfloat16"), tmp_path / "model")
+    alive: list[weakref.ref[torch.Tensor]] = []
+    read_block, read, give_back = Block.read, Safetensors.read, Safetensors.give_back
+    mapped: list[int] = []
+
+    def one(*arguments: Any) -> Block:
+        assert not any(each() is not None for each in alive), "the block before is forgotten"
+        block = read_block(*arguments)
+        alive.extend(weakref.ref(each) for each in block.tensors.values())
+        return block
+
+    def open_(self: Safetensors, name: str) -> torch.Tensor:
+        tensor = read(self, name)
+        mapped.append(tensor.data_ptr())
+        return tensor
+
+    def close(self: Safetensors, tensor: torch.Tensor) -> None:
+        mapped.remove(tensor.data_ptr())
+        give_back(self, tensor)
+
+    monkeypatch.setattr(Block, "read", one)
+    monkeypatch.setattr(Safetensors, "read", open_)
+    monkeypatch.setattr(Safetensors, "give_back", close)
+    calibration = None if method == "rtn" else text
+    quantize(
+        folder, tmp_path / "out", QuantizeSettings(to="int4", method=method, group_size=32, calibration=calibration, samples=4, length=32)
+    )
+    assert len(alive) == 4 * 9
+    assert mapped == []
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {

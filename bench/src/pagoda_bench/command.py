@@ -217,7 +217,7 @@ def router(
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     window: Annotated[str, typer.Option(help="What one round of one case measures.")] = "3s",
     soak: Annotated[str, typer.Option(help="Of the soak.")] = "60s",
-    before: Annotated[Path | None, typer.Option(help="router/src of another commit, to measure beside ours.", show_default=False)] = None,
+    before: Annotated[str | None, typer.Option(help="A commit whose router is measured beside ours.", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option(help="Path without suffix, in place of bench/results/router.", show_default=False)] = None,
 ) -> None:
     """What a router costs in front of mocks that cost nothing: ours beside none, nginx and others' (two cores, Go; 10 minutes)."""

@@ -29,7 +29,7 @@ UNBOUND: Object = {"cpu": None, "memory": "2Gi"}
 """Resources of a model beside the quickstart's: no share of the node's cores is set aside for it, and none is its limit. At a tenth of
 a core a worker imports its libraries for half a minute."""
 SYSTEM = Namespace("pagoda-system")
-FIRST = ["test_serving", "test_faults", "test_rollout", "test_upgrade", "test_scaling"]
+FIRST = ["test_serving", "test_faults", "test_rollout", "test_keys", "test_upgrade", "test_scaling"]
 LAST = ["test_security", "test_flows", "test_uninstall"]
 """Cheap and telling first; what judges all that was done, and what ends the installation, last."""
 

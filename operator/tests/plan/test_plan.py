@@ -469,8 +469,17 @@ def test_a_cache_grows_and_never_shrinks(written: str, stored: str) -> None:
     assert changed.empty == (stored == "5Gi")
 
 
-def test_a_folder_of_the_node_is_refused_where_the_installation_does_not_allow_it_and_what_runs_is_left() -> None:
-    document = inference_model(spec={"model": {"source": "file:///models/chat"}})
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"model": {"source": "file:///models/chat"}},
+        {"model": {"source": TINY}, "adapters": [{"name": "sql", "source": "file:///adapters/sql"}]},
+        {"model": {"source": TINY}, "engine": {"speculative": {"method": "draft", "draft": "file:///models/small"}}},
+    ],
+    ids=["of a model", "of an adapter", "of a draft model"],
+)
+def test_a_folder_of_the_node_is_refused_where_the_installation_does_not_allow_it_and_what_runs_is_left(spec: dict[str, Any]) -> None:
+    document = inference_model(spec=spec)
     made = plan([document], world(), SETTINGS)
     assert "chat-default" not in {one["metadata"]["name"] for one in made.apply}
     assert made.conflicts["default/chat"].reason is Reason.HOST_PATH_FORBIDDEN

@@ -8,7 +8,7 @@ from cases import SETTINGS, TINY, inference_model
 
 from pagoda_operator.manifest.spec import parse
 from pagoda_operator.render.objects import model_objects
-from pagoda_operator.render.weights import Weights, weights_of
+from pagoda_operator.render.weights import Weights, draft_source, weights_of, with_draft
 
 RESOURCES = {"gpus": 1, "cpu": "4", "memory": "16Gi"}
 FULL = {
@@ -180,6 +180,38 @@ def test_a_model_that_is_not_fetched_gets_a_fetch_step_for_its_adapters() -> Non
     weights = adapted_weights("builtin://tiny")
     assert (weights.source, weights.fetch, weights.env["PAGODA_MODEL_CACHE"]) == ("builtin://tiny", True, "/adapters")
     assert {"name": "adapters", "emptyDir": {}} in weights.volumes
+
+
+def drafted(draft: str, model: str = "builtin://tiny") -> Weights:
+    engine = {"speculative": {"method": "draft", "draft": draft}}
+    parsed = parse(inference_model("chat", {"model": {"source": model}, "engine": engine}))
+    return with_draft(weights_of(parsed), parsed.variants[0].engine.speculative)
+
+
+@pytest.mark.parametrize(
+    ("draft", "model", "cache", "mounted"),
+    [
+        ("builtin://tiny-draft", "builtin://tiny", None, []),
+        ("file:///srv/draft", "builtin://tiny", None, ["/srv/draft"]),
+        ("pvc://claim/small/v1", "builtin://tiny", None, ["/draft-claim"]),
+        ("hf://org/small", "builtin://tiny", "/draft", ["/draft"]),
+        ("s3://bucket/small", "hf://org/base", "/models", ["/models"]),
+    ],
+    ids=str,
+)
+def test_a_draft_model_comes_by_the_ways_of_a_model(draft: str, model: str, cache: str | None, mounted: list[str]) -> None:
+    weights = drafted(draft, model)
+    fetched = draft.startswith(("hf://", "s3://"))
+    assert [mount["mountPath"] for mount in weights.mounts] == mounted
+    assert (weights.fetch, weights.env.get("PAGODA_MODEL_CACHE")) == (cache is not None, cache)
+    assert weights.env.get("PAGODA_DRAFT_SOURCE") == (draft if fetched else None)
+    assert draft_source(draft) == ("file:///draft-claim/small/v1" if draft.startswith("pvc://") else draft)
+
+
+def test_a_draft_model_of_a_hub_lets_the_fetch_step_out_to_it() -> None:
+    engine = {"speculative": {"method": "draft", "draft": "hf://org/small"}}
+    model = parse(inference_model("chat", {"model": {"source": "builtin://tiny"}, "engine": engine}))
+    assert "chat-fetch-egress" in [each["metadata"]["name"] for each in model_objects(model, SETTINGS)]
 
 
 def test_changed_adapters_are_another_template_and_none_leave_it_as_it_was() -> None:

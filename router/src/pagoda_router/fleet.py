@@ -1,4 +1,4 @@
-"""The router's picture of its namespace: models by object, a link per worker, what each model's text needs. Implements generation.Catalog.
+"""The router's picture of its namespace: models by object, a link per worker, what each model's text needs. Implements catalog.Catalog.
 
 Owns the links and their tasks, and reconciles them with every snapshot from discovery. Knows no wire and no queue: links come from a
 factory, and what they notice goes to the listener (the dispatcher).
@@ -13,12 +13,13 @@ from typing import Any, Protocol
 
 from pagoda_router.backends.base import LinkListener, WorkerLink
 from pagoda_router.backends.describe import stored_description
+from pagoda_router.catalog import CatalogEntry, ModelState, ServedName, TextAssets
 from pagoda_router.discovery.model_object import ModelObject
 from pagoda_router.discovery.snapshot import Endpoint, FleetSnapshot, names_to_models
 from pagoda_router.errors import ModelNotFound, Starting
 from pagoda_router.fleet_adapters import FleetAdapters, NamedAdapter
 from pagoda_router.fleet_texts import FleetTexts
-from pagoda_router.generation import CatalogEntry, ModelName, ModelState, ServedName, TextAssets
+from pagoda_router.generation import ModelName
 from pagoda_router.placement.policy import variants_in_turn
 from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.text.artifacts import ArtifactCache

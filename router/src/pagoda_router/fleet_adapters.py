@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pagoda_router.backends.base import WorkerLink
+from pagoda_router.catalog import ServedName
 from pagoda_router.discovery.model_object import ModelObject
-from pagoda_router.generation import ModelName, ServedName
+from pagoda_router.generation import ModelName
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
+from pagoda_router.catalog import TextAssets
 from pagoda_router.discovery.model_object import ModelObject
 from pagoda_router.discovery.snapshot import Endpoint
-from pagoda_router.generation import ModelName, TextAssets
+from pagoda_router.generation import ModelName
 from pagoda_router.text.artifacts import ArtifactCache, StoredDescription
 
 

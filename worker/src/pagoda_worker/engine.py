@@ -27,6 +27,7 @@ from pagoda_worker.loading.self_test import Measured, measure
 from pagoda_worker.loading.sleep import Weights
 from pagoda_worker.loading.warm import warm
 from pagoda_worker.models.base import Model
+from pagoda_worker.models.texts import read_tokenizer_json
 from pagoda_worker.request import AdaptersState, EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
 from pagoda_worker.request_check import check_request
 from pagoda_worker.sampling.constraints import Constraints
@@ -67,7 +68,7 @@ class Engine:
         self._limits = limits_of(config, loaded)
         self.scheduler = Scheduler(BlockPool(loaded.block_count, config.block_size), self._limits)
         vocab, eos = loaded.vocab_size, loaded.eos_token_ids
-        compiler = GrammarCompiler(config.model_dir, vocab_size=vocab, eos_token_ids=eos)
+        compiler = GrammarCompiler(partial(read_tokenizer_json, config.model_dir), vocab_size=vocab, eos_token_ids=eos)
         self.constraints = Constraints(compiler, vocab_size=vocab, eos_token_ids=eos, threads=config.threads or torch.get_num_threads())
         self._start_runner = RunnerStart(
             config=config,

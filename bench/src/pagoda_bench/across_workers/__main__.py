@@ -29,6 +29,7 @@ ROUND_TRIPS_MS = (0.0, 20.0, 50.0, 100.0, 200.0)
 STEPS_MS = (20.0, 40.0)
 TEMPERATURES = (0.0, 2.0)
 """The shipped pair was trained on the same tasks: greedy, nearly every draft holds. Hot, as many as of a usual pair."""
+STREAMS = (1, 8)
 DRAFT_STEP_MS = 4.0
 
 
@@ -36,7 +37,10 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     load = os.getloadavg()[0]
     tokenizer = Tokenizer.from_file(str(options.target / "tokenizer.json"))
-    rounds = [prompts_of(Case(MIX, 1, len(TASKS)), tokenizer, number=number) for number in range(options.rounds)]
+    rounds = {
+        streams: [prompts_of(Case(MIX, streams, max(streams, len(TASKS))), tokenizer, number=number) for number in range(options.rounds)]
+        for streams in options.streams
+    }
     paces = [Pace(target_s=step_ms / 1000, draft_s=options.draft_step_ms / 1000) for step_ms in options.step_ms]
 
     async def collect(scratch: Path) -> list[Row]:
@@ -73,8 +77,9 @@ def _notes(options: argparse.Namespace, load: float) -> list[str]:
         ),
         "the round trip is added on the way between the router and each of the two workers, half of it each way",
         (
-            f"one answer at a time, at most {MAX_TOKENS} tokens, one of each task of the tiny model in a round, each asked with drafts and "
-            f"without, with one seed; time from the request to the end of its answer; {DRAFT_TOKENS} drafts in one step at most"
+            f"one answer at a time, or as many as there are streams, at most {MAX_TOKENS} tokens, of the tiny model's tasks in turn, each "
+            "asked with drafts and without, with one seed; time from the requests to the end of all of their answers; "
+            f"{DRAFT_TOKENS} drafts in one step at most"
         ),
         f"medians of {options.rounds} rounds, in brackets the extremes; aimed at where a round trip is no longer than a step",
         f"load average of the machine before: {load:.1f}",
@@ -88,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--step-ms", type=float, nargs="+", default=STEPS_MS, help="of the model that is served")
     parser.add_argument("--draft-step-ms", type=float, default=DRAFT_STEP_MS, help="of the model that drafts")
     parser.add_argument("--rtt-ms", type=float, nargs="+", default=ROUND_TRIPS_MS, help="between the router and each worker")
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, help="answers at once; several with the first step time only")
     parser.add_argument("--target", type=Path, default=FOLDERS["target"], help="folder of the model that is served")
     parser.add_argument("--draft", type=Path, default=FOLDERS["draft"], help="folder of the model that drafts")
     parser.add_argument("--output", type=Path, help="in place of bench/results/speculation-router.json; the document then stays as it is")

@@ -11,7 +11,7 @@ from pagoda_bench.results import Result
 
 BEGIN = "<!-- speculation across workers: written by `make bench-speculation-router`, not by hand -->"
 END = "<!-- speculation across workers: end -->"
-CASE = re.compile(r"t=([0-9.]+) step=([0-9.]+)ms rtt=([0-9.]+)ms")
+CASE = re.compile(r"t=([0-9.]+) step=([0-9.]+)ms rtt=([0-9.]+)ms(?: c=([0-9]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class Point:
     temperature: float
     step_ms: float
     round_trip_ms: float
+    streams: int
     gain: float
     low: float
     high: float
@@ -42,6 +43,7 @@ def points_of(result: Result) -> list[Point]:
                 float(match[1]),
                 float(match[2]),
                 float(match[3]),
+                int(match[4] or 1),
                 gain.value,
                 gain.low or gain.value,
                 gain.high or gain.value,
@@ -60,11 +62,12 @@ def with_table(text: str, result: Result) -> str:
 
 
 def _lines(result: Result) -> Iterator[str]:
-    yield "| temperature | a step | round trip | tokens/s without | with drafts | gain | of its tokens from drafts | drafts accepted |"
-    yield "|---:|---:|---:|---:|---:|---:|---:|---:|"
+    columns = ("streams", "temperature", "a step", "round trip", "tokens/s without", "with drafts", "gain")
+    yield f"| {' | '.join((*columns, 'of its tokens from drafts', 'drafts accepted'))} |"
+    yield "|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     for point in points_of(result):
         gain = f"{point.gain:.2f} ({point.low:.2f} to {point.high:.2f})"
-        where = f"{point.temperature:g} | {point.step_ms:g} ms | {point.round_trip_ms:g} ms"
+        where = f"{point.streams} | {point.temperature:g} | {point.step_ms:g} ms | {point.round_trip_ms:g} ms"
         speeds = f"{point.plain_tokens_per_s:.1f} | {point.drafted_tokens_per_s:.1f} | {gain}"
         yield f"| {where} | {speeds} | {point.from_drafts_ratio:.0%} | {point.accepted_ratio:.0%} |"
 

@@ -1,11 +1,13 @@
 """What drafting on another worker gains, by the round trip to the workers and by what a step takes. Owns the order of measuring.
 
-Each prompt is asked twice in a row, with drafts and without, so that both meet the same machine; who goes first takes turns.
+Each prompt, or so many at once as there are streams, is asked twice in a row, with drafts and without, so that both meet the same machine;
+who goes first takes turns.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -29,7 +31,7 @@ SEED = 5
 @dataclass(frozen=True, slots=True)
 class Answer:
     seconds: float
-    """From sending the request to having all of the answer."""
+    """From sending the request to having all of the answer; of several at once, this one's share of what they took together."""
     tokens: int
     text: str
     drafts: int
@@ -40,14 +42,14 @@ async def measure(
     paces: Sequence[Pace],
     temperatures: Sequence[float],
     round_trips_s: Sequence[float],
-    rounds: Sequence[Sequence[Sequence[int]]],
+    rounds: Mapping[int, Sequence[Sequence[Sequence[int]]]],
     *,
     target: Path,
     draft: Path,
     scratch: Path,
     say: Callable[[str], None],
 ) -> AsyncIterator[Row]:
-    """`rounds`: prompts of each, as ids."""
+    """`rounds`: by the number of streams, prompts of each round, as ids. Several streams are measured at the first pace."""
     for pace in paces:
         folder = scratch / pace.name
         folder.mkdir()
@@ -55,28 +57,45 @@ async def measure(
             running_pair(pace, target=target, draft=draft, draft_tokens=DRAFT_TOKENS, scratch=folder) as pair,
             httpx.AsyncClient(base_url=pair.url, timeout=REQUEST_S) as client,
         ):
-            await ask(client, rounds[0][0], temperature=0.0, headers={})  # what a first request warms up is not asked for again
-            for temperature, round_trip_s in product(temperatures, round_trips_s):
+            first = next(iter(rounds.values()))[0][0]
+            await ask(client, first, temperature=0.0, headers={})  # what a first request warms up is not asked for again
+            streams = list(rounds) if pace == paces[0] else [each for each in rounds if each == 1]
+            for count, temperature, round_trip_s in product(streams, temperatures, round_trips_s):
                 pair.set_round_trip(round_trip_s)
-                for row in await _point(client, pace, temperature, round_trip_s, rounds):
+                for row in await _point(client, pace, temperature, round_trip_s, rounds[count], streams=count):
                     if row.metric == "gain":
                         say(f"{row.case}: {row.value:.2f} ({row.low:.2f} to {row.high:.2f})")
                     yield row
 
 
 async def _point(
-    client: httpx.AsyncClient, pace: Pace, temperature: float, round_trip_s: float, rounds: Sequence[Sequence[Sequence[int]]]
+    client: httpx.AsyncClient,
+    pace: Pace,
+    temperature: float,
+    round_trip_s: float,
+    rounds: Sequence[Sequence[Sequence[int]]],
+    *,
+    streams: int,
 ) -> list[Row]:
     answers: list[dict[str, list[Answer]]] = []
     for prompts in rounds:
         found: dict[str, list[Answer]] = {NONE: [], REMOTE: []}
-        for number, prompt in enumerate(prompts):
+        for number, first in enumerate(range(0, len(prompts), streams)):
             for system in (NONE, REMOTE) if number % 2 else (REMOTE, NONE):
                 headers = OFF if system == NONE else {}
-                found[system].append(await ask(client, prompt, temperature=temperature, headers=headers))
+                found[system] += await _ask_at_once(client, prompts[first : first + streams], temperature=temperature, headers=headers)
         answers.append(found)
-    case = f"t={temperature:g} {pace.name} rtt={1000 * round_trip_s:g}ms"
-    return rows_of(case, answers, can_pay=round_trip_s <= pace.target_s)
+    case = f"t={temperature:g} {pace.name} rtt={1000 * round_trip_s:g}ms" + ("" if streams == 1 else f" c={streams}")
+    return rows_of(case, answers, can_pay=streams == 1 and round_trip_s <= pace.target_s)
+
+
+async def _ask_at_once(
+    client: httpx.AsyncClient, prompts: Sequence[Sequence[int]], *, temperature: float, headers: dict[str, str]
+) -> list[Answer]:
+    began_s = time.perf_counter()
+    answers = await asyncio.gather(*(ask(client, prompt, temperature=temperature, headers=headers) for prompt in prompts))
+    took_s = time.perf_counter() - began_s
+    return [replace(answer, seconds=took_s / len(answers)) for answer in answers]
 
 
 async def ask(client: httpx.AsyncClient, prompt: Sequence[int], *, temperature: float, headers: dict[str, str]) -> Answer:

@@ -16,6 +16,8 @@ COLOURS = ("#1b6ca8", "#3a9d5d", "#e39b20", "#c0392b")
 
 
 def draw(points: Sequence[Point], path: Path, *, draft_step_ms: float) -> Path:
+    """Of one answer at a time where there is such, else of all."""
+    points = [point for point in points if point.streams == 1] or points
     temperatures = list(dict.fromkeys(point.temperature for point in points))
     figure, axes = plt.subplots(
         1, len(temperatures), figsize=(5.5 * len(temperatures), 4.6), layout="constrained", squeeze=False, sharey=True

@@ -23,28 +23,30 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 ON_GPUS: Mapping[str, Mapping[str, Any]] = {THREADS: {}, RANKS: {"tensor_parallel": 2}}
 """There a rank has a GPU, and threads do not matter."""
 STREAMS = (1, 8, 32)
-PROMPT_TOKENS, OUTPUT_TOKENS = 128, 24
+PROMPT_TOKENS, OUTPUT_TOKENS = 64, 16
 
 
 def tensor_parallel(place: Place, model: str, *, rounds: int, say: Say) -> Iterator[Row]:
     """Raises PeerUnavailable."""
     ways = WAYS if place.device == "cpu" else ON_GPUS
+    found: dict[int, Answers] = {streams: {name: [] for name in ways} for streams in STREAMS}
+    for number in range(rounds):
+        for name in turned(list(ways), number):
+            # In a process of its own: threads of one way must not wait in another's.
+            with closing(OfflineWorker(log=place.scratch / "worker.log")) as worker:
+                answers = worker.answer({**place.base("bf16"), **_job(), **ways[name]})["answers"]
+            for streams, answer in zip(STREAMS, answers, strict=True):
+                found[streams][name].append(answer)
+            said = ", ".join(f"{answer['tokens_per_s']:.1f}" for answer in answers)
+            say(f"round {number + 1}: {model}, {name:24} {said} tok/s at {', '.join(map(str, STREAMS))} streams")
     for streams in STREAMS:
-        case = f"{model} bf16 c={streams}"
-        found: Answers = {name: [] for name in ways}
-        for number in range(rounds):
-            for name in turned(list(ways), number):
-                # In a process of its own: threads of one way must not wait in another's.
-                with closing(OfflineWorker(log=place.scratch / "worker.log")) as worker:
-                    answer = worker.answer({**place.base("bf16"), **_job(streams), **ways[name]})
-                found[name].append(answer)
-                say(f"round {number + 1}: {case}, {name:24} {answer['tokens_per_s']:8.1f} tok/s")
-        yield from ranks_rows(case, found)
+        yield from ranks_rows(f"{model} bf16 c={streams}", found[streams])
 
 
-def _job(streams: int) -> Job:
-    prompts = {"count": streams, "prompt_tokens": PROMPT_TOKENS, "vocab": VOCAB[1]}
-    return {"random": prompts, "max_tokens": OUTPUT_TOKENS, "ignore_eos": True, "warmup": True, "prefix_caching": False}
+def _job() -> Job:
+    prompts = {"count": STREAMS[0], "prompt_tokens": PROMPT_TOKENS, "vocab": VOCAB[1]}
+    common = {"max_tokens": OUTPUT_TOKENS, "ignore_eos": True, "warmup": True, "prefix_caching": False}
+    return {**common, "random": prompts, "counts": STREAMS}
 
 
 def ranks_rows(case: str, found: Answers) -> Iterator[Row]:

@@ -1,6 +1,6 @@
-"""The other side of the gate: a checkout of an earlier commit with an environment of its own, in a temporary folder.
+"""Another commit of this repository in a temporary folder: for the gate's other side with an environment of its own, else its files alone.
 
-Reads git; knows no figures. Called by `gate`.
+Reads git; knows no figures. Called by `gate`, and by the router's benchmark.
 """
 
 import os
@@ -45,8 +45,8 @@ def choose(*, given: str | None, last_tag: str | None, dirty: bool, head: str, m
 
 def baseline(given: str | None) -> Baseline:
     """Raises SettingsError when the given ref is none."""
-    if given and _git("rev-parse", "--verify", "--quiet", f"{given}^{{commit}}") is None:
-        raise SettingsError(f"--against {given}: no such commit here")
+    if given:
+        commit_of(given, "--against")
     return choose(
         given=given,
         last_tag=_git("describe", "--tags", "--abbrev=0"),
@@ -57,20 +57,35 @@ def baseline(given: str | None) -> Baseline:
     )
 
 
+def commit_of(given: str, option: str) -> str:
+    """Its whole name. Raises SettingsError, which names the option, when there is none."""
+    found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{given}^{{commit}}")
+    if found is None:
+        raise SettingsError(f"{option} {given}: no such commit here")
+    return found
+
+
 @contextmanager
-def checked_out(commit: str, folder: Path) -> Iterator[Path]:
-    """The `pagoda` command of that commit, set up by its own `make setup`; the worktree is removed at the end. Raises BaselineUnusable."""
+def files_of(commit: str, folder: Path) -> Iterator[Path]:
+    """A worktree of that commit, removed at the end. Raises BaselineUnusable."""
     if _git("worktree", "add", "--detach", "--force", str(folder), commit) is None:
         raise BaselineUnusable(f"git cannot check {commit} out into {folder}")
     try:
+        yield folder
+    finally:
+        _git("worktree", "remove", "--force", str(folder))
+
+
+@contextmanager
+def checked_out(commit: str, folder: Path) -> Iterator[Path]:
+    """The `pagoda` command of that commit, set up by its own `make setup`; the worktree is removed at the end. Raises BaselineUnusable."""
+    with files_of(commit, folder):
         env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "VIRTUAL_ENV"))}
         done = subprocess.run(["make", "setup"], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=SETUP_TIMEOUT_S)
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
             raise BaselineUnusable(f"make setup of {commit} failed: {said[-1]}")
         yield folder / ".venv" / "bin" / "pagoda"
-    finally:
-        _git("worktree", "remove", "--force", str(folder))
 
 
 def _git(*arguments: str) -> str | None:

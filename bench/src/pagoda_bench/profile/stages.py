@@ -51,6 +51,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pagoda_router/fleet_adapters.py",
             "pagoda_router/adapters.py",
             "pagoda_router/generation.py",
+            "pagoda_router/catalog.py",
         ),
     ),
     ("session with the worker", ("pagoda_router/backends/", "pagoda_router/wire/", "/grpc/", "/google/protobuf/")),

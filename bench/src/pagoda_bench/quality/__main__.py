@@ -9,8 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 from pagoda_bench.errors import BenchError, SettingsError
 from pagoda_bench.load.engine import builtin_tiny
 from pagoda_bench.peers.environment import environments
@@ -43,7 +41,6 @@ def _run(options: argparse.Namespace, command: str) -> int:
             per_task=options.per_task,
             speed=SpeedPlan(rounds=options.rounds) if options.rounds else None,
             speed_source=_half_billion() if options.speed_of is None else options.speed_of,
-            not_timed=[] if torch.cuda.is_available() else [one.label for one in chosen if one.only_on_gpus],
             limits={one.label: one.limits for one in chosen},
         )
         failed = run(list(candidates(chosen, Path(scratch), builtin_tiny())), settings, output=output, command=command)

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +37,6 @@ class Options:
     """None: it is not measured."""
     speed_source: str | None = None
     """Of whose size the speed is; None: of the candidates themselves."""
-    not_timed: Collection[str] = ()
-    """Labels of candidates that are judged alone."""
     device: str | None = None
     threads: int | None = None
     limits: Mapping[str, Limits] | None = None
@@ -95,12 +93,11 @@ def _speeds(
 ) -> Iterator[Row]:
     """With a model of another size only what engine settings make of it can be timed: a checkpoint in another format cannot."""
     source = options.speed_source
-    timed = [each for each in candidates if each.label not in options.not_timed]
     if source is None:
-        jobs = {each.label: (folders[each.source], each.engine) for each in timed}
+        jobs = {each.label: (folders[each.source], each.engine) for each in candidates}
     else:
         folder = stack.enter_context(model_folder(source))
-        jobs = {each.label: (folder, each.engine) for each in timed if each.source == candidates[0].source}
+        jobs = {each.label: (folder, each.engine) for each in candidates if each.source == candidates[0].source}
     return speed_rows(speed(engine, jobs, plan, say), name=model_name(source or candidates[0].source))
 
 

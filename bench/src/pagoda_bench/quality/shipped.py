@@ -36,8 +36,6 @@ class Format:
     limits: Limits = Limits()  # noqa: RUF009 - frozen
     quantize: tuple[str, ...] = ()
     """Options of `pagoda quantize`; empty: the engine makes the format of the bf16 checkpoint as it loads."""
-    only_on_gpus: bool = False
-    """On CPUs it is computed by torch's reference, far too slow to be timed."""
 
     def candidate(self, source: str = MODEL) -> Candidate:
         return Candidate(source, self.engine, self.label)
@@ -54,7 +52,7 @@ FORMATS: Sequence[Format] = (
     Format(label="bf16"),
     Format(label="fp32", engine={"dtype": "fp32"}),
     Format(label="int8", engine={"quantization": "int8"}, limits=_INT8),
-    Format(label="fp8", engine={"quantization": "fp8"}, only_on_gpus=True),
+    Format(label="fp8", engine={"quantization": "fp8"}),
     Format(label="int4", engine={"quantization": "int4"}, limits=_INT4),
     Format(label="int4 rtn", quantize=("--to", "int4", "--method", "rtn"), limits=_INT4),
     Format(label="int4 awq", quantize=("--to", "int4", "--method", "awq"), limits=_INT4),

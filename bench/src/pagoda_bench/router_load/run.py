@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pagoda_bench.errors import SettingsError
 from pagoda_bench.local_stack import free_port
+from pagoda_bench.peers.baseline import commit_of, files_of
 from pagoda_bench.peers.system import PeerUnavailable
 from pagoda_bench.results import result_here, write
 from pagoda_bench.router_load.measure import LoadFailed, Measured, Rig
@@ -46,8 +47,8 @@ class Options:
     rounds: int = 3
     window_s: float = 3.0
     soak_s: float = 60.0
-    before: Path | None = None
-    """router/src of another commit, measured too, as `pagoda-before`."""
+    before: str | None = None
+    """Another commit of this repository, whose router is measured too, as `pagoda-before`."""
     output: Path
     """Path without suffix."""
 
@@ -57,6 +58,7 @@ def run(options: Options, *, command: str) -> None:
     if unknown := [name for name in options.systems if name not in STARTERS]:
         raise SettingsError(f"no router {', '.join(unknown)}: one of {', '.join(STARTERS)}")
     scenarios = [one for one in (*SCENARIOS, SOAK) if not options.cases or any(part in one.case for part in options.cases)]
+    commit = None if options.before is None else commit_of(options.before, "--before")
     program, load_before = build(), os.getloadavg()[0]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the processes are in groups of their own: they end with this one
     router_core, rig_core = two_cores()
@@ -64,10 +66,11 @@ def run(options: Options, *, command: str) -> None:
     with tempfile.TemporaryDirectory(prefix="pagoda-router-load-") as folder, ExitStack() as closing:
         rig, site = start_mocks(program, Path(folder), [router_core], [rig_core], closing)
         systems = _start(options.systems, site, closing, unavailable)
-        if options.before is not None:
-            earlier = pagoda(replace(site, scratch=Path(folder) / "before", source=options.before))
+        if commit is not None:
+            checkout = closing.enter_context(files_of(commit, Path(folder) / "checkout"))
+            earlier = pagoda(replace(site, scratch=Path(folder) / "before", source=checkout / "router" / "src"))
             closing.callback(earlier.stop)
-            systems.append(replace(earlier, name=f"{OURS}-before", setting="ours as of another commit"))
+            systems.append(replace(earlier, name=f"{OURS}-before", setting=f"ours as of {commit[:9]}, with the libraries of now"))
         taken = {scenario.case: _rounds(scenario, systems, rig, options) for scenario in scenarios}
         settings = [f"{system.name}: {system.setting}" for system in systems]
         settings += [_usage_of(system) for system in systems if system.name == OURS]

@@ -3,11 +3,11 @@
 Pure but for `write_page`. The prose around the markers is written by hand. Called by study.py and by rank_order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pagoda_bench.marked import replaced
-from pagoda_bench.results import FOLDER, Result
+from pagoda_bench.results import FOLDER, Result, Row
 from pagoda_bench.sim.report import OURS, WORKLOADS, aims_table
 
 PAGE = FOLDER.parents[1] / "docs" / "routing.md"
@@ -51,15 +51,32 @@ def _by_policy(result: Result, metric: str, cases: Sequence[str]) -> Iterator[st
 
 
 def _ranks(result: Result) -> Iterator[str]:
-    found = {row.key: row.value for row in result.rows}
+    found = {row.key: row for row in result.rows}
     yield "| case | policy | requests | failed | p95 simulated, s | p95 real, s |"
     yield "|---|---|---:|---:|---:|---:|"
     for case, policy in dict.fromkeys((row.case, row.system) for row in result.rows if row.system in POLICIES):
-        counts = [f"{found[case, policy, metric]:.0f}" for metric in ("requests", "failed")]
+        counts = [f"{found[case, policy, metric].value:.0f}" for metric in ("requests", "failed")]
         waits = [found.get((case, policy, metric)) for metric in ("simulated_ttft_p95_s", "ttft_p95_s")]
-        cells = [*counts, *("" if value is None else f"{value:.3g}" for value in waits)]
-        yield f"| {case} | `{policy}` | {' | '.join(cells)} |"
+        yield f"| {case} | `{policy}` | {' | '.join([*counts, *map(_with_spread, waits)])} |"
     yield ""
-    for row in result.rows:
-        if row.metric == "pairs_in_order_ratio":
-            yield f"- {row.case}: {100 * row.value:.0f} % of the pairs that the simulator tells apart are in its order"
+    for case in dict.fromkeys(row.case for row in result.rows):
+        yield f"- {case}: {_order(found, case)}"
+
+
+def _with_spread(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{row.value:.3g}" + ("" if row.low is None or row.high is None else f" ({row.low:.3g} to {row.high:.3g})")
+
+
+def _order(found: Mapping[tuple[str, str, str], Row], case: str) -> str:
+    told_apart, tied = (_count(found, case, metric) for metric in ("pairs_told_apart", "pairs_tied"))
+    ratio = found.get((case, "all", "pairs_in_order_ratio"))
+    in_order = 0 if ratio is None else round(ratio.value * (told_apart - tied))
+    words = f"of {told_apart} pairs that the simulator tells apart, {in_order} are in its order"
+    return words + (f", {tied} within the spread of the real ones" if tied else "")
+
+
+def _count(found: Mapping[tuple[str, str, str], Row], case: str, metric: str) -> int:
+    row = found.get((case, "all", metric))
+    return 0 if row is None else int(row.value)

@@ -86,10 +86,13 @@ def first_turns(
     duration_s: float,
     seed: int,
     shape: Shape = _as_it_is,
+    most_tenants: int | None = None,
 ) -> list[Conversation]:
     """Users whose first turns ask for the workload's part of this fleet's capacity, for a run outside of the simulator. `shape`: makes each
-    as long as the workers there can take it."""
+    as long as the workers there can take it; `most_tenants`: for a fleet smaller than the workload's."""
     workload, size = read_parameters().workloads[workload_name], profile.block_size
+    if most_tenants is not None:
+        workload = replace(workload, tenants=min(workload.tenants, most_tenants))
 
     def alone(user: Conversation) -> Conversation:
         return shape(replace(user, turns=user.turns[:1], _own_hashes=[]))

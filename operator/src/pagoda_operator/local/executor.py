@@ -194,8 +194,10 @@ class LocalExecutor:
         env = local.process_environment(template, self.machine, pod_name=pod_name, ports=ports, secret=self._secrets.reveal)
         env |= self._source(env)
         env |= self._adapters(env)
+        env |= self._draft(env)
         fetch = None
-        if template.fetch is not None and (env["PAGODA_MODEL_SOURCE"].startswith(FETCHED) or "hf://" in env.get("PAGODA_ADAPTERS", "")):
+        sources = (env.get("PAGODA_MODEL_SOURCE", ""), env.get("PAGODA_DRAFT_SOURCE", ""))
+        if template.fetch is not None and (any(each.startswith(FETCHED) for each in sources) or "hf://" in env.get("PAGODA_ADAPTERS", "")):
             fetch = self._fetch(template.fetch, env, ports[template.ports["http"]])
         host = choices.client_host if template.component == "router" else "127.0.0.1"
         argv = local.filled_in(self._argv(template.argv), env)
@@ -225,6 +227,22 @@ class LocalExecutor:
         listed = [local_adapter(each, self.machine.inherited) for each in json.loads(env["PAGODA_ADAPTERS"])]
         return {"PAGODA_ADAPTERS": json.dumps(listed, separators=(",", ":")), "PAGODA_MODEL_CACHE": str(self._home.models)}
 
+    def _draft(self, env: Mapping[str, str]) -> dict[str, str]:
+        """A draft model of the hub, as the model itself: a folder where this machine has it, else fetched."""
+        if "PAGODA_DRAFT_SOURCE" not in env:
+            return {}
+        try:
+            found = resolve_source(env["PAGODA_DRAFT_SOURCE"], self.machine.inherited)
+        except SourceMissing as error:
+            raise NotLaunchable("ModelNotFound", str(error)) from None
+        engine = json.loads(env["PAGODA_ENGINE"])
+        engine["speculative"]["draft"] = found
+        return {
+            "PAGODA_ENGINE": json.dumps(engine, separators=(",", ":")),
+            "PAGODA_DRAFT_SOURCE": found,
+            "PAGODA_MODEL_CACHE": str(self._home.models),
+        }
+
     def _fetch(self, step: FetchStep, env: Mapping[str, str], port: int) -> Launch:
         secrets = {}
         for name, key in step.secret_env.items():
@@ -237,7 +255,7 @@ class LocalExecutor:
         own = local.fetch_environment(step, self.machine, http_port=port, secrets=secrets)
         same = {
             name: env[name]
-            for name in ("PAGODA_MODEL_SOURCE", "PAGODA_MODEL_REVISION", "PAGODA_MODEL_CACHE", "PAGODA_ADAPTERS")
+            for name in ("PAGODA_MODEL_SOURCE", "PAGODA_MODEL_REVISION", "PAGODA_MODEL_CACHE", "PAGODA_ADAPTERS", "PAGODA_DRAFT_SOURCE")
             if name in env
         }
         return Launch(argv=self._argv(step.argv), env={**self.machine.inherited, **own, **same}, host="127.0.0.1", ports={port: port})

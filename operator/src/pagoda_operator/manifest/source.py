@@ -15,6 +15,10 @@ FETCHED = ("hf", "s3")
 """Schemes whose weights a fetch step brings before the worker starts."""
 
 
+def is_fetched(source: str) -> bool:
+    return source.partition("://")[0] in FETCHED
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SecretKey:
     name: str

@@ -172,8 +172,9 @@ def _shared(namespace: str, claims: Claims, live: Objects, mine: Objects, settin
 
 
 def _own(model: InferenceModel, live: Objects, mine: Objects, settings: Settings) -> tuple[_Changes, dict[str, Conflict]]:
-    folders = [model.spec.model.scheme, *(adapter.scheme for adapter in model.spec.adapters)]
-    if "file" in folders and not settings.host_paths:
+    drafts = [variant.engine.speculative.draft or "" for variant in model.variants]
+    sources = [model.spec.model.source, *(adapter.source for adapter in model.spec.adapters), *drafts]
+    if any(each.startswith("file://") for each in sources) and not settings.host_paths:
         message = (
             "the operator does not mount folders of nodes: put the weights on a PersistentVolumeClaim and write pvc://CLAIM/FOLDER, "
             "or install the operator with hostPaths enabled"

@@ -11,7 +11,7 @@ from typing import Any
 from pagoda_operator.labels import LABEL_BACKEND, LABEL_MODEL, LABEL_VARIANT, PARTS, common_labels
 from pagoda_operator.manifest.quantities import format_bytes
 from pagoda_operator.manifest.rules.backends import OWN_BACKEND
-from pagoda_operator.manifest.source import Cache
+from pagoda_operator.manifest.source import Cache, is_fetched
 from pagoda_operator.manifest.spec import InferenceModel, Variant
 from pagoda_operator.manifest.validate import API_VERSION, KIND
 from pagoda_operator.render.backend_pods import OPENAI_PORT, backend_pod
@@ -74,7 +74,8 @@ def model_objects(model: InferenceModel, settings: Settings) -> list[Object]:
     documents = [document for variant in model.variants for document in _variant_objects(model, variant, settings)]
     labels = common_labels(model.name, "worker", settings.version) | {LABEL_MODEL: model.name}
     source = model.spec.model
-    if source.fetched or any(adapter.scheme == "hf" for adapter in model.spec.adapters):
+    drafts = [variant.engine.speculative.draft or "" for variant in model.variants]
+    if source.fetched or any(adapter.scheme == "hf" for adapter in model.spec.adapters) or any(map(is_fetched, drafts)):
         policy = fetch_policy(model.name, source)
         documents.append(_object("NetworkPolicy", model.namespace, f"{model.name}-fetch-egress", labels, spec=policy))
     if source.cache is not None and source.cache.size_bytes is not None:

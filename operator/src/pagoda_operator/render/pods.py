@@ -14,7 +14,7 @@ from pagoda_operator.manifest.engine import Engine, Resources
 from pagoda_operator.manifest.quantities import format_bytes, format_cores
 from pagoda_operator.manifest.spec import InferenceModel, Variant
 from pagoda_operator.render.installation import Settings
-from pagoda_operator.render.weights import Weights, weights_of, with_draft
+from pagoda_operator.render.weights import Weights, draft_source, weights_of, with_draft
 
 HTTP_PORT = 8000
 INTERNAL_PORT = 8001
@@ -186,7 +186,7 @@ def engine_settings(engine: Engine) -> Object:
     if (speculative := engine.speculative).method != "none":
         settings["speculative"] = {"method": speculative.method, "tokens": speculative.tokens}
         if speculative.draft is not None:
-            settings["speculative"]["draft"] = speculative.draft
+            settings["speculative"]["draft"] = draft_source(speculative.draft)
     return settings
 
 

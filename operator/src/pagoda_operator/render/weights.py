@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pagoda_operator.manifest.engine import Speculative
+from pagoda_operator.manifest.source import FETCHED
 from pagoda_operator.manifest.spec import InferenceModel
 
 MODELS_FOLDER = "/models"
@@ -19,6 +20,8 @@ CLAIM_FOLDER = "/models/pvc"
 ADAPTERS_FOLDER = "/adapters"
 """Where adapters are fetched to when the model itself is not fetched: not below /models, where a claim may be mounted."""
 ADAPTER_CLAIMS = "/adapter-claims"
+DRAFT_FOLDER, DRAFT_CLAIM = "/draft", "/draft-claim"
+"""Where a draft model is fetched to when nothing else is, and where its claim is."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True, "AWS_REGION": True}
 """Keys of the credentials Secret, and whether each may be absent. Named one by one: no other key of the Secret becomes a variable."""
 
@@ -103,13 +106,32 @@ def _of_model(model: InferenceModel) -> Weights:
             return Weights(source=source.source)
 
 
+def draft_source(source: str) -> str:
+    """As the worker finds it: a claim is a folder there."""
+    scheme, _, location = source.partition("://")
+    return f"file://{DRAFT_CLAIM}/{location.partition('/')[2]}".rstrip("/") if scheme == "pvc" else source
+
+
 def with_draft(weights: Weights, speculative: Speculative) -> Weights:
-    """A draft model lies inside the image, or in a folder of the node."""
-    if speculative.draft is None or not speculative.draft.startswith("file://"):
+    """A draft model comes as the model itself: it lies inside the image, in a folder of the node or of a claim, or the same step fetches
+    it, into the model's cache or, where there is none, into a folder that ends with the pod."""
+    if speculative.draft is None:
         return weights
-    path = speculative.draft.removeprefix("file://")
-    volume = {"name": "draft", "hostPath": {"path": path, "type": "Directory"}}
-    return replace(weights, volumes=[*weights.volumes, volume], mounts=[*weights.mounts, _read_only("draft", path)])
+    scheme, _, location = speculative.draft.partition("://")
+    env, volumes, mounts = dict(weights.env), list(weights.volumes), list(weights.mounts)
+    if scheme == "file":
+        volumes.append({"name": "draft", "hostPath": {"path": location, "type": "Directory"}})
+        mounts.append(_read_only("draft", location))
+    elif scheme == "pvc":
+        volumes.append({"name": "draft", "persistentVolumeClaim": {"claimName": location.partition("/")[0], "readOnly": True}})
+        mounts.append(_read_only("draft", DRAFT_CLAIM))
+    elif scheme in FETCHED:
+        env["PAGODA_DRAFT_SOURCE"] = speculative.draft
+        if "PAGODA_MODEL_CACHE" not in env:
+            env["PAGODA_MODEL_CACHE"] = DRAFT_FOLDER
+            volumes.append({"name": "draft", "emptyDir": {}})
+            mounts.append(_read_only("draft", DRAFT_FOLDER))
+    return replace(weights, env=env, volumes=volumes, mounts=mounts, fetch=weights.fetch or scheme in FETCHED)
 
 
 def _fetched(model: InferenceModel) -> Weights:

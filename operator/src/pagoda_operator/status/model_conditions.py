@@ -229,9 +229,13 @@ def _router_message(view: ModelView) -> str:
     if not view.routers:
         return f"{workers}the router has not started yet"
     pod = view.routers[0]
-    words = (
-        f": {pod.message.strip().rstrip('.')}: read its log" if pod.message else ": it starts within seconds; read its log when this lasts"
-    )
+    told = pod.message.strip().rstrip(".")
+    if not told:
+        words = ": it starts within seconds; read its log when this lasts"
+    elif pod.reason == "CreateContainerConfigError":
+        words = f": {told}: make what it names, or correct the value that names it"
+    else:
+        words = f": {told}: read its log"
     return f"{workers}the router {pod.name} is not{words}"
 
 

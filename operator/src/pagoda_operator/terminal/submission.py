@@ -83,6 +83,11 @@ def _check(origin: Origin, document: dict[str, Any], environment: Mapping[str, s
         resolve_source(model.spec.model.source, environment)
     except SourceMissing as error:
         return [f"{origin.label}: spec.model.source: {error}"]
+    try:
+        for draft in {variant.engine.speculative.draft for variant in model.variants} - {None}:
+            resolve_source(str(draft), environment)
+    except SourceMissing as error:
+        return [f"{origin.label}: spec.engine.speculative.draft: {error}"]
     return [f"{origin.label}: spec.adapters[{at}].source: {problem}" for at, problem in _adapter_problems(model)]
 
 
@@ -99,9 +104,13 @@ def _make_absolute(document: Mapping[str, Any], folder: Path) -> None:
     spec = document.get("spec")
     model = spec.get("model") if isinstance(spec, dict) else None
     adapters = spec.get("adapters") if isinstance(spec, dict) else None
-    for given in [model, *(adapters if isinstance(adapters, list) else ())]:
-        if isinstance(given, dict) and isinstance(source := given.get("source"), str) and source.startswith("file://"):
-            given["source"] = f"file://{(folder / Path(source.removeprefix('file://')).expanduser()).resolve()}"
+    variants = spec.get("variants") if isinstance(spec, dict) else None
+    engines = [each.get("engine") for each in [spec, *(variants if isinstance(variants, list) else ())] if isinstance(each, dict)]
+    drafts = [each.get("speculative") for each in engines if isinstance(each, dict)]
+    sources = [(given, "source") for given in [model, *(adapters if isinstance(adapters, list) else ())]]
+    for given, field in [*sources, *((each, "draft") for each in drafts)]:
+        if isinstance(given, dict) and isinstance(source := given.get(field), str) and source.startswith("file://"):
+            given[field] = f"file://{(folder / Path(source.removeprefix('file://')).expanduser()).resolve()}"
 
 
 def _plain(value: Any) -> Any:

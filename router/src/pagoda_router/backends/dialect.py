@@ -6,11 +6,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 from pagoda_router.backends.base import RefusedByWorker
+from pagoda_router.backends.sse import OPENAIS, Manners
 from pagoda_router.errors import BadRequest, ContextTooLong, UpstreamFailed
 from pagoda_router.relays import Relay
 
@@ -46,6 +47,8 @@ class Dialect(Protocol):
         """Asked in turn at each look; what `load` reads."""
         ...
 
+    manners: ClassVar[Manners] = OPENAIS
+
     def load(self, path: str, body: bytes, before: Load) -> Load:
         """`before` with what this answer tells. Raises ValueError when it is not what it should be."""
         ...
@@ -61,6 +64,10 @@ class Dialect(Protocol):
         """Of an answer that is not 200. Its `error`, or it itself, is what the client gets; other refusals are worth another worker."""
         ...
 
+    def failure_in_stream(self, event: bytes) -> RefusedByWorker | UpstreamFailed:
+        """The same of an error event, which comes with status 200. A refusal counts before the first output only."""
+        return UpstreamFailed(told(event)[0])
+
 
 def request_fields(relay: Relay, model: str) -> dict[str, msgspec.Raw]:
     """What all of them get: the client's own fields, the server's name of the model, and usage at the end of a stream."""
@@ -73,6 +80,11 @@ def request_fields(relay: Relay, model: str) -> dict[str, msgspec.Raw]:
             options.pop("continuous_usage_stats", None)
         fields["stream_options"] = msgspec.Raw(msgspec.json.encode({**options, "include_usage": True}))
     return fields
+
+
+def without_nulls(fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    """OpenAI's clients may write null for what they do not say; strictly typed servers refuse it."""
+    return {name: value for name, value in fields.items() if bytes(value) != b"null"}
 
 
 def samples(text: bytes) -> dict[str, list[tuple[Mapping[str, str], float]]]:

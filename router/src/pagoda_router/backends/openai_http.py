@@ -6,22 +6,18 @@ metrics say is in use, by whomever. Between two looks only the router's ledger m
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
-import msgspec
 
 from pagoda_router.adapters import NO_ADAPTERS
 from pagoda_router.admission.credits import Price, service_tokens, used_kv_tokens
 from pagoda_router.backends.answer_rates import Rates
 from pagoda_router.backends.base import LinkListener, Settlement
-from pagoda_router.backends.dialect import Dialect, Load
+from pagoda_router.backends.dialect import Load
+from pagoda_router.backends.looks import DIALECTS, Unhealthy, described_model, fetched
 from pagoda_router.backends.openai_stream import Destination, OpenAiStream
 from pagoda_router.backends.session_view import views_of
-from pagoda_router.backends.tgi import Tgi
-from pagoda_router.backends.trtllm import TensorRtLlm
-from pagoda_router.backends.vllm import Vllm
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import EndReason, Generation, WorkerId
 from pagoda_router.placement.facts import WorkerView
@@ -29,7 +25,6 @@ from pagoda_router.placement.prefixes import NO_CHAIN, KnownPrefixes, PrefixChai
 
 log = logging.getLogger(__name__)
 
-DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (Vllm(), Tgi(), TensorRtLlm())}
 UNTOLD_CAPACITY_TOKENS = 2**31
 """Of a server that does not tell the size of its KV cache: then only the number of requests bounds what is sent there."""
 USUAL_MAX_RUNNING = 256
@@ -53,10 +48,6 @@ class HttpTiming:
     look_timeout_s: float = 5.0
     failed_looks: int = 3
     """In a row that time out, after which the worker takes no requests; one that refuses connections takes none at once."""
-
-
-class _Unhealthy(Exception):
-    pass
 
 
 class OpenAiLink:
@@ -239,11 +230,11 @@ class OpenAiLink:
         before = (self._model, self._load)
         try:
             async with asyncio.timeout(self._timing.look_timeout_s):
-                await self._get(session, "/health")
+                await fetched(session, self._url, "/health")
                 if not self._model:
                     await self._learn_model(session)
             self._failed_looks = 0
-        except (aiohttp.ClientError, OSError, TimeoutError, _Unhealthy) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, Unhealthy) as error:
             self._failed(error)
             return
         await self._learn_load(session)
@@ -268,14 +259,7 @@ class OpenAiLink:
         self._complaint = self._reason
 
     async def _learn_model(self, session: aiohttp.ClientSession) -> None:
-        """By its list of models: ours if it is there, else the first. A server without a list calls its one model whatever we like."""
-        cards = []
-        try:
-            document = msgspec.json.decode(await self._get(session, "/v1/models"))
-            cards = [card for card in document["data"] if isinstance(card.get("id"), str)]
-        except (_Unhealthy, msgspec.DecodeError, KeyError, TypeError, AttributeError):
-            pass
-        mine = next((card for card in cards if card["id"] == self.endpoint.model), cards[0] if cards else {})
+        mine = await described_model(session, self._url, self.endpoint.model)
         length = mine.get("max_model_len")
         self.max_model_len = length if isinstance(length, int) and length > 0 else None
         self._model = mine.get("id", self.endpoint.model)
@@ -288,16 +272,9 @@ class OpenAiLink:
         for path in self._dialect.load_paths:
             try:
                 async with asyncio.timeout(self._timing.look_timeout_s):
-                    load = self._dialect.load(path, await self._get(session, path), load)
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError, _Unhealthy) as error:
+                    load = self._dialect.load(path, await fetched(session, self._url, path), load)
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError, Unhealthy) as error:
                 load = Load(capacity_tokens=load.capacity_tokens, block_size=load.block_size, max_running=load.max_running)
                 log.debug("worker %s: no load from %s: %s", self.worker, path, error)
         self._load = load
         self._since_look_tokens -= sent_before
-
-    async def _get(self, session: aiohttp.ClientSession, path: str) -> bytes:
-        async with session.get(self._url + path) as response:
-            body = await response.read()
-            if response.status != 200:
-                raise _Unhealthy(f"{path} answered {response.status}")
-            return body

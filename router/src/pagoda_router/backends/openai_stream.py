@@ -177,17 +177,16 @@ class OpenAiStream:
             elif relay.stream:
                 await self._stream(to, response)
             else:
-                await self._whole(response)
+                await self._whole(to, response)
 
     async def _stream(self, to: Destination, response: aiohttp.ClientResponse) -> None:
-        events = EventRewriter(self.relay.served_name, wants_usage=self.relay.wants_usage)
+        events = EventRewriter(self.relay.served_name, wants_usage=self.relay.wants_usage, manners=to.dialect.manners)
         async for chunk in response.content.iter_any():
             piece = events.feed(chunk)
             self.usage = events.usage
             self._push(piece)
             if piece.error is not None:
-                message, _ = told(piece.error)
-                self._fail(EndReason.ENGINE_ERROR, f"the worker {to.name} failed: {message}", "engine_error")
+                self._failed_in_stream(to, piece.error)
                 return
             if piece.done:
                 self._finish()
@@ -198,13 +197,13 @@ class OpenAiStream:
         self.lost = True
         self._fail(EndReason.ENGINE_ERROR, f"the worker {to.name} was lost: its stream ended early", "worker_lost")
 
-    async def _whole(self, response: aiohttp.ClientResponse) -> None:
+    async def _whole(self, to: Destination, response: aiohttp.ClientResponse) -> None:
         body = bytearray()
         async for chunk in response.content.iter_any():
             body += chunk
             if len(body) > LARGEST_ANSWER_BYTES:
                 raise NotAnAnswer(f"its answer is larger than {LARGEST_ANSWER_BYTES} bytes")
-        data, self.usage, reasons = whole_answer(bytes(body), self.relay.served_name)
+        data, self.usage, reasons = whole_answer(bytes(body), self.relay.served_name, to.dialect.manners)
         tokens = self.usage.completion_tokens if self.usage is not None else 0
         self._push(Piece(data=data, tokens=tokens, finish_reasons=reasons))
         self._finish()
@@ -216,6 +215,14 @@ class OpenAiStream:
         else:
             self.begun = True  # it had the request, and may have been hurt by it
             self._fail(EndReason.ENGINE_ERROR, failure.message, "engine_error")
+
+    def _failed_in_stream(self, to: Destination, event: bytes) -> None:
+        failure = to.dialect.failure_in_stream(event)
+        if isinstance(failure, RefusedByWorker) and not self._has_output:
+            self._refuse(failure)
+        else:
+            message, _ = told(event)
+            self._fail(EndReason.ENGINE_ERROR, f"the worker {to.name} failed: {message}", "engine_error")
 
     # ------------------------------------------------------------ what the reader will see
 

@@ -7,8 +7,7 @@ policy; fleet.py makes and retires links, the dispatcher submits on them.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from typing import Any, NoReturn
 
@@ -23,6 +22,7 @@ from pagoda_router.backends.http2 import UNIMPLEMENTED, Http2Error
 from pagoda_router.backends.request_stream import RequestStream
 from pagoda_router.backends.session import OpenSession
 from pagoda_router.backends.session_call import MAX_MESSAGE_BYTES, CallEnded, Outbox, Unreachable, open_call
+from pagoda_router.backends.session_life import USUAL_BLOCK_SIZE, LinkTiming, SessionBroken, first_to_end, keep_pinging, sentence_of
 from pagoda_router.backends.session_view import SessionView, for_request
 from pagoda_router.backends.translate import submit_message
 from pagoda_router.discovery.snapshot import Endpoint
@@ -36,29 +36,6 @@ log = logging.getLogger(__name__)
 
 PROTOCOL = 1
 SESSION = "/pagoda.worker.v1.Worker/Session"
-USUAL_BLOCK_SIZE = 16
-"""What workers use unless told otherwise; in force until one has said."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkTiming:
-    """Seconds. Tests shorten them."""
-
-    welcome_s: float = 5.0
-    """From connecting to Welcome."""
-    ping_every_s: float = 2.0
-    silent_pings: int = 3
-    """Pings in a row during which nothing at all arrived: the session counts as broken."""
-    describe_s: float = 30.0
-    """Of Describe, and of fetching one artifact."""
-    first_backoff_s: float = 0.2
-    last_backoff_s: float = 5.0
-    starting_backoff_s: float = 0.5
-    """The longest after a refused connection: a worker that starts, or fetches its model, is taken up at once when it listens."""
-
-
-class SessionBroken(Exception):
-    pass
 
 
 class PagodaLink:
@@ -193,7 +170,7 @@ class PagodaLink:
                     self._wants_cache_events = False  # an older worker: it is asked again without them
                 if isinstance(error, Unreachable):
                     longest_s = min(longest_s, self._timing.starting_backoff_s)
-                self._end_session(_sentence(error), is_starting=isinstance(error, Unreachable) and not self._was_open)
+                self._end_session(sentence_of(error), is_starting=isinstance(error, Unreachable) and not self._was_open)
             except asyncio.CancelledError:
                 self._end_session("the router closed the session")
                 if not self._leaving:
@@ -238,7 +215,8 @@ class PagodaLink:
             self._welcomed, self._outbox = asyncio.Event(), Outbox(call)
             hello = wire.Hello(protocol=PROTOCOL, router_id=self._router_id, token=self._token, wants_cache_events=self._wants_cache_events)
             self._outbox.put(wire.ToWorker(hello=hello))
-            await first_to_end(call.over(), self._expect_welcome(until_s), self._ping(), self._keep_described())
+            pinging = keep_pinging(lambda: self._session, self._timing)
+            await first_to_end(call.over(), self._expect_welcome(until_s), pinging, self._keep_described())
         finally:
             call.close()
         raise SessionBroken("the session ended")
@@ -258,18 +236,6 @@ class PagodaLink:
             self._welcomed.set()
         else:
             raise SessionBroken("it did not begin with Welcome")
-
-    async def _ping(self) -> None:
-        silent, seen = 0, -1
-        while True:
-            await asyncio.sleep(self._timing.ping_every_s)
-            if self._session is None:
-                continue  # the welcome has its own time limit
-            silent = silent + 1 if self._session.messages_seen == seen else 0
-            if silent >= self._timing.silent_pings:
-                raise SessionBroken(f"it has been silent for {silent * self._timing.ping_every_s:.0f} s")
-            seen = self._session.messages_seen
-            self._session.ping()
 
     def _open_session(self, welcome: Any) -> None:
         assert self._outbox is not None
@@ -320,7 +286,7 @@ class PagodaLink:
                 session.requests.depth.max_running = description.max_running
                 self._view.changed()
             except (grpc.aio.AioRpcError, BadArtifact, OSError, ValueError) as error:
-                complaint = f"the worker cannot be described: {_sentence(error)}"
+                complaint = f"the worker cannot be described: {sentence_of(error)}"
                 if complaint != self._reason:
                     log.warning("session %s: %s", self.worker, complaint)
                 self._reason = complaint
@@ -330,29 +296,3 @@ class PagodaLink:
                 backoff_s = min(2 * backoff_s, self._timing.last_backoff_s)
         self._listener.capacity_changed(self.endpoint.model)
         await asyncio.Event().wait()
-
-
-async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
-    """Runs them together; when one ends or raises, the others are cancelled and awaited, and its exception is this one's."""
-    tasks = [asyncio.create_task(part) for part in parts]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        details = error.details() or error.code().name
-        if "failed to connect" in details:
-            return f"it cannot be reached ({details.rpartition(': ')[2]})"
-        return details if error.code() is grpc.StatusCode.UNAVAILABLE else f"{error.code().name}: {details}"
-    if isinstance(error, DecodeError):
-        return "it sent what is no message of this protocol"
-    if isinstance(error, TimeoutError):
-        return "it did not answer in time"
-    return str(error)

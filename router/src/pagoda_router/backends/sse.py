@@ -4,7 +4,8 @@ Pure. Nothing is parsed but the one event that has the usage, and errors; openai
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -14,6 +15,24 @@ LARGEST_EVENT_BYTES = 16 * 2**20
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"(\w+)"')
 _IS_ERROR = re.compile(rb'\A\s*\{\s*"(?:error"\s*:\s*["{]|object"\s*:\s*"error")')
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """Where a server's answers differ from OpenAI's."""
+
+    finish_reasons: Mapping[bytes, bytes] = field(default_factory=dict)
+    """Its JSON of a finish reason to OpenAI's, member and value: within a text the quotes would be escaped, so bytes are enough."""
+    usage_per_choice: bool = False
+    """A stream tells the usage of each choice where that one ends, not of all of them at the end."""
+
+    def in_openais_words(self, payload: bytes) -> bytes:
+        for theirs, openais in self.finish_reasons.items():
+            payload = payload.replace(theirs, openais)
+        return payload
+
+
+OPENAIS = Manners()
 
 
 class _Details(msgspec.Struct):
@@ -53,9 +72,10 @@ class Piece:
 
 
 class EventRewriter:
-    def __init__(self, served_name: str, *, wants_usage: bool) -> None:
+    def __init__(self, served_name: str, *, wants_usage: bool, manners: Manners = OPENAIS) -> None:
         self.usage: Usage | None = None
-        """The last that was told."""
+        """The last that was told, or the sum of what was told of each choice."""
+        self._manners = manners
         self._model = b'"model":' + msgspec.json.encode(served_name)
         self._their_model = self._model
         """As the last event had it: found by a search only when it changes."""
@@ -86,9 +106,10 @@ class EventRewriter:
         if b'error"' in payload[:32] and _IS_ERROR.match(payload):
             piece.error = payload
             return
+        payload = self._manners.in_openais_words(payload)
         has_choices = b'"choices":[]' not in payload and b'"choices": []' not in payload
         if b'"usage":{' in payload or b'"usage": {' in payload:
-            self.usage = usage_of(payload) or self.usage
+            self._told_usage(usage_of(payload))
             if not has_choices and not self._wants_usage:
                 return  # the router asked for it, not the client
         if has_choices:
@@ -96,6 +117,16 @@ class EventRewriter:
             if b'"finish_reason":"' in payload or b'"finish_reason": "' in payload:
                 piece.finish_reasons += tuple(reason.decode() for reason in _FINISH.findall(payload))
         piece.data += b"data: " + self._renamed(payload) + b"\n\n"
+
+    def _told_usage(self, told: Usage | None) -> None:
+        before = self.usage
+        if told is None:
+            return
+        if before is None or not self._manners.usage_per_choice:
+            self.usage = told
+        else:
+            prompt_tokens, cached_tokens = before.prompt_tokens + told.prompt_tokens, before.cached_tokens + told.cached_tokens
+            self.usage = Usage(prompt_tokens, cached_tokens, before.completion_tokens + told.completion_tokens)
 
     def _renamed(self, payload: bytes) -> bytes:
         if self._their_model not in payload:
@@ -106,8 +137,9 @@ class EventRewriter:
         return payload if self._their_model == self._model else payload.replace(self._their_model, self._model, 1)
 
 
-def whole_answer(body: bytes, served_name: str) -> tuple[bytes, Usage | None, tuple[str, ...]]:
+def whole_answer(body: bytes, served_name: str, manners: Manners = OPENAIS) -> tuple[bytes, Usage | None, tuple[str, ...]]:
     """Of an answer that is no stream: the body under the served name, its usage, its finish reasons. Raises NotAnAnswer."""
+    body = manners.in_openais_words(body)
     try:
         answer = msgspec.json.decode(body, type=_Answer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

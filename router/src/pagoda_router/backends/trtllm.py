@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from pagoda_router.backends.base import RefusedByWorker
-from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields
-from pagoda_router.errors import UpstreamFailed
+from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields, without_nulls
+from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.relays import Relay
 
 _TOO_LONG = re.compile(r"max_seq_len|max_num_tokens|max_input_len|maximum (context|sequence|input) length", re.IGNORECASE)
@@ -23,6 +23,9 @@ _BOOKKEEPING = frozenset(
     }
 )
 """OpenAI's fields whose absence changes no answer: it would refuse the whole request for them."""
+_STREAM_OPTIONS = ("include_usage", "continuous_usage_stats")
+"""All that it knows. 1.0 to 1.2 take the second as true where it is left out, and write usage into every event."""
+CHAT_PATH = "/v1/chat/completions"
 
 
 class TensorRtLlm(Dialect):
@@ -38,11 +41,21 @@ class TensorRtLlm(Dialect):
         return _iteration(told[-1], before)
 
     def request(self, relay: Relay, model: str, salt: str) -> bytes:
-        fields = request_fields(relay, model)
+        fields = without_nulls(request_fields(relay, model))
         for name in _BOOKKEEPING:
             fields.pop(name, None)
+        if salt and relay.path != CHAT_PATH:
+            raise BadRequest(
+                "X-Pagoda-Features: a tensorrt-llm worker can leave its prefix cache aside for a chat only", param="X-Pagoda-Features"
+            )
         if salt:
             fields["cache_salt"] = msgspec.Raw(msgspec.json.encode(salt))
+        if "stream_options" in fields:
+            options = msgspec.json.decode(fields["stream_options"])
+            fields["stream_options"] = msgspec.Raw(msgspec.json.encode({name: options.get(name, False) for name in _STREAM_OPTIONS}))
+        match msgspec.json.decode(fields.get("response_format", b"null")):
+            case {"type": "json_schema", "json_schema": {"schema": schema}}:  # OpenAI's form is 1.3's; this one all versions know
+                fields["response_format"] = msgspec.Raw(msgspec.json.encode({"type": "json", "schema": schema}))
         return msgspec.json.encode(fields)
 
     def failure(self, status: int, body: bytes) -> RefusedByWorker | UpstreamFailed:

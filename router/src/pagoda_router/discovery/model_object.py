@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from pagoda_router.adapters import DeclaredAdapter
-from pagoda_router.generation import ModelName, ServedName
+from pagoda_router.catalog import ServedName
+from pagoda_router.generation import ModelName
 from pagoda_router.objectives import Slo, duration_s, read_prices, read_slo, read_token_prices
 from pagoda_router.placement.scores import POLICY, PolicyName
 from pagoda_router.relays import backends_of, quantizations_of

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pagoda_router.catalog import ServedName
 from pagoda_router.discovery.model_object import ModelObject, cause_of, read_model, text_of
-from pagoda_router.generation import ModelName, ServedName
+from pagoda_router.generation import ModelName
 from pagoda_router.relays import BACKENDS, OWN_BACKEND
 
 MODEL_LABEL = "pagoda.dev/model"

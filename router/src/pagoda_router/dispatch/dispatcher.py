@@ -1,8 +1,8 @@
 """Admits and runs generations: waiting room → worker → stream. Implements generation.Dispatcher; hears of capacity as LinkListener.
 
-Owns what waits and what it learned per model. Decisions are the pure modules' (admission, queue, demand), placing is placing.py's, refusing
-refusals.py's; links do the talking. A request is handed to its caller at its first token: until then a lost worker costs a second try
-instead of a broken stream, and a refusal has an HTTP status.
+Owns what runs. What waits, and what was learned per model, is waiting_rooms.py's; decisions are the pure modules' (admission, queue,
+demand), placing is placing.py's, refusing refusals.py's; links do the talking. A request is handed to its caller at its first token: until
+then a lost worker costs a second try instead of a broken stream, and a refusal has an HTTP status.
 """
 
 import asyncio
@@ -11,13 +11,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
-from typing import Any
 
 from pagoda_router.admission.credits import price
 from pagoda_router.admission.demand import Demand
 from pagoda_router.admission.lane import Held, Lane, Pending, QueueLimits
 from pagoda_router.admission.refusals import Refusals
-from pagoda_router.admission.waiting import Waiting
 from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settlement
 from pagoda_router.dispatch.choosing import WorkerChooser
 from pagoda_router.dispatch.continuing import ContinuedStream
@@ -25,8 +23,8 @@ from pagoda_router.dispatch.hedging import Hedges
 from pagoda_router.dispatch.placing import Placer
 from pagoda_router.dispatch.second_tries import RetryShares, SecondTries
 from pagoda_router.dispatch.stalls import StageTimeouts, StallWatch
+from pagoda_router.dispatch.waiting_rooms import WaitingRooms
 from pagoda_router.drafting.drafting import Drafting
-from pagoda_router.errors import NoWorker
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import (
     NOBODY,
@@ -36,14 +34,11 @@ from pagoda_router.generation import (
     Generation,
     GenerationStream,
     ModelName,
-    RequestClass,
     Sender,
     WorkerId,
 )
 from pagoda_router.metrics.requests import RouterMetrics
 from pagoda_router.placement.decisions import DecisionRing
-
-EXPIRY_CHECK_S = 0.1
 
 
 class FleetDispatcher:
@@ -63,29 +58,25 @@ class FleetDispatcher:
         """`hedge_factor`: times its predicted first token's wait, after which a request is sent to a second worker too. 0: never."""
         self._fleet = fleet
         self._metrics = metrics
-        self._limits = limits
         self._clock = clock
         rng = rng or Random()
         self.decisions = DecisionRing(decision_ring)
         self.chooser = WorkerChooser(rng, self.decisions)
-        self._refusals = Refusals(fleet, metrics, rng)
+        refusals = Refusals(fleet, metrics, rng)
         self._placer = Placer(fleet, metrics, self.chooser, Drafting(fleet, metrics, rng), limits.promote_after_s, clock, rng)
-        self._second_tries = SecondTries(metrics, self._placer, self._refusals, clock, retries or RetryShares())
+        self._second_tries = SecondTries(metrics, self._placer, refusals, clock, retries or RetryShares())
         self._hedges = Hedges(hedge_factor, self._placer, self._second_tries, metrics, lambda: len(self._running))
         self._stalls = StallWatch(timeouts or StageTimeouts(), clock, self._stalled)
-        self._lanes: dict[ModelName, Lane] = {}
+        self._rooms = WaitingRooms(fleet, metrics, self._placer, refusals, limits, clock)
         self._running: set[BackendStream | ContinuedStream] = set()
-        self._tickets = 0
-        self._expiry: asyncio.TimerHandle | None = None
-        self._shut_down = ""
-        self._began_s = clock()
+        self._shut_down = False
 
     # ------------------------------------------------------------ Dispatcher
 
     @asynccontextmanager
     async def generate(self, generation: Generation) -> AsyncIterator[GenerationStream]:
         self._fleet.model(generation.model)
-        demand = self._lane(generation.model).demand
+        demand = self._rooms.lane(generation.model).demand
         demand.came(again=generation.arrival is not None)
         try:
             if generation.arrival is None:
@@ -93,7 +84,7 @@ class FleetDispatcher:
             pending = self._price(generation)
             first = await self._begin(pending)
             now_s = self._clock()
-            self._lane(pending.model).demand.answered(now_s, now_s - pending.patient_from_s)
+            self._rooms.lane(pending.model).demand.answered(now_s, now_s - pending.patient_from_s)
             stream = ContinuedStream(generation, first, partial(self._go_on, pending))
             self._running.add(stream)
             try:
@@ -105,25 +96,25 @@ class FleetDispatcher:
             demand.left(self._clock())
 
     def expected_output_tokens(self, generation: Generation) -> int:
-        return generation.n * self._lane(generation.model).outputs.predict(generation)
+        return generation.n * self._rooms.lane(generation.model).outputs.predict(generation)
 
     async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         self._fleet.model(model)
-        demand = self._lane(model).demand
+        demand = self._rooms.lane(model).demand
         demand.came()
         try:
             now_s = self._clock()
             held = Held(
                 model=model,
                 variant=variant,
-                ticket=self._next_ticket(),
+                ticket=self._rooms.next_ticket(),
                 arrived_s=now_s,
                 patient_from_s=now_s,
                 tenant=sender.tenant,
                 request_class=sender.request_class,
             )
-            self._make_room(held, cost_tokens)
-            await self._wait(held, cost_tokens)
+            self._rooms.make_room(held, cost_tokens)
+            await self._rooms.wait(held, cost_tokens)
             return Arrival(held.ticket, held.arrived_s)
         finally:
             demand.left(self._clock())
@@ -135,12 +126,12 @@ class FleetDispatcher:
             asked: set[BackendStream] = set()
             try:
                 self._runs(asked, stream)
-                won = await self._hedges.first_output(pending, stream, self._lane(pending.model), partial(self._runs, asked))
+                won = await self._hedges.first_output(pending, stream, self._rooms.lane(pending.model), partial(self._runs, asked))
                 if not won.failure:
                     return won
-                self._second_tries.failed(pending, stream, is_shut_down=bool(self._shut_down), in_flight=len(self._running))
+                self._second_tries.failed(pending, stream, is_shut_down=self._shut_down, in_flight=len(self._running))
             except RefusedByWorker as refused:
-                self._second_tries.refused(pending, stream, refused, self._lane(pending.model), in_flight=len(self._running))
+                self._second_tries.refused(pending, stream, refused, self._rooms.lane(pending.model), in_flight=len(self._running))
             except BaseException:
                 stream.abandon()
                 raise
@@ -154,8 +145,8 @@ class FleetDispatcher:
 
     async def _go_on(self, pending: Pending, rest: Generation, lost: BackendStream, end: Ended) -> BackendStream:
         """After a first token: the rest of one sequence, by another worker of the variant that began it. It goes before what came later."""
-        self._second_tries.go_on(pending, lost, end, is_shut_down=bool(self._shut_down), in_flight=len(self._running))
-        cost = price(rest, self._lane(pending.model).outputs.predict(rest), self._fleet.block_size(pending.model))
+        self._second_tries.go_on(pending, lost, end, is_shut_down=self._shut_down, in_flight=len(self._running))
+        cost = price(rest, self._rooms.lane(pending.model).outputs.predict(rest), self._fleet.block_size(pending.model))
         return await self._begin(pending.for_the_rest(rest, cost, lost.worker, self._clock()))
 
     def _stalled(self, stream: BackendStream) -> None:
@@ -163,14 +154,14 @@ class FleetDispatcher:
 
     def _price(self, generation: Generation) -> Pending:
         """Raises Overloaded, DeadlineInfeasible or ColdStart when the waiting room has no place for it."""
-        model, lane, now_s = generation.model, self._lane(generation.model), self._clock()
+        model, lane, now_s = generation.model, self._rooms.lane(generation.model), self._clock()
         cost = price(generation, lane.outputs.predict(generation), self._fleet.block_size(model))
         arrival = generation.arrival
         arrived_s = arrival.at_s if arrival is not None else now_s
         pending = Pending(
             model=model,
             variant=generation.variant,
-            ticket=arrival.ticket if arrival is not None else self._next_ticket(),
+            ticket=arrival.ticket if arrival is not None else self._rooms.next_ticket(),
             arrived_s=arrived_s,
             patient_from_s=now_s,
             tenant=generation.tenant,
@@ -181,94 +172,24 @@ class FleetDispatcher:
         )
         generation.trace.queued_s, generation.trace.predicted_output_tokens = now_s, cost.output_tokens
         if arrival is None:  # else it was admitted when it was held
-            self._make_room(pending, cost.kv_tokens)
+            self._rooms.make_room(pending, cost.kv_tokens)
         return pending
 
-    def _make_room(self, request: Held, cost_tokens: int) -> None:
-        """Others may have to leave a full room for it. Raises when it has no place, or no chance."""
-        if self._shut_down:
-            raise NoWorker(self._shut_down, retry_after_s=1.0)
-        lane, now_s = self._lane(request.model), self._clock()
-        for waiting in self._refusals.make_room(lane, request, cost_tokens, self._limits, now_s):
-            lane.room.remove(waiting)
-            waiting.request.fail(self._refusals.displaced(lane, waiting, now_s))
-
     async def _wait_for_place(self, pending: Pending) -> BackendStream:
-        if self._shut_down:
-            raise NoWorker(self._shut_down, retry_after_s=1.0)
+        self._rooms.check_open()
         pending.place = asyncio.get_running_loop().create_future()
-        stream: BackendStream = await self._wait(pending, pending.cost.kv_tokens)
+        stream: BackendStream = await self._rooms.wait(pending, pending.cost.kv_tokens)
         return stream
-
-    async def _wait(self, request: Held, cost_tokens: int) -> Any:
-        model = request.model
-        lane = self._lane(model)
-        generation = request.generation if isinstance(request, Pending) else None
-        waiting = Waiting(
-            request,
-            cost_tokens,
-            request.ticket,
-            priority=0 if generation is None else generation.priority,
-            deadline_s=request.deadline_s,
-            group=self._placer.group_of(request),
-            tenant=request.tenant,
-            request_class=request.request_class,
-            service_tokens=0,  # placing tells what it costs where it goes; one that is held is charged when it comes back
-            arrived_s=request.arrived_s,
-        )
-        lane.room.push(waiting)
-        has_to_wait = False
-        try:
-            self._placer.place_waiting(model, lane)
-            has_to_wait = not request.place.done()
-            if has_to_wait:
-                waiting.cached_tokens = self._placer.cached_tokens(request)
-                self._watch_expiry()
-                self._queue_changed(model)
-            return await request.place
-        except BaseException:
-            place = request.place
-            if isinstance(request, Pending) and place.done() and not place.cancelled() and place.exception() is None:
-                place.result().abandon()  # placed in the very moment in which the client left, or we failed
-            raise
-        finally:
-            if lane.room.remove(waiting):
-                self._placer.place_waiting(model, lane)  # what waited behind it may fit
-            if has_to_wait:
-                self._queue_changed(model)
-
-    # ------------------------------------------------------------ waits that end
-
-    def _watch_expiry(self) -> None:
-        if self._expiry is None:
-            self._expiry = asyncio.get_running_loop().call_later(EXPIRY_CHECK_S, self._expire)
-
-    def _expire(self) -> None:
-        self._expiry = None
-        now_s = self._clock()
-        for name, lane in self._lanes.items():
-            if not len(lane.room):
-                continue
-            self._placer.place_waiting(name, lane)
-            model = self._fleet.find(name)
-            for waiting in list(lane.room):
-                error = self._refusals.overdue(lane, model, waiting, self._limits, now_s)
-                if error is not None:
-                    lane.room.remove(waiting)
-                    waiting.request.fail(error)
-            self._placer.place_waiting(name, lane)  # what waited behind them may fit
-        if any(len(lane.room) for lane in self._lanes.values()):
-            self._watch_expiry()
 
     # ------------------------------------------------------------ LinkListener
 
     def capacity_changed(self, model: ModelName) -> None:
-        self._placer.place_waiting(model, self._lane(model))
+        self._placer.place_waiting(model, self._rooms.lane(model))
 
     def settled(self, settlement: Settlement) -> None:
         if settlement.is_draft:
             return
-        lane = self._lane(settlement.model)
+        lane = self._rooms.lane(settlement.model)
         self.chooser.settled(settlement, self._clock())
         tenant, request_class = settlement.tenant, settlement.request_class
         if settlement.ran:
@@ -283,7 +204,7 @@ class FleetDispatcher:
 
     def worker_in_s(self, model: ModelName) -> float | None:
         found = self._fleet.find(model)
-        return None if found is None else self._lane(model).wakes.remaining_s(self._clock(), found.wake_s)
+        return None if found is None else self._rooms.lane(model).wakes.remaining_s(self._clock(), found.wake_s)
 
     # ------------------------------------------------------------ for __main__ and internal
 
@@ -292,45 +213,23 @@ class FleetDispatcher:
         return self._clock()
 
     def demand(self, model: ModelName) -> Demand:
-        return self._lane(model).demand
+        return self._rooms.lane(model).demand
 
     def waiting_by_variant(self, model: ModelName) -> dict[str, int]:
         """Requests; under "" those that will take whichever comes first."""
-        lane = self._lanes.get(model)
-        return lane.room.group_sizes() if lane is not None else {}
+        return self._rooms.waiting_by_variant(model)
 
     def queue(self, model: ModelName) -> tuple[int, int]:
         """Requests and tokens that wait."""
-        lane = self._lanes.get(model)
-        return (len(lane.room), lane.room.tokens) if lane is not None else (0, 0)
+        return self._rooms.queue(model)
 
     def line(self, model: ModelName) -> Lane:
         """To be read."""
-        return self._lane(model)
+        return self._rooms.lane(model)
 
     def shut_down(self, reason: str) -> None:
         """The drain ran out of time: everything still waiting or running ends with `reason`, nothing new begins."""
-        self._shut_down = reason
-        for lane in self._lanes.values():
-            for waiting in list(lane.room):
-                lane.room.remove(waiting)
-                waiting.request.fail(NoWorker(reason, retry_after_s=1.0))
+        self._shut_down = True
+        self._rooms.close(reason)
         for stream in list(self._running):
             stream.end_all(EndReason.SHUTDOWN, reason)
-
-    # ------------------------------------------------------------ parts
-
-    def _lane(self, model: ModelName) -> Lane:
-        lane = self._lanes.get(model)
-        if lane is None:
-            lane = self._lanes[model] = Lane(self._limits.room(), self._began_s)
-            self._metrics.introduce(model)
-        return lane
-
-    def _next_ticket(self) -> int:
-        self._tickets += 1
-        return self._tickets
-
-    def _queue_changed(self, model: ModelName) -> None:
-        lane = self._lane(model)
-        self._metrics.queue_changed(model, {each: lane.room.size_of(each) for each in RequestClass})

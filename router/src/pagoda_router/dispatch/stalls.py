@@ -14,7 +14,7 @@ LONGEST_LOOK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class StageTimeouts:
-    """Seconds. Connecting and a silent session have their own (backends/pagoda.py, LinkTiming)."""
+    """Seconds. Connecting and a silent session have their own (backends/session_life.py, LinkTiming)."""
 
     first_token_s: float = 300.0
     """From a worker's having the request: its queue there, waking, prefill."""

@@ -7,13 +7,11 @@ import logging
 import time
 from collections.abc import Mapping
 
-from pagoda_router.console.pages import Console
-from pagoda_router.errors import BadRequest, ForeignHost, MethodNotAllowed, NotFound, RouterError
-from pagoda_router.generation import Catalog, Dispatcher, Sender
-from pagoda_router.http.adapters import PATHS as ADAPTERS
+from pagoda_router.catalog import Catalog
+from pagoda_router.errors import ForeignHost, RouterError
+from pagoda_router.generation import Dispatcher, Sender
 from pagoda_router.http.adapters import AdapterAdmin
 from pagoda_router.http.asgi import (
-    JSON_TYPE,
     ASGIApp,
     ClientGone,
     Exchange,
@@ -27,13 +25,12 @@ from pagoda_router.http.asgi import (
     read_body,
     request_id,
     take_direct,
-    with_header,
 )
 from pagoda_router.http.cors import Cors
 from pagoda_router.http.direct import DirectResponse
 from pagoda_router.http.hosts import is_local_name
+from pagoda_router.http.routes import CONVERSIONS, GENERATION_ENDPOINTS, NO_ROUTES, OtherRoutes, check_json_type, check_method
 from pagoda_router.http.surface import Endpoint, Observer, RequestOutcome, SilentObserver, SurfaceSettings
-from pagoda_router.keys.admin import KEYS, KeyAdmin
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
 from pagoda_router.openai.answers import Completions
@@ -42,7 +39,6 @@ from pagoda_router.openai.embeddings import Embeddings
 from pagoda_router.openai.errors import error_body, error_event, error_headers, retry_after_told_s
 from pagoda_router.openai.fallback import WithFallback, takes_fallback
 from pagoda_router.openai.features import class_of, deadline_s_of, wants_trace, wishes_of
-from pagoda_router.openai.models import model_body, model_list_body
 from pagoda_router.openai.prepare import Preparer
 from pagoda_router.openai.target import Targets
 from pagoda_router.openai.tokenize import Tokenizing
@@ -52,20 +48,10 @@ from pagoda_router.tracing.record import RequestTrace
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer
 from pagoda_router.usage.account import Account
-from pagoda_router.usage.admin import USAGE, UsageAdmin
 from pagoda_router.usage.ledger import UsageLedger
 
 log = logging.getLogger(__name__)
 
-NO_ROUTES: Mapping[str, ASGIApp] = {}
-GENERATION_ENDPOINTS: Mapping[str, Endpoint] = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "completions",
-    "/v1/responses": "responses",
-    "/v1/embeddings": "embeddings",
-}
-MODELS = "/v1/models"
-TOKENIZER_INFO = "/tokenizer_info"
 CLIENT_GONE_STATUS = 499
 
 
@@ -109,13 +95,10 @@ class _Surface:
         guarded_routes: Mapping[str, ASGIApp],
         adapters: AdapterAdmin | None,
     ) -> None:
-        self._adapter_admin = adapters
         self._catalog = catalog
         self._settings = settings
         self._observer = observer
         self._tracer = tracer
-        self._open_routes = open_routes
-        self._guarded_routes = guarded_routes
         targets = Targets(catalog, dispatcher, tracer.clock)
         templates = ChatTemplates(
             timeout_s=settings.template_timeout_s, max_chars=settings.template_output_factor * settings.max_body_bytes
@@ -123,15 +106,19 @@ class _Surface:
         completions = Completions(dispatcher, catalog, Preparer(targets, templates, settings), settings, tracer.clock)
         self._completions = WithFallback(completions, catalog)
         self._embeddings = Embeddings(dispatcher, catalog, targets, settings, tracer.clock)
-        tokenizing = Tokenizing(catalog, targets, templates, settings)
-        self._tokenizer_info = tokenizing.info
-        self._conversions = {"/tokenize": tokenizing.tokenize, "/detokenize": tokenizing.detokenize}
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
-        self._console = Console()
         self._keyring = keyring
         self._ledger = ledger
-        self._key_admin = KeyAdmin(keyring)
-        self._usage_admin = UsageAdmin(ledger, keyring)
+        self._others = OtherRoutes(
+            catalog,
+            settings,
+            keyring,
+            ledger,
+            Tokenizing(catalog, targets, templates, settings),
+            open_routes=open_routes,
+            guarded_routes=guarded_routes,
+            adapters=adapters,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -142,7 +129,7 @@ class _Surface:
             return
         path: str = scope["path"]
         common: list[tuple[bytes, bytes]] = [(b"x-request-id", request_id(scope))]
-        cors = self._cors if self._cors is not None and (path.startswith("/v1/") or path in self._conversions) else None
+        cors = self._cors if self._cors is not None and (path.startswith("/v1/") or path in CONVERSIONS) else None
         if cors is not None:
             common += cors.headers(scope)
         endpoint = GENERATION_ENDPOINTS.get(path)
@@ -153,7 +140,7 @@ class _Surface:
             elif endpoint is not None:
                 await self._generation(endpoint, scope, receive, send, common)
             else:
-                await self._other(path, scope, receive, send, common)
+                await self._others.answer(path, scope, receive, send, common)
         except ClientGone:
             pass
         except RouterError as error:
@@ -161,54 +148,6 @@ class _Surface:
         except Exception:
             log.exception("a request failed by our own fault: %s %s", scope["method"], path)
             await self._internal_error(send, common)
-
-    async def _other(self, path: str, scope: Scope, receive: Receive, send: Send, common: Headers) -> None:
-        """`common`: headers of every answer, the request id first."""
-        if (route := self._open_routes.get(path)) is not None:
-            await route(scope, receive, with_header(send, common[0]))
-        elif (route := self._guarded_routes.get(path)) is not None:
-            self._key_of(scope).require_admin(path)
-            await route(scope, receive, with_header(send, common[0]))
-        elif path == MODELS or path.startswith(MODELS + "/"):
-            key = self._key_of(scope)
-            _check_method(scope, "GET")
-            name = path.removeprefix(MODELS + "/")
-            body = model_list_body(self._catalog, key) if path == MODELS else model_body(self._catalog, name, key)
-            await answer(send, 200, [JSON_TYPE, *common], body)
-        elif (convert := self._conversions.get(path)) is not None:
-            key = self._key_of(scope)
-            _check_method(scope, "POST")
-            _check_json_type(scope)
-            await answer(send, 200, [JSON_TYPE, *common], await convert(await self._body(scope, receive), key))
-        elif path == TOKENIZER_INFO:
-            key = self._key_of(scope)
-            _check_method(scope, "GET")
-            await answer(send, 200, [JSON_TYPE, *common], await self._tokenizer_info(scope.get("query_string", b""), key))
-        elif path == KEYS or path.startswith(KEYS + "/"):
-            self._key_of(scope).require_admin(KEYS)
-            _check_json_type(scope)
-            status, body = await self._key_admin.answer(scope["method"], path, await self._body(scope, receive))
-            await answer(send, status, [JSON_TYPE, *common], body)
-        elif self._adapter_admin is not None and (path in ADAPTERS or path.startswith(tuple(f"{each}/" for each in ADAPTERS))):
-            self._key_of(scope).require_admin(path[:200])
-            _check_json_type(scope)
-            sent = await self._body(scope, receive)
-            status, body = await self._adapter_admin.answer(scope["method"], path, scope.get("query_string", b""), sent)
-            await answer(send, status, [JSON_TYPE, *common], body)
-        elif path == USAGE:
-            self._key_of(scope).require_admin(USAGE)
-            _check_method(scope, "GET")
-            content_type, body = await self._usage_admin.answer(scope.get("query_string", b""))
-            await answer(send, 200, [content_type, *common], body)
-        elif (page := self._console.page(path)) is not None:
-            _check_method(scope, "GET", "HEAD")
-            await page.answer(scope, send, common[0])
-        else:
-            if path.startswith("/v1/"):
-                self._key_of(scope)
-            if path.startswith("/v1/responses/"):
-                raise NotFound("responses are not kept: each is in the answer to its own POST /v1/responses, and nowhere else")
-            raise NotFound(f"there is no {path[:200]}: see {', '.join((MODELS, *GENERATION_ENDPOINTS))}")
 
     async def _generation(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, common: Headers) -> None:
         outcome = RequestOutcome(endpoint=endpoint, request_id=common[0][1].decode())
@@ -219,8 +158,8 @@ class _Surface:
         direct = take_direct(scope)
         try:
             key = self._key_of(scope)
-            _check_method(scope, "POST")
-            _check_json_type(scope)
+            check_method(scope, "POST")
+            check_json_type(scope)
             account = self._ledger.open(key, outcome, headers)
             asked = [named for named in scope["headers"] if named[0].startswith(b"x-")]  # all of ours begin so, and most requests have none
             wishes, is_traced = wishes_of(asked), wants_trace(asked)
@@ -317,15 +256,3 @@ def _last_event(exchange: Exchange, error: RouterError) -> bytes:
 
 def _internal() -> RouterError:
     return RouterError("the router failed on this request: its log has the reason", code="internal_error")
-
-
-def _check_method(scope: Scope, *allowed: str) -> None:
-    if scope["method"] not in allowed:
-        raise MethodNotAllowed(f"{scope['path'][:200]} takes {' or '.join(allowed)}, not {scope['method'][:20]}", allow=", ".join(allowed))
-
-
-def _check_json_type(scope: Scope) -> None:
-    # Also keeps other sites' pages from making a browser call us: a form cannot send this type.
-    content_type = header(scope, b"content-type")
-    if content_type is not None and not content_type.split(b";")[0].strip().lower().endswith(b"json"):
-        raise BadRequest("the request body must be JSON: send the header Content-Type: application/json")

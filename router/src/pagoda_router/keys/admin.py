@@ -4,7 +4,7 @@ The keyring does it; no store is known here. app.py calls it after it has checke
 """
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -45,6 +45,11 @@ class KeyRequest(Limits, kw_only=True):
     expires_at: Annotated[int, msgspec.Meta(gt=0)] | None = None
 
 
+Asked = TypeVar("Asked", bound=Limits)
+_UNKNOWN, _MISSING = "Object contains unknown field ", "Object missing required field "
+"""As msgspec says it."""
+
+
 class KeyAdmin:
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
@@ -66,18 +71,29 @@ class KeyAdmin:
             return await self._keyring.revoke(key_id)
         if method != "PATCH":
             raise MethodNotAllowed(f"{KEYS}/ID takes PATCH or DELETE, not {method[:20]}", allow="PATCH, DELETE")
-        try:
-            limits = msgspec.json.decode(body, type=Limits)
-        except msgspec.MsgspecError as error:
-            raise BadRequest(f"these are no limits of a key: {error}") from None
-        return await self._keyring.limit(key_id, limits.given_to)
+        return await self._keyring.limit(key_id, _decoded(body, Limits).given_to)
+
+
+def _decoded(body: bytes, kind: type[Asked]) -> Asked:
+    """Raises BadRequest, which names the field."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).replace("`", "").partition(" - at $.")
+        if what.startswith(_UNKNOWN):
+            path = what.removeprefix(_UNKNOWN)
+            what = f"no such field here: there is {', '.join(field.encode_name for field in msgspec.structs.fields(kind))}"
+        elif what.startswith(_MISSING):
+            path, what = what.removeprefix(_MISSING), "it is required"
+        elif path == "class":
+            what = f"write {' or '.join(RequestClass)}"
+        raise BadRequest(f"{path}: {what}" if path else what, param=path or None) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the request body is not valid JSON: {error}", code="invalid_json") from None
 
 
 def _wanted(body: bytes) -> ApiKey:
-    try:
-        asked = msgspec.json.decode(body, type=KeyRequest)
-    except msgspec.MsgspecError as error:
-        raise BadRequest(f"this is no key to be made: {error}") from None
+    asked = _decoded(body, KeyRequest)
     models = None if asked.models is None else frozenset(asked.models)
     if models is not None and not models:
         raise BadRequest("models is empty: name some, or leave it out for all", param="models")

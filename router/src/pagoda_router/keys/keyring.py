@@ -102,12 +102,19 @@ class Keyring:
 
     async def run(self) -> None:
         """Until cancelled. While the store cannot be read, what was known last goes on."""
+        complaint = ""
         while self._store is not None:
             await asyncio.sleep(REFRESH_S)
             try:
                 await self._refresh(self._store)
             except DatabaseError as error:
-                log.warning("keys could not be read again; those known go on working: %s", error)
+                if str(error) != complaint:
+                    log.warning("keys could not be read again; those known go on working: %s", error)
+                complaint = str(error)
+            else:
+                if complaint:
+                    log.info("keys can be read again")
+                complaint = ""
 
     async def _refresh(self, store: KeyStore) -> None:
         self._known = await asyncio.to_thread(store.all)

@@ -9,8 +9,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from pagoda_router.catalog import Catalog, CatalogEntry
 from pagoda_router.errors import BadRequest, RouterError
-from pagoda_router.generation import Catalog, CatalogEntry, Dispatcher, Take, Tokens
+from pagoda_router.generation import Dispatcher, Take, Tokens
 from pagoda_router.http.asgi import JSON_TYPE, Exchange
 from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.openai.answer_parts import Format, WholeChoice

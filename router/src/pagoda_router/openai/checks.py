@@ -5,8 +5,9 @@ prepare.py calls it with what the model allows.
 
 from dataclasses import dataclass
 
+from pagoda_router.catalog import TextAssets
 from pagoda_router.errors import BadRequest, ContextTooLong
-from pagoda_router.generation import Sampling, TextAssets
+from pagoda_router.generation import Sampling
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionRequest, EmbeddingRequest
 from pagoda_router.openai.structured import structured_of

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from pagoda_router.catalog import TextAssets
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import TextAssets
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai.reply.reader import ReplyPlan
 from pagoda_router.openai.reply.thinking import CLOSE, OPEN

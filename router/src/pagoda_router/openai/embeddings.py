@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 
 from pagoda_router.abilities import Feature
+from pagoda_router.catalog import Catalog
 from pagoda_router.dispatch.endings import raise_failure
 from pagoda_router.errors import BadRequest, UpstreamFailed
-from pagoda_router.generation import Catalog, Dispatcher, Embedded, Ended, Generation
+from pagoda_router.generation import Dispatcher, Embedded, Ended, Generation
 from pagoda_router.http.asgi import JSON_TYPE, Exchange
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai import checks

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import msgspec
 
+from pagoda_router.catalog import Catalog, CatalogEntry
 from pagoda_router.errors import BadRequest, Forbidden, ModelNotFound, NoWorker, Overloaded, RouterError
-from pagoda_router.generation import Catalog, CatalogEntry
 from pagoda_router.http.asgi import Exchange, Headers
 from pagoda_router.openai.call import Call
 

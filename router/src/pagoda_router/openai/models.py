@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from pagoda_router.generation import Catalog, CatalogEntry
+from pagoda_router.catalog import Catalog, CatalogEntry
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.openai.offers import offers_of
 

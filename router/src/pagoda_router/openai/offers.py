@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from pagoda_router.abilities import ALL_ON, Feature
+from pagoda_router.catalog import Catalog, CatalogEntry, TextAssets
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import Catalog, CatalogEntry, TextAssets
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.features import BACKEND_PARAM, FEATURES, NO_WISHES, PARAM, Wishes
 from pagoda_router.placement.policy import choose_variant

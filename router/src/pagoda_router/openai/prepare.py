@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pagoda_router.abilities import Feature
+from pagoda_router.catalog import CatalogEntry
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import CatalogEntry, Generation, Structured
+from pagoda_router.generation import Generation, Structured
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai import checks
 from pagoda_router.openai.call import Call

@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
+from pagoda_router.catalog import CatalogEntry
 from pagoda_router.dispatch.endings import raise_failure
 from pagoda_router.errors import BadRequest, UpstreamFailed
-from pagoda_router.generation import CatalogEntry, Dispatcher, Ended, EndReason, Generation
+from pagoda_router.generation import Dispatcher, Ended, EndReason, Generation
 from pagoda_router.http.asgi import JSON_TYPE, Exchange
 from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.openai import checks

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from pagoda_router.abilities import Feature
+from pagoda_router.catalog import Catalog, CatalogEntry, TextAssets
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import NOBODY, Arrival, Catalog, CatalogEntry, Dispatcher, ModelName, Sender, TextAssets
+from pagoda_router.generation import NOBODY, Arrival, Dispatcher, ModelName, Sender
 from pagoda_router.openai import checks
 from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.text.tokens import TokenizerCache, TokenText

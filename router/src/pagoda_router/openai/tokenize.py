@@ -7,8 +7,8 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from pagoda_router.catalog import Catalog, CatalogEntry
 from pagoda_router.errors import BadRequest, NoWorker
-from pagoda_router.generation import Catalog, CatalogEntry
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.openai import checks

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from pagoda_router.generation import TextAssets
+from pagoda_router.catalog import TextAssets
 
 log = logging.getLogger(__name__)
 

@@ -169,12 +169,19 @@ class UsageLedger:
 
     async def _run_flushing(self) -> None:
         """What the database does not take now waits in memory, by hour, key and model, and goes with the next try."""
+        complaint = ""
         while self._store is not None:
             await asyncio.sleep(FLUSH_S)
             try:
                 await self.flush()
             except DatabaseError as error:
-                log.warning("usage could not be stored and waits in memory: %s", error)
+                if str(error) != complaint:
+                    log.warning("usage could not be stored and waits in memory: %s", error)
+                complaint = str(error)
+            else:
+                if complaint:
+                    log.info("usage can be stored again, and nothing of it was lost")
+                complaint = ""
 
     async def flush(self) -> None:
         """All that was used until now is in the database after it. Raises DatabaseError."""

@@ -72,7 +72,7 @@ class Follower:
     def __init__(self, join: Join, connection: Connection) -> None:
         """Reads the rank's part of the model and agrees on the size of the cache. Raises WorkerError."""
         self._connection = connection
-        loaded = load(join.config, rank=Rank(join.index, join.count, join.meeting), agree=self._agree)
+        loaded = load(join.config, rank=Rank(join.index, join.count, join.meeting, join.apart), agree=self._agree)
         self._device, self._dtype, self._kv_dtype = loaded.device, loaded.dtype, loaded.kv_dtype
         self._weights = Weights(loaded.model, loaded.read_model, loaded.device)
         self._model = loaded.model

@@ -35,6 +35,7 @@ class Join(msgspec.Struct, tag=1, array_like=True):
     index: int
     count: int
     meeting: Path
+    apart: bool
 
 
 class Agreed(msgspec.Struct, tag=2, array_like=True):

@@ -43,6 +43,7 @@ from pagoda_worker.execution.rank_messages import (
 from pagoda_worker.execution.runner import RunnerShape
 from pagoda_worker.framing import frame
 from pagoda_worker.layers.attention import AttentionBatch
+from pagoda_worker.layers.meeting_ground import folder_in_memory
 from pagoda_worker.layers.parallel import Collectives, Part
 from pagoda_worker.loading.loader import Loaded, News, load
 from pagoda_worker.loading.rank import ALONE, Rank
@@ -103,14 +104,14 @@ class Ranks:
         count = config.tensor_parallel
         if count == 1:
             return cls(ALONE, [], lost or _end_process)
-        meeting = Path(tempfile.mkdtemp(prefix="pagoda-ranks-")) / "meeting"
+        meeting = Path(tempfile.mkdtemp(prefix="pagoda-ranks-", dir=folder_in_memory())) / "meeting"
         followers = []
         for index in range(1, count):
             ours, theirs = socket.socketpair()
             with theirs:
                 followers.append(_Follower(index, (spawn or _spawn)(theirs), ours))
-            ours.sendall(frame(Join(config, index, count, meeting)))
-        return cls(Rank(0, count, meeting), followers, lost or _end_process)
+            ours.sendall(frame(Join(config, index, count, meeting, spawn is None)))
+        return cls(Rank(0, count, meeting, apart=spawn is None), followers, lost or _end_process)
 
     # ------------------------------------------------------------ loading
 

@@ -30,7 +30,7 @@ def main() -> int:
         state = FetchState(settings.source)
         probes = ProbeServer(state, settings.bind_host, settings.http_port)
         try:
-            for each in (settings, *settings.adapters):
+            for each in (settings, *settings.others):
                 state.begin(each.source)
                 Step(each, state, open_origin=open_origin, free_bytes=free_bytes).run()
         finally:

@@ -21,6 +21,8 @@ class FetchSettings:
     source: str
     declared: tuple[DeclaredAdapter, ...] = ()
     """Adapters of the model."""
+    draft: str = ""
+    """Source of the model that guesses for it; empty: none is fetched."""
     cache: Path = Path("/models")
     revision: str = DEFAULT_REVISION
     """A branch, a tag or a commit; the last needs no network once it is complete. s3:// has none."""
@@ -34,21 +36,18 @@ class FetchSettings:
     """The source is a LoRA adapter, not a model."""
 
     @property
-    def adapters(self) -> list["FetchSettings"]:
-        """Of each adapter that has to be fetched. The endpoint is the model's: it holds for sources of its kind."""
-        kind = self.source.partition("://")[0]
-        return [
-            replace(
-                self,
-                source=each.source,
-                revision=each.revision,
-                endpoint=self.endpoint if each.source.startswith(f"{kind}://") else "",
-                declared=(),
-                is_adapter=True,
-            )
-            for each in self.declared
-            if each.source.startswith(FETCHED_SCHEMES)
+    def others(self) -> list["FetchSettings"]:
+        """Of the draft model and each adapter, where they have to be fetched."""
+        draft = [self._beside(self.draft, DEFAULT_REVISION, is_adapter=False)] if self.draft.startswith(FETCHED_SCHEMES) else []
+        adapters = [
+            self._beside(each.source, each.revision, is_adapter=True) for each in self.declared if each.source.startswith(FETCHED_SCHEMES)
         ]
+        return [*draft, *adapters]
+
+    def _beside(self, source: str, revision: str, *, is_adapter: bool) -> "FetchSettings":
+        """The endpoint is the model's: it holds for sources of its kind."""
+        endpoint = self.endpoint if source.startswith(f"{self.source.partition('://')[0]}://") else ""
+        return replace(self, source=source, revision=revision, endpoint=endpoint, declared=(), draft="", is_adapter=is_adapter)
 
 
 def parse_settings(env: Mapping[str, str]) -> FetchSettings:
@@ -60,6 +59,7 @@ def parse_settings(env: Mapping[str, str]) -> FetchSettings:
     return FetchSettings(
         source=required(env, "PAGODA_MODEL_SOURCE", "hf://ORGANISATION/NAME or s3://BUCKET/FOLDER"),
         declared=tuple(parse_adapters(env.get("PAGODA_ADAPTERS", "[]"))),
+        draft=env.get("PAGODA_DRAFT_SOURCE", ""),
         cache=absolute_folder(env, "PAGODA_MODEL_CACHE") or Path("/models"),
         revision=env.get("PAGODA_MODEL_REVISION") or DEFAULT_REVISION,
         endpoint=endpoint,

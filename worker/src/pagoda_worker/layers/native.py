@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.layers.adapters import AdapterRoom, AdapterRows, AdapterSide
+from pagoda_worker.layers.allocation import HugePages
 from pagoda_worker.layers.attention import Attend, AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.layers.kv_cache import slot_count
 from pagoda_worker.layers.linear import Linear, Product, Weight
@@ -31,10 +32,10 @@ class NativeProduct(PanelProduct):
 
     __slots__ = ("_linear", "_size", "packed")
 
-    def __init__(self, library: Library, weight: Tensor, *, gated: bool) -> None:
+    def __init__(self, library: Library, weight: Tensor, pages: HugePages, *, gated: bool) -> None:
         super().__init__(library, weight.shape[0], gated=gated)
         self._linear, self._size = library["linear"], weight.shape[1]
-        self.packed = _panels(interleave(weight) if gated else weight)
+        self.packed = pages.copy(_panels(interleave(weight) if gated else weight))
 
     def takes_along(self, dtype: torch.dtype) -> bool:
         return dtype == torch.bfloat16
@@ -63,12 +64,12 @@ class NativeProduct(PanelProduct):
 
 
 def _panels(weight: Tensor) -> Tensor:
-    """[out, in] → [out / 32, in / 32, 2, 16, 16, 2], rows of zeros added up to a whole panel."""
+    """[out, in] → a view [out / 32, in / 32, 2, 16, 16, 2], rows of zeros added up to a whole panel."""
     out, size = weight.shape
     missing = -out % PANEL
     if missing:
         weight = torch.cat((weight, weight.new_zeros((missing, size))))
-    return weight.view(-1, 2, 16, size // _STEP, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
+    return weight.view(-1, 2, 16, size // _STEP, 16, 2).permute(0, 3, 1, 4, 2, 5)
 
 
 def _cache_kind(computed: Tensor, cache: Tensor) -> str | None:
@@ -83,6 +84,7 @@ class NativeOperators(Operators):
         result is then the same whether it decodes, or is computed anew as part of a prompt."""
         super().__init__(attend or attend_sdpa)
         self._library = library
+        self._pages = HugePages()
         self._own_attention = attend is None
         self._invariant = invariant
         self.name = f"native ({library.isa})"
@@ -90,8 +92,8 @@ class NativeOperators(Operators):
     def pack(self, weight: Weight, *, gated: bool) -> Product | None:
         out, size = weight.shape
         if isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 and size % _STEP == 0 and not (gated and out % PANEL):
-            return NativeProduct(self._library, weight, gated=gated)
-        return quantized_product(self._library, weight, gated=gated) or super().pack(weight, gated=gated)
+            return NativeProduct(self._library, weight, self._pages, gated=gated)
+        return quantized_product(self._library, weight, self._pages, gated=gated) or super().pack(weight, gated=gated)
 
     def adapter_side(self, linear: Linear, room: AdapterRoom, rows: AdapterRows) -> AdapterSide:
         if not fits(room):

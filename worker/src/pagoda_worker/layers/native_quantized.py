@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pagoda_worker.layers.allocation import HugePages
 from pagoda_worker.layers.linear import Product, Weight
 from pagoda_worker.layers.panels import ADD, PANEL, PLAIN, PanelProduct, interleave
 from pagoda_worker.native.library import Library
@@ -25,7 +26,7 @@ class QuantizedNativeProduct(PanelProduct):
 
     __slots__ = ("_four_bits", "_groups", "_linear", "_order", "_scales", "_size", "_values", "_zeros")
 
-    def __init__(self, library: Library, weight: Int8Weight | Int4Weight, *, gated: bool) -> None:
+    def __init__(self, library: Library, weight: Int8Weight | Int4Weight, pages: HugePages, *, gated: bool) -> None:
         super().__init__(library, weight.shape[0], gated=gated)
         self._linear, self._size = library["linear_quantized"], weight.shape[1]
         order = interleave if gated else _same
@@ -33,12 +34,12 @@ class QuantizedNativeProduct(PanelProduct):
         self._order: Tensor | None = None
         self._four_bits = isinstance(weight, Int4Weight)
         if isinstance(weight, Int4Weight):
-            self._values = _panels_of_nibbles(order(weight.values))
+            self._values = pages.copy(_panels_of_nibbles(order(weight.values)))
             self._scales = _panels_of_scales(order(weight.scales))
             self._zeros = None if weight.zeros is None else _panels_of_scales(order(weight.zeros))
             self._order = weight.order
         else:
-            self._values = _panels_of_bytes((order(weight.values).to(torch.int16) + 128).to(torch.uint8))
+            self._values = pages.copy(_panels_of_bytes(order(weight.values).view(torch.uint8) ^ 128))
             self._scales = _panels_of_scales(order(weight.scales)[:, None])
         self._groups = self._scales.shape[1]
 
@@ -83,12 +84,12 @@ class Fp8NativeProduct(PanelProduct):
 
     __slots__ = ("_groups", "_linear", "_scales", "_size", "_values")
 
-    def __init__(self, library: Library, weight: Fp8Weight, *, gated: bool) -> None:
+    def __init__(self, library: Library, weight: Fp8Weight, pages: HugePages, *, gated: bool) -> None:
         super().__init__(library, weight.shape[0], gated=gated)
         self._linear, self._size = library["linear_fp8"], weight.shape[1]
         order = interleave if gated else _same
         scales = weight.scales.repeat_interleave(weight.block[0], 0)[: self._out]
-        self._values = _panels_of_pairs(order(weight.values.view(torch.uint8)))
+        self._values = pages.copy(_panels_of_pairs(order(weight.values.view(torch.uint8))))
         self._scales = _panels_of_scales(order(scales))
         self._groups = self._scales.shape[1]
 
@@ -124,19 +125,19 @@ class Fp8NativeProduct(PanelProduct):
         return y
 
 
-def quantized_product(library: Library, weight: Weight, *, gated: bool) -> Product | None:
+def quantized_product(library: Library, weight: Weight, pages: HugePages, *, gated: bool) -> Product | None:
     """None: of no form or shape that the kernels have."""
     if isinstance(weight, Tensor) or (gated and weight.shape[0] % PANEL):
         return None
     size = weight.shape[1]
     match weight:
         case Int8Weight():
-            return QuantizedNativeProduct(library, weight, gated=gated)
+            return QuantizedNativeProduct(library, weight, pages, gated=gated)
         case Int4Weight():
             group = size // weight.scales.shape[1]
-            return QuantizedNativeProduct(library, weight, gated=gated) if group % _QUAD == 0 else None
+            return QuantizedNativeProduct(library, weight, pages, gated=gated) if group % _QUAD == 0 else None
         case Fp8Weight():
-            return Fp8NativeProduct(library, weight, gated=gated) if _fp8_fits(weight) else None
+            return Fp8NativeProduct(library, weight, pages, gated=gated) if _fp8_fits(weight) else None
 
 
 def _fp8_fits(weight: Fp8Weight) -> bool:
@@ -165,10 +166,10 @@ def _whole(weight: Tensor, *, rows: int, columns: int = 1) -> Tensor:
 
 
 def _panels_of_bytes(values: Tensor) -> Tensor:
-    """[out, in] uint8 → [out / 32, in / 64, 2, 16, 16, 4]."""
+    """[out, in] uint8 → a view [out / 32, in / 64, 2, 16, 16, 4]."""
     values = _whole(values, rows=PANEL, columns=_STEP)
     out, size = values.shape
-    return values.view(out // PANEL, 2, 16, size // _STEP, 16, _QUAD).permute(0, 3, 1, 4, 2, 5).contiguous()
+    return values.view(out // PANEL, 2, 16, size // _STEP, 16, _QUAD).permute(0, 3, 1, 4, 2, 5)
 
 
 def _panels_of_nibbles(values: Tensor) -> Tensor:
@@ -178,10 +179,10 @@ def _panels_of_nibbles(values: Tensor) -> Tensor:
 
 
 def _panels_of_pairs(values: Tensor) -> Tensor:
-    """[out, in] uint8 → [out / 32, in / 32, 2, 16, 16, 2]."""
+    """[out, in] uint8 → a view [out / 32, in / 32, 2, 16, 16, 2]."""
     values = _whole(values, rows=PANEL)
     out, size = values.shape
-    return values.view(out // PANEL, 2, 16, size // _FP8_STEP, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
+    return values.view(out // PANEL, 2, 16, size // _FP8_STEP, 16, 2).permute(0, 3, 1, 4, 2, 5)
 
 
 def _panels_of_scales(scales: Tensor) -> Tensor:

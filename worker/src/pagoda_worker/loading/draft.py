@@ -2,17 +2,18 @@
 sums and by the engine for each runner.
 """
 
+import json
 from pathlib import Path
 
 import torch
 
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.errors import ConfigError
+from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
 from pagoda_worker.layers.selection import operators_for
 from pagoda_worker.models.base import Footprint, Model
 from pagoda_worker.models.checkpoint import read_config
-from pagoda_worker.models.files import read_json
 from pagoda_worker.models.registry import footprint_of, load_model
+from pagoda_worker.models.texts import read_tokenizer_json
 
 
 def draft_footprint(config: EngineConfig) -> Footprint | None:
@@ -34,8 +35,15 @@ def check_draft(config: EngineConfig, size: Footprint) -> None:
 
 
 def _words(folder: Path) -> object:
-    """None: it has no tokenizer to compare."""
-    return read_json(folder, "tokenizer.json").get("model", {}).get("vocab") if (folder / "tokenizer.json").exists() else None
+    """Tokens and their numbers, the added ones too, which stand in one place or the other. None: it has no tokenizer to compare."""
+    try:
+        tokenizer = json.loads(read_tokenizer_json(folder))
+    except (ModelError, UnsupportedModel):
+        return None
+    return {
+        **dict(tokenizer.get("model", {}).get("vocab", {})),
+        **{each["content"]: each["id"] for each in tokenizer.get("added_tokens", [])},
+    }
 
 
 def load_draft(config: EngineConfig, *, dtype: torch.dtype, device: torch.device, max_model_len: int) -> Model | None:

@@ -268,11 +268,11 @@ def _take_threads(config: EngineConfig, limits: Limits, rank: Rank, *, weight_by
 
 
 def _take_cores(limits: Limits, rank: Rank) -> int:
-    """How many physical cores there are for threads of all ranks. Where the CPUs are this container's own, the process keeps to one thread
-    of each of its cores; where they are shared with others, pinning would make workers of one machine queue on the same ones."""
+    """How many physical cores there are for threads of all ranks. Where the CPUs are this container's own, and where it is one of several
+    ranks, the process keeps to one thread of each of its cores; else pinning would make workers of one machine queue on the same ones."""
     allowed = os.sched_getaffinity(0)
     cores = limits.cores(allowed)
-    if limits.owned_cpus(allowed):
+    if rank.apart or limits.owned_cpus(allowed):
         os.sched_setaffinity(0, rank.part_of(cores))
     return len(cores)
 

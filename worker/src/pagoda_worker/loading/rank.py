@@ -10,8 +10,10 @@ import torch
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError
-from pagoda_worker.layers.collectives import GroupCollectives
+from pagoda_worker.layers.collectives import TIMEOUT_S, GroupCollectives
+from pagoda_worker.layers.meeting_ground import GroundCollectives
 from pagoda_worker.layers.parallel import Alone, Collectives
+from pagoda_worker.native.library import load_library
 
 NO_BOUND = 1 << 62
 
@@ -22,10 +24,16 @@ class Rank:
     count: int = 1
     meeting: Path | None = None
     """The file by which the ranks find each other. None: there is one."""
+    apart: bool = False
+    """It is a process of its own, and keeps to its part of the cores. Left alone two ranks that wake each other end up on one."""
 
     def join(self, device: torch.device) -> Collectives:
         """Waits for the other ranks."""
-        return Alone() if self.meeting is None else GroupCollectives(self.index, self.count, self.meeting, device)
+        if self.meeting is None:
+            return Alone()
+        group = GroupCollectives(self.index, self.count, self.meeting, device)
+        library = load_library() if device.type == "cpu" else None
+        return group if library is None else GroundCollectives(library, group, self.meeting.with_name("ground"), patience_s=TIMEOUT_S)
 
     def device(self, kind: torch.device) -> torch.device:
         """Its own GPU, which becomes the current one. Raises ConfigError when there are fewer than ranks."""

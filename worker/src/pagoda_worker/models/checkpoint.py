@@ -12,17 +12,8 @@ from pagoda_worker.errors import ModelError
 from pagoda_worker.models.files import CONFIG, Tensors, open_safetensors, read_json, safetensors_dtype, safetensors_files
 from pagoda_worker.models.formats.detection import layout_of
 from pagoda_worker.models.formats.gguf import GgufLayout, GgufTensors, read_gguf
+from pagoda_worker.models.formats.gguf_file import gguf_in
 from pagoda_worker.models.formats.layout import Layout
-
-
-def gguf_in(folder: Path) -> Path | None:
-    """The folder's GGUF file; None: it has a config.json, or no GGUF file. Raises ModelError for several."""
-    if (folder / CONFIG).exists():
-        return None
-    files = sorted(folder.glob("*.gguf"))
-    if len(files) > 1:
-        raise ModelError(f"{folder} holds {len(files)} GGUF files: put the one to serve into a folder of its own")
-    return files[0] if files else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 #include "linear.h"
 #include "linear_fp8.h"
 #include "linear_quantized.h"
+#include "meeting.h"
 #include "prefill_attention.h"
 
 #define EXPORT(name) extern "C" __attribute__((visibility("default"))) void pagoda_##name
@@ -55,8 +56,20 @@ EXPORT(draft)
           static_cast<int64_t*>(made));
 }
 
+// `ground`: what all ranks map, see meeting.h; `came` is 0 where one of them did not come within `patience_s`.
+EXPORT(gather)
+(void* ground, int64_t rank, int64_t size, int64_t patience_s, const void* from, void* to, int64_t bytes, void* came) {
+    Ground here(ground, rank, size, patience_s);
+    *static_cast<int64_t*>(came) = gather(here, from, to, bytes);
+}
+
 // The rest comes for float and for bf16; what reads or writes a KV cache also for each form of a quantized one.
 #define FOR_TYPE(suffix, T)                                                                                              \
+    EXPORT(all_reduce_##suffix)                                                                                          \
+    (void* ground, int64_t rank, int64_t size, int64_t patience_s, void* x, int64_t count, void* came) {                 \
+        Ground here(ground, rank, size, patience_s);                                                                     \
+        *static_cast<int64_t*>(came) = all_reduce(here, static_cast<T*>(x), count);                                      \
+    }                                                                                                                    \
     EXPORT(rms_norm_##suffix)                                                                                            \
     (const void* x, const void* weight, void* out, int64_t rows, int64_t size, int64_t ldx, float eps) {                 \
         rms_norm(static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<T*>(out), rows, size, ldx, eps);   \

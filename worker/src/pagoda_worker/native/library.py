@@ -28,11 +28,13 @@ _SIGNATURES = {
     "linear": [_POINTER] * 5 + [_SIZE] * 6 + [_POINTER] * 2,
     "linear_quantized": [_POINTER] * 7 + [_SIZE] * 9 + [_POINTER] * 2,
     "linear_fp8": [_POINTER] * 6 + [_SIZE] * 7 + [_POINTER] * 2,
+    "gather": [_POINTER, *[_SIZE] * 3, _POINTER, _POINTER, _SIZE, _POINTER],
     "draft": [_POINTER, _FLOAT, _FLOAT, _POINTER, _POINTER, _SIZE, *[_POINTER] * 4, _SIZE, _SIZE, _FLOAT, *[_POINTER] * 3],
     **{
         f"{name}_{kind}": arguments
         for kind in ("f32", "bf16")
         for name, arguments in {
+            "all_reduce": [_POINTER, *[_SIZE] * 3, _POINTER, _SIZE, _POINTER],
             "rms_norm": [_POINTER] * 3 + [_SIZE] * 3 + [_FLOAT],
             "add_deltas": [_POINTER] * 4 + [_SIZE] * 3,
         }.items()

@@ -9,6 +9,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdlib>
+#include <type_traits>
 
 #include "parallel.h"
 #include "vec.h"
@@ -47,6 +48,18 @@ inline void* scratch(int slot, size_t bytes) {
         memory[slot] = std::aligned_alloc(4096, sizes[slot]);
     }
     return memory[slot];
+}
+
+// As scratch, of each thread.
+inline uint8_t* own_scratch(size_t bytes) {
+    static thread_local uint8_t* memory = nullptr;
+    static thread_local size_t size = 0;
+    if (size < bytes) {
+        std::free(memory);
+        size = (bytes + 4095) / 4096 * 4096;
+        memory = static_cast<uint8_t*>(std::aligned_alloc(4096, size));
+    }
+    return memory;
 }
 
 // sums [rows, 32] float32 of panel `panel`, rows m0 … of y.

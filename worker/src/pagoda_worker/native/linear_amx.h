@@ -5,8 +5,9 @@ namespace pagoda {
 
 constexpr int64_t BLOCK_ROWS = 512;  // rows and
 constexpr int64_t BLOCK_STEPS = 32;  // steps of k of a block of x: 1 MB, half of a core's L2
+constexpr int64_t L1_STEPS = 16;     // steps of k that a panel's 32 KB stay in L1 for, while strip after strip of x passes by
 constexpr int64_t GROUP = 2;         // panels of one piece of work: two threads that write neighbouring lines of y take them from each other
-constexpr int64_t AHEAD = 4;         // steps that the weight is asked for before it is needed, where it comes from memory
+constexpr int64_t AHEAD = 1;         // steps that the weight is asked for before it is needed, where it comes from memory
 
 struct TileShape {
     uint8_t palette = 1, start = 0, unused[14] = {};
@@ -43,45 +44,34 @@ inline void store_sums(float* sums) {
     _tile_stored(3, sums + 16 * PANEL + 16, PANEL * 4);
 }
 
-inline void prefetch_to_l1(const bf16* at, int lines) {
-    for (int i = 0; i < lines; i++) _mm_prefetch(reinterpret_cast<const char*>(at + i * 32), _MM_HINT_T0);
+inline void prefetch_to_l1(const void* at, int lines) {
+    for (int i = 0; i < lines; i++) _mm_prefetch(static_cast<const char*>(at) + i * 64, _MM_HINT_T0);
 }
-inline void prefetch_to_l2(const bf16* at, int64_t lines) {
-    for (int64_t i = 0; i < lines; i++) _mm_prefetch(reinterpret_cast<const char*>(at + i * 32), _MM_HINT_T1);
+inline void prefetch_to_l2(const void* at, int64_t lines) {
+    for (int64_t i = 0; i < lines; i++) _mm_prefetch(static_cast<const char*>(at) + i * 64, _MM_HINT_T1);
 }
 
-// At most 16 rows, two panels: each weight is read once and used at once.
-inline void few_rows(const Product& p, int64_t panel, bool second) {
-    TileShape shape(p.M);
-    configure(shape);
-    const bf16 *x = p.x, *a = p.panel(panel), *b = second ? p.panel(panel + 1) : a;
-    int64_t stride = p.ldx * 2;
-    zero_sums();
-    for (int64_t step = 0; step < p.steps(); step++, x += STEP_K, a += 2 * TILE, b += 2 * TILE) {
-        prefetch_to_l1(a + AHEAD * 2 * TILE, 32);
-        if (second) prefetch_to_l1(b + AHEAD * 2 * TILE, 32);
+// At most 16 rows, one panel: each weight is read once and used at once. Asked for, a few lines between tiles, is what comes AHEAD of it,
+// behind the panel's end the beginning of `next`.
+inline void few_rows(const Product& p, int64_t panel, const bf16* next) {
+    const bf16 *x = p.x, *w = p.panel(panel);
+    int64_t stride = p.ldx * 2, steps = p.steps();
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int64_t step = 0; step < steps; step++, x += STEP_K, w += 2 * TILE) {
+        const bf16* soon = step + AHEAD < steps ? w + AHEAD * 2 * TILE : next + (step + AHEAD - steps) * 2 * TILE;
         _tile_loadd(4, x, stride);
-        _tile_loadd(5, a, 64);
+        prefetch_to_l1(soon, 16);
+        _tile_loadd(5, w, 64);
         _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, a + TILE, 64);
+        prefetch_to_l1(soon + TILE, 16);
+        _tile_loadd(6, w + TILE, 64);
         _tile_dpbf16ps(1, 4, 6);
-        if (second) {
-            _tile_loadd(7, b, 64);
-            _tile_dpbf16ps(2, 4, 7);
-            _tile_loadd(5, b + TILE, 64);
-            _tile_dpbf16ps(3, 4, 5);
-        }
     }
     alignas(64) float sums[16 * PANEL];
     _tile_stored(0, sums, PANEL * 4);
     _tile_stored(1, sums + 16, PANEL * 4);
     finish(p, sums, 0, p.M, panel);
-    if (second) {
-        _tile_stored(2, sums, PANEL * 4);
-        _tile_stored(3, sums + 16, PANEL * 4);
-        finish(p, sums, 0, p.M, panel + 1);
-    }
-    _tile_release();
 }
 
 // A block of x, [rows, steps], tile after tile: [rows / 16][steps][16][32]. Rows past the end are zeros.
@@ -97,65 +87,109 @@ inline void pack_rows(const Product& p, int64_t m0, int64_t rows, int64_t step0,
     });
 }
 
-// Sums of one strip and panel that wait to be rounded and written, a row at a time, while the tiles of the next are multiplied: done at once,
-// the same work leaves the tile unit idle for a third of the time.
-struct Waiting {
-    const float* sums = nullptr;  // [32, 32]
-    int64_t m = 0, panel = 0, row = 0, rows = 0;
+// What becomes of a row's sums of one whole panel, as `finish`. What all rows share is in registers; adding -0 changes nothing.
+template <class T, int EPILOGUE>
+struct PanelEnd {
+    bool whole;  // else it is for `finish`
+    V bias[2] = {broadcast(-0.0f), broadcast(-0.0f)};
+    const T* residual = nullptr;
+    T* y;
+    int64_t ldy;
 
-    void finish_rows(const Product& p, int64_t most) {
-        for (; most > 0 && row < rows; most--, row++) finish(p, sums + row * PANEL, m + row, 1, panel);
+    template <class AnyProduct>
+    PanelEnd(const AnyProduct& p, int64_t panel)
+        : whole((panel + 1) * PANEL <= p.N), y(static_cast<T*>(p.y) + panel * PANEL / (EPILOGUE == SILU_MUL ? 2 : 1)), ldy(p.ldy) {
+        if (auto from = static_cast<const T*>(p.bias); from && whole) bias[0] = load(from + panel * PANEL), bias[1] = load(from + panel * PANEL + W);
+        if (EPILOGUE == ADD) residual = static_cast<const T*>(p.residual) + panel * PANEL;
+    }
+    // Lines of y come from afar, all rows' in one set of L1: asked for while the tiles of their strip are multiplied.
+    void ask(int64_t m, int64_t end) const {
+        for (; m < end; m++) {
+            __builtin_prefetch(y + m * ldy, 1);
+            if (EPILOGUE == ADD) __builtin_prefetch(residual + m * ldy);
+        }
+    }
+    void row(int64_t m, V first, V second) const {
+        first += bias[0], second += bias[1];
+        if (EPILOGUE == SILU_MUL) return store(y + m * ldy, silu(first) * second);
+        if (EPILOGUE == ADD) first += load(residual + m * ldy), second += load(residual + m * ldy + W);
+        store(y + m * ldy, first);
+        store(y + m * ldy + W, second);
     }
 };
 
-// A block of x by a group of panels. `partial` [panels, BLOCK_ROWS, 32] comes in and goes out unless this is the first or the last block of k.
-inline void block_by_panels(const Product& p, const bf16* packed, int64_t m0, int64_t rows, int64_t step0, int64_t steps, int64_t panel0, int64_t panel1, float* partial) {
-    TileShape shape(16);
-    configure(shape);
-    bool first = step0 == 0, last = step0 + steps == p.steps();
-    alignas(4096) float own[2][32 * PANEL];
+// body(std::integral_constant) of an epilogue.
+template <class Body>
+inline void for_epilogue(int epilogue, const Body& body) {
+    if (epilogue == SILU_MUL) return body(std::integral_constant<int, SILU_MUL>());
+    if (epilogue == ADD) return body(std::integral_constant<int, ADD>());
+    body(std::integral_constant<int, PLAIN>());
+}
+
+// Rows of one strip and panel that wait to be rounded and written, a few at a time, while the tiles of the next are multiplied: done at once,
+// the same work leaves the tile unit idle for a third of the time.
+template <int EPILOGUE>
+struct Waiting {
+    PanelEnd<bf16, EPILOGUE> end;
+    const float* sums = nullptr;  // [32, 32]
+    int64_t m = 0, row = 0, rows = 0;
+
+    void finish(int64_t most) {
+        for (; most > 0 && row < rows; most--, row++) end.row(m + row, load(sums + row * PANEL), load(sums + row * PANEL + W));
+    }
+};
+
+// A block of x by one panel, L1_STEPS of k at a time. Rows of x are loaded past L1, where the weight stays. `partial` [rows, 32] holds the sums
+// in between, and comes in and goes out unless this is the first or the last block of k.
+template <int EPILOGUE>
+inline void block_by_panel(const Product& p, const bf16* packed, int64_t m0, int64_t rows, int64_t step0, int64_t steps, int64_t panel,
+                           float* partial) {
+    alignas(4096) float own[32 * PANEL];
     alignas(64) float nowhere[16];
-    int64_t strips = (rows + 31) / 32, rows_a_step = (31 + steps) / steps, which = 0;
-    // The panels that this thread takes next, most likely: their lines come from memory to L2, a few a step, while these are multiplied.
-    int64_t ahead = (panel1 - panel0) * team.threads, lines = (31 + strips) / strips;
-    Waiting waiting;
-    for (int64_t strip = 0; strip < strips; strip++) {
-        int64_t m = m0 + strip * 32, there = std::min<int64_t>(32, rows - strip * 32);
-        for (int64_t panel = panel0; panel < panel1; panel++, which ^= 1) {
-            float* before = partial + ((panel - panel0) * BLOCK_ROWS + strip * 32) * PANEL;
-            const bf16 *upper = packed + strip * 2 * steps * TILE, *lower = upper + steps * TILE;
-            const bf16* w = p.panel(panel) + step0 * 2 * TILE;
-            const bf16* next = panel + ahead < p.panels() ? p.panel(panel + ahead) + step0 * 2 * TILE + strip * steps * lines * 32 : nullptr;
+    int64_t strips = (rows + 31) / 32;
+    Waiting<EPILOGUE> waiting{PanelEnd<bf16, EPILOGUE>(p, panel)};
+    // The panel that this thread takes next, most likely: its lines come from memory to L2, a few a step, while this one is multiplied.
+    int64_t ahead = panel + (panel % GROUP + 1 < GROUP ? 1 : GROUP * (team.threads - 1) + 1), lines = (31 + strips) / strips;
+    const bf16* next = ahead < p.panels() ? p.panel(ahead) + step0 * 2 * TILE : nullptr;
+    for (int64_t begin = 0; begin < steps; begin += L1_STEPS) {
+        int64_t end = std::min(begin + L1_STEPS, steps), rows_a_step = (31 + end - begin) / (end - begin);
+        bool first = step0 + begin == 0, last = step0 + end == p.steps();
+        for (int64_t strip = 0; strip < strips; strip++) {
+            int64_t m = m0 + strip * 32, there = std::min<int64_t>(32, rows - strip * 32);
+            float* sums = partial + strip * 32 * PANEL;
+            const bf16 *upper = packed + (strip * 2 * steps + begin) * TILE, *lower = upper + steps * TILE;
+            const bf16* w = p.panel(panel) + (step0 + begin) * 2 * TILE;
             if (first) {
                 zero_sums();
             } else {
-                load_sums(before);
+                load_sums(sums);
             }
-            for (int64_t step = 0; step < steps; step++, upper += TILE, lower += TILE, w += 2 * TILE) {
-                waiting.finish_rows(p, rows_a_step);
+            for (int64_t step = begin; step < end; step++, upper += TILE, lower += TILE, w += 2 * TILE) {
                 // A store of a tile that comes 0.7 us after the one before waits for 0.25 us (seen on Sapphire Rapids): some go nowhere.
                 if (step % 8 == 4) _tile_stored(0, nowhere, 0);
-                if (strip == 0) prefetch_to_l1(w + AHEAD * 2 * TILE, 32);
-                if (next) prefetch_to_l2(next + step * lines * 32, lines);
+                if (strip == 0) prefetch_to_l1(w + 2 * TILE, 32);
+                if (next) prefetch_to_l2(next, lines), next += lines * 32;
                 _tile_loadd(6, w, 64);
-                _tile_loadd(4, upper, 64);
+                _tile_stream_loadd(4, upper, 64);
                 _tile_dpbf16ps(0, 4, 6);
                 _tile_loadd(7, w + TILE, 64);
                 _tile_dpbf16ps(1, 4, 7);
-                _tile_loadd(5, lower, 64);
+                _tile_stream_loadd(5, lower, 64);
                 _tile_dpbf16ps(2, 5, 6);
                 _tile_dpbf16ps(3, 5, 7);
+                waiting.finish(rows_a_step);
+                if (last) waiting.end.ask(m + (step - begin) * rows_a_step, m + std::min(there, (step - begin + 1) * rows_a_step));
             }
-            if (last) {
-                store_sums(own[which]);
-                waiting = {own[which], m, panel, 0, there};
+            store_sums(last ? own : sums);
+            if (!last) continue;
+            if (waiting.end.whole) {
+                waiting.sums = own, waiting.m = m, waiting.row = 0, waiting.rows = there;
             } else {
-                store_sums(before);
+                finish(p, own, m, there, panel);
             }
         }
     }
-    waiting.finish_rows(p, 32);
-    _tile_release();
+    waiting.finish(32);
 }
 
 // Block by block of x, so that it stays in L2 while all panels pass by. Sums between blocks of k wait in float32.
@@ -169,8 +203,15 @@ inline void many_rows(const Product& p) {
             int64_t steps = std::min(BLOCK_STEPS, p.steps() - step0);
             pack_rows(p, m0, (rows + 31) / 32 * 32, step0, steps, packed);
             parallel_for(groups, [&](int64_t i) {
-                float* sums = partial ? partial + i * GROUP * BLOCK_ROWS * PANEL : nullptr;
-                block_by_panels(p, packed, m0, rows, step0, steps, i * GROUP, std::min((i + 1) * GROUP, p.panels()), sums);
+                configure(TileShape(16));
+                for (int64_t panel = i * GROUP; panel < std::min((i + 1) * GROUP, p.panels()); panel++) {
+                    float* sums = partial + panel * BLOCK_ROWS * PANEL;
+                    if (!partial) sums = reinterpret_cast<float*>(own_scratch(BLOCK_ROWS * PANEL * sizeof(float)));
+                    for_epilogue(p.epilogue, [&](auto epilogue) {
+                        block_by_panel<decltype(epilogue)::value>(p, packed, m0, rows, step0, steps, panel, sums);
+                    });
+                }
+                _tile_release();
             });
         }
     }
@@ -178,7 +219,11 @@ inline void many_rows(const Product& p) {
 
 inline void linear(const Product& p) {
     if (p.M <= 16) {
-        parallel_for((p.panels() + 1) / 2, [&](int64_t i) { few_rows(p, 2 * i, 2 * i + 1 < p.panels()); });
+        parallel_for(p.panels(), [&](int64_t panel) {
+            configure(TileShape(p.M));
+            few_rows(p, panel, p.panel(std::min<int64_t>(panel + team.threads, p.panels() - 1)));
+            _tile_release();
+        });
     } else {
         many_rows(p);
     }

@@ -78,7 +78,7 @@ inline void strip_by_panel(const Fp8Product& p, const bf16* upper, const bf16* l
     int64_t steps_a_group = p.steps() / p.groups, step = 0;
     auto open_block = [&](int64_t from) {
         if (from >= p.steps()) return;
-        prefetch_lines(bytes + (from + 3 * STEPS_AT_ONCE) * STEP_BYTES, STEPS_AT_ONCE * STEP_BYTES / 64);
+        prefetch_to_l1(bytes + (from + 3 * STEPS_AT_ONCE) * STEP_BYTES, STEPS_AT_ONCE * STEP_BYTES / 64);
         open_steps(bytes + from * STEP_BYTES, std::min(STEPS_AT_ONCE, p.steps() - from), here[from / STEPS_AT_ONCE % 2]);
     };
     if (!open) open_block(0);

@@ -10,11 +10,9 @@
 //     four bits     [N / 32 panels][K / 64][16 quads of k][16 columns][4 k]     columns 0-15 in the low nibbles, 16-31 in the high ones
 #pragma once
 #include "linear.h"
+#include "rounded_rows.h"
 
 namespace pagoda {
-
-constexpr int64_t STEP_8 = 64;    // k of one tile of bytes
-constexpr int64_t TILE_8 = 1024;  // bytes
 
 // Everything of one call.
 struct QuantizedProduct {
@@ -37,125 +35,12 @@ struct QuantizedProduct {
     const uint8_t* zeros_of(int64_t panel, int64_t group) const { return zeros ? zeros + (panel * groups + group) * PANEL : nullptr; }
 };
 
-// x as integers: tile after tile, [M / 16][K / 64][16 rows][64]. Inputs past the end are zeros; so are rows, where M is above 16.
-struct Activations {
-    int8_t* values;
-    float* scales;  // [M / 16 * 16]
-    float* sums;    // [M / 16 * 16, groups] of the integers: whole numbers below 2^24
-    int64_t steps, groups;
-
-    const int8_t* row(int64_t m) const { return values + m / 16 * steps * TILE_8 + m % 16 * STEP_8; }
-};
-
-#if defined(__AVX512F__)
-inline V absolute(V v) { return _mm512_abs_ps(v); }
-inline void store_bytes(int8_t* p, V v) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
-}
-inline Raw no_bytes() { return _mm512_setzero_si512(); }
-inline Raw load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
-inline Raw low_nibbles(Raw v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
-inline Raw high_nibbles(Raw v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
-inline V to_floats(Raw v) { return _mm512_cvtepi32_ps(v); }
-inline Raw whole_everywhere(int32_t x) { return _mm512_set1_epi32(x); }
-inline Raw load_whole(const int32_t* p) { return _mm512_loadu_si512(p); }
-inline Raw less(Raw a, Raw b) { return _mm512_sub_epi32(a, b); }
-inline V bytes_to_floats(const uint8_t* p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-}
-inline Raw four_everywhere(const int8_t* p) {
-    int32_t four;
-    std::memcpy(&four, p, 4);
-    return _mm512_set1_epi32(four);
-}
-// acc + Σ of four unsigned bytes times four signed ones, in each place of 32 bits.
-inline Raw dot4(Raw acc, Raw w, Raw x) {
-#if defined(__AVX512VNNI__)
-    return _mm512_dpbusd_epi32(acc, w, x);
-#else
-    Raw even_w = _mm512_and_si512(w, _mm512_set1_epi16(255)), odd_w = _mm512_srli_epi16(w, 8);
-    Raw even_x = _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8), odd_x = _mm512_srai_epi16(x, 8);
-    return _mm512_add_epi32(acc, _mm512_add_epi32(_mm512_madd_epi16(even_w, even_x), _mm512_madd_epi16(odd_w, odd_x)));
-#endif
-}
-#else
-inline V absolute(V v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
-inline void store_bytes(int8_t* p, V v) {
-    Raw whole = _mm256_cvtps_epi32(v);
-    __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(half, half));
-}
-inline Raw no_bytes() { return _mm256_setzero_si256(); }
-inline Raw load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-inline Raw low_nibbles(Raw v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
-inline Raw high_nibbles(Raw v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15)); }
-inline V to_floats(Raw v) { return _mm256_cvtepi32_ps(v); }
-inline Raw whole_everywhere(int32_t x) { return _mm256_set1_epi32(x); }
-inline Raw load_whole(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-inline Raw less(Raw a, Raw b) { return _mm256_sub_epi32(a, b); }
-inline V bytes_to_floats(const uint8_t* p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-}
-inline Raw four_everywhere(const int8_t* p) {
-    int32_t four;
-    std::memcpy(&four, p, 4);
-    return _mm256_set1_epi32(four);
-}
-// Not maddubs: its sums of two products stop at 2^15.
-inline Raw dot4(Raw acc, Raw w, Raw x) {
-    Raw even_w = _mm256_and_si256(w, _mm256_set1_epi16(255)), odd_w = _mm256_srli_epi16(w, 8);
-    Raw even_x = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), odd_x = _mm256_srai_epi16(x, 8);
-    return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(even_w, even_x), _mm256_madd_epi16(odd_w, odd_x)));
-}
-#endif
-
-// As scratch, of each thread.
-inline uint8_t* own_scratch(size_t bytes) {
-    static thread_local uint8_t* memory = nullptr;
-    static thread_local size_t size = 0;
-    if (size < bytes) {
-        std::free(memory);
-        size = (bytes + 4095) / 4096 * 4096;
-        memory = static_cast<uint8_t*>(std::aligned_alloc(4096, size));
-    }
-    return memory;
-}
-
-constexpr float SMALLEST_SCALE = 1e-12f;  // of a row of zeros
-
-// One row, ragged ends included.
-template <class T>
-inline void quantize_row(const T* x, int64_t K, int64_t groups, int64_t group, int8_t* to, float* scale, float* sums) {
-    V most = broadcast(0.0f);
-    int64_t whole = K / W * W;
-    for (int64_t k = 0; k < whole; k += W) most = max(most, absolute(load(x + k)));
-    float largest = highest(most);
-    for (int64_t k = whole; k < K; k++) largest = std::max(largest, std::fabs(to_float(x[k])));
-    *scale = std::max(largest / 127.0f, SMALLEST_SCALE);
-    float inverse = 1.0f / *scale;
-    alignas(64) int8_t step[STEP_8];
-    for (int64_t k = 0; k < K; k += STEP_8, to += TILE_8) {
-        int64_t there = std::min(STEP_8, K - k), i = 0;
-        for (; i + W <= there; i += W) store_bytes(step + i, round(load(x + k + i) * broadcast(inverse)));
-        for (; i < there; i++) step[i] = int8_t(std::nearbyintf(to_float(x[k + i]) * inverse));
-        for (; i < STEP_8; i++) step[i] = 0;
-        std::memcpy(to, step, STEP_8);
-        if (groups == 1 || group % STEP_8 == 0) {
-            int32_t sum = 0;
-            for (int j = 0; j < STEP_8; j++) sum += step[j];
-            sums[groups == 1 ? 0 : k / group] += float(sum);
-        } else {
-            for (int64_t j = 0; j < there; j++) sums[(k + j) / group] += float(step[j]);
-        }
-    }
-}
-
 inline Activations quantize_rows(const QuantizedProduct& p) {
     int64_t rows = p.M <= 16 ? 16 : (p.M + 31) / 32 * 32;
     auto values = static_cast<int8_t*>(scratch(0, rows * p.steps() * STEP_8));
     auto scales = static_cast<float*>(scratch(2, rows * (1 + p.groups) * sizeof(float)));
     Activations a{values, scales, scales + rows, p.steps(), p.groups};
-    int64_t rows_a_piece = p.M <= 16 ? 16 : 8;  // a step that decodes is quantized faster by one thread than shared
+    constexpr int64_t rows_a_piece = 16;  // fewer are quantized faster by one thread than shared
     parallel_for((rows + rows_a_piece - 1) / rows_a_piece, [&](int64_t piece) {
         for (int64_t m = piece * rows_a_piece; m < (piece + 1) * rows_a_piece; m++) {
             int8_t* to = a.values + m / 16 * a.steps * TILE_8 + m % 16 * STEP_8;
@@ -218,13 +103,15 @@ inline V add_group(V so_far, Raw dot, V zeros, float sum_of_x, V scales) {
 }
 inline V zeros_at(const uint8_t* zeros, int c) { return zeros ? bytes_to_floats(zeros + c) : broadcast(8.0f); }
 
-// R rows from m on by one panel, without tiles: bytes of the weight times four bytes of x in every place of 32 bits.
+// R rows from m on by one panel, without tiles: bytes of the weight times four bytes of x in every place of 32 bits. A step or two ahead of
+// them lines are asked for, behind the panel's end the beginning of `next`.
 template <int R, bool FOUR_BITS>
-inline void rows_of_quantized_panel(const QuantizedProduct& p, const Activations& a, int64_t m, int64_t panel) {
+inline void rows_of_quantized_panel(const QuantizedProduct& p, const Activations& a, int64_t m, int64_t panel, const uint8_t* next) {
     constexpr int COLUMNS = PANEL / W, HALF = COLUMNS / 2;
     V total[R][COLUMNS];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < COLUMNS; c++) total[r][c] = broadcast(0.0f);
+    constexpr int64_t STEP_BYTES_8 = (FOUR_BITS ? 1 : 2) * TILE_8, AHEAD_8 = 2 * TILE_8 / STEP_BYTES_8;
     const uint8_t* w = p.panel(panel);
     const int8_t* rows[R];
     for (int r = 0; r < R; r++) rows[r] = a.row(m + r);
@@ -234,7 +121,10 @@ inline void rows_of_quantized_panel(const QuantizedProduct& p, const Activations
         for (int r = 0; r < R; r++)
             for (int c = 0; c < COLUMNS; c++) dot[r][c] = no_bytes();
         for (int64_t end = quad + quads; quad < end; quad++) {
-            int64_t at = quad / 16 * TILE_8 + quad % 16 * 4;
+            int64_t step = quad / 16, at = step * TILE_8 + quad % 16 * 4;
+            int64_t soon = step + AHEAD_8 - a.steps;  // behind the end, where it is not negative
+            auto lines = reinterpret_cast<const char*>((soon < 0 ? w + (step + AHEAD_8) * STEP_BYTES_8 : next + soon * STEP_BYTES_8) + quad % 16 * 64);
+            for (int64_t half = 0; half < STEP_BYTES_8; half += TILE_8) _mm_prefetch(lines + half, _MM_HINT_T0);
             for (int c = 0; c < HALF; c++) {
                 Raw first, second;
                 if (FOUR_BITS) {
@@ -271,12 +161,13 @@ inline void without_tiles(const QuantizedProduct& p, const Activations& a) {
 #else
     constexpr int ROWS_AT_ONCE = 2;
 #endif
-    parallel_for((p.panels() + 1) / 2, [&](int64_t pair) {
-        for (int64_t panel = 2 * pair; panel < std::min(2 * pair + 2, p.panels()); panel++) {
-            int64_t m = 0;
-            for (; m + ROWS_AT_ONCE <= p.M; m += ROWS_AT_ONCE) rows_of_quantized_panel<ROWS_AT_ONCE, FOUR_BITS>(p, a, m, panel);
-            for (; m < p.M; m++) rows_of_quantized_panel<1, FOUR_BITS>(p, a, m, panel);
-        }
+    parallel_for(p.panels(), [&](int64_t panel) {
+        const uint8_t* next = p.panel(std::min<int64_t>(panel + team.threads, p.panels() - 1));
+        int64_t m = 0;
+        for (; m + ROWS_AT_ONCE <= p.M; m += ROWS_AT_ONCE) rows_of_quantized_panel<ROWS_AT_ONCE, FOUR_BITS>(p, a, m, panel, next);
+        if (ROWS_AT_ONCE > 4 && m + 4 <= p.M) rows_of_quantized_panel<4, FOUR_BITS>(p, a, m, panel, next), m += 4;
+        if (m + 2 <= p.M) rows_of_quantized_panel<2, FOUR_BITS>(p, a, m, panel, next), m += 2;
+        if (m < p.M) rows_of_quantized_panel<1, FOUR_BITS>(p, a, m, panel, next);
     });
 }
 
@@ -288,10 +179,12 @@ inline void without_tiles(const QuantizedProduct& p, const Activations& a) {
 
 namespace pagoda {
 
+constexpr int64_t VECTOR_ROWS = 4;  // so few leave tiles nearly empty, and vectors read weights as fast as memory gives them
+
 inline void linear_quantized(const QuantizedProduct& p) {
     Activations a = quantize_rows(p);
 #if defined(__AMX_INT8__)
-    if (tiles_serve(p)) return by_tiles(p, a);
+    if (p.M > VECTOR_ROWS && tiles_serve(p)) return by_tiles(p, a);
 #endif
     p.four_bits ? without_tiles<true>(p, a) : without_tiles<false>(p, a);
 }

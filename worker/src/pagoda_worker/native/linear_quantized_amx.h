@@ -3,7 +3,7 @@
 
 namespace pagoda {
 
-constexpr int64_t ROWS_BYTES = 1 << 20;  // of a block of x that stays in L2 while all panels pass by
+constexpr int64_t ROWS_BYTES = 3 << 19;  // of a block of x that stays in L2 while all panels pass by
 
 // A group of inputs is whole tiles, or half of one.
 inline bool tiles_serve(const QuantizedProduct& p) {
@@ -16,22 +16,6 @@ inline TileShape shape_of(int64_t rows_of_x, int64_t depth) {
     shape.column_bytes[4] = shape.column_bytes[5] = uint16_t(depth);
     shape.rows[6] = shape.rows[7] = uint8_t(depth / 4);
     return shape;
-}
-
-// 64 inputs of a panel in four bits → the two tiles of eight.
-inline void unpack_step(const uint8_t* from, uint8_t* to) {
-    for (int64_t i = 0; i < TILE_8; i += 64) {
-        Raw both = load_bytes(from + i);
-        _mm512_store_si512(to + i, low_nibbles(both));
-        _mm512_store_si512(to + TILE_8 + i, high_nibbles(both));
-    }
-}
-
-inline void prefetch_lines(const uint8_t* at, int64_t lines) {
-    for (int64_t i = 0; i < lines; i++) _mm_prefetch(reinterpret_cast<const char*>(at + i * 64), _MM_HINT_T0);
-}
-inline void prefetch_lines_to_l2(const uint8_t* at, int64_t lines) {
-    for (int64_t i = 0; i < lines; i++) _mm_prefetch(reinterpret_cast<const char*>(at + i * 64), _MM_HINT_T1);
 }
 
 // A panel in four bits as tiles of signed bytes, zero points taken off: worth it before many rows, whose sums then need no correction.
@@ -54,10 +38,8 @@ inline void open_panel(const QuantizedProduct& p, int64_t panel, uint8_t* to) {
     }
 }
 
-enum Form { EIGHT, FOUR, FOUR_OPENED };  // opened: signed, see open_panel
-
 // A group's sums of integers that wait to be scaled and added, a row at a time, while the next tiles are multiplied: as Waiting of linear_amx.h.
-template <Form FORM>
+template <bool FOUR_BITS>
 struct Pending {
     const int32_t* dots = nullptr;  // [rows, 32]
     float* totals = nullptr;        // [rows, 32]
@@ -76,8 +58,7 @@ struct Pending {
             for (int c = 0; c < 2; c++) {
                 V before = group == 0 ? broadcast(0.0f) : load(total + c * W);
                 Raw dot = load_whole(dots + row * PANEL + c * W);
-                V sum = FORM == FOUR_OPENED ? fma(to_floats(dot), scale[c], before)
-                                            : add_group<FORM == FOUR>(before, dot, zero[c], sum_of_x, scale[c]);
+                V sum = add_group<FOUR_BITS>(before, dot, zero[c], sum_of_x, scale[c]);
                 store(total + c * W, last ? sum * unit : sum);
             }
             if (last) finish(p, total, m + row, 1, panel);
@@ -85,40 +66,61 @@ struct Pending {
     }
 };
 
-// At most 16 rows, two panels in eight bits: each weight is read once and used at once.
-inline void few_rows_by_eight(const QuantizedProduct& p, const Activations& a, int64_t panel, bool second) {
-    configure(shape_of(p.M, STEP_8));
-    const int8_t* x = a.values;
-    const uint8_t *w = p.panel(panel), *v = second ? p.panel(panel + 1) : w;
-    zero_sums();
-    for (int64_t step = 0; step < a.steps; step++, x += TILE_8, w += 2 * TILE_8, v += 2 * TILE_8) {
-        prefetch_lines(w + AHEAD * 2 * TILE_8, 32);
-        if (second) prefetch_lines(v + AHEAD * 2 * TILE_8, 32);
-        _tile_loadd(4, x, 64);
-        _tile_loadd(6, w, 64);
+// Rows of x are loaded past L1, where the weight stays while strip after strip of x passes by.
+template <bool SIGNED>
+inline void multiply_tiles(const int8_t* upper, const int8_t* lower, const uint8_t* weights) {
+    _tile_loadd(6, weights, 64);
+    _tile_stream_loadd(4, upper, 64);
+    _tile_loadd(7, weights + TILE_8, 64);
+    _tile_stream_loadd(5, lower, 64);
+    if (SIGNED) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+    } else {
         _tile_dpbsud(0, 4, 6);
-        _tile_loadd(7, w + TILE_8, 64);
         _tile_dpbsud(1, 4, 7);
-        if (second) {
-            _tile_loadd(6, v, 64);
-            _tile_dpbsud(2, 4, 6);
-            _tile_loadd(7, v + TILE_8, 64);
-            _tile_dpbsud(3, 4, 7);
-        }
+        _tile_dpbsud(2, 5, 6);
+        _tile_dpbsud(3, 5, 7);
     }
-    alignas(64) int32_t dots[2][16 * PANEL];
-    alignas(64) float totals[16 * PANEL];
-    _tile_stored(0, dots[0], PANEL * 4);
-    _tile_stored(1, dots[0] + 16, PANEL * 4);
-    _tile_stored(2, dots[1], PANEL * 4);
-    _tile_stored(3, dots[1] + 16, PANEL * 4);
-    Pending<EIGHT>{dots[0], totals, 0, panel, 0, 0, p.M}.add_rows(p, a, p.M);
-    if (second) Pending<EIGHT>{dots[1], totals, 0, panel + 1, 0, 0, p.M}.add_rows(p, a, p.M);
-    _tile_release();
+}
+
+inline void store_dots(int32_t* dots) { store_sums(reinterpret_cast<float*>(dots)); }
+
+// The lines of what this thread multiplies next, most likely, from memory to L2, a few a step.
+struct Following {
+    const uint8_t* at = nullptr;
+    int64_t lines = 0;
+
+    // Panel `panel` of `p`, in `steps` steps.
+    Following(const QuantizedProduct& p, int64_t panel, int64_t steps) {
+        int64_t all = (p.panel(1) - p.panel(0)) / 64;
+        if (panel < p.panels()) at = p.panel(panel), lines = (all + steps - 1) / steps;
+    }
+    void ask() {
+        prefetch_to_l2(at, lines);
+        at += lines * 64;
+    }
+};
+
+}  // namespace pagoda
+
+#include "linear_int8_amx.h"
+
+namespace pagoda {
+
+// 64 inputs of a panel in four bits → the two tiles of eight.
+inline void unpack_step(const uint8_t* from, uint8_t* to) {
+    for (int64_t i = 0; i < TILE_8; i += 64) {
+        Raw both = load_bytes(from + i);
+        _mm512_store_si512(to + i, low_nibbles(both));
+        _mm512_store_si512(to + TILE_8 + i, high_nibbles(both));
+    }
 }
 
 // At most 16 rows, one panel in four bits. The next step is unpacked while this one is multiplied.
-inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, int64_t panel) {
+inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, int64_t panel, const uint8_t* next) {
     int64_t depth = std::min(STEP_8, p.group()), steps_a_group = p.group() / depth, at = 0;
     configure(shape_of(p.M, depth));
     alignas(64) uint8_t tiles[2][2 * TILE_8];
@@ -126,7 +128,7 @@ inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, in
     alignas(64) float totals[16 * PANEL];
     const uint8_t* w = p.panel(panel);
     unpack_step(w, tiles[0]);
-    Pending<FOUR> pending;
+    Pending<true> pending;
     for (int64_t group = 0; group < p.groups; group++) {
         _tile_zero(0);
         _tile_zero(1);
@@ -134,7 +136,7 @@ inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, in
             int64_t whole = at / STEP_8;
             const uint8_t* tile = tiles[whole % 2] + at % STEP_8 * 16;
             if (at % STEP_8 == 0 && whole + 1 < a.steps) {
-                prefetch_lines(w + (whole + 1 + 2 * AHEAD) * TILE_8, 16);
+                prefetch_to_l1(whole + 3 < a.steps ? w + (whole + 3) * TILE_8 : next + (whole + 3 - a.steps) * TILE_8, 16);
                 unpack_step(w + (whole + 1) * TILE_8, tiles[(whole + 1) % 2]);
             }
             _tile_loadd(4, a.values + whole * TILE_8 + at % STEP_8, 64);
@@ -152,97 +154,102 @@ inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, in
     _tile_release();
 }
 
-template <bool SIGNED>
-inline void multiply_tiles(const int8_t* upper, const int8_t* lower, const uint8_t* weights) {
-    _tile_loadd(6, weights, 64);
-    _tile_loadd(4, upper, 64);
-    _tile_loadd(7, weights + TILE_8, 64);
-    _tile_loadd(5, lower, 64);
-    if (SIGNED) {
-        _tile_dpbssd(0, 4, 6);
-        _tile_dpbssd(1, 4, 7);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
-    } else {
-        _tile_dpbsud(0, 4, 6);
-        _tile_dpbsud(1, 4, 7);
-        _tile_dpbsud(2, 5, 6);
-        _tile_dpbsud(3, 5, 7);
-    }
-}
+// Rows of a strip whose sums of one group wait, as ScaledRows: they are added up in float, and end with the last group.
+template <class T, int EPILOGUE>
+struct GroupedRows {
+    const QuantizedProduct& p;
+    const Activations& a;
+    int64_t panel;
+    PanelEnd<T, EPILOGUE> end;
+    alignas(64) float totals[32 * PANEL];
+    const int32_t* dots = nullptr;  // [32, 32]
+    int64_t m = 0, group = 0, row = 0, rows = 0;
 
-// Rows m0 … of x, whole strips of 32, by the panels [panel0, panel1).
-template <bool FOUR_BITS>
-inline void rows_by_panels(const QuantizedProduct& p, const Activations& a, int64_t m0, int64_t rows, int64_t panel0, int64_t panel1) {
-    int64_t depth = std::min(STEP_8, p.group()), steps_a_group = p.group() / depth, count = panel1 - panel0;
-    int64_t strips = (rows + 31) / 32, bytes = p.panel(1) - p.panel(0);
-    const uint8_t* weights = p.panel(panel0);
-    if (FOUR_BITS) {
-        uint8_t* open = own_scratch(count * 2 * bytes);
-        for (int64_t i = 0; i < count; i++) open_panel(p, panel0 + i, open + i * 2 * bytes);
-        weights = open;
-    }
-    configure(shape_of(16, depth));
-    alignas(4096) int32_t dots[2][32 * PANEL];
-    alignas(64) float totals[2][32 * PANEL];
-    // What this thread multiplies next, most likely: its lines come from memory to L2, a few a step.
-    int64_t ahead = panel0 + count * team.threads, lines = 0, all_steps = strips * count * a.steps, which = 0, step_in_all = 0;
-    if (ahead + count <= p.panels()) lines = (count * bytes / 64 + all_steps - 1) / all_steps;
-    const uint8_t* next = lines ? p.panel(ahead) : weights;
-    Pending<FOUR_BITS ? FOUR_OPENED : EIGHT> pending;
-    int64_t rows_a_step = (31 + steps_a_group) / steps_a_group;
-    for (int64_t strip = 0; strip < strips; strip++) {
-        int64_t m = m0 + strip * 32, there = std::min<int64_t>(32, p.M - m);
-        const int8_t *upper = a.row(m), *lower = a.row(m + 16);
-        for (int64_t panel = panel0; panel < panel1; panel++) {
-            const uint8_t* w = weights + (panel - panel0) * a.steps * 2 * TILE_8;
-            float* total = totals[(strip * count + panel) % 2];
-            int64_t at = 0;
-            for (int64_t group = 0; group < p.groups; group++, which ^= 1) {
-                zero_sums();
-                for (int64_t step = 0; step < steps_a_group; step++, at += depth, step_in_all++) {
-                    pending.add_rows(p, a, rows_a_step);
-                    int64_t whole = at / STEP_8 * TILE_8, part = at % STEP_8;
-                    const uint8_t* tile = w + 2 * whole + part * 16;
-                    // Stores of tiles that come seldom wait for long, see linear_amx.h.
-                    if (!FOUR_BITS && step % 8 == 4) _tile_stored(0, dots[which], 0);
-                    if (!FOUR_BITS && strip == 0) prefetch_lines(tile + AHEAD * 2 * TILE_8, 32);
-                    if (lines) prefetch_lines_to_l2(next + step_in_all * lines * 64, lines);
-                    multiply_tiles<FOUR_BITS>(upper + whole + part, lower + whole + part, tile);
-                }
-                pending.add_rows(p, a, 32);
-                _tile_stored(0, dots[which], PANEL * 4);
-                _tile_stored(1, dots[which] + 16, PANEL * 4);
-                _tile_stored(2, dots[which] + 16 * PANEL, PANEL * 4);
-                _tile_stored(3, dots[which] + 16 * PANEL + 16, PANEL * 4);
-                pending = {dots[which], total, m, panel, group, 0, there};
+    GroupedRows(const QuantizedProduct& p, const Activations& a, int64_t panel) : p(p), a(a), panel(panel), end(p, panel) {}
+
+    void finish(int64_t most) {
+        if (row >= rows) return;
+        const float* scales = p.scales_of(panel, group);
+        V scale[2] = {load(scales), load(scales + W)};
+        bool first = group == 0, last = group + 1 == p.groups;
+        for (; most > 0 && row < rows; most--, row++) {
+            float* total = totals + row * PANEL;
+            V unit = broadcast(last ? a.scales[m + row] : 1.0f), sums[2];
+            for (int c = 0; c < 2; c++)
+                sums[c] = fma(to_floats(load_whole(dots + row * PANEL + c * W)), scale[c], first ? broadcast(0.0f) : load(total + c * W)) * unit;
+            if (last && end.whole) {
+                end.row(m + row, sums[0], sums[1]);
+                continue;
             }
+            store(total, sums[0]);
+            store(total + W, sums[1]);
+            if (last) pagoda::finish(p, total, m + row, 1, panel);
         }
     }
-    pending.add_rows(p, a, 32);
+};
+
+// Rows m0 … of x, whole strips of 32, by one panel in four bits, opened first.
+template <class T, int EPILOGUE>
+inline void rows_by_panel_of_four(const QuantizedProduct& p, const Activations& a, int64_t m0, int64_t rows, int64_t panel, int64_t ahead) {
+    int64_t depth = std::min(STEP_8, p.group()), steps_a_group = p.group() / depth;
+    int64_t strips = (rows + 31) / 32, rows_a_step = (31 + steps_a_group) / steps_a_group, which = 0;
+    uint8_t* open = own_scratch(a.steps * 2 * TILE_8);
+    open_panel(p, panel, open);
+    alignas(4096) int32_t dots[2][32 * PANEL];
+    Following following(p, ahead, strips * a.steps);
+    GroupedRows<T, EPILOGUE> waiting(p, a, panel);
+    for (int64_t strip = 0; strip < strips; strip++) {
+        int64_t m = m0 + strip * 32, at = 0;
+        const int8_t *upper = a.row(m), *lower = a.row(m + 16);
+        for (int64_t group = 0; group < p.groups; group++, which ^= 1) {
+            zero_sums();
+            for (int64_t step = 0; step < steps_a_group; step++, at += depth) {
+                int64_t whole = at / STEP_8 * TILE_8, part = at % STEP_8;
+                following.ask();
+                multiply_tiles<true>(upper + whole + part, lower + whole + part, open + 2 * whole + part * 16);
+                waiting.finish(rows_a_step);
+            }
+            waiting.finish(32);
+            store_dots(dots[which]);
+            waiting.dots = dots[which], waiting.m = m, waiting.group = group, waiting.row = 0, waiting.rows = std::min<int64_t>(32, p.M - m);
+        }
+    }
+    waiting.finish(32);
+}
+
+// A block of rows by some panels.
+template <class T, int EPILOGUE>
+inline void rows_by_panels(const QuantizedProduct& p, const Activations& a, int64_t m0, int64_t rows, int64_t panel0, int64_t panel1) {
+    configure(shape_of(16, std::min(STEP_8, p.group())));
+    for (int64_t panel = panel0; panel < panel1; panel++) {
+        int64_t ahead = panel + 1 < panel1 ? panel + 1 : panel0 + GROUP * team.threads;
+        p.four_bits ? rows_by_panel_of_four<T, EPILOGUE>(p, a, m0, rows, panel, ahead)
+                    : rows_by_panel_of_eight<T, EPILOGUE>(p, a, m0, rows, panel, ahead);
+    }
     _tile_release();
 }
 
-template <bool FOUR_BITS>
+// Blocks of rows of one size, so that none is too small for its weights to come in time.
 inline void many_rows_by_tiles(const QuantizedProduct& p, const Activations& a) {
-    int64_t block = std::max<int64_t>(64, ROWS_BYTES / (a.steps * STEP_8) / 32 * 32);
+    int64_t most = std::max<int64_t>(64, ROWS_BYTES / (a.steps * STEP_8)), blocks = (p.M + most - 1) / most;
+    int64_t block = ((p.M + blocks - 1) / blocks + 31) / 32 * 32;
     for (int64_t m0 = 0; m0 < p.M; m0 += block) {
         parallel_for((p.panels() + GROUP - 1) / GROUP, [&](int64_t i) {
-            rows_by_panels<FOUR_BITS>(p, a, m0, std::min(block, p.M - m0), i * GROUP, std::min((i + 1) * GROUP, p.panels()));
+            int64_t panel = i * GROUP, end = std::min(panel + GROUP, p.panels()), rows = std::min(block, p.M - m0);
+            for_epilogue(p.epilogue, [&](auto epilogue) {
+                constexpr int E = decltype(epilogue)::value;
+                p.wide ? rows_by_panels<float, E>(p, a, m0, rows, panel, end) : rows_by_panels<bf16, E>(p, a, m0, rows, panel, end);
+            });
         });
     }
 }
 
 inline void by_tiles(const QuantizedProduct& p, const Activations& a) {
-    if (p.M > 16) {
-        p.four_bits ? many_rows_by_tiles<true>(p, a) : many_rows_by_tiles<false>(p, a);
-    } else if (p.four_bits) {
-        parallel_for((p.panels() + 1) / 2, [&](int64_t i) {
-            for (int64_t panel = 2 * i; panel < std::min(2 * i + 2, p.panels()); panel++) few_rows_by_four(p, a, panel);
-        });
-    } else {
-        parallel_for((p.panels() + 1) / 2, [&](int64_t i) { few_rows_by_eight(p, a, 2 * i, 2 * i + 1 < p.panels()); });
-    }
+    if (p.M > 16) return many_rows_by_tiles(p, a);
+    parallel_for(p.panels(), [&](int64_t panel) {
+        const uint8_t* next = p.panel(std::min<int64_t>(panel + team.threads, p.panels() - 1));
+        p.four_bits ? few_rows_by_four(p, a, panel, next) : few_rows_by_eight(p, a, panel, next);
+    });
 }
 
 }  // namespace pagoda

@@ -4,7 +4,8 @@ A job: {"model_dir", "prompts": [[ids]] or "random": {"count", "prompt_tokens", 
 (prompts of their own), and any of _ENGINE_FIELDS}; or, instead of prompts and max_tokens, "requests": [{"prompt_ids", "max_tokens",
 "at_s"?}] with lengths and arrivals of their own (`replay.py`). With "adapters": {name: PEFT folder}, "adapter_names" has one for each
 prompt, "" for the base model. One JSON object goes to stdout. With `--lines`, stdin has a job a line until
-it ends, each on an engine of its own, and each answer is a line.
+it ends, each on an engine of its own, and each answer is a line. With "counts", a list, "random" is asked that often with so many prompts,
+on one engine that was warmed by the first; the answer is {"load_s", "answers"}.
 """
 
 import json
@@ -37,6 +38,7 @@ _JOB_FIELDS = {
     "model_dir",
     "prompts",
     "random",
+    "counts",
     "requests",
     "max_tokens",
     "ignore_eos",
@@ -70,6 +72,13 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(engine: Engine, job: dict[str, Any]) -> dict[str, Any]:
+    if "counts" in job:
+        first, *others = ({**job, "random": {**job["random"], "count": count}} for count in job["counts"])
+        return {"answers": [_run_one(engine, first), *(_run_one(engine, {**each, "warmup": False}) for each in others)]}
+    return _run_one(engine, job)
+
+
+def _run_one(engine: Engine, job: dict[str, Any]) -> dict[str, Any]:
     if "requests" in job:
         arrivals = [Arrival(**request) for request in job["requests"]]
         if job.get("warmup"):

@@ -14,6 +14,7 @@ from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError, ModelError
 from pagoda_worker.models.checkpoint import read_config
 from pagoda_worker.models.registry import footprint_of
+from pagoda_worker.models.texts import read_tokenizer_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,11 @@ def next_tokens(folder: Path, text: str, top: int) -> NextTokens:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist: without a tokenizer there is no text")
+    text = read_tokenizer_json(folder)
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower, whatever the file lacks
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        raise ModelError(f"{folder}'s tokenizer.json cannot be read: {error}") from error
 
 
 def _token(tokenizer: Tokenizer, token_id: int) -> Token:

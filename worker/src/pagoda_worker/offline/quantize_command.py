@@ -87,7 +87,8 @@ def quantize(
             made = run(folder, target, settings, lambda done, total, name: bar.update(task, completed=done, total=total, description=name))
         _print(made, target)
     except WorkerError as error:
-        print(f"pagoda quantize: {str(error).replace('PAGODA_MODEL_SOURCE', 'MODEL')}", file=sys.stderr)
+        sentence = str(error).replace("PAGODA_MODEL_SOURCE", "MODEL").replace("--model ", "MODEL ")
+        print(f"pagoda quantize: {sentence}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 

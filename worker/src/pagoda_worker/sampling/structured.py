@@ -7,9 +7,8 @@ the engine runs, and says that there is no structured output.
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagoda_worker.errors import ModelError, RequestRefused
@@ -34,10 +33,10 @@ FIELDS = {"json_object": "json_object", "json_schema": "json_schema", "regex": "
 
 
 class GrammarCompiler:
-    def __init__(self, folder: Path, *, vocab_size: int, eos_token_ids: Sequence[int], threads: int = THREADS) -> None:
-        """Begins to read `folder`/tokenizer.json at once, in a thread: a second for 128k entries."""
+    def __init__(self, text: Callable[[], str], *, vocab_size: int, eos_token_ids: Sequence[int], threads: int = THREADS) -> None:
+        """`text`: tokenizer.json. Begins to read it at once, in a thread: a second for 128k entries."""
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grammar")
-        self._tokenizer = self._pool.submit(read_tokenizer, folder, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
+        self._tokenizer = self._pool.submit(read_tokenizer, text, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
         self._compiled: OrderedDict[StructuredOutput, Future[LLMatcher]] = OrderedDict()
 
     def why_unusable(self) -> str:
@@ -59,15 +58,14 @@ class GrammarCompiler:
         return compile_grammar(self._tokenizer.result(), wanted)
 
 
-def read_tokenizer(folder: Path, *, vocab_size: int, eos_token_ids: Sequence[int]) -> "LLTokenizer":
-    """`vocab_size` is the width of the logits: checkpoints pad it. Raises ModelError."""
-    path = folder / "tokenizer.json"
+def read_tokenizer(text: Callable[[], str], *, vocab_size: int, eos_token_ids: Sequence[int]) -> "LLTokenizer":
+    """`text`: tokenizer.json. `vocab_size` is the width of the logits: checkpoints pad it. Raises ModelError."""
     try:
         from llguidance import LLTokenizer
 
-        return LLTokenizer(path.read_text("utf-8"), n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
-    except (ImportError, OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read for structured output: {error}") from error
+        return LLTokenizer(text(), n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
+    except (ImportError, ValueError) as error:
+        raise ModelError(f"the model's tokenizer.json cannot be read for structured output: {error}") from error
 
 
 def compile_grammar(tokenizer: "LLTokenizer", wanted: StructuredOutput) -> "LLMatcher":

@@ -30,14 +30,17 @@ def parse_engine(
     memory_bytes: int | None = None,
     self_test: bool = True,
     adapters: Mapping[str, Path] | None = None,
+    cache: Path | None = None,
 ) -> EngineConfig:
-    """Raises ConfigError naming the field, what it said and what is possible."""
+    """`cache`: where the fetch step brings models. Raises ConfigError naming the field, what it said and what is possible."""
     try:
         given = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"PAGODA_ENGINE is not JSON: {error}") from error
     arguments = _read_object("PAGODA_ENGINE", given, ENGINE_FIELDS)
     arguments["adapters"] = dict(adapters or {})
+    if (draft := arguments.pop("draft_source", None)) is not None:
+        arguments["draft_dir"] = resolve_source(draft, cache=cache, named="PAGODA_ENGINE.speculative.draft")
     return EngineConfig(model_dir=model_dir, device=device, threads=threads, memory_bytes=memory_bytes, self_test=self_test, **arguments)
 
 
@@ -103,13 +106,13 @@ def _only(*possible: Any) -> Reader:
     return read
 
 
-def _folder(argument: str) -> Reader:
-    """A model's source that is here already."""
+def _source(argument: str) -> Reader:
+    """Of a model; where it is on this machine is looked up when all is read."""
 
     def read(path: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, str) or not value.startswith(("builtin://", "file://", "/")):
-            raise ConfigError(f"{path} is {json.dumps(value)}; it must be builtin://NAME or file:///FOLDER: it is not fetched")
-        return {argument: resolve_source(value, named=path)}
+        if not isinstance(value, str):
+            raise ConfigError(f"{path} is {json.dumps(value)}; it must be a model's source, such as builtin://NAME or hf://ORG/NAME")
+        return {argument: value}
 
     return read
 
@@ -144,7 +147,7 @@ ENGINE_FIELDS: Mapping[str, Reader] = {
         {
             "method": _choice("speculative", ("none", "ngram", "suffix", "draft", "remote")),
             "tokens": _whole("draft_tokens", 1, MAX_DRAFT_TOKENS),
-            "draft": _folder("draft_dir"),
+            "draft": _source("draft_source"),
         }
     ),
     "tensorParallel": _whole("tensor_parallel", 1, 64),

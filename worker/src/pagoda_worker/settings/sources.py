@@ -19,10 +19,10 @@ def resolve_source(source: str, *, revision: str = DEFAULT_REVISION, cache: Path
     if source.startswith("builtin://"):
         return _builtin(source.removeprefix("builtin://"), named)
     if source.startswith(FETCHED_SCHEMES) and cache is not None:
-        return _fetched(source, revision, cache)
+        return _fetched(source, revision, cache, named)
     if source.startswith(REMOTE_SCHEMES):
         raise ConfigError(
-            f"PAGODA_MODEL_SOURCE {source}: a worker reads folders only; fetch the model first and name its folder, for example file:///models/chat"
+            f"{named} {source}: a worker reads folders only; fetch the model first and name its folder, for example file:///models/chat"
         )
     path = Path(source.removeprefix("file://"))
     if not path.is_absolute():
@@ -39,14 +39,14 @@ def _builtin(name: str, named: str) -> Path:
     return BUILTIN_DIR / name
 
 
-def _fetched(source: str, revision: str, cache: Path) -> Path:
+def _fetched(source: str, revision: str, cache: Path, named: str) -> Path:
     found = SourceFolder(cache, parse_remote(source)).find(revision)
     if found is None:
         raise ModelMissing(
-            f"PAGODA_MODEL_SOURCE {source}: {cache} holds no complete copy of its revision {revision}; "
+            f"{named} {source}: {cache} holds no complete copy of its revision {revision}; "
             f"run python -m pagoda_worker.fetch with the same settings first"
         )
-    return _model_folder(source, found.folder)
+    return _model_folder(source, found.folder, named)
 
 
 def _model_folder(source: str, path: Path, named: str = "PAGODA_MODEL_SOURCE") -> Path:

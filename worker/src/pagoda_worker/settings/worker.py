@@ -39,6 +39,7 @@ OWN_NAMES = frozenset(
         "PAGODA_MODEL_REVISION",
         "PAGODA_MODEL_CACHE",
         "PAGODA_ADAPTERS",
+        "PAGODA_DRAFT_SOURCE",  # of PAGODA_ENGINE, for the fetch step
     }
 )
 MODEL_FIELDS = {
@@ -97,6 +98,7 @@ def parse_settings(env: Mapping[str, str]) -> WorkerSettings:
                 revision=env.get("PAGODA_MODEL_REVISION") or DEFAULT_REVISION,
                 cache=cache,
             ),
+            cache=cache,
             adapters={each.name: adapter_folder(each.source, revision=each.revision, cache=cache) for each in declared},
             device=one_of(env, "PAGODA_DEVICE", "auto", DEVICES),
             threads=optional_whole(env, "PAGODA_CPUS", lowest=1),

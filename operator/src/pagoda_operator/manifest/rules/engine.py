@@ -1,11 +1,13 @@
 """The part of the table that is about a worker's engine and what it runs on: spec.engine and spec.resources."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pagoda_operator.manifest.rules.adapters import ADAPTER_ROOM
 from pagoda_operator.manifest.rules.backends import BACKEND_FIELDS
 from pagoda_operator.manifest.rules.predicates import Field, Rule, at_least, between, matches, one_of
+from pagoda_operator.manifest.rules.sources import MODEL_SCHEMES, MODEL_SOURCES, source_field
 from pagoda_operator.manifest.rules.variants import of_each_variant
 
 _HOST_MEMORY = "write memory of the host, such as 8Gi, or 0 for none"
@@ -45,11 +47,7 @@ ENGINE_FIELDS: Mapping[str, Field] = {
         "string", (Rule(one_of("none", "ngram", "suffix", "draft", "remote"), "write none, ngram, suffix, draft or remote"),), max_size=32
     ),
     "spec.engine.speculative.tokens": Field("integer", (Rule(between(1, 16), "write 1 to 16 tokens"),)),
-    "spec.engine.speculative.draft": Field(
-        "string",
-        (Rule(matches("builtin://[a-z0-9-]+|file:///.+"), "write builtin://NAME or file:///FOLDER: a draft model is not fetched"),),
-        max_size=1024,
-    ),
+    "spec.engine.speculative.draft": replace(source_field(*MODEL_SCHEMES, otherwise=MODEL_SOURCES), required=False),
     "spec.engine.kvCache": Field("object"),
     "spec.engine.kvCache.blockSize": Field("integer", (Rule(one_of(8, 16, 32, 64, 128), "write 8, 16, 32, 64 or 128 tokens"),)),
     "spec.engine.kvCache.dtype": Field("string", (Rule(one_of("auto", "int8", "fp8"), "write auto, int8 or fp8"),), max_size=32),

@@ -1,6 +1,6 @@
 """The part of the table that is about spec.model: where weights come from, with whose rights, and where they are kept.
 
-What a source and a revision may be is said here once, for models and adapters alike.
+What a source and a revision may be is said here once, for models, their drafts and adapters alike.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,8 @@ _SOURCES: Mapping[str, str] = {
     "file": "file://.+",
 }
 """By scheme, what a source looks like."""
+MODEL_SCHEMES = tuple(_SOURCES)
+MODEL_SOURCES = "write builtin://NAME, hf://ORG/NAME, s3://BUCKET/PREFIX, pvc://CLAIM/FOLDER or file:///FOLDER"
 
 
 def source_field(*schemes: str, otherwise: str) -> Field:
@@ -55,9 +57,7 @@ MODEL_FIELDS: Mapping[str, Field] = {
         ),
         required=True,
     ),
-    "spec.model.source": source_field(
-        *_SOURCES, otherwise="write builtin://NAME, hf://ORG/NAME, s3://BUCKET/PREFIX, pvc://CLAIM/FOLDER or file:///FOLDER"
-    ),
+    "spec.model.source": source_field(*MODEL_SCHEMES, otherwise=MODEL_SOURCES),
     "spec.model.revision": REVISION,
     "spec.model.endpoint": Field(
         "string",

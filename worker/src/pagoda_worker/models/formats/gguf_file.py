@@ -64,22 +64,33 @@ class GgufTensor:
 class GgufFile:
     path: Path
     metadata: dict[str, Any]
-    """Lists are their lengths: the engine needs none of them."""
+    """Lists are their lengths, but for those that were asked for."""
     tensors: dict[str, GgufTensor]
 
 
-def read_header(path: Path) -> GgufFile:
-    """Raises ModelError for a file that is none, damaged or cut short, UnsupportedModel for what the engine does not read."""
+def gguf_in(folder: Path) -> Path | None:
+    """The folder's GGUF file; None: it has a config.json, or no GGUF file. Raises ModelError for several."""
+    if (folder / "config.json").exists():
+        return None
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelError(f"{folder} holds {len(files)} GGUF files: put the one to serve into a folder of its own")
+    return files[0] if files else None
+
+
+def read_header(path: Path, *, lists_of: str | None = None) -> GgufFile:
+    """`lists_of`: of metadata that begins so lists are kept, others are only counted. Raises ModelError for a file that is none, damaged or
+    cut short, UnsupportedModel for what the engine does not read."""
     try:
         with path.open("rb") as file:
-            return _Header(path, file).read()
+            return _Header(path, file, lists_of).read()
     except (OSError, struct.error, UnicodeDecodeError) as error:
         raise ModelError(f"{path} cannot be read: its header is damaged or cut short ({error})") from error
 
 
 class _Header:
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path, self._file, self._size = path, file, path.stat().st_size
+    def __init__(self, path: Path, file: BinaryIO, lists_of: str | None) -> None:
+        self._path, self._file, self._size, self._lists_of = path, file, path.stat().st_size, lists_of
 
     def read(self) -> GgufFile:
         if self._file.read(4) != MAGIC:
@@ -88,7 +99,7 @@ class _Header:
         if version not in VERSIONS:
             raise UnsupportedModel(f"{self._path}: version {version} of GGUF is not supported; {' and '.join(map(str, VERSIONS))} are")
         tensor_count, entries = self._count(), self._count()
-        metadata = {self._text(): self._value(self._number("<I")) for _ in range(entries)}
+        metadata = dict(self._entry() for _ in range(entries))
         described = [self._tensor() for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
@@ -101,6 +112,11 @@ class _Header:
                     f"{self._path}: tensor {name!r} ends at byte {end}, the file has {self._size}: it is cut short; fetch it again"
                 )
         return GgufFile(self._path, metadata, tensors)
+
+    def _entry(self) -> tuple[str, Any]:
+        name, kind = self._text(), self._number("<I")
+        kept = self._lists_of is not None and kind == _ARRAY and name.startswith(self._lists_of)
+        return name, self._list() if kept else self._value(kind)
 
     def _tensor(self) -> tuple[str, tuple[int, ...], BlockType, int]:
         name = self._text()
@@ -124,6 +140,10 @@ class _Header:
         if kind not in _SCALARS:
             raise ModelError(f"{self._path}: a value of type {kind}, which GGUF does not have; the file is damaged")
         return self._number(_SCALARS[kind])
+
+    def _list(self) -> list[Any]:
+        kind, count = self._number("<I"), self._count()
+        return [self._value(kind) for _ in range(count)]
 
     def _skip_list(self) -> int:
         kind, count = self._number("<I"), self._count()

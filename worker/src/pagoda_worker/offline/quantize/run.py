@@ -1,7 +1,7 @@
 """`pagoda quantize`, as one function: settings and a model folder → a new folder, and what it cost. Called by quantize_command.py."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
 from pagoda_worker.layers.attention import attend_sdpa
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.layers.rotary import rotary_table
-from pagoda_worker.models.checkpoint import gguf_in
 from pagoda_worker.models.files import CONFIG, Tensors, open_safetensors, read_json
 from pagoda_worker.models.formats.detection import layout_of
+from pagoda_worker.models.formats.gguf_file import gguf_in
 from pagoda_worker.models.llama import Llama
 from pagoda_worker.models.llama_config import PARSERS, LlamaConfig
 from pagoda_worker.models.registry import architecture_of
@@ -100,12 +100,16 @@ def quantize(folder: Path, out: Path, settings: QuantizeSettings, news: News = l
             length = min(settings.length, config.max_position)
             pieces = calibration_pieces(settings.calibration, read_tokenizer(folder), length=length, samples=settings.samples)
         work = Work(recipe=recipe, method=settings.method, act_order=settings.act_order, sparse=settings.sparse)
-        checkpoint, errors = Checkpoint(work_folder, config.layers + 1), dict[str, float]()
-        checkpoint.add(_outside_blocks(tensors))
+        outside = _outside_blocks(tensors)
+        checkpoint, errors = Checkpoint(work_folder, config.layers + len(outside)), dict[str, float]()
+        for names in outside:
+            _copy(names, tensors, checkpoint)
         blocks = _blocks(config, tensors, pieces, work, settings.device, news)
-        for index, block in enumerate(blocks):
+        for index in range(config.layers):
+            block = next(blocks)
             checkpoint.add(_stored(block, f"model.layers.{index}.", tensors, recipe.scale_dtype))
             errors |= {f"model.layers.{index}.{name}": error for name, error in block.errors.items()}
+            del block  # before the next one is read
         checkpoint.finish(folder, raw, quantization_config(recipe))
         return Quantized(
             linears=config.layers * len(LINEARS),
@@ -153,7 +157,9 @@ def _recipe(settings: QuantizeSettings, config: LlamaConfig, tensors: Tensors) -
     return Recipe(to="int4", group_size=group_size, symmetric=symmetric, scale_dtype=_DTYPES[stored.dtype])
 
 
-def _blocks(config: LlamaConfig, tensors: Tensors, pieces: Tensor | None, work: Work, device_name: str, news: News) -> Any:
+def _blocks(
+    config: LlamaConfig, tensors: Tensors, pieces: Tensor | None, work: Work, device_name: str, news: News
+) -> Iterator[QuantizedBlock]:
     device, total = torch.device(device_name), config.layers * len(LINEARS)
     length = 1 if pieces is None else pieces.shape[1]
     rotary = rotary_table(config.head_dim, length, config.rope, max_position=config.max_position, dtype=torch.float32, device=device)
@@ -174,8 +180,19 @@ def _embedded(tensors: Tensors, pieces: Tensor, device: torch.device) -> list[Te
     return hidden
 
 
-def _outside_blocks(tensors: Tensors) -> dict[str, Tensor]:
-    return {name: tensors.read(name) for name in tensors.stored if not name.startswith("model.layers.")}
+def _outside_blocks(tensors: Tensors) -> list[list[str]]:
+    """Names by shard: a table each, embedding and head being as large as blocks; the small ones with the first."""
+    outside = [name for name in tensors.stored if not name.startswith("model.layers.")]
+    tables = [[name] for name in outside if len(tensors.stored[name].shape) > 1] or [[]]
+    tables[0] += [name for name in outside if len(tensors.stored[name].shape) <= 1]
+    return tables
+
+
+def _copy(names: list[str], tensors: Tensors, checkpoint: Checkpoint) -> None:
+    read = {name: tensors.read(name) for name in names}
+    checkpoint.add(read)
+    for tensor in read.values():
+        tensors.give_back(tensor)
 
 
 def _stored(block: QuantizedBlock, prefix: str, tensors: Tensors, dtype: torch.dtype) -> dict[str, Tensor]:

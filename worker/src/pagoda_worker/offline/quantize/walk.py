@@ -61,8 +61,8 @@ def quantized_blocks(
     nearest can do without. Raises ModelError."""
     device = rotary.cos.device
     for index in range(config.layers):
-        block = Block.read(config, index, tensors, rotary, device)
-        yield _Quantizing(block, work, partial(told, index)).block(hidden)
+        # No name holds a block: it would still be there while the next one is read.
+        yield _Quantizing(Block.read(config, index, tensors, rotary, device), work, partial(told, index)).block(hidden)
 
 
 class _Quantizing:
@@ -119,12 +119,12 @@ class _Quantizing:
     def _quantize(self, names: tuple[str, ...], statistics: InputStatistics | None) -> None:
         for name in names:
             weight = self._block.tensors[f"{name}.weight"]
-            quantized = self._one(weight, statistics)
-            meaning = quantized.dequantized(torch.float32)
-            if statistics is not None:
+            self._weights[name] = quantized = self._one(weight, statistics)
+            if statistics is None:
+                del self._block.tensors[f"{name}.weight"]  # nothing goes through it
+            else:
+                self._block.tensors[f"{name}.weight"] = meaning = quantized.dequantized(torch.float32)
                 self._errors[name] = output_error(weight, meaning, statistics.hessian)
-            self._weights[name] = quantized
-            self._block.tensors[f"{name}.weight"] = meaning
             self._done(name)
 
     def _one(self, weight: Tensor, statistics: InputStatistics | None) -> QuantizedWeight:
