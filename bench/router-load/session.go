@@ -98,6 +98,8 @@ func (s *session) note(kind int, _ uint64, content []byte) {
 				one.wanted = number
 			case 22:
 				one.reserved = number
+			case 23:
+				one.prompt = uint64(len(packed) / 4)
 			}
 		})
 		s.arrived = append(s.arrived, one)
@@ -254,6 +256,7 @@ func (s *session) welcome() message {
 	welcome.bytes(3, s.state())
 	welcome.bytes(4, s.grant())
 	welcome.flag(5, true)
+	welcome.flag(6, true)
 	return welcome
 }
 

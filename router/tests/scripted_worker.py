@@ -7,6 +7,7 @@ The test awaits what the router sent (`next_submit`, `next_cancel`, …) and ans
 import asyncio
 import hashlib
 import time
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
@@ -59,7 +60,8 @@ class ScriptedWorker(WorkerServicer):
         self.described_decode_tokens_per_s = 0.0
         self.features: list[int] = []
         self.answers_pings = True
-        self.takes_batches = True
+        self.takes_batches = self.takes_packed_ids = True
+        self.packed_prompts = 0
         self.messages_read = 0
         """Of a session, after Hello: a batch is one."""
         self.refuses_cache_events = False
@@ -179,6 +181,7 @@ class ScriptedWorker(WorkerServicer):
             state=self.state,
             grants=self._grant(),
             takes_batches=self.takes_batches,
+            takes_packed_ids=self.takes_packed_ids,
             adapters=self._adapters_state(),
         )
         yield wire.FromWorker(welcome=welcome)
@@ -204,6 +207,10 @@ class ScriptedWorker(WorkerServicer):
         if kind == "submit":
             self._reserved[message.submit.request_id] = message.submit.reserved_kv_tokens
             self._sequences[message.submit.request_id] = message.submit.n
+            if packed := message.submit.packed_prompt_ids:
+                assert self.takes_packed_ids
+                self.packed_prompts += 1
+                message.submit.prompt_ids.extend(array("I", packed))
             self.submits.put_nowait(message.submit)
         elif kind == "ping":
             self.pings.put_nowait(message.ping)

@@ -99,6 +99,19 @@ async def test_a_prompt_of_a_million_tokens_passes(tmp_path):
         await task
 
 
+@pytest.mark.parametrize("takes_packed_ids", [True, False])
+async def test_ids_go_packed_to_a_worker_that_reads_them_so(tmp_path, takes_packed_ids):
+    async with ScriptedWorker() as worker, rig(tmp_path) as router:
+        worker.takes_packed_ids = takes_packed_ids
+        router.know(worker)
+        await router.until_routable()
+        task = asyncio.create_task(router.collect(asked := generation(300)))
+        submit = await worker.next_submit()
+        assert (list(submit.prompt_ids), worker.packed_prompts) == (asked.prompt_ids, int(takes_packed_ids))
+        worker.finish(submit.request_id)
+        await task
+
+
 @pytest.mark.parametrize("takes_batches", [True, False])
 async def test_what_is_submitted_in_one_moment_goes_as_one_message_to_a_worker_that_reads_batches(tmp_path, takes_batches):
     async with ScriptedWorker() as worker, rig(tmp_path) as router:

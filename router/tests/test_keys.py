@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from scripted import Caller, Script, ScriptedCatalog, ScriptedDispatcher, chat
 
 from pagoda_router.database.sqlite import SqliteDatabase
-from pagoda_router.errors import ConfigError, KeysUnavailable, Unauthorized
+from pagoda_router.errors import ConfigError, DatabaseError, KeysUnavailable, Unauthorized
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.key import ApiKey
@@ -174,6 +175,30 @@ async def test_known_keys_go_on_working_without_their_database(store: KeyStore, 
     with pytest.raises(KeysUnavailable):
         await keyring.create(ApiKey(id="", prefix="", name="m", tenant="blue"))
     assert keyring.check(b"Bearer " + secret.encode()).tenant == "blue"
+
+
+async def test_a_database_that_is_away_is_complained_of_once_and_its_return_told(
+    store: KeyStore, calendar: Calendar, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pagoda_router.keys.keyring.REFRESH_S", 0.0)
+    keyring, told, over = Keyring("root", store, calendar=calendar), iter(["gone", "gone", "gone", "", "gone"]), threading.Event()
+
+    def all_keys() -> dict[bytes, ApiKey]:
+        complaint = next(told, None)
+        if complaint:
+            raise DatabaseError(complaint)
+        if complaint is None:
+            over.set()
+        return {}
+
+    monkeypatch.setattr(store, "all", all_keys)
+    with caplog.at_level("INFO", logger="pagoda_router.keys.keyring"):
+        refreshing = asyncio.create_task(keyring.run())
+        async with asyncio.timeout(10):
+            while not over.is_set():
+                await asyncio.sleep(0)
+        refreshing.cancel()
+    assert [record.message.rpartition(": ")[2] for record in caplog.records[:3]] == ["gone", "keys can be read again", "gone"]
 
 
 WRITER = """

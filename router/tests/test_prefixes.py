@@ -91,6 +91,56 @@ def test_what_is_known_is_closed_under_prefixes_so_that_a_binary_search_finds_th
         known.stored(chain.hashes) if stored else known.expect(chain)
     for prompt in prompts:
         chain = chain_of(prompt, 4)
-        linear = next((at for at, each in enumerate(chain.hashes) if each not in known._known), len(chain.hashes))
+        linear = next((at for at, each in enumerate(chain.hashes) if each not in known), len(chain.hashes))
         assert known.cached_tokens(chain) == 4 * linear
     assert len(known) <= most_blocks
+
+
+def test_the_next_turn_of_a_conversation_takes_its_place_and_shares_what_it_had():
+    known, first, second = KnownPrefixes(16), chain_of(PROMPT, 16), chain_of([*PROMPT, *PROMPT], 16)
+    known.expect(first).begun()
+    later = known.expect(second)
+    assert len(known) == len(second.hashes)
+    later.over()
+    assert (known.cached_tokens(second), len(known)) == (96, 6)
+
+
+def test_what_others_go_on_from_stays_when_the_first_never_began():
+    known, first, second = KnownPrefixes(16), chain_of(PROMPT, 16), chain_of([*PROMPT, *PROMPT], 16)
+    expectation, later = known.expect(first), known.expect(second)
+    expectation.over()
+    assert known.cached_tokens(second) == 192
+    later.over()
+    assert len(known) == 0
+
+
+def test_a_block_that_the_worker_gave_up_is_known_again_once_it_is_sent_again():
+    known, chain = KnownPrefixes(16), chain_of(PROMPT, 16)
+    known.expect(chain).begun()
+    known.removed(chain.hashes[2:3])
+    assert (known.cached_tokens(chain_of(PROMPT[:48], 16)), len(known)) == (32, 5)
+    known.removed(chain.hashes[3:])
+    assert (known.cached_tokens(chain), len(known)) == (32, 2)
+    known.expect(chain).begun()
+    assert known.cached_tokens(chain) == 96
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 400), st.booleans()), max_size=20))
+def test_what_is_held_is_never_more_than_requests_hold_and_all_of_it_for_the_turns_of_one_conversation(steps):
+    known, running = KnownPrefixes(4), []
+    for branch, blocks, ends in steps:
+        if ends and running:
+            running.pop(0)[0].over()
+        prompt = [*range(4 * 100), *range(1000 * branch, 1000 * branch + 4 * 400)][: 4 * blocks]
+        chain = chain_of(prompt, 4)
+        true = max((_shared(chain.hashes, other.hashes) for _, other in running), default=0) * 4
+        assert true - 4 * 64 < known.held_tokens(chain) <= true
+        running.append((known.expect(chain), chain))
+        assert known.held_tokens(chain) == 4 * blocks, "its own"
+    for expectation, _ in running:
+        expectation.over()
+    assert not known._held
+
+
+def _shared(one, other):
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -3,7 +3,7 @@
 import queue
 
 from pagoda_worker.channel import Down, Submitted, Up
-from pagoda_worker.engine_process import EngineLike, EngineLoop
+from pagoda_worker.engine_loop import EngineLike, EngineLoop
 from pagoda_worker.request import Request
 
 

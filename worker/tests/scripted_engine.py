@@ -12,22 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagoda_worker.config import EngineConfig
-from pagoda_worker.engine_process import EngineLike, LoadingNews, run_process
+from pagoda_worker.engine_loop import EngineLike
+from pagoda_worker.engine_process import LoadingNews, run_process
 from pagoda_worker.errors import AdapterError, CannotSleep, ModelError, RequestRefused
-from pagoda_worker.request import (
-    AdapterFacts,
-    AdaptersState,
-    EngineState,
-    Finish,
-    FinishReason,
-    ModelFacts,
-    Request,
-    SequenceUpdate,
-    StepOutput,
-    Timings,
-    TokenLogprobs,
-    Usage,
-)
+from pagoda_worker.facts import AdapterFacts, AdaptersState, ModelFacts
+from pagoda_worker.request import EngineState, Finish, FinishReason, Request, SequenceUpdate, StepOutput, Timings, TokenLogprobs, Usage
 
 VOCAB = 1000
 BLOCK = 16

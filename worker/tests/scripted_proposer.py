@@ -4,7 +4,8 @@ import random
 from collections.abc import Callable
 
 from pagoda_worker.engine import Engine
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.verification import Verification
 from pagoda_worker.speculation.speculation import Speculation
 

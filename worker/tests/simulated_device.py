@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from pagoda_worker.request import Request
 from pagoda_worker.scheduling.blocks import BlockPool
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.sampled import Sampled
 from pagoda_worker.scheduling.scheduler import Scheduler
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.verification import Verification
 
 VOCAB = 50

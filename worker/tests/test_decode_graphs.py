@@ -18,7 +18,8 @@ from pagoda_worker.execution.graph_ladder import ladder, padded_size
 from pagoda_worker.layers.attention import AttentionBatch, AttentionShape, attend_sdpa
 from pagoda_worker.layers.operators import Operators
 from pagoda_worker.request import Request, Sampling
-from pagoda_worker.scheduling.plan import Chunk, Sequence, StepPlan
+from pagoda_worker.scheduling.plan import Chunk, StepPlan
+from pagoda_worker.scheduling.sequence import Sequence
 
 
 @pytest.mark.parametrize(("max_running", "sizes"), [(1, [1]), (3, [1, 2, 3]), (24, [1, 2, 4, 8, 16, 24]), (30, [1, 2, 4, 8, 16, 24, 30])])

@@ -12,7 +12,8 @@ from logits_tap import Truth
 from random_checkpoint import small_engine
 
 from pagoda_worker.request import Request, Sampling
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.verification import Verification
 from pagoda_worker.speculation.speculation import Speculation
 

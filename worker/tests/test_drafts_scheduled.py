@@ -4,9 +4,10 @@ import pytest
 from simulated_device import SimulatedDevice, expected_output, guess, simulated
 
 from pagoda_worker.request import FinishReason, Request
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.sampled import judge_drafts
 from pagoda_worker.scheduling.scheduler import Scheduler
+from pagoda_worker.scheduling.sequence import Sequence
 
 
 def submit(scheduler: Scheduler, request_id: str, length: int, **fields: object) -> Request:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from simulated_device import next_token, simulated
 
 from pagoda_worker.request import Request
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.sampled import judge_drafts
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.verification import Verification
 from pagoda_worker.speculation.pace import Chance, Quote, StepTimes, drafts_worth, quote
 from pagoda_worker.speculation.speculation import Speculation

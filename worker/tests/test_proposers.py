@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_worker.request import Request
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.speculation.ngram import NgramProposer, continuation
 from pagoda_worker.speculation.suffix import SuffixAutomaton, SuffixProposer
 

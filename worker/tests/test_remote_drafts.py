@@ -18,7 +18,7 @@ from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.front.engine_link import ENGINE_COMMAND
 from pagoda_worker.request import Request
-from pagoda_worker.scheduling.plan import Sequence
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.speculation.remote import MOST_HELD, RemoteProposer
 from pagoda_worker.speculation.speculation import Speculation
 from pagoda_worker.wire import worker_pb2 as pb

@@ -161,6 +161,7 @@ async def test_messages_that_came_along_count_as_if_sent_one_by_one():
     async with running_front() as bench:
         router = await bench.router()
         assert router.welcome.takes_batches
+        assert router.welcome.takes_packed_ids
         submits = [pb.ToWorker(submit=pb.Submit(request_id=i, model=MODEL, prompt_ids=[10], max_tokens=100 + i)) for i in (1, 2, 3)]
         cancel = pb.ToWorker(cancel=pb.Cancel(request_id=2))
         submits[0].more.extend([*submits[1:], cancel])

@@ -36,7 +36,14 @@ def structured(**kind: Any) -> dict[str, pb.StructuredOutput]:
     return {"structured": pb.StructuredOutput(**kind)}
 
 
+def packed(*ids: int) -> dict[str, Any]:
+    return {"prompt_ids": [], "packed_prompt_ids": b"".join(each.to_bytes(4, "little") for each in ids)}
+
+
 INVALID = [
+    (packed(5, 1000), "prompt_ids", "holds token 1000"),
+    ({"packed_prompt_ids": bytes(4)}, "packed_prompt_ids", "the prompt is there twice"),
+    ({"prompt_ids": [], "packed_prompt_ids": bytes(6)}, "packed_prompt_ids", "6 bytes are no ids of 4 bytes each"),
     ({"prompt_ids": []}, "prompt_ids", "the prompt is empty"),
     ({"prompt_ids": [5, 1000]}, "prompt_ids", "holds token 1000; the model's vocabulary has 1000, so ids end at 999"),
     ({"max_tokens": 0}, "max_tokens", "ask for at least one output token"),
@@ -237,3 +244,8 @@ def test_whatever_comes_is_either_refused_or_possible(
 )
 def test_a_request_says_how_much_may_be_guessed_for_it(fields: dict[str, Any], most: int | None):
     assert to_request(submit(**fields), "1:1", FACTS).max_draft_tokens == most
+
+
+def test_packed_ids_are_the_same_prompt():
+    asked, listed = submit(**packed(1, 2, 3)), submit(prompt_ids=[1, 2, 3])
+    assert to_request(asked, "1:1", FACTS) == to_request(listed, "1:1", FACTS)

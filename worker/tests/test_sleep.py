@@ -15,9 +15,10 @@ from random_checkpoint import small_engine
 
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import CannotSleep, ModelError, OutOfMemory
+from pagoda_worker.facts import ModelFacts
 from pagoda_worker.loading.sleep import HostCopy, tensors_of
 from pagoda_worker.loading.warm import doubling, sizes_to_come, warm
-from pagoda_worker.request import FinishReason, ModelFacts, Request
+from pagoda_worker.request import FinishReason, Request
 from pagoda_worker.scheduling.blocks import BlockPool
 from pagoda_worker.scheduling.scheduler import Scheduler
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits

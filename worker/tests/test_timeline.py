@@ -19,8 +19,9 @@ from pagoda_worker.front.session import Outgoing
 from pagoda_worker.front.switchboard import Switchboard
 from pagoda_worker.front.validation import trace_id
 from pagoda_worker.request import Request, StepOutput
-from pagoda_worker.scheduling.plan import MAX_BATCH_RUNS, Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.sampled import Sampled
+from pagoda_worker.scheduling.sequence import MAX_BATCH_RUNS, Sequence
 from pagoda_worker.wire import worker_pb2 as pb
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

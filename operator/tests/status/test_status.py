@@ -114,6 +114,12 @@ def test_workers_without_a_router_are_not_ready() -> None:
     assert "pagoda-router-0 is not: the port 8000 is taken" in condition(status, "Ready")["message"]
 
 
+def test_a_router_that_waits_for_a_secret_says_to_make_it() -> None:
+    waits = router(BASE, ready=False, reason="CreateContainerConfigError", message='secret "pagoda-database" not found')
+    message = condition(status_of(with_pods(worker(BASE), waits)), "Ready")["message"]
+    assert message.endswith('secret "pagoda-database" not found: make what it names, or correct the value that names it')
+
+
 def test_without_an_endpoint_nothing_is_ready() -> None:
     status = status_of(replace(with_pods(router(BASE), worker(BASE)), endpoint=None))
     assert status["ready"] == "RouterNotReady"

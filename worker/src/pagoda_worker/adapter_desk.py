@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pagoda_worker.channel import AdapterDone, LoadAdapter, UnloadAdapter, Up
 from pagoda_worker.errors import AdapterError
-from pagoda_worker.request import AdapterFacts, AdaptersState
+from pagoda_worker.facts import AdapterFacts, AdaptersState
 
 READING_S = 0.02
 """An idle engine looks so often whether an adapter was read."""

@@ -6,9 +6,10 @@ Knows neither asyncio nor torch. Down go submissions and cancels, up comes one S
 import msgspec
 
 from pagoda_worker.config import EngineConfig
+from pagoda_worker.facts import AdapterFacts, AdaptersState, ModelFacts
 from pagoda_worker.framing import LENGTH as LENGTH
 from pagoda_worker.framing import decode_path, frame
-from pagoda_worker.request import AdapterFacts, AdaptersState, EngineState, ModelFacts, Request, StepOutput
+from pagoda_worker.request import EngineState, Request, StepOutput
 
 HEARTBEAT_S = 0.5
 """An idle engine says so this often; silence is how the front notices a hang."""

@@ -3,10 +3,11 @@
 Owns what was gathered so far. Called by `Engine.generate`; knows no engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from pagoda_worker.request import Finish, Request, SequenceUpdate, TokenLogprobs
+from pagoda_worker.request import EngineState, Finish, Request, SequenceUpdate, StepOutput, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,15 @@ class Completion:
     finish: Finish
 
 
+class Steps(Protocol):
+    """What of an engine runs a batch."""
+
+    @property
+    def has_work(self) -> bool: ...
+    def submit(self, request: Request) -> None: ...
+    def step(self) -> StepOutput: ...
+
+
 class Completions:
     def __init__(self) -> None:
         self._updates: dict[tuple[int, int], list[SequenceUpdate]] = {}
@@ -34,6 +44,31 @@ class Completions:
             replace(usual, request_id=f"offline-{i}", prompt_ids=list(prompt), adapter=name)
             for i, (prompt, name) in enumerate(zip(prompts, names, strict=True))
         ]
+
+    @classmethod
+    def run(
+        cls,
+        engine: Steps,
+        usual: Request,
+        prompts: Sequence[Sequence[int]],
+        adapters: Sequence[str] = (),
+        *,
+        on_update: Callable[[SequenceUpdate], None] | None = None,
+        on_step: Callable[[EngineState], None] | None = None,
+    ) -> "Completions":
+        """All prompts to their end. `on_step` hears the state after each step, before its updates."""
+        for request in cls.requests(usual, prompts, adapters):
+            engine.submit(request)
+        completions = cls()
+        while engine.has_work:
+            output = engine.step()
+            if on_step:
+                on_step(output.state)
+            for update in output.updates:
+                completions.add(update)
+                if on_update:
+                    on_update(update)
+        return completions
 
     def add(self, update: SequenceUpdate) -> None:
         key = int(update.request_id.removeprefix("offline-")), update.sequence

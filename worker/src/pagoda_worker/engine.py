@@ -21,6 +21,9 @@ from pagoda_worker.errors import CannotSleep
 from pagoda_worker.execution.alone import EngineRanks, ranks_of
 from pagoda_worker.execution.launching import Flight, launch
 from pagoda_worker.execution.starting import RunnerStart
+from pagoda_worker.facts import AdaptersState
+from pagoda_worker.grammars import take_grammars
+from pagoda_worker.layers.heap import keep_freed_memory
 from pagoda_worker.loading.adapters import AdapterDirectory, open_for
 from pagoda_worker.loading.loader import News, kernels_in_use
 from pagoda_worker.loading.self_test import Measured, measure
@@ -28,7 +31,7 @@ from pagoda_worker.loading.sleep import Weights
 from pagoda_worker.loading.warm import warm
 from pagoda_worker.models.base import Model
 from pagoda_worker.models.texts import read_tokenizer_json
-from pagoda_worker.request import AdaptersState, EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
+from pagoda_worker.request import EngineState, Rejection, Request, Sampling, SequenceUpdate, StepOutput
 from pagoda_worker.request_check import check_request
 from pagoda_worker.sampling.constraints import Constraints
 from pagoda_worker.sampling.structured import GrammarCompiler
@@ -39,8 +42,6 @@ from pagoda_worker.scheduling.step_meter import StepMeter
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
-GRAMMAR_WAIT_S = 0.005
-"""Short: a request that arrives meanwhile waits as long."""
 Outcome = TypeVar("Outcome")
 log = logging.getLogger(__name__)
 
@@ -59,9 +60,7 @@ class Engine:
         began = time.monotonic()
         self._ranks = ranks or ranks_of(config)
         loaded = self._ranks.load(config, news)
-        self._config = config
-        self._news = news
-        self._clock = clock
+        self._config, self._news, self._clock = config, news, clock
         self._weights = Weights(loaded.model, loaded.read_model, loaded.device)
         self._dtype, self._device = loaded.dtype, loaded.device
         self._seeds = random.Random(config.seed)
@@ -104,6 +103,8 @@ class Engine:
         if self._limits.adapter_slots:
             open_for(model, self.adapters, self._config, self._dtype, self._device)
         self.runner = self._start_runner(model)
+        if on_cpu := self.runner.device.type == "cpu":
+            keep_freed_memory()
         measured, warmed = Measured(), None
         if self._config.self_test:
             self._news("measuring", 0, 0)
@@ -117,7 +118,6 @@ class Engine:
             decode_step_ms=measured.decode_step_ms,
             chunk_tokens=measured.chunk_tokens,
         )
-        on_cpu = self.runner.device.type == "cpu"
         self.facts = replace(
             self.facts,
             prefill_tokens_per_s=measured.prefill_tokens_per_s,
@@ -186,7 +186,7 @@ class Engine:
 
     def _launch(self) -> Flight:
         began = self._clock()
-        self._rejections += self._take_grammars()
+        self._rejections += take_grammars(self.constraints, self.scheduler)
         for adapter in self.adapters.take_retired():
             self.scheduler.adapters.forget(adapter)
         if self.speculation:
@@ -196,24 +196,10 @@ class Engine:
             self.speculation.planned(plan)
         return launch(self.runner.launch, self.scheduler.withdraw, plan, began)  # one forward pass, one token per sampling row
 
-    def _take_grammars(self) -> list[Rejection]:
-        """What was compiled meanwhile may run; with nothing else to do the step waits for it a moment."""
-        if not self.constraints.compiling:
-            return []
-        if all(sequence.held for sequence in self.scheduler.waiting) and not self.scheduler.running:
-            self.constraints.wait(GRAMMAR_WAIT_S)
-        compiled = self.constraints.poll()
-        for request_id in compiled.ready:
-            self.scheduler.release(request_id)
-        for request_id in compiled.complete:
-            self.scheduler.complete(request_id)
-        return [each for each in compiled.rejections if self.scheduler.drop(each.request_id)]
-
     def _on_trial(self, run: Callable[[Scheduler], Outcome]) -> Outcome:
         """With a scheduler of its own, so that the real one starts with every block, row and count untouched."""
         kept, steps, ahead, guessing = self.scheduler, self._meter.steps, self._async, self.speculation
-        self._async = False  # nothing of it may be in flight when the real one is back
-        self.speculation = None
+        self._async, self.speculation = False, None  # nothing of it may be in flight when the real one is back
         self.scheduler = Scheduler(BlockPool(kept.blocks.count, kept.blocks.block_size), self._limits)
         outcome = run(self.scheduler)
         kept.inherit_scrubs(self.scheduler)
@@ -296,7 +282,7 @@ class Engine:
         on_step: Callable[[EngineState], None] | None = None,
     ) -> list[Completion]:
         """Runs all prompts to their end, in one batch as far as the limits allow; in order of prompt, then sequence. `adapters`: one name
-        for each prompt; none: the base model. `on_step` hears the state after each step, before its updates."""
+        for each prompt; none: the base model. `on_update` and `on_step`: see Completions.run."""
         self.wake()
         usual = Request(
             request_id="",
@@ -309,15 +295,5 @@ class Engine:
             ignore_eos=ignore_eos,
             top_logprobs=top_logprobs,
         )
-        for request in Completions.requests(usual, prompts, adapters):
-            self.submit(request)
-        completions = Completions()
-        while self.has_work:
-            output = self.step()
-            if on_step:
-                on_step(output.state)
-            for update in output.updates:
-                completions.add(update)
-                if on_update:
-                    on_update(update)
+        completions = Completions.run(self, usual, prompts, adapters, on_update=on_update, on_step=on_step)
         return completions.finished(with_logprobs=top_logprobs is not None)

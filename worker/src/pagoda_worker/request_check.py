@@ -3,7 +3,8 @@
 """
 
 from pagoda_worker.errors import NotImplementedYet, RequestRefused
-from pagoda_worker.request import ModelFacts, Request
+from pagoda_worker.facts import ModelFacts
+from pagoda_worker.request import Request
 
 MAX_PROMPT_LOGPROB_VALUES = 1 << 20
 """Places times (k + 1): one message carries them all. With k = 20 a prompt of 49 932 tokens."""

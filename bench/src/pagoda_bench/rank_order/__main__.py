@@ -24,7 +24,7 @@ PACKAGES = ("pagoda-bench", "pagoda-router", "pagoda-worker")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pagoda_bench.rank_order", description=__doc__)
     parser.add_argument("--seconds", type=float, default=12.0, help="of arrivals at played workers, for each workload and policy")
-    parser.add_argument("--real-seconds", type=float, default=20.0, help="the same at real ones")
+    parser.add_argument("--real-seconds", type=float, default=16.0, help="the same at real ones")
     parser.add_argument("--only", choices=KINDS, help="one of the two")
     parser.add_argument("--workload", choices=WORKLOADS, action="append", help="of the real part; all unless told")
     parser.add_argument("--output", type=Path, help="the result file; without it that of docs/routing.md, with its table")

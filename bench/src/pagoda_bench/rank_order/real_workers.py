@@ -35,7 +35,7 @@ TENANTS = 38
 MOST_TOKENS = 4000
 """Of a prompt and its answer: what the model takes."""
 ROUNDS = 2
-PROBE_TOKENS, PROBE_OUTPUT, LONG_TOKENS = 32, 32, 1024
+PROBE_TOKENS, PROBE_OUTPUT, LONG_TOKENS = 32, 16, 1024
 MANIFEST = """apiVersion: pagoda.dev/v1alpha1
 kind: InferenceModel
 metadata: {{name: {model}}}

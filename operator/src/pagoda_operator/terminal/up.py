@@ -50,7 +50,7 @@ class Up:
         began = time.monotonic()
         verdicts = wait(names, lambda: call(self.home, "get"), self.console, timeout_s)
         if troubled := {name: verdict for name, verdict in verdicts.items() if verdict.failed or not verdict.done}:
-            raise CommandError(*self._explain(troubled, timeout_s))
+            raise CommandError(*self._explain(troubled, time.monotonic() - began))
         return time.monotonic() - began
 
     def tell_what_next(self, documents: Sequence[Mapping[str, Any]], choices: Choices, took_s: float) -> None:
@@ -66,11 +66,11 @@ class Up:
         self._say(f"  chat        {pagoda} chat{f' {names[0]}' if len(names) > 1 else ''}")
         self._say(f"  stop        {pagoda} down")
 
-    def _explain(self, troubled: Mapping[str, Verdict], timeout_s: float) -> list[str]:
+    def _explain(self, troubled: Mapping[str, Verdict], waited_s: float) -> list[str]:
         pods = call(self.home, "get")["pods"]
         lines = []
         for name, verdict in troubled.items():
-            waited = "" if verdict.failed else f" (waited {timeout_s:g} s)"
+            waited = "" if verdict.failed else f" (waited {waited_s:.0f} s)"
             lines.append(f"{verdict.line}{waited}")
             for pod in pods:
                 if not pod["ready"] and not pod["terminating"] and pod["model"] in (name, None):

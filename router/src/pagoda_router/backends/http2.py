@@ -6,7 +6,7 @@ session_call.py owns the socket and calls it.
 """
 
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import hpack
@@ -65,7 +65,7 @@ class Http2Call:
         """Of a message that has not come whole, and…"""
         self._body_needs_bytes = 5
         """…how much of it must be there before it is looked at again: a large one is not copied with each of its frames."""
-        self._headers = hpack.Decoder(max_header_list_size=MOST_HEADER_BYTES)
+        self._headers: Any = hpack.Decoder(max_header_list_size=MOST_HEADER_BYTES)  # gives text, though its annotations say bytes
         self._block: bytearray | None = None
         """Of headers that have not come whole, and…"""
         self._block_ends_stream = False
@@ -245,7 +245,7 @@ class Http2Call:
 
     def _told(self, block: bytes) -> None:
         try:
-            told = {str(name): str(value) for name, value in self._headers.decode(block)}
+            told: dict[str, str] = dict(self._headers.decode(block))
         except (hpack.HPACKError, UnicodeDecodeError) as error:
             raise Http2Error(f"its headers cannot be read: {error}") from error
         if not self._is_answered and told.get(":status", "").startswith("1") and not self._block_ends_stream:

@@ -140,7 +140,7 @@ class PagodaLink:
         stream = requests.add(
             generation, cost, reserved_tokens, uncached_tokens=uncached_tokens, expectation=expectation, takes_drafts=takes_drafts
         )
-        self._outbox.put(submit_message(generation, stream.request_id, reserved_tokens))
+        self._outbox.put(submit_message(generation, stream.request_id, reserved_tokens, packs_ids=self._outbox.packs_ids))
         self._view.changed()
         return stream
 

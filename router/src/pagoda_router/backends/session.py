@@ -63,7 +63,7 @@ class OpenSession:
         self._listener = listener
         self._changed = changed
         self._frames_seen = 0
-        outbox.takes_batches = welcome.takes_batches
+        outbox.takes_batches, outbox.packs_ids = welcome.takes_batches, welcome.takes_packed_ids
         log.info("session %s: open, epoch %d", worker, welcome.epoch)
 
     def begin(self, welcome: Any) -> None:

@@ -100,6 +100,8 @@ class Outbox:
 
     def __init__(self, call: SessionCall) -> None:
         self.takes_batches = False
+        self.packs_ids = False
+        """Prompts go as packed ids. Both as the worker's Welcome says."""
         self._call = call
         self._waiting: deque[Any] = deque()
 

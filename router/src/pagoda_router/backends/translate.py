@@ -8,6 +8,7 @@ from pagoda_router.adapters import LoadedAdapter
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.errors import BadRequest, ContextTooLong, ModelNotFound, RouterError
 from pagoda_router.generation import EndReason, Generation, PromptLogprobs, Sampling, Structured, TokenLogprobs, Usage
+from pagoda_router.token_ids import packed
 from pagoda_router.wire import worker_pb2 as wire
 
 END_REASONS: dict[int, EndReason] = {
@@ -29,12 +30,14 @@ _CLIENTS_FAULT: dict[int, type[RouterError]] = {
 """The other codes (overloaded, draining, not ready) are about the worker: another one may take the request."""
 
 
-def submit_message(generation: Generation, request_id: int, reserved_tokens: int) -> Any:
+def submit_message(generation: Generation, request_id: int, reserved_tokens: int, *, packs_ids: bool = False) -> Any:
+    """`packs_ids`: as the worker's Welcome said."""
     submit = wire.Submit(
         request_id=request_id,
         model=generation.model,
         adapter=generation.adapter,
-        prompt_ids=generation.prompt_ids,
+        prompt_ids=() if packs_ids else generation.prompt_ids,
+        packed_prompt_ids=packed(generation.prompt_ids) if packs_ids else b"",
         resume_ids=generation.resume_ids,
         n=generation.n,
         sampling=_sampling(generation.sampling),

@@ -16,9 +16,10 @@ from pagoda_router.errors import ContextTooLong
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import ModelName, RequestClass, WorkerId
 from pagoda_router.metrics.requests import RouterMetrics
+from pagoda_router.placement.chains import PrefixChains
 from pagoda_router.placement.facts import WorkerView
 from pagoda_router.placement.policy import POLICY, Refusal, choose_variant
-from pagoda_router.placement.prefixes import PrefixChain, chain_of
+from pagoda_router.placement.prefixes import PrefixChain
 
 MOST_WISHED = 2**29
 """Of a client's own priority, on a worker: leaves a place below all of them."""
@@ -42,6 +43,7 @@ class Placer:
         self._promote_after_s = promote_after_s
         self._clock = clock
         self._rng = rng
+        self._chains = PrefixChains()
         self._full: set[tuple[str, RequestClass]] = set()
         """Groups whose batches had no place for a class, within one look at the queue: what waits behind need not be tried."""
 
@@ -81,7 +83,8 @@ class Placer:
             context = [*generation.prompt_ids, *generation.resume_ids] if generation.resume_ids else generation.prompt_ids
             size, adapter = self._fleet.block_size(request.model), generation.adapter
             label = self._fleet.adapters.label(request.model, adapter) if adapter else ""
-            request.chain = chain_of(context, size, generation.cache_salt, adapter=adapter, label=label)
+            salt = generation.cache_salt
+            request.chain = self._chains.chain_of(context, size, salt, tenant=generation.tenant, adapter=adapter, label=label)
         return request.chain
 
     def _start_those_that_fit(self, lane: Lane) -> None:

@@ -132,8 +132,8 @@ class RouterMetrics:
             *((self._rejected, REJECTIONS), (self._retries, RETRIES)),
             *((self._upstream_errors, get_args(Failure)), (self._budget_spent, BUDGETS), (self._fallbacks, FALLBACKS)),
         ):
-            for reason in reasons:
-                metric.labels(model, reason)
+            for each in reasons:
+                metric.labels(model, each)
 
     # ------------------------------------------------------------ surface.Observer
 

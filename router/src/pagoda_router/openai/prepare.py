@@ -25,6 +25,7 @@ from pagoda_router.openai.toolset import check_tools, toolset_of
 from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.text.chat import ChatTemplates
 from pagoda_router.text.tokens import TokenText
+from pagoda_router.token_ids import as_array
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; a chat may use what the context leaves."""
@@ -116,7 +117,7 @@ class Preparer:
                 encoded.append(await target.encode(prompt, special=special, param="prompt", most=most))
             else:
                 checks.check_prompt_ids(prompt, target.assets)
-                encoded.append(prompt if most is None else prompt[-most:])
+                encoded.append(as_array(prompt if most is None else prompt[-most:]))
         echoes = None
         if request.echo:
             shown = [prompt if isinstance(prompt, str) and most is None else ids for prompt, ids in zip(prompts, encoded, strict=True)]

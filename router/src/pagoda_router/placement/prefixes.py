@@ -11,18 +11,20 @@ A chain is closed under prefixes: who knows h2 knows h0 and h1. So how much of a
 when memory is full is the end of the chain that was used longest ago.
 """
 
-import array
 import hashlib
-import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from pagoda_router.placement.prefix_tree import PrefixTree
+from pagoda_router.token_ids import BYTES_PER_ID, packed
 
 HASH_VERSION = 1
 """Of the worker's blocks.py: blake2b-128 over (parent, ids as u32 little-endian); the root covers salt and adapter, with lengths."""
 HASH_BYTES = 16
 MOST_BLOCKS = 262_144
-"""Known of one worker, whatever its cache holds: some 30 MB of this process, four million tokens of 16 to a block."""
+"""Known of one worker, whatever its cache holds: some 50 MB of this process, four million tokens of 16 to a block."""
+MARK_BLOCKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,114 +47,174 @@ def root_hash(salt: bytes, adapter: str = "") -> bytes:
 
 
 def chain_of(prompt_ids: Sequence[int], block_size: int, salt: bytes = b"", *, adapter: str = "", label: str = "") -> PrefixChain:
-    """`label`: of the adapter, what hashes cover.
+    """Without any memory; PrefixChains has one. `label`: of the adapter, what hashes cover."""
+    return PrefixChain(block_size, tuple(block_hashes(packed(prompt_ids), block_size, root_hash(salt, label))), adapter)
 
-    Of the whole prompt: what only its first message keys sends every conversation with one greeting to one worker."""
-    words = array.array("I", prompt_ids[: len(prompt_ids) // block_size * block_size])
-    if sys.byteorder == "big":
-        words.byteswap()
-    content, step = words.tobytes(), block_size * words.itemsize
-    parent, hashes = root_hash(salt, label), []
-    for start in range(0, len(content), step):
-        parent = hashlib.blake2b(parent + content[start : start + step], digest_size=HASH_BYTES).digest()
+
+def block_hashes(content: bytes, block_size: int, root: bytes, known: Sequence[bytes] = ()) -> list[bytes]:
+    """Of the full blocks of packed ids that come after `known`, which are the first blocks' own."""
+    step, blake2b = block_size * BYTES_PER_ID, hashlib.blake2b
+    parent, hashes = known[-1] if known else root, []
+    for start in range(len(known) * step, len(content) // step * step, step):
+        parent = blake2b(parent + content[start : start + step], digest_size=HASH_BYTES).digest()
         hashes.append(parent)
-    return PrefixChain(block_size, tuple(hashes), adapter)
+    return hashes
 
 
 class KnownPrefixes:
     def __init__(self, block_size: int, most_blocks: int = MOST_BLOCKS) -> None:
         self.block_size = block_size
         self.most_blocks = max(1, min(most_blocks, MOST_BLOCKS))
-        self._known: dict[bytes, bool] = {}
-        """In order of use, latest last; of one chain the end before the beginning, so that the end is forgotten first. True: the worker
-        computed it. False: expected of a request on its way."""
-        self._holders: dict[bytes, int] = {}
-        """Requests of this router with that block in their prompt, bounded by what runs."""
+        self._used = PrefixTree()
+        """Of prompts that this router sent there."""
+        self._told: dict[bytes, None] = {}
+        """Others, by the worker's word alone, the latest last; of one chain the end before the beginning: the end is forgotten first."""
+        self._unconfirmed: set[bytes] = set()
+        """Of those used: expected of requests on their way."""
+        self._gone: set[bytes] = set()
+        """Of those used: no longer there, while something that follows them still is."""
+        self._held: dict[bytes, int] = {}
+        """Marks of the prompts of requests of ours on their way or running there: how many of those end with the mark, and how many other
+        marks follow it directly. So a prompt counts only where it leaves what is held already."""
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._used) + len(self._told) - len(self._gone)
+
+    def __contains__(self, block: bytes) -> bool:
+        return (block in self._used and block not in self._gone) or block in self._told
 
     def cached_tokens(self, chain: PrefixChain) -> int:
         """Of the prompt, in whole blocks; 0 where blocks have another size."""
-        hashes, known = chain.hashes, self._known
-        if not hashes or hashes[0] not in known or chain.block_size != self.block_size:
+        return 0 if chain.block_size != self.block_size else self._cached_blocks(chain.hashes) * self.block_size
+
+    def _cached_blocks(self, hashes: Sequence[bytes]) -> int:
+        if not hashes or hashes[0] not in self:
             return 0
-        least, most = 1, len(hashes)
-        if hashes[-1] in known:
-            return most * self.block_size
-        while least < most:
-            middle = (least + most + 1) // 2
-            if hashes[middle - 1] in known:
-                least = middle
-            else:
-                most = middle - 1
-        return least * self.block_size
+        if hashes[-1] in self:
+            return len(hashes)
+        return bisect_left(range(len(hashes)), True, key=lambda at: hashes[at] not in self)
 
     def held_tokens(self, chain: PrefixChain) -> int:
-        """Of the prompt, in blocks that requests of ours on their way or running there hold: they stay, whatever memory is short of."""
-        hashes, held = chain.hashes, self._holders
-        if not hashes or hashes[0] not in held or chain.block_size != self.block_size:
+        """Of the prompt, in blocks that requests of ours on their way or running there hold: they stay, whatever memory is short of. Where
+        they leave a longer one between two marks, up to the mark before."""
+        hashes, held = chain.hashes, self._held
+        if not hashes or not held or chain.block_size != self.block_size:
             return 0
-        return bisect_left(range(len(hashes)), True, key=lambda at: hashes[at] not in held) * self.block_size
+        ends = hashes[MARK_BLOCKS - 1 :: MARK_BLOCKS]
+        marked = MARK_BLOCKS * bisect_left(range(len(ends)), True, key=lambda at: ends[at] not in held)
+        rest = hashes[marked : marked + MARK_BLOCKS]
+        return (marked + bisect_left(range(len(rest)), True, key=lambda at: rest[at] not in held)) * self.block_size
 
     def expect(self, chain: PrefixChain) -> "Expectation":
         """A request with this prompt goes to the worker, which will know it."""
         hashes = chain.hashes if chain.block_size == self.block_size else ()
-        new = tuple(each for each in hashes if each not in self._known)
-        self._use(hashes, is_stored=False)
-        for each in hashes:
-            self._holders[each] = self._holders.get(each, 0) + 1
-        return Expectation(self, hashes, new)
+        self._unconfirmed.update(self._use(hashes))
+        for each in reversed(_marks(hashes)):
+            self._held[each] = count = self._held.get(each, 0) + 1
+            if count > 1:
+                break
+        self._bound()
+        return Expectation(self, hashes)
 
-    def let_go(self, hashes: Iterable[bytes]) -> None:
+    def let_go(self, hashes: Sequence[bytes]) -> None:
         """Such a request is over."""
-        for each in hashes:
-            if (count := self._holders[each] - 1) > 0:
-                self._holders[each] = count
-            else:
-                del self._holders[each]
+        for each in reversed(_marks(hashes)):
+            if (count := self._held[each] - 1) > 0:
+                self._held[each] = count
+                break
+            del self._held[each]
 
-    def withdraw(self, hashes: Iterable[bytes]) -> None:
-        """Such a request never began, and these were new. What another one made true meanwhile stays."""
-        for each in hashes:
-            if self._known.get(each) is False:
-                del self._known[each]
+    def withdraw(self, hashes: Sequence[bytes]) -> None:
+        """Such a request never began. What another one made true meanwhile, or goes on from, stays."""
+        used, is_end = self._used, False
+        for block in reversed(hashes):
+            if is_end or block not in used or block not in self._unconfirmed or used.is_followed(block):
+                break
+            is_end = used.is_end(used.parent(block))
+            self._forget(block)
+
+    def begun(self, hashes: Sequence[bytes]) -> None:
+        """The prefill of such a request did: all of it is there, or will be."""
+        self._use(hashes)
+        for block in reversed(hashes):
+            if block not in self._unconfirmed:
+                break
+            self._unconfirmed.remove(block)
+        self._bound()
 
     def stored(self, hashes: Sequence[bytes]) -> None:
-        """In the order of their chain."""
-        self._use(hashes, is_stored=True)
+        """By the worker's word; of one chain in its order."""
+        for block in reversed(hashes):
+            if block in self._used:
+                self._unconfirmed.discard(block)
+                self._gone.discard(block)
+            else:
+                self._told.pop(block, None)
+                self._told[block] = None
+        self._bound()
 
     def removed(self, hashes: Iterable[bytes]) -> None:
-        for each in hashes:
-            self._known.pop(each, None)
+        for block in hashes:
+            self._told.pop(block, None)
+            if block in self._used:
+                self._gone.add(block)
+                while block in self._gone and not self._used.is_followed(block):
+                    before = self._used.parent(block)
+                    self._forget(block)
+                    block = before
 
     def clear(self) -> None:
-        self._known.clear()
+        for each in (self._used, self._told, self._unconfirmed, self._gone):
+            each.clear()
 
-    def _use(self, hashes: Sequence[bytes], *, is_stored: bool) -> None:
-        known = self._known
-        for each in reversed(hashes):
-            known[each] = known.pop(each, False) or is_stored
-        while len(known) > self.most_blocks:
-            del known[next(iter(known))]
+    def _use(self, hashes: Sequence[bytes]) -> Sequence[bytes]:
+        """Returns those that nobody knew."""
+        if not hashes:
+            return ()
+        if self._gone:
+            self._gone.difference_update(hashes[self._cached_blocks(hashes) :])
+        told = self._told
+        return [block for block in self._used.use(hashes) if told.pop(block, self) is self] if told else self._used.use(hashes)
+
+    def _forget(self, block: bytes) -> None:
+        """One that nothing follows."""
+        self._used.remove(block)
+        self._unconfirmed.discard(block)
+        self._gone.discard(block)
+
+    def _bound(self) -> None:
+        while self._told and len(self._used) + len(self._told) > self.most_blocks:
+            del self._told[next(iter(self._told))]
+        while len(self._used) > self.most_blocks:
+            block = self._used.remove_oldest()
+            self._unconfirmed.discard(block)
+            self._gone.discard(block)
+
+
+def _marks(hashes: Sequence[bytes]) -> Sequence[bytes]:
+    """Where a prompt is counted as held: at the end of every MARK_BLOCKS, and at each of its blocks after the last such. At every block a
+    prompt of 100 000 tokens would take a millisecond."""
+    whole = len(hashes) // MARK_BLOCKS * MARK_BLOCKS
+    return (*hashes[MARK_BLOCKS - 1 : whole : MARK_BLOCKS], *hashes[whole:])
 
 
 class Expectation:
     """What one request on its way is expected to leave in the cache."""
 
-    def __init__(self, prefixes: KnownPrefixes, hashes: Sequence[bytes], new: Sequence[bytes]) -> None:
+    def __init__(self, prefixes: KnownPrefixes, hashes: Sequence[bytes]) -> None:
         self._prefixes = prefixes
         self._hashes = hashes
-        self._new = new
+        self._has_begun = False
 
     def begun(self) -> None:
         """Its prefill did."""
-        self._prefixes.stored(self._hashes)
-        self._new = ()
+        self._has_begun = True
+        self._prefixes.begun(self._hashes)
 
     def over(self) -> None:
         """Once."""
-        self._prefixes.withdraw(self._new)
+        if not self._has_begun:
+            self._prefixes.withdraw(self._hashes)
         self._prefixes.let_go(self._hashes)
 
 

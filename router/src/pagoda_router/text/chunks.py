@@ -15,15 +15,21 @@ Owned by a TokenText, on the event loop; knows no tokenizer but its file.
 
 import re
 from array import array
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from sys import getsizeof
-from typing import Any
+from typing import Any, NamedTuple
+
+from pagoda_router.beginnings import Beginning, KnownBeginnings
 
 CHUNK_CHARS = 1024
 """At least; a chunk ends at the first place after so many where a text may be cut."""
 MOST_BYTES = 48 * 2**20
 """Of chunks remembered per tokenizer: a hundred conversations of 100 000 tokens. Those used least recently go first."""
+MOST_TEXT_BYTES = 32 * 2**20
+"""Of whole texts remembered per tokenizer, with their ids: some 45 of 220 000 characters."""
 ENTRY_BYTES = 200
 """Of each beside its text and ids: the key, the dictionary's share, an array's head."""
 
@@ -81,9 +87,8 @@ def _keeps_apart(token: dict[str, Any]) -> bool:
     return not (_SPACE_AFTER_WORD.search(content) or (token.get("single_word") and content.startswith(" ")) or token.get("rstrip"))
 
 
-def chunks_of(text: str) -> Iterator[str]:
-    """All of the text, in order; only the last is shorter than CHUNK_CHARS."""
-    start = 0
+def chunks_of(text: str, start: int = 0) -> Iterator[str]:
+    """All of the text from where a chunk begins, in order; only the last is shorter than CHUNK_CHARS."""
     while (found := _SPACE_AFTER_WORD.search(text, start + CHUNK_CHARS - 1)) is not None:
         yield text[start : (end := found.start() + 1)]
         start = end
@@ -120,3 +125,48 @@ class KnownChunks:
 
 def held_bytes(chunk: str, ids: "array[int]") -> int:
     return getsizeof(chunk) + ids.itemsize * len(ids) + ENTRY_BYTES
+
+
+class CutText(NamedTuple):
+    """The chunks of a text but for its last one, which are the first of every text that begins so."""
+
+    ends: "array[int]"
+    """Where each ends, in characters."""
+    id_ends: "array[int]"
+    """How many ids it and those before it have."""
+    packed: bytes
+    """Those ids, as in an array."""
+
+    @property
+    def chars(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def first(self, chars: int) -> "CutText":
+        """The chunks that a text has too whose first `chars` characters are the same. A chunk ends before a space, which is one of them."""
+        count = bisect_left(self.ends, chars)
+        ids = self.id_ends[count - 1] if count else 0
+        return CutText(self.ends[:count], self.id_ends[:count], self.packed[: ids * self.id_ends.itemsize])
+
+    def continued(self, chunks: Sequence[str], parts: "Sequence[array[int]]") -> "CutText":
+        ids = self.id_ends[-1] if self.id_ends else 0
+        ends = array("I", accumulate(map(len, chunks), initial=self.chars))[1:]
+        id_ends = array("I", accumulate(map(len, parts), initial=ids))[1:]
+        return CutText(self.ends + ends, self.id_ends + id_ends, b"".join([self.packed, *[part.tobytes() for part in parts]]))
+
+
+NOTHING_CUT = CutText(array("I"), array("I"), b"")
+
+
+class KnownTexts:
+    """Of whole texts seen lately where they were cut, and their ids: for the next turn of a conversation no chunk need be looked up."""
+
+    def __init__(self, most_bytes: int = MOST_TEXT_BYTES) -> None:
+        self._texts: KnownBeginnings[str, CutText] = KnownBeginnings(most_bytes)
+
+    def longest(self, scope: str, text: str) -> "tuple[Beginning[str, CutText] | None, CutText]":
+        """What was found, for `remember`, and of it the chunks that are this text's too."""
+        near = self._texts.longest(scope, text)
+        return near, NOTHING_CUT if near is None else near.known.worked.first(near.length)
+
+    def remember(self, scope: str, text: str, cut: CutText, near: "Beginning[str, CutText] | None") -> None:
+        self._texts.remember(scope, text, cut, getsizeof(text) + len(cut.packed) + ENTRY_BYTES, near)

@@ -16,11 +16,13 @@ import msgspec
 from tokenizers import Tokenizer
 
 from pagoda_router.errors import UpstreamFailed
-from pagoda_router.text.chunks import CHUNK_CHARS, KnownChunks, can_be_cut, chunks_of
+from pagoda_router.text.chunks import CHUNK_CHARS, KnownChunks, KnownTexts, can_be_cut, chunks_of
 
 LEAST_CUT_CHARS = 2 * CHUNK_CHARS
 LONG_TEXT_CHARS = 8192
 """Longer texts are encoded in a thread: about 5 ms of work that neighbours' streams would wait for."""
+TEXTS_AT_ONCE = 16
+NO_IDS = array("I")
 MOST_THREADS = 4
 """For one text; cores permitting."""
 WINDOW_SEED_IDS = 6
@@ -48,6 +50,7 @@ class TokenText:
         """`can_be_cut`: as chunks.can_be_cut said of its file."""
         self._tokenizer = tokenizer
         self.known_chunks = KnownChunks()
+        self._known_texts = KnownTexts()
         self._can_be_cut = can_be_cut
         self._around = _specials_around(tokenizer)
         added = tokenizer.get_added_tokens_decoder()
@@ -74,30 +77,38 @@ class TokenText:
         return [encoded.ids for encoded in self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
 
     async def _encode_cut(self, text: str, scope: str, around: "tuple[array[int], array[int]] | None") -> Sequence[int]:
-        chunks, known = list(chunks_of(text)), self.known_chunks
+        near, begun = self._known_texts.longest(scope, text)
+        chunks, known = list(chunks_of(text, begun.chars)), self.known_chunks
         parts: list[array[int] | None] = [known.get(scope, chunk) for chunk in chunks[:-1]]
         parts.append(None)  # the last one is as long as the text happens to be, and would seldom be met again
         missing = [at for at, part in enumerate(parts) if part is None]
-        texts = [chunks[at] for at in missing]
-        found = await self._encode_many(texts)
-        for at, ids in zip(missing, found, strict=True):
-            parts[at] = known.add(scope, chunks[at], ids) if at < len(chunks) - 1 else array("I", ids)
+        for at, ids in zip(missing, await self._encode_many([chunks[at] for at in missing]), strict=True):
+            parts[at] = ids
+            if at < len(chunks) - 1:
+                known.add(scope, chunks[at], ids)
+        found = [part for part in parts if part is not None]
+        cut = begun.continued(chunks[:-1], found[:-1])
+        if len(chunks) > 1:
+            self._known_texts.remember(scope, text, cut, near)
         before, after = (b"", b"") if around is None else (around[0].tobytes(), around[1].tobytes())
-        whole = array("I")
-        whole.frombytes(b"".join([before, *[part.tobytes() for part in parts if part is not None], after]))
-        return whole
+        return array("I", b"".join([before, cut.packed, found[-1].tobytes(), after]))
 
-    async def _encode_many(self, texts: list[str]) -> list[list[int]]:
+    async def _encode_many(self, texts: list[str]) -> "list[array[int]]":
         """Without special tokens. Much of it in threads, which leave the interpreter's lock while they compute."""
         chars = sum(map(len, texts))
         if chars <= LONG_TEXT_CHARS:
-            return self._encode(texts, False)
+            return self._encode_some(texts)
         threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), chars // LONG_TEXT_CHARS, len(texts))
         shares = [texts[at::threads] for at in range(threads)]
-        found: list[list[int]] = [[]] * len(texts)
-        for at, share in enumerate(await asyncio.gather(*[asyncio.to_thread(self._encode, share, False) for share in shares])):
+        found: list[array[int]] = [NO_IDS] * len(texts)
+        for at, share in enumerate(await asyncio.gather(*[asyncio.to_thread(self._encode_some, share) for share in shares])):
             found[at::threads] = share
         return found
+
+    def _encode_some(self, texts: list[str]) -> "list[array[int]]":
+        """A few at a time: their ids become objects of the interpreter all at once, and the event loop waits for its lock meanwhile."""
+        starts = range(0, len(texts), TEXTS_AT_ONCE)
+        return [array("I", ids) for start in starts for ids in self._encode(texts[start : start + TEXTS_AT_ONCE], False)]
 
     def least_tokens(self, text: str) -> int:
         """A lower bound of the text's length in tokens that costs nothing: a hopeless prompt need not be encoded."""

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.request import PromptLogprobs
-from pagoda_worker.scheduling.plan import Chunk, Sequence, StepPlan
+from pagoda_worker.scheduling.plan import Chunk, StepPlan
 from pagoda_worker.scheduling.sampled import Sampled
+from pagoda_worker.scheduling.sequence import Sequence
 
 SLICE_VALUES = 1 << 23
 """Logits at once: 32 MB in float32, and as much again for the most likely ones."""

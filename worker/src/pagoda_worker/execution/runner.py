@@ -32,8 +32,9 @@ from pagoda_worker.sampling.constraints import RowMasks
 from pagoda_worker.sampling.row_masks import BatchMasks
 from pagoda_worker.sampling.row_tables import History, IntArray, to_device
 from pagoda_worker.sampling.sampler import BROKEN, Logprobs, Sampler
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.sampled import Sampled
+from pagoda_worker.scheduling.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from pagoda_worker.loading.draft import load_draft
 from pagoda_worker.loading.loader import News, out_of_memory_says
 from pagoda_worker.models.base import Model
 from pagoda_worker.sampling.constraints import RowMasks
-from pagoda_worker.scheduling.plan import Sequence
+from pagoda_worker.scheduling.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,8 @@ from pagoda_worker.layers.attention import AttentionBatch
 from pagoda_worker.sampling.constraints import RowMasks
 from pagoda_worker.sampling.row_masks import BatchMasks
 from pagoda_worker.sampling.row_tables import IntArray
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)

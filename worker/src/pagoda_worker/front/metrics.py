@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from pagoda_worker.facts import AdaptersState, ModelFacts
 from pagoda_worker.front.calls import Call
 from pagoda_worker.front.histograms import (
     FIRST_TOKEN_BOUNDS_S,
@@ -25,7 +26,7 @@ from pagoda_worker.front.histograms import (
     Histogram,
     Layout,
 )
-from pagoda_worker.request import AdaptersState, EngineState, Finish, FinishReason, ModelFacts, StepOutput
+from pagoda_worker.request import EngineState, Finish, FinishReason, StepOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
 Family = CounterMetricFamily | GaugeMetricFamily

@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterable, Mapping
 
 from pagoda_worker.errors import NotImplementedYet, RequestRefused
-from pagoda_worker.request import AdaptersState, ModelFacts, PromptLogprobs, StructuredOutput
+from pagoda_worker.facts import AdaptersState, ModelFacts
+from pagoda_worker.request import PromptLogprobs, StructuredOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_GRAMMAR_BYTES = 256 << 10

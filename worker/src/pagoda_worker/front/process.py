@@ -14,6 +14,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from pagoda_worker.errors import ConfigError, ModelError
+from pagoda_worker.facts import ModelFacts
 from pagoda_worker.front.artifacts import TextArtifacts, read_artifacts
 from pagoda_worker.front.engine_link import ENGINE_COMMAND
 from pagoda_worker.front.gpu import GpuMetrics, GpuReader
@@ -24,7 +25,6 @@ from pagoda_worker.front.service import WorkerService, new_server
 from pagoda_worker.front.supervisor import EngineSupervisor
 from pagoda_worker.front.switchboard import Switchboard
 from pagoda_worker.readiness import Readiness
-from pagoda_worker.request import ModelFacts
 from pagoda_worker.settings.worker import WorkerSettings
 from pagoda_worker.wire.worker_pb2_grpc import add_WorkerServicer_to_server
 

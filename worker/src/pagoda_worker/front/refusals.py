@@ -5,8 +5,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from pagoda_worker.errors import AdapterNotFound, ContextTooLong, NotImplementedYet, RequestRefused, WakeFailed
+from pagoda_worker.facts import ModelFacts
 from pagoda_worker.front.validation import to_request
-from pagoda_worker.request import ModelFacts, Request
+from pagoda_worker.request import Request
 from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_CALLS_PER_SESSION = 4096

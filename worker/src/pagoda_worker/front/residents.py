@@ -13,9 +13,10 @@ from typing import Protocol
 
 from pagoda_worker.channel import Rejected
 from pagoda_worker.errors import CannotSleep, ConfigError, RequestRefused, WakeFailed, gibibytes
+from pagoda_worker.facts import AdapterFacts, ModelFacts
 from pagoda_worker.front.answers import Answers
 from pagoda_worker.front.residency import Hold, Move, Release, ResidentView, Sleep, Wake, next_move
-from pagoda_worker.request import AdapterFacts, ModelFacts, Request
+from pagoda_worker.request import Request
 
 LOOK_AGAIN_S = 0.05
 """While a model waits for room: endings and patience are looked for this often."""

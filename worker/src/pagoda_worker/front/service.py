@@ -14,11 +14,11 @@ import grpc
 from grpc import aio
 
 from pagoda_worker.errors import AdapterError, CannotSleep, ConfigError
+from pagoda_worker.facts import AdapterFacts, ModelFacts
 from pagoda_worker.front.artifacts import TextArtifact, TextArtifacts
 from pagoda_worker.front.outputs import features_of
 from pagoda_worker.front.session import RouterSession
 from pagoda_worker.front.switchboard import Switchboard
-from pagoda_worker.request import AdapterFacts, ModelFacts
 from pagoda_worker.scheduling.blocks import HASH_VERSION
 from pagoda_worker.settings.adapters import adapter_folder, check_name
 from pagoda_worker.wire import worker_pb2 as pb

@@ -161,7 +161,15 @@ class RouterSession:
         adapters: pb.AdaptersState | None = None,
     ) -> None:
         self._state_told, self._state_told_us = state, now_us
-        welcome = pb.Welcome(epoch=self.epoch, worker_id=worker_id, state=state, grants=grants, takes_batches=True, adapters=adapters)
+        welcome = pb.Welcome(
+            epoch=self.epoch,
+            worker_id=worker_id,
+            state=state,
+            grants=grants,
+            takes_batches=True,
+            takes_packed_ids=True,
+            adapters=adapters,
+        )
         self.send(pb.FromWorker(welcome=welcome))
 
     def cache_changed(self, events: Sequence[pb.CacheEvent]) -> None:

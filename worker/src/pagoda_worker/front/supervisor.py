@@ -30,12 +30,13 @@ from pagoda_worker.channel import (
 )
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import EXIT_RANK_KILLED, AdapterError, CannotSleep, ConfigError, gibibytes, gigabytes
+from pagoda_worker.facts import AdapterFacts, AdaptersState, ModelFacts
 from pagoda_worker.front.answers import Answers
 from pagoda_worker.front.engine_link import ENGINE_COMMAND, EngineLink, describe_exit
 from pagoda_worker.front.progress import Backoff, ProgressClock
 from pagoda_worker.loading.limits import Limits
 from pagoda_worker.readiness import Readiness, Reason
-from pagoda_worker.request import AdapterFacts, AdaptersState, EngineState, ModelFacts, Request, StepOutput
+from pagoda_worker.request import EngineState, Request, StepOutput
 
 WATCHES_PER_STALL = 20
 KILL_AFTER_STALLS = 2.0

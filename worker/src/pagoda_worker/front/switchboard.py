@@ -1,4 +1,4 @@
-"""Connects routers' calls with the engine: owns sessions, calls and credits, turns each engine step into one frame per router.
+"""Connects routers' calls with the engine: owns sessions and credits, turns each engine step into one frame per router.
 
 Told by the supervisor what the engine says, by the service what routers say; all in one event loop, so nothing here is ever half done.
 Knows neither sockets nor processes.
@@ -16,14 +16,16 @@ import grpc
 
 from pagoda_worker.channel import Rejected
 from pagoda_worker.errors import WorkerError
+from pagoda_worker.facts import AdaptersState, ModelFacts
 from pagoda_worker.front.cache_mirror import CacheMirror
-from pagoda_worker.front.calls import Call, log_failed
+from pagoda_worker.front.calls import Call
 from pagoda_worker.front.credits import CreditLedger
 from pagoda_worker.front.metrics import WorkerMetrics
+from pagoda_worker.front.open_calls import OpenCalls
 from pagoda_worker.front.outputs import adapters_message
 from pagoda_worker.front.refusals import Standing, judge, refused_by_error
 from pagoda_worker.front.session import RouterSession, worker_state
-from pagoda_worker.request import AdaptersState, EngineState, Finish, FinishReason, ModelFacts, Request, SequenceUpdate, StepOutput
+from pagoda_worker.request import EngineState, Request, StepOutput
 from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_RESERVED_TOKENS = 1 << 40
@@ -58,9 +60,6 @@ class Switchboard:
         """Of adapters, as they were asked for."""
         self.not_ready_reason = "the engine is loading"
         """Empty when new requests are welcome."""
-        self.idle = asyncio.Event()
-        """No call is open."""
-        self.idle.set()
         self.empty = asyncio.Event()
         """No session is open."""
         self.empty.set()
@@ -71,8 +70,8 @@ class Switchboard:
         self._draining = False
         self._epochs = itertools.count(1)
         self._sessions: dict[int, RouterSession] = {}
-        self._calls: dict[str, Call] = {}
         self._ledger: CreditLedger[int] = CreditLedger()
+        self._calls = OpenCalls(self._ledger, metrics)
         self._cache = CacheMirror(model)
 
     # ---- routers
@@ -104,13 +103,13 @@ class Switchboard:
         self._metrics.sessions = len(self._sessions)
         for call in session.calls.values():
             self._engine.cancel(call.engine_id)
-            del self._calls[call.engine_id]
-            self._metrics.abandoned(len(call.open_sequences))
+            self._calls.abandon(call)
         if session.calls:
             log.info("router %s left %d requests, which are cancelled", session.router_id, len(session.calls))
         session.calls.clear()
         self._ledger.close(session.epoch)
-        self._note_idle()
+        if not self._sessions:
+            self.empty.set()
         self._publish()
 
     def submit(self, session: RouterSession, submit: pb.Submit) -> None:
@@ -127,9 +126,7 @@ class Switchboard:
             self._refuse(session, request)
             return
         call = Call(session, submit, request, received_us)
-        session.calls[submit.request_id] = self._calls[request.request_id] = call
-        self.idle.clear()
-        self._ledger.spend(session.epoch, submit.reserved_kv_tokens)
+        self._calls.open(call)
         call.handed_us = self.now_us()  # before the write: the engine may have it before the write returns
         self._engine.submit(request)
 
@@ -178,25 +175,12 @@ class Switchboard:
         self._ledger.set_free(output.state.kv_free_tokens)  # before this step's finishes give back what they held
         at_us = output.state.at_mono_us
         gaps_us: dict[int, int] = {}
+        calls = self._calls.by_id
         for update in output.updates:
-            call = self._calls.get(update.request_id)
+            call = calls.get(update.request_id)
             if call is None or update.sequence not in call.open_sequences:
                 continue  # its router has gone; the engine will see the cancel
-            if update.started:
-                self._start(call, update)
-            if count := len(update.token_ids):
-                call.session.draft.add_row(call.request_id, update)
-                sequence = update.sequence
-                call.completion_tokens[sequence] += count
-                if last_us := call.last_token_us[sequence]:
-                    gap_us = (at_us - last_us) // count
-                    gaps_us[gap_us] = gaps_us.get(gap_us, 0) + count
-                else:
-                    self._first_token(call, sequence, at_us)
-                call.last_token_us[sequence] = at_us
-            call.session.draft.add_outputs(call.request_id, update)
-            if update.finish is not None:
-                self._finish(call, update.sequence, update.finish)
+            self._calls.hear(call, update, at_us, gaps_us)
         if output.cache is not None:
             self._tell_cache(self._cache.apply(output.cache))
         self._metrics.stepped(output, gaps_us)
@@ -209,9 +193,9 @@ class Switchboard:
         self._publish()
 
     def engine_rejected(self, rejected: Rejected) -> None:
-        call = self._calls.get(rejected.request_id)
+        call = self._calls.by_id.get(rejected.request_id)
         if call is not None:
-            self._forget(call)
+            self._calls.forget(call)
             self._refuse(call.session, refused_by_error(call.request_id, rejected.error, rejected.message, rejected.param))
 
     def engine_stalled(self, reason: str) -> None:
@@ -228,7 +212,8 @@ class Switchboard:
         self._tell_cache(self._cache.clear())
         self._metrics.engine_down()
         self._ledger.set_capacity(0)
-        self._end_calls(list(self._calls.values()), pb.FINISH_ENGINE_ERROR, f"{reason}; ask again", engine_died=True)
+        self._calls.end_all(pb.FINISH_ENGINE_ERROR, f"{reason}; ask again", engine_died=True)
+        self._publish()
 
     # ---- drain
 
@@ -242,18 +227,24 @@ class Switchboard:
 
     def shut_down(self, detail: str) -> None:
         """What still runs ends with SHUTDOWN, and each stream after what waits to be written."""
-        for call in self._calls.values():
-            self._engine.cancel(call.engine_id)
-        self._end_calls(list(self._calls.values()), pb.FINISH_SHUTDOWN, detail)
+        for engine_id in self._calls.by_id:
+            self._engine.cancel(engine_id)
+        self._calls.end_all(pb.FINISH_SHUTDOWN, detail)
+        self._publish()
         for session in self._sessions.values():
             session.end_after_outbox()
 
+    @property
+    def idle(self) -> asyncio.Event:
+        """No call is open."""
+        return self._calls.idle
+
     def is_open(self, engine_id: str) -> bool:
-        return engine_id in self._calls
+        return engine_id in self._calls.by_id
 
     @property
     def open_calls(self) -> int:
-        return len(self._calls)
+        return len(self._calls.by_id)
 
     @property
     def refusal_reason(self) -> str:
@@ -286,60 +277,9 @@ class Switchboard:
         session.send(pb.FromWorker(refused=refused))
         self._publish()
 
-    def _start(self, call: Call, update: SequenceUpdate) -> None:
-        if call.started:
-            return  # later sequences of n share the first one's prefill
-        call.started = True
-        call.cached_tokens = update.cached_tokens
-        call.first_scheduled_us = update.first_scheduled_mono_us
-        self._metrics.started(call.prompt_tokens)
-        queue_us = update.first_scheduled_mono_us - call.received_us
-        call.session.draft.started.append(pb.Started(request_id=call.request_id, cached_tokens=update.cached_tokens, queue_us=queue_us))
-
-    def _first_token(self, call: Call, sequence: int, at_us: int) -> None:
-        call.first_token_us[sequence] = at_us
-        call.session.draft.first_tokens.append((call, sequence))
-        self._metrics.first_token(at_us - call.received_us)
-
-    def _finish(self, call: Call, sequence: int, finish: Finish) -> None:
-        if finish.timings.first_token_mono_us and not call.first_token_us[sequence]:  # an eos at once has no row
-            self._metrics.first_token(finish.timings.first_token_mono_us - call.received_us)
-        self._metrics.finished(call, sequence, finish)
-        if finish.reason is FinishReason.ENGINE_ERROR:
-            log_failed([call], finish.detail)
-        call.session.draft.add_finish(call, call.finish_said(sequence, finish))
-        call.completion_tokens[sequence] = finish.usage.completion_tokens
-        call.open_sequences.discard(sequence)
-        if not call.open_sequences:
-            self._metrics.request_ended(call)
-            self._forget(call)
-
-    def _end_calls(self, calls: Sequence[Call], reason: "pb.FinishReason.ValueType", detail: str, *, engine_died: bool = False) -> None:
-        for call in calls:
-            for sequence in sorted(call.open_sequences):
-                call.session.draft.add_finish(call, call.finish_unsaid(sequence, reason, detail, engine_died=engine_died))
-            self._metrics.ended_unsaid(reason, len(call.open_sequences))
-            self._metrics.request_ended(call)
-            self._forget(call)
-        log_failed(calls, detail)
-        self._publish()
-
-    def _forget(self, call: Call) -> None:
-        """Its last sequence ended: the reservation goes back."""
-        del self._calls[call.engine_id]
-        del call.session.calls[call.request_id]
-        self._ledger.give_back(call.session.epoch, call.reserved_tokens)
-        self._note_idle()
-
     def _tell_cache(self, events: Sequence[pb.CacheEvent]) -> None:
         for session in self._sessions.values():
             session.cache_changed(events)
-
-    def _note_idle(self) -> None:
-        if not self._calls:
-            self.idle.set()
-        if not self._sessions:
-            self.empty.set()
 
     def _publish(self, totals: dict[int, int] | None = None, at_us: int | None = None) -> None:
         """One frame for each router that has rows, a changed grant or news of the worker."""

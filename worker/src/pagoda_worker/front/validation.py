@@ -5,13 +5,16 @@ does not have yet NotImplementedYet. Nothing is silently ignored or repaired.
 """
 
 import re
+import sys
+from array import array
 from collections.abc import Iterable
 
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from pagoda_worker.errors import ContextTooLong, NotImplementedYet, RequestRefused
+from pagoda_worker.facts import ModelFacts
 from pagoda_worker.front.outputs import allowed_token_ids, bad_words, check_embedding, structured_output
-from pagoda_worker.request import ModelFacts, Request, Sampling
+from pagoda_worker.request import Request, Sampling
 from pagoda_worker.wire import worker_pb2 as pb
 
 MAX_LOGIT_BIASES = 1024
@@ -22,6 +25,7 @@ MAX_PENALTY = 2.0
 MAX_FACTOR = 100.0
 """Of temperature and repetition penalty: beyond it the choice is uniform."""
 MICROSECONDS = 1e-6
+BYTES_PER_ID = 4
 TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 """W3C Trace Context, version 00; all zeros name nothing."""
 
@@ -32,12 +36,13 @@ def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
     check_embedding(submit)
     n = submit.n or 1
     _at_most(n, facts.max_sequences_per_request, "n", "sequences")
-    _check_lengths(submit, n, facts)
+    prompt_ids = _prompt_ids(submit)
+    _check_lengths(submit, len(prompt_ids), n, facts)
     if len(submit.stop_token_ids) > MAX_STOP_TOKENS:
         raise RequestRefused(
             f"{len(submit.stop_token_ids)} stop ids were given; at most {MAX_STOP_TOKENS} are taken", param="stop_token_ids"
         )
-    for ids, param in ((submit.prompt_ids, "prompt_ids"), (submit.resume_ids, "resume_ids"), (submit.stop_token_ids, "stop_token_ids")):
+    for ids, param in ((prompt_ids, "prompt_ids"), (submit.resume_ids, "resume_ids"), (submit.stop_token_ids, "stop_token_ids")):
         _check_ids(ids, facts.vocab_size, param)
     if submit.HasField("top_logprobs"):
         _at_most(submit.top_logprobs, facts.max_top_logprobs, "top_logprobs", "logprobs")
@@ -47,7 +52,7 @@ def to_request(submit: pb.Submit, engine_id: str, facts: ModelFacts) -> Request:
         raise RequestRefused(f"the salt has {len(submit.cache_salt)} bytes; at most {MAX_SALT_BYTES} are taken", param="cache_salt")
     return Request(
         request_id=engine_id,
-        prompt_ids=list(submit.prompt_ids),
+        prompt_ids=prompt_ids,
         sampling=_sampling(submit.sampling, facts.vocab_size) if submit.HasField("sampling") else Sampling(),
         n=n,
         max_tokens=1 if submit.embedding else submit.max_tokens,
@@ -86,8 +91,22 @@ def _refuse_reserved(submit: pb.Submit) -> None:
         )
 
 
-def _check_lengths(submit: pb.Submit, n: int, facts: ModelFacts) -> None:
-    prompt, resumed = len(submit.prompt_ids), len(submit.resume_ids)
+def _prompt_ids(submit: pb.Submit) -> list[int]:
+    packed = submit.packed_prompt_ids
+    if not packed:
+        return list(submit.prompt_ids)
+    if submit.prompt_ids:
+        raise RequestRefused("the prompt is there twice, as a list and packed: send one", param="packed_prompt_ids")
+    if len(packed) % BYTES_PER_ID:
+        raise RequestRefused(f"{len(packed)} bytes are no ids of {BYTES_PER_ID} bytes each", param="packed_prompt_ids")
+    ids = array("I", packed)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids.tolist()
+
+
+def _check_lengths(submit: pb.Submit, prompt: int, n: int, facts: ModelFacts) -> None:
+    resumed = len(submit.resume_ids)
     if prompt == 0:
         raise RequestRefused("the prompt is empty: send at least one token", param="prompt_ids")
     if submit.max_tokens < 1 and not submit.embedding:

@@ -15,10 +15,10 @@ import torch
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import AdapterError, AdapterNotFound
+from pagoda_worker.facts import AdapterFacts, AdaptersState
 from pagoda_worker.layers.parallel import Part
 from pagoda_worker.loading.peft import AdapterWeights, LinearShape, read_adapter
 from pagoda_worker.models.base import FusedLinear, Model, adaptable, part_of
-from pagoda_worker.request import AdapterFacts, AdaptersState
 from pagoda_worker.scheduling.adapters import Adapter, AdapterSlots
 
 MAX_ADAPTERS = 1024

@@ -16,6 +16,7 @@ import torch
 
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.errors import ConfigError, ModelError, OutOfMemory, gibibytes
+from pagoda_worker.facts import ModelFacts
 from pagoda_worker.layers.kv_cache import QUANTIZED
 from pagoda_worker.layers.selection import operators_for
 from pagoda_worker.loading.adapter_room import adapter_bytes, adapter_slots
@@ -32,7 +33,6 @@ from pagoda_worker.models.compiled import CompiledModel, check_compile
 from pagoda_worker.models.files import read_json
 from pagoda_worker.models.registry import architecture_of, footprint_as_stored, footprint_of, load_model
 from pagoda_worker.models.rounded import footprint_rounded, form_of_weights
-from pagoda_worker.request import ModelFacts
 from pagoda_worker.scheduling.residency import HostRoom
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -179,12 +179,12 @@ inline void without_tiles(const QuantizedProduct& p, const Activations& a) {
 
 namespace pagoda {
 
-constexpr int64_t VECTOR_ROWS = 4;  // so few leave tiles nearly empty, and vectors read weights as fast as memory gives them
+constexpr int64_t VECTOR_ROWS = 4;  // of four bits: opening nibbles in registers costs less than writing tiles of them
 
 inline void linear_quantized(const QuantizedProduct& p) {
     Activations a = quantize_rows(p);
 #if defined(__AMX_INT8__)
-    if (p.M > VECTOR_ROWS && tiles_serve(p)) return by_tiles(p, a);
+    if (tiles_serve(p) && !(p.four_bits && p.M <= VECTOR_ROWS)) return by_tiles(p, a);
 #endif
     p.four_bits ? without_tiles<true>(p, a) : without_tiles<false>(p, a);
 }

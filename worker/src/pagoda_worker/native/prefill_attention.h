@@ -100,17 +100,12 @@ struct TileProducts {
 
     // keys → [STRETCH / 16][D / 32][16 pairs of d][16 keys][2]; values → [D / 16][STRETCH / 32][16 pairs of keys][16 d][2]: tiles as linear.h has them.
     static void lay_keys(const bf16* keys, const int64_t* places, int64_t count, int64_t D, bf16* laid) {
-        int32_t* pairs = reinterpret_cast<int32_t*>(laid);
-        for (int64_t i = 0; i < STRETCH; i++) {
-            const char* from = reinterpret_cast<const char*>(keys + places[std::min(i, count - 1)]);
-            int32_t* to = pairs + i / 16 * 16 * (D / 2) + i % 16;
-            for (int64_t pair = 0; pair < D / 2; pair++)
-                if (i < count) {
-                    std::memcpy(to + pair * 16, from + pair * 4, 4);
-                } else {
-                    to[pair * 16] = 0;
-                }
-        }
+        for (int64_t i = 0; i < STRETCH; i += 16)
+            for (int64_t d = 0; d < D; d += STEP_K) {
+                __m512i rows[16];
+                for (int64_t k = 0; k < 16; k++) rows[k] = i + k < count ? _mm512_loadu_si512(keys + places[i + k] + d) : _mm512_setzero_si512();
+                turn(rows, laid + (i * D + d * 16));
+            }
     }
     static void lay_values(const bf16* values, const int64_t* places, int64_t count, int64_t D, bf16* laid) {
         const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
@@ -123,6 +118,28 @@ struct TileProducts {
                 __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(rows[0]), rows[1], 1);
                 _mm512_store_si512(laid + (d / 16 * (STRETCH / 2) + i / 2) * 32, _mm512_permutexvar_epi16(interleave, both));
             }
+    }
+
+    // 16 rows of 16 pairs → pair after pair, those of all rows side by side.
+    static void turn(const __m512i* rows, bf16* turned) {
+        __m512i two[16], four[16];
+        for (int i = 0; i < 16; i += 2) {
+            two[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+            two[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4)
+            for (int j = 0; j < 2; j++) {
+                four[i + 2 * j] = _mm512_unpacklo_epi64(two[i + j], two[i + j + 2]);
+                four[i + 2 * j + 1] = _mm512_unpackhi_epi64(two[i + j], two[i + j + 2]);
+            }
+        for (int j = 0; j < 4; j++) {  // quarter q of four[i + j]: pair 4 * q + j of rows i … i + 3
+            const __m512i even[2] = {_mm512_shuffle_i32x4(four[j], four[4 + j], 0x88), _mm512_shuffle_i32x4(four[8 + j], four[12 + j], 0x88)};
+            const __m512i odd[2] = {_mm512_shuffle_i32x4(four[j], four[4 + j], 0xDD), _mm512_shuffle_i32x4(four[8 + j], four[12 + j], 0xDD)};
+            _mm512_store_si512(turned + j * 32, _mm512_shuffle_i32x4(even[0], even[1], 0x88));
+            _mm512_store_si512(turned + (4 + j) * 32, _mm512_shuffle_i32x4(odd[0], odd[1], 0x88));
+            _mm512_store_si512(turned + (8 + j) * 32, _mm512_shuffle_i32x4(even[0], even[1], 0xDD));
+            _mm512_store_si512(turned + (12 + j) * 32, _mm512_shuffle_i32x4(odd[0], odd[1], 0xDD));
+        }
     }
 
     static void multiply(const Sizes& s, const bf16* a, const bf16* b, float* c) {
@@ -168,9 +185,13 @@ struct Steps {
 };
 constexpr Steps STEPS;
 
-// What one row has seen so far.
+// What each row of a tile has seen so far. Room for whole groups of W rows.
 struct Seen {
-    float most = -INFINITY, total = 0.0f;
+    alignas(64) float most[TILE_ROWS + W], total[TILE_ROWS + W];
+    Seen() {
+        std::fill(most, most + TILE_ROWS + W, -INFINITY);
+        std::fill(total, total + TILE_ROWS + W, 0.0f);
+    }
 };
 
 // What stands for STRETCH quantized keys or values: themselves as numbers, and their scales. Of plain ones nothing: the cache is read itself.
@@ -192,31 +213,58 @@ struct Widened<Value, true> {
     }
 };
 
-// Softmax of one row's `width` scores, of which it sees those from … to, the others being weighted with nothing. `mixed` [D] shrinks to the
-// new maximum. Scales [width] of quantized keys multiply scores, those of values the weights; without, both are null.
+// Which scores count: of row r those from … to.
+struct Span {
+    int64_t from, to;
+};
+
+// Softmax of W rows' `width` scores each, of which a row sees its span, the others being weighted with nothing. `count` rows are there; those past
+// them are computed on whatever lies in their place, and not kept. `mixed` [count, D] shrinks to the new maxima. Maxima and sums of all W rows are
+// found together: of one alone either costs as much as its exponentials. Scales [width] of quantized keys multiply scores, those of values the
+// weights; without, both are null.
 template <bool QUANTIZED, class Value>
-inline void weigh_scores(const float* scores, int64_t width, float scale, int64_t from, int64_t to, Value* weights, Seen& seen, float* mixed, int64_t D,
-                         const float* key_scales, const float* value_scales) {
-    auto score = [&](int64_t i) {
-        if constexpr (QUANTIZED) return load(scores + i) * load(key_scales + i);
-        else return load(scores + i);
+inline void weigh_scores(const float* scores, int64_t width, float scale, const Span* spans, int64_t count, Value* weights, float* most_yet,
+                         float* total, float* mixed, int64_t D, const float* key_scales, const float* value_scales) {
+    auto score = [&](int64_t r, int64_t i) {
+        if constexpr (QUANTIZED) return load(scores + r * width + i) * load(key_scales + i);
+        else return load(scores + r * width + i);
     };
-    const float *begins = STEPS.up + STRETCH - from, *ends = STEPS.down + STRETCH - to;
-    V most = broadcast(-INFINITY), sums = broadcast(0.0f);
-    for (int64_t i = 0; i < width; i += W) {
-        V hidden = fma(load(begins + i), load(ends + i), broadcast(-1.0f));
-        most = max(most, fma(hidden, broadcast(3e38f), score(i) * broadcast(scale)));
+    V each[W];
+    for (int64_t r = 0; r < W; r++) {
+        const Span span = spans[std::min(r, count - 1)];
+        const float *begins = STEPS.up + STRETCH - span.from, *ends = STEPS.down + STRETCH - span.to;
+        V most = broadcast(-INFINITY);
+        for (int64_t i = 0; i < width; i += W) {
+            V hidden = fma(load(begins + i), load(ends + i), broadcast(-1.0f));
+            most = max(most, fma(hidden, broadcast(3e38f), score(r, i) * broadcast(scale)));
+        }
+        each[r] = most;
     }
-    const float now = std::max(seen.most, highest(most)), shrink = std::exp(seen.most - now);
-    for (int64_t i = 0; i < width; i += W) {
-        V p = exponential(fma(score(i), broadcast(scale), broadcast(-now))) * load(begins + i) * load(ends + i);
-        sums += p;
-        if constexpr (QUANTIZED) p = p * load(value_scales + i);
-        store(weights + i, p);
+    const V before = load(most_yet), now = max(before, highest_each(each));
+    const V shrink = exponential(before - now) + (now - now);  // exponential() forgets NaN: what is broken must stay so
+    alignas(64) float highest[W], shrinks[W];
+    store(highest, now);
+    store(shrinks, shrink);
+    for (int64_t r = 0; r < W; r++) {
+        const Span span = spans[std::min(r, count - 1)];
+        const float *begins = STEPS.up + STRETCH - span.from, *ends = STEPS.down + STRETCH - span.to;
+        const V negative = broadcast(-highest[r]);
+        V sums = broadcast(0.0f);
+        for (int64_t i = 0; i < width; i += W) {
+            V p = exponential(fma(score(r, i), broadcast(scale), negative)) * load(begins + i) * load(ends + i);
+            sums += p;
+            if constexpr (QUANTIZED) p = p * load(value_scales + i);
+            store(weights + r * width + i, p);
+        }
+        each[r] = sums;
     }
-    seen = {now, seen.total * shrink + sum(sums)};
-    if (shrink != 1.0f)
-        for (int64_t d = 0; d < D; d += W) store(mixed + d, load(mixed + d) * broadcast(shrink));
+    alignas(64) float totals[W];
+    store(totals, fma(load(total), shrink, sum_each(each)));
+    std::copy(highest, highest + count, most_yet);  // those past them may be rows that a window keeps for later
+    std::copy(totals, totals + count, total);
+    for (int64_t r = 0; r < count; r++)
+        if (shrinks[r] != 1.0f)
+            for (int64_t d = 0; d < D; d += W) store(mixed + r * D + d, load(mixed + r * D + d) * broadcast(shrinks[r]));
 }
 
 template <class Products, class T, class S>
@@ -233,7 +281,7 @@ inline void attend_tile(const PrefillAttention<T, S>& a, const QueryTile& tile, 
     constexpr int64_t ROOM = TILE_ROWS + 32;
     alignas(64) float mixed[ROOM * MOST_DIM], scores[(Products::ROWS + 32) * STRETCH];
     alignas(64) Value query[ROOM * MOST_DIM], weights[(Products::ROWS + 32) * STRETCH], laid_keys[MOST_DIM * STRETCH], laid_values[STRETCH * MOST_DIM];
-    Seen seen[TILE_ROWS];
+    Seen seen;
     int64_t places[STRETCH];
     for (int64_t r = 0; r < rows; r++) {
         const T* q = a.query + (token0 + r / G) * a.ldq + (kv_head * G + r % G) * D;
@@ -266,10 +314,13 @@ inline void attend_tile(const PrefillAttention<T, S>& a, const QueryTile& tile, 
             // Keys after those that the last of these rows sees are left out, by half stretches.
             const int64_t width = position0 + (row1 - 1) / G + 1 - start <= STRETCH / 2 ? STRETCH / 2 : STRETCH;
             Products::multiply({row1 - row0, D, width, D, STRETCH, false}, query + row0 * D, laid_keys, scores);
-            for (int64_t r = row0; r < row1; r++) {
-                const int64_t from = std::max<int64_t>(0, begin_of(r) - start), to = std::min(width, position0 + r / G + 1 - start);
-                weigh_scores<QUANTIZED<S>>(scores + (r - row0) * width, width, a.scale, from, to, weights + (r - row0) * width, seen[r], mixed + r * D,
-                                           D, key_scales, value_scales);
+            for (int64_t r = row0; r < row1; r += W) {
+                const int64_t count = std::min<int64_t>(W, row1 - r);
+                Span spans[W];
+                for (int64_t i = 0; i < count; i++)
+                    spans[i] = {std::max<int64_t>(0, begin_of(r + i) - start), std::min(width, position0 + (r + i) / G + 1 - start)};
+                weigh_scores<QUANTIZED<S>>(scores + (r - row0) * width, width, a.scale, spans, count, weights + (r - row0) * width, seen.most + r,
+                                           seen.total + r, mixed + r * D, D, key_scales, value_scales);
             }
             std::fill(weights + (row1 - row0) * width, weights + (row1 - row0 + 31) * width, Value{});
             Products::multiply({row1 - row0, width, D, STRETCH, D, true}, weights, laid_values, mixed + row0 * D);
@@ -277,7 +328,7 @@ inline void attend_tile(const PrefillAttention<T, S>& a, const QueryTile& tile, 
     }
     for (int64_t r = 0; r < rows; r++) {
         T* out = a.out + ((token0 + r / G) * a.heads + kv_head * G + r % G) * D;
-        V share = broadcast(seen[r].total > 0 ? 1.0f / seen[r].total : 0.0f);
+        V share = broadcast(seen.total[r] > 0 ? 1.0f / seen.total[r] : 0.0f);
         for (int64_t d = 0; d < D; d += W) store(out + d, load(mixed + r * D + d) * share);
     }
 }

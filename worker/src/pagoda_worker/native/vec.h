@@ -45,18 +45,19 @@ inline void store(bf16* p, V v) {
 inline Raw load_pairs(const bf16* p) { return _mm512_loadu_si512(p); }
 inline V even(Raw pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 inline V odd(Raw pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(int(0xFFFF0000)))); }
-// The sums of 16 vectors as one: halves are added to halves, and each round leaves half as many vectors.
-inline V sum_each(const V* v) {
+// The sums, or the highest, of 16 vectors as one: halves meet halves, and each round leaves half as many vectors.
+template <class Join>
+inline V join_each(const V* v, Join join) {
     V by_two[8], by_four[4];
     for (int i = 0; i < 8; i++)
-        by_two[i] = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]) + _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+        by_two[i] = join(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
     for (int i = 0; i < 4; i++) {
         __m512d a = _mm512_castps_pd(by_two[2 * i]), b = _mm512_castps_pd(by_two[2 * i + 1]);
-        by_four[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)) + _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        by_four[i] = join(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
     }
-    V low = _mm512_shuffle_f32x4(by_four[0], by_four[1], 0x88) + _mm512_shuffle_f32x4(by_four[0], by_four[1], 0xDD);
-    V high = _mm512_shuffle_f32x4(by_four[2], by_four[3], 0x88) + _mm512_shuffle_f32x4(by_four[2], by_four[3], 0xDD);
-    return _mm512_shuffle_f32x4(low, high, 0x88) + _mm512_shuffle_f32x4(low, high, 0xDD);
+    V low = join(_mm512_shuffle_f32x4(by_four[0], by_four[1], 0x88), _mm512_shuffle_f32x4(by_four[0], by_four[1], 0xDD));
+    V high = join(_mm512_shuffle_f32x4(by_four[2], by_four[3], 0x88), _mm512_shuffle_f32x4(by_four[2], by_four[3], 0xDD));
+    return join(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xDD));
 }
 #else
 constexpr int W = 8;
@@ -81,11 +82,15 @@ inline float highest(V v) {
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
-inline V sum_each(const V* v) {
-    V by_two[4];
-    for (int i = 0; i < 4; i++) by_two[i] = _mm256_hadd_ps(v[2 * i], v[2 * i + 1]);
-    V low = _mm256_hadd_ps(by_two[0], by_two[1]), high = _mm256_hadd_ps(by_two[2], by_two[3]);
-    return _mm256_permute2f128_ps(low, high, 0x20) + _mm256_permute2f128_ps(low, high, 0x31);
+template <class Join>
+inline V join_each(const V* v, Join join) {
+    V by_two[4], by_four[2];
+    for (int i = 0; i < 4; i++) by_two[i] = join(_mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    for (int i = 0; i < 2; i++) {
+        __m256d a = _mm256_castps_pd(by_two[2 * i]), b = _mm256_castps_pd(by_two[2 * i + 1]);
+        by_four[i] = join(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    }
+    return join(_mm256_permute2f128_ps(by_four[0], by_four[1], 0x20), _mm256_permute2f128_ps(by_four[0], by_four[1], 0x31));
 }
 inline V round(V v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline V times_power_of_two(V v, V n) {
@@ -104,6 +109,13 @@ inline Raw load_pairs(const bf16* p) { return _mm256_loadu_si256(reinterpret_cas
 inline V even(Raw pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
 inline V odd(Raw pairs) { return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(int(0xFFFF0000)))); }
 #endif
+
+inline V sum_each(const V* v) {
+    return join_each(v, [](V a, V b) { return a + b; });
+}
+inline V highest_each(const V* v) {
+    return join_each(v, [](V a, V b) { return max(a, b); });
+}
 
 inline float to_float(bf16 x) {
     uint32_t bits = uint32_t(x.bits) << 16;

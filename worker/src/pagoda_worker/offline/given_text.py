@@ -19,8 +19,8 @@ from pagoda_worker.request import Request
 from pagoda_worker.sampling.row_masks import BatchMasks
 from pagoda_worker.sampling.row_tables import History, IntArray
 from pagoda_worker.sampling.sampler import Logprobs, Sampler
-from pagoda_worker.scheduling.plan import Sequence as RunningSequence
 from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sequence import Sequence as RunningSequence
 
 GivenPath = Literal["prefill", "decode"]
 Documents = Sequence[Sequence[int]]

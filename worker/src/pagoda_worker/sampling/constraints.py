@@ -24,8 +24,8 @@ from pagoda_worker.request import Rejection, StructuredOutput
 from pagoda_worker.sampling.bitmasks import Bits, no_bits, set_bits
 from pagoda_worker.sampling.sequence_constraint import Constraint
 from pagoda_worker.sampling.structured import COMPILE_S, GrammarCompiler, refusal
-from pagoda_worker.scheduling.plan import Sequence
 from pagoda_worker.scheduling.sampled import Sampled
+from pagoda_worker.scheduling.sequence import Sequence
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher

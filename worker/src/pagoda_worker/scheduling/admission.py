@@ -7,11 +7,12 @@ newcomer needs is residency's to say, the choices are policy's and batching's. K
 import itertools
 
 from pagoda_worker.scheduling.batching import open_places, reserved_tokens
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.policy import victims_needed
 from pagoda_worker.scheduling.residency import Found, Residency
 from pagoda_worker.scheduling.roster import Roster, priority_of
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits, Totals
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.turns import Turn
 
 MAX_NEWCOMERS = 8

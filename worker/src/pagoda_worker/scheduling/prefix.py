@@ -4,7 +4,7 @@ Pure bookkeeping between a Sequence and the BlockPool; called by the scheduler. 
 """
 
 from pagoda_worker.scheduling.blocks import BlockPool, chain_hash
-from pagoda_worker.scheduling.plan import Sequence
+from pagoda_worker.scheduling.sequence import Sequence
 
 
 def cached_prefix(pool: BlockPool, sequence: Sequence) -> list[int]:

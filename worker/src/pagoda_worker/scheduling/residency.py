@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from pagoda_worker.scheduling.blocks import BlockPool
 from pagoda_worker.scheduling.host_slots import HostTier, SwapSpace
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.policy import Restore, Speeds, choose_restore
 from pagoda_worker.scheduling.prefix import cached_prefix, register_prefix
+from pagoda_worker.scheduling.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

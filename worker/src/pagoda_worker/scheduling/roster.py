@@ -14,9 +14,10 @@ from functools import partial
 
 from pagoda_worker.request import Finish, FinishReason, Request, SequenceUpdate
 from pagoda_worker.scheduling.adapters import Adapter, AdapterSlots
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.residency import Residency
 from pagoda_worker.scheduling.scheduler_limits import Totals
+from pagoda_worker.scheduling.sequence import Sequence
 
 
 class Roster:

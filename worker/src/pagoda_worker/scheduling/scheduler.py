@@ -17,12 +17,13 @@ from pagoda_worker.scheduling.adapters import Adapter, AdapterSlots
 from pagoda_worker.scheduling.admission import Admission
 from pagoda_worker.scheduling.batching import FULL_ENGINE
 from pagoda_worker.scheduling.blocks import BlockPool, root_hash
-from pagoda_worker.scheduling.plan import Chunk, Sequence, StepPlan
+from pagoda_worker.scheduling.plan import Chunk, StepPlan
 from pagoda_worker.scheduling.policy import prefill_budget, share_prefill
 from pagoda_worker.scheduling.residency import KvUse, Residency
 from pagoda_worker.scheduling.roster import Roster, priority_of
 from pagoda_worker.scheduling.sampled import Sampled
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits, Totals, check_room
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.settling import Settling
 from pagoda_worker.scheduling.turns import SHARED, Turn, Turns
 from pagoda_worker.scheduling.verification import Verification

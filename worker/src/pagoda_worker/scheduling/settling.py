@@ -6,11 +6,12 @@ Owns nothing between steps; called by the scheduler, in the order in which steps
 from dataclasses import replace
 
 from pagoda_worker.request import Finish, FinishReason, SequenceUpdate, TokenLogprobs
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.residency import Residency
 from pagoda_worker.scheduling.roster import Roster
 from pagoda_worker.scheduling.sampled import Sampled
 from pagoda_worker.scheduling.scheduler_limits import SchedulerLimits, Totals
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.verification import Verification
 
 

@@ -7,7 +7,7 @@ scheduler, only while such requests are here. Knows neither blocks nor budgets.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pagoda_worker.scheduling.plan import Sequence
+from pagoda_worker.scheduling.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)

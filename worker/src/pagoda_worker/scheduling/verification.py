@@ -2,10 +2,8 @@
 settled by settling."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pagoda_worker.scheduling.plan import Sequence
+from pagoda_worker.scheduling.sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -34,7 +32,7 @@ class Verification:
     """A row that decodes 1 + k tokens: its newest one at position `start`, then k drafts. It samples at each of these places, as if it had
     got there step by step; what is sampled at a place counts while every draft before it was what the place before sampled."""
 
-    sequence: "Sequence"
+    sequence: Sequence
     start: int
     drafts: list[int]
     """Of a draft model: known once it has run, in this step, and then perhaps fewer; until then zeros."""

@@ -7,7 +7,8 @@ counts as read. Wrong bookkeeping could cost acceptance, never a token.
 
 from weakref import WeakKeyDictionary
 
-from pagoda_worker.scheduling.plan import Chunk, Sequence, StepPlan
+from pagoda_worker.scheduling.plan import Chunk, StepPlan
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.verification import Verification
 
 

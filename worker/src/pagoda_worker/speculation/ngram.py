@@ -6,7 +6,8 @@ its tokens; called by Speculation.
 
 from weakref import WeakKeyDictionary
 
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.verification import Verification
 
 LEAST = 2

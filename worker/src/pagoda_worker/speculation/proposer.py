@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.verification import Verification
 
 

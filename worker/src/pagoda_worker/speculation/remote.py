@@ -7,7 +7,8 @@ by the engine with what arrives; knows neither routers nor who guessed.
 
 from weakref import WeakKeyDictionary
 
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.verification import Verification
 
 MOST_HELD = 512

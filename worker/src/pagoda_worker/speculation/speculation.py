@@ -11,7 +11,8 @@ from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from pagoda_worker.request import EngineState
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.verification import Guesswork
 from pagoda_worker.speculation.pace import LEAST_GAIN, Chance, Quote, drafts_worth, quote
 from pagoda_worker.speculation.proposer import Proposer

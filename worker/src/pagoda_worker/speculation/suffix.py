@@ -6,7 +6,8 @@ is full a new one begins, and the full one serves until that one is half full (S
 depth instead). Texts of requests that must not share a prefix are not shared here either. Owned by the proposer; called by Speculation.
 """
 
-from pagoda_worker.scheduling.plan import Sequence, StepPlan
+from pagoda_worker.scheduling.plan import StepPlan
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.scheduling.verification import Verification
 from pagoda_worker.speculation.ngram import LEAST, continuation
 

@@ -463,6 +463,7 @@ class Submit(_message.Message):
     RESUME_IDS_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     RESERVED_KV_TOKENS_FIELD_NUMBER: _builtins.int
+    PACKED_PROMPT_IDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """chosen by the router, unique in the epoch"""
     model: _builtins.str
@@ -489,6 +490,10 @@ class Submit(_message.Message):
     """from receipt; past it the request finishes with FINISH_DEADLINE"""
     reserved_kv_tokens: _builtins.int
     """credits the router spends on this, rounded up to blocks, all n sequences together"""
+    packed_prompt_ids: _builtins.bytes
+    """In place of prompt_ids: the same ids, 4 bytes each, little endian. Only to a worker whose Welcome takes them: of a hundred thousand ids
+    the list is read and written number by number at both ends, these are copied as they lie.
+    """
     @_builtins.property
     def prompt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -534,10 +539,11 @@ class Submit(_message.Message):
         resume_ids: _abc.Iterable[_builtins.int] | None = ...,
         trace: Global___TraceContext | None = ...,
         reserved_kv_tokens: _builtins.int = ...,
+        packed_prompt_ids: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_us", b"_deadline_us", "_prompt_logprobs", b"_prompt_logprobs", "_top_logprobs", b"_top_logprobs", "deadline_us", b"deadline_us", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling", "speculation", b"speculation", "structured", b"structured", "toggles", b"toggles", "top_logprobs", b"top_logprobs", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_us", b"_deadline_us", "_prompt_logprobs", b"_prompt_logprobs", "_top_logprobs", b"_top_logprobs", "adapter", b"adapter", "cache_salt", b"cache_salt", "deadline_us", b"deadline_us", "embedding", b"embedding", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "n", b"n", "priority", b"priority", "prompt_ids", b"prompt_ids", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "reserved_kv_tokens", b"reserved_kv_tokens", "resume_ids", b"resume_ids", "sampling", b"sampling", "speculation", b"speculation", "stop_token_ids", b"stop_token_ids", "structured", b"structured", "toggles", b"toggles", "top_logprobs", b"top_logprobs", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_us", b"_deadline_us", "_prompt_logprobs", b"_prompt_logprobs", "_top_logprobs", b"_top_logprobs", "adapter", b"adapter", "cache_salt", b"cache_salt", "deadline_us", b"deadline_us", "embedding", b"embedding", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "n", b"n", "packed_prompt_ids", b"packed_prompt_ids", "priority", b"priority", "prompt_ids", b"prompt_ids", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "reserved_kv_tokens", b"reserved_kv_tokens", "resume_ids", b"resume_ids", "sampling", b"sampling", "speculation", b"speculation", "stop_token_ids", b"stop_token_ids", "structured", b"structured", "toggles", b"toggles", "top_logprobs", b"top_logprobs", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_us: _TypeAlias = _typing.Literal["deadline_us"]  # noqa: Y015
     _WhichOneofArgType__deadline_us: _TypeAlias = _typing.Literal["_deadline_us", b"_deadline_us"]  # noqa: Y015
@@ -961,12 +967,15 @@ class Welcome(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     GRANTS_FIELD_NUMBER: _builtins.int
     TAKES_BATCHES_FIELD_NUMBER: _builtins.int
+    TAKES_PACKED_IDS_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """new for each session; grants count from zero in it"""
     worker_id: _builtins.str
     takes_batches: _builtins.bool
     """ToWorker.more is read"""
+    takes_packed_ids: _builtins.bool
+    """Submit.packed_prompt_ids is read"""
     @_builtins.property
     def state(self) -> Global___WorkerState: ...
     @_builtins.property
@@ -983,11 +992,12 @@ class Welcome(_message.Message):
         state: Global___WorkerState | None = ...,
         grants: _abc.Iterable[Global___Grant] | None = ...,
         takes_batches: _builtins.bool = ...,
+        takes_packed_ids: _builtins.bool = ...,
         adapters: Global___AdaptersState | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "epoch", b"epoch", "grants", b"grants", "state", b"state", "takes_batches", b"takes_batches", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "epoch", b"epoch", "grants", b"grants", "state", b"state", "takes_batches", b"takes_batches", "takes_packed_ids", b"takes_packed_ids", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
