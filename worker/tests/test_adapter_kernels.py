@@ -118,11 +118,36 @@ def test_a_product_takes_deltas_along_as_if_they_came_after_it(isa: str, form: F
     torch.manual_seed(1)
     linear.adapters, _ = sides_of(operators, linear, room, rows, [4, 6])
     assert not linear.adapters.apart
-    assert torch.equal(linear(x), added(after, x, plain))
-    assert torch.equal(linear.add(x, residual), added(after, x, with_residual))
-    assert not torch.equal(linear(x), plain)
+    for adapted, product in ((linear(x), plain), (linear.add(x, residual), with_residual)):
+        torch.testing.assert_close(adapted, added(after, x, product), atol=1e-2, rtol=2**-6)  # some round once, some twice
+        assert not torch.allclose(adapted[0], product[0], atol=0.1)
+        assert torch.equal(adapted[1], product[1])
     linear.adapters.release()
     assert torch.equal(linear(x), plain)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("form", [None, "int8", "int4", "fp8"])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_an_adapted_products_row_is_the_same_in_any_batch(isa: str, form: Format | None, gated: bool):
+    """Of no other row, nor of how many there are; also where k comes in blocks and columns end within a panel."""
+    torch.manual_seed(0)
+    parts, size = ((96, 96), 128) if gated else ((96, 48, 32), 1152)
+    slots = [0, 1, -1, 2, 3, 0, 0, 1, 1, 2, 2, -1, *[1] * 30, 0, 3, 3, 2, 1, -1]
+    operators, rows = operators_of(isa), rows_of(slots)
+    weight, x = torch.randn(sum(parts), size).bfloat16() / size**0.5, torch.randn(len(slots), size).bfloat16()
+    linear = Linear(weight if form is None else rounded(weight, form), gated=gated)
+    linear.pack(operators)
+    linear.adapters, reference = sides_of(operators, linear, room_of(parts, size, 4, torch.bfloat16), rows, [16, 5, 40, 64])
+    product = linear.silu_mul if gated else linear
+    together = product(x)
+    if form is None:
+        expected = x.float() @ weight.float().T
+        reference.add(x.float(), expected)
+        torch.testing.assert_close(together.float(), gate(expected) if gated else expected, atol=8e-2, rtol=2**-6)
+    for first, count in ((0, 1), (1, 1), (2, 1), (3, 1), (4, 13), (5, 20), (40, 8)):
+        rows.slots = torch.tensor(slots[first : first + count], dtype=torch.int32)
+        assert torch.equal(product(x[first : first + count]), together[first : first + count])
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -150,7 +175,7 @@ def test_an_empty_slot_takes_no_memory_and_an_adapter_what_its_rank_needs():
     side = NativeSide(library, room, AdapterRows(), None)
     assert side.nbytes == 0
     side.place(3, 16, random_touched(room, 16, (1,)))
-    assert side.nbytes == 16 * (128 + 64) * 2
+    assert 0 <= side.nbytes - 16 * (128 + 64) * 2 <= 1024
     side.place(3, 16, {})
     assert side.nbytes == 0
     assert not side.used

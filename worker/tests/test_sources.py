@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pagoda_worker.errors import ConfigError
+from pagoda_worker.settings.adapters import adapter_folder
 from pagoda_worker.settings.sources import resolve_source
 
 
@@ -41,3 +42,17 @@ def test_a_source_that_is_no_folder_is_refused_with_what_to_write(source: str, m
 def test_a_folder_without_a_model_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         resolve_source(str(tmp_path))
+
+
+ELSEWHERE = [
+    ("s3://bucket/sql", "a running worker reads folders only: copy it to one that the worker sees, and write file:///absolute/folder"),
+    ("pvc://claim/sql", "a running worker reads folders only"),
+    ("hf://org/sql", "this worker holds no complete copy of its revision main, .*declare it in spec.adapters"),
+    ("hf://sql", "adapter source hf://sql: write hf://ORGANISATION/NAME"),
+]
+
+
+@pytest.mark.parametrize(("source", "message"), ELSEWHERE, ids=[source for source, _ in ELSEWHERE])
+def test_an_adapter_that_lies_elsewhere_is_refused_with_what_to_do(tmp_path: Path, source: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        adapter_folder(source, cache=tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from stacks import model_folder
 
-from pagoda_operator.local.sources import SourceMissing, resolve_source
+from pagoda_operator.local.sources import SourceMissing, check_adapter, resolve_source
 from pagoda_operator.terminal.errors import CommandError
 from pagoda_operator.terminal.model_argument import as_yaml, manifest_for
 from pagoda_operator.terminal.submission import check, load
@@ -181,6 +181,8 @@ def test_hugging_face_models_in_the_local_cache_are_used_from_there_others_are_t
 def test_sources_that_need_a_cluster_say_what_to_use_here() -> None:
     with pytest.raises(SourceMissing, match="one machine has no PersistentVolumeClaims; use file://"):
         resolve_source("pvc://claim/path", {})
+    with pytest.raises(SourceMissing, match=r"one machine has no PersistentVolumeClaims; use file://FOLDER or hf://ORG/NAME$"):
+        check_adapter("pvc://claim/path")
 
 
 def test_built_in_models_need_no_folder() -> None:

@@ -125,22 +125,26 @@ class AdapterCase:
     model: str
     rank: int
     targets: tuple[str, ...]
+    quantization: str = ""
+    """Of the base model's weights; empty: none."""
     streams: int = 32
     prompt_tokens: int = 128
     output_tokens: int = 64
 
     @property
     def name(self) -> str:
-        return f"{self.model} c={self.streams} rank {self.rank}, {'q and v' if len(self.targets) == 2 else 'all projections'}"
+        model = f"{self.model} {self.quantization}".rstrip()
+        return f"{model} c={self.streams} rank {self.rank}, {'q and v' if len(self.targets) == 2 else 'all projections'}"
 
 
 ADAPTERS = 10
 """In one batch."""
 _ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ADAPTER_CASES = tuple(
-    AdapterCase(model, rank, targets) for model in ("tiny", "0.45b") for rank, targets in ((8, ("q_proj", "v_proj")), (16, _ALL))
+ADAPTER_CASES = (
+    *(AdapterCase(model, rank, targets) for model in ("tiny", "0.45b") for rank, targets in ((8, ("q_proj", "v_proj")), (16, _ALL))),
+    *(AdapterCase("0.45b", 16, _ALL, quantization) for quantization in ("int8", "int4")),
 )
-"""PEFT's defaults for a Llama, and what people take who want all they can have."""
+"""PEFT's defaults for a Llama, and what people take who want all they can have; that also beside a faster base model."""
 
 
 def adapter_jobs(case: AdapterCase, folders: Mapping[str, str]) -> dict[str, Job]:
@@ -148,6 +152,8 @@ def adapter_jobs(case: AdapterCase, folders: Mapping[str, str]) -> dict[str, Job
     names = list(folders)
     prompts = {"count": case.streams, "prompt_tokens": case.prompt_tokens, "vocab": VOCAB[1]}
     asked = {"random": prompts, "max_tokens": case.output_tokens, "ignore_eos": True, "warmup": True, "max_running": case.streams}
+    if case.quantization:
+        asked["quantization"] = case.quantization
     ways = {"base model": [""], "one adapter": names[:1], f"{len(names)} adapters": names}
     return {
         way: {

@@ -32,15 +32,15 @@ def resolve_source(source: str, environment: Mapping[str, str], revision: str | 
     raise SourceMissing(f"{source}: use file://FOLDER, hf://ORG/NAME, s3://BUCKET/FOLDER or builtin://tiny")
 
 
-def check_here(source: str) -> None:
+def check_here(source: str, instead: str = "file://FOLDER, hf://ORG/NAME or s3://BUCKET/FOLDER") -> None:
     """Raises SourceMissing for what no single machine has."""
     if source.startswith("pvc://"):
-        raise SourceMissing(f"{source}: one machine has no PersistentVolumeClaims; use file://FOLDER, hf://ORG/NAME or s3://BUCKET/FOLDER")
+        raise SourceMissing(f"{source}: one machine has no PersistentVolumeClaims; use {instead}")
 
 
 def check_adapter(source: str) -> None:
     """Raises SourceMissing for what no worker here could read."""
-    check_here(source)
+    check_here(source, "file://FOLDER or hf://ORG/NAME")
     folder = Path(source.removeprefix("file://"))
     if source.startswith("file://") and not (folder / "adapter_config.json").is_file():
         raise SourceMissing(

@@ -18,6 +18,8 @@ from pagoda_worker.native.library import Library
 _MOST_PARTS = 3
 _HEADER = 4 + _MOST_PARTS
 _LANES = 16
+_PAST_THE_END = 512
+"""Values that a tile may read beyond a block in pairs."""
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -95,4 +97,4 @@ def _in_pairs(rank: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     a = F.pad(a, (0, 0, 0, -len(a) % _LANES))
     a = a.view(len(a), -1, 2).transpose(0, 1)
     columns = [F.pad(b, (0, 0, 0, filled - rank)).view(filled // 2, 2, -1, _LANES).permute(2, 0, 3, 1) for _, b in pairs]
-    return torch.cat([each.reshape(-1) for each in (a, *columns)])
+    return torch.cat([each.reshape(-1) for each in (a, *columns, a.new_zeros(_PAST_THE_END))])

@@ -77,6 +77,7 @@ def read_adapter(
         raise AdapterError(f"{path} cannot be read: {error}") from error
     _check_complete(path, config, pairs, shapes)
     ready = {module: _ready(sides["A"], sides["B"], scale, dtype, pin=pin) for module, sides in pairs.items()}
+    _check_finite(path, ready, dtype)
     nbytes = sum(a.nbytes + b.nbytes for a, b in ready.values())
     return AdapterWeights(rank, digest.hexdigest()[:16], nbytes, ready)
 
@@ -156,6 +157,15 @@ def _check_every_layer(path: Path, targets: Sequence[str], pairs: Mapping[str, o
     for module in shapes:
         if module not in pairs and any(_names(module, target) for target in targets):
             raise AdapterError(f"{path}: tensor 'base_model.model.{module}.lora_A.weight' is missing, target_modules promises it")
+
+
+def _check_finite(path: Path, ready: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtype) -> None:
+    """As they will be multiplied: kernels give rows of other adapters zeros, and zero times infinity is no zero."""
+    for module, pair in ready.items():
+        for side, tensor in zip("AB", pair, strict=True):
+            if not bool(torch.isfinite(tensor).all()):
+                name = f"base_model.model.{module}.lora_{side}.weight"
+                raise AdapterError(f"{path}: tensor {name!r} holds a value that is not finite in {str(dtype).removeprefix('torch.')}")
 
 
 def _names(module: str, target: object) -> bool:

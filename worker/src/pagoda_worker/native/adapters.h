@@ -1,42 +1,21 @@
 // LoRA deltas of rows that each have an adapter of their own, added to a product's rows. Two passes: a row's few numbers (shrink), then those
 // into its columns (expand). Rows of one adapter are taken together and share what is read of it; each row adds up in the same order alone
 // and in company. T is float or bf16; sums are float32. adapters_pairs.h has bf16 with vectors of 16.
-//
-// What lies in a slot is one block of memory, A and then B, made by layers/native_adapters.py of the parts that the adapter touches, in the
-// order of parts:
-//
-//     A    [touched parts, rank, in]
-//     B    of each touched part [rank, its columns]: transposed, times the scale
 #pragma once
 #include <algorithm>
 #include <type_traits>
 #include <vector>
 
+#include "adapter_side.h"
+#include "linear_fp8.h"
 #include "linear_quantized.h"
 #include "parallel.h"
 #include "vec.h"
 
 namespace pagoda {
 
-constexpr int64_t MOST_PARTS = 3, ADDED_COLUMNS = 512;
-constexpr int64_t HALF = 16;         // columns of each half that lie together in an interleaved y, see linear.h
+constexpr int64_t ADDED_COLUMNS = 512;
 constexpr int64_t GATED_ROWS = 512;  // whose product waits in memory for the deltas and the gate
-
-struct InSlot {
-    const void* weights;
-    int64_t rank;     // 0: there is no adapter, or it does not touch this linear
-    int64_t touched;  // bit p: part p
-};
-
-// Of one linear; written by Python, slots follow at once.
-struct AdapterSide {
-    int64_t parts, slot_count, size, interleaved;
-    int64_t ends[MOST_PARTS];  // where each part's columns end
-
-    const InSlot& slot(int64_t i) const { return reinterpret_cast<const InSlot*>(this + 1)[i]; }
-    int64_t begin(int64_t part) const { return part ? ends[part - 1] : 0; }
-    int64_t out() const { return ends[parts - 1]; }
-};
 
 template <class T>
 struct Deltas {
@@ -74,19 +53,6 @@ inline std::vector<Group<N>> groups_of(const Deltas<T>& d) {
         group.row[group.count++] = row;
     }
     return groups;
-}
-
-inline int64_t touched_parts(const InSlot& slot) { return __builtin_popcountll(slot.touched); }
-
-// body(part, its place among those that are touched, where its B begins when a rank takes `ranks` of room).
-template <class Body>
-inline void for_touched(const AdapterSide& side, const InSlot& slot, int64_t ranks, const Body& body) {
-    int64_t place = 0, at = 0;
-    for (int64_t part = 0; part < side.parts; part++) {
-        if (!(slot.touched >> part & 1)) continue;
-        body(part, place++, at);
-        at += ranks * (side.ends[part] - side.begin(part));
-    }
 }
 
 // Pieces of a part's columns, so that several threads have some to add.
@@ -192,7 +158,7 @@ inline void gate_halves(const T* y, T* out, int64_t rows, int64_t size, int64_t 
     });
 }
 
-// A product whose rows have adapters. What they add comes before the gate, so a gated product waits in memory, some rows at a time.
+// A product whose rows have adapters: it adds them in its sums where it has tiles, else they are added to its rows. What they add comes before the gate, so a gated product waits in memory, some rows at a time.
 // `run` computes a product of P's kind; T: of its x and y. `adapters`: an AdapterSide, null where the step has none.
 template <class T, class P, class Run>
 inline void run_adapted(const P& p, const void* adapters, const void* of_rows, const Run& run) {
@@ -201,6 +167,14 @@ inline void run_adapted(const P& p, const void* adapters, const void* of_rows, c
     const int32_t* slots = static_cast<const int32_t*>(of_rows);
     const T* x = static_cast<const T*>(p.x);
     T* y = static_cast<T*>(p.y);
+#if defined(__AMX_BF16__)
+    if constexpr (std::is_base_of<Product, P>::value) {
+        const Added added = added_in_tiles(Deltas<T>{side, slots, x, y, p.M, p.ldx, p.ldy});
+        P with = p;
+        if (!added.blocks.empty()) with.added = &added;
+        return run(with);
+    }
+#endif
     if (p.epilogue != SILU_MUL) {
         run(p);
         add_deltas(Deltas<T>{side, slots, x, y, p.M, p.ldx, p.ldy});

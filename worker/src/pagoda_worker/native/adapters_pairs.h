@@ -158,3 +158,7 @@ inline void add_deltas(const Deltas<bf16>& d) {
 }
 
 }  // namespace pagoda
+
+#if defined(__AMX_BF16__)
+#include "adapters_added.h"
+#endif

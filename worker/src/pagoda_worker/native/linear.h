@@ -21,6 +21,7 @@ constexpr int64_t STEP_K = 32;
 constexpr int64_t TILE = 512;  // values of one half panel and one step of k
 
 enum Epilogue { PLAIN = 0, ADD = 1, SILU_MUL = 2 };
+struct Added;  // by adapters, see adapters_in_tiles.h
 
 // Everything of one call.
 struct Product {
@@ -31,6 +32,7 @@ struct Product {
     bf16* y;               // [M, N], rows ldy apart; SILU_MUL: [M, N / 2], columns of a panel being 16 of the gate, then 16 of the other
     int64_t M, N, K, ldx, ldy;
     int epilogue;
+    const Added* added = nullptr;
 
     int64_t panels() const { return (N + PANEL - 1) / PANEL; }
     int64_t steps() const { return K / STEP_K; }

@@ -51,6 +51,10 @@ inline void prefetch_to_l2(const void* at, int64_t lines) {
     for (int64_t i = 0; i < lines; i++) _mm_prefetch(static_cast<const char*>(at) + i * 64, _MM_HINT_T1);
 }
 
+}  // namespace pagoda
+#include "adapters_in_tiles.h"
+namespace pagoda {
+
 // At most 16 rows, one panel: each weight is read once and used at once. Asked for, a few lines between tiles, is what comes AHEAD of it,
 // behind the panel's end the beginning of `next`.
 inline void few_rows(const Product& p, int64_t panel, const bf16* next) {
@@ -69,6 +73,7 @@ inline void few_rows(const Product& p, int64_t panel, const bf16* next) {
         _tile_dpbf16ps(1, 4, 6);
     }
     alignas(64) float sums[16 * PANEL];
+    if (p.added) add_to_sums(*p.added, 0, panel);
     _tile_stored(0, sums, PANEL * 4);
     _tile_stored(1, sums + 16, PANEL * 4);
     finish(p, sums, 0, p.M, panel);
@@ -169,6 +174,7 @@ inline void block_by_panel(const Product& p, const bf16* packed, int64_t m0, int
                 if (step % 8 == 4) _tile_stored(0, nowhere, 0);
                 if (strip == 0) prefetch_to_l1(w + 2 * TILE, 32);
                 if (next) prefetch_to_l2(next, lines), next += lines * 32;
+                if (last && p.added && ahead < p.panels()) p.added->prefetch(m / STRIP, ahead, step - begin, end - begin);
                 _tile_loadd(6, w, 64);
                 _tile_stream_loadd(4, upper, 64);
                 _tile_dpbf16ps(0, 4, 6);
@@ -180,6 +186,7 @@ inline void block_by_panel(const Product& p, const bf16* packed, int64_t m0, int
                 waiting.finish(rows_a_step);
                 if (last) waiting.end.ask(m + (step - begin) * rows_a_step, m + std::min(there, (step - begin + 1) * rows_a_step));
             }
+            if (last && p.added) add_to_sums(*p.added, m / STRIP, panel);
             store_sums(last ? own : sums);
             if (!last) continue;
             if (waiting.end.whole) {

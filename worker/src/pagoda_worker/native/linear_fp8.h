@@ -53,13 +53,15 @@ inline void open_steps(const uint8_t* from, int64_t steps, bf16* to) {
     for (int64_t i = 0; i < steps * STEP_BYTES; i += OPENED) open_bytes(from + i, to + i);
 }
 
-// totals [rows, 32] += sums of one group of inputs; after the last one they are finished.
-inline void add_scaled(const Fp8Product& p, const float* sums, float* totals, int64_t m, int64_t rows, int64_t panel, int64_t group) {
+// totals [rows, 32] += sums of one group of inputs, and more without a scale; after the last one they are finished.
+inline void add_scaled(const Fp8Product& p, const float* sums, float* totals, int64_t m, int64_t rows, int64_t panel, int64_t group,
+                       const float* more = nullptr) {
     const float* scales = p.scales_of(panel, group);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < PANEL; c += W) {
             V before = group == 0 ? broadcast(0.0f) : load(totals + r * PANEL + c);
-            store(totals + r * PANEL + c, fma(load(sums + r * PANEL + c), load(scales + c), before));
+            V total = fma(load(sums + r * PANEL + c), load(scales + c), before);
+            store(totals + r * PANEL + c, more ? total + load(more + r * PANEL + c) : total);
         }
     if (group + 1 == p.groups) finish(p, totals, m, rows, panel);
 }
@@ -73,7 +75,7 @@ constexpr int64_t STEPS_AT_ONCE = 2;  // 4 KB of bf16, in L1 while it is multipl
 inline void strip_by_panel(const Fp8Product& p, const bf16* upper, const bf16* lower, int64_t stride, int64_t step_values, int64_t m,
                            int64_t rows, int64_t panel, const bf16* open) {
     alignas(64) bf16 here[2][STEPS_AT_ONCE * 2 * TILE];  // one is opened while the other is multiplied
-    alignas(64) float sums[32 * PANEL], totals[32 * PANEL];
+    alignas(64) float sums[32 * PANEL], totals[32 * PANEL], more[32 * PANEL];
     const uint8_t* bytes = p.panel_bytes(panel);
     int64_t steps_a_group = p.steps() / p.groups, step = 0;
     auto open_block = [&](int64_t from) {
@@ -107,7 +109,9 @@ inline void strip_by_panel(const Fp8Product& p, const bf16* upper, const bf16* l
             _tile_stored(2, sums + 16 * PANEL, PANEL * 4);
             _tile_stored(3, sums + 16 * PANEL + 16, PANEL * 4);
         }
-        add_scaled(p, sums, totals, m, rows, panel, group);
+        const bool adds = p.added && group + 1 == p.groups;
+        if (adds) added_sums(*p.added, m / STRIP, panel, lower != nullptr, more);
+        add_scaled(p, sums, totals, m, rows, panel, group, adds ? more : nullptr);
     }
 }
 

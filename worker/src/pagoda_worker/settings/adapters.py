@@ -15,6 +15,10 @@ from pagoda_worker.settings.sources import FETCHED_SCHEMES
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 FIELDS = ("name", "source", "revision")
+_ELSEWHERE = (
+    "a running worker reads folders only: copy it to one that the worker sees, and write file:///absolute/folder, or hf://ORG/NAME of one "
+    "in spec.adapters"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,9 @@ def check_name(name: str) -> None:
 def adapter_folder(source: str, *, revision: str = DEFAULT_REVISION, cache: Path | None = None) -> Path:
     """Raises ConfigError with one sentence: what was asked, what there is, what to write."""
     if source.startswith(FETCHED_SCHEMES):
-        found = SourceFolder(cache, parse_remote(source)).find(revision) if cache is not None else None
+        found = SourceFolder(cache, parse_remote(source, "adapter source")).find(revision) if cache is not None else None
+        if found is None and not source.startswith("hf://"):
+            raise ConfigError(f"adapter source {source[:200]}: {_ELSEWHERE}")
         if found is None:
             raise ModelMissing(
                 f"adapter source {source}: this worker holds no complete copy of its revision {revision}, and only the fetch step "
@@ -65,7 +71,7 @@ def adapter_folder(source: str, *, revision: str = DEFAULT_REVISION, cache: Path
         return found.folder
     path = Path(source.removeprefix("file://"))
     if not path.is_absolute():
-        raise ConfigError(f"adapter source {source[:200]}: write file:///absolute/folder, or hf:// or s3:// of one that was fetched")
+        raise ConfigError(f"adapter source {source[:200]}: {_ELSEWHERE}")
     if not (path / "adapter_config.json").is_file():
         raise ModelMissing(f"adapter source {source}: {path} has no adapter_config.json; it must be a PEFT folder that the worker can see")
     return path

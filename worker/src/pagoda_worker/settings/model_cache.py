@@ -47,18 +47,18 @@ class RemoteSource:
         return self.path.partition("/")[2]
 
 
-def parse_remote(source: str) -> RemoteSource:
-    """Raises ConfigError."""
+def parse_remote(source: str, named: str = "PAGODA_MODEL_SOURCE") -> RemoteSource:
+    """`named`: who gave it. Raises ConfigError."""
     scheme, _, path = source.partition("://")
     path = path.rstrip("/")
     if scheme == "hf" and not _HUB_NAME.fullmatch(path):
-        raise ConfigError(f"PAGODA_MODEL_SOURCE {source}: write hf://ORGANISATION/NAME")
+        raise ConfigError(f"{named} {source}: write hf://ORGANISATION/NAME")
     if scheme == "s3":
         bucket, _, prefix = path.partition("/")
         if not _BUCKET.fullmatch(bucket) or not prefix or ".." in prefix.split("/"):
-            raise ConfigError(f"PAGODA_MODEL_SOURCE {source}: write s3://BUCKET/FOLDER")
+            raise ConfigError(f"{named} {source}: write s3://BUCKET/FOLDER")
     if scheme not in ("hf", "s3"):
-        raise ConfigError(f"PAGODA_MODEL_SOURCE {source}: hf://ORGANISATION/NAME and s3://BUCKET/FOLDER can be fetched")
+        raise ConfigError(f"{named} {source}: hf://ORGANISATION/NAME and s3://BUCKET/FOLDER can be fetched")
     return RemoteSource(scheme, path)
 
 

@@ -30,7 +30,7 @@ ADAPTER_FIELDS: Mapping[str, Field] = {
         "hf",
         "pvc",
         "file",
-        otherwise="write hf://ORG/NAME, pvc://CLAIM/FOLDER or file:///FOLDER: an adapter from elsewhere goes onto a claim first",
+        otherwise="write hf://ORG/NAME, pvc://CLAIM/FOLDER or file:///FOLDER: copy an adapter of s3:// or elsewhere to one of them first",
     ),
     "spec.adapters[].revision": REVISION,
 }
