@@ -7,6 +7,7 @@ constexpr int64_t BLOCK_ROWS = 512;  // rows and
 constexpr int64_t BLOCK_STEPS = 32;  // steps of k of a block of x: 1 MB, half of a core's L2
 constexpr int64_t L1_STEPS = 16;     // steps of k that a panel's 32 KB stay in L1 for, while strip after strip of x passes by
 constexpr int64_t GROUP = 2;         // panels of one piece of work: two threads that write neighbouring lines of y take them from each other
+constexpr int64_t RUN = 4;           // panels that a thread reads on through with few rows
 constexpr int64_t AHEAD = 1;         // steps that the weight is asked for before it is needed, where it comes from memory
 
 struct TileShape {
@@ -226,9 +227,9 @@ inline void many_rows(const Product& p) {
 
 inline void linear(const Product& p) {
     if (p.M <= 16) {
-        parallel_for(p.panels(), [&](int64_t panel) {
+        parallel_for_runs(p.panels(), RUN, [&](int64_t panel, int64_t end) {
             configure(TileShape(p.M));
-            few_rows(p, panel, p.panel(std::min<int64_t>(panel + team.threads, p.panels() - 1)));
+            for (; panel < end; panel++) few_rows(p, panel, p.panel(std::min(panel + 1, p.panels() - 1)));
             _tile_release();
         });
     } else {

@@ -5,7 +5,6 @@ namespace pagoda {
 
 // At most 16 rows, one panel in eight bits: each weight is read once and used at once. As few_rows of linear_amx.h.
 inline void few_rows_by_eight(const QuantizedProduct& p, const Activations& a, int64_t panel, const uint8_t* next) {
-    configure(shape_of(p.M, STEP_8));
     const int8_t* x = a.values;
     const uint8_t* w = p.panel(panel);
     _tile_zero(0);
@@ -25,7 +24,6 @@ inline void few_rows_by_eight(const QuantizedProduct& p, const Activations& a, i
     _tile_stored(0, dots, PANEL * 4);
     _tile_stored(1, dots + 16, PANEL * 4);
     Pending<false>{dots, totals, 0, panel, 0, 0, p.M}.add_rows(p, a, p.M);
-    _tile_release();
 }
 
 // Rows of a strip that wait to be scaled and written, a few at a time, while the tiles of the next strip are multiplied: done at once, the same

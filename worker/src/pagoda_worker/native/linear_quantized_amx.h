@@ -122,7 +122,6 @@ inline void unpack_step(const uint8_t* from, uint8_t* to) {
 // At most 16 rows, one panel in four bits. The next step is unpacked while this one is multiplied.
 inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, int64_t panel, const uint8_t* next) {
     int64_t depth = std::min(STEP_8, p.group()), steps_a_group = p.group() / depth, at = 0;
-    configure(shape_of(p.M, depth));
     alignas(64) uint8_t tiles[2][2 * TILE_8];
     alignas(64) int32_t dots[2][16 * PANEL];
     alignas(64) float totals[16 * PANEL];
@@ -151,7 +150,6 @@ inline void few_rows_by_four(const QuantizedProduct& p, const Activations& a, in
         pending = {dots[group % 2], totals, 0, panel, group, 0, p.M};
     }
     pending.add_rows(p, a, 16);
-    _tile_release();
 }
 
 // Rows of a strip whose sums of one group wait, as ScaledRows: they are added up in float, and end with the last group.
@@ -247,9 +245,13 @@ inline void many_rows_by_tiles(const QuantizedProduct& p, const Activations& a) 
 
 inline void by_tiles(const QuantizedProduct& p, const Activations& a) {
     if (p.M > 16) return many_rows_by_tiles(p, a);
-    parallel_for(p.panels(), [&](int64_t panel) {
-        const uint8_t* next = p.panel(std::min<int64_t>(panel + team.threads, p.panels() - 1));
-        p.four_bits ? few_rows_by_four(p, a, panel, next) : few_rows_by_eight(p, a, panel, next);
+    parallel_for_runs(p.panels(), RUN, [&](int64_t panel, int64_t end) {
+        configure(shape_of(p.M, std::min(STEP_8, p.group())));
+        for (; panel < end; panel++) {
+            const uint8_t* next = p.panel(std::min(panel + 1, p.panels() - 1));
+            p.four_bits ? few_rows_by_four(p, a, panel, next) : few_rows_by_eight(p, a, panel, next);
+        }
+        _tile_release();
     });
 }
 

@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -115,6 +116,14 @@ extern Team team;
 template <class Body>
 void parallel_for(int64_t count, const Body& body) {
     team.run(count, body);
+}
+
+// The same in runs of neighbours, at most `longest` long, for what a thread reads on through: body(begin, end). Short enough that all threads
+// end together.
+template <class Body>
+void parallel_for_runs(int64_t count, int64_t longest, const Body& body) {
+    const int64_t run = std::min(longest, std::max<int64_t>(count / (4 * team.threads), 1));
+    team.run((count + run - 1) / run, [&](int64_t i) { body(i * run, std::min((i + 1) * run, count)); });
 }
 
 }  // namespace pagoda
