@@ -98,7 +98,9 @@ def _bearer(key: str) -> dict[str, str]:
 
 
 def _listed(url: str, key: str) -> list[str]:
-    return [model["id"] for model in httpx.get(f"{url}/v1/models", headers=_bearer(key)).raise_for_status().json()["data"]]
+    """Nothing while the router refuses the key: it may not have read it yet."""
+    answer = httpx.get(f"{url}/v1/models", headers=_bearer(key))
+    return [model["id"] for model in answer.json()["data"]] if answer.is_success else []
 
 
 def _ask(url: str, key: str) -> str | None:
