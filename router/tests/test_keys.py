@@ -1,6 +1,7 @@
 """Keys: kept as digests, looked up in memory, refused when revoked, expired or out of scope, and still there after kill -9."""
 
 import asyncio
+import json
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pagoda_router.database.sqlite import SqliteDatabase
 from pagoda_router.errors import ConfigError, DatabaseError, KeysUnavailable, Unauthorized
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
+from pagoda_router.keys.admin import KEYS, KeyAdmin
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
 from pagoda_router.keys.store import KeyStore
@@ -165,6 +167,13 @@ async def test_another_routers_change_is_known_after_a_refresh(
     refreshing.cancel()
     with pytest.raises(Unauthorized):
         ours.check(b"Bearer " + secret.encode())
+
+
+async def test_a_list_of_keys_has_what_another_router_made(store: KeyStore, calendar: Calendar, tmp_path: Path) -> None:
+    ours, theirs = (Keyring("root", KeyStore(SqliteDatabase(tmp_path / "router.sqlite3")), calendar=calendar) for _ in range(2))
+    _, key = await theirs.create(ApiKey(id="", prefix="", name="n", tenant="blue"))
+    status, body = await KeyAdmin(ours).answer("GET", KEYS, b"")
+    assert (status, [each["id"] for each in json.loads(body)["data"]]) == (200, [key.id])
 
 
 async def test_known_keys_go_on_working_without_their_database(store: KeyStore, calendar: Calendar, tmp_path: Path) -> None:

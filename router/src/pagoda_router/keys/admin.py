@@ -60,7 +60,7 @@ class KeyAdmin:
         if key_id:
             return 200, msgspec.json.encode(key_document(await self._one(method, key_id, body)))
         if method == "GET":
-            return 200, msgspec.json.encode({"object": "list", "data": [key_document(key) for key in self._keyring.list()]})
+            return 200, msgspec.json.encode({"object": "list", "data": [key_document(key) for key in await self._keyring.latest()]})
         if method != "POST":
             raise MethodNotAllowed(f"{KEYS} takes GET or POST, not {method[:20]}", allow="GET, POST")
         secret, key = await self._keyring.create(_wanted(body))

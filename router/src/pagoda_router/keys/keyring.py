@@ -8,6 +8,7 @@ import hmac
 import logging
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import NoReturn
 
@@ -56,6 +57,13 @@ class Keyring:
         if key.expires_unix_s is not None and self._calendar() >= key.expires_unix_s:
             raise Unauthorized(f"the API key {key.prefix}… has expired: ask for another")
         return key
+
+    async def latest(self) -> list[ApiKey]:
+        """Those that other routers made too: read anew. While the store cannot be read, those known last."""
+        if self._store is not None:
+            with suppress(DatabaseError):
+                await self._refresh(self._store)
+        return self.list()
 
     def list(self) -> list[ApiKey]:
         """Of this memory: as old as REFRESH_S at most."""
