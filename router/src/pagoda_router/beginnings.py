@@ -57,7 +57,7 @@ class KnownBeginnings(Generic[Content, Worked]):
         return best
 
     def remember(self, whose: Hashable, content: Content, worked: Worked, size_bytes: int, near: Beginning[Content, Worked] | None) -> None:
-        """`size_bytes`: of all that is kept. `near`: what was found for this content, if anything was."""
+        """`size_bytes`: of all that is kept, the LEAD a second time. `near`: what was found for this content, if anything was."""
         if len(content) < LEAD or size_bytes > self._most_bytes:
             return
         alike = self._alike.setdefault((whose, content[:LEAD]), [])

@@ -5,8 +5,8 @@ Owns what it remembers, bounded in bytes. The placer (dispatch/placing.py) owns 
 
 from collections.abc import Sequence
 
-from pagoda_router.beginnings import KnownBeginnings
-from pagoda_router.placement.prefixes import HASH_BYTES, PrefixChain, block_hashes, root_hash
+from pagoda_router.beginnings import LEAD, KnownBeginnings
+from pagoda_router.placement.prefixes import HASH_BYTES, PrefixChain, block_hashes, chain_of, root_hash
 from pagoda_router.token_ids import BYTES_PER_ID, packed
 
 MOST_BYTES = 32 * 2**20
@@ -30,9 +30,9 @@ class PrefixChains:
     ) -> PrefixChain:
         """Of the whole prompt: what only its first message keys sends every conversation with one greeting to one worker. `label`: of the
         adapter, what hashes cover."""
+        if salt or len(prompt_ids) * BYTES_PER_ID < LEAST_IDS_BYTES:  # a salt is one request's own
+            return chain_of(prompt_ids, block_size, salt, adapter=adapter, label=label)
         content, root = packed(prompt_ids), root_hash(salt, label)
-        if len(content) < LEAST_IDS_BYTES or salt:  # a salt is one request's own
-            return PrefixChain(block_size, tuple(block_hashes(content, block_size, root)), adapter)
         whose = tenant, block_size, root
         near = self._known.longest(whose, content)
         hashes: tuple[bytes, ...] = ()
@@ -41,5 +41,5 @@ class PrefixChains:
         rest = block_hashes(content, block_size, root, hashes)
         if rest:
             hashes = (*hashes, *rest)
-            self._known.remember(whose, content, hashes, len(content) + BYTES_PER_HASH * len(hashes), near)
+            self._known.remember(whose, content, hashes, len(content) + LEAD + BYTES_PER_HASH * len(hashes), near)
         return PrefixChain(block_size, hashes, adapter)

@@ -22,7 +22,7 @@ from itertools import accumulate
 from sys import getsizeof
 from typing import Any, NamedTuple
 
-from pagoda_router.beginnings import Beginning, KnownBeginnings
+from pagoda_router.beginnings import LEAD, Beginning, KnownBeginnings
 
 CHUNK_CHARS = 1024
 """At least; a chunk ends at the first place after so many where a text may be cut."""
@@ -169,4 +169,5 @@ class KnownTexts:
         return near, NOTHING_CUT if near is None else near.known.worked.first(near.length)
 
     def remember(self, scope: str, text: str, cut: CutText, near: "Beginning[str, CutText] | None") -> None:
-        self._texts.remember(scope, text, cut, getsizeof(text) + len(cut.packed) + ENTRY_BYTES, near)
+        size_bytes = getsizeof(text) + getsizeof(text[:LEAD]) + len(cut.packed) + ENTRY_BYTES
+        self._texts.remember(scope, text, cut, size_bytes, near)

@@ -19,7 +19,7 @@ _MOST_PARTS = 3
 _HEADER = 4 + _MOST_PARTS
 _LANES = 16
 _PAST_THE_END = 512
-"""Values that a tile may read beyond a block in pairs."""
+"""Values that a tile may read beyond a block in pairs: PAST_THE_END of native/adapters_in_tiles.h."""
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 

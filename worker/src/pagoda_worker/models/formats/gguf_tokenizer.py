@@ -86,10 +86,8 @@ def tokenizer_of(file: GgufFile) -> dict[str, Any]:
 
 def special_tokens_of(file: GgufFile) -> dict[str, str]:
     """As tokenizer_config.json names them; those that the file tells."""
-    told, named = (
-        file.metadata.get("tokenizer.ggml.tokens"),
-        {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"},
-    )
+    named = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    told = file.metadata.get("tokenizer.ggml.tokens")
     tokens = told if isinstance(told, list) else []
     numbers = {name: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in named.items()}
     return {name: tokens[number] for name, number in numbers.items() if isinstance(number, int) and 0 <= number < len(tokens)}
