@@ -237,6 +237,15 @@ async def test_a_refusal_of_the_only_full_worker_is_an_overload(tmp_path, worker
         assert 1 <= raised.value.retry_after_s <= 60
 
 
+async def test_a_request_whose_credits_went_to_another_router_waits_for_new_ones(tmp_path, worker):
+    async with rig(tmp_path, worker) as router:
+        task = asyncio.create_task(router.collect())
+        first = (await worker.next_submit()).request_id
+        worker.refuse(first, wire.Refused.OVERLOADED, "they do not fit this session's credits", "reserved_kv_tokens")
+        worker.finish((await worker.next_submit()).request_id)
+        assert ends_of(await task) == {0: "stop"}
+
+
 async def test_a_worker_that_is_not_ready_any_more_gets_the_request_back_when_it_is(tmp_path, worker):
     async with rig(tmp_path, worker) as router:
         task = asyncio.create_task(router.collect())

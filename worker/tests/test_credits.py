@@ -130,6 +130,15 @@ def test_a_submit_sent_before_a_shrunken_grant_arrived_still_fits():
     assert not ledger.fits("first", 101)
 
 
+def test_who_is_granted_what_another_spends_meanwhile_does_not_fit():
+    ledger: CreditLedger[str] = CreditLedger(100)
+    ledger.open("first")
+    ledger.open("second")
+    ledger.spend("first", 95)  # sent before its grant shrank
+    assert not ledger.fits("second", 10)
+    assert dict(ledger.changes())["second"] == 5
+
+
 def test_giving_back_more_than_was_spent_is_a_bug():
     ledger: CreditLedger[str] = CreditLedger(100)
     ledger.open("only")

@@ -144,4 +144,5 @@ def refusal(refused: Any) -> RefusedByWorker:
         message,
         None if fault is None else fault(message, param=param or None),
         overloaded=refused.code == wire.Refused.OVERLOADED,
+        passed_credits=refused.code == wire.Refused.OVERLOADED and param == "reserved_kv_tokens",
     )

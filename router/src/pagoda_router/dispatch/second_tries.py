@@ -113,6 +113,10 @@ class SecondTries:
         if refused.error is not None:
             raise refused.error
         pending.attempts += 1
+        if refused.passed_credits and pending.attempts < MOST_ATTEMPTS:
+            pending.generation.trace.attempts[-1].failed = "refused"
+            self._metrics.retried(pending.model, "refused")
+            return  # it waits for credits, as it would have done had it known
         pending.avoid.add(stream.worker)
         others = any(view.routable and view.worker not in pending.avoid for view in self._placer.views(pending))
         if pending.attempts >= MOST_ATTEMPTS or (refused.overloaded and not others):

@@ -67,8 +67,10 @@ class CreditLedger(Generic[SessionKey]):
         self._stale = True
 
     def fits(self, session: SessionKey, tokens: int) -> bool:
-        """A grant may shrink while a submit is under way, so a session may pass its allowance; nobody may pass the capacity."""
-        return self._accounts[session].in_use + tokens <= self._capacity
+        """A grant may shrink while a submit is under way, so a session may pass its allowance; all of them together never pass the capacity.
+        Then whoever comes second does not fit, and has been told of its smaller grant when it hears so."""
+        assert session in self._accounts
+        return self.in_use_tokens + tokens <= self._capacity
 
     def spend(self, session: SessionKey, tokens: int) -> None:
         self._accounts[session].in_use += tokens
