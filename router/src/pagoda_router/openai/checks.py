@@ -3,14 +3,13 @@
 prepare.py calls it with what the model allows.
 """
 
-from dataclasses import dataclass
-
 from pagoda_router.catalog import TextAssets
 from pagoda_router.errors import BadRequest, ContextTooLong
 from pagoda_router.generation import Sampling
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionRequest, EmbeddingRequest
 from pagoda_router.openai.structured import structured_of
+from pagoda_router.records import record
 from pagoda_router.text.tokens import TokenText
 
 TINY_TOP_P = 1e-6
@@ -37,7 +36,7 @@ UNDESCRIBED = TextAssets(
 """A model that no worker has described yet allows everything: what is still wrong then would be wrong for any model."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class TextRules:
     """How a sequence's text is made from its tokens; the router's own business."""
 

@@ -14,9 +14,9 @@ when memory is full is the end of the chain that was used longest ago.
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from pagoda_router.placement.prefix_tree import PrefixTree
+from pagoda_router.records import record
 from pagoda_router.token_ids import BYTES_PER_ID, packed
 
 HASH_VERSION = 1
@@ -27,7 +27,7 @@ MOST_BLOCKS = 262_144
 MARK_BLOCKS = 64
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class PrefixChain:
     """The hashes of a prompt's full blocks, in order."""
 
