@@ -127,6 +127,11 @@ class WaitingRoom(Generic[T]):
 
     def start_those_that_fit(self, start: Callable[[Waiting[T]], bool], now_s: float = 0.0) -> None:
         """Offers waiting requests in turn; `start` answers whether it found a place: then the request leaves and its tenant is charged."""
+        if len(self) == 1:  # while there is room for all, a newcomer is alone here
+            alone = next(iter(self))
+            if start(alone):
+                self._leaves(alone, (), now_s)
+            return
         for group in list(self._groups):
             self._offer(group, start, now_s)
 

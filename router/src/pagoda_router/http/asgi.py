@@ -27,6 +27,8 @@ EVENT_STREAM_HEADERS: Headers = (
     (b"x-accel-buffering", b"no"),
 )
 LONGEST_REQUEST_ID = 128
+BY_NAME = "pagoda.headers"
+"""Of a scope: the first header of each name, once somebody asked."""
 
 
 class ClientGone(Exception):
@@ -35,11 +37,10 @@ class ClientGone(Exception):
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """The first header of this lower-case name."""
-    headers: Headers = scope["headers"]
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
+    known: dict[bytes, bytes] | None = scope.get(BY_NAME)
+    if known is None:  # some seven are asked for of each request
+        known = scope[BY_NAME] = dict(reversed(scope["headers"]))
+    return known.get(name)
 
 
 def take_direct(scope: Scope) -> DirectResponse | None:

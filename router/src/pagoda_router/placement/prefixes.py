@@ -41,9 +41,18 @@ NO_CHAIN = PrefixChain(1, ())
 
 
 def root_hash(salt: bytes, adapter: str = "") -> bytes:
+    if not (salt or adapter):
+        return USUAL_ROOT
+    return _root_hash(salt, adapter)
+
+
+def _root_hash(salt: bytes, adapter: str) -> bytes:
     name = adapter.encode()
     framed = len(salt).to_bytes(4, "little") + salt + len(name).to_bytes(4, "little") + name
     return hashlib.blake2b(framed, digest_size=HASH_BYTES).digest()
+
+
+USUAL_ROOT = _root_hash(b"", "")
 
 
 def chain_of(prompt_ids: Sequence[int], block_size: int, salt: bytes = b"", *, adapter: str = "", label: str = "") -> PrefixChain:
