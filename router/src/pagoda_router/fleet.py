@@ -176,7 +176,10 @@ class Fleet:
 
     def block_size(self, model: ModelName) -> int:
         """Of the first worker that told; 16, what workers use unless told otherwise, before."""
-        return next((size for link in self.links(model) if (size := link.block_size) is not None), 16)
+        for link in self.links(model):
+            if (size := link.block_size) is not None:
+                return size
+        return 16
 
     # ------------------------------------------------------------ Catalog
 

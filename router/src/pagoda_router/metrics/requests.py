@@ -50,6 +50,11 @@ class _Usual(NamedTuple):
     first_token_predicted: Value
     first_token_actual: Value
     first_token_error: Value
+    settled: Value
+    refunded: Value
+    overrun: Value
+    predicted_output: Value
+    actual_output: Value
 
 
 class RouterMetrics:
@@ -201,6 +206,11 @@ class RouterMetrics:
                 self._first_token_predicted.labels(model),
                 self._first_token_actual.labels(model),
                 self._first_token_error.labels(model),
+                self._settled.labels(model),
+                self._refunded.labels(model),
+                self._overrun.labels(model),
+                self._predicted.labels(model),
+                self._actual.labels(model),
             )
         return found
 
@@ -248,14 +258,17 @@ class RouterMetrics:
 
     def settled(self, settlement: Settlement) -> None:
         model, reserved_tokens, used_tokens = settlement.model, settlement.reserved_tokens, settlement.used_tokens
-        self._settled.labels(model).inc(min(used_tokens, reserved_tokens))
-        self._refunded.labels(model).inc(max(0, reserved_tokens - used_tokens))
-        self._overrun.labels(model).inc(max(0, used_tokens - reserved_tokens))
+        usual = self._usual_of(model)
+        usual.settled.inc(min(used_tokens, reserved_tokens))
+        if used_tokens < reserved_tokens:
+            usual.refunded.inc(reserved_tokens - used_tokens)
+        elif used_tokens > reserved_tokens:
+            usual.overrun.inc(used_tokens - reserved_tokens)
         if settlement.lost_hedge:
             self._hedge_tokens.labels(model).inc(used_tokens)
         for tokens in settlement.output_tokens:
-            self._predicted.labels(model).inc(settlement.predicted_output_tokens)
-            self._actual.labels(model).inc(tokens)
+            usual.predicted_output.inc(settlement.predicted_output_tokens)
+            usual.actual_output.inc(tokens)
         if settlement.failure is not None:
             self._upstream_errors.labels(model, settlement.failure).inc()
 

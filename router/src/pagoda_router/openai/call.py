@@ -43,5 +43,5 @@ class Call:
 
     async def reserve(self, generations: Sequence[Generation], dispatcher: Dispatcher) -> None:
         """Of the key's tokens and budget, for all of them or none. Raises RateLimited, LargerThanLimit, QuotaSpent."""
-        prompt_tokens = sum(len(generation.prompt_ids) for generation in generations)
+        prompt_tokens = sum([len(generation.prompt_ids) for generation in generations])
         await self.account.reserve(generations[0].model, prompt_tokens, lambda: sum(map(dispatcher.expected_output_tokens, generations)))

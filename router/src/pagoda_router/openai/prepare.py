@@ -62,7 +62,7 @@ class Job:
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(len(generation.prompt_ids) for generation in self.generations)
+        return sum([len(generation.prompt_ids) for generation in self.generations])
 
     @property
     def echoes_logprobs(self) -> bool:

@@ -110,7 +110,7 @@ class KnownPrefixes:
         if not hashes or not held or chain.block_size != self.block_size:
             return 0
         ends = hashes[MARK_BLOCKS - 1 :: MARK_BLOCKS]
-        marked = MARK_BLOCKS * bisect_left(range(len(ends)), True, key=lambda at: ends[at] not in held)
+        marked = MARK_BLOCKS * bisect_left(range(len(ends)), True, key=lambda at: ends[at] not in held) if ends else 0
         rest = hashes[marked : marked + MARK_BLOCKS]
         return (marked + bisect_left(range(len(rest)), True, key=lambda at: rest[at] not in held)) * self.block_size
 
