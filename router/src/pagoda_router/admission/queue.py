@@ -130,8 +130,9 @@ class WaitingRoom(Generic[T]):
 
     def start_those_that_fit(self, start: Callable[[Waiting[T]], bool], now_s: float = 0.0) -> None:
         """Offers waiting requests in turn; `start` answers whether it found a place: then the request leaves and its tenant is charged."""
-        if len(self) == 1:  # while there is room for all, a newcomer is alone here
-            alone = next(iter(self))
+        if self._requests == 1:  # while there is room for all, a newcomer is alone here
+            (group,) = self._groups
+            alone = next(found for lines in self._classes.values() if (found := lines.oldest(group)) is not None)
             if start(alone):
                 self._leaves(alone, (), now_s)
             return
