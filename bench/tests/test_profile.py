@@ -52,6 +52,7 @@ def test_every_file_of_the_router_has_a_stage_or_is_known_to_have_none():
         "errors.py",
         "internal.py",
         "logs.py",
+        "records.py",
         "setting_values.py",
         "settings.py",
     }

@@ -1,8 +1,10 @@
 """The router benchmark: its tables judge as they say, and the compiled rig carries real requests through a real router."""
 
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from pagoda_bench.errors import SettingsError
 from pagoda_bench.peers.baseline import commit_of, files_of
 from pagoda_bench.results import Result, Row
 from pagoda_bench.router_load import program as program_module
+from pagoda_bench.router_load.interpreter import described
 from pagoda_bench.router_load.measure import LoadFailed, Measured, measured
 from pagoda_bench.router_load.pinned import Pinned, two_cores
 from pagoda_bench.router_load.program import SOURCE, NoProgram, build
@@ -166,6 +169,20 @@ def test_a_system_that_waits_for_its_turn_is_stopped_and_ends_all_the_same(tmp_p
 def test_a_commit_that_is_none_is_one_line_before_anything_starts(tmp_path: Path):
     with pytest.raises(SettingsError, match="--before no-such: no such commit here"):
         run(Options(before="no-such", output=tmp_path / "router"), command="")
+
+
+def test_an_interpreter_that_cannot_run_a_router_is_one_line_before_anything_starts(tmp_path: Path):
+    with pytest.raises(SettingsError, match="is no interpreter that answers"):
+        run(Options(interpreter=tmp_path / "python", output=tmp_path / "router"), command="")
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E -s "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(SettingsError, match=r"cannot run a router .*: install pagoda-router there"):
+        run(Options(interpreter=bare, output=tmp_path / "router"), command="")
+
+
+def test_a_result_says_what_python_the_routers_ran_on():
+    assert described(Path(sys.executable)).startswith(f"Python {platform.python_version()}, {platform.python_compiler()}, built ")
 
 
 def test_the_files_of_a_commit_are_there_and_then_gone(tmp_path: Path):

@@ -52,6 +52,15 @@ async def test_a_ready_worker_makes_its_model_ready_and_describes_its_text(tmp_p
         assert (text.eos_token_ids, text.bos_token_id, text.vocab_size, text.max_top_logprobs) == ((0,), None, 512, 5)
 
 
+async def test_what_a_ready_model_is_listed_as_follows_its_object_and_its_worker(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        assert router.fleet.get("tiny") is router.fleet.get("tiny"), "made once while nothing changes"
+        router.know(worker, models=[model_object(created=9)])
+        assert (router.fleet.get("tiny").created, router.fleet.get("tiny").ready) == (9, True)
+        router.know(models=[model_object(created=9)])
+        assert (router.fleet.get("tiny").ready, router.fleet.get("tiny").reason) == (False, "it has no worker")
+
+
 async def test_an_undescribed_model_has_no_text_yet(tmp_path):
     async with ScriptedWorker(ready=False) as worker, rig(tmp_path) as router:
         router.know(worker)

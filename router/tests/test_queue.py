@@ -57,6 +57,15 @@ def test_a_scan_starts(costs, priorities, free, started):
     assert start_with(room_of(*costs, priorities=priorities), free) == started
 
 
+def test_one_that_is_alone_pays_for_its_place_and_goes_only_if_it_fits():
+    room = room_of(10)
+    assert start_with(room, 5) == []
+    assert len(room) == 1
+    assert start_with(room, 10) == ["r0"]
+    assert (len(room), room.tokens, room.group_sizes()) == (0, 0, {})
+    assert room.served_tokens("", LATENCY) == 10
+
+
 def test_the_earliest_deadline_of_a_tenant_goes_first_and_those_without_one_last():
     room: WaitingRoom[str] = WaitingRoom(1000)
     for ticket, (name, deadline_s) in enumerate({"none": float("inf"), "late": 9.0, "soon": 3.0}.items()):

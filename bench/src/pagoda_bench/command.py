@@ -218,6 +218,7 @@ def router(
     window: Annotated[str, typer.Option(help="What one round of one case measures.")] = "3s",
     soak: Annotated[str, typer.Option(help="Of the soak.")] = "60s",
     before: Annotated[str | None, typer.Option(help="A commit whose router is measured beside ours.", show_default=False)] = None,
+    python: Annotated[Path | None, typer.Option(help="Interpreter of our routers, else this one.", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option(help="Path without suffix, in place of bench/results/router.", show_default=False)] = None,
 ) -> None:
     """What a router costs in front of mocks that cost nothing: ours beside none, nginx and others' (two cores, Go; 10 minutes)."""
@@ -235,6 +236,7 @@ def router(
                 window_s=duration_s(window),
                 soak_s=duration_s(soak),
                 before=before,
+                interpreter=python,
                 output=output or FOLDER / "router",
                 **chosen,
             ),

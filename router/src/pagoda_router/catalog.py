@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import NewType, Protocol
 
 from pagoda_router.generation import ModelName
+from pagoda_router.records import record
 
 ServedName = NewType("ServedName", str)
 """What clients call a model: one of spec.servedNames."""
@@ -41,7 +42,7 @@ class ModelState(StrEnum):
     """No worker will come until somebody changes something."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
     """One served name. Known from InferenceModel objects, so it exists without any worker."""
 

@@ -43,6 +43,8 @@ class Fleet:
         self._links: dict[Endpoint, WorkerLink] = {}
         self._by_model: dict[ModelName, list[WorkerLink]] = {}
         self._groups: dict[tuple[ModelName, str, bool], list[WorkerLink]] = {}
+        self._entries: dict[ServedName, tuple[TextAssets | None, CatalogEntry]] = {}
+        """Of this snapshot, with the assets they were made of: good while the model can answer."""
         """Of _by_model by variant, and by whether they take text; made on demand."""
         self._tasks: dict[asyncio.Task[None], WorkerLink] = {}
         self._texts = FleetTexts(artifacts)
@@ -78,6 +80,7 @@ class Fleet:
             self._links[endpoint].accepting = accepting
         self._by_model = {}
         self._groups.clear()
+        self._entries.clear()
         for endpoint, link in self._links.items():
             self._by_model.setdefault(endpoint.model, []).append(link)
         for name, model in self._models.items():
@@ -173,7 +176,10 @@ class Fleet:
 
     def block_size(self, model: ModelName) -> int:
         """Of the first worker that told; 16, what workers use unless told otherwise, before."""
-        return next((size for link in self.links(model) if (size := link.block_size) is not None), 16)
+        for link in self.links(model):
+            if (size := link.block_size) is not None:
+                return size
+        return 16
 
     # ------------------------------------------------------------ Catalog
 
@@ -201,6 +207,12 @@ class Fleet:
     def _entry(self, served_name: ServedName, model: ModelObject) -> CatalogEntry:
         reason = self._reason(model)
         assets = self.text(model.name)
+        known = self._entries.get(served_name)
+        if known is None or known[0] is not assets or known[1].reason or reason or assets is None:
+            known = self._entries[served_name] = assets, self._entry_with(served_name, model, assets, reason)
+        return known[1]
+
+    def _entry_with(self, served_name: ServedName, model: ModelObject, assets: TextAssets | None, reason: str) -> CatalogEntry:
         return CatalogEntry(
             served_name=served_name,
             model=model.name,

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import NewType, Protocol
 
 from pagoda_router.abilities import ALL_ON, Switches
+from pagoda_router.records import record
 from pagoda_router.relays import Relay, Relayed
 from pagoda_router.tracing.record import GenerationTrace
 
@@ -27,7 +28,7 @@ class RequestClass(StrEnum):
     """Batch work: whenever there is room."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Sender:
     """Whom a request is counted for, and how urgent it is: the API key's word, which a header may only lower."""
 
@@ -41,7 +42,7 @@ class Sender:
 NOBODY = Sender()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """Defaults are OpenAI's: temperature 1, no filter."""
 
@@ -80,7 +81,7 @@ class Arrival:
     """On the dispatcher's clock."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Generation:
     """A request after templates and tokenization: what admission prices and a worker runs."""
 
@@ -141,13 +142,13 @@ class EndReason(StrEnum):
     TIMED_OUT = "timed_out"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TokenLogprobs:
     sampled: float
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Started:
     """The sequence's prefill began."""
 
@@ -156,7 +157,7 @@ class Started:
     queue_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Tokens:
     sequence: int
     token_ids: Sequence[int]
@@ -179,7 +180,7 @@ class Embedded:
     sequence: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int
     cached_tokens: int
@@ -191,7 +192,7 @@ class Usage:
     accepted_draft_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Ended:
     """The sequence's last event, always sent exactly once unless the caller stopped it."""
 

@@ -20,6 +20,7 @@ from pagoda_bench.local_stack import free_port
 from pagoda_bench.peers.baseline import commit_of, files_of
 from pagoda_bench.peers.system import PeerUnavailable
 from pagoda_bench.results import result_here, write
+from pagoda_bench.router_load.interpreter import described
 from pagoda_bench.router_load.measure import LoadFailed, Measured, Rig
 from pagoda_bench.router_load.pinned import Pinned, two_cores
 from pagoda_bench.router_load.program import build
@@ -49,6 +50,8 @@ class Options:
     soak_s: float = 60.0
     before: str | None = None
     """Another commit of this repository, whose router is measured too, as `pagoda-before`."""
+    interpreter: Path | None = None
+    """That our routers run on. None: the one that runs this."""
     output: Path
     """Path without suffix."""
 
@@ -59,12 +62,14 @@ def run(options: Options, *, command: str) -> None:
         raise SettingsError(f"no router {', '.join(unknown)}: one of {', '.join(STARTERS)}")
     scenarios = [one for one in (*SCENARIOS, SOAK) if not options.cases or any(part in one.case for part in options.cases)]
     commit = None if options.before is None else commit_of(options.before, "--before")
+    runs_on = described(options.interpreter or Path(sys.executable))
     program, load_before = build(), os.getloadavg()[0]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the processes are in groups of their own: they end with this one
     router_core, rig_core = two_cores()
     unavailable: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="pagoda-router-load-") as folder, ExitStack() as closing:
         rig, site = start_mocks(program, Path(folder), [router_core], [rig_core], closing)
+        site = replace(site, interpreter=options.interpreter)
         systems = _start(options.systems, site, closing, unavailable)
         if commit is not None:
             checkout = closing.enter_context(files_of(commit, Path(folder) / "checkout"))
@@ -73,6 +78,7 @@ def run(options: Options, *, command: str) -> None:
             systems.append(replace(earlier, name=f"{OURS}-before", setting=f"ours as of {commit[:9]}, with the libraries of now"))
         taken = {scenario.case: _rounds(scenario, systems, rig, options) for scenario in scenarios}
         settings = [f"{system.name}: {system.setting}" for system in systems]
+        settings.append(f"{OURS} runs on {runs_on}")
         settings += [_usage_of(system) for system in systems if system.name == OURS]
         if OURS in options.systems:
             scaling = [one for one in SCALING if not options.cases or any(part in one.case for part in options.cases)]
@@ -205,6 +211,7 @@ def _scaling(program: Path, folder: Path, scenarios: Sequence[Scenario], options
     with ExitStack() as closing:
         folder.mkdir()
         rig, site = start_mocks(program, folder, both, both, closing)
+        site = replace(site, interpreter=options.interpreter)
         systems: list[RouterSystem] = []
         for processes in (1, 2) if scenarios else ():
             own = folder / f"x{processes}"

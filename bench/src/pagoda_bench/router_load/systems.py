@@ -37,6 +37,8 @@ class Site:
     processes: int = 1
     source: Path | None = None
     """Of our router: router/src of another commit. None: the installed one."""
+    interpreter: Path | None = None
+    """What it runs on, an environment's python with what the router needs. None: what runs this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,7 @@ def pagoda(site: Site) -> RouterSystem:
     )
     if site.source is not None:
         env["PYTHONPATH"] = str(site.source.resolve())
-    command = [sys.executable, "-m", "pagoda_router"]
+    command = [str(site.interpreter or sys.executable), "-m", "pagoda_router"]
     if site.processes == 1:
         one = _started(site, OURS, command, port, env=env, behind="worker", setting=setting)
         return replace(one, key=_stored_key(one.url))

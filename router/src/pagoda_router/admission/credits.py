@@ -11,9 +11,10 @@ what is reserved never exceeds what the worker granted, nor its capacity. Called
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pagoda_router.generation import Generation, RequestClass
+from pagoda_router.records import record
 
 FULLY_RESERVED_TOKENS = 128
 """An explicit limit this small is reserved whole: being wrong about it would cost more than it saves."""
@@ -87,7 +88,7 @@ class OutputLengths:
         return self._all.predict(generation)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Price:
     prompt_tokens: int
     output_tokens: int

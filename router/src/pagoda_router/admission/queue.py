@@ -36,6 +36,7 @@ class WaitingRoom(Generic[T]):
         self.promote_after_s = promote_after_s
         self.waves = waves
         self.tokens = 0
+        self._requests = 0
         self._classes: dict[RequestClass, ClassLines[T]] = {request_class: ClassLines() for request_class in RequestClass}
         self._groups: dict[str, int] = {}
         self._aged_tokens: dict[str, float] = {}
@@ -45,7 +46,7 @@ class WaitingRoom(Generic[T]):
     # ------------------------------------------------------------ who is here
 
     def __len__(self) -> int:
-        return sum(self._groups.values())
+        return self._requests
 
     def __iter__(self) -> Iterator[Waiting[T]]:
         return (waiting for lines in self._classes.values() for waiting in lines)
@@ -53,6 +54,7 @@ class WaitingRoom(Generic[T]):
     def push(self, waiting: Waiting[T]) -> None:
         self._classes[waiting.request_class].add(waiting)
         self.tokens += waiting.cost_tokens
+        self._requests += 1
         self._groups[waiting.group] = self._groups.get(waiting.group, 0) + 1
 
     def remove(self, waiting: Waiting[T]) -> bool:
@@ -60,6 +62,7 @@ class WaitingRoom(Generic[T]):
         if not self._classes[waiting.request_class].discard(waiting):
             return False
         self.tokens -= waiting.cost_tokens
+        self._requests -= 1
         self._groups[waiting.group] -= 1
         if not self._groups[waiting.group]:
             del self._groups[waiting.group]
@@ -127,6 +130,12 @@ class WaitingRoom(Generic[T]):
 
     def start_those_that_fit(self, start: Callable[[Waiting[T]], bool], now_s: float = 0.0) -> None:
         """Offers waiting requests in turn; `start` answers whether it found a place: then the request leaves and its tenant is charged."""
+        if self._requests == 1:  # while there is room for all, a newcomer is alone here
+            (group,) = self._groups
+            alone = next(found for lines in self._classes.values() if (found := lines.oldest(group)) is not None)
+            if start(alone):
+                self._leaves(alone, (), now_s)
+            return
         for group in list(self._groups):
             self._offer(group, start, now_s)
 

@@ -5,7 +5,6 @@ and openai_stream.py for other people's servers.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pagoda_router.adapters import LoadedAdapter
@@ -15,6 +14,7 @@ from pagoda_router.errors import RouterError
 from pagoda_router.generation import EndReason, Event, Generation, ModelName, RequestClass, Take, WorkerId
 from pagoda_router.placement.facts import WorkerView
 from pagoda_router.placement.prefixes import NO_CHAIN, PrefixChain
+from pagoda_router.records import record
 from pagoda_router.tracing.record import WorkerTimes
 
 
@@ -36,7 +36,7 @@ Failure = Literal["worker_lost", "worker_drained", "engine_error", "refused", "t
 """What a worker can do to a request, other than answer it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Settlement:
     """A request is over on its worker."""
 

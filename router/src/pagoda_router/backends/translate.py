@@ -32,28 +32,17 @@ _CLIENTS_FAULT: dict[int, type[RouterError]] = {
 
 def submit_message(generation: Generation, request_id: int, reserved_tokens: int, *, packs_ids: bool = False) -> Any:
     """`packs_ids`: as the worker's Welcome said."""
-    submit = wire.Submit(
-        request_id=request_id,
-        model=generation.model,
-        adapter=generation.adapter,
-        prompt_ids=() if packs_ids else generation.prompt_ids,
-        packed_prompt_ids=packed(generation.prompt_ids) if packs_ids else b"",
-        resume_ids=generation.resume_ids,
-        n=generation.n,
-        sampling=_sampling(generation.sampling),
-        max_tokens=generation.max_tokens,
-        min_tokens=generation.min_tokens,
-        stop_token_ids=generation.stop_token_ids,
-        ignore_eos=generation.ignore_eos,
-        top_logprobs=generation.top_logprobs,
-        prompt_logprobs=generation.prompt_logprobs,
-        embedding=generation.embedding,
-        structured=None if generation.structured is None else _structured(generation.structured),
-        cache_salt=generation.cache_salt,
-        priority=generation.priority,
-        deadline_us=None if generation.deadline_s is None else max(1, int(generation.deadline_s * 1e6)),
-        reserved_kv_tokens=reserved_tokens,
-    )
+    # Each field named costs the same whether it says something or not: what is seldom asked for is left out while it is not.
+    message = wire.ToWorker()
+    submit = message.submit
+    submit.request_id, submit.model = request_id, generation.model
+    submit.n, submit.max_tokens, submit.reserved_kv_tokens = generation.n, generation.max_tokens, reserved_tokens
+    submit.sampling.CopyFrom(_sampling(generation.sampling))
+    if packs_ids:
+        submit.packed_prompt_ids = packed(generation.prompt_ids)
+    else:
+        submit.prompt_ids.extend(generation.prompt_ids)
+    _add_seldom_asked(submit, generation)
     if (switches := generation.switches) is not ALL_ON:
         submit.toggles.no_prefix_cache = not switches.prefix_cache
         submit.toggles.no_batching = not switches.batching
@@ -61,23 +50,48 @@ def submit_message(generation: Generation, request_id: int, reserved_tokens: int
     submit.trace.traceparent = generation.traceparent
     submit.trace.tracestate = generation.tracestate
     submit.trace.want_timings = True  # every request has its trace, and batch sizes are two bytes a token
-    return wire.ToWorker(submit=submit)
+    return message
+
+
+def _add_seldom_asked(submit: Any, generation: Generation) -> None:
+    if generation.adapter:
+        submit.adapter = generation.adapter
+    if generation.resume_ids:
+        submit.resume_ids.extend(generation.resume_ids)
+    if generation.min_tokens:
+        submit.min_tokens = generation.min_tokens
+    if generation.stop_token_ids:
+        submit.stop_token_ids.extend(generation.stop_token_ids)
+    if generation.ignore_eos:
+        submit.ignore_eos = True
+    if generation.top_logprobs is not None:
+        submit.top_logprobs = generation.top_logprobs
+    if generation.prompt_logprobs is not None:
+        submit.prompt_logprobs = generation.prompt_logprobs
+    if generation.embedding:
+        submit.embedding = True
+    if generation.structured is not None:
+        submit.structured.CopyFrom(_structured(generation.structured))
+    if generation.cache_salt:
+        submit.cache_salt = generation.cache_salt
+    if generation.priority:
+        submit.priority = generation.priority
+    if generation.deadline_s is not None:
+        submit.deadline_us = max(1, int(generation.deadline_s * 1e6))
 
 
 def _sampling(sampling: Sampling) -> Any:
-    return wire.Sampling(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        frequency_penalty=sampling.frequency_penalty,
-        presence_penalty=sampling.presence_penalty,
-        repetition_penalty=sampling.repetition_penalty,
-        seed=sampling.seed,
-        logit_bias=[wire.LogitBias(token_id=token, bias=bias) for token, bias in sampling.logit_bias.items()],
-        allowed_token_ids=sampling.allowed_token_ids,
-        bad_words=[wire.TokenIds(ids=ids) for ids in sampling.bad_words],
-    )
+    message = wire.Sampling(temperature=sampling.temperature, top_p=sampling.top_p, repetition_penalty=sampling.repetition_penalty)
+    if sampling.top_k or sampling.min_p or sampling.frequency_penalty or sampling.presence_penalty:
+        message.top_k, message.min_p = sampling.top_k, sampling.min_p
+        message.frequency_penalty, message.presence_penalty = sampling.frequency_penalty, sampling.presence_penalty
+    if sampling.seed is not None:
+        message.seed = sampling.seed
+    if sampling.logit_bias or sampling.allowed_token_ids or sampling.bad_words:
+        message.logit_bias.extend(wire.LogitBias(token_id=token, bias=bias) for token, bias in sampling.logit_bias.items())
+        message.allowed_token_ids.extend(sampling.allowed_token_ids)
+        message.bad_words.extend(wire.TokenIds(ids=ids) for ids in sampling.bad_words)
+    return message
 
 
 def _structured(form: Structured) -> Any:

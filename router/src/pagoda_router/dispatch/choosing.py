@@ -18,6 +18,7 @@ from pagoda_router.placement.health import Cause, HealthBoard
 from pagoda_router.placement.length_lanes import Cuts, LengthLanes
 from pagoda_router.placement.policy import POLICY, Placement, PolicyName, Refusal, place
 from pagoda_router.placement.prefixes import PrefixChain
+from pagoda_router.records import record
 from pagoda_router.tracing.record import WorkerTimes
 
 FORGET_EVERY = 256
@@ -43,7 +44,7 @@ class LaneReport:
     """And their lanes; empty while there is one lane."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Choice:
     """A placement and what it was made of: the dispatcher gives it back once the request is on its way."""
 

@@ -36,7 +36,8 @@ class ContinuedStream:
         self._parts: dict[int, BackendStream] = {}
         """Sequence → who makes the rest of it."""
         self._followers: dict[int, asyncio.Task[None]] = {}
-        self._arrived: asyncio.Queue[list[Event] | BaseException] = asyncio.Queue()
+        self._arrived: asyncio.Queue[list[Event] | BaseException] | None = None
+        """Made with the first follower: nearly all streams have none."""
         self._is_ending = False
         """By our own will: an end is an end."""
 
@@ -49,9 +50,9 @@ class ContinuedStream:
             if batch:
                 return batch
         while True:
-            if not self._open and self._arrived.empty():
+            if not self._open and self._arrivals.empty():
                 raise StopAsyncIteration
-            item = await self._arrived.get()
+            item = await self._arrivals.get()
             if isinstance(item, BaseException):
                 raise item
             if batch := [event for event in item if event.sequence in self._open]:
@@ -66,7 +67,7 @@ class ContinuedStream:
         if (part := self._parts.get(sequence)) is not None:
             part.stop(0)
         self._followers[sequence].cancel()
-        self._arrived.put_nowait([])  # its reader may wait, and nothing else may come
+        self._arrivals.put_nowait([])  # its reader may wait, and nothing else may come
 
     def tap(self, take: Take) -> None:
         def taken(tokens: Tokens) -> bool:
@@ -95,6 +96,11 @@ class ContinuedStream:
 
     # ------------------------------------------------------------ parts
 
+    @property
+    def _arrivals(self) -> asyncio.Queue[list[Event] | BaseException]:
+        assert self._arrived is not None, "there are followers"
+        return self._arrived
+
     def _sift(self, events: list[Event]) -> list[Event]:
         """Keeps what a replay would need. Ends that are a lost worker's are taken out, and begin replays of all that is open instead."""
         lost: Ended | None = None
@@ -111,6 +117,8 @@ class ContinuedStream:
         if lost is None:
             return events
         self._first.abandon()  # a worker that drains may still run the others
+        if self._arrived is None:
+            self._arrived = asyncio.Queue()
         for sequence in sorted(self._open):
             follow = self._follow(sequence, self._first, lost)
             follower = self._followers[sequence] = asyncio.create_task(follow, name=f"replay {self._generation.request_id}")
@@ -119,7 +127,7 @@ class ContinuedStream:
 
     def _followed(self, follower: "asyncio.Task[None]") -> None:
         if not follower.cancelled() and (error := follower.exception()) is not None:
-            self._arrived.put_nowait(error)
+            self._arrivals.put_nowait(error)
 
     def _is_worth_a_replay(self, event: Ended, stream: BackendStream) -> bool:
         is_loss = event.reason in (EndReason.SHUTDOWN, EndReason.TIMED_OUT) or (stream.lost and event.reason is EndReason.ENGINE_ERROR)
@@ -134,14 +142,14 @@ class ContinuedStream:
                 rest = rest_of(self._generation, sequence, emitted)
                 if rest is None:
                     usage = Usage(len(self._generation.prompt_ids), self._cached_tokens or 0, len(emitted))
-                    self._arrived.put_nowait([Ended(sequence, EndReason.LENGTH, usage)])
+                    self._arrivals.put_nowait([Ended(sequence, EndReason.LENGTH, usage)])
                     return
                 part = self._parts[sequence] = await self._go_on(rest, lost, end)
                 again = await self._relay(sequence, part)
                 if again is None:
                     return
                 lost, end = part, again
-            self._arrived.put_nowait([replace(end, sequence=sequence)])
+            self._arrivals.put_nowait([replace(end, sequence=sequence)])
         finally:
             if part is not None:
                 part.abandon()
@@ -156,11 +164,11 @@ class ContinuedStream:
                     batch.append(Tokens(sequence, event.token_ids, event.logprobs))
                 elif type(event) is Ended:
                     if self._is_worth_a_replay(event, part):
-                        self._arrived.put_nowait(batch)
+                        self._arrivals.put_nowait(batch)
                         return event
                     cached = event.usage.cached_tokens if self._cached_tokens is None else self._cached_tokens
                     batch.append(replace(event, sequence=sequence, usage=replace(event.usage, cached_tokens=cached)))
-            self._arrived.put_nowait(batch)
+            self._arrivals.put_nowait(batch)
         return None
 
 

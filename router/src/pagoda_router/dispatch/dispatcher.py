@@ -7,10 +7,10 @@ then a lost worker costs a second try instead of a broken stream, and a refusal 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from random import Random
+from types import TracebackType
 
 from pagoda_router.admission.credits import price
 from pagoda_router.admission.demand import Demand
@@ -73,27 +73,33 @@ class FleetDispatcher:
 
     # ------------------------------------------------------------ Dispatcher
 
-    @asynccontextmanager
-    async def generate(self, generation: Generation) -> AsyncIterator[GenerationStream]:
+    def generate(self, generation: Generation) -> "_Generating":
+        return _Generating(self, generation)
+
+    def came(self, generation: Generation) -> Demand:
+        """Its model's, which has counted it. Raises ModelNotFound."""
         self._fleet.model(generation.model)
         demand = self._rooms.lane(generation.model).demand
         demand.came(again=generation.arrival is not None)
-        try:
-            if generation.arrival is None:
-                self._second_tries.came()
-            pending = self._price(generation)
-            first = await self._begin(pending)
-            now_s = self._clock()
-            self._rooms.lane(pending.model).demand.answered(now_s, now_s - pending.patient_from_s)
-            stream = ContinuedStream(generation, first, partial(self._go_on, pending))
-            self._running.add(stream)
-            try:
-                yield stream
-            finally:
-                self._running.discard(stream)
-                await stream.leave()
-        finally:
-            demand.left(self._clock())
+        return demand
+
+    async def begin(self, generation: Generation, demand: Demand) -> GenerationStream:
+        """`demand`: that `came` told. Who gets the stream calls `end`."""
+        if generation.arrival is None:
+            self._second_tries.came()
+        pending = self._price(generation)
+        first = await self._begin(pending)
+        now_s = self._clock()
+        demand.answered(now_s, now_s - pending.patient_from_s)
+        stream = ContinuedStream(generation, first, partial(self._go_on, pending))
+        self._running.add(stream)
+        return stream
+
+    async def end(self, stream: GenerationStream) -> None:
+        """Nobody reads on."""
+        assert isinstance(stream, ContinuedStream)
+        self._running.discard(stream)
+        await stream.leave()
 
     def expected_output_tokens(self, generation: Generation) -> int:
         return generation.n * self._rooms.lane(generation.model).outputs.predict(generation)
@@ -177,7 +183,8 @@ class FleetDispatcher:
 
     async def _wait_for_place(self, pending: Pending) -> BackendStream:
         self._rooms.check_open()
-        pending.place = asyncio.get_running_loop().create_future()
+        if pending.place.done():  # another try
+            pending.place = asyncio.get_running_loop().create_future()
         stream: BackendStream = await self._rooms.wait(pending, pending.cost.kv_tokens)
         return stream
 
@@ -233,3 +240,29 @@ class FleetDispatcher:
         self._rooms.close(reason)
         for stream in list(self._running):
             stream.end_all(EndReason.SHUTDOWN, reason)
+
+
+class _Generating:
+    """One generation's life here. A generator as context would be three more coroutines a request."""
+
+    __slots__ = ("_demand", "_dispatcher", "_generation", "_stream")
+
+    def __init__(self, dispatcher: FleetDispatcher, generation: Generation) -> None:
+        self._dispatcher = dispatcher
+        self._generation = generation
+
+    async def __aenter__(self) -> GenerationStream:
+        dispatcher, generation = self._dispatcher, self._generation
+        demand = self._demand = dispatcher.came(generation)
+        try:
+            stream = self._stream = await dispatcher.begin(generation, demand)
+        except BaseException:
+            demand.left(dispatcher.now_s())
+            raise
+        return stream
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            await self._dispatcher.end(self._stream)
+        finally:
+            self._demand.left(self._dispatcher.now_s())

@@ -38,7 +38,7 @@ from pagoda_router.openai.call import Call
 from pagoda_router.openai.embeddings import Embeddings
 from pagoda_router.openai.errors import error_body, error_event, error_headers, retry_after_told_s
 from pagoda_router.openai.fallback import WithFallback, takes_fallback
-from pagoda_router.openai.features import class_of, deadline_s_of, wants_trace, wishes_of
+from pagoda_router.openai.features import OWN_HEADERS, class_of, deadline_s_of, wants_trace, wishes_of
 from pagoda_router.openai.prepare import Preparer
 from pagoda_router.openai.target import Targets
 from pagoda_router.openai.tokenize import Tokenizing
@@ -161,7 +161,7 @@ class _Surface:
             check_method(scope, "POST")
             check_json_type(scope)
             account = self._ledger.open(key, outcome, headers)
-            asked = [named for named in scope["headers"] if named[0].startswith(b"x-")]  # all of ours begin so, and most requests have none
+            asked = [named for named in scope["headers"] if named[0].startswith(OWN_HEADERS)]  # most requests have none
             wishes, is_traced = wishes_of(asked), wants_trace(asked)
             sender = Sender(key.tenant, class_of(asked, key.request_class), deadline_s_of(asked))
             may_fall_back = takes_fallback(asked)

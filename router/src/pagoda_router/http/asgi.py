@@ -27,6 +27,8 @@ EVENT_STREAM_HEADERS: Headers = (
     (b"x-accel-buffering", b"no"),
 )
 LONGEST_REQUEST_ID = 128
+BY_NAME = "pagoda.headers"
+"""Of a scope: the first header of each name, once somebody asked."""
 
 
 class ClientGone(Exception):
@@ -35,11 +37,10 @@ class ClientGone(Exception):
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """The first header of this lower-case name."""
-    headers: Headers = scope["headers"]
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
+    known: dict[bytes, bytes] | None = scope.get(BY_NAME)
+    if known is None:  # some seven are asked for of each request
+        known = scope[BY_NAME] = dict(reversed(scope["headers"]))
+    return known.get(name)
 
 
 def take_direct(scope: Scope) -> DirectResponse | None:
@@ -119,8 +120,9 @@ async def acknowledge_lifespan(receive: Receive, send: Send) -> None:
 class Exchange:
     """One request's connection while its answer is being made: leaving client or stalled reader cancels the work inside.
 
-    `async with Exchange(...)` runs in the request's task. The connection tells of the disconnect, or a watcher waits for it; a timer looks
-    at how long the current write has been waiting. Either cancels the task, and the context turns that cancellation into ClientGone.
+    `async with Exchange(...)` runs in the request's task. The connection tells of the disconnect, or a watcher waits for it; from the first
+    write that may wait a timer looks at how long the current one has. Either cancels the task, and the context turns that cancellation into
+    ClientGone.
     """
 
     def __init__(self, receive: Receive, send: Send, *, stalled_reader_s: float, direct: DirectResponse | None = None) -> None:
@@ -134,6 +136,8 @@ class Exchange:
         self._direct = direct
         self._watcher: asyncio.Task[None] | None = None
         self._writing_since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        """Runs from the first write that may wait."""
         self._gone = False
 
     async def __aenter__(self) -> Self:
@@ -147,12 +151,12 @@ class Exchange:
             self._direct.on_gone = self._cancel
             if self._direct.is_gone:
                 loop.call_soon(self._cancel)
-        self._timer = loop.call_later(self._stalled_reader_s, self._look_at_write)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop_watching()
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         # Watcher, connection and timer only speak while this task waits, so their cancellation always surfaces inside the context.
         if self._gone and kind is asyncio.CancelledError and self._task.uncancel() == 0:
             raise ClientGone from None
@@ -174,10 +178,7 @@ class Exchange:
             else:
                 self._direct.write(body)
             return
-        # As _send_watched, in place: this may be once a token, and a coroutine less.
-        self._writing_since = time.monotonic()
-        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
-        self._writing_since = None
+        await self._send_watched({"type": "http.response.body", "body": body, "more_body": not last})
 
     async def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole one, with its content-length among the headers."""
@@ -206,6 +207,8 @@ class Exchange:
             self._direct.on_gone = None
 
     async def _send_watched(self, message: Message) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._stalled_reader_s, self._look_at_write)
         self._writing_since = time.monotonic()
         await self._send(message)
         self._writing_since = None

@@ -5,7 +5,7 @@ client's text. What a label can be is known beforehand, so a series is there, at
 """
 
 from collections.abc import Callable, Mapping
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry
 
@@ -13,7 +13,7 @@ from pagoda_router.backends.base import Failure, Settlement
 from pagoda_router.drafting.guesses import Stop
 from pagoda_router.generation import ModelName, RequestClass
 from pagoda_router.http.surface import Endpoint, RequestOutcome
-from pagoda_router.metrics.series import Counter, Gauge, Histogram
+from pagoda_router.metrics.series import Counter, Distribution, Gauge, Histogram, Value
 from pagoda_router.objectives import SLIS, Slo, verdicts
 from pagoda_router.placement.policy import POLICY, Placement, PlacementReason
 
@@ -34,6 +34,27 @@ BUDGETS = ("retries", "replays")
 TOKEN_KINDS = ("prompt", "cached", "completion")
 DRAFT_KINDS = ("drafted", "verified", "accepted")
 TURNED_AWAY = (429, 503)
+
+
+class _Usual(NamedTuple):
+    """The series of one model that each of its requests writes to, looked up once. Added to in place: a call for each adds up."""
+
+    duration: Distribution
+    ttft: Distribution
+    overhead: Distribution
+    prompt_tokens: Value
+    cached_tokens: Value
+    completion_tokens: Value
+    prefix_predicted: Value
+    prefix_cached: Value
+    first_token_predicted: Value
+    first_token_actual: Value
+    first_token_error: Value
+    settled: Value
+    refunded: Value
+    overrun: Value
+    predicted_output: Value
+    actual_output: Value
 
 
 class RouterMetrics:
@@ -65,6 +86,7 @@ class RouterMetrics:
             "draft_tokens", "Tokens of drafting workers; kind: drafted, of them verified, of them accepted", "model", "kind"
         )
         self._drafting_stopped = self._counter("drafting_stopped", "Requests that went on without drafts", "model", "reason")
+        self._usual: dict[str, _Usual] = {}
         self._build_admission()
         self._build_upstream()
 
@@ -148,25 +170,49 @@ class RouterMetrics:
             return
         if outcome.fell_back_from is not None:
             self._fallbacks.labels(outcome.fell_back_from, outcome.fell_back_why).inc()
-        self._duration.labels(model).observe(outcome.duration_s)
+        usual = self._usual_of(model)
+        usual.duration.observe(outcome.duration_s)
         if outcome.ttft_s is not None:
-            self._ttft.labels(model).observe(outcome.ttft_s)
+            usual.ttft.observe(outcome.ttft_s)
         if outcome.overhead_s is not None:
-            self._overhead.labels(model).observe(outcome.overhead_s)
+            usual.overhead.observe(outcome.overhead_s)
         if outcome.retry_after_s is not None:
             self._retry_after.labels(model).observe(outcome.retry_after_s)
-        self._tokens.labels(model, "prompt").inc(outcome.prompt_tokens)
-        self._tokens.labels(model, "cached").inc(outcome.cached_tokens)
-        self._tokens.labels(model, "completion").inc(outcome.completion_tokens)
-        self._prefix_predicted.labels(model).inc(outcome.predicted_cached_tokens)
-        self._prefix_cached.labels(model).inc(outcome.cached_tokens)
+        usual.prompt_tokens.value += outcome.prompt_tokens
+        usual.cached_tokens.value += outcome.cached_tokens
+        usual.completion_tokens.value += outcome.completion_tokens
+        usual.prefix_predicted.value += outcome.predicted_cached_tokens
+        usual.prefix_cached.value += outcome.cached_tokens
         if outcome.first_token_s is not None:
             predicted_s, actual_s = outcome.first_token_s
-            self._first_token_predicted.labels(model).inc(predicted_s)
-            self._first_token_actual.labels(model).inc(actual_s)
-            self._first_token_error.labels(model).inc(abs(predicted_s - actual_s))
+            usual.first_token_predicted.value += predicted_s
+            usual.first_token_actual.value += actual_s
+            usual.first_token_error.value += abs(predicted_s - actual_s)
         for sli, good in verdicts(outcome, self._slo_of(ModelName(model))):
             self._slo.labels(model, sli, "good" if good else "bad").inc()
+
+    def _usual_of(self, model: str) -> "_Usual":
+        found = self._usual.get(model)
+        if found is None:
+            found = self._usual[model] = _Usual(
+                self._duration.labels(model),
+                self._ttft.labels(model),
+                self._overhead.labels(model),
+                self._tokens.labels(model, "prompt"),
+                self._tokens.labels(model, "cached"),
+                self._tokens.labels(model, "completion"),
+                self._prefix_predicted.labels(model),
+                self._prefix_cached.labels(model),
+                self._first_token_predicted.labels(model),
+                self._first_token_actual.labels(model),
+                self._first_token_error.labels(model),
+                self._settled.labels(model),
+                self._refunded.labels(model),
+                self._overrun.labels(model),
+                self._predicted.labels(model),
+                self._actual.labels(model),
+            )
+        return found
 
     # ------------------------------------------------------------ the dispatcher's
 
@@ -212,14 +258,17 @@ class RouterMetrics:
 
     def settled(self, settlement: Settlement) -> None:
         model, reserved_tokens, used_tokens = settlement.model, settlement.reserved_tokens, settlement.used_tokens
-        self._settled.labels(model).inc(min(used_tokens, reserved_tokens))
-        self._refunded.labels(model).inc(max(0, reserved_tokens - used_tokens))
-        self._overrun.labels(model).inc(max(0, used_tokens - reserved_tokens))
+        usual = self._usual_of(model)
+        usual.settled.value += min(used_tokens, reserved_tokens)
+        if used_tokens < reserved_tokens:
+            usual.refunded.value += reserved_tokens - used_tokens
+        elif used_tokens > reserved_tokens:
+            usual.overrun.value += used_tokens - reserved_tokens
         if settlement.lost_hedge:
             self._hedge_tokens.labels(model).inc(used_tokens)
         for tokens in settlement.output_tokens:
-            self._predicted.labels(model).inc(settlement.predicted_output_tokens)
-            self._actual.labels(model).inc(tokens)
+            usual.predicted_output.value += settlement.predicted_output_tokens
+            usual.actual_output.value += tokens
         if settlement.failure is not None:
             self._upstream_errors.labels(model, settlement.failure).inc()
 

@@ -161,6 +161,11 @@ def _bill(outcome: RequestOutcome, progress: Progress) -> None:
     outcome.prompt_tokens = usage.prompt_tokens
     outcome.cached_tokens = usage.cached_tokens
     outcome.completion_tokens = usage.completion_tokens
+    if len(progress.choices) == 1:
+        one = progress.choices[0]
+        outcome.longest_completion_tokens = one.completion_tokens
+        outcome.finish_reasons = () if one.finish_reason is None else (one.finish_reason,)
+        return
     outcome.longest_completion_tokens = max(choice.completion_tokens for choice in progress.choices)
     outcome.finish_reasons = tuple(choice.finish_reason for choice in progress.choices if choice.finish_reason is not None)
 

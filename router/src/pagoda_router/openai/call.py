@@ -1,18 +1,19 @@
 """What HTTP brought of one generation request, for whoever answers it. Plain data; app.py makes it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from pagoda_router.generation import NOBODY, Dispatcher, Generation, Sender
 from pagoda_router.http.asgi import Headers
 from pagoda_router.http.surface import RequestOutcome
 from pagoda_router.keys.key import ANYONE, ApiKey
 from pagoda_router.openai.features import NO_WISHES, Wishes
+from pagoda_router.records import record
 from pagoda_router.tracing.record import RequestTrace
 from pagoda_router.usage.account import Account
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Call:
     body: bytes
     headers: Headers
@@ -42,5 +43,5 @@ class Call:
 
     async def reserve(self, generations: Sequence[Generation], dispatcher: Dispatcher) -> None:
         """Of the key's tokens and budget, for all of them or none. Raises RateLimited, LargerThanLimit, QuotaSpent."""
-        prompt_tokens = sum(len(generation.prompt_ids) for generation in generations)
+        prompt_tokens = sum([len(generation.prompt_ids) for generation in generations])
         await self.account.reserve(generations[0].model, prompt_tokens, lambda: sum(map(dispatcher.expected_output_tokens, generations)))

@@ -3,14 +3,13 @@
 prepare.py calls it with what the model allows.
 """
 
-from dataclasses import dataclass
-
 from pagoda_router.catalog import TextAssets
 from pagoda_router.errors import BadRequest, ContextTooLong
 from pagoda_router.generation import Sampling
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionRequest, EmbeddingRequest
 from pagoda_router.openai.structured import structured_of
+from pagoda_router.records import record
 from pagoda_router.text.tokens import TokenText
 
 TINY_TOP_P = 1e-6
@@ -37,7 +36,7 @@ UNDESCRIBED = TextAssets(
 """A model that no worker has described yet allows everything: what is still wrong then would be wrong for any model."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class TextRules:
     """How a sequence's text is made from its tokens; the router's own business."""
 
@@ -55,25 +54,25 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 
 
 def sampling_of(request: CommonRequest, assets: TextAssets, bad_words: tuple[tuple[int, ...], ...] = ()) -> Sampling:
-    def given(name: str, default: float, low: float, high: float) -> float:
-        value = getattr(request, name)
+    def given(name: str, value: float | None, default: float, low: float, high: float) -> float:
         if value is None:
             return default
         check_range(name, value, low, high)
         return float(value)
 
     top_k = request.top_k if request.top_k is not None and request.top_k != -1 else 0
-    check_range("top_k", top_k, 0, 2**31 - 1)
+    if top_k:
+        check_range("top_k", top_k, 0, 2**31 - 1)
     if request.seed is not None:
         check_range("seed", request.seed, -(2**63), 2**64 - 1)
     return Sampling(
-        temperature=given("temperature", 1.0, 0.0, 2.0),
-        top_p=max(given("top_p", 1.0, 0.0, 1.0), TINY_TOP_P),
+        temperature=given("temperature", request.temperature, 1.0, 0.0, 2.0),
+        top_p=max(given("top_p", request.top_p, 1.0, 0.0, 1.0), TINY_TOP_P),
         top_k=top_k,
-        min_p=given("min_p", 0.0, 0.0, 1.0),
-        frequency_penalty=given("frequency_penalty", 0.0, -2.0, 2.0),
-        presence_penalty=given("presence_penalty", 0.0, -2.0, 2.0),
-        repetition_penalty=given("repetition_penalty", 1.0, 0.01, 100.0),
+        min_p=given("min_p", request.min_p, 0.0, 0.0, 1.0),
+        frequency_penalty=given("frequency_penalty", request.frequency_penalty, 0.0, -2.0, 2.0),
+        presence_penalty=given("presence_penalty", request.presence_penalty, 0.0, -2.0, 2.0),
+        repetition_penalty=given("repetition_penalty", request.repetition_penalty, 1.0, 0.01, 100.0),
         seed=None if request.seed is None else request.seed & SEED_MASK,
         logit_bias=_logit_bias(request, assets),
         allowed_token_ids=_allowed_token_ids(request, assets),
@@ -214,8 +213,10 @@ def prompt_logprobs_of(request: ChatRequest | CompletionRequest, assets: TextAss
 
 def priority_of(asked: int | None) -> int:
     """vLLM's smaller is sooner, ours is larger."""
-    check_range("priority", asked or 0, -MAX_PRIORITY, MAX_PRIORITY)
-    return -(asked or 0)
+    if not asked:
+        return 0
+    check_range("priority", asked, -MAX_PRIORITY, MAX_PRIORITY)
+    return -asked
 
 
 def most_prompt_tokens(request: CommonRequest | EmbeddingRequest, assets: TextAssets) -> int | None:

@@ -3,6 +3,7 @@
 prepare.py and tokenize.py call it. Knows no token.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -43,7 +44,7 @@ def render(templates: ChatTemplates, request: ChatRequest, assets: TextAssets, t
             variables.setdefault("enable_thinking", False)
     if toolset is not None:
         variables["tools"] = toolset.shown
-    knows_developer = "developer" in template
+    knows_developer = _knows_developer(template)
     return templates.render(
         template,
         [_template_message(i, message, knows_developer) for i, message in enumerate(request.messages)],
@@ -57,7 +58,7 @@ def render(templates: ChatTemplates, request: ChatRequest, assets: TextAssets, t
 def reply_plan(request: ChatRequest, assets: TextAssets, toolset: Toolset | None, prompt: str, *, is_constrained: bool) -> ReplyPlan | None:
     """None: the reply is plain text. A constrained reply is answer from its first token: no form leaves room for thinking."""
     opened = _ends_thinking(request, prompt)
-    thinks = (opened or OPEN in (assets.chat_template or "")) and not is_constrained
+    thinks = (opened or _names_thinking(assets.chat_template or "")) and not is_constrained
     if toolset is None and not thinks:
         return None
     return ReplyPlan(
@@ -69,6 +70,16 @@ def reply_plan(request: ChatRequest, assets: TextAssets, toolset: Toolset | None
         known_names=frozenset() if toolset is None else toolset.names,
         only_one_call=toolset is not None and toolset.only_one_call,
     )
+
+
+@lru_cache(maxsize=256)
+def _names_thinking(template: str) -> bool:
+    return OPEN in template
+
+
+@lru_cache(maxsize=256)
+def _knows_developer(template: str) -> bool:
+    return "developer" in template
 
 
 def _ends_thinking(request: ChatRequest, prompt: str) -> bool:

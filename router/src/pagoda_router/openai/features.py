@@ -23,6 +23,8 @@ BACKEND_PARAM = "X-Backend"
 TRACE = b"x-pagoda-trace"
 CLASS = b"x-pagoda-class"
 DEADLINE = b"x-pagoda-deadline-ms"
+OWN_HEADERS = (b"x-pagoda-", BACKEND)
+"""How the names begin of all that is asked for here."""
 LONGEST_DEADLINE_MS = 86_400_000
 
 
@@ -69,6 +71,8 @@ def wishes_of(headers: Headers) -> Wishes:
 
 def class_of(headers: Headers, allowed: RequestClass) -> RequestClass:
     """The request's class: a header may lower what its key allows, and asking for more than that changes nothing. Raises BadRequest."""
+    if not headers:
+        return allowed
     lowest, classes = allowed, list(RequestClass)
     for name, value in headers:
         if name != CLASS:

@@ -24,6 +24,9 @@ class _Common:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._text = job.text
+        self._head = self._tail = b""  # of a stream's chunks
+        if not job.stream:
+            return
         self._head = (
             b'data: {"id":' + encode(job.answer_id) + b',"object":' + encode(self.chunk_object_name) + b',"created":' + encode(job.created)
         ) + (b',"model":' + encode(job.served_name) + b',"choices":[')
@@ -73,7 +76,7 @@ class ChatFormat(_Common):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        choices = job.n * len(job.generations)
+        choices = job.n * len(job.generations) if job.stream else 0
         self._text_heads = [self._head + b'{"index":%d,"delta":{"content":' % index for index in range(choices)]
         self._text_tail = b'},"logprobs":null,"finish_reason":null}' + self._tail
 

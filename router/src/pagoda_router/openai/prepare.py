@@ -6,7 +6,6 @@ The step between schemas.py (what was sent) and run.py (what happens). Owns the 
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from pagoda_router.abilities import Feature
 from pagoda_router.catalog import CatalogEntry
@@ -22,6 +21,7 @@ from pagoda_router.openai.schemas import ChatRequest, CommonRequest, CompletionR
 from pagoda_router.openai.structured import structured_of
 from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_or_ids
 from pagoda_router.openai.toolset import check_tools, toolset_of
+from pagoda_router.records import record
 from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.text.chat import ChatTemplates
 from pagoda_router.text.tokens import TokenText
@@ -33,7 +33,7 @@ SALT_BYTES = 16
 """Of a request whose prompt must not be found in a cache, nor be found there later."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Job:
     """One request, ready to run: one generation per prompt, n choices each. Choice i of prompt p has index p·n + i."""
 
@@ -62,7 +62,7 @@ class Job:
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(len(generation.prompt_ids) for generation in self.generations)
+        return sum([len(generation.prompt_ids) for generation in self.generations])
 
     @property
     def echoes_logprobs(self) -> bool:

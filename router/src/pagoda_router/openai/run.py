@@ -58,6 +58,16 @@ class Progress:
     def usage(self) -> Usage:
         """A prompt counts once, however many choices continue it."""
         thinks = self._job.reply is not None and self._job.reply.thinks
+        if len(self.choices) == 1:
+            one = self.choices[0]
+            return Usage(
+                self._prompt_tokens,
+                self._cached_tokens[0],
+                one.completion_tokens,
+                one.reasoning_tokens if thinks else None,
+                one.draft_tokens,
+                one.accepted_draft_tokens,
+            )
         return Usage(
             self._prompt_tokens,
             sum(self._cached_tokens),

@@ -10,6 +10,7 @@ from pagoda_router.generation import Ended, EndReason, TokenLogprobs, Tokens
 from pagoda_router.openai.checks import TextRules
 from pagoda_router.openai.reply.pieces import CallDelta, Pieces
 from pagoda_router.openai.reply.reader import ReplyPlan, ReplyReader
+from pagoda_router.records import record
 from pagoda_router.text.stop import StopMatcher
 from pagoda_router.text.tokens import TokenText
 
@@ -17,7 +18,7 @@ TOOL_CALLS = "tool_calls"
 """OpenAI's finish reason of an answer that ends with calls to be made."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TokenEntry:
     """One output token with its logprobs, for the formats."""
 

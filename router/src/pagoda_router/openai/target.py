@@ -4,7 +4,6 @@ Shared by every endpoint that takes text. Owns the tokenizer cache; waits, at th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 from pagoda_router.abilities import Feature
@@ -12,6 +11,7 @@ from pagoda_router.catalog import Catalog, CatalogEntry, TextAssets
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import NOBODY, Arrival, Dispatcher, ModelName, Sender
 from pagoda_router.openai import checks
+from pagoda_router.records import record
 from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.text.tokens import TokenizerCache, TokenText
 from pagoda_router.tracing.record import RequestTrace
@@ -20,7 +20,7 @@ BYTES_PER_TOKEN = 3
 """Of text whose tokenizer is not known yet; most texts have 3 to 4."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Target:
     """A model and how its text is handled."""
 

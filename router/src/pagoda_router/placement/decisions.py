@@ -5,7 +5,6 @@ Pure, bounded in number and in candidates. choosing.py appends; what a worker to
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from random import Random
 from statistics import median
 from typing import NamedTuple
@@ -15,13 +14,14 @@ from pagoda_router.placement.facts import RequestFacts, WorkerView
 from pagoda_router.placement.policy import Placement, PlacementReason, place
 from pagoda_router.placement.prediction import Prediction, predict, usual_rates
 from pagoda_router.placement.scores import TPOT_TOKENS, PolicyName
+from pagoda_router.records import record
 from pagoda_router.tracing.record import WorkerTimes
 
 FEWEST_OUTCOMES = 3
 """Of a worker, before its predictions are corrected by them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Decision:
     at_s: float
     request_id: str

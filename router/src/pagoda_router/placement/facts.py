@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from pagoda_router.admission.credits import Price
 from pagoda_router.generation import WorkerId
+from pagoda_router.records import record
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,7 +85,7 @@ class WorkerView:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class RequestFacts:
     cost: Price
     lane: int = 0

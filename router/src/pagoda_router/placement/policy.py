@@ -17,6 +17,7 @@ from pagoda_router.generation import WorkerId
 from pagoda_router.placement.facts import RequestFacts, WorkerView
 from pagoda_router.placement.prediction import predict, usual_rates
 from pagoda_router.placement.scores import POLICIES, POLICY, PolicyName
+from pagoda_router.records import record
 
 __all__ = [
     "POLICY",
@@ -52,7 +53,7 @@ class PlacementReason(StrEnum):
     """One that refused or lost this very request before: there is no other."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Placement:
     worker: WorkerId
     reserved_tokens: int

@@ -14,9 +14,9 @@ when memory is full is the end of the chain that was used longest ago.
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from pagoda_router.placement.prefix_tree import PrefixTree
+from pagoda_router.records import record
 from pagoda_router.token_ids import BYTES_PER_ID, packed
 
 HASH_VERSION = 1
@@ -27,7 +27,7 @@ MOST_BLOCKS = 262_144
 MARK_BLOCKS = 64
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class PrefixChain:
     """The hashes of a prompt's full blocks, in order."""
 
@@ -41,9 +41,18 @@ NO_CHAIN = PrefixChain(1, ())
 
 
 def root_hash(salt: bytes, adapter: str = "") -> bytes:
+    if not (salt or adapter):
+        return USUAL_ROOT
+    return _root_hash(salt, adapter)
+
+
+def _root_hash(salt: bytes, adapter: str) -> bytes:
     name = adapter.encode()
     framed = len(salt).to_bytes(4, "little") + salt + len(name).to_bytes(4, "little") + name
     return hashlib.blake2b(framed, digest_size=HASH_BYTES).digest()
+
+
+USUAL_ROOT = _root_hash(b"", "")
 
 
 def chain_of(prompt_ids: Sequence[int], block_size: int, salt: bytes = b"", *, adapter: str = "", label: str = "") -> PrefixChain:
@@ -101,7 +110,7 @@ class KnownPrefixes:
         if not hashes or not held or chain.block_size != self.block_size:
             return 0
         ends = hashes[MARK_BLOCKS - 1 :: MARK_BLOCKS]
-        marked = MARK_BLOCKS * bisect_left(range(len(ends)), True, key=lambda at: ends[at] not in held)
+        marked = MARK_BLOCKS * bisect_left(range(len(ends)), True, key=lambda at: ends[at] not in held) if ends else 0
         rest = hashes[marked : marked + MARK_BLOCKS]
         return (marked + bisect_left(range(len(rest)), True, key=lambda at: rest[at] not in held)) * self.block_size
 

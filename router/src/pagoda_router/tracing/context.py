@@ -5,13 +5,14 @@ What a client sends is taken when it is well formed and otherwise as absent, as 
 
 import os
 import re
-from dataclasses import dataclass
+
+from pagoda_router.records import record
 
 LONGEST_TRACESTATE = 512
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TraceContext:
     trace_id: str
     """32 hex digits."""

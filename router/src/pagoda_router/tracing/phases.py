@@ -55,6 +55,8 @@ def phases(trace: RequestTrace, end_s: float) -> tuple[Phase, ...]:
 
 def deciding(trace: RequestTrace) -> GenerationTrace | None:
     """Of several prompts, the one whose last token came last: what the request waited for."""
+    if len(trace.generations) == 1:
+        return trace.generations[0]
     return max(trace.generations, key=_last_token_us, default=None)
 
 
