@@ -57,8 +57,9 @@ RIG = """
 import sys, time
 from pathlib import Path
 from pagoda_bench.peers.process import PeerProcess
-child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={}); print('up', flush=True); sys.stdin.read()"
-peer = PeerProcess([sys.executable, "-c", child], log=Path(sys.argv[1]), env={}, pipes=True)
+child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={})"
+command = [sys.executable, "-c", child + "; print('up', flush=True); sys.stdin.read()"]
+peer = PeerProcess(command, log=Path(sys.argv[1]), env={}, pipes=True)
 assert peer.stdout.readline() == b"up\\n"
 print(peer.pid, flush=True)
 time.sleep(600)
