@@ -17,8 +17,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure an O
 
 
 @app.callback()
-def every() -> None:
-    raise_on_sigterm()
+def every(context: typer.Context) -> None:
+    context.call_on_close(raise_on_sigterm())
 
 
 @app.command()

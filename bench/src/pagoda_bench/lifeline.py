@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -57,15 +57,20 @@ class Lifeline:
         self._keeper.wait()
 
 
-def raise_on_sigterm() -> None:
+def raise_on_sigterm() -> Callable[[], None]:
     """For a process that holds rigs or temporary folders: SIGTERM unwinds it like Ctrl-C. The second one ends it at once, and its lifelines
-    do the rest."""
+    do the rest. What is returned takes it back."""
 
     def ended(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, ended)
+    before = signal.signal(signal.SIGTERM, ended)
+
+    def take_back() -> None:
+        signal.signal(signal.SIGTERM, before)
+
+    return take_back
 
 
 def end_all(mark: Mark, known: Iterable[int] = (), *, grace_s: float = GRACE_S) -> None:

@@ -54,9 +54,10 @@ def test_no_process_of_an_ended_benchmark_is_left(number: signal.Signals, tmp_pa
 
 
 RIG = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from pagoda_bench.peers.process import PeerProcess
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores it
 child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], env={})"
 command = [sys.executable, "-c", child + "; print('up', flush=True); sys.stdin.read()"]
 peer = PeerProcess(command, log=Path(sys.argv[1]), env={}, pipes=True)
