@@ -13,6 +13,8 @@ LOCKS := $(COMPONENTS:%=%/requirements.lock)
 READY := .venv/.ready
 # uv must not fetch interpreters of its own: PYTHON is the one.
 export UV_PYTHON_DOWNLOADS := never
+# uv installs no bytecode: where this is set, every process compiles all it imports anew, torch and transformers for 7 s of CPU.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## List every target

@@ -131,7 +131,7 @@ class Serving:
             self.speculation.learn(plan, judge_drafts(plan, sampled))
             tokens += sum(len(update.token_ids) for update in self.scheduler.settle(plan, sampled, 1.0))
             took = 1.0 + per_token_s * plan.tokens
-            self.speculation.timed(plan, took, token_s=per_token_s)
+            self.speculation.timed(plan, took, prompts_s=per_token_s * plan.prefill_tokens, token_s=per_token_s)
             seconds += took
         return tokens, seconds
 

@@ -1,5 +1,6 @@
 """What a step with prompts costs, learned: the machine's own figures, whatever prompts came."""
 
+from math import isfinite
 from random import Random
 
 import pytest
@@ -39,17 +40,41 @@ def test_a_machine_that_became_slower_is_learned_anew():
     assert learned(slower, [10, 100, 1000, 8000], SELF_TEST) == pytest.approx(slower, rel=0.2)
 
 
+@pytest.mark.parametrize("before", [None, StepCost(fixed_ms=2.0, token_ms=0.05)], ids=["nothing known", "seven times as much known"])
+def test_what_a_prompts_token_adds_shows_beside_any_number_of_rows_that_decode(before):
+    cost, rng = PrefillCost(before), Random(1)
+    for _ in range(200):
+        rows, tokens = rng.choice([1, 8, 60]), rng.randrange(1, 300)
+        cost.observe(tokens, 1 + rows * 0.05 + tokens * 0.007 + rng.random() * 0.2, decodes=rows)
+    assert cost.learned is not None
+    assert cost.learned.token_ms == pytest.approx(0.007, rel=0.15)
+
+
+def test_rows_that_come_with_long_prompts_are_not_taken_for_them():
+    cost, rng = PrefillCost(), Random(1)
+    for _ in range(300):
+        rows = rng.choice([1, 64])
+        tokens = rng.randrange(100, 200) + 10 * rows
+        cost.observe(tokens, (2 + rows * 0.2 + tokens * 0.01) * rng.lognormvariate(0, 0.02), decodes=rows)
+    assert cost.learned is not None
+    assert cost.learned.token_ms == pytest.approx(0.01, rel=0.25)
+
+
 def test_before_any_step_the_self_test_is_all_that_is_known():
     assert PrefillCost().learned is None
     assert PrefillCost(SELF_TEST).learned == pytest.approx(SELF_TEST)
 
 
-@given(steps=st.lists(st.tuples(st.integers(1, 100_000), st.floats(1e-3, 1e5)), min_size=1, max_size=60), is_tested=st.booleans())
+STEPS = st.tuples(st.integers(1, 100_000), st.floats(1e-3, 1e5), st.integers(0, 512))
+
+
+@given(steps=st.lists(STEPS, min_size=1, max_size=60), is_tested=st.booleans())
 def test_no_step_makes_prompts_free_or_their_cost_negative(steps, is_tested):
     cost = PrefillCost(SELF_TEST if is_tested else None)
-    for tokens, took_ms in steps:
-        cost.observe(tokens, took_ms)
+    for tokens, took_ms, decodes in steps:
+        cost.observe(tokens, took_ms, decodes=decodes)
         found = cost.learned
         assert found is not None
         assert found.fixed_ms >= 0
         assert found.token_ms > 0
+        assert isfinite(found.fixed_ms + found.token_ms)

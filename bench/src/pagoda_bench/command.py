@@ -10,9 +10,15 @@ from typing import Annotated, Literal
 import typer
 
 from pagoda_bench.arguments import levels, numbers, percent, told_in_one_line, typed
+from pagoda_bench.lifeline import raise_on_sigterm
 from pagoda_bench.load.scenarios import Scenario
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure an OpenAI-compatible server, or the engine alone.")
+
+
+@app.callback()
+def every(context: typer.Context) -> None:
+    context.call_on_close(raise_on_sigterm())
 
 
 @app.command()

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import httpx
 import psutil
 
+from pagoda_bench.lifeline import raise_on_sigterm
 from pagoda_bench.local_stack import LocalStack, local_stack
 from pagoda_bench.processes import running
 from pagoda_bench.results import FOLDER, Row, result_here, write
@@ -224,6 +225,7 @@ def _billed(seen: Seen) -> tuple[int, int] | None:
 
 
 def main() -> int:
+    raise_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m pagoda_bench.killed_worker", description=__doc__)
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=300)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagoda_bench.lifeline import Lifeline, Mark
+
 
 @dataclass(frozen=True)
 class LocalStack:
@@ -45,11 +47,15 @@ def free_port() -> int:
 def local_stack(
     manifest: Path, *, extra_env: Mapping[str, str] | None = None, timeout_s: float = 300, program: Path | None = None
 ) -> Iterator[LocalStack]:
-    """Up before, down after, whatever happened between; the state folder (with the logs) is removed at the end."""
+    """Up before, down after, whatever happened between, even to this process; the state folder (with the logs) is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="pagoda-") as folder:
         stack = LocalStack(home=Path(folder), port=free_port(), extra_env=extra_env or {}, program=program or LocalStack.program)
+        lifeline = Lifeline(Mark("PAGODA_HOME", folder), folder=stack.home)
         try:
             stack.pagoda("up", "--port", str(stack.port), str(manifest), timeout_s=timeout_s)
             yield stack
         finally:
-            stack.pagoda("down", timeout_s=120)
+            try:
+                stack.pagoda("down", timeout_s=120)
+            finally:
+                lifeline.close()

@@ -176,7 +176,7 @@ class Engine:
         took_s = self._meter.measure(flight.plan, flight.began, ended)
         if self.speculation:
             whole_s = took_s + self._clock() - ended  # settling takes longer, too, the more tokens a step has
-            self.speculation.timed(flight.plan, whole_s, token_s=self._meter.prefill_token_s)
+            self.speculation.timed(flight.plan, whole_s, prompts_s=self._meter.prompts_s(flight.plan), token_s=self._meter.prefill_token_s)
         if not flight.plan.empty:
             self.scheduler.residency.speeds = self._meter.speeds(self.runner.host.copy_bytes_per_s if self.runner.host else 0.0)
         rejections, self._rejections = self._rejections, []

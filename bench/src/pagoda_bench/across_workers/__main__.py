@@ -19,6 +19,7 @@ from pagoda_bench.across_workers.measure import DRAFT_TOKENS, MAX_TOKENS, measur
 from pagoda_bench.across_workers.pair import Pace
 from pagoda_bench.across_workers.plot import draw
 from pagoda_bench.errors import BenchError
+from pagoda_bench.lifeline import raise_on_sigterm
 from pagoda_bench.results import FOLDER, Row, result_here, write
 from pagoda_bench.speculation.document import DOCUMENT
 from pagoda_bench.speculation.work import MIX, Case, prompts_of
@@ -34,6 +35,7 @@ DRAFT_STEP_MS = 4.0
 
 
 def main(arguments: list[str]) -> int:
+    raise_on_sigterm()
     options = _parser().parse_args(arguments)
     load = os.getloadavg()[0]
     tokenizer = Tokenizer.from_file(str(options.target / "tokenizer.json"))

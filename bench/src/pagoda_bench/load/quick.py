@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from pagoda_bench.errors import BenchError
+from pagoda_bench.lifeline import raise_on_sigterm
 from pagoda_bench.load.present import measure_and_write
 from pagoda_bench.load.scenarios import Scenario
 from pagoda_bench.load.settings import Level, RunSettings
@@ -22,6 +23,7 @@ RATES_PER_S = (2.0, 6.0, 12.0)
 
 
 def main() -> int:
+    raise_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=FOLDER / "load", help="path without suffix")
     parser.add_argument("--note", action="append", default=[], help="what a reader must know of the machine")

@@ -7,6 +7,7 @@ operator competes with the API server for its cores.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pagoda_bench.lifeline import Lifeline, Mark, raise_on_sigterm
 from pagoda_bench.operator_scale import measure, report
 from pagoda_bench.operator_scale.measure import Model, create, wait
 from pagoda_bench.operator_scale.plane import Api, add_nodes, apply_crds, control_plane, run_inside_own_network
@@ -26,6 +28,7 @@ RESULTS = Path(__file__).resolve().parents[3] / "results"
 
 
 def main() -> None:
+    raise_on_sigterm()
     parsed = _parser().parse_args()
     run_inside_own_network(sys.argv[1:])
     folder = Path(tempfile.mkdtemp(prefix="pagoda-operator-scale-"))
@@ -64,13 +67,16 @@ def _measure(facts: Mapping[str, Any], folder: Path, parsed: argparse.Namespace)
     canary["metadata"]["labels"] = {"pagoda.dev/canary": "true"}
     api.create(f"{measure.MODELS}/namespaces/{NAMESPACE}/inferencemodels", canary)
     (folder / "facts.json").write_text(json.dumps(dict(facts)))
+    mark = Mark.fresh()
+    lifeline = Lifeline(mark)
     with (folder / "fleet.log").open("wb") as log:
-        fleet = subprocess.Popen([sys.executable, "-m", "pagoda_bench.operator_scale.fleet", str(folder / "facts.json")], stderr=log)
+        command = [sys.executable, "-m", "pagoda_bench.operator_scale.fleet", str(folder / "facts.json")]
+        fleet = subprocess.Popen(command, stderr=log, env=os.environ | {mark.name: mark.value})
     started: list[OperatorProcess] = []
 
     def start(name: str) -> Callable[[], OperatorProcess]:
         def now() -> OperatorProcess:
-            started.append(OperatorProcess(facts, name, folder / f"{name}.log", 18080 + 10 * len(started)))
+            started.append(OperatorProcess(facts, name, folder / f"{name}.log", 18080 + 10 * len(started), mark))
             return started[-1]
 
         return now
@@ -83,6 +89,7 @@ def _measure(facts: Mapping[str, Any], folder: Path, parsed: argparse.Namespace)
             operator.stop()
         fleet.kill()
         fleet.wait()
+        lifeline.close()
 
 
 def _steps(

@@ -13,12 +13,14 @@ from typing import Any
 import httpx
 import psutil
 
+from pagoda_bench.lifeline import Mark
+
 NAMESPACE = "pagoda-system"
 _SAMPLE = re.compile(r"^(?P<name>[a-z_]+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
 
 
 class OperatorProcess:
-    def __init__(self, facts: Mapping[str, Any], name: str, log: Path, port: int) -> None:
+    def __init__(self, facts: Mapping[str, Any], name: str, log: Path, port: int, mark: Mark) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PAGODA_")} | {
             "KUBECONFIG": facts["kubeconfig"],
             "PAGODA_VERSION": "0.1.0",
@@ -28,6 +30,7 @@ class OperatorProcess:
             "PAGODA_CANARY": f"{NAMESPACE}/pagoda-canary",
             "PAGODA_HEALTH_PORT": str(port),
             "PAGODA_METRICS_PORT": str(port + 1),
+            mark.name: mark.value,
         }
         self.name = name
         self.log = log

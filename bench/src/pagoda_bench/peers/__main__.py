@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import torch
 
 from pagoda_bench.errors import BenchError, SettingsError
 from pagoda_bench.hardware import read_hardware
+from pagoda_bench.lifeline import raise_on_sigterm
 from pagoda_bench.peers.bandwidth import bandwidth_rows, bytes_per_token, read_bytes_per_s
 from pagoda_bench.peers.cases import MODELS, Case, Model, model_named
 from pagoda_bench.peers.compare import OURS, Measured, rows
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of peers.json and peers.md")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the peers' processes are in sessions of their own: end them too
+    raise_on_sigterm()
     try:
         run(args)
     except BenchError as error:

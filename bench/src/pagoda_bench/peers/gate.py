@@ -6,7 +6,6 @@ Two stacks are up at once, each from its own checkout and environment; rounds al
 import argparse
 import os
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagoda_bench.errors import BenchError
+from pagoda_bench.lifeline import raise_on_sigterm
 from pagoda_bench.peers.baseline import baseline, checked_out
 from pagoda_bench.peers.cases import Case, Model, model_named
 from pagoda_bench.peers.compare import OURS, Change, Measured, change, spread
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=["tiny", "0.45b"], default=["tiny", "0.45b"])
     parser.add_argument("--output", type=Path, help=f"folder for {BENCHMARK}.json (like {FOLDER}); without it nothing is written")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # takes both stacks and the worktree away
+    raise_on_sigterm()
     try:
         fell = run(args)
     except (BenchError, ValueError) as error:

@@ -1,4 +1,5 @@
-"""One peer's process: started in a session of its own with its output in a log, ended by pid with every child it made."""
+"""One peer's process: started in a session of its own with its output in a log, ended by pid with every child it made, and with this
+process however that ends."""
 
 import contextlib
 import os
@@ -10,6 +11,8 @@ from typing import IO
 
 import psutil
 
+from pagoda_bench.lifeline import Lifeline, Mark
+
 STOP_TIMEOUT_S = 20.0
 
 
@@ -17,15 +20,22 @@ class PeerProcess:
     def __init__(self, command: Sequence[str], *, log: Path, env: Mapping[str, str], pipes: bool = False) -> None:
         """`pipes`: the caller speaks to it over stdin and stdout; otherwise both streams go to the log."""
         self.log = log
-        with log.open("wb") as sink:
-            self._child = subprocess.Popen(
-                command,
-                env={**os.environ, **env},
-                stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
-                stdout=subprocess.PIPE if pipes else sink,
-                stderr=sink,
-                start_new_session=True,
-            )
+        mark = Mark.fresh()
+        self._lifeline = Lifeline(mark)
+        try:
+            with log.open("wb") as sink:
+                self._child = subprocess.Popen(
+                    command,
+                    env={**os.environ, **env, mark.name: mark.value},
+                    stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if pipes else sink,
+                    stderr=sink,
+                    start_new_session=True,
+                )
+        except OSError:
+            self._lifeline.close()
+            raise
+        self._lifeline.holds(self._child.pid)
 
     @property
     def pid(self) -> int:
@@ -74,6 +84,7 @@ class PeerProcess:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+        self._lifeline.close()
 
     def _family(self) -> list[psutil.Process]:
         try:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from pagoda_bench.lifeline import raise_on_sigterm
 from pagoda_bench.profile.costs import Profiled
 from pagoda_bench.profile.engine import profile_engine
 from pagoda_bench.profile.router import Load, profile_router
@@ -30,6 +31,7 @@ LOADS = {"tiny": (16, 4), "0.45b": (2, 1)}
 
 
 def main() -> None:
+    raise_on_sigterm()
     parser = argparse.ArgumentParser(prog="make profile", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=sorted(STEPS), default=list(STEPS))
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 32])

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from pagoda_bench.errors import BenchError, SettingsError
+from pagoda_bench.lifeline import raise_on_sigterm
 from pagoda_bench.load.engine import builtin_tiny
 from pagoda_bench.peers.environment import environments
 from pagoda_bench.quality.measure import SpeedPlan
@@ -22,6 +23,7 @@ DOCUMENT = FOLDER.parents[1] / "docs" / "quantization.md"
 
 
 def main(arguments: list[str]) -> int:
+    raise_on_sigterm()
     options = _parser().parse_args(arguments)
     try:
         return _run(options, " ".join(["make quality", *([f"QUALITY_ARGS={shlex.quote(shlex.join(arguments))}"] if arguments else [])]))

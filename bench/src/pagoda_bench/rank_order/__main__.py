@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pagoda_bench.errors import BenchError
+from pagoda_bench.lifeline import raise_on_sigterm
 from pagoda_bench.rank_order.compare import APART, SEED, TIES, WORKLOADS, paced, real
 from pagoda_bench.rank_order.paced_fleet import PACE, WORKERS
 from pagoda_bench.rank_order.real_workers import MAX_RUNNING, SHORTER, TENANTS
@@ -22,6 +23,7 @@ PACKAGES = ("pagoda-bench", "pagoda-router", "pagoda-worker")
 
 
 def main() -> int:
+    raise_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m pagoda_bench.rank_order", description=__doc__)
     parser.add_argument("--seconds", type=float, default=12.0, help="of arrivals at played workers, for each workload and policy")
     parser.add_argument("--real-seconds", type=float, default=16.0, help="the same at real ones")

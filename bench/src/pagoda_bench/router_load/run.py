@@ -5,8 +5,6 @@ Called by `pagoda bench router`. Owns the processes while it runs; decides nothi
 
 import json
 import os
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -64,7 +62,6 @@ def run(options: Options, *, command: str) -> None:
     commit = None if options.before is None else commit_of(options.before, "--before")
     runs_on = described(options.interpreter or Path(sys.executable))
     program, load_before = build(), os.getloadavg()[0]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the processes are in groups of their own: they end with this one
     router_core, rig_core = two_cores()
     unavailable: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="pagoda-router-load-") as folder, ExitStack() as closing:

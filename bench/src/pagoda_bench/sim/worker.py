@@ -273,9 +273,10 @@ class SimWorker:
     # ------------------------------------------------------------ what it tells
 
     def _measure(self, rows: int, prompt_tokens: int, step_s: float) -> None:
+        if prompt_tokens:
+            self._prefill_cost.observe(prompt_tokens, step_s * 1000, decodes=rows)
         if prompt_tokens > rows:
             self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, prompt_tokens / step_s)
-            self._prefill_cost.observe(prompt_tokens, step_s * 1000)
         elif rows and not prompt_tokens:
             self.decode_step_ms = _smooth(self.decode_step_ms, step_s * 1000)
 

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from pagoda_bench.errors import BenchError
 from pagoda_bench.hardware import read_hardware
+from pagoda_bench.lifeline import raise_on_sigterm
 from pagoda_bench.peers.cases import threads_for
 from pagoda_bench.results import FOLDER, result_here, write
 from pagoda_bench.speculation.document import DOCUMENT, with_table
@@ -25,6 +26,7 @@ from pagoda_bench.tiny.models import FOLDERS
 
 
 def main(arguments: list[str]) -> int:
+    raise_on_sigterm()
     options = _parser().parse_args(arguments)
     own = (options.target, options.draft) == (FOLDERS["target"], FOLDERS["draft"]) and not options.quick
     device, load = "cuda" if torch.cuda.is_available() else "cpu", os.getloadavg()[0]

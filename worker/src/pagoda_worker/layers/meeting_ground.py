@@ -17,8 +17,6 @@ from pagoda_worker.errors import RanksOutOfStep
 from pagoda_worker.layers.parallel import Collectives
 from pagoda_worker.native.library import Library
 
-_SEAT, _MOST_RANKS, _PIECE = 64, 64, 256 << 10
-"""As in native/meeting.h."""
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -34,7 +32,7 @@ class GroundCollectives:
         waited for."""
         self.rank, self.size, self.name, self.patience_s = group.rank, group.size, "shared memory", patience_s
         self._library, self._group = library, group
-        length = _MOST_RANKS * _SEAT + self.size * 2 * _PIECE
+        length = library.constants["ground_seats_bytes"] + self.size * library.constants["ground_rank_bytes"]
         if self.rank == 0:
             with file.open("xb") as made:
                 made.truncate(length)

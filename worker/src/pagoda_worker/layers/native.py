@@ -83,6 +83,7 @@ class NativeOperators(Operators):
         """attend: instead of the kernels. invariant: rows that decode take the kernel of prompts too, which is slower for them: a token's
         result is then the same whether it decodes, or is computed anew as part of a prompt."""
         super().__init__(attend or attend_sdpa)
+        assert library.constants["panel"] == PANEL
         self._library = library
         self._pages = HugePages()
         self._own_attention = attend is None
@@ -96,7 +97,7 @@ class NativeOperators(Operators):
         return quantized_product(self._library, weight, self._pages, gated=gated) or super().pack(weight, gated=gated)
 
     def adapter_side(self, linear: Linear, room: AdapterRoom, rows: AdapterRows) -> AdapterSide:
-        if not fits(room):
+        if not fits(self._library, room):
             return super().adapter_side(linear, room, rows)
         product = linear.product
         if not isinstance(product, PanelProduct) or not product.takes_along(room.dtype):

@@ -15,23 +15,19 @@ from pagoda_worker.layers.adapters import AdapterRoom, AdapterRows, AdapterSide
 from pagoda_worker.layers.panels import PanelProduct
 from pagoda_worker.native.library import Library
 
-_MOST_PARTS = 3
-_HEADER = 4 + _MOST_PARTS
 _LANES = 16
-_PAST_THE_END = 512
-"""Values that a tile may read beyond a block in pairs: PAST_THE_END of native/adapters_in_tiles.h."""
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
-def fits(room: AdapterRoom) -> bool:
+def fits(library: Library, room: AdapterRoom) -> bool:
     """The kernel takes whole vectors, and pairs of them where bf16 is multiplied in pairs."""
     least = _LANES * (1 + (room.dtype == torch.bfloat16))
     whole = room.size % least == 0 and not any(part % _LANES for part in room.parts)
-    return room.dtype in _KINDS and room.device.type == "cpu" and whole and len(room.parts) <= _MOST_PARTS
+    return room.dtype in _KINDS and room.device.type == "cpu" and whole and len(room.parts) <= library.constants["most_parts"]
 
 
 class NativeSide(AdapterSide):
-    __slots__ = ("_add", "_address", "_held", "_in_pairs", "_numbers", "_product")
+    __slots__ = ("_add", "_address", "_header", "_held", "_in_pairs", "_numbers", "_past_the_end", "_product")
 
     def __init__(self, library: Library, room: AdapterRoom, rows: AdapterRows, product: PanelProduct | None) -> None:
         """product: of the linear, which adds deltas itself from now on; None: `add` does."""
@@ -41,7 +37,8 @@ class NativeSide(AdapterSide):
         self._in_pairs = library.isa != "avx2" and room.dtype == torch.bfloat16
         self._held: list[Tensor | None] = [None] * room.slots
         # as native/adapters.h reads it: AdapterSide, then an InSlot for each slot
-        self._numbers = np.zeros(_HEADER + 3 * room.slots, np.int64)
+        self._header, self._past_the_end = 4 + library.constants["most_parts"], library.constants["past_the_end"]
+        self._numbers = np.zeros(self._header + 3 * room.slots, np.int64)
         self._numbers[:4] = len(room.parts), room.slots, room.size, product is not None and product.gated
         self._numbers[4 : 4 + len(room.parts)] = np.cumsum(room.parts)
         self._address = self._numbers.ctypes.data
@@ -68,10 +65,11 @@ class NativeSide(AdapterSide):
         parts = sorted(touched)
         block = None
         if touched:
-            block = (_in_pairs if self._in_pairs else _in_rows)(rank, [touched[part] for part in parts])
+            pairs = [touched[part] for part in parts]
+            block = _in_pairs(rank, pairs, self._past_the_end) if self._in_pairs else _in_rows(pairs)
         address = 0 if block is None else block.data_ptr()
         self._held[slot] = block
-        at = _HEADER + 3 * slot
+        at = self._header + 3 * slot
         self._numbers[at : at + 3] = address, rank if touched else 0, sum(1 << part for part in parts)
         self.used = any(held is not None for held in self._held)
 
@@ -85,16 +83,16 @@ class NativeSide(AdapterSide):
             self._product.side = None
 
 
-def _in_rows(rank: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _in_rows(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     """As in adapters.h."""
     return torch.cat([*(a.reshape(-1) for a, _ in pairs), *(b.reshape(-1) for _, b in pairs)])
 
 
-def _in_pairs(rank: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """As in adapters_pairs.h."""
+def _in_pairs(rank: int, pairs: list[tuple[Tensor, Tensor]], past_the_end: int) -> Tensor:
+    """As in adapters_pairs.h. `past_the_end`: zeros that a tile may read beyond the block."""
     filled = rank + rank % 2
     a = torch.cat([F.pad(a, (0, 0, 0, filled - rank)) for a, _ in pairs])
     a = F.pad(a, (0, 0, 0, -len(a) % _LANES))
     a = a.view(len(a), -1, 2).transpose(0, 1)
     columns = [F.pad(b, (0, 0, 0, filled - rank)).view(filled // 2, 2, -1, _LANES).permute(2, 0, 3, 1) for _, b in pairs]
-    return torch.cat([each.reshape(-1) for each in (a, *columns, a.new_zeros(_PAST_THE_END))])
+    return torch.cat([each.reshape(-1) for each in (a, *columns, a.new_zeros(past_the_end))])

@@ -12,6 +12,7 @@
 namespace pagoda {
 
 constexpr int64_t MOST_PARTS = 3;
+constexpr int64_t PAST_THE_END = 512;  // values that a tile of fewer ranks reads beyond a slot's block: they meet zeros
 constexpr int64_t HALF = 16;  // columns of each half that lie together in an interleaved y, see linear.h
 
 struct InSlot {

@@ -10,9 +10,9 @@
 
 namespace pagoda {
 
-constexpr int64_t STRIP = 32;                      // rows
-constexpr int64_t NUMBERS = STRIP * STEP_K;        // values of a strip's rows and one step of ranks
-constexpr int64_t PAST_THE_END = STEP_K / 2 * 32;  // values that a tile of fewer ranks reads beyond its own: they meet zeros
+constexpr int64_t STRIP = 32;                // rows
+constexpr int64_t NUMBERS = STRIP * STEP_K;  // values of a strip's rows and one step of ranks
+static_assert(PAST_THE_END == STEP_K / 2 * 32, "a whole tile");
 
 // One adapter's rows in a strip.
 struct AddedBlock {

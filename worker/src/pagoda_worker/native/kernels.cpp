@@ -16,6 +16,14 @@ Team team;
 }
 using namespace pagoda;
 
+// Numbers by which Python lays memory out for these kernels.
+#define CONSTANT(name) extern "C" __attribute__((visibility("default"))) const int64_t pagoda_##name
+CONSTANT(panel) = PANEL;
+CONSTANT(most_parts) = MOST_PARTS;
+CONSTANT(past_the_end) = PAST_THE_END;
+CONSTANT(ground_seats_bytes) = Ground::SEATS_BYTES;
+CONSTANT(ground_rank_bytes) = Ground::BYTES_OF_A_RANK;
+
 EXPORT(threads)(int64_t count) { team.use(unsigned(count)); }
 
 // `side` and `slots`: what adapters add to the rows, see adapters.h; null in a step that has none.

@@ -22,6 +22,7 @@ _NEEDS = {
     "avx2": {"avx2", "fma"},
 }
 """Best first; flags as /proc/cpuinfo names them."""
+_CONSTANTS = ("panel", "most_parts", "past_the_end", "ground_seats_bytes", "ground_rank_bytes")
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "threads": [_SIZE],
@@ -55,6 +56,8 @@ _SIGNATURES = {
 class Library:
     isa: str
     functions: dict[str, Callable[..., None]]
+    constants: dict[str, int]
+    """By which callers lay memory out, as kernels.cpp names them."""
 
     def __getitem__(self, name: str) -> Callable[..., None]:
         return self.functions[name]
@@ -91,7 +94,7 @@ def load_library(isa: str | None = None) -> Library | None:
         function: Any = getattr(library, f"pagoda_{name}")
         function.argtypes, function.restype = arguments, None
         functions[name] = function
-    return Library(chosen, functions)
+    return Library(chosen, functions, {name: ctypes.c_int64.in_dll(library, f"pagoda_{name}").value for name in _CONSTANTS})
 
 
 def _tiles_allowed() -> bool:

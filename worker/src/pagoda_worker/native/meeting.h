@@ -15,12 +15,18 @@
 namespace pagoda {
 
 class Ground {
+    struct alignas(64) Seat {
+        std::atomic<uint32_t> come;  // pieces laid down; may wrap around
+        std::atomic<uint32_t> sleepers;
+    };
+
   public:
     static constexpr int64_t PIECE = 256 << 10;  // bytes: stays in the caches of whoever reads it next
     static constexpr int64_t MOST_RANKS = 64;
+    static constexpr int64_t SEATS_BYTES = MOST_RANKS * int64_t(sizeof(Seat)), BYTES_OF_A_RANK = 2 * PIECE;  // of the memory, in this order
 
     Ground(void* memory, int64_t rank, int64_t size, int64_t patience_s)
-        : seats_(static_cast<Seat*>(memory)), pieces_(static_cast<char*>(memory) + MOST_RANKS * sizeof(Seat)), rank_(rank), size_(size),
+        : seats_(static_cast<Seat*>(memory)), pieces_(static_cast<char*>(memory) + SEATS_BYTES), rank_(rank), size_(size),
           patience_s_(patience_s) {}
 
     int64_t rank() const { return rank_; }
@@ -45,10 +51,6 @@ class Ground {
 
   private:
     static constexpr int SPINS = 2000;  // of `pause`, some 50 us: ranks that compute alike come within that
-    struct alignas(64) Seat {
-        std::atomic<uint32_t> come;  // pieces laid down; may wrap around
-        std::atomic<uint32_t> sleepers;
-    };
 
     void arrive(uint32_t turn) {
         Seat& seat = seats_[rank_];

@@ -37,9 +37,10 @@ class StepMeter:
         self.steps += not plan.empty
         elapsed = max(ended - began, 1e-9)
         decodes, prefill_tokens = plan.decode_tokens, plan.prefill_tokens
+        if prefill_tokens:
+            self._prefill_cost.observe(prefill_tokens, elapsed * 1e3, decodes=decodes)
         if prefill_tokens > decodes:  # else the step's time tells of decoding
             self._prefill_tokens_per_s = _smooth(self._prefill_tokens_per_s, prefill_tokens / elapsed)
-            self._prefill_cost.observe(prefill_tokens, elapsed * 1e3)
         elif decodes and not plan.chunks:
             self._decode_step_ms = _smooth(self._decode_step_ms, elapsed * 1e3)
         return ended - began
@@ -48,6 +49,11 @@ class StepMeter:
     def prefill_token_s(self) -> float:
         """0: not known yet."""
         return 1 / self._prefill_tokens_per_s if self._prefill_tokens_per_s else 0.0
+
+    def prompts_s(self, plan: StepPlan) -> float:
+        """Of the step's time, what its prompts took."""
+        cost = self._prefill_cost.learned
+        return plan.prefill_tokens * cost.token_ms / 1e3 if cost else 0.0
 
     def speeds(self, copy_bytes_per_s: float) -> Speeds:
         return Speeds(prefill_tokens_per_s=self._prefill_tokens_per_s, copy_bytes_per_s=copy_bytes_per_s)

@@ -1,8 +1,8 @@
 """What guessing really gained, by how many sequences decode: tokens per second of steps with guesses over those of steps without.
 
 A forecast (pace.py) adds up what it knows of a step and of guesses; what it does not know shows here, and corrects the next forecast. Both
-kinds of steps read prompts too, more where answers end sooner, so what those take is learned and left out. Pure tables, owned by
-Speculation.
+kinds of steps read prompts too, more where answers end sooner, so what those take (scheduling/prefill_cost.py) is left out. Pure tables,
+owned by Speculation.
 """
 
 import math
@@ -15,30 +15,6 @@ TRUST = 8.0
 """Steps' worth of the forecast beside what was measured."""
 OUTLIER = 3.0
 """A step counts as so many times the usual one at most: something else had the machine."""
-PROMPT_SMOOTHING = 0.05
-PROMPT_TRUST = 1e3
-"""Squared tokens' worth of what the engine measured of a prompt's token, beside what steps with more and fewer of them show."""
-
-
-class PromptCost:
-    """Seconds that one token of a prompt adds to a step: from how steps of as many rows differ by their prompts."""
-
-    def __init__(self) -> None:
-        self._usual: dict[int, tuple[float, float]] = {}
-        """By `size_class`: tokens of prompts and seconds, both averages."""
-        self._both = self._squares = 0.0
-        self.prior_s = 0.0
-
-    def note(self, rows: int, tokens: int, seconds: float) -> None:
-        usual_tokens, usual_s = self._usual.get(size_class(rows), (float(tokens), seconds))
-        more, longer = tokens - usual_tokens, min(seconds, OUTLIER * usual_s) - usual_s
-        self._usual[size_class(rows)] = usual_tokens + PROMPT_SMOOTHING * more, usual_s + PROMPT_SMOOTHING * longer
-        self._both = FADING * self._both + more * longer
-        self._squares = FADING * self._squares + more * more
-
-    @property
-    def token_s(self) -> float:
-        return max(self._both + PROMPT_TRUST * self.prior_s, 0.0) / (self._squares + PROMPT_TRUST)
 
 
 class Pace:

@@ -5,7 +5,7 @@ Pure but for the averages that it keeps; is told every time and knows no clock.
 
 from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.speculation.pace import SMOOTHING, Guessing, Quote, StepTimes, quote_sure
-from pagoda_worker.speculation.payoff import OUTLIER, Payoff, PromptCost
+from pagoda_worker.speculation.payoff import OUTLIER, Payoff
 
 DRAFT_SHARE = 0.25
 """Of the time of a token in the model, what one may take in the draft model, until that was measured."""
@@ -37,7 +37,6 @@ class Seen:
         self.step_times, self.round_times = StepTimes(), StepTimes()
         """By places that decode, and by rows that guess; without prompts."""
         self.payoff = Payoff()
-        self._prompts = PromptCost()
         self.proposing = 1.0
         """Share of asked rows for which there was a guess."""
         self.least_chance = 0.0
@@ -70,16 +69,13 @@ class Seen:
         self._guessing = Guessing(*(before + SMOOTHING * (now - before) for before, now in zip(_values(old), _values(new), strict=True)))
         self._guessed_anew = anew
 
-    def timed(self, plan: StepPlan, seconds: float, *, token_s: float) -> None:
+    def timed(self, plan: StepPlan, seconds: float, *, prompts_s: float, token_s: float) -> None:
         rows, accepted, work = len(plan.decodes) + len(plan.verifications), self._accepted, plan.guesswork
         self._accepted = 0
-        self._prompts.prior_s, self.round_times.token_s, self.step_times.token_s = token_s, DRAFT_SHARE * token_s, token_s
+        self.round_times.token_s, self.step_times.token_s = DRAFT_SHARE * token_s, token_s
         if not rows:
             return
         guesses = work.forecast > 0
-        if not guesses:
-            self._prompts.note(rows, plan.prefill_tokens, seconds)
-        prompts_s = plan.prefill_tokens * self._prompts.token_s
         if prompts_s > MOST_PROMPT * seconds:
             return
         decode_s = seconds - prompts_s

@@ -217,10 +217,10 @@ class Speculation:
         if plan.verifications:
             self._seen.judged(plan, sum(accepted))
 
-    def timed(self, plan: StepPlan, seconds: float, *, token_s: float) -> None:
-        """Of the whole step, settled. `token_s`: what a token of a prompt takes; 0: not known yet."""
+    def timed(self, plan: StepPlan, seconds: float, *, prompts_s: float, token_s: float) -> None:
+        """Of the whole step, settled, and of its prompts. `token_s`: what a token takes where nothing else is known; 0: not known yet."""
         if not plan.empty and self._adapting:
-            self._seen.timed(plan, seconds, token_s=token_s)
+            self._seen.timed(plan, seconds, prompts_s=prompts_s, token_s=token_s)
 
     def told(self, state: EngineState) -> EngineState:
         return replace(
