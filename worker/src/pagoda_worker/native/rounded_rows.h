@@ -43,7 +43,8 @@ inline Raw four_everywhere(const int8_t* p) {
 // acc + Σ of four unsigned bytes times four signed ones, in each place of 32 bits.
 inline Raw dot4(Raw acc, Raw w, Raw x) {
 #if defined(__AVX512VNNI__)
-    return _mm512_dpbusd_epi32(acc, w, x);
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));  // by its intrinsic GCC 12 copies sums from register to register and into memory
+    return acc;
 #else
     Raw even_w = _mm512_and_si512(w, _mm512_set1_epi16(255)), odd_w = _mm512_srli_epi16(w, 8);
     Raw even_x = _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8), odd_x = _mm512_srai_epi16(x, 8);
