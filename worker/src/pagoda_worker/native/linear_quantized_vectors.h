@@ -5,34 +5,13 @@
 // block. (After Goto and van de Geijn, 2008.)
 #pragma once
 #include <numeric>
-#include <type_traits>
+
+#include "strips.h"
 
 namespace pagoda {
 
-constexpr int COLUMNS_8 = PANEL / W;  // vectors of sums a row
-#if defined(__AVX512F__)
-constexpr int MOST_STRIP_ROWS = 12;
-#else
-constexpr int MOST_STRIP_ROWS = 2;
-#endif
-constexpr int64_t BLOCK_QUADS = 128;         // 16 KB of bytes: they, those of the next block and a strip's x fit into L1
-constexpr int64_t PANELS_AT_ONCE = 4;         // of one thread, so that it knows what comes next
-constexpr int64_t X_BYTES_AT_ONCE = 1 << 20;  // rows that stay in L2 while panel after panel passes
-
-// As few strips as there can be, and all as high.
-inline int64_t strip_rows(int64_t M) {
-    int64_t strips = (M + MOST_STRIP_ROWS - 1) / MOST_STRIP_ROWS;
-    return (M + strips - 1) / strips;
-}
-
-// body(std::integral_constant<int, n>()) for n in 1 … MOST.
-template <int MOST, class Body>
-inline void with_constant(int64_t n, const Body& body) {
-    if constexpr (MOST > 1) {
-        if (n < MOST) return with_constant<MOST - 1>(n, body);
-    }
-    body(std::integral_constant<int, MOST>());
-}
+constexpr int COLUMNS_8 = PANEL / W;   // vectors of sums a row
+constexpr int64_t BLOCK_QUADS = 128;   // 16 KB of bytes: they and a strip's x fit into L1
 
 template <int R>
 using Dots = Raw[R][COLUMNS_8];
@@ -87,9 +66,9 @@ __attribute__((always_inline)) inline void finish_strip(const QuantizedProduct& 
     finish(p, sums, m, std::min<int64_t>(R, p.M - m), panel);
 }
 
-// All rows, at most a strip, by one panel. Some steps ahead lines are asked for, behind the panel's end the beginning of `next`.
+// All rows, at most STREAMED_ROWS, by one panel. Some steps ahead lines are asked for, behind the panel's end the beginning of `next`.
 template <int R, bool FOUR_BITS>
-inline void one_strip(const QuantizedProduct& p, const Activations& a, int64_t panel, const uint8_t* next) {
+inline void few_rows_by_vectors(const QuantizedProduct& p, const Activations& a, int64_t panel, const uint8_t* next) {
     constexpr int64_t STEP_BYTES_8 = (FOUR_BITS ? 1 : 2) * TILE_8, AHEAD_8 = 2 * TILE_8 / STEP_BYTES_8;
     const uint8_t* w = p.panel(panel);
     V totals[R][COLUMNS_8];
@@ -142,18 +121,8 @@ inline int64_t block_quads(const QuantizedProduct& p, int64_t steps) {
     return whole * std::max<int64_t>(1, BLOCK_QUADS / whole);
 }
 
-// What is needed next, asked for a few lines at a time, between other work.
-struct Coming {
-    const char *at, *end;
-    int64_t lines_a_step;
-
-    void ask() {
-        for (int64_t i = 0; i < lines_a_step && at < end; i++, at += 64) _mm_prefetch(at, _MM_HINT_T1);
-    }
-};
-
-// sums [R, 32] = or += quads of a panel in bytes by one strip.
-template <int R>
+// sums [R, 32] = or += quads of a panel by one strip.
+template <int R, bool NIBBLES>
 __attribute__((noinline)) void sum_quads(const uint8_t* w, const int8_t* x, int64_t quad, int64_t end, bool add, int32_t* sums, Coming& coming) {
     Dots<R> dots;
     for (int r = 0; r < R; r++)
@@ -162,32 +131,33 @@ __attribute__((noinline)) void sum_quads(const uint8_t* w, const int8_t* x, int6
         const int64_t step = quad / 16, within = quad % 16;
         many = std::min(end - quad, 16 - within);
         coming.ask();
+        const uint8_t* from = w + step * (NIBBLES ? 1 : 2) * TILE_8;
         if (many == 16) {
-            multiply_quads<R, false>(w + step * 2 * TILE_8, x + step * R * STEP_8, 16, dots);
+            multiply_quads<R, NIBBLES>(from, x + step * R * STEP_8, 16, dots);
         } else {
-            multiply_quads<R, false>(w + step * 2 * TILE_8 + within * 64, x + step * R * STEP_8 + within * 4, many, dots);
+            multiply_quads<R, NIBBLES>(from + within * 64, x + step * R * STEP_8 + within * 4, many, dots);
         }
     }
     for (int r = 0; r < R; r++)
         for (int c = 0; c < COLUMNS_8; c++) keep_whole(sums + r * PANEL + c * W, dots[r][c]);
 }
 
-// Quads begin … end of a panel by one strip, `bytes` from begin on. `waiting` [R, 32]: sums of the blocks before, whole numbers of bytes, scaled
+// Quads begin … end of a panel by one strip, `w` from begin on, bytes or, if not opened before, NIBBLES. `waiting` [R, 32]: sums of the blocks before, whole numbers of bytes, scaled
 // ones of nibbles.
-template <int R, bool FOUR_BITS>
-inline void block_by_strip(const QuantizedProduct& p, const Activations& a, int64_t m, int64_t panel, const uint8_t* bytes, int64_t begin,
-                           int64_t end, int32_t* waiting, Coming& coming) {
+template <int R, bool FOUR_BITS, bool NIBBLES>
+inline void block_by_strip(const QuantizedProduct& p, const Activations& a, int64_t m, int64_t panel, const uint8_t* w, int64_t begin, int64_t end,
+                           int32_t* waiting, Coming& coming) {
     const int8_t* x = a.values + m * a.steps * STEP_8 + begin * R * 4;
     const bool ends = end == a.steps * 16;
     if (!FOUR_BITS) {
-        sum_quads<R>(bytes, x, 0, end - begin, begin > 0, waiting, coming);
+        sum_quads<R, false>(w, x, 0, end - begin, begin > 0, waiting, coming);
         if (ends) scale_strip<R, false>(p, a, m, panel, 0, waiting, nullptr, true);
         return;
     }
     alignas(64) int32_t dots[R * PANEL];
     const int64_t quads = p.group() / 4;
     for (int64_t quad = begin, group = begin / quads; quad < end && group < p.groups; quad += quads, group++) {
-        sum_quads<R>(bytes, x, quad - begin, quad - begin + quads, false, dots, coming);
+        sum_quads<R, NIBBLES>(w, x, quad - begin, quad - begin + quads, false, dots, coming);
         scale_strip<R, true>(p, a, m, panel, group, dots, reinterpret_cast<float*>(waiting), group + 1 == p.groups);
     }
 }
@@ -201,42 +171,47 @@ inline void open_nibbles(const uint8_t* from, int64_t steps, uint8_t* to) {
         }
 }
 
-// Rows m0 … m1, whole strips but for the last, by one panel, behind which `next` follows.
+// Rows m0 … m1, whole strips but for the last, by one panel, behind which `next` lies.
 template <int R, bool FOUR_BITS>
-inline void strips_by_panel(const QuantizedProduct& p, const Activations& a, int64_t m0, int64_t m1, int64_t panel, int64_t next) {
+inline void strips_by_panel(const QuantizedProduct& p, const Activations& a, int64_t m0, int64_t m1, int64_t panel, const uint8_t* next) {
     constexpr int64_t QUAD_BYTES = FOUR_BITS ? 64 : 128;
     const int64_t block = block_quads(p, a.steps), strips = (m1 - m0 + R - 1) / R, quads = a.steps * 16;
-    uint8_t* open = own_scratch((FOUR_BITS ? block * 128 : 0) + strips * R * PANEL * sizeof(int32_t));
-    auto waiting = reinterpret_cast<int32_t*>(open + (FOUR_BITS ? block * 128 : 0));
+    const bool opens = FOUR_BITS && strips > 1;
+    uint8_t* open = own_scratch((opens ? block * 128 : 0) + strips * R * PANEL * sizeof(int32_t));
+    auto waiting = reinterpret_cast<int32_t*>(open + (opens ? block * 128 : 0));
     for (int64_t begin = 0; begin < quads; begin += block) {
-        const int64_t end = std::min(begin + block, quads), next_lines = std::min(block, end < quads ? quads - end : quads) * QUAD_BYTES / 64;
-        const uint8_t *bytes = p.panel(panel) + begin * QUAD_BYTES, *ahead = end < quads ? p.panel(panel) + end * QUAD_BYTES : p.panel(next);
-        auto from = reinterpret_cast<const char*>(ahead);
-        Coming coming{from, from + next_lines * 64, next_lines * 16 / (strips * (end - begin)) + 1};
-        if (FOUR_BITS) {
-            open_nibbles(bytes, (end - begin) / 16, open);
-            bytes = open;
+        const int64_t end = std::min(begin + block, quads), left = quads - end;
+        const uint8_t* w = p.panel(panel) + begin * QUAD_BYTES;
+        Coming coming(left > 0 ? p.panel(panel) + end * QUAD_BYTES : next, std::min(block, left > 0 ? left : quads) * QUAD_BYTES,
+                      strips * (end - begin) / 16);
+        if (opens) open_nibbles(w, (end - begin) / 16, open);
+        for (int64_t strip = 0; strip < strips; strip++) {
+            int32_t* sums = waiting + strip * R * PANEL;
+            if (opens || !FOUR_BITS) {
+                block_by_strip<R, FOUR_BITS, false>(p, a, m0 + strip * R, panel, opens ? open : w, begin, end, sums, coming);
+            } else {
+                block_by_strip<R, FOUR_BITS, true>(p, a, m0, panel, w, begin, end, sums, coming);
+            }
         }
-        for (int64_t strip = 0; strip < strips; strip++)
-            block_by_strip<R, FOUR_BITS>(p, a, m0 + strip * R, panel, bytes, begin, end, waiting + strip * R * PANEL, coming);
     }
 }
 
 template <bool FOUR_BITS>
 inline void by_vectors(const QuantizedProduct& p, const Activations& a) {
-    with_constant<MOST_STRIP_ROWS>(a.tile_rows, [&](auto constant) {
-        constexpr int R = constant;
-        const int64_t panels = p.panels();
-        if (p.M <= R) {
-            return parallel_for(panels, [&](int64_t panel) {
-                one_strip<R, FOUR_BITS>(p, a, panel, p.panel(std::min<int64_t>(panel + team.threads, panels - 1)));
+    const int64_t panels = p.panels();
+    if (p.M <= STREAMED_ROWS)
+        return with_constant<1, STREAMED_ROWS>(p.M, [&](auto rows) {
+            parallel_for(panels, [&](int64_t panel) {
+                few_rows_by_vectors<rows, FOUR_BITS>(p, a, panel, p.panel(std::min<int64_t>(panel + team.threads, panels - 1)));
             });
-        }
-        const int64_t rows = std::max<int64_t>(1, X_BYTES_AT_ONCE / (a.steps * STEP_8) / R) * R, row_blocks = (p.M + rows - 1) / rows;
-        parallel_for_runs(row_blocks * panels, PANELS_AT_ONCE, [&](int64_t begin, int64_t end) {
+        });
+    with_constant<STREAMED_ROWS, MOST_STRIP_ROWS>(a.tile_rows, [&](auto constant) {
+        constexpr int R = constant;
+        const int64_t rows = rows_at_once(R, a.steps * STEP_8), pieces = (p.M + rows - 1) / rows * panels;
+        parallel_for_runs(pieces, PANELS_AT_ONCE, [&](int64_t begin, int64_t end) {
             for (int64_t piece = begin; piece < end; piece++) {
                 const int64_t m0 = piece / panels * rows;
-                strips_by_panel<R, FOUR_BITS>(p, a, m0, std::min(m0 + rows, p.M), piece % panels, (piece + 1) % panels);
+                strips_by_panel<R, FOUR_BITS>(p, a, m0, std::min(m0 + rows, p.M), piece % panels, p.panel((piece + 1) % panels));
             }
         });
     });
