@@ -187,6 +187,10 @@ inline void strips_by_panel(const QuantizedProduct& p, const Activations& a, int
         if (opens) open_nibbles(w, (end - begin) / 16, open);
         for (int64_t strip = 0; strip < strips; strip++) {
             int32_t* sums = waiting + strip * R * PANEL;
+            if (left == 0) {
+                const int64_t columns = p.epilogue == SILU_MUL ? PANEL / 2 : PANEL, m = m0 + strip * R;
+                p.wide ? ask_for_results<float>(p, m, R, panel, columns, p.epilogue == ADD) : ask_for_results<bf16>(p, m, R, panel, columns, p.epilogue == ADD);
+            }
             if (opens || !FOUR_BITS) {
                 block_by_strip<R, FOUR_BITS, false>(p, a, m0 + strip * R, panel, opens ? open : w, begin, end, sums, coming);
             } else {

@@ -84,6 +84,7 @@ inline void strips_by_panel(const Product& p, const Panel& panel, const float* x
             for (int64_t i = 0; !straight && i < many; i++) panel.widen(begin + i, open + i * 2 * TILE);
             for (int64_t strip = 0; strip < strips; strip++) {
                 const float* from = x + (m0 + strip * R) * p.K + begin * R * STEP_K;
+                if (left == 0) ask_for_results<bf16>(p, m0 + strip * R, R, panel.panel, p.epilogue == SILU_MUL ? PANEL / 2 : PANEL, p.epilogue == ADD);
                 if (straight) {
                     sum_steps<R>(panel.straight(begin), from, many, begin > group_begin, sums, coming);
                 } else {

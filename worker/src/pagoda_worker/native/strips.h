@@ -48,4 +48,17 @@ struct Coming {
     }
 };
 
+// Where a strip's results of one panel will be written, and what is to be added to them: they come from afar, so they are asked for before the
+// strip's last block. `p` has y, residual, ldy and epilogue as Product has them, of T.
+template <class T, class P>
+inline void ask_for_results(const P& p, int64_t m, int64_t rows, int64_t panel, int64_t panel_columns, bool adds) {
+    for (int64_t r = m; r < std::min(m + rows, p.M); r++) {
+        const int64_t at = r * p.ldy + panel * panel_columns;
+        for (int64_t c = 0; c < panel_columns; c += 64 / int64_t(sizeof(T))) {
+            __builtin_prefetch(static_cast<T*>(p.y) + at + c, 1);
+            if (adds) __builtin_prefetch(static_cast<const T*>(p.residual) + at + c);
+        }
+    }
+}
+
 }  // namespace pagoda
