@@ -123,7 +123,8 @@ inline int64_t block_quads(const QuantizedProduct& p, int64_t steps) {
 
 // sums [R, 32] = or += quads of a panel by one strip.
 template <int R, bool NIBBLES>
-__attribute__((noinline)) void sum_quads(const uint8_t* w, const int8_t* x, int64_t quad, int64_t end, bool add, int32_t* sums, Coming& coming) {
+__attribute__((noinline)) void sum_quads(const uint8_t* w, const int8_t* x, int64_t quad, int64_t end, bool add, int32_t* sums, Coming& coming,
+                                         const int8_t* next_x) {
     Dots<R> dots;
     for (int r = 0; r < R; r++)
         for (int c = 0; c < COLUMNS_8; c++) dots[r][c] = add ? load_whole(sums + r * PANEL + c * W) : no_bytes();
@@ -131,6 +132,7 @@ __attribute__((noinline)) void sum_quads(const uint8_t* w, const int8_t* x, int6
         const int64_t step = quad / 16, within = quad % 16;
         many = std::min(end - quad, 16 - within);
         coming.ask();
+        for (int line = 0; line < R; line++) _mm_prefetch(reinterpret_cast<const char*>(next_x + (step * R + line) * STEP_8), _MM_HINT_T0);
         const uint8_t* from = w + step * (NIBBLES ? 1 : 2) * TILE_8;
         if (many == 16) {
             multiply_quads<R, NIBBLES>(from, x + step * R * STEP_8, 16, dots);
@@ -146,18 +148,18 @@ __attribute__((noinline)) void sum_quads(const uint8_t* w, const int8_t* x, int6
 // ones of nibbles.
 template <int R, bool FOUR_BITS, bool NIBBLES>
 inline void block_by_strip(const QuantizedProduct& p, const Activations& a, int64_t m, int64_t panel, const uint8_t* w, int64_t begin, int64_t end,
-                           int32_t* waiting, Coming& coming) {
+                           int32_t* waiting, Coming& coming, const int8_t* next_x) {
     const int8_t* x = a.values + m * a.steps * STEP_8 + begin * R * 4;
     const bool ends = end == a.steps * 16;
     if (!FOUR_BITS) {
-        sum_quads<R, false>(w, x, 0, end - begin, begin > 0, waiting, coming);
+        sum_quads<R, false>(w, x, 0, end - begin, begin > 0, waiting, coming, next_x);
         if (ends) scale_strip<R, false>(p, a, m, panel, 0, waiting, nullptr, true);
         return;
     }
     alignas(64) int32_t dots[R * PANEL];
     const int64_t quads = p.group() / 4;
     for (int64_t quad = begin, group = begin / quads; quad < end && group < p.groups; quad += quads, group++) {
-        sum_quads<R, NIBBLES>(w, x, quad - begin, quad - begin + quads, false, dots, coming);
+        sum_quads<R, NIBBLES>(w, x, quad - begin, quad - begin + quads, false, dots, coming, next_x);
         scale_strip<R, true>(p, a, m, panel, group, dots, reinterpret_cast<float*>(waiting), group + 1 == p.groups);
     }
 }
@@ -187,14 +189,16 @@ inline void strips_by_panel(const QuantizedProduct& p, const Activations& a, int
         if (opens) open_nibbles(w, (end - begin) / 16, open);
         for (int64_t strip = 0; strip < strips; strip++) {
             int32_t* sums = waiting + strip * R * PANEL;
+            const int64_t next_row = strip + 1 < strips ? m0 + (strip + 1) * R : m0;  // of the next block, if it is the first again
+            const int8_t* next_x = a.values + (next_row * a.steps + (strip + 1 < strips ? begin : end % quads) / 16 * R) * STEP_8;
             if (left == 0) {
                 const int64_t columns = p.epilogue == SILU_MUL ? PANEL / 2 : PANEL, m = m0 + strip * R;
                 p.wide ? ask_for_results<float>(p, m, R, panel, columns, p.epilogue == ADD) : ask_for_results<bf16>(p, m, R, panel, columns, p.epilogue == ADD);
             }
             if (opens || !FOUR_BITS) {
-                block_by_strip<R, FOUR_BITS, false>(p, a, m0 + strip * R, panel, opens ? open : w, begin, end, sums, coming);
+                block_by_strip<R, FOUR_BITS, false>(p, a, m0 + strip * R, panel, opens ? open : w, begin, end, sums, coming, next_x);
             } else {
-                block_by_strip<R, FOUR_BITS, true>(p, a, m0, panel, w, begin, end, sums, coming);
+                block_by_strip<R, FOUR_BITS, true>(p, a, m0, panel, w, begin, end, sums, coming, next_x);
             }
         }
     }

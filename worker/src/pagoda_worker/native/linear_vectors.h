@@ -22,15 +22,16 @@ inline void widen_step(const bf16* from, float* to) {
 
 // sums [R, 32] = or += steps of a panel by one strip of x, [steps][R][STEP_K]. T: float, widened, or bf16.
 template <int R, class T>
-__attribute__((noinline)) void sum_steps(const T* w, const float* x, int64_t steps, bool add, float* sums, Coming& coming) {
+__attribute__((noinline)) void sum_steps(const T* w, const float* x, int64_t steps, bool add, float* sums, Coming& coming, const float* next_x) {
     V acc[R][COLUMNS];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < COLUMNS; c++) acc[r][c] = add ? load(sums + r * PANEL + c * W) : broadcast(0.0f);
-    for (int64_t step = 0; step < steps; step++, w += 2 * TILE, x += R * STEP_K) {
+    for (int64_t step = 0; step < steps; step++, w += 2 * TILE, x += R * STEP_K, next_x += R * STEP_K) {
         coming.ask();
         const float* values = x;
         for (int64_t k = 0; k < STEP_K; k += 2, values += 2) {
             V first[COLUMNS], second[COLUMNS];
+            for (int64_t line = k / 2; line < R * STEP_K / 16; line += STEP_K / 2) _mm_prefetch(reinterpret_cast<const char*>(next_x + line * 16), _MM_HINT_T0);
             for (int c = 0; c < COLUMNS; c++) {
                 if constexpr (std::is_same_v<T, float>) {
                     first[c] = load(w + k * PANEL + c * W), second[c] = load(w + (k + 1) * PANEL + c * W);
@@ -84,11 +85,13 @@ inline void strips_by_panel(const Product& p, const Panel& panel, const float* x
             for (int64_t i = 0; !straight && i < many; i++) panel.widen(begin + i, open + i * 2 * TILE);
             for (int64_t strip = 0; strip < strips; strip++) {
                 const float* from = x + (m0 + strip * R) * p.K + begin * R * STEP_K;
+                // The next strip's x, for the last one that of the next block.
+                const float* next_x = strip + 1 < strips ? from + R * p.K : left > 0 ? x + m0 * p.K + (begin + many) * R * STEP_K : x + m0 * p.K;
                 if (left == 0) ask_for_results<bf16>(p, m0 + strip * R, R, panel.panel, p.epilogue == SILU_MUL ? PANEL / 2 : PANEL, p.epilogue == ADD);
                 if (straight) {
-                    sum_steps<R>(panel.straight(begin), from, many, begin > group_begin, sums, coming);
+                    sum_steps<R>(panel.straight(begin), from, many, begin > group_begin, sums, coming, next_x);
                 } else {
-                    sum_steps<R>(open, from, many, begin > group_begin, sums + strip * SUMS, coming);
+                    sum_steps<R>(open, from, many, begin > group_begin, sums + strip * SUMS, coming, next_x);
                 }
                 if (begin + many == group_end) {
                     const int64_t m = m0 + strip * R;
