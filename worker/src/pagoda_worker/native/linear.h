@@ -97,11 +97,6 @@ inline void finish(const Product& p, const float* sums, int64_t m0, int64_t rows
 #else
 
 constexpr int COLUMNS = PANEL / W;  // vectors per row of a panel
-#if defined(__AVX512F__)
-constexpr int ROWS = 8;
-#else
-constexpr int ROWS = 2;
-#endif
 
 // sums [R, 32] of R rows of x and one panel. `ldw`: from one row of `wide` to the next.
 template <int R>
@@ -148,19 +143,37 @@ inline float* wide_rows(const Product& p) {
     return wide;
 }
 
+}  // namespace pagoda
+
+#include "linear_vectors.h"
+
+namespace pagoda {
+
+#if defined(__AVX512BF16__)
+constexpr int64_t ROWS_OF_PANEL = 8;
+#else
+constexpr int64_t ROWS_OF_PANEL = STREAMED_ROWS;
+#endif
+
+// few(m, rows) for all rows, ROWS_OF_PANEL at a time: rows is a constant.
+template <class Few>
+inline void in_fews(int64_t M, const Few& few) {
+    int64_t m = 0;
+    for (; m + ROWS_OF_PANEL <= M; m += ROWS_OF_PANEL) few(m, std::integral_constant<int, ROWS_OF_PANEL>());
+    if (m < M) with_constant<1, ROWS_OF_PANEL>(M - m, [&](auto rows) { few(m, rows); });
+}
+
 inline void linear(const Product& p) {
+#if !defined(__AVX512BF16__)
+    if (p.M > STREAMED_ROWS) return many_rows(p, [&](int64_t panel) { return PlainPanel{p, panel}; });
+#endif
     float* wide = wide_rows(p);
     parallel_for(p.panels(), [&](int64_t panel) {
-        alignas(64) float sums[ROWS * PANEL];
-        int64_t m = 0;
-        for (; m + ROWS <= p.M; m += ROWS) {
-            rows_of_panel<ROWS>(p, p.x + m * p.ldx, wide + m * p.K, p.panel(panel), sums, p.K);
-            finish(p, sums, m, ROWS, panel);
-        }
-        for (; m < p.M; m++) {
-            rows_of_panel<1>(p, p.x + m * p.ldx, wide + m * p.K, p.panel(panel), sums, p.K);
-            finish(p, sums, m, 1, panel);
-        }
+        in_fews(p.M, [&](int64_t m, auto rows) {
+            alignas(64) float sums[rows * PANEL];
+            rows_of_panel<rows>(p, p.x + m * p.ldx, wide + m * p.K, p.panel(panel), sums, p.K);
+            finish(p, sums, m, rows, panel);
+        });
     });
 }
 

@@ -157,14 +157,36 @@ inline void rows_of_fp8_panel(const Fp8Product& p, const float* wide, const bf16
     }
 }
 
+#if !defined(__AVX512BF16__)
+// For strips_by_panel.
+struct Fp8Panel {
+    static constexpr int64_t STEP_BYTES = pagoda::STEP_BYTES;
+    const Fp8Product& p;
+    int64_t panel;
+
+    int64_t groups() const { return p.groups; }
+    const void* step(int64_t i) const { return p.panel_bytes(panel) + i * STEP_BYTES; }
+    const bf16* straight(int64_t) const { return nullptr; }
+    void widen(int64_t i, float* to) const {
+        alignas(64) bf16 open[2 * TILE];
+        open_steps(p.panel_bytes(panel) + i * STEP_BYTES, 1, open);
+        widen_step(open, to);
+    }
+    void end_group(const float* sums, float* totals, int64_t m, int64_t rows, int64_t group) const {
+        add_scaled(p, sums, totals, m, rows, panel, group);
+    }
+};
+#endif
+
 inline void linear_fp8(const Fp8Product& p) {
+#if !defined(__AVX512BF16__)
+    if (p.M > STREAMED_ROWS) return many_rows(p, [&](int64_t panel) { return Fp8Panel{p, panel}; });
+#endif
     float* wide = wide_rows(p);
     parallel_for(p.panels(), [&](int64_t panel) {
         bf16* open = reinterpret_cast<bf16*>(own_scratch(p.steps() * STEP_BYTES * sizeof(bf16)));
         open_steps(p.panel_bytes(panel), p.steps(), open);
-        int64_t m = 0;
-        for (; m + ROWS <= p.M; m += ROWS) rows_of_fp8_panel<ROWS>(p, wide, open, m, panel);
-        for (; m < p.M; m++) rows_of_fp8_panel<1>(p, wide, open, m, panel);
+        in_fews(p.M, [&](int64_t m, auto rows) { rows_of_fp8_panel<rows>(p, wide, open, m, panel); });
     });
 }
 

@@ -35,24 +35,25 @@ struct QuantizedProduct {
     const uint8_t* zeros_of(int64_t panel, int64_t group) const { return zeros ? zeros + (panel * groups + group) * PANEL : nullptr; }
 };
 
-inline Activations quantize_rows(const QuantizedProduct& p) {
-    int64_t rows = p.M <= 16 ? 16 : (p.M + 31) / 32 * 32;
+// x in tiles of so many rows. Tiles of AMX have 16, in pairs where there are more.
+inline Activations quantize_rows(const QuantizedProduct& p, int64_t tile_rows) {
+    const int64_t whole = tile_rows == 16 && p.M > 16 ? 32 : tile_rows, rows = (p.M + whole - 1) / whole * whole;
     auto values = static_cast<int8_t*>(scratch(0, rows * p.steps() * STEP_8));
     auto scales = static_cast<float*>(scratch(2, rows * (1 + p.groups) * sizeof(float)));
-    Activations a{values, scales, scales + rows, p.steps(), p.groups};
+    Activations a{values, scales, scales + rows, p.steps(), p.groups, tile_rows};
     constexpr int64_t rows_a_piece = 16;  // fewer are quantized faster by one thread than shared
     parallel_for((rows + rows_a_piece - 1) / rows_a_piece, [&](int64_t piece) {
-        for (int64_t m = piece * rows_a_piece; m < (piece + 1) * rows_a_piece; m++) {
-            int8_t* to = a.values + m / 16 * a.steps * TILE_8 + m % 16 * STEP_8;
+        for (int64_t m = piece * rows_a_piece; m < std::min(rows, (piece + 1) * rows_a_piece); m++) {
+            int8_t* to = a.row(m);
             std::fill_n(a.sums + m * p.groups, p.groups, 0.0f);
             if (m >= p.M) {
                 // Up to 16 rows are a tile as high as there are rows.
-                for (int64_t s = 0; s < a.steps && p.M > 16; s++) std::memset(to + s * TILE_8, 0, STEP_8);
+                for (int64_t s = 0; s < a.steps && p.M > 16; s++) std::memset(to + s * a.step_bytes(), 0, STEP_8);
                 a.scales[m] = 0.0f;
             } else if (p.wide) {
-                quantize_row(static_cast<const float*>(p.x) + m * p.ldx, p.K, p.groups, p.group(), to, a.scales + m, a.sums + m * p.groups);
+                quantize_row(static_cast<const float*>(p.x) + m * p.ldx, p.K, p.groups, p.group(), to, a.step_bytes(), a.scales + m, a.sums + m * p.groups);
             } else {
-                quantize_row(static_cast<const bf16*>(p.x) + m * p.ldx, p.K, p.groups, p.group(), to, a.scales + m, a.sums + m * p.groups);
+                quantize_row(static_cast<const bf16*>(p.x) + m * p.ldx, p.K, p.groups, p.group(), to, a.step_bytes(), a.scales + m, a.sums + m * p.groups);
             }
         }
     });
@@ -94,85 +95,9 @@ inline void finish(const QuantizedProduct& p, const float* sums, int64_t m0, int
     }
 }
 
-// One group's part of a row and W columns, added to what is there: (Σ x w - zero Σ x) * scale. In four bits every whole number is below
-// 2^24 and exact as a float; in eight the difference is taken before.
-template <bool FOUR_BITS>
-inline V add_group(V so_far, Raw dot, V zeros, float sum_of_x, V scales) {
-    if (!FOUR_BITS) return fma(to_floats(less(dot, whole_everywhere(int32_t(sum_of_x) * 128))), scales, so_far);
-    return fma(fma(broadcast(0.0f) - zeros, broadcast(sum_of_x), to_floats(dot)), scales, so_far);
-}
-inline V zeros_at(const uint8_t* zeros, int c) { return zeros ? bytes_to_floats(zeros + c) : broadcast(8.0f); }
-
-// R rows from m on by one panel, without tiles: bytes of the weight times four bytes of x in every place of 32 bits. A step or two ahead of
-// them lines are asked for, behind the panel's end the beginning of `next`.
-template <int R, bool FOUR_BITS>
-inline void rows_of_quantized_panel(const QuantizedProduct& p, const Activations& a, int64_t m, int64_t panel, const uint8_t* next) {
-    constexpr int COLUMNS = PANEL / W, HALF = COLUMNS / 2;
-    V total[R][COLUMNS];
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < COLUMNS; c++) total[r][c] = broadcast(0.0f);
-    constexpr int64_t STEP_BYTES_8 = (FOUR_BITS ? 1 : 2) * TILE_8, AHEAD_8 = 2 * TILE_8 / STEP_BYTES_8;
-    const uint8_t* w = p.panel(panel);
-    const int8_t* rows[R];
-    for (int r = 0; r < R; r++) rows[r] = a.row(m + r);
-    int64_t quads = p.group() / 4, quad = 0;
-    for (int64_t g = 0; g < p.groups; g++) {
-        Raw dot[R][COLUMNS];
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < COLUMNS; c++) dot[r][c] = no_bytes();
-        for (int64_t end = quad + quads; quad < end; quad++) {
-            int64_t step = quad / 16, at = step * TILE_8 + quad % 16 * 4;
-            int64_t soon = step + AHEAD_8 - a.steps;  // behind the end, where it is not negative
-            auto lines = reinterpret_cast<const char*>((soon < 0 ? w + (step + AHEAD_8) * STEP_BYTES_8 : next + soon * STEP_BYTES_8) + quad % 16 * 64);
-            for (int64_t half = 0; half < STEP_BYTES_8; half += TILE_8) _mm_prefetch(lines + half, _MM_HINT_T0);
-            for (int c = 0; c < HALF; c++) {
-                Raw first, second;
-                if (FOUR_BITS) {
-                    Raw both = load_bytes(w + quad * 64 + c * 4 * W);
-                    first = low_nibbles(both), second = high_nibbles(both);
-                } else {
-                    const uint8_t* from = w + quad / 16 * 2 * TILE_8 + quad % 16 * 64 + c * 4 * W;
-                    first = load_bytes(from), second = load_bytes(from + TILE_8);
-                }
-                for (int r = 0; r < R; r++) {
-                    Raw x = four_everywhere(rows[r] + at);
-                    dot[r][c] = dot4(dot[r][c], first, x);
-                    dot[r][HALF + c] = dot4(dot[r][HALF + c], second, x);
-                }
-            }
-        }
-        const uint8_t* zeros = p.zeros_of(panel, g);
-        for (int c = 0; c < COLUMNS; c++) {
-            V zero = zeros_at(zeros, c * W), scale = load(p.scales_of(panel, g) + c * W);
-            for (int r = 0; r < R; r++)
-                total[r][c] = add_group<FOUR_BITS>(total[r][c], dot[r][c], zero, a.sums[(m + r) * p.groups + g], scale);
-        }
-    }
-    alignas(64) float sums[R * PANEL];
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < COLUMNS; c++) store(sums + r * PANEL + c * W, total[r][c] * broadcast(a.scales[m + r]));
-    finish(p, sums, m, R, panel);
-}
-
-template <bool FOUR_BITS>
-inline void without_tiles(const QuantizedProduct& p, const Activations& a) {
-#if defined(__AVX512F__)
-    constexpr int ROWS_AT_ONCE = FOUR_BITS ? 4 : 8;
-#else
-    constexpr int ROWS_AT_ONCE = 2;
-#endif
-    parallel_for(p.panels(), [&](int64_t panel) {
-        const uint8_t* next = p.panel(std::min<int64_t>(panel + team.threads, p.panels() - 1));
-        int64_t m = 0;
-        for (; m + ROWS_AT_ONCE <= p.M; m += ROWS_AT_ONCE) rows_of_quantized_panel<ROWS_AT_ONCE, FOUR_BITS>(p, a, m, panel, next);
-        if (ROWS_AT_ONCE > 4 && m + 4 <= p.M) rows_of_quantized_panel<4, FOUR_BITS>(p, a, m, panel, next), m += 4;
-        if (m + 2 <= p.M) rows_of_quantized_panel<2, FOUR_BITS>(p, a, m, panel, next), m += 2;
-        if (m < p.M) rows_of_quantized_panel<1, FOUR_BITS>(p, a, m, panel, next);
-    });
-}
-
 }  // namespace pagoda
 
+#include "linear_quantized_vectors.h"
 #if defined(__AMX_INT8__)
 #include "linear_quantized_amx.h"
 #endif
@@ -182,11 +107,11 @@ namespace pagoda {
 constexpr int64_t VECTOR_ROWS = 4;  // of four bits: opening nibbles in registers costs less than writing tiles of them
 
 inline void linear_quantized(const QuantizedProduct& p) {
-    Activations a = quantize_rows(p);
 #if defined(__AMX_INT8__)
-    if (tiles_serve(p) && !(p.four_bits && p.M <= VECTOR_ROWS)) return by_tiles(p, a);
+    if (tiles_serve(p) && !(p.four_bits && p.M <= VECTOR_ROWS)) return by_tiles(p, quantize_rows(p, 16));
 #endif
-    p.four_bits ? without_tiles<true>(p, a) : without_tiles<false>(p, a);
+    const Activations a = quantize_rows(p, strip_rows(p.M));
+    p.four_bits ? by_vectors<true>(p, a) : by_vectors<false>(p, a);
 }
 
 }  // namespace pagoda

@@ -9,14 +9,15 @@ namespace pagoda {
 constexpr int64_t STEP_8 = 64;    // k of one tile of bytes
 constexpr int64_t TILE_8 = 1024;  // bytes
 
-// x as integers: tile after tile, [M / 16][K / 64][16 rows][64]. Inputs past the end are zeros; so are rows, where M is above 16.
+// x as integers: tile after tile, [M / tile_rows][K / 64][tile_rows][64]. Inputs past the end are zeros; so are rows, where M is above 16.
 struct Activations {
     int8_t* values;
-    float* scales;  // [M / 16 * 16]
-    float* sums;    // [M / 16 * 16, groups] of the integers: whole numbers below 2^24
-    int64_t steps, groups;
+    float* scales;  // [rows, whole tiles]
+    float* sums;    // [rows, groups] of the integers: whole numbers below 2^24
+    int64_t steps, groups, tile_rows;
 
-    const int8_t* row(int64_t m) const { return values + m / 16 * steps * TILE_8 + m % 16 * STEP_8; }
+    int64_t step_bytes() const { return tile_rows * STEP_8; }  // from one step of a row to the next
+    int8_t* row(int64_t m) const { return values + m / tile_rows * steps * step_bytes() + m % tile_rows * STEP_8; }
 };
 
 #if defined(__AVX512F__)
@@ -26,11 +27,13 @@ inline void store_bytes(int8_t* p, V v) {
 }
 inline Raw no_bytes() { return _mm512_setzero_si512(); }
 inline Raw load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline void keep_bytes(uint8_t* p, Raw v) { _mm512_storeu_si512(p, v); }
 inline Raw low_nibbles(Raw v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 inline Raw high_nibbles(Raw v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
 inline V to_floats(Raw v) { return _mm512_cvtepi32_ps(v); }
 inline Raw whole_everywhere(int32_t x) { return _mm512_set1_epi32(x); }
 inline Raw load_whole(const int32_t* p) { return _mm512_loadu_si512(p); }
+inline void keep_whole(int32_t* p, Raw v) { _mm512_storeu_si512(p, v); }
 inline Raw less(Raw a, Raw b) { return _mm512_sub_epi32(a, b); }
 inline V bytes_to_floats(const uint8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
@@ -43,7 +46,8 @@ inline Raw four_everywhere(const int8_t* p) {
 // acc + Σ of four unsigned bytes times four signed ones, in each place of 32 bits.
 inline Raw dot4(Raw acc, Raw w, Raw x) {
 #if defined(__AVX512VNNI__)
-    return _mm512_dpbusd_epi32(acc, w, x);
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));  // by its intrinsic GCC 12 copies sums from register to register and into memory
+    return acc;
 #else
     Raw even_w = _mm512_and_si512(w, _mm512_set1_epi16(255)), odd_w = _mm512_srli_epi16(w, 8);
     Raw even_x = _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8), odd_x = _mm512_srai_epi16(x, 8);
@@ -59,11 +63,13 @@ inline void store_bytes(int8_t* p, V v) {
 }
 inline Raw no_bytes() { return _mm256_setzero_si256(); }
 inline Raw load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void keep_bytes(uint8_t* p, Raw v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 inline Raw low_nibbles(Raw v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 inline Raw high_nibbles(Raw v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15)); }
 inline V to_floats(Raw v) { return _mm256_cvtepi32_ps(v); }
 inline Raw whole_everywhere(int32_t x) { return _mm256_set1_epi32(x); }
 inline Raw load_whole(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline void keep_whole(int32_t* p, Raw v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 inline Raw less(Raw a, Raw b) { return _mm256_sub_epi32(a, b); }
 inline V bytes_to_floats(const uint8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
@@ -115,7 +121,7 @@ inline float largest_of(const T* x, int64_t whole) {
 
 // One row, ragged ends included.
 template <class T>
-inline void quantize_row(const T* x, int64_t K, int64_t groups, int64_t group, int8_t* to, float* scale, float* sums) {
+inline void quantize_row(const T* x, int64_t K, int64_t groups, int64_t group, int8_t* to, int64_t step_bytes, float* scale, float* sums) {
     int64_t whole = K / W * W;
     float largest = largest_of(x, whole);
     for (int64_t k = whole; k < K; k++) largest = std::max(largest, std::fabs(to_float(x[k])));
@@ -126,7 +132,7 @@ inline void quantize_row(const T* x, int64_t K, int64_t groups, int64_t group, i
 #if defined(__AVX512F__)
     for (int64_t begin = 0; sums_of_steps && k + STEP_8 <= K; begin += group) {
         Raw sum = no_bytes();
-        for (int64_t end = std::min(begin + group, K); k + STEP_8 <= end; k += STEP_8, to += TILE_8) {
+        for (int64_t end = std::min(begin + group, K); k + STEP_8 <= end; k += STEP_8, to += step_bytes) {
             Raw bytes = rounded_step(x + k, broadcast(inverse));
             _mm512_storeu_si512(to, bytes);
             sum = dot4(sum, _mm512_set1_epi8(1), bytes);
@@ -135,7 +141,7 @@ inline void quantize_row(const T* x, int64_t K, int64_t groups, int64_t group, i
     }
 #endif
     alignas(64) int8_t step[STEP_8];
-    for (; k < K; k += STEP_8, to += TILE_8) {
+    for (; k < K; k += STEP_8, to += step_bytes) {
         int64_t there = std::min(STEP_8, K - k), i = 0;
         for (; i + W <= there; i += W) store_bytes(step + i, round(load(x + k + i) * broadcast(inverse)));
         for (; i < there; i++) step[i] = int8_t(std::nearbyintf(to_float(x[k + i]) * inverse));
