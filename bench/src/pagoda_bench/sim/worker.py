@@ -11,14 +11,17 @@ decoding happens, steps up to the first sequence's end are taken at once, and cu
 import heapq
 import math
 from collections import deque
+from itertools import islice
 
 from pagoda_bench.sim.block_pool import BlockPool
-from pagoda_bench.sim.engine_profile import EngineProfile
+from pagoda_bench.sim.engine_profile import EngineProfile, pairs
 from pagoda_bench.sim.prefill_share import share
 from pagoda_bench.sim.requests import SimRequest
 from pagoda_bench.sim.sequence import Sequence, WorkerListener
 from pagoda_worker.scheduling.prefill_cost import PrefillCost, StepCost
 
+MOST_NEWCOMERS = 8
+"""In waiting, that a step weighs against prompts in progress, as in the engine's admission.py."""
 SMOOTHING = 0.1
 """Of the newest step in the learned speeds, as in the engine's step_meter.py."""
 
@@ -77,6 +80,11 @@ class SimWorker:
         """Those that the step under way gives a token each."""
         return [sequence.request for sequence in self._decoding]
 
+    @property
+    def prefilling(self) -> list[tuple[SimRequest, int]]:
+        """Whose prompts the step under way computes, and how many tokens of each."""
+        return [(sequence.request, tokens) for sequence, tokens in self._chunks]
+
     # ------------------------------------------------------------ what happens to it
 
     def submit(self, request: SimRequest, now_s: float) -> None:
@@ -126,15 +134,17 @@ class SimWorker:
     def _plan(self, now_s: float) -> None:
         self._began_s = now_s
         self._take_decode_blocks()
-        decoding = len(self._decoding)
+        prompts = [(sequence, sequence.target - sequence.computed) for sequence in self._prompts]
+        self._chunks = [(sequence, 1) for sequence, left in prompts if left == 1]  # for the engine, one more that decodes
+        decoding = len(self._decoding) + len(self._chunks)
         budget = self.profile.max_batch_tokens - decoding
         if decoding:
             budget = min(budget, self.profile.long_prefill_tokens)
-        self._chunks = []
-        if self._prompts:
-            tokens = share([sequence.target - sequence.computed for sequence in self._prompts], budget)
-            self._chunks = [(sequence, n) for sequence, n in zip(self._prompts, tokens, strict=True) if n]
-            budget -= sum(tokens)
+        if prompts := [(sequence, left) for sequence, left in prompts if left > 1]:
+            counts = share([left for _, left in prompts] + self._newcomers(), budget)  # whose part is left for them to be admitted
+            chunks = [(sequence, n) for (sequence, _), n in zip(prompts, counts, strict=False) if n]
+            self._chunks += chunks
+            budget -= sum(n for _, n in chunks)
         while budget > 0 and (admitted := self._admit(now_s)) is not None:
             taken = min(budget, admitted.target - admitted.computed)
             self._chunks.append((admitted, taken))
@@ -143,12 +153,13 @@ class SimWorker:
         if not (decoding or self._chunks):
             return
         self._planned = 1 if self._chunks else self._steps_at_once()
-        prompt_tokens = sum(tokens for _, tokens in self._chunks)
-        self.ends_s = now_s + self._duration_s(self._planned, prompt_tokens)
+        self.ends_s = now_s + self._duration_s(self._planned)
 
-    def _duration_s(self, steps: int, prompt_tokens: int = 0) -> float:
+    def _duration_s(self, steps: int) -> float:
         rows, profile = len(self._decoding), self.profile
-        first_s = profile.step_s(rows, prompt_tokens, self._context_tokens)
+        prompt_tokens = sum(tokens for _, tokens in self._chunks)
+        prompt_pairs = sum(pairs(sequence.computed, tokens) for sequence, tokens in self._chunks)
+        first_s = profile.step_s(rows, prompt_tokens, self._context_tokens, prompt_pairs)
         return self.slowness * (steps * first_s + profile.context_token_s * rows * steps * (steps - 1) / 2)
 
     def _steps_at_once(self) -> int:
@@ -184,6 +195,19 @@ class SimWorker:
         steps = elapsed_s / line_s if bend_s <= 0 else (math.sqrt(line_s**2 + 4 * bend_s * elapsed_s) - line_s) / (2 * bend_s)
         self._planned = min(self._planned, max(1, math.ceil(steps - 1e-9)))
         self.ends_s = max(now_s, self._began_s + self._duration_s(self._planned))
+
+    def _newcomers(self) -> list[int]:
+        """Tokens to compute of those in waiting that would be let in now."""
+        found: list[int] = []
+        size, available, running = self.profile.block_size, self.pool.available, len(self._running)
+        for sequence in islice(self._waiting, min(self.profile.max_running - running, MOST_NEWCOMERS)):
+            hashes = sequence.request.conversation.hashes(sequence.target - 1)
+            cached = self.pool.cached_blocks(hashes)
+            available -= -(-sequence.target // size) - cached + self.pool.idle_among(hashes[:cached])
+            if available < running + len(found):
+                break
+            found.append(sequence.target - cached * size)
+        return found
 
     def _admit(self, now_s: float) -> Sequence | None:
         if not self._waiting or len(self._running) >= self.profile.max_running:
