@@ -112,11 +112,17 @@ def test_the_reason_is_one_of_a_closed_set(workers, avoid, reason):
 def test_a_placement_explains_itself():
     a, b = view("a", running=4), view("b", queued_prefill_tokens=400, cached_tokens=32)
     found = place(COST, [b, a], Random(0))
-    scores = ((a, pytest.approx(110 + 16 * 15 + 0.1 * 4 * 100)), (b, pytest.approx(468 + 16 * 10 - 16)))
+    scores = ((a, pytest.approx(110 + 16 * 15 + 0.1 * 4 * 100)), (b, pytest.approx(302 + 16 * 10 - 16)))
     assert found == Placement(
-        WorkerId("a"), 160, pytest.approx(110.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(468.0), 0,
+        WorkerId("a"), 160, pytest.approx(110.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(302.0), 0,
         PolicyName.PREDICTED, scores, 2,
     )  # fmt: skip
+
+
+def test_a_short_prompt_passes_half_of_what_waits_beyond_its_own_length():
+    busy = [view("busy", queued_prefill_tokens=1100)]
+    found = [place(Price(tokens, 50, 160, 112), busy, Random(0)) for tokens in (100, 1100, 2000)]
+    assert [each.predicted_ms for each in found if isinstance(each, Placement)] == [100 + 500 + 100, 1100 + 1100, 1100 + 2000]
 
 
 REFUSALS = [
