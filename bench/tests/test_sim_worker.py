@@ -134,3 +134,12 @@ def test_profiles_of_our_engine_follow_from_the_result_files(model: str) -> None
     profile: EngineProfile = measured(model)
     assert 0 < profile.row_s < profile.base_s
     assert profile.prompt_token_s > 0
+
+
+def test_a_prompt_twice_as_long_takes_more_than_twice_the_time_where_pairs_cost():
+    firsts_s = []
+    for tokens in (400, 800):
+        heard = Heard()
+        run(SimWorker(0, replace(SMALL, base_s=0.0, prompt_pair_s=1e-7), heard), [(0.0, asked(1, tokens, 2))])
+        firsts_s.append(heard.first[1])
+    assert firsts_s == pytest.approx([tokens * SMALL.prompt_token_s + 1e-7 * tokens**2 / 2 for tokens in (400, 800)])

@@ -155,7 +155,7 @@ async def measure(running: LocalStack) -> EngineProfile:
 
 
 def prompt_costs(long_s: float, longest_s: float) -> tuple[float, float]:
-    """Of a prompt's token, and of a pair of one and an earlier one. From how much longer than a short prompt a long and the longest take."""
+    """Of a token, and of a pair of one and an earlier one: from how much longer a long and the longest prompt take than a short one."""
     (tokens, pairs), (more_tokens, more_pairs) = (
         (length - PROBE_TOKENS, (length**2 - PROBE_TOKENS**2) / 2) for length in (LONG_TOKENS, LONGEST_TOKENS)
     )

@@ -3,7 +3,7 @@
     step = base + row × sequences that decode + context token × tokens that those sequences look back at
          + prompt token × prompt tokens + prompt pair × pairs of a prompt's token and one before it
 
-The pairs are what attention costs within prompts: half the square of a prompt's length, so that a long one takes longer than its tokens say.
+The pairs are what attention costs within prompts: half the square of their length, so that a long one takes longer than its tokens say.
 
 Pure but for reading result files. Called by run.py; worker.py spends the seconds.
 """

@@ -1,4 +1,4 @@
-"""How fast a simulated worker takes itself to be, learned from its own steps as the engine's step_meter.py does. Pure; owned by worker.py."""
+"""How fast a simulated worker takes itself to be, learned from its steps as the engine's step_meter.py does. Pure; owned by worker.py."""
 
 from pagoda_bench.sim.engine_profile import EngineProfile
 from pagoda_worker.scheduling.prefill_cost import PrefillCost, StepCost

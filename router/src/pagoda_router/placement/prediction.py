@@ -69,7 +69,8 @@ def times_ms(prompt_tokens: int, output_tokens: int, view: WorkerView, usual: Us
     step_ms = view.decode_step_ms or usual.decode_step_ms
     running, waiting, max_running = view.running, view.waiting, view.max_running or 1
     uncached = max(1, prompt_tokens - view.cached_tokens)
-    if (ahead := view.queued_prefill_tokens) > uncached:
+    ahead: float = view.queued_prefill_tokens
+    if ahead > uncached:
         ahead = uncached + LONGER_SHARE * (ahead - uncached)
     ttft_ms = 1000 * (ahead + uncached) / (view.prefill_tokens_per_s or usual.prefill_tokens_per_s)
     ttft_ms += view.prefill_step_ms
