@@ -12,7 +12,7 @@ from pagoda_bench.sim.demand import Conversation, Turn
 from pagoda_bench.sim.engine_profile import H100_8B, EngineProfile, measured
 from pagoda_bench.sim.prefill_share import share
 from pagoda_bench.sim.requests import SimRequest
-from pagoda_bench.sim.sequence import Sequence
+from pagoda_bench.sim.sequence import Sequence, WorkerLoad
 from pagoda_bench.sim.worker import SimWorker
 from pagoda_worker.scheduling.policy import share_prefill
 
@@ -101,8 +101,7 @@ def test_everyone_ends_and_every_block_comes_back(seed: int, count: int, convers
     run(worker, arrivals)
     assert len(heard.ended) == count
     assert worker.pool.available == worker.pool.count
-    assert worker.queued_prefill_tokens == 0
-    assert (worker.running, worker.waiting) == (0, 0)
+    assert worker.told == WorkerLoad(running=0, waiting=0, queued_prefill_tokens=0)
 
 
 def test_without_blocks_the_latest_one_is_preempted_and_still_ends():
@@ -135,3 +134,12 @@ def test_profiles_of_our_engine_follow_from_the_result_files(model: str) -> None
     profile: EngineProfile = measured(model)
     assert 0 < profile.row_s < profile.base_s
     assert profile.prompt_token_s > 0
+
+
+def test_a_prompt_twice_as_long_takes_more_than_twice_the_time_where_pairs_cost():
+    firsts_s = []
+    for tokens in (400, 800):
+        heard = Heard()
+        run(SimWorker(0, replace(SMALL, base_s=0.0, prompt_pair_s=1e-7), heard), [(0.0, asked(1, tokens, 2))])
+        firsts_s.append(heard.first[1])
+    assert firsts_s == pytest.approx([tokens * SMALL.prompt_token_s + 1e-7 * tokens**2 / 2 for tokens in (400, 800)])

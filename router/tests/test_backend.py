@@ -157,9 +157,12 @@ async def test_the_view_counts_what_was_sent_before_the_worker_reports_it(tmp_pa
         await worker.next_submit()
         assert (link.view().queued_prefill_tokens, link.view().waiting, link.in_flight) == (60, 4, 2)
         worker.rows([], started=[first.request_id])
-        worker.change_state(num_running=2, queued_prefill_tokens=45)
+        worker.change_state(num_running=2, queued_prefill_tokens=15)  # a step ended; the second request came too late for it
         await router.until(lambda: link.view().running == 2)
         assert (link.view().queued_prefill_tokens, link.view().waiting) == (45, 2)
+        worker.change_state(num_running=2, num_waiting=2, queued_prefill_tokens=40)
+        await router.until(lambda: link.view().queued_prefill_tokens == 40)
+        assert link.view().waiting == 2
         for task in tasks:
             task.cancel()
 

@@ -54,7 +54,7 @@ def test_the_best_choice_is_not_regretted_and_a_bad_one_is_by_what_it_cost():
     good = decided(view("a"), view("b", queued_prefill_tokens=400), came=times(100.0))
     assert regret([good]) == (1, 0.0, 0.0, 0.0)
     turn = decided(view("a", queued_prefill_tokens=400), view("b", queued_prefill_tokens=401), came=times(600.0))
-    assert regret([turn]).mean_ms == pytest.approx(600 + 10 - 501 - 10, abs=15)
+    assert regret([turn]).mean_ms == pytest.approx(600 + 10 - 350 - 10, abs=15)
 
 
 def test_a_worker_that_is_always_slower_than_predicted_is_judged_by_that():
@@ -69,7 +69,7 @@ def test_a_worker_that_is_always_slower_than_predicted_is_judged_by_that():
 def test_another_policy_is_replayed_over_the_same_candidates():
     made = [decided(view("few", running=1, queued_prefill_tokens=5000), view("many", running=4), came=times(110.0)) for _ in range(4)]
     assert regret(made).mean_ms == 0
-    assert regret(made, PolicyName.LEAST_LOADED).mean_ms > 4000
+    assert regret(made, PolicyName.LEAST_LOADED).mean_ms > 2000
 
 
 def test_the_ring_keeps_the_latest_decisions_and_the_best_candidates():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pagoda_router.admission.credits import Price
 from pagoda_router.generation import WorkerId
+from pagoda_router.placement.facts import queued_prefill_tokens
 from pagoda_router.placement.policy import Placement, PlacementReason, PolicyName, Refusal, RequestFacts, WorkerView, place
 
 COST = Price(prompt_tokens=100, output_tokens=50, kv_tokens=160, least_kv_tokens=112)
@@ -111,11 +112,17 @@ def test_the_reason_is_one_of_a_closed_set(workers, avoid, reason):
 def test_a_placement_explains_itself():
     a, b = view("a", running=4), view("b", queued_prefill_tokens=400, cached_tokens=32)
     found = place(COST, [b, a], Random(0))
-    scores = ((a, pytest.approx(110 + 16 * 15 + 0.1 * 4 * 100)), (b, pytest.approx(468 + 16 * 10 - 16)))
+    scores = ((a, pytest.approx(110 + 16 * 15 + 0.1 * 4 * 100)), (b, pytest.approx(302 + 16 * 10 - 16)))
     assert found == Placement(
-        WorkerId("a"), 160, pytest.approx(110.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(468.0), 0,
+        WorkerId("a"), 160, pytest.approx(110.0), PlacementReason.LEAST_WAIT, WorkerId("b"), pytest.approx(302.0), 0,
         PolicyName.PREDICTED, scores, 2,
     )  # fmt: skip
+
+
+def test_a_short_prompt_passes_half_of_what_waits_beyond_its_own_length():
+    busy = [view("busy", queued_prefill_tokens=1100)]
+    found = [place(Price(tokens, 50, 160, 112), busy, Random(0)) for tokens in (100, 1100, 2000)]
+    assert [each.predicted_ms for each in found if isinstance(each, Placement)] == [100 + 500 + 100, 1100 + 1100, 1100 + 2000]
 
 
 REFUSALS = [
@@ -220,3 +227,20 @@ def test_a_shunned_worker_is_taken_only_when_no_other_could_ever_run_the_request
 def test_a_learned_slope_of_the_decode_step_says_what_one_more_sequence_costs():
     flat, steep = view("flat", running=6, decode_step_ms_per_sequence=0.1), view("steep", running=2, decode_step_ms_per_sequence=9.0)
     assert place(COST, [steep, flat], Random(0)).worker == "flat"
+
+
+@pytest.mark.parametrize(
+    ("told_tokens", "unbegun", "untold_sequences", "found"),
+    [
+        pytest.param(3000, [], 0, 3000, id="all is begun"),
+        pytest.param(0, [(1, 500), (1, 200)], 2, 700, id="nothing was told yet"),
+        pytest.param(3000, [(1, 500), (1, 200)], 2, 3700, id="both came in the middle of a step"),
+        pytest.param(3200, [(1, 500), (1, 200)], 1, 3700, id="the earlier one waits there and was told"),
+        pytest.param(3000, [(4, 500), (1, 200)], 3, 3500, id="sequences of one request share its prompt"),
+        pytest.param(3000, [(1, 500)], -2, 3000, id="another router's hide it"),
+        pytest.param(100, [(1, 500)], -2, 500, id="never less than this router sent"),
+    ],
+)
+def test_a_prompt_that_came_in_the_middle_of_a_step_counts_beside_what_was_told(told_tokens, unbegun, untold_sequences, found) -> None:
+    unbegun_tokens = sum(tokens for _, tokens in unbegun)
+    assert queued_prefill_tokens(told_tokens, unbegun_tokens, unbegun, untold_sequences) == found

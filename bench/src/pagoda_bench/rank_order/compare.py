@@ -79,7 +79,8 @@ def real(duration_s: float, folder: Path, names: Sequence[str] = WORKLOADS) -> I
     with real_workers.stack(EVENLY, folder) as running:
         profile = asyncio.run(real_workers.measure(running))
         _say(f"real workers: step {1000 * profile.base_s:.2f} ms + {1000 * profile.row_s:.3f} a sequence + "
-             f"{1e6 * profile.context_token_s:.2f} µs a token of context, prompt token {1e6 * profile.prompt_token_s:.0f} µs, "
+             f"{1e6 * profile.context_token_s:.2f} µs a token of context, prompt token {1e6 * profile.prompt_token_s:.0f} µs "
+             f"+ {1e6 * profile.prompt_pair_s:.3f} for each before it, "
              f"{profile.kv_tokens} tokens of KV cache")  # fmt: skip
         users = {name: real_workers.users_of(name, profile, duration_s, SEED) for name in names}
         for run, policy in enumerate(POLICIES):
@@ -99,6 +100,7 @@ def _measured(case: str, profile: EngineProfile) -> Iterator[Row]:
     yield _row(case, "engine", "step_row_s", profile.row_s, "s")
     yield _row(case, "engine", "step_context_token_s", profile.context_token_s, "s")
     yield _row(case, "engine", "step_prompt_token_s", profile.prompt_token_s, "s")
+    yield _row(case, "engine", "step_prompt_pair_s", profile.prompt_pair_s, "s")
 
 
 def _compared(

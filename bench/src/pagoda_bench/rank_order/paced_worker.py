@@ -24,8 +24,6 @@ from pagoda_bench.sim.worker import SimWorker
 from pagoda_worker.wire import worker_pb2 as wire
 from pagoda_worker.wire.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
 
-STATE_INTERVAL_S = 0.1
-"""As the worker's session.py."""
 MOST_MESSAGE_BYTES = 64 * 2**20
 CHUNK_BYTES = 1_000_000
 
@@ -95,13 +93,12 @@ class PacedWorker(WorkerServicer):
         self._epoch += 1
         welcome = wire.Welcome(epoch=self._epoch, worker_id=self._name, state=self._state(), grants=[self._grant()], takes_batches=True)
         yield wire.FromWorker(welcome=welcome)
-        tasks = [asyncio.create_task(self._read(requests)), asyncio.create_task(self._tell_states())]
+        reading = asyncio.create_task(self._read(requests))
         try:
             while True:
                 yield await self._outbox.get()
         finally:
-            for task in tasks:
-                task.cancel()
+            reading.cancel()
 
     async def _read(self, requests: Any) -> None:
         async for batch in requests:
@@ -112,11 +109,6 @@ class PacedWorker(WorkerServicer):
                 elif kind == "ping":
                     pong = wire.Pong(sent_mono_us=message.ping.sent_mono_us, worker_mono_us=now_us(), replied_mono_us=now_us())
                     self._outbox.put_nowait(wire.FromWorker(pong=pong))
-
-    async def _tell_states(self) -> None:
-        while True:
-            await asyncio.sleep(STATE_INTERVAL_S)
-            self._send(wire.Frame(state=self._state()))
 
     # ------------------------------------------------------------ steps
 
@@ -158,17 +150,17 @@ class PacedWorker(WorkerServicer):
         self._outbox.put_nowait(wire.FromWorker(frame=frame))
 
     def _state(self) -> Any:
-        paced = self._paced
+        paced, meter = self._paced, self._paced.meter
         return wire.WorkerState(
-            num_running=paced.running,
-            num_waiting=paced.waiting,
-            queued_prefill_tokens=paced.queued_prefill_tokens,
+            num_running=paced.told.running,
+            num_waiting=paced.told.waiting,
+            queued_prefill_tokens=paced.told.queued_prefill_tokens,
             kv_capacity_tokens=self._profile.kv_tokens,
             kv_free_tokens=paced.pool.available * self._profile.block_size,
-            prefill_tokens_per_s=paced.prefill_tokens_per_s,
-            decode_step_ms=paced.decode_step_ms,
-            prefill_step_ms=paced.prefill_cost.fixed_ms,
-            prefill_token_ms=paced.prefill_cost.token_ms,
+            prefill_tokens_per_s=meter.prefill_tokens_per_s,
+            decode_step_ms=meter.decode_step_ms,
+            prefill_step_ms=meter.prefill_cost.fixed_ms,
+            prefill_token_ms=meter.prefill_cost.token_ms,
             ready=True,
         )
 

@@ -35,7 +35,8 @@ TENANTS = 38
 MOST_TOKENS = 4000
 """Of a prompt and its answer: what the model takes."""
 ROUNDS = 2
-PROBE_TOKENS, PROBE_OUTPUT, LONG_TOKENS = 32, 16, 1024
+PROBE_TOKENS, PROBE_OUTPUT, LONG_TOKENS, LONGEST_TOKENS = 32, 16, 1024, 3072
+"""The long one fits into one step, the longest into three."""
 MANIFEST = """apiVersion: pagoda.dev/v1alpha1
 kind: InferenceModel
 metadata: {{name: {model}}}
@@ -123,24 +124,27 @@ async def measure(running: LocalStack) -> EngineProfile:
     """Of each worker while both work, by the medians of a few rounds; its policy has to spread requests evenly. Raises BenchError.
 
     base and row: the line through the steps of one sequence and of a full batch; context token: what the steps of a full batch take more
-    behind long prompts; prompt token: what the first token of a long prompt takes more than that of a short one.
+    behind long prompts; prompt token and pair: the parabola through the first tokens of a short, a long and the longest prompt.
     """
     rng, found = Random(0), []
     for _ in range(ROUNDS + 1):
         one_s = await _step_s(running, WORKERS, PROBE_TOKENS, rng)
         many_s = await _step_s(running, WORKERS * MAX_RUNNING, PROBE_TOKENS, rng)
         context_s = await _step_s(running, WORKERS * MAX_RUNNING, LONG_TOKENS, rng)
-        long_s = await _first_s(running, LONG_TOKENS, rng)
-        short_s = await _first_s(running, PROBE_TOKENS, rng)
-        found.append((one_s, many_s, context_s, max(1e-6, (long_s - short_s) / (LONG_TOKENS - PROBE_TOKENS))))
-    one_s, many_s, context_s, prompt_token_s = (median(values) for values in zip(*found[1:], strict=True))  # the first round warms up
+        firsts_s = [await _first_s(running, tokens, rng) for tokens in (PROBE_TOKENS, LONG_TOKENS, LONGEST_TOKENS)]
+        found.append((one_s, many_s, context_s, *firsts_s))
+    one_s, many_s, context_s, short_s, long_s, longest_s = (median(values) for values in zip(*found[1:], strict=True))  # the first warms up
     row_s = max(1e-6, (many_s - one_s) / (MAX_RUNNING - 1))
+    base_s = max(1e-4, one_s - row_s)
+    steps = LONGEST_TOKENS // MAX_BATCH_TOKENS - LONG_TOKENS // MAX_BATCH_TOKENS  # more of them, each with its base
+    prompt_token_s, prompt_pair_s = prompt_costs(long_s - short_s, longest_s - short_s - steps * base_s)
     return EngineProfile(
         name="0.1B, two workers of one core each",
         source="measured in this run",
-        base_s=max(1e-4, one_s - row_s),
+        base_s=base_s,
         row_s=row_s,
         prompt_token_s=prompt_token_s,
+        prompt_pair_s=prompt_pair_s,
         context_token_s=max(0.0, (context_s - many_s) / (MAX_RUNNING * (LONG_TOKENS - PROBE_TOKENS))),
         kv_tokens=_kv_tokens(running),
         block_size=BLOCK_SIZE,
@@ -148,6 +152,15 @@ async def measure(running: LocalStack) -> EngineProfile:
         max_batch_tokens=MAX_BATCH_TOKENS,
         long_prefill_tokens=LONG_PREFILL_TOKENS,
     )
+
+
+def prompt_costs(long_s: float, longest_s: float) -> tuple[float, float]:
+    """Of a token, and of a pair of one and an earlier one: from how much longer a long and the longest prompt take than a short one."""
+    (tokens, pairs), (more_tokens, more_pairs) = (
+        (length - PROBE_TOKENS, (length**2 - PROBE_TOKENS**2) / 2) for length in (LONG_TOKENS, LONGEST_TOKENS)
+    )
+    pair_s = max(0.0, (longest_s * tokens - long_s * more_tokens) / (more_pairs * tokens - pairs * more_tokens))
+    return max(1e-6, (long_s - pair_s * pairs) / tokens), pair_s
 
 
 def _kv_tokens(running: LocalStack) -> int:

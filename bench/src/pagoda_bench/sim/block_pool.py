@@ -30,6 +30,10 @@ class BlockPool:
                 return at
         return len(hashes)
 
+    def idle_among(self, hashes: Iterable[bytes]) -> int:
+        """Of cached ones, those that nobody holds: whoever takes them leaves so many fewer available."""
+        return sum(each in self._idle for each in hashes)
+
     def hold(self, hashes: Iterable[bytes]) -> int:
         """Of cached ones. Returns how many were idle and are available no more."""
         woken = 0

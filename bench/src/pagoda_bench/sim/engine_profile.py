@@ -1,6 +1,9 @@
 """How long a worker's steps take and what fits into it: three profiles, two of them fitted to measured results of our own engine.
 
-    step = base + row × sequences that decode + prompt token × prompt tokens + context token × tokens that those sequences look back at
+    step = base + row × sequences that decode + context token × tokens that those sequences look back at
+         + prompt token × prompt tokens + prompt pair × pairs of a prompt's token and one before it
+
+The pairs are what attention costs within prompts: half the square of their length, so that a long one takes longer than its tokens say.
 
 Pure but for reading result files. Called by run.py; worker.py spends the seconds.
 """
@@ -26,6 +29,8 @@ class EngineProfile:
     row_s: float
     prompt_token_s: float
     context_token_s: float
+    prompt_pair_s: float = 0.0
+    """0: attention within prompts is left out, or part of the prompt token."""
     kv_tokens: int
     """KV cache of a worker."""
     block_size: int = 16
@@ -34,14 +39,20 @@ class EngineProfile:
     long_prefill_tokens: int = 2048
     """Prompt tokens of a step in which something decodes: the engine's default on CUDA (256 on CPU)."""
 
-    def step_s(self, rows: int, prompt_tokens: int, context_tokens: int) -> float:
-        return self.base_s + self.row_s * rows + self.prompt_token_s * prompt_tokens + self.context_token_s * context_tokens
+    def step_s(self, rows: int, prompt_tokens: int, context_tokens: int, prompt_pairs: float = 0.0) -> float:
+        decode_s = self.base_s + self.row_s * rows + self.context_token_s * context_tokens
+        return decode_s + self.prompt_token_s * prompt_tokens + self.prompt_pair_s * prompt_pairs
 
     def self_test(self) -> tuple[int, float, float]:
         """Tokens and seconds of one chunk of a prompt, and seconds of one sequence's step: what an engine knows of itself before its first
         request (its loading/self_test.py)."""
         tokens = max(1, min(int(WARM_TOKENS * CHUNK_S / self.step_s(0, WARM_TOKENS, 0)), self.max_batch_tokens))
-        return tokens, self.step_s(0, tokens, 0), self.step_s(1, 0, 1)
+        return tokens, self.step_s(0, tokens, 0, pairs(0, tokens)), self.step_s(1, 0, 1)
+
+
+def pairs(computed: int, tokens: int) -> float:
+    """Of the next `tokens` of a prompt that has `computed` already, with those before them."""
+    return tokens * (computed + tokens / 2)
 
 
 H100_8B = EngineProfile(
@@ -107,7 +118,7 @@ def request_s(profile: EngineProfile, prompt_tokens: float, output_tokens: float
     context = prompt_tokens + output_tokens / 2
     rows = max(1.0, min(profile.max_running, profile.kv_tokens / max(1.0, context)))
     token_s = profile.base_s / rows + profile.row_s + profile.context_token_s * context
-    return prompt_tokens * profile.prompt_token_s + output_tokens * token_s
+    return prompt_tokens * profile.prompt_token_s + profile.prompt_pair_s * prompt_tokens**2 / 2 + output_tokens * token_s
 
 
 def conversations_per_s(workload: Workload, profile: EngineProfile, workers: int, sample: list[list[tuple[int, int]]]) -> float:

@@ -1,7 +1,7 @@
 """The discrete-event loop: users, the router's side, workers and what they tell each other, in the order of simulated time.
 
     arrival ─▶ router ─▶ worker ─▶ steps end ─▶ first token, last token ─▶ router settles, user thinks ─▶ next turn's arrival
-                  ▲───── state every 100 ms, cache events a moment late ─────┘
+                  ▲─── state when a step ends, cache events a moment late ───┘
 
 Owns the clock and the order of events; equal times are handled in the order in which they were planned, so a seed gives one run. Called by
 run.py.
@@ -22,8 +22,6 @@ from pagoda_bench.sim.sequence import Sequence as OnWorker
 from pagoda_bench.sim.worker import SimWorker
 from pagoda_router.placement.scores import PolicyName
 
-STATE_INTERVAL_S = 0.1
-"""Where no step ends meanwhile: each step's frame has the state too, as the worker's session.py sends it."""
 CACHE_EVENT_DELAY_S = 0.05
 EXPIRY_CHECK_S = 0.1
 MOST_STEP_SAMPLES = 8
@@ -77,7 +75,6 @@ class Simulation:
         for fault in faults:
             self._at(fault.at_s, lambda fault=fault: self._begin(fault))  # type: ignore[misc]
             self._at(fault.until_s, lambda fault=fault: self._end(fault))  # type: ignore[misc]
-        self._at(STATE_INTERVAL_S, self._tell_states)
 
     def run(self, stop_s: float = math.inf) -> list[SimRequest]:
         """Until every conversation has ended, or until then. All requests, in the order of their arrival."""
@@ -199,12 +196,6 @@ class Simulation:
             link.prefixes.removed(evicted)
 
         self._at(now_s + CACHE_EVENT_DELAY_S, told)
-
-    def _tell_states(self) -> None:
-        for link, worker in zip(self._router.links, self._workers, strict=True):
-            if link.is_up:
-                link.heard(state_of(worker))
-        self._at(self.now_s + STATE_INTERVAL_S, self._tell_states)
 
     # ------------------------------------------------------------ faults
 

@@ -11,7 +11,7 @@ from pagoda_router.admission.credits import CreditLedger, Price
 from pagoda_router.admission.depth import BatchDepth
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import WorkerId
-from pagoda_router.placement.facts import WorkerView
+from pagoda_router.placement.facts import WorkerView, queued_prefill_tokens
 from pagoda_router.placement.prefixes import NO_CHAIN, Expectation, KnownPrefixes, PrefixChain
 from pagoda_router.placement.rates import WorkerRates
 
@@ -31,12 +31,10 @@ class State:
 
 def state_of(worker: SimWorker) -> State:
     return State(
-        worker.running,
-        worker.waiting,
-        worker.queued_prefill_tokens,
-        worker.prefill_tokens_per_s,
-        worker.decode_step_ms,
-        *worker.prefill_cost,
+        *worker.told,
+        worker.meter.prefill_tokens_per_s,
+        worker.meter.decode_step_ms,
+        *worker.meter.prefill_cost,
     )
 
 
@@ -86,7 +84,12 @@ class SimLink:
             reservable_tokens=None if cost is None or is_full else ledger.reservation_for(cost, self._shared_tokens(cost, chain)),
             batch_full=is_full,
             cached_tokens=cached_tokens,
-            queued_prefill_tokens=max(state.queued_prefill_tokens, self.unbegun_tokens),
+            queued_prefill_tokens=queued_prefill_tokens(
+                state.queued_prefill_tokens,
+                self.unbegun_tokens,
+                ((1, sent.unbegun_tokens) for sent in reversed(self.sent.values()) if sent.unbegun_tokens),
+                len(self.sent) - state.running - state.waiting,
+            ),
             running=state.running,
             waiting=max(state.waiting, len(self.sent) - state.running, 0),
             max_running=self.max_running,

@@ -4,7 +4,7 @@ Written by worker.py; the loop listens, and so does whoever plays a worker in re
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pagoda_bench.sim.requests import SimRequest
 
@@ -24,6 +24,14 @@ class Sequence:
     held: list[bytes] = field(default_factory=list)
     expected_tokens: int = 0
     """Uncached, as far as known when it came."""
+
+
+class WorkerLoad(NamedTuple):
+    """What a worker's frame tells at the end of a step, before the engine has read what came meanwhile."""
+
+    running: int = 0
+    waiting: int = 0
+    queued_prefill_tokens: int = 0
 
 
 class WorkerListener(Protocol):

@@ -11,16 +11,17 @@ decoding happens, steps up to the first sequence's end are taken at once, and cu
 import heapq
 import math
 from collections import deque
+from itertools import islice
 
 from pagoda_bench.sim.block_pool import BlockPool
-from pagoda_bench.sim.engine_profile import EngineProfile
+from pagoda_bench.sim.engine_profile import EngineProfile, pairs
+from pagoda_bench.sim.meter import SimMeter
 from pagoda_bench.sim.prefill_share import share
 from pagoda_bench.sim.requests import SimRequest
-from pagoda_bench.sim.sequence import Sequence, WorkerListener
-from pagoda_worker.scheduling.prefill_cost import PrefillCost, StepCost
+from pagoda_bench.sim.sequence import Sequence, WorkerListener, WorkerLoad
 
-SMOOTHING = 0.1
-"""Of the newest step in the learned speeds, as in the engine's step_meter.py."""
+MOST_NEWCOMERS = 8
+"""In waiting, that a step weighs against prompts in progress, as in the engine's admission.py."""
 
 
 class SimWorker:
@@ -30,17 +31,19 @@ class SimWorker:
         self.profile = profile
         self.slowness = 1.0
         """Times as long as its profile says: a fault."""
-        tokens, chunk_s, step_s = profile.self_test()
-        self.prefill_tokens_per_s, self.decode_step_ms = tokens / chunk_s, 1000 * step_s
-        self._prefill_cost = PrefillCost(StepCost.measured(tokens, 1000 * chunk_s, self.decode_step_ms))
-        self.queued_prefill_tokens = 0
+        self.meter = SimMeter(profile)
+        self.told = WorkerLoad()
+        """When its latest step ended."""
         self.preemptions = 0
         self.ends_s: float | None = None
         """When the steps under way end. None: idle."""
         self.pool = BlockPool(profile.kv_tokens // profile.block_size)
         self._listener = listener
         self._one_by_one = one_by_one
+        self._inbox: list[Sequence] = []
+        """What came during the step under way: the engine reads it after the step, and no frame tells of it before the next one."""
         self._waiting: deque[Sequence] = deque()
+        self._queued_tokens = 0
         self._running: dict[Sequence, None] = {}
         """In order of admission."""
         self._prompts: list[Sequence] = []
@@ -59,23 +62,14 @@ class SimWorker:
         self._ticks = 0
 
     @property
-    def running(self) -> int:
-        return len(self._running)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def prefill_cost(self) -> StepCost:
-        cost = self._prefill_cost.learned
-        assert cost is not None, "the self-test came first"
-        return cost
-
-    @property
     def decoding(self) -> list[SimRequest]:
         """Those that the step under way gives a token each."""
         return [sequence.request for sequence in self._decoding]
+
+    @property
+    def prefilling(self) -> list[tuple[SimRequest, int]]:
+        """Whose prompts the step under way computes, and how many tokens of each."""
+        return [(sequence.request, tokens) for sequence, tokens in self._chunks]
 
     # ------------------------------------------------------------ what happens to it
 
@@ -83,8 +77,7 @@ class SimWorker:
         sequence = Sequence(request, request.prompt_tokens, request.output_tokens)
         cached = self.pool.cached_blocks(request.conversation.hashes(sequence.target - 1)) * self.profile.block_size
         sequence.expected_tokens = sequence.target - cached
-        self.queued_prefill_tokens += sequence.expected_tokens
-        self._waiting.append(sequence)
+        self._inbox.append(sequence)
         if self.ends_s is None:
             self._plan(now_s)
         elif not self._chunks and self._planned > 1:
@@ -94,9 +87,9 @@ class SimWorker:
         """The steps under way are over; plans the next."""
         rows, steps, elapsed_s = len(self._decoding), self._planned, now_s - self._began_s
         prompt_tokens = sum(tokens for _, tokens in self._chunks)
-        self._measure(rows, prompt_tokens, elapsed_s / max(1, steps))
+        self.meter.measure(rows, prompt_tokens, elapsed_s / max(1, steps))
         self.ends_s = None
-        if rows and not self._chunks and not self.queued_prefill_tokens:
+        if rows and not self._chunks and not self._queued_tokens:
             self._listener.decoded(self, rows, steps, elapsed_s / steps)
         if rows:
             self._take_later_blocks(steps)
@@ -108,11 +101,12 @@ class SimWorker:
             _, _, sequence = heapq.heappop(self._finishes)
             if sequence in self._decoding and self._decoding[sequence] + sequence.left <= self._steps:
                 self._end(sequence, now_s)
+        self.told = WorkerLoad(len(self._running), len(self._waiting), self._queued_tokens)
         self._plan(now_s)
 
     def unfinished(self) -> list[SimRequest]:
         """What dies with it."""
-        return [sequence.request for sequence in (*self._running, *self._waiting)]
+        return [sequence.request for sequence in (*self._running, *self._waiting, *self._inbox)]
 
     def latest_step_s(self, now_s: float) -> float:
         """When the latest step ended, or the one under way began: each step's frame is a word to the router."""
@@ -125,16 +119,21 @@ class SimWorker:
 
     def _plan(self, now_s: float) -> None:
         self._began_s = now_s
+        self._waiting += self._inbox
+        self._queued_tokens += sum(sequence.expected_tokens for sequence in self._inbox)
+        self._inbox.clear()
         self._take_decode_blocks()
-        decoding = len(self._decoding)
+        prompts = [(sequence, sequence.target - sequence.computed) for sequence in self._prompts]
+        self._chunks = [(sequence, 1) for sequence, left in prompts if left == 1]  # for the engine, one more that decodes
+        decoding = len(self._decoding) + len(self._chunks)
         budget = self.profile.max_batch_tokens - decoding
         if decoding:
             budget = min(budget, self.profile.long_prefill_tokens)
-        self._chunks = []
-        if self._prompts:
-            tokens = share([sequence.target - sequence.computed for sequence in self._prompts], budget)
-            self._chunks = [(sequence, n) for sequence, n in zip(self._prompts, tokens, strict=True) if n]
-            budget -= sum(tokens)
+        if prompts := [(sequence, left) for sequence, left in prompts if left > 1]:
+            counts = share([left for _, left in prompts] + self._newcomers(), budget)  # whose part is left for them to be admitted
+            chunks = [(sequence, n) for (sequence, _), n in zip(prompts, counts, strict=False) if n]
+            self._chunks += chunks
+            budget -= sum(n for _, n in chunks)
         while budget > 0 and (admitted := self._admit(now_s)) is not None:
             taken = min(budget, admitted.target - admitted.computed)
             self._chunks.append((admitted, taken))
@@ -143,12 +142,13 @@ class SimWorker:
         if not (decoding or self._chunks):
             return
         self._planned = 1 if self._chunks else self._steps_at_once()
-        prompt_tokens = sum(tokens for _, tokens in self._chunks)
-        self.ends_s = now_s + self._duration_s(self._planned, prompt_tokens)
+        self.ends_s = now_s + self._duration_s(self._planned)
 
-    def _duration_s(self, steps: int, prompt_tokens: int = 0) -> float:
+    def _duration_s(self, steps: int) -> float:
         rows, profile = len(self._decoding), self.profile
-        first_s = profile.step_s(rows, prompt_tokens, self._context_tokens)
+        prompt_tokens = sum(tokens for _, tokens in self._chunks)
+        prompt_pairs = sum(pairs(sequence.computed, tokens) for sequence, tokens in self._chunks)
+        first_s = profile.step_s(rows, prompt_tokens, self._context_tokens, prompt_pairs)
         return self.slowness * (steps * first_s + profile.context_token_s * rows * steps * (steps - 1) / 2)
 
     def _steps_at_once(self) -> int:
@@ -185,6 +185,19 @@ class SimWorker:
         self._planned = min(self._planned, max(1, math.ceil(steps - 1e-9)))
         self.ends_s = max(now_s, self._began_s + self._duration_s(self._planned))
 
+    def _newcomers(self) -> list[int]:
+        """Tokens to compute of those in waiting that would be let in now."""
+        found: list[int] = []
+        size, available, running = self.profile.block_size, self.pool.available, len(self._running)
+        for sequence in islice(self._waiting, min(self.profile.max_running - running, MOST_NEWCOMERS)):
+            hashes = sequence.request.conversation.hashes(sequence.target - 1)
+            cached = self.pool.cached_blocks(hashes)
+            available -= -(-sequence.target // size) - cached + self.pool.idle_among(hashes[:cached])
+            if available < running + len(found):
+                break
+            found.append(sequence.target - cached * size)
+        return found
+
     def _admit(self, now_s: float) -> Sequence | None:
         if not self._waiting or len(self._running) >= self.profile.max_running:
             return None
@@ -204,7 +217,7 @@ class SimWorker:
         self._prompts.append(sequence)
         sequence.held = list(hashes[:cached])
         sequence.computed = cached * size
-        self.queued_prefill_tokens += (sequence.target - sequence.computed) - sequence.expected_tokens
+        self._queued_tokens += (sequence.target - sequence.computed) - sequence.expected_tokens
         if sequence.began_s is None:
             sequence.began_s = now_s
             sequence.request.cached_tokens = sequence.computed
@@ -215,7 +228,7 @@ class SimWorker:
 
     def _computed(self, sequence: Sequence, tokens: int, now_s: float) -> None:
         sequence.computed += tokens
-        self.queued_prefill_tokens -= tokens
+        self._queued_tokens -= tokens
         full = sequence.request.conversation.hashes(sequence.computed)
         self.pool.share(full[len(sequence.held) :])
         sequence.held = list(full)
@@ -260,32 +273,21 @@ class SimWorker:
             self._give_back(sequence)
             sequence.target = sequence.computed + 1  # the latest sampled token is not in the cache yet
         else:
-            self.queued_prefill_tokens -= sequence.target - sequence.computed
+            self._queued_tokens -= sequence.target - sequence.computed
             self._prompts.remove(sequence)
             self._give_back(sequence)
         sequence.computed = 0
         sequence.expected_tokens = sequence.target
-        self.queued_prefill_tokens += sequence.target
+        self._queued_tokens += sequence.target
         sequence.request.preemptions += 1
         self.preemptions += 1
         self._waiting.appendleft(sequence)
 
     # ------------------------------------------------------------ what it tells
 
-    def _measure(self, rows: int, prompt_tokens: int, step_s: float) -> None:
-        if prompt_tokens:
-            self._prefill_cost.observe(prompt_tokens, step_s * 1000, decodes=rows)
-        if prompt_tokens > rows:
-            self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, prompt_tokens / step_s)
-        elif rows and not prompt_tokens:
-            self.decode_step_ms = _smooth(self.decode_step_ms, step_s * 1000)
-
+<<<<<<< HEAD
     def _report_cache(self, now_s: float) -> None:
         if self.pool.stored or self.pool.evicted:
             stored, evicted = self.pool.stored, self.pool.evicted
             self.pool.stored, self.pool.evicted = [], []
             self._listener.cache_changed(self, stored, evicted, now_s)
-
-
-def _smooth(old: float, new: float) -> float:
-    return new if old == 0 else old + SMOOTHING * (new - old)

@@ -11,7 +11,7 @@ from pagoda_router.backends.session import OpenSession
 from pagoda_router.backends.streams import RunningRequests
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import RequestClass, WorkerId
-from pagoda_router.placement.facts import WorkerView
+from pagoda_router.placement.facts import WorkerView, queued_prefill_tokens
 from pagoda_router.placement.prefixes import PrefixChain
 
 
@@ -35,7 +35,12 @@ class SessionView:
         """`state`, `description`: the wire's, the worker's last."""
         view, ledger, running = self._here, requests.ledger, state.num_running
         view.capacity_tokens, view.available_tokens = ledger.capacity_tokens, ledger.available_tokens
-        view.queued_prefill_tokens = max(state.queued_prefill_tokens, requests.unbegun_prompt_tokens)
+        view.queued_prefill_tokens = queued_prefill_tokens(
+            state.queued_prefill_tokens,
+            requests.unbegun_prompt_tokens,
+            requests.unbegun_latest_first(),
+            requests.sequences - running - state.num_waiting,
+        )
         view.running = running
         view.waiting = max(state.num_waiting, requests.sequences - running, 0)
         view.max_running = max(1, description.max_running)

@@ -4,7 +4,7 @@ A frame is walked once; each stream it touches wakes at most once for it and the
 held until the worker confirms the end (or the session is gone), not until the reader leaves: that is how long the KV is really in use.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pagoda_router.admission.credits import CreditLedger, Price, service_tokens, used_kv_tokens
@@ -64,6 +64,10 @@ class RunningRequests:
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    def unbegun_latest_first(self) -> Iterator[tuple[int, int]]:
+        """Sequences, and prompt tokens to compute, of each request that the worker has not begun."""
+        return ((each.generation.n, each.unbegun_prompt_tokens) for each in reversed(self._streams.values()) if not each.begun)
 
     def add(
         self,

@@ -1,6 +1,6 @@
 """What a placement looks at: one request's facts, and each worker as seen now. Plain data; policy.py and scores.py read it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pagoda_router.admission.credits import Price
@@ -103,3 +103,20 @@ class RequestFacts:
     def lanes_away(self, view: WorkerView) -> int:
         lane = self.lane_of.get(view.worker)
         return 0 if lane is None else abs(lane - self.lane)
+
+
+def queued_prefill_tokens(told_tokens: int, unbegun_tokens: int, unbegun: Iterable[tuple[int, int]], untold_sequences: int) -> int:
+    """Prompt tokens that a worker has still to compute: what it told when its last step ended, and what reached it too late for that. A
+    step with a long prompt takes a second on a CPU, and whoever comes meanwhile is in no state before the next one ends.
+
+    `unbegun`: this router's requests that the worker has not begun, latest first, as (sequences, uncached prompt tokens), of
+    `unbegun_tokens` in all. `untold_sequences`: how many more sequences this router has there than the worker told of. Where other routers'
+    make up for them it is too small, and what is left counts at least as much as is unbegun.
+    """
+    untold_tokens = 0
+    for sequences, tokens in unbegun:
+        if untold_sequences <= 0:
+            break
+        untold_sequences -= sequences
+        untold_tokens += tokens
+    return max(told_tokens + untold_tokens, unbegun_tokens)
