@@ -285,7 +285,6 @@ class SimWorker:
 
     # ------------------------------------------------------------ what it tells
 
-<<<<<<< HEAD
     def _report_cache(self, now_s: float) -> None:
         if self.pool.stored or self.pool.evicted:
             stored, evicted = self.pool.stored, self.pool.evicted
