@@ -16,6 +16,8 @@ from pagoda_router.text.forms import can_be_cut
 from pagoda_router.text.tokens import TokenText, load_tokenizer
 
 SHIPPED = Path(__file__).parents[2] / "worker/src/pagoda_worker/builtin/tiny/tokenizer.json"
+
+
 def cut_text(tokenizer: Tokenizer) -> TokenText:
     assert can_be_cut(document := document_of(tokenizer))
     encoder = encoder_for(tokenizer.to_str().encode(), document, tokenizer)

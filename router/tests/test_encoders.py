@@ -86,7 +86,9 @@ def test_every_character_has_the_same_ids() -> None:
         assert fast.encode(texts) == by_library.encode(texts)
 
 
-@pytest.mark.parametrize("repeated", [" ", "\n", " \n", "a", "A", "Aa", "!", "7", "語", "e\u0301", "가", "👨\u200d", "\x00", "\u00a0", "' "])
+@pytest.mark.parametrize(
+    "repeated", [" ", "\n", " \n", "a", "A", "Aa", "!", "7", "語", "e\u0301", "가", "👨\u200d", "\x00", "\u00a0", "' "]
+)
 def test_long_runs_have_the_same_ids(repeated: str) -> None:
     for fast, by_library in PAIRS:
         assert fast.encode([repeated * 20_000]) == by_library.encode([repeated * 20_000])
@@ -114,6 +116,16 @@ NOT_PROVEN[1][1]["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Removed"
 def test_not_proven_is_a_tokenizer_with(changes: dict[str, Any]) -> None:
     assert is_proven(document())
     assert not is_proven(document(**changes))
+
+
+def test_truncation_and_padding_of_its_training_do_not_keep_the_fast_one_from_being_used() -> None:
+    tokenizer = Tokenizer.from_str(TRAINED[1].to_str())
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=10)
+    raw = tokenizer.to_str().encode()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    assert isinstance(encoder_for(raw, document_of(tokenizer), tokenizer), FastEncoder)
 
 
 def test_a_tokenizer_that_is_not_proven_is_the_librarys(caplog: pytest.LogCaptureFixture) -> None:

@@ -68,6 +68,8 @@ class FastEncoder:
     chars_at_once = 16384
 
     def __init__(self, tokenizer: FastTokenizer) -> None:
+        tokenizer.no_truncation()  # a file may carry those of its training
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
 
     def encode(self, texts: list[str]) -> EncodedTexts:

@@ -43,9 +43,7 @@ class Detokenizer(Protocol):
 class TokenText:
     """One tokenizer and what is derived from it once."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, *, byte_level: bool, can_be_cut: bool = False, encoder: Encoder | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, byte_level: bool, can_be_cut: bool = False, encoder: Encoder | None = None) -> None:
         """`can_be_cut`: as forms.can_be_cut said of its file. `encoder`: one proven to give this tokenizer's ids."""
         self._tokenizer = tokenizer
         self._encoder: Encoder = encoder or LibraryEncoder(tokenizer)
