@@ -19,7 +19,8 @@ SHIPPED = Path(__file__).parents[2] / "worker/src/pagoda_worker/builtin/tiny/tok
 
 
 def cut_text(tokenizer: Tokenizer) -> TokenText:
-    assert can_be_cut(document := document_of(tokenizer))
+    document = document_of(tokenizer)
+    assert can_be_cut(document)
     encoder = encoder_for(tokenizer.to_str().encode(), document, tokenizer)
     assert isinstance(encoder, FastEncoder)
     return TokenText(tokenizer, byte_level=True, can_be_cut=True, encoder=encoder)

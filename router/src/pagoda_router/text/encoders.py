@@ -20,8 +20,8 @@ TEXTS_AT_ONCE = 16
 PROBE = (
     "The 1st of 12345 don'ts:\tI'LL say “naïve” Ünïcode, 3.14159e-10!\r\n\r\n   def f(x):\n        return {'a': [x ** 2, -1]}  \n\n"
     "日本語とひらがなカタカナ 中文，한국어 각 العربية ١٢٣ עברית हिन्दी ไทย Ελλάδα Россия e\u0301 a\u0308\u0323 \u212b \ufb01 ½ Ⅷ ǅ ʰ İ ß"
-    "🙂🙂👨\u200d👩\u200d👧 🇪🇺 ✈\ufe0f \u00a0\u2003\u3000\x85\u2028\x0b\x00\x1f https://example.com/a/b?c=d#e CamelCaseXYZ snake_case </p> <p>// ///"
-    "===== ----- 0x7FFF ''' 'S 'll \"quoted\" \\n {{}} []() $5 €6 £7 ×÷≠∑ 가가 \u0345\u0f73 \ud7a3\uffff\U0010ffff  end "
+    "🙂🙂👨\u200d👩\u200d👧 🇪🇺 ✈\ufe0f \u00a0\u2003\u3000\x85\u2028\x0b\x00\x1f https://example.com/a/b?c=d#e CamelCaseXYZ snake_case </p>"
+    " <p>// /// ===== ----- 0x7FFF ''' 'S 'll \"quoted\" \\n {{}} []() $5 €6 £7 ×÷≠∑ 가가 \u0345\u0f73 \ud7a3\uffff\U0010ffff  end "
 )
 """What a tokenizer is checked with when it is loaded: every kind of character, blank and border that its pattern tells apart."""
 
@@ -62,12 +62,24 @@ class LibraryEncoder:
                 yield array("I", encoded.ids)
 
 
+class _FastTokenizer(Protocol):
+    """What is used of fastokens, which carries no types."""
+
+    def no_truncation(self) -> None: ...
+
+    def no_padding(self) -> None: ...
+
+    def encode_batch_flat(self, inputs: list[str]) -> tuple[bytes, bytes]:
+        """All ids as u32, and where each text's begin as u64, with the end; little endian."""
+        ...
+
+
 class FastEncoder:
     """For those of text/forms.py is_proven. No id becomes an object of the interpreter."""
 
     chars_at_once = 16384
 
-    def __init__(self, tokenizer: FastTokenizer) -> None:
+    def __init__(self, tokenizer: _FastTokenizer) -> None:
         tokenizer.no_truncation()  # a file may carry those of its training
         tokenizer.no_padding()
         self._tokenizer = tokenizer
