@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_router.beginnings import LEAD, MOST_ALIKE, KnownBeginnings, common_length
-from pagoda_router.placement.chains import LEAST_IDS_BYTES, PrefixChains
+from pagoda_router.placement.chains import LEAST_IDS_BYTES, SLICE_BLOCKS, PrefixChains
 from pagoda_router.placement.prefixes import chain_of
 
 TURN = "so it goes on. " * 1000
@@ -64,3 +64,13 @@ def test_what_is_one_requests_own_is_not_remembered() -> None:
     chains = PrefixChains()
     assert chains.chain_of(range(2 * LEAST_IDS), 16, b"salt") == chain_of(range(2 * LEAST_IDS), 16, b"salt")
     assert chains.held_bytes == 0
+
+
+@pytest.mark.parametrize("known", [0, 5 * SLICE_BLOCKS // 2])
+def test_a_long_new_prompt_is_hashed_in_slices_between_which_others_may_go_on(known: int) -> None:
+    chains, ids = PrefixChains(), list(range(16 * SLICE_BLOCKS * 4 + 5))
+    chains.chain_of(ids[: known * 16], 16)
+    *turns, chain = chains.in_slices(ids, 16)
+    assert turns == [None] * (3 if known == 0 else 1)
+    assert chain == chain_of(ids, 16)
+    assert list(chains.in_slices(ids, 16)) == [chain], "remembered, though it came in slices"

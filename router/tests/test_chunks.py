@@ -1,6 +1,5 @@
-"""Long texts tokenized in remembered chunks: exactly the tokens of the whole, or not cut at all."""
+"""Long texts tokenized in chunks, those of a known beginning from memory: exactly the tokens of the whole, or not cut at all."""
 
-import json
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -8,72 +7,42 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, processors
+from trained_tokenizers import TRAINED, WORDS, document_of, trained
 
-from pagoda_router.text.chunks import CHUNK_CHARS, KNOWN_PATTERNS, KnownChunks, can_be_cut, chunks_of
+from pagoda_router.text.chunks import CHUNK_CHARS, chunks_of
+from pagoda_router.text.encoders import FastEncoder, encoder_for
+from pagoda_router.text.forms import can_be_cut
 from pagoda_router.text.tokens import TokenText, load_tokenizer
 
 SHIPPED = Path(__file__).parents[2] / "worker/src/pagoda_worker/builtin/tiny/tokenizer.json"
-WORDS = (
-    *(
-        "the cat",
-        " 12 345 ",
-        "it's",
-        "don't",
-        "\n\n",
-        "  ",
-        "\t",
-        "... ",
-        "<|end|>",
-        "<|user|>",
-        "naïve",
-        "Ünïcode",
-        "日本語。",
-        "مرحبا",
-        "🙂🙂",
-    ),
-    *("a", "Z", "9", "x=5; ", "e\u0301", "\u0301", "\ufb01", "/", "\r\n", "\u00a0", "CamelCase", "snake_case", "</p> <p>"),
-    *("I'LL ", "'s", " '", "0 0 0"),
-)
-
-
-def trained(pattern: str, form: Any = None) -> Tokenizer:
-    """BPE over this pattern, of our own words, so that merges cross everything that they may cross."""
-    tokenizer = Tokenizer(models.BPE())
-    if form is not None:
-        tokenizer.normalizer = form
-    split = [] if pattern == "gpt2" else [pre_tokenizers.Split(Regex(pattern), "isolated")]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not split)])
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<|end|>", "<|user|>", "<s>"]
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    rng = Random(1)
-    tokenizer.train_from_iterator(["".join(rng.choices(WORDS, k=200)) for _ in range(50)], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
-    return tokenizer
 
 
 def cut_text(tokenizer: Tokenizer) -> TokenText:
-    assert can_be_cut(json.loads(tokenizer.to_str()))
-    return TokenText(tokenizer, byte_level=True, can_be_cut=True)
+    document = document_of(tokenizer)
+    assert can_be_cut(document)
+    encoder = encoder_for(tokenizer.to_str().encode(), document, tokenizer)
+    assert isinstance(encoder, FastEncoder)
+    return TokenText(tokenizer, byte_level=True, can_be_cut=True, encoder=encoder)
 
 
-PATTERNS = ["gpt2", *sorted(KNOWN_PATTERNS)]
-TRAINED = [trained(pattern, normalizers.NFC() if at % 2 else None) for at, pattern in enumerate(PATTERNS)]
 TEXTS = [cut_text(tokenizer) for tokenizer in TRAINED]
+BY_LIBRARY = [TokenText(tokenizer, byte_level=True, can_be_cut=True) for tokenizer in TRAINED]
 words = st.one_of(st.sampled_from(WORDS), st.text(max_size=5))
-long_texts = st.lists(words, min_size=40, max_size=120).map(lambda some: "".join(some) * 15)
+long_texts = st.lists(words, min_size=40, max_size=120).map(lambda some: "".join(some) * 60)
 
 
-@settings(max_examples=60)
-@given(text=long_texts, which=st.sampled_from(range(len(PATTERNS))), special=st.booleans())
-@example(text="a " * 3000, which=0, special=True)
-@example(text="." * 3000 + " 5 " + "a b" * 900, which=1, special=False)
+@settings(max_examples=25)
+@given(text=long_texts, which=st.sampled_from(range(len(TRAINED))), special=st.booleans())
+@example(text="a " * 12000, which=0, special=True)
+@example(text="." * 3000 + " 5 " + "a b" * 9000, which=1, special=False)
 async def test_cut_and_remembered_a_text_has_the_tokens_that_it_has_whole(text: str, which: int, special: bool) -> None:
     text = text.encode(errors="ignore").decode()
-    whole = TRAINED[which].encode(text, add_special_tokens=special).ids
-    for _ in range(2):  # anew, and from memory
-        assert list(await TEXTS[which].encode(text, add_special_tokens=special)) == whole
+    turns = (text[: len(text) // 2], text, text, text[: len(text) * 3 // 4] + " and more")  # anew, longer, from memory, and branched off
+    for turn in turns:
+        whole = TRAINED[which].encode(turn, add_special_tokens=special).ids
+        for encoding in (TEXTS[which], BY_LIBRARY[which]):
+            assert list(await encoding.encode(turn, add_special_tokens=special)) == whole
 
 
 async def test_the_shipped_tokenizers_long_texts_are_cut_and_exact() -> None:
@@ -82,7 +51,6 @@ async def test_the_shipped_tokenizers_long_texts_are_cut_and_exact() -> None:
     for _ in range(20):
         words = "".join(rng.choices([*WORDS, " word", " 7"], k=1500))
         assert list(await text.encode(words, add_special_tokens=False)) == raw.encode(words, add_special_tokens=False).ids
-    assert len(text.known_chunks) > 20
 
 
 async def test_the_next_turn_of_a_conversation_costs_only_what_is_new_in_it() -> None:
@@ -127,18 +95,8 @@ def test_texts_that_begin_alike_begin_with_the_same_chunks(beginning: str, rest:
     assert other[: len(one) - 1] == one[:-1]
 
 
-def test_what_is_remembered_is_bounded_and_the_oldest_goes_first() -> None:
-    known = KnownChunks(most_bytes=20_000)
-    for at in range(100):
-        known.add("", f"chunk {at}", range(500))
-        known.get("", "chunk 0")
-    assert known.held_bytes <= 20_000
-    assert known.get("", "chunk 0") is not None
-    assert known.get("", "chunk 50") is None
-
-
 def document(**changes: Any) -> dict[str, Any]:
-    return {**json.loads(TRAINED[1].to_str()), **changes}
+    return {**document_of(TRAINED[1]), **changes}
 
 
 SENTENCEPIECE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}

@@ -77,6 +77,7 @@ def main() -> int:
     log_to_stderr(settings.log_level)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which no dashboard reads
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a short text handed to a pool of threads takes twice as long
+    os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")  # a router has one core; its threads would spin on others'
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read at the first channel; its notes of every lost connection are not our log's form
     try:
         uvloop.run(serve(settings, artifacts, database, public, internal))

@@ -23,7 +23,14 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "template and tokens in",
-        ("pagoda_router/text/chat.py", "pagoda_router/text/chunks.py", "pagoda_router/beginnings.py", "/jinja2/"),
+        (
+            "pagoda_router/text/chat.py",
+            "pagoda_router/text/chunks.py",
+            "pagoda_router/text/encoders.py",
+            "pagoda_router/text/forms.py",
+            "pagoda_router/beginnings.py",
+            "/jinja2/",
+        ),
     ),
     ("tokens to text", ("pagoda_router/text/tokens.py", "openai/sequence.py", "pagoda_router/text/stop.py", "/tokenizers/")),
     ("writing events", ("openai/formats.py", "openai/answers.py", "openai/keepalive.py", "openai/run.py")),

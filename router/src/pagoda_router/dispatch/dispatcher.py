@@ -39,6 +39,7 @@ from pagoda_router.generation import (
 )
 from pagoda_router.metrics.requests import RouterMetrics
 from pagoda_router.placement.decisions import DecisionRing
+from pagoda_router.placement.prefixes import PrefixChain
 
 
 class FleetDispatcher:
@@ -87,7 +88,7 @@ class FleetDispatcher:
         """`demand`: that `came` told. Who gets the stream calls `end`."""
         if generation.arrival is None:
             self._second_tries.came()
-        pending = self._price(generation)
+        pending = self._price(generation, await self._placer.hashed(generation))
         first = await self._begin(pending)
         now_s = self._clock()
         demand.answered(now_s, now_s - pending.patient_from_s)
@@ -158,7 +159,7 @@ class FleetDispatcher:
     def _stalled(self, stream: BackendStream) -> None:
         self.chooser.timed_out(stream.worker, self._clock())
 
-    def _price(self, generation: Generation) -> Pending:
+    def _price(self, generation: Generation, chain: PrefixChain | None) -> Pending:
         """Raises Overloaded, DeadlineInfeasible or ColdStart when the waiting room has no place for it."""
         model, lane, now_s = generation.model, self._rooms.lane(generation.model), self._clock()
         cost = price(generation, lane.outputs.predict(generation), self._fleet.block_size(model))
@@ -175,6 +176,7 @@ class FleetDispatcher:
             deadline_s=arrived_s + generation.deadline_s if generation.deadline_s is not None else float("inf"),
             generation=generation,
             cost=cost,
+            chain=chain,
         )
         generation.trace.queued_s, generation.trace.predicted_output_tokens = now_s, cost.output_tokens
         if arrival is None:  # else it was admitted when it was held

@@ -3,7 +3,8 @@
 The dispatcher calls it whenever something may fit that did not before. Lanes are the dispatcher's; decisions are the pure modules'.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from random import Random
 
@@ -14,13 +15,15 @@ from pagoda_router.dispatch.choosing import WorkerChooser
 from pagoda_router.drafting.drafting import Drafting
 from pagoda_router.errors import ContextTooLong
 from pagoda_router.fleet import Fleet
-from pagoda_router.generation import ModelName, RequestClass, WorkerId
+from pagoda_router.generation import Generation, ModelName, RequestClass, WorkerId
 from pagoda_router.metrics.requests import RouterMetrics
 from pagoda_router.placement.chains import PrefixChains
 from pagoda_router.placement.facts import WorkerView
 from pagoda_router.placement.policy import POLICY, Refusal, choose_variant
 from pagoda_router.placement.prefixes import PrefixChain
 
+LONG_PROMPT_IDS = 16_384
+"""Half a millisecond of hashing."""
 MOST_WISHED = 2**29
 """Of a client's own priority, on a worker: leaves a place below all of them."""
 
@@ -77,15 +80,29 @@ class Placer:
         links = self._fleet.links(request.model)
         return max((link.view(None, chain).cached_tokens for link in links if request.variant in (None, link.endpoint.variant)), default=0)
 
+    async def hashed(self, generation: Generation) -> PrefixChain | None:
+        """Of a long prompt, with turns for others: so that placing it holds the event loop for no longer than any other. Else None."""
+        if len(generation.prompt_ids) < LONG_PROMPT_IDS:
+            return None
+        for chain in self._in_slices(generation):
+            if chain is not None:
+                return chain
+            await asyncio.sleep(0)
+        return None
+
+    def _in_slices(self, generation: Generation) -> Iterator[PrefixChain | None]:
+        context = [*generation.prompt_ids, *generation.resume_ids] if generation.resume_ids else generation.prompt_ids
+        size, adapter = self._fleet.block_size(generation.model), generation.adapter
+        label = self._fleet.adapters.label(generation.model, adapter) if adapter else ""
+        return self._chains.in_slices(context, size, generation.cache_salt, tenant=generation.tenant, adapter=adapter, label=label)
+
     def _chain(self, request: Pending) -> PrefixChain:
-        if request.chain is None:
-            generation = request.generation
-            context = [*generation.prompt_ids, *generation.resume_ids] if generation.resume_ids else generation.prompt_ids
-            size, adapter = self._fleet.block_size(request.model), generation.adapter
-            label = self._fleet.adapters.label(request.model, adapter) if adapter else ""
-            salt = generation.cache_salt
-            request.chain = self._chains.chain_of(context, size, salt, tenant=generation.tenant, adapter=adapter, label=label)
-        return request.chain
+        chain = request.chain
+        if chain is None or chain.block_size != self._fleet.block_size(request.model):  # hashed before any worker had told its size
+            *_, chain = self._in_slices(request.generation)
+            assert chain is not None, "the last slice is the whole"
+            request.chain = chain
+        return chain
 
     def _start_those_that_fit(self, lane: Lane) -> None:
         self._full.clear()

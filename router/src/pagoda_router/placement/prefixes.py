@@ -60,11 +60,12 @@ def chain_of(prompt_ids: Sequence[int], block_size: int, salt: bytes = b"", *, a
     return PrefixChain(block_size, tuple(block_hashes(packed(prompt_ids), block_size, root_hash(salt, label))), adapter)
 
 
-def block_hashes(content: bytes, block_size: int, root: bytes, known: Sequence[bytes] = ()) -> list[bytes]:
-    """Of the full blocks of packed ids that come after `known`, which are the first blocks' own."""
+def block_hashes(content: bytes, block_size: int, root: bytes, known: Sequence[bytes] = (), most: int | None = None) -> list[bytes]:
+    """Of the full blocks of packed ids, or of so many, that come after `known`, which are the first blocks' own."""
     step, blake2b = block_size * BYTES_PER_ID, hashlib.blake2b
     parent, hashes = known[-1] if known else root, []
-    for start in range(len(known) * step, len(content) // step * step, step):
+    end = len(content) // step
+    for start in range(len(known) * step, (end if most is None else min(end, len(known) + most)) * step, step):
         parent = blake2b(parent + content[start : start + step], digest_size=HASH_BYTES).digest()
         hashes.append(parent)
     return hashes

@@ -5,7 +5,6 @@ Knows nothing of requests or models beyond the tokenizer file. openai/ encodes p
 
 import asyncio
 import codecs
-import os
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -15,16 +14,14 @@ from typing import Any, Protocol
 import msgspec
 from tokenizers import Tokenizer
 
+from pagoda_router.beginnings import LEAD
 from pagoda_router.errors import UpstreamFailed
-from pagoda_router.text.chunks import CHUNK_CHARS, KnownChunks, KnownTexts, can_be_cut, chunks_of
+from pagoda_router.text.chunks import KnownTexts, chunks_of
+from pagoda_router.text.encoders import EncodedTexts, Encoder, LibraryEncoder, encoder_for
+from pagoda_router.text.forms import can_be_cut
 
-LEAST_CUT_CHARS = 2 * CHUNK_CHARS
-LONG_TEXT_CHARS = 8192
-"""Longer texts are encoded in a thread: about 5 ms of work that neighbours' streams would wait for."""
-TEXTS_AT_ONCE = 16
-NO_IDS = array("I")
-MOST_THREADS = 4
-"""For one text; cores permitting."""
+LEAST_CUT_CHARS = 2 * LEAD
+"""Of shorter texts too little would be remembered to be worth cutting them."""
 WINDOW_SEED_IDS = 6
 """Prompt tokens a window detokenizer starts from, so that the first word keeps the space before it."""
 LONGEST_CHARACTER_TOKENS = 4
@@ -46,10 +43,10 @@ class Detokenizer(Protocol):
 class TokenText:
     """One tokenizer and what is derived from it once."""
 
-    def __init__(self, tokenizer: Tokenizer, *, byte_level: bool, can_be_cut: bool = False) -> None:
-        """`can_be_cut`: as chunks.can_be_cut said of its file."""
+    def __init__(self, tokenizer: Tokenizer, *, byte_level: bool, can_be_cut: bool = False, encoder: Encoder | None = None) -> None:
+        """`can_be_cut`: as forms.can_be_cut said of its file. `encoder`: one proven to give this tokenizer's ids."""
         self._tokenizer = tokenizer
-        self.known_chunks = KnownChunks()
+        self._encoder: Encoder = encoder or LibraryEncoder(tokenizer)
         self._known_texts = KnownTexts()
         self._can_be_cut = can_be_cut
         self._around = _specials_around(tokenizer)
@@ -64,51 +61,35 @@ class TokenText:
         self._byte_level = byte_level
         self._longest_token_bytes = max(map(len, self._bytes), default=1) or 1
 
-    async def encode(self, text: str, *, add_special_tokens: bool, scope: str = "") -> Sequence[int]:
+    async def encode(self, text: str, *, add_special_tokens: bool, scope: str = "") -> "array[int]":
         """`scope`: whose text it is. What others sent is not remembered for them."""
-        if len(text) >= LEAST_CUT_CHARS and self._can_be_cut and (self._around is not None or not add_special_tokens):
-            return await self._encode_cut(text, scope, self._around if add_special_tokens else None)
-        if len(text) > LONG_TEXT_CHARS:
-            return (await asyncio.to_thread(self._encode, [text], add_special_tokens))[0]
-        return self._encode([text], add_special_tokens)[0]
+        around = self._around if add_special_tokens else NOTHING_AROUND
+        if around is None:
+            long = len(text) > LibraryEncoder.chars_at_once
+            return await asyncio.to_thread(self._encode_with_specials, text) if long else self._encode_with_specials(text)
+        if len(text) >= LEAST_CUT_CHARS and self._can_be_cut:
+            packed = await self._encode_cut(text, scope)
+        else:
+            packed = (await self._encode([text])).packed
+        before, after = around
+        return array("I", b"".join([before, packed, after]))
 
-    def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-        # The fast form leaves out where in the text each token lies, which nobody asks; it is only there for batches.
-        return [encoded.ids for encoded in self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+    def _encode_with_specials(self, text: str) -> "array[int]":
+        return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=True)[0].ids)
 
-    async def _encode_cut(self, text: str, scope: str, around: "tuple[array[int], array[int]] | None") -> Sequence[int]:
+    async def _encode_cut(self, text: str, scope: str) -> bytes:
         near, begun = self._known_texts.longest(scope, text)
-        chunks, known = list(chunks_of(text, begun.chars)), self.known_chunks
-        parts: list[array[int] | None] = [known.get(scope, chunk) for chunk in chunks[:-1]]
-        parts.append(None)  # the last one is as long as the text happens to be, and would seldom be met again
-        missing = [at for at, part in enumerate(parts) if part is None]
-        for at, ids in zip(missing, await self._encode_many([chunks[at] for at in missing]), strict=True):
-            parts[at] = ids
-            if at < len(chunks) - 1:
-                known.add(scope, chunks[at], ids)
-        found = [part for part in parts if part is not None]
-        cut = begun.continued(chunks[:-1], found[:-1])
+        chunks = list(chunks_of(text, begun.chars))
+        encoded = await self._encode(chunks)
         if len(chunks) > 1:
-            self._known_texts.remember(scope, text, cut, near)
-        before, after = (b"", b"") if around is None else (around[0].tobytes(), around[1].tobytes())
-        return array("I", b"".join([before, cut.packed, found[-1].tobytes(), after]))
+            self._known_texts.remember(scope, text, begun.continued(chunks, encoded), near)
+        return begun.packed + encoded.packed
 
-    async def _encode_many(self, texts: list[str]) -> "list[array[int]]":
-        """Without special tokens. Much of it in threads, which leave the interpreter's lock while they compute."""
-        chars = sum(map(len, texts))
-        if chars <= LONG_TEXT_CHARS:
-            return self._encode_some(texts)
-        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), chars // LONG_TEXT_CHARS, len(texts))
-        shares = [texts[at::threads] for at in range(threads)]
-        found: list[array[int]] = [NO_IDS] * len(texts)
-        for at, share in enumerate(await asyncio.gather(*[asyncio.to_thread(self._encode_some, share) for share in shares])):
-            found[at::threads] = share
-        return found
-
-    def _encode_some(self, texts: list[str]) -> "list[array[int]]":
-        """A few at a time: their ids become objects of the interpreter all at once, and the event loop waits for its lock meanwhile."""
-        starts = range(0, len(texts), TEXTS_AT_ONCE)
-        return [array("I", ids) for start in starts for ids in self._encode(texts[start : start + TEXTS_AT_ONCE], False)]
+    async def _encode(self, texts: list[str]) -> EncodedTexts:
+        """Much of it in a thread, which leaves the interpreter's lock while it computes."""
+        if sum(map(len, texts)) <= self._encoder.chars_at_once:
+            return self._encoder.encode(texts)
+        return await asyncio.to_thread(self._encoder.encode, texts)
 
     def least_tokens(self, text: str) -> int:
         """A lower bound of the text's length in tokens that costs nothing: a hopeless prompt need not be encoded."""
@@ -134,15 +115,18 @@ class TokenText:
         return WindowDetokenizer(self._tokenizer, seed_ids, skip_special_tokens=skip_special_tokens)
 
 
-def _specials_around(tokenizer: Tokenizer) -> "tuple[array[int], array[int]] | None":
-    """What a text gets before and after it when special tokens are asked for. None: it cannot be told from the text's own."""
+NOTHING_AROUND = b"", b""
+
+
+def _specials_around(tokenizer: Tokenizer) -> tuple[bytes, bytes] | None:
+    """What a text gets before and after it when special tokens are asked for, packed. None: it cannot be told from the text's own."""
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     places = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
     if len(places) != 1 or not bare:
         return None
     (at,) = places
-    return array("I", whole[:at]), array("I", whole[at + len(bare) :])
+    return array("I", whole[:at]).tobytes(), array("I", whole[at + len(bare) :]).tobytes()
 
 
 class ByteLevelDetokenizer:
@@ -240,6 +224,9 @@ class _Model(msgspec.Struct):
 
     type: str = ""
     dropout: float | None = None
+    byte_fallback: bool | None = None
+    continuing_subword_prefix: str | None = None
+    end_of_word_suffix: str | None = None
 
 
 class _TokenizerFile(msgspec.Struct):
@@ -262,7 +249,8 @@ def load_tokenizer(file: str) -> TokenText:
     tokenizer.no_padding()
     decoder = document["decoder"] or {}
     kinds = [part.get("type") for part in decoder.get("decoders") or [decoder]]
-    return TokenText(tokenizer, byte_level=kinds == ["ByteLevel"], can_be_cut=can_be_cut(document))
+    encoder = encoder_for(raw, document, tokenizer)
+    return TokenText(tokenizer, byte_level=kinds == ["ByteLevel"], can_be_cut=can_be_cut(document), encoder=encoder)
 
 
 def _byte_level_alphabet() -> dict[str, int]:
