@@ -26,6 +26,7 @@ from pagoda_worker.execution import runner
 from pagoda_worker.execution.decode_graphs import DecodeGraphs
 from pagoda_worker.execution.step_batches import StepBatches
 from pagoda_worker.layers.linear import Linear
+from pagoda_worker.models.native_llama import NativeLlama
 from pagoda_worker.offline.batch import random_prompts
 from pagoda_worker.request import Request
 from pagoda_worker.sampling.sampler import Sampler
@@ -110,6 +111,7 @@ def points_of(engine: Engine) -> list[Point]:
         Point(runner.Runner, "apply_changes", "rows and blocks"),
         Point(StepBatches, "lay_out", "inputs"),
         Point(DecodeGraphs, "run", "decode graph"),
+        Point(NativeLlama, "decode", "decode step in one call"),
         Point(type(model), "forward", "norms, rotary, gate, residual", whole=False),
         *(Point(Linear, name, "matrix products") for name in ("__call__", "add", "silu_mul")),
         Point(type(model.operators), "attend", "attention"),
