@@ -12,6 +12,7 @@ from engine_runs import run_all
 from logits_tap import logits_of
 from random_adapter import write_adapter
 from random_checkpoint import small_engine
+from test_speculation import tokens_of
 
 from pagoda_worker.engine import Engine
 from pagoda_worker.models.native_llama import NativeLlama
@@ -105,11 +106,11 @@ def test_steps_with_an_adapter_go_operation_by_operation(checkpoint: Callable[..
     base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
     settings: dict[str, Any] = {"dtype": "bf16", "adapters": {"a": write_adapter(tmp_path / "a", base)}}
     requests = [replace(each, adapter="a" if i == 2 else "") for i, each in enumerate(asked(logprobs=False))]
-    expected = run_all(without_the_call(small_engine(base, **settings)), *requests)
+    expected = tokens_of(run_all(without_the_call(small_engine(base, **settings)), *requests))
     engine, calls = small_engine(base, **settings), []
     decode = NativeLlama.decode
     monkeypatch.setattr(NativeLlama, "decode", lambda self, rows, at: calls.append(len(rows)) or decode(self, rows, at))
-    assert run_all(engine, *requests) == expected
+    assert tokens_of(run_all(engine, *requests)) == expected
     assert 0 < max(calls) < len(requests), "it serves once the adapter's request is over"
 
 
