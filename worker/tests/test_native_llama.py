@@ -15,8 +15,9 @@ from random_checkpoint import small_engine
 from test_speculation import tokens_of
 
 from pagoda_worker.engine import Engine
+from pagoda_worker.layers import selection
 from pagoda_worker.models.native_llama import NativeLlama
-from pagoda_worker.native.library import load_library
+from pagoda_worker.native.library import cpu_flags, load_library, usable
 from pagoda_worker.request import Request, Sampling
 from pagoda_worker.sampling.most_likely import most_likely
 
@@ -82,6 +83,15 @@ def test_every_form_of_model_has_the_bits_of_single_operations(form: dict[str, A
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4", "fp8"])
 def test_every_form_of_weights_and_cache_has_them_too(quantization: str, kv_dtype: str, checkpoint: Callable[..., Path]):
     same_bits(checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True), quantization=quantization, kv_dtype=kv_dtype)
+
+
+@pytest.mark.parametrize("isa", usable(cpu_flags()))
+def test_every_instruction_set_has_them_too(isa: str, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    library = load_library(isa)
+    if library is None:
+        pytest.skip(f"no kernels for {isa}")
+    monkeypatch.setattr(selection, "load_library", lambda: library)
+    same_bits(checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True), quantization="int8")
 
 
 def test_the_likeliest_ids_are_those_of_the_sampler(checkpoint: Callable[..., Path]):

@@ -12,12 +12,7 @@ def ladder(max_running: int) -> list[int]:
     return sorted({size for size in sizes if size < max_running} | {max_running})
 
 
-def decodes_alone(plan: StepPlan) -> bool:
-    """One token of every row and nothing else: what can be computed by one call, whatever the number of rows."""
-    return not plan.chunks and plan.decode_tokens > 0
-
-
 def padded_size(plan: StepPlan, sizes: list[int]) -> int | None:
     """None: the step has prompt tokens, or more rows than any graph. `sizes` ascend."""
     at = bisect.bisect_left(sizes, plan.decode_tokens)
-    return sizes[at] if decodes_alone(plan) and at < len(sizes) else None
+    return sizes[at] if plan.decodes_alone and at < len(sizes) else None

@@ -19,7 +19,7 @@ from pagoda_worker.execution.adapters import DeviceAdapters
 from pagoda_worker.execution.decode_graphs import DecodeGraphs
 from pagoda_worker.execution.drafter import Drafter
 from pagoda_worker.execution.embeddings import embed
-from pagoda_worker.execution.graph_ladder import decodes_alone, padded_size
+from pagoda_worker.execution.graph_ladder import padded_size
 from pagoda_worker.execution.host_memory import HostMemory
 from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.execution.rows import rows_on
@@ -107,7 +107,7 @@ class Runner:
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
             graphs = self.graphs
             return self._launch_decodes(plan, lambda rows, at: graphs.run(rows, at, size))
-        if self.native is not None and decodes_alone(plan) and not self._adapted(plan):
+        if self.native is not None and plan.decodes_alone and not self._adapted(plan):
             return self._launch_decodes(plan, self.native.decode)
         batch = self._batches.lay_out(plan)
         if self.adapters is not None:

@@ -1,4 +1,4 @@
-"""A Llama as native/llama.h reads it, laid out once, and its steps of rows that decode: each one native call in place of some eight a layer.
+"""A Llama as native/llama.h reads it, laid out once, and its steps of rows that decode: one native call in place of eight a layer.
 
 Owns those numbers and what they point at. Called by execution/ at every such step, and by native_drafting.py; what is of another form goes
 operation by operation.
@@ -37,12 +37,13 @@ class NativeLlama:
             for layer, bias, cache, window in zip(model.layers, biases, caches, c.windows, strict=True)
         ]
         self._layers = np.array(layers, np.int64)
-        tables_of_model = [model.embedding, model.norm, model.rotary.cos, model.rotary.sin]
-        sizes = (c.layers, c.hidden, c.intermediate, c.heads, c.kv_heads, c.head_dim, c.vocab, slot_count(caches[0], block_size), block_size)
+        rows_of_model = (model.embedding, model.norm, model.rotary.cos, model.rotary.sin)
+        slots = slot_count(caches[0], block_size)
+        sizes = (c.layers, c.hidden, c.intermediate, c.heads, c.kv_heads, c.head_dim, c.vocab, slots, block_size)
         self._model = np.array(
             [
                 self._layers.ctypes.data,
-                *map(address, tables_of_model),
+                *map(address, rows_of_model),
                 *_packed(model.head).numbers(None),
                 _CACHE_FORMS[caches[0].dtype],
                 *sizes,
