@@ -18,7 +18,7 @@ from pagoda_worker.sampling.sampler import Logprobs
 def logits_of(engine: Engine) -> Iterator[list[tuple[list[int], Tensor]]]:
     seen: list[tuple[list[int], Tensor]] = []
     sampler = engine.runner.sampler
-    original = sampler.sample
+    original, greedy_alone = sampler.sample, sampler.greedy_alone
 
     def sample(
         logits: Tensor, rows: IntArray, lengths: IntArray, history: History, masks: BatchMasks | None = None
@@ -28,10 +28,11 @@ def logits_of(engine: Engine) -> Iterator[list[tuple[list[int], Tensor]]]:
         return original(logits, rows, lengths, history, masks)
 
     sampler.sample = sample  # type: ignore[method-assign]
+    sampler.greedy_alone = lambda rows: False  # type: ignore[method-assign]  # else a step that is one call, or a graph, chooses alone
     try:
         yield seen
     finally:
-        sampler.sample = original  # type: ignore[method-assign]
+        sampler.sample, sampler.greedy_alone = original, greedy_alone  # type: ignore[method-assign]
 
 
 class Truth:

@@ -75,6 +75,12 @@ def test_a_job_is_told_by_phase_and_operator(checkpoint: Callable[..., Path], tm
     assert {each["name"] for each in result["operators"]} <= names
 
 
+def test_phases_are_told_of_a_step_that_is_one_call_too(checkpoint: Callable[..., Path]):
+    folder = checkpoint("native", head_dim=32)
+    job: dict[str, Any] = {"model_dir": str(folder), "sequences": 2, "prompt_tokens": 20, "steps": 2, "repeats": 1, "device": "cpu"}
+    assert {"attention", "matrix products"} <= set(profiling.run_job({**job, "dtype": "bf16"})["phases_s"])
+
+
 def test_a_field_that_a_job_has_not_is_refused_with_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"sequence": VOCAB})))
     assert profiling.main() == 2

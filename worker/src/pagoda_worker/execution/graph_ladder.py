@@ -14,6 +14,5 @@ def ladder(max_running: int) -> list[int]:
 
 def padded_size(plan: StepPlan, sizes: list[int]) -> int | None:
     """None: the step has prompt tokens, or more rows than any graph. `sizes` ascend."""
-    rows = plan.decode_tokens
-    at = bisect.bisect_left(sizes, rows)
-    return None if plan.chunks or not rows or at == len(sizes) else sizes[at]
+    at = bisect.bisect_left(sizes, plan.decode_tokens)
+    return sizes[at] if plan.decodes_alone and at < len(sizes) else None

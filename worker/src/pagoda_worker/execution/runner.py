@@ -27,6 +27,7 @@ from pagoda_worker.execution.step_batches import StepBatch, StepBatches, places
 from pagoda_worker.layers.kv_cache import blocks_of, new_cache
 from pagoda_worker.loading.peft import AdapterWeights
 from pagoda_worker.models.base import ForwardPass, Model
+from pagoda_worker.models.native_llama import native_llama
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.sampling.constraints import RowMasks
 from pagoda_worker.sampling.row_masks import BatchMasks
@@ -83,6 +84,8 @@ class Runner:
         self.graphs: DecodeGraphs | None = None
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self.rows.tokens, self._output_start)
+        self.native = native_llama(model, self.caches, self.rows.tokens, self.rows.tables, shape.block_size)
+        """Steps that only decode by one call; None: operation by operation."""
         self._masks = masks
         self._changes = changes
         self.prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
@@ -102,7 +105,10 @@ class Runner:
         if self.drafter is not None:
             self.drafter.run(plan)
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
-            return self._launch_graph(self.graphs, plan, size)
+            graphs = self.graphs
+            return self._launch_decodes(plan, lambda rows, at: graphs.run(rows, at, size))
+        if self.native is not None and plan.decodes_alone and not self._adapted(plan):
+            return self._launch_decodes(plan, self.native.decode)
         batch = self._batches.lay_out(plan)
         if self.adapters is not None:
             self.adapters.begin_step(batch.token_rows)
@@ -127,14 +133,18 @@ class Runner:
         self.prompt_logprobs.deliver(samplers, told)
         return self.sampler.sample(logits, batch.sampled_rows, batch.lengths, self._history, batch_masks)
 
-    def _launch_graph(self, graphs: DecodeGraphs, plan: StepPlan, size: int) -> "InFlight":
-        """Rows that are not greedy, or want logprobs or a mask, are sampled from the graph's logits as in any other step."""
+    def _adapted(self, plan: StepPlan) -> bool:
+        return self.adapters is not None and self.adapters.any_in(np.array([each.row for each in plan.sampling()], np.int64))
+
+    def _launch_decodes(self, plan: StepPlan, decode: Callable[[IntArray, IntArray], tuple[Tensor, Tensor]]) -> "InFlight":
+        """`decode`: from rows and positions to logits and the likeliest ids, which it writes behind them. Rows that are not greedy, or
+        want logprobs or a mask, are sampled from the logits as in any other step."""
         rows, at = places(plan)
-        logits, ids = graphs.run(rows, at, size)
+        logits, ids = decode(rows, at)
         logprobs, told, masks = None, Sampled([]), self._masks(plan.sampling())
         if masks is not None or not self.sampler.greedy_alone(rows):
             lengths = at + 1
-            self._put_drafts(plan, guessed=True)  # the graph wrote its own ids over them
+            self._put_drafts(plan, guessed=True)  # ids were written over them
             batch_masks = None if masks is None else BatchMasks(np.array(masks.positions), torch.from_numpy(masks.bits))
             ids, logprobs = self.sampler.sample(logits, rows, lengths, self._history, batch_masks)
             self.rows.keep(rows, lengths, ids)

@@ -14,7 +14,7 @@ from pagoda_worker.layers.linear import Linear, Product, Weight
 from pagoda_worker.layers.native_adapters import NativeSide, fits
 from pagoda_worker.layers.native_quantized import quantized_product
 from pagoda_worker.layers.operators import Operators
-from pagoda_worker.layers.panels import PANEL, PanelProduct, interleave
+from pagoda_worker.layers.panels import PANEL, WEIGHT_BF16, Packed, PanelProduct, interleave
 from pagoda_worker.native.library import Library
 
 _LANES = 16
@@ -30,12 +30,16 @@ _CACHE_KINDS = {torch.int8: "_int8", torch.float8_e4m3fn: "_fp8"}
 class NativeProduct(PanelProduct):
     """A bf16 weight in panels, see native/linear.h."""
 
-    __slots__ = ("_linear", "_size", "packed")
+    __slots__ = ("_linear", "_size", "_values")
 
     def __init__(self, library: Library, weight: Tensor, pages: HugePages, *, gated: bool) -> None:
         super().__init__(library, weight.shape[0], gated=gated)
         self._linear, self._size = library["linear"], weight.shape[1]
-        self.packed = pages.copy(_panels(interleave(weight) if gated else weight))
+        self._values = pages.copy(_panels(interleave(weight) if gated else weight))
+
+    @property
+    def packed(self) -> Packed:
+        return Packed(WEIGHT_BF16, self._values)
 
     def takes_along(self, dtype: torch.dtype) -> bool:
         return dtype == torch.bfloat16
@@ -48,7 +52,7 @@ class NativeProduct(PanelProduct):
         assert residual is None or residual.is_contiguous()
         self._linear(
             x.data_ptr(),
-            self.packed.data_ptr(),
+            self._values.data_ptr(),
             None if bias is None else bias.data_ptr(),
             None if residual is None else residual.data_ptr(),
             y.data_ptr(),

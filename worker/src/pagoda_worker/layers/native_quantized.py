@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pagoda_worker.layers.allocation import HugePages
 from pagoda_worker.layers.linear import Product, Weight
-from pagoda_worker.layers.panels import ADD, PANEL, PLAIN, PanelProduct, interleave
+from pagoda_worker.layers.panels import ADD, PANEL, PLAIN, WEIGHT_FP8, WEIGHT_INT4, WEIGHT_INT8, Packed, PanelProduct, interleave
 from pagoda_worker.native.library import Library
 from pagoda_worker.quantization.weights import Fp8Weight, Int4Weight, Int8Weight
 
@@ -42,6 +42,12 @@ class QuantizedNativeProduct(PanelProduct):
             self._values = pages.copy(_panels_of_bytes(order(weight.values).view(torch.uint8) ^ 128))
             self._scales = _panels_of_scales(order(weight.scales)[:, None])
         self._groups = self._scales.shape[1]
+
+    @property
+    def packed(self) -> Packed | None:
+        """None where inputs are put in another order first."""
+        form = WEIGHT_INT4 if self._four_bits else WEIGHT_INT8
+        return Packed(form, self._values, self._scales, self._zeros) if self._order is None else None
 
     def takes_along(self, dtype: torch.dtype) -> bool:
         """Not where inputs are put in another order first: adapters have theirs in the model's."""
@@ -92,6 +98,10 @@ class Fp8NativeProduct(PanelProduct):
         self._values = pages.copy(_panels_of_pairs(order(weight.values.view(torch.uint8))))
         self._scales = _panels_of_scales(order(scales))
         self._groups = self._scales.shape[1]
+
+    @property
+    def packed(self) -> Packed:
+        return Packed(WEIGHT_FP8, self._values, self._scales)
 
     def takes_along(self, dtype: torch.dtype) -> bool:
         return dtype == torch.bfloat16

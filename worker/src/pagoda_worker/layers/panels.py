@@ -2,6 +2,7 @@
 weights and by native_quantized.py."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -24,6 +25,32 @@ class SideOfProduct(Protocol):
     def pointers(self) -> tuple[int, int]: ...
 
 
+WEIGHT_BF16, WEIGHT_INT8, WEIGHT_INT4, WEIGHT_FP8 = range(4)
+"""WeightForm of native/llama.h."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A weight in panels, as native/llama.h reads one."""
+
+    form: int
+    values: Tensor
+    scales: Tensor | None = None
+    """[panels, groups, 32] float32; None: bf16 has none."""
+    zeros: Tensor | None = None
+    """[panels, groups, 32] uint8, of int4; None: 8 everywhere."""
+
+    def numbers(self, bias: Tensor | None) -> list[int]:
+        """`PackedWeight` there. bias: in the order of the panels."""
+        groups = 1 if self.scales is None else self.scales.shape[1]
+        return [self.form, self.values.data_ptr(), address(self.scales), address(self.zeros), groups, address(bias)]
+
+
+def address(tensor: Tensor | None) -> int:
+    """Of its first value; 0: a null pointer."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 class PanelProduct(ABC):
     """The ways to ask for a product whose panels, where the weight is gated, hold both halves in turns."""
 
@@ -37,6 +64,11 @@ class PanelProduct(ABC):
     @abstractmethod
     def takes_along(self, dtype: torch.dtype) -> bool:
         """What adapters add to inputs and outputs of this dtype, in the kernel's own call."""
+
+    @property
+    @abstractmethod
+    def packed(self) -> Packed | None:
+        """None: there is more to this product than its panels."""
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if not self.gated:

@@ -6,6 +6,7 @@
 #include "linear.h"
 #include "linear_fp8.h"
 #include "linear_quantized.h"
+#include "llama.h"
 #include "meeting.h"
 #include "prefill_attention.h"
 
@@ -59,9 +60,16 @@ EXPORT(draft)
 (const void* model, float eps, float scale, const void* unread_rows, const void* unread_at, int64_t unread, const void* ends,
  const void* rows, const void* at, const void* wanted, int64_t members, int64_t most, float least, void* ids, void* sure, void* made) {
     const auto numbers = [](const void* each) { return static_cast<const int64_t*>(each); };
-    draft(*static_cast<const DraftingModel*>(model), eps, scale, {numbers(unread_rows), numbers(unread_at), unread}, numbers(ends),
+    draft(*static_cast<const Llama*>(model), eps, scale, {numbers(unread_rows), numbers(unread_at), unread}, numbers(ends),
           {numbers(rows), numbers(at), members}, numbers(wanted), most, least, static_cast<int32_t*>(ids), static_cast<float*>(sure),
           static_cast<int64_t*>(made));
+}
+
+// `ids` int64.
+EXPORT(decode_step)
+(const void* model, float eps, float scale, const void* rows, const void* at, int64_t count, void* logits, void* ids) {
+    decode_step(*static_cast<const Llama*>(model), eps, scale, {static_cast<const int64_t*>(rows), static_cast<const int64_t*>(at), count},
+                static_cast<bf16*>(logits), static_cast<int64_t*>(ids));
 }
 
 // `ground`: what all ranks map, see meeting.h; `came` is 0 where one of them did not come within `patience_s`.

@@ -3,7 +3,8 @@
 A job: {"model_dir", "sequences", "prompt_tokens", "steps", "repeats", "device"?, "dtype"?, "kv_dtype"?, "quantization"?, "threads"?,
 "random_weights"?, "trace"?}; trace is the chrome trace file to write. One JSON object goes to stdout. The process wraps the engine's own
 functions for as long as it measures, so that serving carries no timers; the phases are the steps of `Engine.step` and `Runner.launch` in
-their order.
+their order. Where a step is one native call (models/native_llama.py), phases and operators are those of the same step operation by
+operation: `step_s` is shorter than their sum.
 """
 
 import contextlib
@@ -102,6 +103,16 @@ class PhaseTimer:
         self._since = now
 
 
+@contextlib.contextmanager
+def one_by_one(engine: Engine) -> Iterator[None]:
+    """Steps that would be one native call have operations that can be timed meanwhile."""
+    kept, engine.runner.native = engine.runner.native, None
+    try:
+        yield
+    finally:
+        engine.runner.native = kept
+
+
 def points_of(engine: Engine) -> list[Point]:
     model: Any = engine.runner.model
     return [
@@ -189,7 +200,7 @@ def _plain_step_s(engine: Engine, decoding: Decoding, steps: int) -> float:
 
 def _phases_s(engine: Engine, decoding: Decoding, steps: int) -> dict[str, float]:
     timer = PhaseTimer(time.perf_counter, torch.cuda.synchronize if engine.runner.device.type == "cuda" else lambda: None)
-    with decoding.begun(), timer.wrapped(points_of(engine)):
+    with decoding.begun(), one_by_one(engine), timer.wrapped(points_of(engine)):
         for _ in range(steps):
             engine.step()
     return {phase: seconds / steps for phase, seconds in timer.seconds.items()}
@@ -198,7 +209,8 @@ def _phases_s(engine: Engine, decoding: Decoding, steps: int) -> dict[str, float
 def _operators(engine: Engine, steps: int, trace: str | None) -> list[dict[str, Any]]:
     """Own seconds of each operator per step: on the device where there is one, else on the CPU."""
     on_device = engine.runner.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]) as profiled:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
+    with one_by_one(engine), profile(activities=activities) as profiled:
         for _ in range(steps):
             engine.step()
     if trace:

@@ -67,6 +67,11 @@ class StepPlan:
         return len(self.decodes) + sum(each.places for each in self.verifications)
 
     @property
+    def decodes_alone(self) -> bool:
+        """One token of every row and nothing else: what may be computed by one call, or one captured graph, whatever the rows."""
+        return not self.chunks and self.decode_tokens > 0
+
+    @property
     def tokens(self) -> int:
         return self.decode_tokens + self.prefill_tokens
 

@@ -1,0 +1,100 @@
+"""A Llama as native/llama.h reads it, laid out once, and its steps of rows that decode: one native call in place of eight a layer.
+
+Owns those numbers and what they point at. Called by execution/ at every such step, and by native_drafting.py; what is of another form goes
+operation by operation.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pagoda_worker.layers.kv_cache import slot_count
+from pagoda_worker.layers.linear import Linear
+from pagoda_worker.layers.native import NativeOperators
+from pagoda_worker.layers.panels import Packed, PanelProduct, address, interleave
+from pagoda_worker.models.base import ForwardPass
+from pagoda_worker.models.llama import Llama, LlamaLayer
+
+_CACHE_FORMS = {torch.bfloat16: 0, torch.int8: 1, torch.float8_e4m3fn: 2}
+"""CacheForm of native/llama.h."""
+_HALF_VECTORS = 32
+_VECTOR = 16
+
+
+class NativeLlama:
+    def __init__(
+        self, model: Llama, operators: NativeOperators, caches: list[Tensor], tokens: Tensor, tables: Tensor, block_size: int
+    ) -> None:
+        """As `native_llama`."""
+        c = self.config = model.config
+        self.library = operators.library
+        self.shape = (c.eps, c.head_dim**-0.5)
+        """As every call wants it: of the norms, and of scores."""
+        biases = [_gated_bias(layer.gate_up) for layer in model.layers]
+        layers = [
+            [*_numbers(layer, bias), cache.data_ptr(), window or 0]
+            for layer, bias, cache, window in zip(model.layers, biases, caches, c.windows, strict=True)
+        ]
+        self._layers = np.array(layers, np.int64)
+        rows_of_model = (model.embedding, model.norm, model.rotary.cos, model.rotary.sin)
+        slots = slot_count(caches[0], block_size)
+        sizes = (c.layers, c.hidden, c.intermediate, c.heads, c.kv_heads, c.head_dim, c.vocab, slots, block_size)
+        self._model = np.array(
+            [
+                self._layers.ctypes.data,
+                *map(address, rows_of_model),
+                *_packed(model.head).numbers(None),
+                _CACHE_FORMS[caches[0].dtype],
+                *sizes,
+                address(tokens),
+                address(tables),
+                tokens.shape[1],
+                tables.shape[1],
+            ],
+            np.int64,
+        )
+        self.address: int = self._model.ctypes.data
+        self._kept = (model, biases, caches, tokens, tables)
+        """Whose memory the numbers name."""
+        self._decode = self.library["decode_step"]
+
+    def decode(self, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Computes the tokens at positions `at` of `rows`, [N] each. Returns logits [N, V] bf16 and the likeliest next ids [N] int64, -1
+        where a row's logits are not finite; they are written behind the places in the rows' tokens, 0 in place of -1."""
+        count = len(rows)
+        logits, ids = torch.empty((count, self.config.vocab), dtype=torch.bfloat16), torch.empty(count, dtype=torch.int64)
+        self._decode(self.address, *self.shape, rows.ctypes.data, at.ctypes.data, count, logits.data_ptr(), ids.data_ptr())
+        return logits, ids
+
+
+def native_llama(model: ForwardPass, caches: list[Tensor], tokens: Tensor, tables: Tensor, block_size: int) -> NativeLlama | None:
+    """`caches` of each layer; `tokens` [rows, columns] and `tables` [rows, pages] int32 of the engine's rows. None: something of it is
+    another form (a GPU, another architecture or backend of attention, several ranks, compiled, float32, batch-invariant, weights of other
+    sizes than whole steps)."""
+    if not isinstance(model, Llama) or type(model.operators) is not NativeOperators or model.operators.collectives.size > 1:
+        return None
+    c, operators = model.config, model.operators
+    linears = [model.head, *(each for layer in model.layers for each in (layer.qkv, layer.out, layer.gate_up, layer.down))]
+    fits = all(isinstance(each.product, PanelProduct) and each.product.packed is not None for each in linears)
+    whole = operators.attends(c.heads, c.kv_heads, c.head_dim) and c.head_dim % _HALF_VECTORS == 0 and c.hidden % _VECTOR == 0
+    plain = model.embedding.dtype == torch.bfloat16 and all(cache.dtype in _CACHE_FORMS for cache in caches)
+    return NativeLlama(model, operators, caches, tokens, tables, block_size) if fits and whole and plain else None
+
+
+def _numbers(layer: LlamaLayer, gated_bias: Tensor | None) -> list[int]:
+    """`LlamaLayer` there, but for the cache and the window."""
+    norms = (layer.attention_norm, layer.mlp_norm, *(layer.head_norms or (None, None)))
+    weights = [(layer.qkv, layer.qkv.bias), (layer.out, layer.out.bias), (layer.gate_up, gated_bias), (layer.down, layer.down.bias)]
+    return [*map(address, norms), *(number for linear, bias in weights for number in _packed(linear).numbers(bias))]
+
+
+def _gated_bias(linear: Linear) -> Tensor | None:
+    return None if linear.bias is None else interleave(linear.bias)
+
+
+def _packed(linear: Linear) -> Packed:
+    assert isinstance(linear.product, PanelProduct)
+    packed = linear.product.packed
+    assert packed is not None
+    return packed

@@ -1,0 +1,144 @@
+"""Steps that only decode by one native call: the same bits as operation by operation, in every form that the call takes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_runs import run_all
+from logits_tap import logits_of
+from random_adapter import write_adapter
+from random_checkpoint import small_engine
+from test_speculation import tokens_of
+
+from pagoda_worker.engine import Engine
+from pagoda_worker.layers import selection
+from pagoda_worker.models.native_llama import NativeLlama
+from pagoda_worker.native.library import cpu_flags, load_library, usable
+from pagoda_worker.request import Request, Sampling
+from pagoda_worker.sampling.most_likely import most_likely
+
+pytestmark = pytest.mark.skipif(load_library() is None, reason="no native kernels for this machine")
+
+WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+FORMS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "tied, one key head": {"tie_word_embeddings": True, "num_key_value_heads": 1},
+    "biases everywhere": {"attention_bias": True, "mlp_bias": True},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3, with normed heads of 64": {"model_type": "qwen3", "head_dim": 64},
+    "mistral, with a window": {"model_type": "mistral", "sliding_window": 12},
+    "vocabulary of no whole panels": {"vocab_size": 2 * 1024 + 157},
+}
+
+
+def asked(*, logprobs: bool) -> list[Request]:
+    """Of several lengths, some sampled, ending one after another, so that steps have many numbers of rows."""
+    return [
+        Request(
+            request_id=f"{i}",
+            prompt_ids=[2 + (7 * i + 5 * j) % 150 for j in range(length)],
+            max_tokens=4 + 3 * i,
+            ignore_eos=True,
+            top_logprobs=2 if logprobs else None,
+            sampling=Sampling(temperature=0.8, seed=i) if i % 4 == 3 else Sampling(),
+        )
+        for i, length in enumerate((3, 40, 33, 7, 1, 18, 21, 5, 70))
+    ]
+
+
+def without_the_call(engine: Engine) -> Engine:
+    engine.runner.native = None
+    return engine
+
+
+def step_by_step(engine: Engine, *, at_once: bool) -> tuple[list[tuple[list[int], torch.Tensor]], list[torch.Tensor]]:
+    """Every position's tokens and logits, and the cache afterwards, as bytes."""
+    assert engine.runner.native is not None
+    if not at_once:
+        without_the_call(engine)
+    with logits_of(engine) as seen:
+        run_all(engine, *asked(logprobs=True))
+    return seen, [cache.view(torch.uint8) for cache in engine.runner.caches]
+
+
+def same_bits(folder: Path, **settings: Any) -> None:
+    settings = {"dtype": "bf16", **settings}
+    (seen, caches), (expected, expected_caches) = (step_by_step(small_engine(folder, **settings), at_once=each) for each in (True, False))
+    assert len(seen) == len(expected) > 100
+    by_tokens = {tuple(tokens): logits for tokens, logits in expected}
+    assert all(torch.equal(logits, by_tokens[tuple(tokens)]) for tokens, logits in seen)
+    assert all(map(torch.equal, caches, expected_caches))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_every_form_of_model_has_the_bits_of_single_operations(form: dict[str, Any], checkpoint: Callable[..., Path]):
+    same_bits(checkpoint("at once " + str(sorted(form)), **{**WIDE, **form}))
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "fp8"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "fp8"])
+def test_every_form_of_weights_and_cache_has_them_too(quantization: str, kv_dtype: str, checkpoint: Callable[..., Path]):
+    same_bits(checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True), quantization=quantization, kv_dtype=kv_dtype)
+
+
+@pytest.mark.parametrize("isa", usable(cpu_flags()))
+def test_every_instruction_set_has_them_too(isa: str, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    library = load_library(isa)
+    if library is None:
+        pytest.skip(f"no kernels for {isa}")
+    monkeypatch.setattr(selection, "load_library", lambda: library)
+    same_bits(checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True), quantization="int8")
+
+
+def test_the_likeliest_ids_are_those_of_the_sampler(checkpoint: Callable[..., Path]):
+    engine = small_engine(checkpoint("at once, many words", **WIDE, vocab_size=3001), dtype="bf16")
+    model: Any = engine.runner.model
+    model.embedding[5] = float("nan")
+    model.embedding[7] = 0.0  # all logits are equal
+    model.embedding[9:] = -model.embedding[9:]
+    native, rows = engine.runner.native, engine.runner.rows
+    assert native is not None
+    rows.tokens[:12, 0] = torch.arange(12)
+    rows.tables[:12, 0] = torch.arange(12)
+    logits, ids = native.decode(np.arange(12), np.zeros(12, np.int64))
+    expected, finite = most_likely(logits)
+    assert finite.tolist() == [i != 5 for i in range(12)]
+    assert ids.tolist() == torch.where(finite, expected, -1).tolist()
+    assert rows.tokens[:12, 1].tolist() == ids.clamp(min=0).tolist()
+    assert ids[7] == 0
+
+
+def test_steps_with_an_adapter_go_operation_by_operation(checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
+    settings: dict[str, Any] = {"dtype": "bf16", "adapters": {"a": write_adapter(tmp_path / "a", base)}}
+    requests = [replace(each, adapter="a" if i == 2 else "") for i, each in enumerate(asked(logprobs=False))]
+    expected = tokens_of(run_all(without_the_call(small_engine(base, **settings)), *requests))
+    engine, calls = small_engine(base, **settings), []
+    decode = NativeLlama.decode
+    monkeypatch.setattr(NativeLlama, "decode", lambda self, rows, at: calls.append(len(rows)) or decode(self, rows, at))
+    assert tokens_of(run_all(engine, *requests)) == expected
+    assert 0 < max(calls) < len(requests), "it serves once the adapter's request is over"
+
+
+@pytest.mark.parametrize(
+    ("form", "settings"),
+    [
+        (WIDE, {"dtype": "fp32"}),
+        (WIDE, {"attention": "sdpa"}),
+        (WIDE, {"batch_invariant": True}),
+        ({"model_type": "gpt2"}, {}),
+        ({**WIDE, "head_dim": 16}, {}),
+        ({**WIDE, "hidden_size": 72}, {}),
+    ],
+    ids=["fp32", "sdpa", "batch-invariant", "gpt2", "small heads", "ragged weights"],
+)
+def test_what_the_call_does_not_take_goes_operation_by_operation(
+    form: dict[str, Any], settings: dict[str, Any], checkpoint: Callable[..., Path]
+):
+    engine = small_engine(checkpoint("one by one " + str(sorted(form.items())), **form), **{"dtype": "bf16", **settings})
+    assert engine.runner.native is None
+    run_all(engine, *asked(logprobs=False))
