@@ -70,7 +70,7 @@ class Keyring:
         return list(self._known.values())
 
     async def create(self, wanted: ApiKey) -> tuple[str, ApiKey]:
-        """The secret, which nobody can read again, and the key: `wanted` with id, prefix and creation. Raises BadRequest, KeysUnavailable."""
+        """The secret, which nobody can read again, and the key: `wanted` with id, prefix, creation. Raises BadRequest, KeysUnavailable."""
         if wanted.expires_unix_s is not None and wanted.expires_unix_s <= self._calendar():
             raise BadRequest("expires_at is in the past: send Unix seconds to come, or leave it out", param="expires_at")
         secret = secret_of(secrets.token_bytes(SECRET_BYTES))
