@@ -28,7 +28,7 @@ $(READY): $(LOCKS) $(COMPONENTS:%=%/pyproject.toml)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@awk '/^uv==/ {p = 1} p {print} p && !/\\$$/ {exit}' bench/requirements.lock > .venv/uv.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/uv.lock
-	@echo "setup: installing the pinned dependencies into .venv (torch is large: about a minute)"
+	@echo "setup: installing the pinned dependencies into .venv (torch is large: minutes, by your network)"
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --require-hashes $(LOCKS:%=-r %)
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation $(COMPONENTS:%=-e ./%)
 	@touch $@
@@ -130,7 +130,7 @@ bench-router: $(READY) ## Measure what the router costs beside none, nginx and o
 	@$(BIN)/pagoda bench router $(ROUTER_ARGS)
 
 .PHONY: bench-costs
-bench-costs: $(READY) ## What parts of the engine cost or win: KV cache, host's tier, batch invariance, quantized cache, adapters (30 minutes; tables in docs/)
+bench-costs: $(READY) ## What parts of the engine cost or win: KV cache, host's tier, batch invariance, quantized cache, adapters, ranks (30 minutes; tables in docs/)
 	@$(BIN)/pagoda bench costs
 
 .PHONY: bench-speculation

@@ -171,7 +171,8 @@ async def test_an_adapter_is_loaded_on_every_worker_listed_and_unloaded(tmp_path
         assert [each["resident"] for each in listed["workers"]] == [False, False]
         assert (await bench.ask("DELETE", f"{path}/sql")).json["unloaded"] is True
         await bench.router.until(lambda: not having(bench.router, "sql"))
-        assert (await bench.ask("DELETE", f"{path}/sql")).status == 404
+        gone = await bench.ask("DELETE", f"{path}/sql")
+        assert (gone.status, gone.json["error"]["message"]) == (404, "there is no adapter 'sql'; there is: none")
 
 
 async def test_what_cannot_be_loaded_is_refused_with_the_workers_sentence(tmp_path: Path):

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,15 @@ def test_a_model_that_is_not_ready_says_why(page: Page, dispatcher: ScriptedDisp
         expect(page.locator("#readiness")).to_have_text("ready")
         page.get_by_label("Model", exact=True).select_option("org/asleep")
         expect(page.locator("#readiness")).to_have_text("no worker yet")
+
+
+def test_a_model_that_loses_its_worker_says_so_while_somebody_looks(
+    page: Page, dispatcher: ScriptedDispatcher, catalog: ScriptedCatalog
+) -> None:
+    with serve(dispatcher, catalog) as url:  # type: ignore[attr-defined]
+        page.clock.install()
+        page.goto(url)
+        expect(page.locator("#readiness")).to_have_text("ready")
+        catalog.entries[0] = replace(catalog.entries[0], ready=False, reason="its worker died")
+        page.clock.fast_forward(20_000)
+        expect(page.locator("#readiness")).to_have_text("its worker died")

@@ -106,6 +106,14 @@ def test_a_thousand_traces_are_shown_with_their_strips(page: Page, url: str) -> 
     assert "linear-gradient" in strip.evaluate("element => element.style.backgroundImage")
 
 
+def test_a_model_whose_workers_are_all_gone_is_named(page: Page, url: str, documents: Documents) -> None:
+    documents["fleet"] |= {"models": {"dead": {"routable": {}, "waiting": 2}, "tiny": {"routable": {"a": 1}, "waiting": 0}}}
+    page.goto(f"{url}#fleet")
+    expect(page.locator("#fleet-missing")).to_have_text("dead has no worker that takes requests; 2 wait")
+    documents["fleet"]["models"]["dead"]["routable"] = {"a": 1}
+    expect(page.locator("#fleet-missing")).to_be_hidden()
+
+
 def test_what_a_worker_calls_itself_is_text(page: Page, url: str, documents: Documents) -> None:
     name = "<img src=x onerror=\"document.title='taken'\">"
     documents["fleet"]["workers"] = [worker(0, name=name, variant=name, routable=False, reason=name)]
@@ -246,6 +254,7 @@ def test_a_panel_needs_an_admin_key_and_says_so(page: Page, dispatcher: Scripted
         page.get_by_label("This server asks for an API key").fill("reader")
         page.get_by_role("button", name="Use key").click()
         expect(page.get_by_role("alert")).to_contain_text("/admin/v1/keys needs an admin key")
+        expect(page.locator("#keys")).to_be_visible()
         page.evaluate("sessionStorage.setItem('pagoda-api-key', 'root')")
         page.reload()
         expect(page.locator("#keys-table tbody tr")).to_have_count(1)

@@ -120,6 +120,7 @@ async def test_only_an_admin_key_makes_keys(ask: Callable[..., Any]) -> None:
 
 
 BAD = [
+    ({"name": "x", "expires_at": NOW_S}, "expires_at", "is in the past"),
     ({}, "name", "required"),
     ({"name": "x", "rpm": 1}, "rpm", "there is requests_per_minute, "),
     ({"name": "x", "models": []}, "models", "empty"),

@@ -3,6 +3,7 @@
 Tolerance as in test_models.py, twice: the merged weight and the two small products round differently.
 """
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pagoda_worker.engine import Engine
-from pagoda_worker.errors import AdapterNotFound
+from pagoda_worker.errors import AdapterError, AdapterNotFound
+from pagoda_worker.loading.adapters import AdapterDirectory
+from pagoda_worker.loading.peft import AdapterWeights
 from pagoda_worker.request import Request, Sampling
 from pagoda_worker.speculation.ngram import NgramProposer
 from pagoda_worker.speculation.proposer import Proposer
@@ -241,3 +244,26 @@ def test_guessed_tokens_are_verified_with_the_adapter(adapted: Adapted, proposer
     assert [each.token_ids for each in guessed] == [each.token_ids for each in plain]
     assert engine.idle_state().draft_tokens_total > 0, "nothing was guessed"
     assert len(seen) > 4 * 40, "nothing was verified"
+
+
+def test_an_adapter_is_read_by_one_thread_and_others_keep_theirs():
+    seen: list[int] = []
+    usual, was_read = torch.get_num_threads(), threading.Event()
+
+    def read(folder: Path) -> AdapterWeights:
+        seen.append(torch.get_num_threads())
+        was_read.set()
+        raise AdapterError(f"{folder} is only looked at")
+
+    torch.set_num_threads(2)
+    try:
+        directory = AdapterDirectory()
+        directory.open(read)
+        directory.begin("sql", Path("sql"))
+        assert was_read.wait(60)
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert [*seen, torch.get_num_threads()] == [1, 2, 2]
+    finally:
+        torch.set_num_threads(usual)

@@ -1,5 +1,9 @@
 """`pagoda quantize` as a command, and the text it is calibrated with."""
 
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +65,28 @@ def test_the_command_says_what_it_wrote(folder: Path, tmp_path: Path):
     assert f"written: {out}" in printed
     assert "14 linears" in printed
     assert "of the outputs' power; worst" in printed
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in out.iterdir()), "a worker that runs as another user reads it"
+
+
+def test_in_a_log_the_progress_is_lines(folder: Path, tmp_path: Path):
+    _, _, said = run(str(folder), "--to", "int8", "--out", str(tmp_path / "out"))
+    assert re.fullmatch(r"(\d+ of 14 linears after \d+ s\n){10}", said), said
+    assert said.splitlines()[-1].startswith("14 of 14")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_stopped_leaves_no_folder(tmp_path: Path, ending: signal.Signals):
+    text = write_text(tmp_path / "text.txt")
+    arguments = ("builtin://tiny", "--to", "int4", "--method", "gptq", "--calibration", str(text), "--out", str(tmp_path / "out"))
+    code = "import typer; from pagoda_worker.offline.quantize_command import quantize; typer.run(quantize)"
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "of 35 linears" in process.stderr.readline()
+        process.send_signal(ending)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == f"pagoda quantize: stopped; nothing was left at {tmp_path / 'out'}"
+    assert [file.name for file in tmp_path.iterdir()] == ["text.txt"]
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,17 @@ def having(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callabl
 
 WRONG: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = {
     "gptq without zeros": ("gptq", without("qzeros"), "qzeros' is missing; the layer has g_idx, qweight, scales"),
+    "act-order without an order": ("gptq, act-order", without("g_idx"), "g_idx' is missing"),
+    "gptq v1 with the zeros of v2": (
+        "gptq",
+        having("qzeros", lambda t: t + 0x11111111),
+        "qzeros' holds zeros of checkpoint_format gptq_v2",
+    ),
+    "gptq v2 with the zeros of v1": (
+        "gptq v2",
+        having("qzeros", lambda t: t - 0x11111111),
+        "qzeros' holds zeros of checkpoint_format gptq, ",
+    ),
     "gptq of fewer inputs": (
         "gptq",
         having("qweight", lambda t: t[:-1]),

@@ -38,7 +38,6 @@ app = typer.Typer(
 )
 app.add_typer(keys)
 app.add_typer(adapters)
-app.command()(usage)
 EVENTS_SHOWN = 40
 """A first start alone plans some twenty objects."""
 out = Console(soft_wrap=True, highlight=False)
@@ -218,6 +217,9 @@ def options(version: Annotated[bool, typer.Option("--version", help="Print the v
         raise typer.Exit
 
 
+app.command()(usage)  # behind those that start and look, as everybody needs them first
+
+
 def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
@@ -236,7 +238,9 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         # the outermost line of the program: a usage error of typer's, or a fault of ours, told in one line either way
         if (format_message := getattr(error, "format_message", None)) is not None:
-            return _fail(f"{format_message()} (see pagoda --help)", 2)
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "pagoda"
+            return _fail(f"{format_message().replace('Value error, ', '')} (see {command} --help)", 2)
         if os.environ.get("PAGODA_LOG_LEVEL", "").upper() == "DEBUG":
             raise
         return _fail(f"unexpected {type(error).__name__}: {error} (PAGODA_LOG_LEVEL=DEBUG shows where)", 1)

@@ -23,16 +23,17 @@ SILENCE_S = 300.0
 class Answer:
     text: str = ""
     tokens: int = 0
+    """As the server counts them; until it has said so, pieces."""
     first_s: float = 0.0
     last_s: float = 0.0
     trouble: str = ""
     finish: str = ""
 
     def figures(self) -> str:
-        speed = (
-            f", {(self.tokens - 1) / (self.last_s - self.first_s):.0f} tokens/s" if self.tokens > 1 and self.last_s > self.first_s else ""
-        )
-        return f"{self.tokens} tokens, first after {self.first_s * 1000:.0f} ms{speed}"
+        """Speed is over the whole wait: several tokens may come in one piece, and between two such pieces no time need pass."""
+        took_s = max(self.last_s, 0.001)
+        cut = "; ended by max_tokens or the context" if self.finish == "length" else ""
+        return f"{self.tokens} tokens in {took_s:.2f} s, {self.tokens / took_s:.0f} tokens/s; first after {self.first_s * 1000:.0f} ms{cut}"
 
 
 @dataclass
@@ -138,5 +139,7 @@ def _pieces(event: dict[str, Any], answer: Answer) -> Iterator[str]:
         if piece := choice["delta"].get("content"):
             answer.tokens += 1
             yield piece
+    if usage := event.get("usage"):
+        answer.tokens = usage["completion_tokens"]
     if usage := event.get("usage"):
         answer.tokens = usage["completion_tokens"]

@@ -15,6 +15,12 @@ from pagoda_operator.terminal.errors import CommandError
 GROUP = "pagoda.commands"
 ELSEWHERE = {"bench": "pagoda-bench", "quantize": "pagoda-worker", "logits": "pagoda-worker"}
 """Commands that are known to exist, and the distribution each comes with."""
+SUMMARIES = {
+    "bench": "Load a server, compare models' quality, measure what parts of Pagoda cost or win.",
+    "quantize": "Make a checkpoint in int8, int4 or fp8 of a plain one.",
+    "logits": "Show a prompt's tokens and the most likely next ones.",
+}
+"""Of the same, for the list of commands."""
 
 
 def add_extensions(app: typer.Typer, arguments: Sequence[str]) -> None:
@@ -24,8 +30,9 @@ def add_extensions(app: typer.Typer, arguments: Sequence[str]) -> None:
         if name == called:
             _add(app, name, _load(entry))
         else:
-            # its help is not read: importing a worker's command would import torch for every `pagoda get`
-            app.command(name, help=f"From {entry.dist.name if entry.dist else entry.value}.")(_nothing)
+            # its own help is not read: importing a worker's command would import torch for every `pagoda get`
+            source = f"From {entry.dist.name if entry.dist else entry.value}."
+            app.command(name, help=SUMMARIES.get(name, source))(_nothing)
     for name in sorted(set(ELSEWHERE) - set(found)):
         _add_stub(app, name, ELSEWHERE[name])
 

@@ -105,10 +105,12 @@ class AdapterAdmin:
         return 207 if failed else 200, msgspec.json.encode({**loaded, "workers": [_told(answer) for answer in answers]})
 
     async def _unload(self, name: str, query: bytes) -> tuple[int, bytes]:
-        entry = self._fleet.get(name)
+        known = {each.adapter: each for each in self._fleet.list() if each.adapter}
+        entry = known.get(name)
         given = parse_qs(query.decode("latin-1")).get("model", [])
-        if not entry.adapter or (given and self._fleet.get(given[0]).model != entry.model):
-            raise ModelNotFound(f"there is no adapter {name[:200]!r}{f' of {given[0][:200]}' if given else ''}", param="name")
+        if entry is None or (given and self._fleet.get(given[0]).model != entry.model):
+            of = f" of {given[0][:200]}" if given else ""
+            raise ModelNotFound(f"there is no adapter {name[:200]!r}{of}; there is: {', '.join(sorted(known)) or 'none'}", param="name")
         if self._is_declared(entry.model, name):
             raise BadRequest(f"{name} is declared in spec.adapters of {entry.model}: remove it there", param="name")
         self._wishes.pop((entry.model, name), None)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import NoReturn
 
-from pagoda_router.errors import DatabaseError, KeysUnavailable, NotFound, Unauthorized
+from pagoda_router.errors import BadRequest, DatabaseError, KeysUnavailable, NotFound, Unauthorized
 from pagoda_router.keys.key import ANYONE, BOOTSTRAP, SECRET_BYTES, SHOWN_CHARS, ApiKey, digest_of, secret_of
 from pagoda_router.keys.store import KeyStore
 
@@ -70,7 +70,9 @@ class Keyring:
         return list(self._known.values())
 
     async def create(self, wanted: ApiKey) -> tuple[str, ApiKey]:
-        """The secret, which nobody can read again, and the key: `wanted` with id, prefix and creation. Raises KeysUnavailable."""
+        """The secret, which nobody can read again, and the key: `wanted` with id, prefix, creation. Raises BadRequest, KeysUnavailable."""
+        if wanted.expires_unix_s is not None and wanted.expires_unix_s <= self._calendar():
+            raise BadRequest("expires_at is in the past: send Unix seconds to come, or leave it out", param="expires_at")
         secret = secret_of(secrets.token_bytes(SECRET_BYTES))
         key = replace(
             wanted, id="key-" + secrets.token_hex(8), prefix=secret[:SHOWN_CHARS], created_unix_s=int(self._calendar()), revoked_unix_s=None

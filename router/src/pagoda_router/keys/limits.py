@@ -113,7 +113,7 @@ def _bucket(buckets: dict[str, Bucket], key_id: str, limit: int, now_s: float) -
 
 def requests_spent(key: ApiKey, wait_s: float) -> RateLimited:
     return RateLimited(
-        f"the key {key.prefix}… may send {key.requests_per_minute} requests a minute and has: wait as long as Retry-After says",
+        f"the key {key.prefix}… may send {key.requests_per_minute} requests a minute, and has sent them: wait as long as Retry-After says",
         retry_after_s=wait_s,
     )
 

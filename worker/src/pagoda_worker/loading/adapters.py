@@ -140,6 +140,7 @@ class AdapterDirectory:
 
     def _read_on(self) -> None:
         assert self._read is not None
+        _compute_alone()
         while True:
             name, folder = self._wishes.get()
             outcome: AdapterWeights | AdapterError
@@ -150,6 +151,16 @@ class AdapterDirectory:
             except Exception as error:  # whatever a file can do to a reader must cost that adapter, not the engine
                 outcome = AdapterError(f"{folder} cannot be read: {type(error).__name__}: {error}")
             self._done.put((name, folder, outcome))
+
+
+def _compute_alone() -> None:
+    """torch computes in this thread only, from here on. With helpers of its own it would wait for them at every small tensor, and they for
+    the cores on which the steps run."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    later = threading.Thread(target=torch.set_num_threads, args=(usual,))  # what threads yet to come begin with: it was set, too
+    later.start()
+    later.join()
 
 
 def open_for(model: Model, directory: AdapterDirectory, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -3,10 +3,14 @@
 typer and rich come with that command; nothing that serves imports this module, and it imports torch only when there is something to do.
 """
 
+import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -82,20 +86,55 @@ def quantize(
             length=length,
             device=resolve_device(device).type,
         )
-        with _bar() as bar:
-            task = bar.add_task("reading", total=None)
-            made = run(folder, target, settings, lambda done, total, name: bar.update(task, completed=done, total=total, description=name))
+        with _terminated_as_interrupted(), _progress() as news:
+            made = run(folder, target, settings, news)
         _print(made, target)
+    except KeyboardInterrupt:
+        print(f"pagoda quantize: stopped; nothing was left at {target}", file=sys.stderr)
+        raise typer.Exit(130) from None
     except WorkerError as error:
         sentence = str(error).replace("PAGODA_MODEL_SOURCE", "MODEL").replace("--model ", "MODEL ")
         print(f"pagoda quantize: {sentence}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 
-def _bar() -> Progress:
-    columns = (BarColumn(), TextColumn("{task.completed}/{task.total} linears"), TimeElapsedColumn(), TimeRemainingColumn())
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """So that the unfinished folder goes away in both cases."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """What to tell of (linears done, linears in all, the last one): a bar in a terminal, else ten lines in a log."""
     console = Console(stderr=True)
-    return Progress(*columns, TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal)
+    if not console.is_terminal:
+        yield _tenths(sys.stderr.write, time.monotonic)
+        return
+    columns = (BarColumn(), TextColumn("{task.completed}/{task.total} linears"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=console, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
+
+
+def _tenths(write: Callable[[str], object], clock: Callable[[], float]) -> Callable[[int, int, str], None]:
+    began, told = clock(), 0
+
+    def tell(done: int, total: int, name: str) -> None:
+        nonlocal told
+        if 10 * done // total > told:
+            told = 10 * done // total
+            write(f"{done} of {total} linears after {clock() - began:.0f} s\n")
+
+    return tell
 
 
 def _print(made: "Quantized", folder: Path) -> None:

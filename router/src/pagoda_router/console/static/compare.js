@@ -7,6 +7,12 @@ import { appliedOf, canTrace, headersOf, partsAt, summary, TOGGLES, togglesOf } 
 
 const FIGURES = ["TTFT", "TPOT", "Longest gap", "Tokens/s", "Total", "Cached"];
 const RESULTS = [...FIGURES, "Text", "What the server says"];
+const MEANS = {
+  TTFT: "Time to the first token",
+  TPOT: "Time per output token, from the first to the last",
+  "Longest gap": "Between two pieces of the answer",
+  Cached: "Prompt tokens found in the prefix cache, in the last round",
+};
 const FIRST_ROWS = [{}, { "prefix-cache": "off" }];
 
 export function comparePanel(section, models) {
@@ -159,7 +165,9 @@ export function comparePanel(section, models) {
   }
 
   const heads = ["Row", ...TOGGLES.map(({ label }) => label), ...RESULTS, ""];
-  element("compare-heads").append(...heads.map((text) => make("th", { scope: "col", className: FIGURES.includes(text) ? "figure" : "", textContent: text })));
+  element("compare-heads").append(
+    ...heads.map((text) => make("th", { scope: "col", className: FIGURES.includes(text) ? "figure" : "", title: MEANS[text] ?? "", textContent: text })),
+  );
   FIRST_ROWS.forEach(addRow);
   element("compare-add").addEventListener("click", () => addRow());
   element("compare-form").addEventListener("submit", (event) => {

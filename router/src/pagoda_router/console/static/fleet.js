@@ -11,6 +11,12 @@ export const stateOf = ({ routable, draining, shunned, reason }) =>
 const isTroubled = (worker) => !worker.routable || worker.draining || worker.shunned !== null;
 export const usedShare = ({ kvCapacityTokens: all, kvAvailableTokens: free }) => (all ? (all - free) / all : 0);
 
+/** Of models whose requests nobody can take now: a worker that died is in no row. Pure. */
+export function withoutWorker(models) {
+  const without = Object.entries(models).filter(([, { routable }]) => !sum(Object.values(routable ?? {})));
+  return without.map(([name, { waiting }]) => `${name} has no worker that takes requests${waiting ? `; ${count(waiting)} wait` : ""}`);
+}
+
 const COLUMNS = [
   { head: "Worker", text: ({ name }) => name, tip: ({ address }) => address },
   { head: "Model", text: ({ model, variant }) => (variant === "default" ? model : `${model} / ${variant}`) },
@@ -40,6 +46,7 @@ export function fleetPanel(section) {
   const showError = errorLine(section);
   const table = new Table(element("fleet-table"), COLUMNS);
   let workers = [];
+  let models = {};
 
   function showWorkers() {
     const text = element("fleet-filter").value.trim().toLowerCase();
@@ -64,9 +71,12 @@ export function fleetPanel(section) {
 
   const poll = new Poll(async (signal) => {
     try {
-      ({ workers } = await ask("/admin/v1/fleet", { signal }));
+      ({ workers, models } = await ask("/admin/v1/fleet", { signal }));
       showError("");
       showSums();
+      const missing = withoutWorker(models);
+      element("fleet-missing").hidden = !missing.length;
+      element("fleet-missing").textContent = missing.join(". ");
       showWorkers();
     } catch (error) {
       if (error.name === "AbortError") return;

@@ -1,15 +1,19 @@
-// What this router serves, asked again while the chosen model is not ready. Owns the model list in the page's head.
+// What this router serves, asked again: soon while the chosen model is not ready, else now and then, since workers die and adapters come. Owns the model list in the page's head.
 
 import { element, fill, Poll } from "/console/dom.js";
 import { ask, key } from "/console/server.js";
 
 const POLL_MS = 3000;
+/** While the chosen model is ready. */
+const READY_MS = 9000;
 
 export class Models {
   list = [];
   #listeners = [];
+  #loadedMs = -Infinity;
+  #shown = null;
   #poll = new Poll(async () => {
-    if (!this.chosen?.pagoda?.ready) await this.load();
+    if (!this.chosen?.pagoda?.ready || performance.now() - this.#loadedMs >= READY_MS) await this.load();
   }, POLL_MS);
 
   /** `showError`: of the page. */
@@ -34,9 +38,13 @@ export class Models {
 
   async load() {
     try {
-      this.list = (await ask("/v1/models")).data;
+      const list = (await ask("/v1/models")).data;
+      this.#loadedMs = performance.now();
       element("key-form").hidden = true;
       this.showError("");
+      if (this.#shown === JSON.stringify(list)) return; // an open list of choices stays open
+      this.#shown = JSON.stringify(list);
+      this.list = list;
       const select = element("model");
       const first = this.list.find((model) => model.pagoda?.ready) ?? this.list[0];
       const chosen = this.list.some((model) => model.id === select.value) ? select.value : first?.id ?? "";
@@ -45,6 +53,7 @@ export class Models {
       this.#changed();
     } catch (error) {
       this.list = [];
+      this.#shown = null;
       this.#changed();
       if (error.status === 0) element("readiness").textContent = error.message;
       else if (error.status !== 401 || key()) this.showError(error.message);

@@ -89,14 +89,15 @@ export function usagePanel(section) {
     const chart = document.createElementNS(SVG, "svg");
     const attributes = { viewBox: `0 0 ${10 * bars.length} 100`, preserveAspectRatio: "none", role: "img" };
     for (const [name, value] of Object.entries(attributes)) chart.setAttribute(name, value);
-    chart.setAttribute("aria-label", `Tokens from ${day(bars[0].start)} to ${day(bars.at(-1).start)}, at most ${count(most)}`);
+    const said = `Tokens from ${day(bars[0].start)} to ${day(bars.at(-1).start)}, at most ${count(most)} in a bar`;
+    chart.setAttribute("aria-label", said);
     bars.forEach(({ start, tokens }, at) => {
       const bar = chart.appendChild(document.createElementNS(SVG, "rect"));
       const height = most ? (98 * tokens) / most : 0;
       for (const [name, value] of Object.entries({ x: 10 * at + 1, y: 100 - height, width: 8, height })) bar.setAttribute(name, value);
       bar.appendChild(document.createElementNS(SVG, "title")).textContent = `${day(start)}: ${count(tokens)} tokens`;
     });
-    place.append(chart);
+    place.append(chart, make("p", { className: "quiet small", ariaHidden: "true", textContent: said }));
   }
 
   element("usage-form").addEventListener("submit", (event) => {

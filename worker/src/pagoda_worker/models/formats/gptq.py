@@ -26,6 +26,10 @@ class Gptq:
     """-1: one group for all inputs."""
     zeros_less_one: bool
     """Version 1."""
+    act_order: bool
+    """desc_act: without g_idx the groups of a layer are not known."""
+    symmetric: bool
+    """Every zero is the middle of the range, which tells the versions apart."""
 
     used = frozenset({"qweight", "qzeros", "scales", "g_idx"})
     unread: frozenset[str] = frozenset()
@@ -40,7 +44,13 @@ class Gptq:
         if raw.get("dynamic"):
             raise fields.unsupported("`dynamic` settings by module", "one setting for all modules")
         kind = raw.get("checkpoint_format") or raw.get("format") or "gptq"
-        return cls(bits=fields.integer("bits"), group_size=group_size(fields), zeros_less_one=kind == "gptq")
+        return cls(
+            bits=fields.integer("bits"),
+            group_size=group_size(fields),
+            zeros_less_one=kind == "gptq",
+            act_order=fields.flag("desc_act"),
+            symmetric=fields.flag("sym"),
+        )
 
     @property
     def title(self) -> str:
@@ -61,10 +71,14 @@ class Gptq:
         groups = 1 if self.group_size == -1 else -(-size // self.group_size)
         values = unpacked(module.take("qweight", (size // per_word, out), torch.int32), self.bits, 0).T
         zeros = unpacked(module.take("qzeros", (groups, out // per_word), torch.int32), self.bits, 1).T
+        middle = 1 << (self.bits - 1)
+        if self.symmetric and bool((zeros == (middle if self.zeros_less_one else middle - 1)).all()):
+            stored, said = ("gptq_v2", "gptq") if self.zeros_less_one else ("gptq", "gptq_v2")
+            raise module.wrong("qzeros", f"holds zeros of checkpoint_format {stored}, and config.json says {said}: mend config.json")
         if self.zeros_less_one:  # the sum wraps, as in the format's own kernels
             zeros = (zeros + 1) & ((1 << self.bits) - 1)
         scales = module.scales("scales", (groups, out)).T
-        ordered = "g_idx" in module.parts
+        ordered = "g_idx" in module.parts or (self.act_order and groups > 1)
         return grouped_integers(
             values,
             scales,

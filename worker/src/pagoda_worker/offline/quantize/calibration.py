@@ -32,8 +32,10 @@ def calibration_pieces(file: Path, tokenizer: Tokenizer, *, length: int, samples
 def _documents(file: Path) -> list[str]:
     try:
         content = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--calibration {file} cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"--calibration {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--calibration {file} cannot be read: it is no UTF-8 text ({error})") from error
     if file.suffix not in (".jsonl", ".ndjson"):
         return [content]
     return [_text(file, number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]

@@ -56,6 +56,7 @@ class Checkpoint:
         number = len(set(self._places.values())) + 1
         name = f"model-{number:05}-of-{self._shards:05}.safetensors"
         save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, self._folder / name, {"format": "pt"})
+        (self._folder / name).chmod(0o644)  # safetensors leaves them to the owner alone, and workers run as another user
         self._places |= dict.fromkeys(tensors, name)
         self.nbytes += sum(tensor.nbytes for tensor in tensors.values())
 
