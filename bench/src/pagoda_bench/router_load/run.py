@@ -5,6 +5,7 @@ Called by `pagoda bench router`. Owns the processes while it runs; decides nothi
 
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from pagoda_bench.router_load.report import cautions, markdown, rows, scaling_ro
 from pagoda_bench.router_load.scenarios import DIRECT, OURS, SCALING, SCENARIOS, SOAK, Scenario
 from pagoda_bench.router_load.systems import MODELS, STARTERS, RouterSystem, Site, counted_usage, pagoda
 
-PACKAGES = ("pagoda-router", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "tokenizers")
+PACKAGES = ("pagoda-router", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "tokenizers", "fastokens")
 READY_TIMEOUT_S = 20.0
 HOPELESS_SHARE = 0.1
 """A system that answers less of what it is asked is not asked this case again."""

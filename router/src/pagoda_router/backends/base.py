@@ -21,9 +21,7 @@ from pagoda_router.tracing.record import WorkerTimes
 class RefusedByWorker(Exception):
     """A submit that never became a request. It never ran, so another worker may be asked unless `error` says whose fault it is."""
 
-    def __init__(
-        self, message: str, error: RouterError | None = None, *, overloaded: bool = False, passed_credits: bool = False
-    ) -> None:
+    def __init__(self, message: str, error: RouterError | None = None, *, overloaded: bool = False, passed_credits: bool = False) -> None:
         super().__init__(message)
         self.overloaded = overloaded
         self.passed_credits = passed_credits

@@ -67,8 +67,8 @@ class CreditLedger(Generic[SessionKey]):
         self._stale = True
 
     def fits(self, session: SessionKey, tokens: int) -> bool:
-        """A grant may shrink while a submit is under way, so a session may pass its allowance; all of them together never pass the capacity.
-        Then whoever comes second does not fit, and has been told of its smaller grant when it hears so."""
+        """A grant may shrink while a submit is under way, so a session may pass its allowance; all together never pass the capacity.
+        Whoever comes second then does not fit, and has been told of its smaller grant when it hears so."""
         assert session in self._accounts
         return self.in_use_tokens + tokens <= self._capacity
 
