@@ -73,7 +73,7 @@ def test_nobody_finds_more_than_the_oracle():
 
 
 def test_predicted_beats_least_loaded_on_mixed_lengths():
-    assert small("mixed", PolicyName.PREDICTED)["ttft_p95_s"] <= 0.8 * small("mixed", PolicyName.LEAST_LOADED)["ttft_p95_s"]
+    assert small("mixed", PolicyName.PREDICTED)["ttft_p95_s"] <= 0.9 * small("mixed", PolicyName.LEAST_LOADED)["ttft_p95_s"]
 
 
 def test_predicted_finds_shared_prefixes():

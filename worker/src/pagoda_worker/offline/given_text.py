@@ -52,7 +52,7 @@ def count_places(documents: Documents) -> int:
 
 def compute(engine: Engine, documents: Documents, path: GivenPath, out: npt.NDArray[np.float32]) -> None:
     """Fills out [count_places(documents), V] with natural logarithms. Documents have 2 tokens or more, and fewer than the engine's
-    max_model_len. The engine must plan no step ahead, and replay no graphs: those sample by themselves."""
+    max_model_len. The engine must plan no step ahead."""
     places = Places(documents, out)
     listening = _as_prompts(engine, places) if path == "prefill" else _decoding(engine, places)
     with listening:
@@ -92,6 +92,9 @@ class _KnowingSampler(Sampler):
         super().__init__(max_running=engine.runner.shape.max_running, vocab_size=engine.facts.vocab_size, device=engine.runner.device)
         self._engine = engine
         self._places = places
+
+    def greedy_alone(self, rows: IntArray) -> bool:
+        return False  # else a step that is one native call, or a graph, chooses by itself
 
     def sample(
         self, logits: Tensor, rows: IntArray, lengths: IntArray, history: History, masks: BatchMasks | None = None
