@@ -66,7 +66,7 @@ __attribute__((always_inline)) inline void finish_strip(const QuantizedProduct& 
     finish(p, sums, m, std::min<int64_t>(R, p.M - m), panel);
 }
 
-// All rows, at most STREAMED_ROWS, by one panel. Some steps ahead lines are asked for, behind the panel's end the beginning of `next`.
+// All rows, at most STREAMED, by one panel. Some steps ahead lines are asked for, behind the panel's end the beginning of `next`.
 template <int R, bool FOUR_BITS>
 inline void few_rows_by_vectors(const QuantizedProduct& p, const Activations& a, int64_t panel, const uint8_t* next) {
     constexpr int64_t STEP_BYTES_8 = (FOUR_BITS ? 1 : 2) * TILE_8, AHEAD_8 = 2 * TILE_8 / STEP_BYTES_8;
@@ -204,16 +204,20 @@ inline void strips_by_panel(const QuantizedProduct& p, const Activations& a, int
     }
 }
 
+// Rows that are done in one pass over a panel, with no sums that wait. Of bytes three rows already do better in blocks.
+template <bool FOUR_BITS>
+constexpr int64_t STREAMED = FOUR_BITS ? STREAMED_ROWS : 2;
+
 template <bool FOUR_BITS>
 inline void by_vectors(const QuantizedProduct& p, const Activations& a) {
     const int64_t panels = p.panels();
-    if (p.M <= STREAMED_ROWS)
-        return with_constant<1, STREAMED_ROWS>(p.M, [&](auto rows) {
+    if (p.M <= STREAMED<FOUR_BITS>)
+        return with_constant<1, STREAMED<FOUR_BITS>>(p.M, [&](auto rows) {
             parallel_for(panels, [&](int64_t panel) {
                 few_rows_by_vectors<rows, FOUR_BITS>(p, a, panel, p.panel(std::min<int64_t>(panel + team.threads, panels - 1)));
             });
         });
-    with_constant<STREAMED_ROWS, MOST_STRIP_ROWS>(a.tile_rows, [&](auto constant) {
+    with_constant<STREAMED<FOUR_BITS>, MOST_STRIP_ROWS>(a.tile_rows, [&](auto constant) {
         constexpr int R = constant;
         const int64_t rows = rows_at_once(R, a.steps * STEP_8), pieces = (p.M + rows - 1) / rows * panels;
         parallel_for_runs(pieces, PANELS_AT_ONCE, [&](int64_t begin, int64_t end) {
