@@ -70,7 +70,7 @@ def router_pod(namespace: str, settings: Settings, *, account: str, selector: Ma
             *plain(**CACHES),
         ],
         "ports": [container_port("http", HTTP_PORT), container_port("internal", INTERNAL_PORT)],
-        "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
+        "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
         # The internal port's probes need no API key.
         **probes("internal", startup_s=ROUTER_STARTUP_S),
     }
