@@ -43,9 +43,9 @@ class Fleet:
         self._links: dict[Endpoint, WorkerLink] = {}
         self._by_model: dict[ModelName, list[WorkerLink]] = {}
         self._groups: dict[tuple[ModelName, str, bool], list[WorkerLink]] = {}
-        self._entries: dict[ServedName, tuple[TextAssets | None, CatalogEntry]] = {}
-        """Of this snapshot, with the assets they were made of: good while the model can answer."""
         """Of _by_model by variant, and by whether they take text; made on demand."""
+        self._entries: dict[tuple[ServedName, ModelName], tuple[TextAssets | None, CatalogEntry]] = {}
+        """Of this snapshot, with the assets they were made of: good while the model can answer."""
         self._tasks: dict[asyncio.Task[None], WorkerLink] = {}
         self._texts = FleetTexts(artifacts)
         self.adapters = FleetAdapters(self.links)
@@ -207,9 +207,10 @@ class Fleet:
     def _entry(self, served_name: ServedName, model: ModelObject) -> CatalogEntry:
         reason = self._reason(model)
         assets = self.text(model.name)
-        known = self._entries.get(served_name)
+        key = served_name, model.name  # an adapter may have the name under which another model is served
+        known = self._entries.get(key)
         if known is None or known[0] is not assets or known[1].reason or reason or assets is None:
-            known = self._entries[served_name] = assets, self._entry_with(served_name, model, assets, reason)
+            known = self._entries[key] = assets, self._entry_with(served_name, model, assets, reason)
         return known[1]
 
     def _entry_with(self, served_name: ServedName, model: ModelObject, assets: TextAssets | None, reason: str) -> CatalogEntry:

@@ -84,11 +84,11 @@ class Placer:
         """Of a long prompt, with turns for others: so that placing it holds the event loop for no longer than any other. Else None."""
         if len(generation.prompt_ids) < LONG_PROMPT_IDS:
             return None
+        chain = None
         for chain in self._in_slices(generation):
-            if chain is not None:
-                return chain
-            await asyncio.sleep(0)
-        return None
+            if chain is None:
+                await asyncio.sleep(0)
+        return chain
 
     def _in_slices(self, generation: Generation) -> Iterator[PrefixChain | None]:
         context = [*generation.prompt_ids, *generation.resume_ids] if generation.resume_ids else generation.prompt_ids

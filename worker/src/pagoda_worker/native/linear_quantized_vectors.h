@@ -144,8 +144,8 @@ __attribute__((noinline)) void sum_quads(const uint8_t* w, const int8_t* x, int6
         for (int c = 0; c < COLUMNS_8; c++) keep_whole(sums + r * PANEL + c * W, dots[r][c]);
 }
 
-// Quads begin … end of a panel by one strip, `w` from begin on, bytes or, if not opened before, NIBBLES. `waiting` [R, 32]: sums of the blocks before, whole numbers of bytes, scaled
-// ones of nibbles.
+// Quads begin … end of a panel by one strip, `w` from begin on, bytes or, if not opened before, NIBBLES. `waiting` [R, 32]: sums of the blocks
+// before, whole numbers of bytes, scaled ones of nibbles.
 template <int R, bool FOUR_BITS, bool NIBBLES>
 inline void block_by_strip(const QuantizedProduct& p, const Activations& a, int64_t m, int64_t panel, const uint8_t* w, int64_t begin, int64_t end,
                            int32_t* waiting, Coming& coming, const int8_t* next_x) {
