@@ -72,7 +72,7 @@ class TokenText:
         else:
             packed = (await self._encode([text])).packed
         before, after = around
-        return array("I", b"".join([before, packed, after]))
+        return array("I", b"".join([before, packed, after]) if before or after else packed)
 
     def _encode_with_specials(self, text: str) -> "array[int]":
         return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=True)[0].ids)
