@@ -1,7 +1,7 @@
 """What the C library does with freed memory of this process. Called once, before the router listens; knows nothing of what is in it.
 
-A long prompt passes through some ten blocks of half a megabyte, each freed when the next one is there. Given back to the kernel at once, all
-of them are faulted in and zeroed anew for the next prompt: a tenth of what the next turn of a conversation costs (docs/log.md).
+A long prompt passes through some ten blocks of half a megabyte, each freed when the next one is there. Given back to the kernel at once,
+all of them are faulted in and zeroed anew for the next prompt: a tenth of what the next turn of a conversation costs (docs/log.md).
 """
 
 import ctypes

@@ -37,8 +37,9 @@ def _rows_of(scenario: Scenario, system: str, taken: Sequence[Measured], bare: S
     add("ttft_p50_s", "s", lambda one: one.ttft_p50_s)
     add("ttft_p99_s", "s", lambda one: one.ttft_p99_s)
     if scenario.tells_pauses:
-        for rank in ("p50", "p99", "max"):
-            add(f"itl_{rank}_s", "s", lambda one, rank=rank: getattr(one, f"itl_{rank}_s"))
+        add("itl_p50_s", "s", lambda one: one.itl_p50_s)
+        add("itl_p99_s", "s", lambda one: one.itl_p99_s)
+        add("itl_max_s", "s", lambda one: one.itl_max_s)
     add(f"rig_ceiling_{what}_per_s", f"{what}/s", lambda one: one.ceiling_per_s(what))
     if system == DIRECT:
         return made

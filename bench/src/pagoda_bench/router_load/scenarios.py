@@ -71,7 +71,13 @@ SCALING = (
     Scenario(case="two cores: short c=64", model="mock-0ms", tokens=8, stream=False, connections=64),
     Scenario(case="two cores: paced c=200", model="mock-10ms", tokens=128, stream=True, connections=200, counts="tokens"),
     Scenario(
-        case="two cores: paced c=200 each", model="mock-10ms", tokens=128, stream=True, connections=200, counts="tokens", is_per_process=True
+        case="two cores: paced c=200 each",
+        model="mock-10ms",
+        tokens=128,
+        stream=True,
+        connections=200,
+        counts="tokens",
+        is_per_process=True,
     ),
 )
 """Of one and of two processes of ours that share a port; they and the rig may use both cores. A token costs a process the less, the more

@@ -13,8 +13,8 @@ from pagoda_router.placement.prefixes import PrefixChain
 class GrowingChains:
     def __init__(self) -> None:
         self._growing: dict[bytes, GrowingChain] = {}
-        """By their first hash, in order of coming. Of two that begin alike the later is placed, and so added, when the first is whole or has
-        grown past where they part."""
+        """By their first hash, in order of coming. Of two that begin alike the later is placed, and so added, once the first is whole or
+        has grown past where they part."""
         self._is_due = False
 
     def __len__(self) -> int:

@@ -98,7 +98,7 @@ def guessed_tokens(text: str) -> int:
 
 
 def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> "Sequence[str | list[int] | array[int]]":
-    """One string, several, one list of ids, or several: OpenAI's four forms. One list of ids as an array, unless it holds what can be none."""
+    """One string, several, one list of ids, or several: OpenAI's four forms. One list of ids as an array, unless it holds what is none."""
     if isinstance(given, str):
         return [given]
     if not given:

@@ -5,7 +5,7 @@ Owns what it remembers, bounded in bytes. The placer (dispatch/placing.py) owns 
 
 from collections.abc import Callable, Sequence
 
-from pagoda_router.beginnings import LEAD, Beginning, KnownBeginnings
+from pagoda_router.beginnings import LEAD, KnownBeginnings
 from pagoda_router.placement.prefixes import HASH_BYTES, Grown, PrefixChain, block_hashes, chain_of, root_hash
 from pagoda_router.token_ids import BYTES_PER_ID, packed
 
@@ -86,4 +86,3 @@ class PrefixChains:
         if not chain.is_whole:
             chain.grow()
         return chain
-
