@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_router.placement.chains import SLICE_BLOCKS, GrowingChain
+from pagoda_router.placement.prefix_tree import PrefixTree
 from pagoda_router.placement.prefixes import USUAL_ROOT, KnownPrefixes, PrefixChain, chain_of, split_hashes
 from pagoda_router.token_ids import packed
 
@@ -142,6 +143,23 @@ def test_what_is_held_is_never_more_than_requests_hold_and_all_of_it_for_the_tur
     for expectation, _ in running:
         expectation.over()
     assert not known._held
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12), st.integers(0, 12)), max_size=20), st.integers(1, 30))
+def test_a_tree_forgets_many_blocks_at_once_as_it_does_one_by_one(steps, most):
+    at_once, singly = PrefixTree(), PrefixTree()
+    for branch, shared, own in steps:
+        chain = [*[b"shared %d" % at for at in range(shared)], *[b"%d of %d after %d" % (at, branch, shared) for at in range(own)]]
+        for tree in (at_once, singly):
+            tree.use(chain)
+    while len(at_once) and len(singly):
+        removed = at_once.remove_oldest(most)
+        assert removed == [block for _ in removed for block in singly.remove_oldest(1)]
+        assert 1 <= len(removed) <= most
+        assert (at_once._parents, at_once._followers, list(at_once._ends)) == (singly._parents, singly._followers, list(singly._ends))
+    assert not at_once._ends or len(at_once)
+    assert len(at_once) == len(singly) == 0
+    assert not at_once._followers
 
 
 class Script:
