@@ -9,8 +9,10 @@ from fleet_rig import Rig, generation, model_object, rig
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.discovery.snapshot import parse_snapshot
+from pagoda_router.dispatch.growing import GrowingChains
 from pagoda_router.generation import Generation, ModelName
 from pagoda_router.http.placement import PlacementAdmin
+from pagoda_router.placement.chains import PrefixChains
 from pagoda_router.placement.policy import PolicyName
 from pagoda_router.placement.prefixes import chain_of
 from pagoda_router.wire import worker_pb2 as wire
@@ -86,6 +88,18 @@ async def test_a_long_prompt_that_comes_again_at_once_finds_all_of_the_first_who
         await asyncio.gather(*tasks)
         assert {worker for worker, _ in asked} == {asked[0][0]}
         assert cached(router, asked[0][0].name, tokens + 3200) == tokens + 1600
+
+
+async def test_prompts_that_begin_alike_but_know_nothing_of_each_other_all_become_known():
+    """Those of two models with one tokenizer have the same hashes."""
+    growing = GrowingChains()
+    ids = [range(1, count) for count in (20_000, 20_000, 30_000)]
+    chains = [PrefixChains().begun(each, 16) for each in ids]
+    for chain in chains:
+        growing.add(chain)
+    while len(growing):
+        await asyncio.sleep(0)
+    assert [chain.hashes for chain in chains] == [chain_of(each, 16).hashes for each in ids]
 
 
 async def test_load_counts_from_the_moment_a_request_is_sent(tmp_path):

@@ -5,6 +5,7 @@ have found: `needed_by` tells the placer what has to grow first. Owned by the pl
 """
 
 import asyncio
+from collections import deque
 
 from pagoda_router.placement.chains import GrowingChain
 from pagoda_router.placement.prefixes import PrefixChain
@@ -12,9 +13,8 @@ from pagoda_router.placement.prefixes import PrefixChain
 
 class GrowingChains:
     def __init__(self) -> None:
-        self._growing: dict[bytes, GrowingChain] = {}
-        """By their first hash, in order of coming. Of two that begin alike the later is placed, and so added, once the first is whole or
-        has grown past where they part."""
+        self._growing: deque[GrowingChain] = deque()
+        """In order of coming; a few at most, as each is whole after some turns."""
         self._is_due = False
 
     def __len__(self) -> int:
@@ -23,16 +23,16 @@ class GrowingChains:
     def add(self, chain: PrefixChain) -> None:
         """Its request was just submitted."""
         if isinstance(chain, GrowingChain) and not chain.is_whole:
-            self._growing[chain.hashes[0]] = chain
+            self._growing.append(chain)
             self._go_on()
 
     def needed_by(self, chain: PrefixChain) -> GrowingChain | None:
         """Another that has, as far as it grew, all that this one begins with, so that more of it may be this one's too."""
-        other = self._growing.get(chain.hashes[0]) if chain.hashes and self._growing else None
-        if other is None or other is chain or other.is_whole:
-            return None
-        reached = len(other.hashes)
-        return other if reached < len(chain.hashes) and other.hashes[-1] == chain.hashes[reached - 1] else None
+        for other in self._growing:
+            reached = len(other.hashes)
+            if reached < len(chain.hashes) and not other.is_whole and other.hashes[-1] == chain.hashes[reached - 1]:
+                return other
+        return None
 
     def _go_on(self) -> None:
         if not self._is_due:
@@ -41,10 +41,10 @@ class GrowingChains:
 
     def _turn(self) -> None:
         self._is_due = False
-        first, chain = next(iter(self._growing.items()))
-        if not chain.is_whole:
+        chain = self._growing[0]
+        if not chain.is_whole:  # another may have needed it
             chain.grow()
         if chain.is_whole:
-            del self._growing[first]
+            self._growing.popleft()
         if self._growing:
             self._go_on()
