@@ -23,7 +23,7 @@ HASH_VERSION = 1
 """Of the worker's blocks.py: blake2b-128 over (parent, ids as u32 little-endian); the root covers salt and adapter, with lengths."""
 HASH_BYTES = 16
 MOST_BLOCKS = 262_144
-"""Known of one worker, whatever its cache holds: some 50 MB of this process, four million tokens of 16 to a block."""
+"""Known of one worker, whatever its cache holds: some 25 MB of this process, four million tokens of 16 to a block."""
 MARK_BLOCKS = 64
 
 
