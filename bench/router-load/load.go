@@ -5,10 +5,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"net"
-	"net/url"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -18,17 +16,6 @@ import (
 
 // The load generator: closed loop (connections that ask again when they are answered) or open loop (requests due at a constant rate, each on a
 // free connection). What counts lies in the window between the lines "begin" and "end" on stdout; the figures follow as JSON.
-
-type loadSettings struct {
-	target      *url.URL
-	key         string
-	body        requestShape
-	connections int
-	rate        float64 // requests a second; 0: closed loop
-	warmUp      time.Duration
-	window      time.Duration
-	timeout     time.Duration
-}
 
 type load struct {
 	settings loadSettings
@@ -44,6 +31,7 @@ type load struct {
 	whole  []float64
 	late   []float64
 	idle   []*connection
+	pauses pauses
 }
 
 // loadResult is of the requests that ended in the window. Times in milliseconds.
@@ -56,6 +44,7 @@ type loadResult struct {
 	TTFT       spread  `json:"ttft_ms"`
 	Whole      spread  `json:"whole_ms"`
 	Late       spread  `json:"late_ms"`
+	ITL        spread  `json:"itl_ms"`
 	CPUSeconds float64 `json:"cpu_s"`
 }
 
@@ -73,32 +62,6 @@ func runLoad(args []string) error {
 	cpu := l.run()
 	l.result.CPUSeconds = cpu
 	return json.NewEncoder(os.Stdout).Encode(l.summary())
-}
-
-func readLoadSettings(args []string) (loadSettings, error) {
-	flags := flag.NewFlagSet("load", flag.ExitOnError)
-	target := flags.String("url", "", "with the path")
-	var s loadSettings
-	flags.StringVar(&s.key, "key", "", "bearer key")
-	flags.StringVar(&s.body.model, "model", "mock-0ms", "")
-	flags.IntVar(&s.body.tokens, "tokens", 8, "of each answer")
-	flags.BoolVar(&s.body.stream, "stream", false, "")
-	flags.IntVar(&s.body.promptBytes, "prompt-bytes", 100, "")
-	flags.BoolVar(&s.body.ids, "ids", false, "the prompt as token ids, for /v1/completions")
-	flags.BoolVar(&s.body.again, "again", false, "prompts that begin alike, but for their last 500 bytes")
-	flags.IntVar(&s.connections, "connections", 64, "of a closed loop; the most of an open one")
-	flags.Float64Var(&s.rate, "rate", 0, "open loop: requests a second")
-	flags.DurationVar(&s.warmUp, "warm-up", time.Second, "")
-	flags.DurationVar(&s.window, "window", 2*time.Second, "")
-	flags.DurationVar(&s.timeout, "timeout", 10*time.Second, "of one request")
-	if err := flags.Parse(args); err != nil {
-		return s, err
-	}
-	var err error
-	if s.target, err = url.Parse(*target); err != nil || s.target.Host == "" {
-		return s, fmt.Errorf("-url %q is no URL", *target)
-	}
-	return s, nil
 }
 
 func newLoad(settings loadSettings) *load {
@@ -121,6 +84,12 @@ func (l *load) run() float64 {
 	l.from = began.Add(s.warmUp)
 	l.to = l.from.Add(s.window)
 	var running sync.WaitGroup
+	if s.besideRate > 0 {
+		other := s.beside()
+		other.from, other.to = l.from, l.to
+		running.Go(func() { other.openLoop(&running) })
+		defer func() { l.takeErrors(other) }()
+	}
 	if s.rate > 0 {
 		running.Go(func() { l.openLoop(&running) })
 	} else {
@@ -201,7 +170,7 @@ func (l *load) ask(c *connection, due time.Time) *connection {
 	_ = c.SetDeadline(sent.Add(l.settings.timeout))
 	var got answer
 	if _, err = c.Write(append(fmt.Appendf(nil, "%scontent-length: %d\r\n\r\n", l.head, len(body)), body...)); err == nil {
-		got, err = readAnswer(c.reader, sent, l.settings.body.stream, l.countTokens)
+		got, err = readAnswer(c.reader, sent, l.settings.body.stream, l.pauses.watch(l.from, l.to, l.countTokens))
 	}
 	late := time.Duration(0)
 	if !due.IsZero() {
@@ -291,6 +260,7 @@ func (l *load) summary() loadResult {
 	}
 	l.result.Seconds = l.settings.window.Seconds()
 	l.result.TTFT, l.result.Whole, l.result.Late = spreadOf(l.first), spreadOf(l.whole), spreadOf(l.late)
+	l.result.ITL = spreadOf(l.pauses.values)
 	return l.result
 }
 

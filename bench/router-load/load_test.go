@@ -184,3 +184,34 @@ func TestPercentilesAreOfWhatWasSeen(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 }
+
+func TestPausesAreBetweenAStreamsOwnTokensInTheWindow(t *testing.T) {
+	var seen pauses
+	told := 0
+	now := time.Now()
+	inside := seen.watch(now.Add(-time.Hour), now.Add(time.Hour), func(tokens int) { told += tokens })
+	for _, tokens := range []int{1, 0, 2, 1} {
+		inside(tokens)
+	}
+	before := seen.watch(now.Add(time.Hour), now.Add(2*time.Hour), func(tokens int) { told += tokens })
+	before(1)
+	before(1)
+	if len(seen.values) != 2 || told != 6 {
+		t.Fatalf("%d pauses of 2, %d tokens of 6", len(seen.values), told)
+	}
+}
+
+func TestLongPromptsComeBesideStreamsWhoseFiguresStayTheirOwn(t *testing.T) {
+	settings := loadSettings{connections: 2, body: requestShape{model: "mock-1ms", tokens: 8, stream: true}}
+	settings.besideRate, settings.besideBytes, settings.besideModel = 50, 100_000, "mock-0ms"
+	settings.target = &url.URL{}
+	got := loaded(t, settings)
+	if got.Errors > 0 || got.Requests == 0 || got.ITL.P50 < 0.5 {
+		t.Fatalf("%d errors (%s), %d requests, pauses of %.2f ms", got.Errors, got.FirstError, got.Requests, got.ITL.P50)
+	}
+	failed, whole := newLoad(settings), newLoad(settings)
+	failed.result.Errors, failed.result.FirstError = 2, "refused"
+	if whole.takeErrors(failed); whole.result.Errors != 2 || whole.result.FirstError != "refused" {
+		t.Fatal("the long prompts failed, and nothing says so")
+	}
+}

@@ -50,6 +50,7 @@ def test_every_file_of_the_router_has_a_stage_or_is_known_to_have_none():
         "__main__.py",
         "artifacts.py",
         "errors.py",
+        "heap.py",
         "internal.py",
         "logs.py",
         "records.py",

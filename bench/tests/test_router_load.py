@@ -21,7 +21,18 @@ from pagoda_bench.router_load.pinned import Pinned, two_cores
 from pagoda_bench.router_load.program import SOURCE, NoProgram, build
 from pagoda_bench.router_load.report import cautions, markdown, rows, scaling_rows
 from pagoda_bench.router_load.run import Options, run, start_mocks
-from pagoda_bench.router_load.scenarios import DIRECT, OURS, PACED_200, SCALING, SHORT_MOST, SHORT_RATE, SOAK, TWICE, with_aim
+from pagoda_bench.router_load.scenarios import (
+    BESIDE_LONG,
+    DIRECT,
+    OURS,
+    PACED_200,
+    SCALING,
+    SHORT_MOST,
+    SHORT_RATE,
+    SOAK,
+    TWICE,
+    with_aim,
+)
 from pagoda_bench.router_load.systems import STARTERS, direct, fleet, pagoda
 
 needs_go = pytest.mark.skipif(shutil.which("go") is None, reason="Go ≥ 1.25 is not on PATH (go.dev/dl): the rig cannot be compiled")
@@ -62,6 +73,22 @@ def test_two_processes_are_judged_by_what_a_request_takes_of_them():
     assert row.met is False
 
 
+def test_where_streams_are_counted_by_process_two_processes_get_twice_as_many():
+    asked = [scenario.load_arguments("u", "k", warm_up_s=1, window_s=1, processes=2) for scenario in SCALING]
+    assert [next(each for each in arguments if "connections" in each) for arguments in asked] == [
+        "-connections=64",
+        "-connections=200",
+        "-connections=400",
+    ]
+
+
+def test_pauses_are_told_where_they_are_what_is_asked():
+    taken = {(BESIDE_LONG.case, OURS): [one(itl_p99_s=0.02)], (PACED_200.case, OURS): [one(itl_p99_s=0.02)]}
+    found = rows([BESIDE_LONG, PACED_200], taken)
+    assert [row.case for row in found if row.metric == "itl_p99_s"] == [BESIDE_LONG.case]
+    assert "-beside-rate=5" in BESIDE_LONG.load_arguments("u", "k", warm_up_s=1, window_s=1)
+
+
 @pytest.mark.parametrize(
     ("case", "metric", "figure", "met"),
     [
@@ -98,9 +125,10 @@ def test_a_system_that_answered_nothing_has_only_its_errors():
 
 def test_what_router_and_rig_took_is_the_difference_of_the_windows_ends():
     told = {"requests": 4, "errors": 0, "first_error": "", "tokens": 32, "seconds": 1.0, "cpu_s": 0.25}
-    told |= {name: {"p50": 1.0, "p99": 2.0, "max": 3.0} for name in ("ttft_ms", "whole_ms", "late_ms")}
+    told |= {name: {"p50": 1.0, "p99": 2.0, "max": 3.0} for name in ("ttft_ms", "whole_ms", "late_ms", "itl_ms")}
     found = measured(told, [(1.0, 10.0, 100), (1.5, 10.125, 110)])
     assert (found.router_cpu_s, found.rig_cpu_s, found.rss_bytes) == (0.5, 0.375, (100, 110))
+    assert (found.itl_p50_s, found.itl_p99_s, found.itl_max_s) == (0.001, 0.002, 0.003)
 
 
 def test_without_go_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

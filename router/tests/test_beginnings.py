@@ -1,12 +1,14 @@
 """What is known of things that begin alike: the longest common beginning, of one sender, within the bound."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_router.beginnings import LEAD, MOST_ALIKE, KnownBeginnings, common_length
-from pagoda_router.placement.chains import LEAST_IDS_BYTES, SLICE_BLOCKS, PrefixChains
-from pagoda_router.placement.prefixes import chain_of
+from pagoda_router.placement.chains import LEAST_IDS_BYTES, SLICE_BLOCKS, GrowingChain, PrefixChains
+from pagoda_router.placement.prefixes import PrefixChain, chain_of
 
 TURN = "so it goes on. " * 1000
 LEAST_IDS = LEAST_IDS_BYTES // 4
@@ -57,20 +59,30 @@ def test_a_chain_of_which_the_beginning_is_known_has_the_hashes_that_it_has_anew
     chains, first = PrefixChains(), list(range(3 * LEAST_IDS))
     for ids in (first, [*first[:kept], *range(7, LEAST_IDS)], first, first[: 2 * LEAST_IDS + 5]):
         for label in ("", "sql@v1"):
-            assert chains.chain_of(ids, 16, tenant="a", label=label) == chain_of(ids, 16, label=label)
+            assert whole(chains.begun(ids, 16, tenant="a", label=label)) == chain_of(ids, 16, label=label).hashes
 
 
 def test_what_is_one_requests_own_is_not_remembered() -> None:
     chains = PrefixChains()
-    assert chains.chain_of(range(2 * LEAST_IDS), 16, b"salt") == chain_of(range(2 * LEAST_IDS), 16, b"salt")
+    assert whole(chains.begun(range(2 * LEAST_IDS), 16, b"salt")) == chain_of(range(2 * LEAST_IDS), 16, b"salt").hashes
     assert chains.held_bytes == 0
 
 
 @pytest.mark.parametrize("known", [0, 5 * SLICE_BLOCKS // 2])
 def test_a_long_new_prompt_is_hashed_in_slices_between_which_others_may_go_on(known: int) -> None:
     chains, ids = PrefixChains(), list(range(16 * SLICE_BLOCKS * 4 + 5))
-    chains.chain_of(ids[: known * 16], 16)
-    *turns, chain = chains.in_slices(ids, 16)
-    assert turns == [None] * (3 if known == 0 else 1)
-    assert chain == chain_of(ids, 16)
-    assert list(chains.in_slices(ids, 16)) == [chain], "remembered, though it came in slices"
+    whole(chains.begun(ids[: known * 16], 16))
+    chain, heard = chains.begun(ids, 16), list[bytes]()
+    begun_blocks = len(chain.hashes)
+    assert begun_blocks == known + SLICE_BLOCKS, "what is remembered, and a slice"
+    assert not chain.is_whole
+    chain.follow(heard.extend)
+    assert whole(chain) == chain_of(ids, 16).hashes
+    assert heard == chain.hashes[begun_blocks:]
+    assert chains.begun(ids, 16).is_whole, "remembered, though it came in slices"
+
+
+def whole(chain: PrefixChain) -> Sequence[bytes]:
+    while isinstance(chain, GrowingChain) and not chain.is_whole:
+        chain.grow()
+    return chain.hashes

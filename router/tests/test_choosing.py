@@ -9,8 +9,10 @@ from fleet_rig import Rig, generation, model_object, rig
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.discovery.snapshot import parse_snapshot
+from pagoda_router.dispatch.growing import GrowingChains
 from pagoda_router.generation import Generation, ModelName
 from pagoda_router.http.placement import PlacementAdmin
+from pagoda_router.placement.chains import PrefixChains
 from pagoda_router.placement.policy import PolicyName
 from pagoda_router.placement.prefixes import chain_of
 from pagoda_router.wire import worker_pb2 as wire
@@ -24,8 +26,8 @@ def conversation(prompt_tokens: int, max_tokens: int = 16, **fields: Any) -> Gen
 
 
 @asynccontextmanager
-async def fleet(tmp_path, count: int = 2, **model: Any):
-    workers = [ScriptedWorker(name=f"w{at}") for at in range(count)]
+async def fleet(tmp_path, count: int = 2, *, capacity_tokens: int = 1024, **model: Any):
+    workers = [ScriptedWorker(name=f"w{at}", capacity_tokens=capacity_tokens) for at in range(count)]
     async with AsyncExitStack() as stack:
         for worker in workers:
             await stack.enter_async_context(worker)
@@ -38,11 +40,16 @@ async def fleet(tmp_path, count: int = 2, **model: Any):
 async def placed(router: Rig, workers: list[ScriptedWorker], wanted: Any) -> tuple[ScriptedWorker, int, "asyncio.Task[Any]"]:
     """Who got it, as which request; it runs on."""
     task = asyncio.create_task(router.collect(wanted))
+    return *await submitted(workers), task
+
+
+async def submitted(workers: list[ScriptedWorker]) -> tuple[ScriptedWorker, int]:
+    """Who got the next one, as which request."""
     waits = [asyncio.create_task(worker.submits.get()) for worker in workers]
     (done,), others = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED, timeout=10)
     for other in others:
         other.cancel()
-    return workers[waits.index(done)], done.result().request_id, task
+    return workers[waits.index(done)], done.result().request_id
 
 
 async def run_through(router: Rig, workers: list[ScriptedWorker], wanted: Any) -> ScriptedWorker:
@@ -66,6 +73,33 @@ async def test_a_burst_of_one_prompt_goes_together_before_anything_is_computed(t
             worker.finish(request_id)
             await task
         assert router.metric("placements_total", model="tiny", policy="predicted", reason="cached_prefix") == 2
+
+
+@pytest.mark.parametrize("tokens", [12_000, 60_000])
+async def test_a_long_prompt_that_comes_again_at_once_finds_all_of_the_first_whose_blocks_are_still_being_hashed(tmp_path, tokens):
+    async with fleet(tmp_path, capacity_tokens=10**6) as (workers, router):
+        wanted = [conversation(prompt_tokens) for prompt_tokens in (tokens, tokens, tokens + 1600)]
+        tasks = [asyncio.create_task(router.collect(each)) for each in wanted]
+        asked = [await submitted(workers) for _ in tasks]
+        assert [each.trace.attempts[-1].predicted_cached_tokens for each in wanted] == [0, tokens - 1, tokens]
+        for worker, request_id in asked:
+            worker.tokens(request_id, [5], started=True)
+            worker.finish(request_id)
+        await asyncio.gather(*tasks)
+        assert {worker for worker, _ in asked} == {asked[0][0]}
+        assert cached(router, asked[0][0].name, tokens + 3200) == tokens + 1600
+
+
+async def test_prompts_that_begin_alike_but_know_nothing_of_each_other_all_become_known():
+    """Those of two models with one tokenizer have the same hashes."""
+    growing = GrowingChains()
+    ids = [range(1, count) for count in (20_000, 20_000, 30_000)]
+    chains = [PrefixChains().begun(each, 16) for each in ids]
+    for chain in chains:
+        growing.add(chain)
+    while len(growing):
+        await asyncio.sleep(0)
+    assert [chain.hashes for chain in chains] == [chain_of(each, 16).hashes for each in ids]
 
 
 async def test_load_counts_from_the_moment_a_request_is_sent(tmp_path):

@@ -4,7 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda_router.placement.prefixes import KnownPrefixes, chain_of, split_hashes
+from pagoda_router.placement.chains import SLICE_BLOCKS, GrowingChain
+from pagoda_router.placement.prefix_tree import PrefixTree
+from pagoda_router.placement.prefixes import USUAL_ROOT, KnownPrefixes, PrefixChain, chain_of, split_hashes
+from pagoda_router.token_ids import packed
 
 PROMPT = list(range(100))
 
@@ -140,6 +143,65 @@ def test_what_is_held_is_never_more_than_requests_hold_and_all_of_it_for_the_tur
     for expectation, _ in running:
         expectation.over()
     assert not known._held
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12), st.integers(0, 12)), max_size=20), st.integers(1, 30))
+def test_a_tree_forgets_many_blocks_at_once_as_it_does_one_by_one(steps, most):
+    at_once, singly = PrefixTree(), PrefixTree()
+    for branch, shared, own in steps:
+        chain = [*[b"shared %d" % at for at in range(shared)], *[b"%d of %d after %d" % (at, branch, shared) for at in range(own)]]
+        for tree in (at_once, singly):
+            tree.use(chain)
+    while len(at_once) and len(singly):
+        removed = at_once.remove_oldest(most)
+        assert removed == [block for _ in removed for block in singly.remove_oldest(1)]
+        assert 1 <= len(removed) <= most
+        assert (at_once._parents, at_once._followers, list(at_once._ends)) == (singly._parents, singly._followers, list(singly._ends))
+    assert not at_once._ends or len(at_once)
+    assert len(at_once) == len(singly) == 0
+    assert not at_once._followers
+
+
+class Script:
+    """A request with a long prompt, whose chain is whole at once or grows while other things happen."""
+
+    def __init__(self, blocks, *, grows):
+        self.known, ids = KnownPrefixes(4, most_blocks=5 * SLICE_BLOCKS), range(4 * blocks)
+        chain = chain_of(ids, 4)
+        self.chain = GrowingChain(packed(ids), 4, USUAL_ROOT, chain.hashes[:10], "", lambda hashes: None) if grows else chain
+        self.expectation = self.known.expect(self.chain)
+
+    def play(self, step):
+        if step == "grow" and isinstance(self.chain, GrowingChain) and not self.chain.is_whole:
+            self.chain.grow()
+        elif step == "begun":
+            self.expectation.begun()
+        elif step == "over":
+            self.expectation.over()
+        elif step.startswith("other"):
+            ids = range(4 * 3) if step == "other begins" else range(10**6, 10**6 + 4 * int(step.split()[-1]))
+            self.known.expect(chain_of(ids, 4)).begun()
+
+
+@given(
+    st.integers(11, 4 * SLICE_BLOCKS),
+    st.sampled_from([["begun", "over"], ["over"], ["begun"], []]),
+    st.lists(st.sampled_from(["grow", "other begins", "other 700"]), max_size=8),
+    st.data(),
+)
+def test_a_chain_that_grows_becomes_known_and_held_as_if_it_had_been_whole_from_the_first(blocks, life, steps, data):
+    for step in life:
+        steps.insert(data.draw(st.integers(steps.index("begun") + 1 if "begun" in steps else 0, len(steps))), step)
+    whole, growing = (Script(blocks, grows=grows) for grows in (False, True))
+    for step in [*steps, *["grow"] * 8]:
+        whole.play(step)
+        growing.play(step)
+    for probe in (PrefixChain(4, whole.chain.hashes), PrefixChain(4, whole.chain.hashes[:37]), chain_of(range(10**6, 10**6 + 2800), 4)):
+        assert growing.known.held_tokens(probe) == whole.known.held_tokens(probe)
+        # A step of the other chain in the middle makes it older than the rest of this one: where memory is short, that goes the sooner.
+        if len(whole.known) < 5 * SLICE_BLOCKS and len(growing.known) < 5 * SLICE_BLOCKS:
+            assert growing.known.cached_tokens(probe) == whole.known.cached_tokens(probe)
+    assert growing.known._held == whole.known._held
 
 
 def _shared(one, other):

@@ -32,6 +32,7 @@ from pagoda_router.dispatch.stalls import StageTimeouts
 from pagoda_router.errors import ConfigError
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import ModelName
+from pagoda_router.heap import keep_freed_memory
 from pagoda_router.http.adapters import AdapterAdmin
 from pagoda_router.http.admin import admin_routes
 from pagoda_router.http.app import create_app
@@ -75,6 +76,7 @@ def main() -> int:
         sys.stderr.write(f"pagoda-router: {error}\n")
         return 2
     log_to_stderr(settings.log_level)
+    keep_freed_memory()
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which no dashboard reads
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a short text handed to a pool of threads takes twice as long
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")  # a router has one core; its threads would spin on others'

@@ -35,6 +35,10 @@ class Measured:
     router_cpu_s: float
     rig_cpu_s: float
     """Load generator and mock together."""
+    itl_p50_s: float = 0.0
+    itl_p99_s: float = 0.0
+    itl_max_s: float = 0.0
+    """Between a stream's tokens; 0 where none came apart."""
     rss_bytes: Sequence[int] = field(default=())
     """Of the router: early in the window, and at its end."""
 
@@ -60,7 +64,8 @@ class Rig:
 
     def measure(self, scenario: Scenario, system: RouterSystem, *, warm_up_s: float, window_s: float) -> Measured:
         """Raises LoadFailed."""
-        arguments = scenario.load_arguments(system.url, system.key, warm_up_s=warm_up_s, window_s=window_s)
+        processes = max(1, len(system.processes))
+        arguments = scenario.load_arguments(system.url, system.key, warm_up_s=warm_up_s, window_s=window_s, processes=processes)
         pin = ["taskset", "-c", ",".join(map(str, self.cores))]
         load = subprocess.Popen([*pin, str(self.program), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         # A load generator that hangs ends here; its pipe then closes, and the reading below fails.
@@ -102,5 +107,8 @@ def measured(told: dict[str, Any], stamps: Sequence[tuple[float, float, int]]) -
         late_p99_s=told["late_ms"]["p99"] / 1e3,
         router_cpu_s=router_after - router_before,
         rig_cpu_s=told["cpu_s"] + mock_after - mock_before,
+        itl_p50_s=told["itl_ms"]["p50"] / 1e3,
+        itl_p99_s=told["itl_ms"]["p99"] / 1e3,
+        itl_max_s=told["itl_ms"]["max"] / 1e3,
         rss_bytes=(rss_before, rss_after),
     )

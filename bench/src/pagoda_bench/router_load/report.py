@@ -36,6 +36,10 @@ def _rows_of(scenario: Scenario, system: str, taken: Sequence[Measured], bare: S
     add(f"{what}_per_s", f"{what}/s", lambda one: one.per_s(what))
     add("ttft_p50_s", "s", lambda one: one.ttft_p50_s)
     add("ttft_p99_s", "s", lambda one: one.ttft_p99_s)
+    if scenario.tells_pauses:
+        add("itl_p50_s", "s", lambda one: one.itl_p50_s)
+        add("itl_p99_s", "s", lambda one: one.itl_p99_s)
+        add("itl_max_s", "s", lambda one: one.itl_max_s)
     add(f"rig_ceiling_{what}_per_s", f"{what}/s", lambda one: one.ceiling_per_s(what))
     if system == DIRECT:
         return made
@@ -102,6 +106,8 @@ COLUMNS = (
     ("TTFT p50 ms", ("ttft_p50_s",), 1e3, ".2f"),
     ("added p50 ms", ("added_ttft_p50_s",), 1e3, ".2f"),
     ("added p99 ms", ("added_ttft_p99_s",), 1e3, ".2f"),
+    ("pause p99 ms", ("itl_p99_s",), 1e3, ".1f"),
+    ("pause max ms", ("itl_max_s",), 1e3, ".1f"),
     ("CPU ms per 1k", ("cpu_per_1k_requests_s", "cpu_per_1k_tokens_s"), 1e3, ".1f"),
     ("RSS MiB", ("router_rss_mib",), 1.0, ".0f"),
     ("rig's ceiling /s", ("rig_ceiling_requests_per_s", "rig_ceiling_tokens_per_s"), 1.0, ",.0f"),

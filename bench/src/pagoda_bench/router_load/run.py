@@ -227,6 +227,8 @@ def _is_hopeless(scenario: Scenario, one: Measured) -> bool:
 def _line(scenario: Scenario, name: str, one: Measured) -> str:
     what = scenario.counts
     figures = f"{one.per_s(what):9,.0f} {what}/s, TTFT {one.ttft_p50_s * 1e3:.2f} / {one.ttft_p99_s * 1e3:.2f} ms"
+    if scenario.tells_pauses:
+        figures += f", pauses {one.itl_p50_s * 1e3:.1f} / {one.itl_p99_s * 1e3:.1f} / {one.itl_max_s * 1e3:.1f} ms"
     cpu = 1e6 * one.router_cpu_s / max(1, one.count(what))
     failed = f", {one.errors} failed: {one.first_error[:120]}" if one.errors else ""
     ceiling = f"rig's ceiling {one.ceiling_per_s(what):,.0f}/s, late p99 {one.late_p99_s * 1e3:.2f} ms"

@@ -27,37 +27,61 @@ class Scenario:
     """The prompt is token ids, so that the router need not tokenize (peers never do: their backends would)."""
     again: bool = False
     """Each prompt is the one before but for its last 500 bytes, as in a conversation. Else no two have a passage in common."""
+    beside_rate: float | None = None
+    """So many prompts of 220 KB a second, to a model without a pace, beside the requests that are measured."""
+    is_per_process: bool = False
+    """`connections` are each process's: of two, so many twice."""
+    tells_pauses: bool = False
+    """Rows for the time between a stream's tokens."""
     counts: Literal["requests", "tokens"] = "requests"
     """What CPU time and ceilings are told by."""
     only: tuple[str, ...] = ()
     """Systems; empty: all."""
 
-    def load_arguments(self, url: str, key: str, *, warm_up_s: float, window_s: float) -> list[str]:
+    def load_arguments(self, url: str, key: str, *, warm_up_s: float, window_s: float, processes: int = 1) -> list[str]:
+        """`processes`: of the router."""
+        connections = self.connections * (processes if self.is_per_process else 1)
         path = "/v1/completions" if self.ids else "/v1/chat/completions"
         arguments = ["load", f"-url={url}{path}", f"-key={key}", f"-model={self.model}", f"-tokens={self.tokens}"]
-        arguments += [f"-connections={self.connections}", f"-prompt-bytes={self.prompt_bytes}"]
+        arguments += [f"-connections={connections}", f"-prompt-bytes={self.prompt_bytes}"]
         arguments += [f"-warm-up={warm_up_s}s", f"-window={window_s}s", "-timeout=15s"]
         if self.rate is not None:
             arguments.append(f"-rate={self.rate}")
+        if self.beside_rate is not None:
+            arguments += [f"-beside-rate={self.beside_rate}", f"-beside-bytes={LONG_BYTES}", "-beside-model=mock-0ms"]
         return [*arguments, *(f"-{name}" for name in ("stream", "ids", "again") if getattr(self, name))]
 
+
+LONG_BYTES = 220_000
 
 SHORT_RATE = Scenario(case="short rate=500", model="mock-1ms", tokens=8, stream=True, rate=500, connections=512)
 SHORT_MOST = Scenario(case="short c=64", model="mock-0ms", tokens=8, stream=False, connections=64)
 PACED_50 = Scenario(case="paced c=50", model="mock-10ms", tokens=128, stream=True, connections=50, counts="tokens")
 PACED_200 = Scenario(case="paced c=200", model="mock-10ms", tokens=128, stream=True, connections=200, counts="tokens")
-LONG_TEXT = Scenario(case="220 KB rate=5", model="mock-0ms", tokens=8, stream=True, rate=5, connections=64, prompt_bytes=220_000)
+BESIDE_NONE = replace(PACED_50, case="pauses of 50 streams", tells_pauses=True)
+BESIDE_LONG = replace(BESIDE_NONE, case="pauses of 50 streams beside 220 KB rate=5", beside_rate=5)
+LONG_TEXT = Scenario(case="220 KB rate=5", model="mock-0ms", tokens=8, stream=True, rate=5, connections=64, prompt_bytes=LONG_BYTES)
 LONG_AGAIN = replace(LONG_TEXT, case="220 KB again rate=5", again=True)
 LONG_IDS = Scenario(
-    case="220 KB ids rate=5", model="mock-0ms", tokens=8, stream=True, rate=5, connections=64, prompt_bytes=220_000, ids=True
+    case="220 KB ids rate=5", model="mock-0ms", tokens=8, stream=True, rate=5, connections=64, prompt_bytes=LONG_BYTES, ids=True
 )
-SCENARIOS = (SHORT_RATE, SHORT_MOST, PACED_50, PACED_200, LONG_TEXT, LONG_AGAIN, LONG_IDS)
+SCENARIOS = (SHORT_RATE, SHORT_MOST, PACED_50, PACED_200, LONG_TEXT, LONG_AGAIN, LONG_IDS, BESIDE_NONE, BESIDE_LONG)
 SOAK = Scenario(case="soak rate=300", model="mock-1ms", tokens=8, stream=True, rate=300, connections=512, only=(OURS,))
 SCALING = (
     Scenario(case="two cores: short c=64", model="mock-0ms", tokens=8, stream=False, connections=64),
     Scenario(case="two cores: paced c=200", model="mock-10ms", tokens=128, stream=True, connections=200, counts="tokens"),
+    Scenario(
+        case="two cores: paced c=200 each",
+        model="mock-10ms",
+        tokens=128,
+        stream=True,
+        connections=200,
+        counts="tokens",
+        is_per_process=True,
+    ),
 )
-"""Of one and of two processes of ours that share a port; they and the rig may use both cores."""
+"""Of one and of two processes of ours that share a port; they and the rig may use both cores. A token costs a process the less, the more
+streams it has, since a worker's frame is read once for all: so what two lose to each other shows where each has as many as the one."""
 
 LEAST_SCALING = 1.8
 """Times as much as one process must two be able to do."""

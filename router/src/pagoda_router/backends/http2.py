@@ -59,7 +59,8 @@ class Http2Call:
         self.end: CallEnd | None = None
         """The call is over; nothing that is received later counts."""
         self._most_message_bytes = most_message_bytes
-        self._out = bytearray(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        self._out: list[bytes | memoryview] = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+        """Joined once, when it leaves: a prompt's ids are half a megabyte."""
         self._in = bytearray()
         self._body = bytearray()
         """Of a message that has not come whole, and…"""
@@ -88,15 +89,15 @@ class Http2Call:
         """All that has to go out now."""
         if not self._out:
             return b""
-        out, self._out = bytes(self._out), bytearray()
-        return out
+        out, self._out = self._out, []
+        return b"".join(out)
 
     def send(self, message: bytes) -> None:
-        framed = b"\0" + len(message).to_bytes(4) + message
-        if not self._waiting and len(framed) <= min(self._frame_bytes, self._window, self._stream_window):
-            self._data(framed)
+        head = b"\0" + len(message).to_bytes(4)
+        if not self._waiting and len(head) + len(message) <= min(self._frame_bytes, self._window, self._stream_window):
+            self._data(head + message)
             return
-        self._waiting.append(memoryview(framed))
+        self._waiting += (memoryview(head), memoryview(message))
         self._send_waiting()
 
     def _send_waiting(self) -> None:
@@ -112,8 +113,7 @@ class Http2Call:
         self._frame(DATA, 0, STREAM, piece)
 
     def _frame(self, kind: int, flags: int, stream: int, payload: bytes | memoryview) -> None:
-        self._out += len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4)
-        self._out += payload
+        self._out += (len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4), payload)
 
     # ------------------------------------------------------------ what we receive
 

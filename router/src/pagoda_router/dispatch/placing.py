@@ -12,18 +12,19 @@ from pagoda_router.admission.lane import Held, Lane, Pending
 from pagoda_router.admission.waiting import Waiting
 from pagoda_router.backends.base import BackendStream
 from pagoda_router.dispatch.choosing import WorkerChooser
+from pagoda_router.dispatch.growing import GrowingChains
 from pagoda_router.drafting.drafting import Drafting
 from pagoda_router.errors import ContextTooLong
 from pagoda_router.fleet import Fleet
 from pagoda_router.generation import Generation, ModelName, RequestClass, WorkerId
 from pagoda_router.metrics.requests import RouterMetrics
-from pagoda_router.placement.chains import PrefixChains
+from pagoda_router.placement.chains import GrowingChain, PrefixChains
 from pagoda_router.placement.facts import WorkerView
 from pagoda_router.placement.policy import POLICY, Refusal, choose_variant
 from pagoda_router.placement.prefixes import PrefixChain
 
 LONG_PROMPT_IDS = 16_384
-"""Half a millisecond of hashing."""
+"""Half a millisecond of hashing, where all of it may be known."""
 MOST_WISHED = 2**29
 """Of a client's own priority, on a worker: leaves a place below all of them."""
 
@@ -47,6 +48,7 @@ class Placer:
         self._clock = clock
         self._rng = rng
         self._chains = PrefixChains()
+        self._growing = GrowingChains()
         self._full: set[tuple[str, RequestClass]] = set()
         """Groups whose batches had no place for a class, within one look at the queue: what waits behind need not be tried."""
 
@@ -84,25 +86,43 @@ class Placer:
         """Of a long prompt, with turns for others: so that placing it holds the event loop for no longer than any other. Else None."""
         if len(generation.prompt_ids) < LONG_PROMPT_IDS:
             return None
-        chain = None
-        for chain in self._in_slices(generation):
-            if chain is None:
-                await asyncio.sleep(0)
+        chain = self._begun(generation)
+        for _ in self._grown_as_far_as_known(chain, generation):
+            await asyncio.sleep(0)
         return chain
 
-    def _in_slices(self, generation: Generation) -> Iterator[PrefixChain | None]:
+    def _begun(self, generation: Generation) -> PrefixChain:
         context = [*generation.prompt_ids, *generation.resume_ids] if generation.resume_ids else generation.prompt_ids
         size, adapter = self._fleet.block_size(generation.model), generation.adapter
         label = self._fleet.adapters.label(generation.model, adapter) if adapter else ""
-        return self._chains.in_slices(context, size, generation.cache_salt, tenant=generation.tenant, adapter=adapter, label=label)
+        return self._chains.begun(context, size, generation.cache_salt, tenant=generation.tenant, adapter=adapter, label=label)
 
     def _chain(self, request: Pending) -> PrefixChain:
+        """As good as whole, until the event loop goes on."""
         chain = request.chain
         if chain is None or chain.block_size != self._fleet.block_size(request.model):  # hashed before any worker had told its size
-            *_, chain = self._in_slices(request.generation)
-            assert chain is not None, "the last slice is the whole"
-            request.chain = chain
+            chain = request.chain = self._begun(request.generation)
+        for _ in self._grown_as_far_as_known(chain, request.generation):
+            pass
         return chain
+
+    def _grown_as_far_as_known(self, chain: PrefixChain, generation: Generation) -> Iterator[None]:
+        """Until it ends in a block that no worker has, or is expected to have once the chains of requests on their way are whole. A slice
+        at a time. For other backends until it is whole: their links follow no growth."""
+        is_relayed = generation.relay is not None
+        while True:
+            if (other := self._growing.needed_by(chain)) is not None:
+                other.grow()
+            elif isinstance(chain, GrowingChain) and not chain.is_whole and (is_relayed or self._is_known(chain, generation.model)):
+                chain.grow()
+            else:
+                return
+            yield
+
+    def _is_known(self, chain: PrefixChain, model: ModelName) -> bool:
+        """To its end, at some worker."""
+        tokens = len(chain.hashes) * chain.block_size
+        return any(link.view(None, chain).cached_tokens == tokens for link in self._fleet.links(model))
 
     def _start_those_that_fit(self, lane: Lane) -> None:
         self._full.clear()
@@ -194,6 +214,7 @@ class Placer:
             generation = replace(generation, priority=priority)
         generation = self._drafting.prepared(generation, model)
         stream = link.submit(generation, cost, found.reserved_tokens, chain)
+        self._growing.add(chain)
         self._drafting.accompany(stream, generation, model)
         self._chooser.placed(choice, generation, stream.times, now_s)
         request.served_variant = group

@@ -3,6 +3,9 @@
 prepare.py calls it with what the model allows.
 """
 
+from array import array
+from collections.abc import Sequence
+
 from pagoda_router.catalog import TextAssets
 from pagoda_router.errors import BadRequest, ContextTooLong
 from pagoda_router.generation import Sampling
@@ -127,8 +130,8 @@ def _check_token_id(param: str, token_id: int | str, assets: TextAssets) -> None
         raise BadRequest(f"{param}: {shown} is not a token id of this model, which has {assets.vocab_size} tokens", param=param)
 
 
-def check_prompt_ids(ids: list[int], assets: TextAssets, *, param: str = "prompt") -> None:
-    if ids and not (min(ids) >= 0 and max(ids) < assets.vocab_size):
+def check_prompt_ids(ids: "Sequence[int]", assets: TextAssets, *, param: str = "prompt") -> None:
+    if ids and not ((isinstance(ids, array) or min(ids) >= 0) and max(ids) < assets.vocab_size):
         wrong = next(i for i in ids if not 0 <= i < assets.vocab_size)
         _check_token_id(param, wrong, assets)
 

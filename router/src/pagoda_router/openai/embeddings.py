@@ -92,7 +92,7 @@ class Embeddings:
         await exchange.write(body, last=True)
 
     async def _generations(
-        self, request: EmbeddingRequest, inputs: Sequence[str | list[int]], target: Target, call: Call
+        self, request: EmbeddingRequest, inputs: Sequence[str | Sequence[int]], target: Target, call: Call
     ) -> list[Generation]:
         most, special = checks.most_prompt_tokens(request, target.assets), request.add_special_tokens is not False
         answer_id, trace = "embd-" + os.urandom(12).hex(), call.trace

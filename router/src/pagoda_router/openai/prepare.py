@@ -5,6 +5,7 @@ The step between schemas.py (what was sent) and run.py (what happens). Owns the 
 
 import os
 import time
+from array import array
 from collections.abc import Callable, Sequence
 
 from pagoda_router.abilities import Feature
@@ -117,7 +118,8 @@ class Preparer:
                 encoded.append(await target.encode(prompt, special=special, param="prompt", most=most))
             else:
                 checks.check_prompt_ids(prompt, target.assets)
-                encoded.append(as_array(prompt if most is None else prompt[-most:]))
+                ids = prompt if most is None else prompt[-most:]
+                encoded.append(ids if isinstance(ids, array) else as_array(ids))
         echoes = None
         if request.echo:
             shown = [prompt if isinstance(prompt, str) and most is None else ids for prompt, ids in zip(prompts, encoded, strict=True)]

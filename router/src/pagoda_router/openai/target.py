@@ -3,6 +3,7 @@
 Shared by every endpoint that takes text. Owns the tokenizer cache; waits, at the dispatcher's, for a model that nobody has described yet.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -14,6 +15,7 @@ from pagoda_router.openai import checks
 from pagoda_router.records import record
 from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.text.tokens import TokenizerCache, TokenText
+from pagoda_router.token_ids import as_array
 from pagoda_router.tracing.record import RequestTrace
 
 BYTES_PER_TOKEN = 3
@@ -95,13 +97,21 @@ def guessed_tokens(text: str) -> int:
     return len(text.encode(errors="surrogatepass")) // BYTES_PER_TOKEN + 1
 
 
-def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> list[str | list[int]]:
-    """One string, several, one list of ids, or several: OpenAI's four forms."""
+def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> "Sequence[str | list[int] | array[int]]":
+    """One string, several, one list of ids, or several: OpenAI's four forms. One list of ids as an array, unless it holds what is none."""
     if isinstance(given, str):
         return [given]
     if not given:
         raise BadRequest(f"{param} is empty: send text or token ids", param=param)
-    kinds = set(map(type, given))  # not item by item: a prompt may be a hundred thousand ids, and neighbours' streams wait
+    if type(given[0]) is int:
+        # Looked at while it is packed, by an array: a prompt may be a hundred thousand ids, and neighbours' streams wait.
+        try:
+            return [as_array(cast(list[int], given))]
+        except OverflowError:
+            return [cast(list[int], given)]  # negative or beyond all vocabularies: check_prompt_ids names it
+        except TypeError:
+            pass
+    kinds = set(map(type, given))
     if len(kinds) > 1:
         raise BadRequest(f"{param} mixes texts and token ids: send a string, strings, token ids, or lists of token ids", param=param)
-    return [cast(list[int], given)] if kinds == {int} else cast(list[str | list[int]], given)
+    return cast(list[str | list[int]], given)

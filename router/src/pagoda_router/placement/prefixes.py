@@ -13,7 +13,7 @@ when memory is full is the end of the chain that was used longest ago.
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pagoda_router.placement.prefix_tree import PrefixTree
 from pagoda_router.records import record
@@ -23,18 +23,29 @@ HASH_VERSION = 1
 """Of the worker's blocks.py: blake2b-128 over (parent, ids as u32 little-endian); the root covers salt and adapter, with lengths."""
 HASH_BYTES = 16
 MOST_BLOCKS = 262_144
-"""Known of one worker, whatever its cache holds: some 50 MB of this process, four million tokens of 16 to a block."""
+"""Known of one worker, whatever its cache holds: some 25 MB of this process, four million tokens of 16 to a block."""
 MARK_BLOCKS = 64
+
+
+Grown = Callable[[Sequence[bytes]], None]
+"""Hears the hashes that came, after they did."""
 
 
 @record(frozen=True, slots=True)
 class PrefixChain:
-    """The hashes of a prompt's full blocks, in order."""
+    """The hashes of a prompt's full blocks, in order. Of a long one possibly its first alone, for a while (chains.py GrowingChain)."""
 
     block_size: int
-    hashes: tuple[bytes, ...]
+    hashes: Sequence[bytes]
     adapter: str = ""
     """Whose keys and values they are, by name; empty: the base model's."""
+
+    @property
+    def is_whole(self) -> bool:
+        return True
+
+    def follow(self, grown: Grown) -> None:
+        """Of a whole one nobody hears anything."""
 
 
 NO_CHAIN = PrefixChain(1, ())
@@ -57,7 +68,7 @@ USUAL_ROOT = _root_hash(b"", "")
 
 def chain_of(prompt_ids: Sequence[int], block_size: int, salt: bytes = b"", *, adapter: str = "", label: str = "") -> PrefixChain:
     """Without any memory; PrefixChains has one. `label`: of the adapter, what hashes cover."""
-    return PrefixChain(block_size, tuple(block_hashes(packed(prompt_ids), block_size, root_hash(salt, label))), adapter)
+    return PrefixChain(block_size, block_hashes(packed(prompt_ids), block_size, root_hash(salt, label)), adapter)
 
 
 def block_hashes(content: bytes, block_size: int, root: bytes, known: Sequence[bytes] = (), most: int | None = None) -> list[bytes]:
@@ -116,15 +127,29 @@ class KnownPrefixes:
         return (marked + bisect_left(range(len(rest)), True, key=lambda at: rest[at] not in held)) * self.block_size
 
     def expect(self, chain: PrefixChain) -> "Expectation":
-        """A request with this prompt goes to the worker, which will know it."""
-        hashes = chain.hashes if chain.block_size == self.block_size else ()
-        self._unconfirmed.update(self._use(hashes))
+        """A request with this prompt goes to the worker, which will know it. Of a chain that grows the rest is expected as it comes."""
+        if chain.block_size != self.block_size:
+            return Expectation(self, ())
+        hashes = chain.hashes
+        self.used(hashes, is_confirmed=False)
+        self.hold(hashes)
+        expectation = Expectation(self, hashes)
+        chain.follow(expectation.grown)
+        return expectation
+
+    def used(self, hashes: Sequence[bytes], *, is_confirmed: bool) -> None:
+        """By a request with a prompt that begins so, or is so."""
+        new = self._use(hashes)
+        if not is_confirmed:
+            self._unconfirmed.update(new)
+        self._bound()
+
+    def hold(self, hashes: Sequence[bytes]) -> None:
+        """A request with this prompt is on its way, until `let_go`."""
         for each in reversed(_marks(hashes)):
             self._held[each] = count = self._held.get(each, 0) + 1
             if count > 1:
                 break
-        self._bound()
-        return Expectation(self, hashes)
 
     def let_go(self, hashes: Sequence[bytes]) -> None:
         """Such a request is over."""
@@ -195,10 +220,10 @@ class KnownPrefixes:
     def _bound(self) -> None:
         while self._told and len(self._used) + len(self._told) > self.most_blocks:
             del self._told[next(iter(self._told))]
-        while len(self._used) > self.most_blocks:
-            block = self._used.remove_oldest()
-            self._unconfirmed.discard(block)
-            self._gone.discard(block)
+        while (too_many := len(self._used) - self.most_blocks) > 0:
+            removed = self._used.remove_oldest(too_many)
+            self._unconfirmed.difference_update(removed)
+            self._gone.difference_update(removed)
 
 
 def _marks(hashes: Sequence[bytes]) -> Sequence[bytes]:
@@ -212,9 +237,21 @@ class Expectation:
     """What one request on its way is expected to leave in the cache."""
 
     def __init__(self, prefixes: KnownPrefixes, hashes: Sequence[bytes]) -> None:
+        """`hashes`: used and held."""
         self._prefixes = prefixes
         self._hashes = hashes
-        self._has_begun = False
+        """The chain's own: more, each time it grew."""
+        self._held_blocks = len(hashes)
+        self._has_begun = self._is_over = False
+
+    def grown(self, more: Sequence[bytes]) -> None:
+        """Its chain did, by these. What was computed stays in the cache, so even when the request is over already."""
+        if self._has_begun or not self._is_over:
+            self._prefixes.used(self._hashes, is_confirmed=self._has_begun)
+        if not self._is_over:
+            self._prefixes.let_go(self._hashes[: self._held_blocks])
+            self._prefixes.hold(self._hashes)
+            self._held_blocks = len(self._hashes)
 
     def begun(self) -> None:
         """Its prefill did."""
@@ -223,9 +260,10 @@ class Expectation:
 
     def over(self) -> None:
         """Once."""
+        self._is_over = True
         if not self._has_begun:
             self._prefixes.withdraw(self._hashes)
-        self._prefixes.let_go(self._hashes)
+        self._prefixes.let_go(self._hashes[: self._held_blocks])
 
 
 def split_hashes(packed: bytes) -> list[bytes]:

@@ -68,22 +68,23 @@ class TokenText:
             long = len(text) > LibraryEncoder.chars_at_once
             return await asyncio.to_thread(self._encode_with_specials, text) if long else self._encode_with_specials(text)
         if len(text) >= LEAST_CUT_CHARS and self._can_be_cut:
-            packed = await self._encode_cut(text, scope)
+            known, packed = await self._encode_cut(text, scope)
         else:
-            packed = (await self._encode([text])).packed
+            known, packed = b"", (await self._encode([text])).packed
         before, after = around
-        return array("I", b"".join([before, packed, after]))
+        return array("I", b"".join([before, known, packed, after]))
 
     def _encode_with_specials(self, text: str) -> "array[int]":
         return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=True)[0].ids)
 
-    async def _encode_cut(self, text: str, scope: str) -> bytes:
+    async def _encode_cut(self, text: str, scope: str) -> tuple[bytes, bytes]:
+        """What was known of it, and the rest."""
         near, begun = self._known_texts.longest(scope, text)
         chunks = list(chunks_of(text, begun.chars))
         encoded = await self._encode(chunks)
         if len(chunks) > 1:
             self._known_texts.remember(scope, text, begun.continued(chunks, encoded), near)
-        return begun.packed + encoded.packed
+        return begun.packed, encoded.packed
 
     async def _encode(self, texts: list[str]) -> EncodedTexts:
         """Much of it in a thread, which leaves the interpreter's lock while it computes."""
