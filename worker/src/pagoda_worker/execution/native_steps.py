@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pagoda_worker.execution.step_batches import places
+from pagoda_worker.models.native_llama import NOTHING
 from pagoda_worker.sampling.row_tables import IntArray
 from pagoda_worker.scheduling.plan import Chunk, StepPlan
 
@@ -27,18 +28,20 @@ def takes_hidden_states(plan: StepPlan) -> bool:
 
 def native_step(plan: StepPlan) -> NativeStep:
     rows, at = places(plan)
-    decoding = np.stack((np.arange(len(rows)), rows, at + 1))
+    numbers = np.empty((5, len(rows)), np.int64)
+    numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] = rows, at, np.arange(len(rows)), rows, at + 1
+    decoding, sampling = numbers[:2], numbers[2:]
     if not plan.chunks:
-        return NativeStep(np.stack((rows, at)), read_alone([]), decoding, decoding[0])
+        return NativeStep(decoding, NOTHING, sampling, sampling[0])
     token, owners = len(rows) - 1, []
     for chunk in plan.chunks:
         token += chunk.count
         owners += [(token, sequence.row, chunk.start + chunk.count) for sequence in chunk.sequences]
-    samplers = np.concatenate((decoding, np.array(owners, np.int64).reshape(-1, 3).T), axis=1)
+    samplers = np.concatenate((sampling, np.array(owners, np.int64).reshape(-1, 3).T), axis=1)
     # The plan has those that verify after everyone else.
     singles, parting, all_of_them = len(plan.decodes), len(owners), samplers.shape[1]
     order = np.concatenate((np.arange(singles), np.arange(singles + parting, all_of_them), np.arange(singles, singles + parting)))
-    return NativeStep(np.stack((rows, at)), read_alone(plan.chunks), samplers, order)
+    return NativeStep(decoding, read_alone(plan.chunks), samplers, order)
 
 
 def read_alone(chunks: list[Chunk]) -> IntArray:

@@ -136,8 +136,10 @@ class Runner:
         return self.sampler.sample(logits, batch.sampled_rows, batch.lengths, self._history, batch_masks)
 
     def _adapted(self, plan: StepPlan) -> bool:
+        if self.adapters is None:
+            return False
         rows = [each.row for each in plan.sampling()] + [chunk.sequence.row for chunk in plan.chunks]
-        return self.adapters is not None and self.adapters.any_in(np.array(rows, np.int64))
+        return self.adapters.any_in(np.array(rows, np.int64))
 
     def _sampled(
         self, plan: StepPlan, logits: Tensor, ids: Tensor, rows: IntArray, lengths: IntArray, plan_positions: IntArray

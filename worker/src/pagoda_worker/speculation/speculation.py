@@ -7,13 +7,11 @@ now and then a few rows try whether that has changed.
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-from pagoda_worker.request import EngineState
 from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.sequence import Sequence
-from pagoda_worker.scheduling.verification import Guesswork
+from pagoda_worker.scheduling.verification import DraftCounts, Guesswork
 from pagoda_worker.speculation.pace import LEAST_GAIN, Chance, Quote, drafts_worth, quote
 from pagoda_worker.speculation.proposer import Proposer
 from pagoda_worker.speculation.remote import RemoteProposer
@@ -222,10 +220,5 @@ class Speculation:
         if not plan.empty and self._adapting:
             self._seen.timed(plan, seconds, prompts_s=prompts_s, token_s=token_s)
 
-    def told(self, state: EngineState) -> EngineState:
-        return replace(
-            state,
-            drafts_total=self.drafts,
-            draft_tokens_total=self.draft_tokens,
-            accepted_draft_tokens=tuple(self.accepted_by_place),
-        )
+    def told(self) -> DraftCounts:
+        return DraftCounts(self.drafts, self.draft_tokens, tuple(self.accepted_by_place))
