@@ -41,7 +41,9 @@ class LeastChance(Speculation):
 
 def guessing_for_itself(folder: Path, **settings: Any) -> tuple[Engine, LeastChance]:
     """The large model is the small one too, to the bit, so a guess that is wrong tells of wrong numbers."""
-    engine = small_engine(folder, **{"dtype": "bf16", "speculative": "draft", "draft_dir": folder, "draft_quantization": "none", **settings})
+    engine = small_engine(
+        folder, **{"dtype": "bf16", "speculative": "draft", "draft_dir": folder, "draft_quantization": "none", **settings}
+    )
     proposer = DraftModelProposer(block_size=settings.get("block_size", 16), budget=512, max_len=256)
     engine.speculation = LeastChance(proposer, tokens=4, possible=engine.constraints.longest_possible, adapting=False)
     return engine, engine.speculation

@@ -141,8 +141,9 @@ def test_what_asks_for_more_of_a_prompt_gets_it_operation_by_operation(checkpoin
     base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
     requests = [replace(each, prompt_logprobs=2 if i % 3 == 1 else None) for i, each in enumerate(asked(logprobs=True))]
     requests.append(Request(request_id="vector", prompt_ids=list(range(2, 30)), max_tokens=1, embedding=True))
+    settings: dict[str, Any] = {"dtype": "bf16", "max_batch_tokens": 48}
     found, expected = (
-        run_all(prepare(small_engine(base, dtype="bf16", max_batch_tokens=48)), *requests) for prepare in (lambda engine: engine, without_the_call)
+        run_all(engine, *requests) for engine in (small_engine(base, **settings), without_the_call(small_engine(base, **settings)))
     )
     assert [(each.tokens, each.prompt_logprobs, each.embedding) for each in found.values()] == [
         (each.tokens, each.prompt_logprobs, each.embedding) for each in expected.values()

@@ -1,4 +1,5 @@
-"""The tokens of a step as one native call takes them (models/native_llama.py): what decodes, then chunks. Pure; called by runner and drafter."""
+"""The tokens of a step as one native call takes them (models/native_llama.py): what decodes, then chunks. Pure; called by runner and
+drafter."""
 
 from dataclasses import dataclass
 

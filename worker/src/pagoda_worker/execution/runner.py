@@ -106,11 +106,12 @@ class Runner:
             self.drafter.run(plan)
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
             rows, at = places(plan)
-            return self._sampled(plan, *self.graphs.run(rows, at, size), rows, at + 1, np.arange(len(rows)))
+            logits, ids = self.graphs.run(rows, at, size)
+            return self._sampled(plan, logits, ids, rows, at + 1, np.arange(len(rows)))
         if self.native is not None and not takes_hidden_states(plan) and not self._adapted(plan):
             step = native_step(plan)
-            answer = self.native.step(step.places, step.chunks, step.samplers)
-            return self._sampled(plan, *answer, *step.samplers[1:], step.plan_positions)
+            logits, ids = self.native.step(step.places, step.chunks, step.samplers)
+            return self._sampled(plan, logits, ids, step.samplers[1], step.samplers[2], step.plan_positions)
         batch = self._batches.lay_out(plan)
         if self.adapters is not None:
             self.adapters.begin_step(batch.token_rows)
