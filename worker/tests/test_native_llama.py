@@ -151,6 +151,13 @@ def test_what_asks_for_more_of_a_prompt_gets_it_operation_by_operation(checkpoin
     assert sum(bool(each.prompt_logprobs) for each in found.values()) == 3
 
 
+def test_logprobs_of_a_prompt_whose_last_token_is_a_step_of_its_own_come_with_the_first_token(checkpoint: Callable[..., Path]):
+    engine = small_engine(checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True), dtype="bf16", max_batch_tokens=16)
+    engine.submit(Request(request_id="a", prompt_ids=list(range(2, 19)), max_tokens=3, ignore_eos=True, prompt_logprobs=1))
+    told = [update for _ in range(4) for update in engine.step().updates if update.token_ids or update.prompt_logprobs]
+    assert [update.prompt_logprobs is not None for update in told] == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("form", "settings"),
     [

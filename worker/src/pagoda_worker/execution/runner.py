@@ -147,7 +147,9 @@ class Runner:
     ) -> "InFlight":
         """Of a step by one call, which told logits and the likeliest ids of `rows` and wrote those behind their places. Rows that are not
         greedy, or want logprobs or a mask, are sampled from the logits as in any other step."""
-        logprobs, told, masks = None, Sampled([]), self._masks(plan.sampling())
+        samplers = plan.sampling()
+        logprobs, told, masks = None, Sampled([]), self._masks(samplers)
+        self.prompt_logprobs.deliver(samplers, told)
         if len(rows) and (masks is not None or not self.sampler.greedy_alone(rows)):
             self._put_drafts(plan, guessed=True)  # ids were written over them
             batch_masks = None if masks is None else masks_of_batch(masks, plan_positions)

@@ -98,6 +98,8 @@ class Settling:
         if sequence.row >= 0:
             sequence.computed += len(tokens) - 1
         sequence.tokens += tokens
+        if not sequence.first_token:
+            sequence.first_token, sequence.prompt_told = now, True
         sequence.last_token = now
         self._totals.generation_tokens += len(tokens)
         if end == len(tokens):
