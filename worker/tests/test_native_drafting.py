@@ -10,6 +10,8 @@ from random_checkpoint import small_engine
 from test_speculation import ENGINES, tokens_of
 
 from pagoda_worker.engine import Engine
+from pagoda_worker.layers.native import NativeProduct
+from pagoda_worker.layers.native_quantized import QuantizedNativeProduct
 from pagoda_worker.native.library import load_library
 from pagoda_worker.request import Request, Sampling
 from pagoda_worker.scheduling.plan import StepPlan
@@ -38,8 +40,10 @@ class LeastChance(Speculation):
 
 
 def guessing_for_itself(folder: Path, **settings: Any) -> tuple[Engine, LeastChance]:
-    """The large model is the small one too, so a guess that is wrong tells of wrong numbers."""
-    engine = small_engine(folder, dtype="bf16", speculative="draft", draft_dir=folder, **settings)
+    """The large model is the small one too, to the bit, so a guess that is wrong tells of wrong numbers."""
+    engine = small_engine(
+        folder, **{"dtype": "bf16", "speculative": "draft", "draft_dir": folder, "draft_quantization": "none", **settings}
+    )
     proposer = DraftModelProposer(block_size=settings.get("block_size", 16), budget=512, max_len=256)
     engine.speculation = LeastChance(proposer, tokens=4, possible=engine.constraints.longest_possible, adapting=False)
     return engine, engine.speculation
@@ -103,6 +107,24 @@ def test_rows_that_are_not_greedy_are_guessed_for_with_their_own_noise(checkpoin
     engine, speculation = guessing_for_itself(folder)
     assert tokens_of(run_all(engine, *requests)) == tokens_of(alone)
     assert sum(speculation.accepted_by_place) >= 0.97 * speculation.draft_tokens > 10
+
+
+def test_a_draft_model_is_rounded_where_that_is_faster_and_changes_no_token(checkpoint: Callable[..., Path]):
+    folder = checkpoint("native", head_dim=32)
+    requests = asked(3, 20, 33)
+    alone = tokens_of(run_all(small_engine(folder, dtype="bf16"), *requests))
+    forms: dict[str | None, type] = {}
+    for asked_for in (None, "none", "int8"):
+        engine, speculation = guessing_for_itself(folder, draft_quantization=asked_for)
+        assert native(engine)
+        assert tokens_of(run_all(engine, *requests)) == alone
+        assert 0 < sum(speculation.accepted_by_place) <= speculation.draft_tokens
+        model: Any = engine.runner.drafter._model
+        forms[asked_for] = type(model.layers[0].qkv.product)
+        faster = model.operators.prefers_int8
+    assert forms["none"] is NativeProduct
+    assert forms["int8"] is QuantizedNativeProduct
+    assert forms[None] is forms["int8" if faster else "none"]
 
 
 @pytest.mark.parametrize(

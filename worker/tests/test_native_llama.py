@@ -1,4 +1,4 @@
-"""Steps that only decode by one native call: the same bits as operation by operation, in every form that the call takes."""
+"""Steps by one native call: the same bits as operation by operation, in every form that the call takes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,17 +12,19 @@ from engine_runs import run_all
 from logits_tap import logits_of
 from random_adapter import write_adapter
 from random_checkpoint import small_engine
+from scripted_proposer import speculate
 from test_speculation import tokens_of
 
 from pagoda_worker.engine import Engine
 from pagoda_worker.layers import selection
-from pagoda_worker.models.native_llama import NativeLlama
+from pagoda_worker.models.native_llama import NOTHING, NativeLlama
 from pagoda_worker.native.library import cpu_flags, load_library, usable
 from pagoda_worker.request import Request, Sampling
 from pagoda_worker.sampling.most_likely import most_likely
 
 pytestmark = pytest.mark.skipif(load_library() is None, reason="no native kernels for this machine")
 
+Outputs = dict[tuple[str, int], list[int]]
 WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
 FORMS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -36,12 +38,13 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def asked(*, logprobs: bool) -> list[Request]:
-    """Of several lengths, some sampled, ending one after another, so that steps have many numbers of rows."""
+    """Of several lengths, some sampled, one for two sequences, ending one after another, so that steps have many numbers of rows."""
     return [
         Request(
             request_id=f"{i}",
             prompt_ids=[2 + (7 * i + 5 * j) % 150 for j in range(length)],
             max_tokens=4 + 3 * i,
+            n=2 if i == 5 else 1,
             ignore_eos=True,
             top_logprobs=2 if logprobs else None,
             sampling=Sampling(temperature=0.8, seed=i) if i % 4 == 3 else Sampling(),
@@ -55,23 +58,32 @@ def without_the_call(engine: Engine) -> Engine:
     return engine
 
 
-def step_by_step(engine: Engine, *, at_once: bool) -> tuple[list[tuple[list[int], torch.Tensor]], list[torch.Tensor]]:
-    """Every position's tokens and logits, and the cache afterwards, as bytes."""
+def step_by_step(engine: Engine, outputs: Outputs, *, at_once: bool) -> tuple[dict[tuple[int, ...], list[bytes]], list[torch.Tensor]]:
+    """Logits of every place by the tokens before it, and the cache afterwards, as bytes. `outputs` are guessed, some of them wrongly."""
     assert engine.runner.native is not None
     if not at_once:
         without_the_call(engine)
+    if outputs:
+        speculate(engine, outputs)
+    found: dict[tuple[int, ...], list[bytes]] = {}
     with logits_of(engine) as seen:
         run_all(engine, *asked(logprobs=True))
-    return seen, [cache.view(torch.uint8) for cache in engine.runner.caches]
+    for tokens, logits in seen:
+        found.setdefault(tuple(tokens), []).append(logits.numpy().tobytes())
+    return {tokens: sorted(each) for tokens, each in found.items()}, [cache.view(torch.uint8) for cache in engine.runner.caches]
 
 
 def same_bits(folder: Path, **settings: Any) -> None:
-    settings = {"dtype": "bf16", **settings}
-    (seen, caches), (expected, expected_caches) = (step_by_step(small_engine(folder, **settings), at_once=each) for each in (True, False))
-    assert len(seen) == len(expected) > 100
-    by_tokens = {tuple(tokens): logits for tokens, logits in expected}
-    assert all(torch.equal(logits, by_tokens[tuple(tokens)]) for tokens, logits in seen)
-    assert all(map(torch.equal, caches, expected_caches))
+    """Of steps that decode, that verify guesses, and that read parts of prompts beside both."""
+    settings = {"dtype": "bf16", "max_batch_tokens": 48, **settings}
+    alone = tokens_of(run_all(small_engine(folder, **settings), *asked(logprobs=False)))
+    for outputs in ({}, alone):
+        (seen, caches), (expected, expected_caches) = (
+            step_by_step(small_engine(folder, **settings), outputs, at_once=each) for each in (True, False)
+        )
+        assert len(expected) > 100
+        assert seen == expected
+        assert all(map(torch.equal, caches, expected_caches))
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -104,7 +116,8 @@ def test_the_likeliest_ids_are_those_of_the_sampler(checkpoint: Callable[..., Pa
     assert native is not None
     rows.tokens[:12, 0] = torch.arange(12)
     rows.tables[:12, 0] = torch.arange(12)
-    logits, ids = native.decode(np.arange(12), np.zeros(12, np.int64))
+    rows_of_places, first = np.arange(12), np.zeros(12, np.int64)
+    logits, ids = native.step(np.stack((rows_of_places, first)), NOTHING, np.stack((rows_of_places, rows_of_places, first + 1)))
     expected, finite = most_likely(logits)
     assert finite.tolist() == [i != 5 for i in range(12)]
     assert ids.tolist() == torch.where(finite, expected, -1).tolist()
@@ -118,10 +131,31 @@ def test_steps_with_an_adapter_go_operation_by_operation(checkpoint: Callable[..
     requests = [replace(each, adapter="a" if i == 2 else "") for i, each in enumerate(asked(logprobs=False))]
     expected = tokens_of(run_all(without_the_call(small_engine(base, **settings)), *requests))
     engine, calls = small_engine(base, **settings), []
-    decode = NativeLlama.decode
-    monkeypatch.setattr(NativeLlama, "decode", lambda self, rows, at: calls.append(len(rows)) or decode(self, rows, at))
+    step = NativeLlama.step
+    monkeypatch.setattr(NativeLlama, "step", lambda self, *asked: calls.append(asked[2].shape[1]) or step(self, *asked))
     assert tokens_of(run_all(engine, *requests)) == expected
     assert 0 < max(calls) < len(requests), "it serves once the adapter's request is over"
+
+
+def test_what_asks_for_more_of_a_prompt_gets_it_operation_by_operation(checkpoint: Callable[..., Path]):
+    base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
+    requests = [replace(each, prompt_logprobs=2 if i % 3 == 1 else None) for i, each in enumerate(asked(logprobs=True))]
+    requests.append(Request(request_id="vector", prompt_ids=list(range(2, 30)), max_tokens=1, embedding=True))
+    settings: dict[str, Any] = {"dtype": "bf16", "max_batch_tokens": 48}
+    found, expected = (
+        run_all(engine, *requests) for engine in (small_engine(base, **settings), without_the_call(small_engine(base, **settings)))
+    )
+    assert [(each.tokens, each.prompt_logprobs, each.embedding) for each in found.values()] == [
+        (each.tokens, each.prompt_logprobs, each.embedding) for each in expected.values()
+    ]
+    assert sum(bool(each.prompt_logprobs) for each in found.values()) == 3
+
+
+def test_logprobs_of_a_prompt_whose_last_token_is_a_step_of_its_own_come_with_the_first_token(checkpoint: Callable[..., Path]):
+    engine = small_engine(checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True), dtype="bf16", max_batch_tokens=16)
+    engine.submit(Request(request_id="a", prompt_ids=list(range(2, 19)), max_tokens=3, ignore_eos=True, prompt_logprobs=1))
+    told = [update for _ in range(4) for update in engine.step().updates if update.token_ids or update.prompt_logprobs]
+    assert [update.prompt_logprobs is not None for update in told] == [True, False, False]
 
 
 @pytest.mark.parametrize(

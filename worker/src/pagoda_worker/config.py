@@ -103,6 +103,9 @@ class EngineConfig:
     """Guessed for one sequence and step, at most; fewer where they do not pay."""
     draft_dir: Path | None = None
     """The smaller model's folder, with speculative: draft."""
+    draft_quantization: Quantization | None = None
+    """What the smaller model's weights are rounded to; None: int8 where a CPU multiplies that faster than bf16, else nothing. It costs
+    guesses, never a token."""
     batch_invariant: bool = False
     """On a CPU: a request's tokens are the same bits alone and in any company, at a cost (docs/batch-invariance.md)."""
     threads: int | None = None

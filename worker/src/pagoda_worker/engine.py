@@ -39,6 +39,7 @@ from pagoda_worker.scheduling.blocks import BlockPool
 from pagoda_worker.scheduling.sampled import judge_drafts
 from pagoda_worker.scheduling.scheduler import Scheduler
 from pagoda_worker.scheduling.step_meter import StepMeter
+from pagoda_worker.scheduling.verification import DraftCounts
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_TOP_LOGPROBS = 20
@@ -254,8 +255,8 @@ class Engine:
         return self._state(self._clock())
 
     def _state(self, now: float) -> EngineState:
-        told = self._meter.state(self.scheduler, now, sleep_level=self.sleep_level)
-        return self.speculation.told(told) if self.speculation else told
+        drafts = self.speculation.told() if self.speculation else DraftCounts()
+        return self._meter.state(self.scheduler, now, sleep_level=self.sleep_level, drafts=drafts)
 
     def adapters_state(self) -> AdaptersState:
         return self.adapters.state(self.scheduler.adapters)

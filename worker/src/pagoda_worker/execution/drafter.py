@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pagoda_worker.execution.native_steps import read_alone
 from pagoda_worker.execution.rows import Layout, Rows
 from pagoda_worker.execution.step_batches import StepBatch, StepBatches
 from pagoda_worker.layers.attention import AttentionBatch
@@ -64,7 +65,7 @@ class Drafter:
             return
         began = time.perf_counter()
         if self._native is not None and self._sampler.takes_likeliest(np.array([each.sequence.row for each in drafting], np.int64)):
-            spans = self._read_prompts(drafting, plan.catch_ups)
+            spans = self._read_prompts(self._native, drafting, plan.catch_ups)
             read = time.perf_counter()
             if drafting:
                 plan.guesswork.promised = self._guess_at_once(self._native, drafting, spans, least=plan.guesswork.least_chance)
@@ -75,14 +76,13 @@ class Drafter:
                 self._guess(drafting, hidden, ends)
         plan.guesswork.reading_s, plan.guesswork.guessing_s = read - began, time.perf_counter() - read
 
-    def _read_prompts(self, drafting: list[Verification], rest: list[Chunk]) -> list[range]:
+    def _read_prompts(self, native: NativeDrafting, drafting: list[Verification], rest: list[Chunk]) -> list[range]:
         """Everything that is many tokens. Returns the positions of each of `drafting` that are left to read."""
         left = [range(each.draft_from or 0, each.start + 1) for each in drafting]
         long = [i for i, span in enumerate(left) if len(span) > FEW]
         chunks = [Chunk(drafting[i].sequence, left[i].start, len(left[i]) - 1, []) for i in long] + rest
         if chunks:
-            batch = self._batches.lay_out(StepPlan(chunks=chunks))
-            self._model.forward(batch.there.ids, batch.there.positions, self._caches, batch.attention)
+            native.read(read_alone(chunks))
         for i in long:
             left[i] = left[i][-1:]
         return left

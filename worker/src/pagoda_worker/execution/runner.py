@@ -21,16 +21,16 @@ from pagoda_worker.execution.drafter import Drafter
 from pagoda_worker.execution.embeddings import embed
 from pagoda_worker.execution.graph_ladder import padded_size
 from pagoda_worker.execution.host_memory import HostMemory
+from pagoda_worker.execution.native_steps import native_step, takes_hidden_states
 from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.execution.rows import rows_on
-from pagoda_worker.execution.step_batches import StepBatch, StepBatches, places
+from pagoda_worker.execution.step_batches import StepBatch, StepBatches, masks_of_batch, places
 from pagoda_worker.layers.kv_cache import blocks_of, new_cache
 from pagoda_worker.loading.peft import AdapterWeights
 from pagoda_worker.models.base import ForwardPass, Model
 from pagoda_worker.models.native_llama import native_llama
 from pagoda_worker.request import TokenLogprobs
 from pagoda_worker.sampling.constraints import RowMasks
-from pagoda_worker.sampling.row_masks import BatchMasks
 from pagoda_worker.sampling.row_tables import History, IntArray, to_device
 from pagoda_worker.sampling.sampler import BROKEN, Logprobs, Sampler
 from pagoda_worker.scheduling.plan import StepPlan
@@ -85,7 +85,7 @@ class Runner:
         self._output_start = np.zeros(shape.max_running, np.int64)
         self._history = History(self.rows.tokens, self._output_start)
         self.native = native_llama(model, self.caches, self.rows.tokens, self.rows.tables, shape.block_size)
-        """Steps that only decode by one call; None: operation by operation."""
+        """Steps by one call; None: operation by operation."""
         self._masks = masks
         self._changes = changes
         self.prompt_logprobs = PromptLogprobsCollector(vocab_size=model.vocab_size)
@@ -105,10 +105,13 @@ class Runner:
         if self.drafter is not None:
             self.drafter.run(plan)
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
-            graphs = self.graphs
-            return self._launch_decodes(plan, lambda rows, at: graphs.run(rows, at, size))
-        if self.native is not None and plan.decodes_alone and not self._adapted(plan):
-            return self._launch_decodes(plan, self.native.decode)
+            rows, at = places(plan)
+            logits, ids = self.graphs.run(rows, at, size)
+            return self._sampled(plan, logits, ids, rows, at + 1, np.arange(len(rows)))
+        if self.native is not None and not takes_hidden_states(plan) and not self._adapted(plan):
+            step = native_step(plan)
+            logits, ids = self.native.step(step.places, step.chunks, step.samplers)
+            return self._sampled(plan, logits, ids, step.samplers[1], step.samplers[2], step.plan_positions)
         batch = self._batches.lay_out(plan)
         if self.adapters is not None:
             self.adapters.begin_step(batch.token_rows)
@@ -127,30 +130,34 @@ class Runner:
     def _sample(self, plan: StepPlan, logits: Tensor, batch: StepBatch, told: Sampled) -> tuple[Tensor, Logprobs | None]:
         samplers = plan.sampling()
         masks = self._masks(samplers)
-        batch_masks = None if masks is None else batch.masks(masks)
+        batch_masks = None if masks is None else masks_of_batch(masks, batch.plan_positions)
         if masks is not None:
             told.stuck = masks.stuck
         self.prompt_logprobs.deliver(samplers, told)
         return self.sampler.sample(logits, batch.sampled_rows, batch.lengths, self._history, batch_masks)
 
     def _adapted(self, plan: StepPlan) -> bool:
-        return self.adapters is not None and self.adapters.any_in(np.array([each.row for each in plan.sampling()], np.int64))
+        if self.adapters is None:
+            return False
+        rows = [each.row for each in plan.sampling()] + [chunk.sequence.row for chunk in plan.chunks]
+        return self.adapters.any_in(np.array(rows, np.int64))
 
-    def _launch_decodes(self, plan: StepPlan, decode: Callable[[IntArray, IntArray], tuple[Tensor, Tensor]]) -> "InFlight":
-        """`decode`: from rows and positions to logits and the likeliest ids, which it writes behind them. Rows that are not greedy, or
-        want logprobs or a mask, are sampled from the logits as in any other step."""
-        rows, at = places(plan)
-        logits, ids = decode(rows, at)
-        logprobs, told, masks = None, Sampled([]), self._masks(plan.sampling())
-        if masks is not None or not self.sampler.greedy_alone(rows):
-            lengths = at + 1
+    def _sampled(
+        self, plan: StepPlan, logits: Tensor, ids: Tensor, rows: IntArray, lengths: IntArray, plan_positions: IntArray
+    ) -> "InFlight":
+        """Of a step by one call, which told logits and the likeliest ids of `rows` and wrote those behind their places. Rows that are not
+        greedy, or want logprobs or a mask, are sampled from the logits as in any other step."""
+        samplers = plan.sampling()
+        logprobs, told, masks = None, Sampled([]), self._masks(samplers)
+        self.prompt_logprobs.deliver(samplers, told)
+        if len(rows) and (masks is not None or not self.sampler.greedy_alone(rows)):
             self._put_drafts(plan, guessed=True)  # ids were written over them
-            batch_masks = None if masks is None else BatchMasks(np.array(masks.positions), torch.from_numpy(masks.bits))
+            batch_masks = None if masks is None else masks_of_batch(masks, plan_positions)
             ids, logprobs = self.sampler.sample(logits, rows, lengths, self._history, batch_masks)
             self.rows.keep(rows, lengths, ids)
         if masks is not None:
             told.stuck = masks.stuck
-        return InFlight(self, rows, np.arange(len(rows)), ids, logprobs, told)
+        return InFlight(self, rows, plan_positions, ids if len(rows) else None, logprobs, told)
 
     def apply_changes(self, plan: StepPlan) -> None:
         """What comes before the step's computing."""

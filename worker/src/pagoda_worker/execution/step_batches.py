@@ -32,12 +32,6 @@ class StepBatch:
     token_rows: IntArray
     """[T] of all tokens."""
 
-    def masks(self, masks: RowMasks) -> BatchMasks:
-        """The batch has decode rows longest first, the plan does not."""
-        batch_of_plan = np.empty_like(self.plan_positions)
-        batch_of_plan[self.plan_positions] = np.arange(len(batch_of_plan))
-        return BatchMasks(batch_of_plan[masks.positions], torch.from_numpy(masks.bits))
-
 
 @dataclass(slots=True)
 class _Decodes:
@@ -107,6 +101,13 @@ class StepBatches:
         rows, at = places(plan)
         order = np.argsort(-at, kind="stable")
         return _Decodes(plan.decodes, [], order, rows[order], at[order], np.arange(len(rows) + 1))
+
+
+def masks_of_batch(masks: RowMasks, plan_positions: IntArray) -> BatchMasks:
+    """`plan_positions`: of each sampling row of the batch, where the plan has it."""
+    batch_of_plan = np.empty_like(plan_positions)
+    batch_of_plan[plan_positions] = np.arange(len(batch_of_plan))
+    return BatchMasks(batch_of_plan[masks.positions], torch.from_numpy(masks.bits))
 
 
 def places(plan: StepPlan) -> tuple[IntArray, IntArray]:

@@ -4,14 +4,17 @@ sums and by the engine for each runner.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pagoda_worker.config import EngineConfig
+from pagoda_worker.config import EngineConfig, Quantization
 from pagoda_worker.errors import ConfigError, ModelError, UnsupportedModel
+from pagoda_worker.layers.native import NativeOperators
+from pagoda_worker.layers.operators import Operators
 from pagoda_worker.layers.selection import operators_for
 from pagoda_worker.models.base import Footprint, Model
-from pagoda_worker.models.checkpoint import read_config
+from pagoda_worker.models.checkpoint import layout_in, read_config
 from pagoda_worker.models.registry import footprint_of, load_model
 from pagoda_worker.models.texts import read_tokenizer_json
 
@@ -60,5 +63,16 @@ def load_draft(config: EngineConfig, *, dtype: torch.dtype, device: torch.device
         dtype=dtype,
         device=device,
         operators=operators,
+        quantization=_rounded_to(config, raw, operators, dtype),
         random_weights=config.random_weights,
     )
+
+
+def _rounded_to(config: EngineConfig, raw: dict[str, Any], operators: Operators, dtype: torch.dtype) -> Quantization:
+    """Who only guesses may be rounded: what is wrong is not accepted. Not float32, which is asked for to be exact."""
+    assert config.draft_dir is not None
+    if config.draft_quantization is not None:
+        return config.draft_quantization
+    stored = not config.random_weights and layout_in(config.draft_dir, raw) is not None
+    fits = isinstance(operators, NativeOperators) and operators.prefers_int8 and dtype == torch.bfloat16
+    return "int8" if fits and not stored else "none"

@@ -10,9 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pagoda_worker.models.base import ForwardPass
-from pagoda_worker.models.native_llama import NativeLlama, native_llama
-
-Int64 = npt.NDArray[np.int64]
+from pagoda_worker.models.native_llama import Int64, NativeLlama, native_llama
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +30,10 @@ class NativeDrafting:
         """As `native_drafting`."""
         self._model = model
         self._call = model.library["draft"]
+
+    def read(self, chunks: Int64) -> None:
+        """As `NativeLlama.read`."""
+        self._model.read(chunks)
 
     def guess(self, unread: tuple[Int64, Int64], ends: Int64, rows: Int64, at: Int64, wanted: Int64, *, least: float) -> Guesses:
         """`unread`: rows and positions of the tokens to read first, among them, at `ends`, each member's newest, which stands at `at` of

@@ -1,6 +1,6 @@
-"""A Llama as native/llama.h reads it, laid out once, and its steps of rows that decode: one native call in place of eight a layer.
+"""A Llama as native/llama.h reads it, laid out once, and its steps: one native call in place of eight a layer.
 
-Owns those numbers and what they point at. Called by execution/ at every such step, and by native_drafting.py; what is of another form goes
+Owns those numbers and what they point at. Called by execution/ at every step, and by native_drafting.py; what is of another form goes
 operation by operation.
 """
 
@@ -16,8 +16,11 @@ from pagoda_worker.layers.panels import Packed, PanelProduct, address, interleav
 from pagoda_worker.models.base import ForwardPass
 from pagoda_worker.models.llama import Llama, LlamaLayer
 
+Int64 = npt.NDArray[np.int64]
 _CACHE_FORMS = {torch.bfloat16: 0, torch.int8: 1, torch.float8_e4m3fn: 2}
 """CacheForm of native/llama.h."""
+NOTHING: Int64 = np.zeros((3, 0), np.int64)
+"""No places, chunks or samplers."""
 _HALF_VECTORS = 32
 _VECTOR = 16
 
@@ -57,15 +60,22 @@ class NativeLlama:
         self.address: int = self._model.ctypes.data
         self._kept = (model, biases, caches, tokens, tables)
         """Whose memory the numbers name."""
-        self._decode = self.library["decode_step"]
+        self._step = self.library["step"]
 
-    def decode(self, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Computes the tokens at positions `at` of `rows`, [N] each. Returns logits [N, V] bf16 and the likeliest next ids [N] int64, -1
-        where a row's logits are not finite; they are written behind the places in the rows' tokens, 0 in place of -1."""
-        count = len(rows)
+    def step(self, places: Int64, chunks: Int64, samplers: Int64) -> tuple[Tensor, Tensor]:
+        """Computes tokens: places [2, P] (row, position), each as a row that decodes, then chunks [3, C] (row, first position, count).
+        samplers [3, N] (token, row, position): those behind which a token is sampled, ascending, and where that goes. Returns logits [N, V]
+        bf16 and the likeliest next ids [N] int64, -1 where a row's logits are not finite; they are written where they go, 0 in place of
+        -1."""
+        count = samplers.shape[1]
         logits, ids = torch.empty((count, self.config.vocab), dtype=torch.bfloat16), torch.empty(count, dtype=torch.int64)
-        self._decode(self.address, *self.shape, rows.ctypes.data, at.ctypes.data, count, logits.data_ptr(), ids.data_ptr())
+        asked = [number for each in (places, chunks, samplers) for number in (each.ctypes.data, each.shape[1])]
+        self._step(self.address, *self.shape, *asked, logits.data_ptr(), ids.data_ptr())
         return logits, ids
+
+    def read(self, chunks: Int64) -> None:
+        """Into the cache, and nothing else."""
+        self.step(NOTHING, chunks, NOTHING)
 
 
 def native_llama(model: ForwardPass, caches: list[Tensor], tokens: Tensor, tables: Tensor, block_size: int) -> NativeLlama | None:

@@ -25,13 +25,13 @@ inline void likeliest(const bf16* row, int64_t vocab, int32_t* id, float* sure) 
     while (to_float(row[*id]) != most) ++*id;
 }
 
-// Reads `unread`, of which ends[i] is member i's last, then guesses for each member behind its newest token, at at[i] of rows[i]: at most wanted[i]
+// Reads `unread`, of which ends[i], ascending, is member i's last, then guesses for each member behind its newest token, at at[i] of rows[i]: at most wanted[i]
 // tokens, and none that it thinks less likely than `least`, all before it included. ids and sure [members, most]; made [members]: how many.
 // The rows' tokens are written as they are guessed.
 inline void draft(const Llama& model, float eps, float scale, const Places& unread, const int64_t* ends, const Places& members,
                   const int64_t* wanted, int64_t most, float least, int32_t* ids, float* sure, int64_t* made) {
     const int64_t count = members.count;
-    Reading reading(model, eps, scale, std::max(unread.count, count));
+    Reading reading(model, eps, scale, std::max(unread.count, count), std::max(unread.count, count));
     const int64_t numbers = 4 * sizeof(int64_t) + sizeof(int32_t) + sizeof(float);
     Room room(5, count * (numbers + (model.hidden + model.vocab) * sizeof(bf16)) + 8 * 64);
     int64_t *who = room.take<int64_t>(count), *from = room.take<int64_t>(count), *rows = room.take<int64_t>(count), *at = room.take<int64_t>(count);
@@ -39,10 +39,10 @@ inline void draft(const Llama& model, float eps, float scale, const Places& unre
     float* chances = room.take<float>(count);
     bf16 *hidden = room.take<bf16>(count * model.hidden), *logits = room.take<bf16>(count * model.vocab);
     int64_t active = 0;
-    reading.read(unread);
+    reading.read({unread, {}, ends, count});
     for (int64_t i = 0; i < count; i++) {
         made[i] = 0;
-        if (wanted[i] > 0) who[active] = i, from[active++] = ends[i];
+        if (wanted[i] > 0) who[active] = i, from[active++] = i;
     }
     for (int64_t step = 0; active > 0; step++) {
         for (int64_t i = 0; i < active; i++)
@@ -60,7 +60,7 @@ inline void draft(const Llama& model, float eps, float scale, const Places& unre
             from[left] = left, rows[left] = members.rows[member], at[left] = position, who[left++] = member;
         }
         active = left;
-        if (active > 0) reading.read({rows, at, active});
+        if (active > 0) reading.read({{rows, at, active}, {}, nullptr, 0});
     }
 }
 

@@ -1,11 +1,14 @@
-// A Llama's tokens, one of each row, through all layers in one call: between two of its operations Python would take as long as a small one.
+// A Llama's tokens, all of a step, through all layers in one call: between two of its operations Python would take as long as a small one.
 // The kernels are those that single calls have, in the same order, so the bits are the same too.
 //
 // Threads stay awake from one operation to the next (parallel.h), since nothing but arithmetic lies between.
 #pragma once
+#include <numeric>
+
 #include "attention.h"
 #include "elementwise.h"
 #include "linear_fp8.h"
+#include "prefill_attention.h"
 
 namespace pagoda {
 
@@ -60,6 +63,24 @@ struct Places {
     int64_t count;
 };
 
+// Of prompts: chunk i is counts[i] tokens of row rows[i], from position starts[i] on.
+struct Chunks {
+    const int64_t *rows, *starts, *counts;
+    int64_t count;
+};
+
+// What is read at once: places, each as a row that decodes, several of one row or not, then the tokens of chunks.
+struct Batch {
+    Places places;
+    Chunks chunks;
+    const int64_t* kept;  // tokens whose hidden states are asked for, ascending, each once; null: those of all
+    int64_t kept_count;
+
+    int64_t tokens() const { return std::accumulate(chunks.counts, chunks.counts + chunks.count, places.count); }
+    int64_t sequences() const { return places.count + chunks.count; }
+    int64_t results() const { return kept ? kept_count : tokens(); }
+};
+
 // Parts of one piece of memory, each on a line of its own.
 class Room {
   public:
@@ -78,8 +99,9 @@ class Room {
 
 class Reading {
   public:
-    // most: tokens of one call of `read`.
-    Reading(const Llama& model, float eps, float scale, int64_t most) : m(model), eps(eps), scale(scale), room(4, bytes(model, most)) {
+    // most: tokens, and sequences, of one call of `read`.
+    Reading(const Llama& model, float eps, float scale, int64_t most, int64_t sequences)
+        : m(model), eps(eps), scale(scale), room(4, bytes(model, most, sequences)) {
         residual = room.take<bf16>(most * m.hidden);
         x = room.take<bf16>(most * m.hidden);
         heads = room.take<bf16>(most * m.all_heads());
@@ -88,26 +110,27 @@ class Reading {
         cos = room.take<bf16>(most * m.D);
         sin = room.take<bf16>(most * m.D);
         slots = room.take<int64_t>(most);
-        lengths = room.take<int32_t>(most);
-        table = room.take<int32_t>(most * m.pages);
+        lengths = room.take<int32_t>(sequences);
+        starts = room.take<int32_t>(sequences + 1);
+        table = room.take<int32_t>(sequences * m.pages);
     }
 
     const Llama& m;
-    bf16* x;  // [tokens, hidden] of what was read last: hidden states, normed
+    bf16* x;  // [results, hidden] of what was read last: hidden states, normed
 
     // Reads tokens into the cache. A token may be read with those before it of its own row: all are in the cache before any is asked for.
-    void read(const Places& places) {
-        lay_out(places);
+    void read(const Batch& batch) {
+        lay_out(batch);
         switch (m.cache_form) {
-            case CACHE_BF16: return through<bf16>(places.count);
-            case CACHE_INT8: return through<int8>(places.count);
-            default: through<e4m3>(places.count);
+            case CACHE_BF16: return through<bf16>(batch);
+            case CACHE_INT8: return through<int8>(batch);
+            default: through<e4m3>(batch);
         }
     }
 
     // logits [rows, vocab] of hidden states.
     void judge(const bf16* hidden, int64_t rows, bf16* logits) const {
-        m.head.multiply(hidden, nullptr, logits, rows, m.vocab, m.hidden, m.vocab, PLAIN);
+        if (rows > 0) m.head.multiply(hidden, nullptr, logits, rows, m.vocab, m.hidden, m.vocab, PLAIN);
     }
 
   private:
@@ -115,92 +138,93 @@ class Reading {
     Room room;
     bf16 *residual, *heads, *attended, *gated, *cos, *sin;
     int64_t* slots;
-    int32_t *lengths, *table;
-    int64_t seen_pages = 0;  // of each row of `table`: those that the longest one has
+    int32_t *lengths, *starts, *table;  // of the context of each sequence, places first; of each chunk's tokens; of each sequence
+    int64_t seen_pages = 0;             // of each row of `table`: those that the longest one has
 
-    static int64_t bytes(const Llama& m, int64_t most) {
+    static int64_t bytes(const Llama& m, int64_t most, int64_t sequences) {
         const int64_t values = most * (2 * m.hidden + m.all_heads() + m.heads * m.D + m.intermediate + 2 * m.D);
-        return values * sizeof(bf16) + most * (sizeof(int64_t) + (1 + m.pages) * sizeof(int32_t)) + 16 * 64;
+        return values * sizeof(bf16) + most * sizeof(int64_t) + (sequences * (2 + m.pages) + 1) * sizeof(int32_t) + 16 * 64;
     }
 
-    void lay_out(const Places& places) {
-        const int64_t D = m.D;
-        seen_pages = 0;
-        for (int64_t i = 0; i < places.count; i++) seen_pages = std::max(seen_pages, places.at[i] / m.page + 1);
+    void lay_out(const Batch& batch) {
+        const Places& places = batch.places;
+        const Chunks& chunks = batch.chunks;
+        int64_t last = 0, token = places.count;
+        for (int64_t i = 0; i < places.count; i++) last = std::max(last, places.at[i]);
+        for (int64_t i = 0; i < chunks.count; i++) last = std::max(last, chunks.starts[i] + chunks.counts[i] - 1);
+        seen_pages = last / m.page + 1;
         for (int64_t i = 0; i < places.count; i++) {
-            const int64_t row = places.rows[i], at = places.at[i];
-            const int32_t* pages = m.tables + row * m.pages;
-            std::memcpy(residual + i * m.hidden, m.embedding + int64_t(m.tokens[row * m.columns + at]) * m.hidden, m.hidden * sizeof(bf16));
-            std::memcpy(cos + i * D, m.cos + at * D, D * sizeof(bf16));
-            std::memcpy(sin + i * D, m.sin + at * D, D * sizeof(bf16));
-            std::memcpy(table + i * seen_pages, pages, seen_pages * sizeof(int32_t));
-            slots[i] = int64_t(pages[at / m.page]) * m.page + at % m.page;
-            lengths[i] = int32_t(at + 1);
+            lay_token(i, places.rows[i], places.at[i]);
+            lay_sequence(i, places.rows[i], places.at[i] + 1);
+        }
+        for (int64_t i = 0; i < chunks.count; i++) {
+            starts[i] = int32_t(token);
+            for (int64_t at = 0; at < chunks.counts[i]; at++) lay_token(token++, chunks.rows[i], chunks.starts[i] + at);
+            lay_sequence(places.count + i, chunks.rows[i], chunks.starts[i] + chunks.counts[i]);
+        }
+        starts[chunks.count] = int32_t(token);
+    }
+
+    void lay_token(int64_t i, int64_t row, int64_t at) {
+        const int64_t D = m.D;
+        std::memcpy(residual + i * m.hidden, m.embedding + int64_t(m.tokens[row * m.columns + at]) * m.hidden, m.hidden * sizeof(bf16));
+        std::memcpy(cos + i * D, m.cos + at * D, D * sizeof(bf16));
+        std::memcpy(sin + i * D, m.sin + at * D, D * sizeof(bf16));
+        slots[i] = int64_t(m.tables[row * m.pages + at / m.page]) * m.page + at % m.page;
+    }
+
+    void lay_sequence(int64_t i, int64_t row, int64_t length) {
+        std::memcpy(table + i * seen_pages, m.tables + row * m.pages, seen_pages * sizeof(int32_t));
+        lengths[i] = int32_t(length);
+    }
+
+    template <class S>
+    void through(const Batch& batch) {
+        int64_t count = batch.tokens();
+        rms_norm(residual, m.layers[0].attention_norm, x, count, m.hidden, m.hidden, eps);
+        for (int64_t i = 0; i < m.depth; i++) {
+            const bool last = i + 1 == m.depth;
+            project_and_attend<S>(m.layers[i], batch, count);
+            if (last && batch.kept) count = keep(batch);
+            feed_forward(m.layers[i], last ? m.norm : m.layers[i + 1].attention_norm, count);
         }
     }
 
     template <class S>
-    void through(int64_t count) {
-        rms_norm(residual, m.layers[0].attention_norm, x, count, m.hidden, m.hidden, eps);
-        for (int64_t i = 0; i < m.depth; i++) through_layer<S>(m.layers[i], i + 1 < m.depth ? m.layers[i + 1].attention_norm : m.norm, count);
-    }
-
-    template <class S>
-    void through_layer(const LlamaLayer& layer, const bf16* next_norm, int64_t count) {
-        const int64_t all = m.all_heads(), attended_size = m.heads * m.D;
+    void project_and_attend(const LlamaLayer& layer, const Batch& batch, int64_t count) {
+        const int64_t all = m.all_heads(), singles = batch.places.count, chunks = batch.chunks.count;
         S* cache = static_cast<S*>(layer.cache);
         layer.qkv.multiply(x, nullptr, heads, count, all, m.hidden, all, PLAIN);
         rotate_and_store(heads, cos, sin, layer.q_norm, layer.k_norm, eps, cache, slots, count, m.heads, m.kv_heads,
                          CacheLayout<S>{m.D, m.page, m.total_slots});
-        decode_attention<bf16, S>({heads, cache, table, lengths, attended, count, m.heads, m.kv_heads, m.D, m.total_slots, seen_pages, m.page, all,
-                                   scale, layer.window});
-        layer.out.multiply(attended, residual, residual, count, m.hidden, attended_size, m.hidden, ADD);
+        if (singles > 0)
+            decode_attention<bf16, S>({heads, cache, table, lengths, attended, singles, m.heads, m.kv_heads, m.D, m.total_slots, seen_pages,
+                                       m.page, all, scale, layer.window});
+        if (chunks > 0)
+            prefill_attention(PrefillAttention<bf16, S>{heads, cache, table + singles * seen_pages, starts, lengths + singles, attended, chunks,
+                                                        m.heads, m.kv_heads, m.D, m.total_slots, seen_pages, m.page, all, scale, layer.window});
+    }
+
+    // Behind the last layer's cache nobody asks for the other tokens.
+    int64_t keep(const Batch& batch) {
+        const int64_t attended_size = m.heads * m.D;
+        for (int64_t i = 0; i < batch.kept_count; i++) {
+            const int64_t from = batch.kept[i];
+            if (from == i) continue;
+            std::memcpy(attended + i * attended_size, attended + from * attended_size, attended_size * sizeof(bf16));
+            std::memcpy(residual + i * m.hidden, residual + from * m.hidden, m.hidden * sizeof(bf16));
+        }
+        return batch.kept_count;
+    }
+
+    void feed_forward(const LlamaLayer& layer, const bf16* next_norm, int64_t count) {
+        if (count == 0) return;
+        layer.out.multiply(attended, residual, residual, count, m.hidden, m.heads * m.D, m.hidden, ADD);
         rms_norm(residual, layer.mlp_norm, x, count, m.hidden, m.hidden, eps);
         layer.gate_up.multiply(x, nullptr, gated, count, 2 * m.intermediate, m.hidden, m.intermediate, SILU_MUL);
         layer.down.multiply(gated, residual, residual, count, m.hidden, m.intermediate, m.hidden, ADD);
         rms_norm(residual, next_norm, x, count, m.hidden, m.hidden, eps);
     }
 };
-
-// The largest of a row, the first among equals. -1: it is not finite, or a NaN is anywhere; -inf elsewhere is no harm. As
-// sampling/most_likely.py has it.
-inline int64_t most_likely(const bf16* row, int64_t count) {
-    constexpr int64_t STRIDE = 64 * W;
-    float most = -INFINITY;
-    int64_t nearby = 0;
-    bool nan = false;
-    for (int64_t from = 0; from < count; from += STRIDE) {
-        const int64_t end = std::min(from + STRIDE, count), whole = from + (end - from) / W * W;
-        V best = broadcast(-INFINITY), sums = broadcast(0.0f);
-        for (int64_t i = from; i < whole; i += W) {
-            V v = load(row + i);
-            best = max(v, best);
-            sums += max(broadcast(-1.0f), min(broadcast(1.0f), v));  // both give back the second where that is a NaN
-        }
-        float highest_here = highest(best), sum_here = sum(sums);
-        for (int64_t i = whole; i < end; i++) {
-            const float v = to_float(row[i]);
-            highest_here = std::max(highest_here, v);
-            if (v != v) sum_here = v;
-        }
-        nan |= sum_here != sum_here;
-        if (highest_here > most) most = highest_here, nearby = from;
-    }
-    if (nan || most - most != 0.0f) return -1;
-    while (to_float(row[nearby]) != most) nearby++;
-    return nearby;
-}
-
-// A step of rows that decode: logits [count, vocab], and the likeliest next id of each, -1 where its logits mean nothing. That is written
-// behind the place too, where the next step reads it; 0 in place of -1, which must not be read.
-inline void decode_step(const Llama& model, float eps, float scale, const Places& places, bf16* logits, int64_t* ids) {
-    Reading reading(model, eps, scale, places.count);
-    reading.read(places);
-    reading.judge(reading.x, places.count, logits);
-    parallel_for(places.count, [&](int64_t i) {
-        ids[i] = most_likely(logits + i * model.vocab, model.vocab);
-        model.tokens[places.rows[i] * model.columns + places.at[i] + 1] = int32_t(std::max<int64_t>(ids[i], 0));
-    });
-}
 
 }  // namespace pagoda

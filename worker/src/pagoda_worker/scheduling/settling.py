@@ -42,7 +42,7 @@ class Settling:
             else:
                 updates.append(self._append(sequence, token, None, now))
         for each in plan.verifications:
-            if update := self._settle_verified(each, alone, sampled, now, batch):
+            if update := self._settle_verified(each, alone, sampled, told, now, batch):
                 updates.append(update)
             alone += each.places
         for index, chunk in enumerate(plan.chunks):
@@ -56,7 +56,9 @@ class Settling:
             self._forget_all()
         return updates
 
-    def _settle_verified(self, verification: Verification, first: int, sampled: Sampled, now: float, batch: int) -> SequenceUpdate | None:
+    def _settle_verified(
+        self, verification: Verification, first: int, sampled: Sampled, told: set[int], now: float, batch: int
+    ) -> SequenceUpdate | None:
         """One update of all that counts of its places, which stand at `first` and after. Keys and values of accepted drafts stay; those of
         the others are written over by the tokens that took their place."""
         sequence, positions = verification.sequence, range(first, first + verification.places)
@@ -74,6 +76,11 @@ class Settling:
         sequence.draft_accepted += len(counted) - 1
         if not unsound:
             sequence.written_to = 0
+        if told and not told.isdisjoint(positions):
+            return self._settle_told_places(sequence, first, counted, sampled, now)
+        return self._append_all(sequence, [sampled.token_ids[position] for position in counted], now)
+
+    def _settle_told_places(self, sequence: Sequence, first: int, counted: list[int], sampled: Sampled, now: float) -> SequenceUpdate:
         whole = SequenceUpdate(sequence.request_id, sequence.index, [])
         for position in counted:
             if position > first and sequence.row >= 0:
@@ -83,6 +90,22 @@ class Settling:
             if whole.finish is not None:
                 break
         return whole
+
+    def _append_all(self, sequence: Sequence, tokens: list[int], now: float) -> SequenceUpdate:
+        """What a verification made, up to where the sequence ends: as `_append` for each, in one."""
+        end = next((i for i, token in enumerate(tokens, start=1) if token in sequence.enders), None)
+        del tokens[min(end or len(tokens), sequence.limit - len(sequence.tokens)) :]
+        if sequence.row >= 0:
+            sequence.computed += len(tokens) - 1
+        sequence.tokens += tokens
+        if not sequence.first_token:
+            sequence.first_token, sequence.prompt_told = now, True
+        sequence.last_token = now
+        self._totals.generation_tokens += len(tokens)
+        if end == len(tokens):
+            return sequence.update(tokens[:-1], None, self._roster.end(sequence, FinishReason.STOP, stop_token_id=tokens[-1]))
+        ends = len(sequence.tokens) >= sequence.limit
+        return sequence.update(tokens, None, self._roster.end(sequence, FinishReason.LENGTH) if ends else None)
 
     def _settle_told(self, sequence: Sequence, token: int, position: int, sampled: Sampled, now: float) -> SequenceUpdate:
         """There is more to it than its token."""

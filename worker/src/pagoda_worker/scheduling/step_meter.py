@@ -8,6 +8,7 @@ from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.policy import Speeds
 from pagoda_worker.scheduling.prefill_cost import PrefillCost, StepCost
 from pagoda_worker.scheduling.scheduler import Scheduler
+from pagoda_worker.scheduling.verification import DraftCounts
 
 _SMOOTHING = 0.1
 """Weight of the newest step in the learned speeds."""
@@ -58,7 +59,7 @@ class StepMeter:
     def speeds(self, copy_bytes_per_s: float) -> Speeds:
         return Speeds(prefill_tokens_per_s=self._prefill_tokens_per_s, copy_bytes_per_s=copy_bytes_per_s)
 
-    def state(self, scheduler: Scheduler, now: float, *, sleep_level: int) -> EngineState:
+    def state(self, scheduler: Scheduler, now: float, *, sleep_level: int, drafts: DraftCounts) -> EngineState:
         totals, size, cost = scheduler.totals, scheduler.blocks.block_size, self._prefill_cost.learned
         return EngineState(
             step=self.steps,
@@ -81,6 +82,9 @@ class StepMeter:
             host_prefix_hits_total=totals.host_hits,
             swaps_total=totals.swaps,
             sleep_level=sleep_level,
+            drafts_total=drafts.drafts,
+            draft_tokens_total=drafts.tokens,
+            accepted_draft_tokens=drafts.accepted_by_place,
         )
 
 

@@ -2,8 +2,18 @@
 settled by settling."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pagoda_worker.scheduling.sequence import Sequence
+
+
+class DraftCounts(NamedTuple):
+    """Of an engine so far."""
+
+    drafts: int = 0
+    """Guesses verified; their tokens, and those accepted at each place:"""
+    tokens: int = 0
+    accepted_by_place: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ owned by Speculation.
 """
 
 import math
+from functools import lru_cache
 
 FADING = 0.98
 """Of each step's weight with the next one of its kind: some fifty steps count."""
@@ -46,7 +47,10 @@ class Payoff:
     def note(self, rows: int, tokens: float, seconds: float, *, forecast: float | None) -> None:
         """`tokens`: that `rows` sequences got. `forecast`: the gain expected of the step's guesses; None: it had none."""
         kind = self._plain if forecast is None else self._guessing
-        kind.setdefault(size_class(rows), Pace()).note(tokens, seconds, 1.0 if forecast is None else forecast)
+        size = size_class(rows)
+        if (pace := kind.get(size)) is None:
+            pace = kind[size] = Pace()
+        pace.note(tokens, seconds, 1.0 if forecast is None else forecast)
 
     def knows(self, rows: int) -> bool:
         """What steps of about as many rows take without guesses."""
@@ -75,6 +79,7 @@ class Payoff:
                 setattr(pace, name, 0.7 * getattr(pace, name))
 
 
+@lru_cache(maxsize=4096)
 def size_class(size: int) -> int:
     """Half powers of two."""
     return round(2 * math.log2(size))

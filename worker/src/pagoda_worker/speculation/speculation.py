@@ -7,13 +7,11 @@ now and then a few rows try whether that has changed.
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-from pagoda_worker.request import EngineState
 from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.sequence import Sequence
-from pagoda_worker.scheduling.verification import Guesswork
+from pagoda_worker.scheduling.verification import DraftCounts, Guesswork
 from pagoda_worker.speculation.pace import LEAST_GAIN, Chance, Quote, drafts_worth, quote
 from pagoda_worker.speculation.proposer import Proposer
 from pagoda_worker.speculation.remote import RemoteProposer
@@ -22,7 +20,7 @@ from pagoda_worker.speculation.seen import Seen
 QUOTED_FOR = 8
 """Steps that one quote serves, at most: the first ones serve fewer, while there is little to judge by."""
 TRIAL = 4
-"""Rows of a trial while speculation is off, or an eighth of all; and tokens of each."""
+"""Rows of a trial while speculation is off, or an eighth of all; and tokens of each, where nobody says how sure they are."""
 TRIAL_STEPS = 3
 FIRST_PAUSE, LONGEST_PAUSE, PAUSE_OF_ROW = 16, 1024, 16
 """Steps without speculation between two trials; twice as many after each that failed, up to so many a row: what few rows do is another
@@ -113,10 +111,10 @@ class Speculation:
         most = self._tokens if wanted is None else min(wanted, self._tokens)
         if not most or not sequence.decodes_alone or not self._adapting:
             return most if sequence.decodes_alone else 0
+        if self._seen.says_chances:  # it ends each guess itself: a trial that held it to fewer would tell of less than it can do
+            return most if self._trial else min(most, self._offer.rounds)
         if self._trial:
             return min(most, TRIAL)
-        if self._seen.says_chances:
-            return min(most, self._offer.rounds)
         chance = self._chance(sequence)
         if chance.rest:
             chance.rest -= 1
@@ -222,10 +220,5 @@ class Speculation:
         if not plan.empty and self._adapting:
             self._seen.timed(plan, seconds, prompts_s=prompts_s, token_s=token_s)
 
-    def told(self, state: EngineState) -> EngineState:
-        return replace(
-            state,
-            drafts_total=self.drafts,
-            draft_tokens_total=self.draft_tokens,
-            accepted_draft_tokens=tuple(self.accepted_by_place),
-        )
+    def told(self) -> DraftCounts:
+        return DraftCounts(self.drafts, self.draft_tokens, tuple(self.accepted_by_place))
