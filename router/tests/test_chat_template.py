@@ -1,6 +1,5 @@
 """Templates render as in transformers, say themselves why they refuse, and cannot run away."""
 
-
 import pytest
 
 from pagoda_router.errors import BadRequest
