@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -26,13 +25,6 @@ pytestmark = pytest.mark.skipif(
     find_spec("pagoda_worker") is None or find_spec("torch") is None, reason="the worker and torch are not installed beside the router"
 )
 TINY = ModelName("tiny")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 class Worker(NamedTuple):
@@ -90,6 +82,8 @@ class Wire:
 @asynccontextmanager
 async def real_worker(**more: str) -> AsyncIterator[Worker]:
     """`more`: settings beyond these."""
+    from pagoda_bench.local_stack import free_port
+
     port = free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PAGODA_")}
     settings = {
