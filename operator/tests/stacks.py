@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,15 +16,13 @@ from typing import Any
 import yaml
 
 from pagoda_operator.local.home import Home
+from pagoda_operator.local.ports import PortPool
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 PAGODA = Path(sys.executable).parent / "pagoda"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+free_port = PortPool().free
 
 
 def stand_in_environment(home: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A router's inside without HTTP, against scripted workers: fleet, dispatcher and real sessions, with short times."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
@@ -57,6 +58,7 @@ class Rig:
         self.dispatcher = FleetDispatcher(self.fleet, self.metrics, limits=limits, **settings)
         self.fleet.attach(self)
         self._timing = timing
+        self._clock = settings.get("clock", time.monotonic)
         self._token = token
         self._router_id = router_id
         self._changed = asyncio.Event()
@@ -70,6 +72,7 @@ class Rig:
             listener=listener,
             on_described=on_described,
             timing=self._timing,
+            clock=self._clock,
         )
 
     # LinkListener, passed on: the test can wait for what the dispatcher heard

@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -45,10 +44,10 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+def _free_port(address: str) -> int:
+    from pagoda_bench.local_stack import free_port
+
+    return free_port(address)
 
 
 @contextmanager
@@ -56,7 +55,7 @@ def postgres_at(address: str) -> Iterator[tuple[str, str]]:
     """URLs: for clients at any address, with a password, and for this test."""
     import psycopg
 
-    port = free_port(address)
+    port = _free_port(address)
     with postgres_server(f"listen_addresses={address}", f"port={port}", "password_encryption=scram-sha-256") as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(f"ALTER USER pagoda PASSWORD '{PASSWORD}'")
@@ -137,7 +136,7 @@ class RedisServer:
 @contextmanager
 def redis_server(address: str = "") -> Iterator[RedisServer]:
     with folder() as path:
-        server = RedisServer(path, address=address, port=free_port(address) if address else 0)
+        server = RedisServer(path, address=address, port=_free_port(address) if address else 0)
         server.start()
         try:
             yield server

@@ -103,6 +103,22 @@ async def test_a_declared_adapter_exists_without_a_worker_and_a_models_own_name_
         assert bench.router.fleet.get("other").adapter == ""
 
 
+async def test_of_two_models_with_an_adapter_of_one_name_each_has_its_own_entry(tmp_path: Path):
+    """The older model's worker loads it later, and no snapshot comes meanwhile: what was made for the other one must not answer for it."""
+    async with ScriptedWorker() as worker, ScriptedWorker(name="other-0", model="other") as later:
+        later.use_tokenizer(byte_level_tokenizer().to_str().encode())
+        async with surface(tmp_path, worker) as bench:
+            fleet = bench.router.fleet
+            bench.router.know(worker, later, models=[model_object(), model_object("other", created=2)])
+            later.tell_adapters({"sql": ("v1", True)})
+            await bench.router.until(lambda: "sql" in fleet.adapters.all() and fleet.get("sql").ready)
+            assert (fleet.get("sql").model, fleet.get("sql").parent) == ("other", "other")
+            worker.tell_adapters({"sql": ("v1", True)})
+            await bench.router.until(lambda: bool(having(bench.router, "sql")))
+            (listed,) = (entry for entry in fleet.list() if entry.adapter)
+            assert (listed.model, listed.parent) == ("tiny", "tiny")
+
+
 async def test_a_keys_models_are_adapters_too(tmp_path: Path):
     async with ScriptedWorker() as worker, surface(tmp_path, worker) as bench:
         worker.tell_adapters({"sql": ("v1", True)})

@@ -1,7 +1,5 @@
 """Templates render as in transformers, say themselves why they refuse, and cannot run away."""
 
-import time
-
 import pytest
 
 from pagoda_router.errors import BadRequest
@@ -91,12 +89,11 @@ HOSTILE = {
 }
 
 
+@pytest.mark.timeout(60)  # it would take hours
 @pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_template_is_a_400_in_bounded_time(template: str) -> None:
-    started = time.monotonic()
     with pytest.raises(BadRequest, match="chat template"):
         render(template, timeout_s=0.3)
-    assert time.monotonic() - started < 5
 
 
 def test_a_template_that_writes_too_much_is_stopped_by_its_characters() -> None:

@@ -1,6 +1,7 @@
 """Placement over real sessions: what is sent counts at once, prefixes draw requests together, bad workers are left alone."""
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -26,12 +27,12 @@ def conversation(prompt_tokens: int, max_tokens: int = 16, **fields: Any) -> Gen
 
 
 @asynccontextmanager
-async def fleet(tmp_path, count: int = 2, *, capacity_tokens: int = 1024, **model: Any):
+async def fleet(tmp_path, count: int = 2, *, capacity_tokens: int = 1024, settings: Mapping[str, Any] | None = None, **model: Any):
     workers = [ScriptedWorker(name=f"w{at}", capacity_tokens=capacity_tokens) for at in range(count)]
     async with AsyncExitStack() as stack:
         for worker in workers:
             await stack.enter_async_context(worker)
-        router = await stack.enter_async_context(rig(tmp_path))
+        router = await stack.enter_async_context(rig(tmp_path, **(settings or {})))
         router.know(*workers, models=[model_object(**model)])
         await router.until_routable(count)
         yield workers, router
@@ -66,7 +67,8 @@ def cached(router: Rig, name: str, prompt_tokens: int) -> int:
 
 
 async def test_a_burst_of_one_prompt_goes_together_before_anything_is_computed(tmp_path):
-    async with fleet(tmp_path) as (workers, router):
+    """In one moment: a worker that says nothing for longer than a step is taken for a slow one, and this machine may be."""
+    async with fleet(tmp_path, settings={"clock": lambda: 0.0}) as (workers, router):
         asked = [await placed(router, workers, conversation(200)) for _ in range(3)]
         assert len({worker.name for worker, _, _ in asked}) == 1
         for worker, request_id, task in asked:

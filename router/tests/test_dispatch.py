@@ -387,7 +387,7 @@ async def test_an_unknown_model_names_what_there_is(tmp_path, worker):
 async def test_a_model_without_any_worker_is_refused_after_the_time_that_a_wake_may_take(tmp_path):
     async with rig(tmp_path) as router:
         router.know(models=[model_object(wake_timeout_s=0.1)])
-        with pytest.raises(ColdStart, match=r"no worker of tiny came within 0 s: it has no worker") as raised:
+        with pytest.raises(ColdStart, match=r"no worker of tiny came within \d+ s: it has no worker") as raised:
             await router.collect()
         assert raised.value.retry_after_s > 1
 

@@ -165,7 +165,7 @@ async def test_a_wait_ends_after_the_models_wake_timeout(tmp_path):
     async with sleeping(tmp_path, wake_timeout_s=0.2) as router:
         call = await caller(router)("POST", CHAT, chat())
         assert (call.status, call.error["code"]) == (503, "cold_start")
-        assert "no worker of tiny came within 0 s" in call.error["message"]
+        assert re.search(r"no worker of tiny came within \d+ s", call.error["message"])
         assert 9 <= int(call.headers["retry-after"]) <= 11, "nothing is known of this model's wakes"
         stream = await caller(router)("POST", CHAT, chat(stream=True))
         assert stream.status == 200

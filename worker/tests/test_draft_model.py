@@ -13,6 +13,7 @@ from test_speculation import ENGINES, corpus, tokens_of
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import ConfigError
 from pagoda_worker.request import Request, Sampling
+from pagoda_worker.scheduling.sequence import Sequence
 from pagoda_worker.speculation.draft_model import DraftModelProposer
 from pagoda_worker.speculation.speculation import Speculation
 
@@ -72,6 +73,35 @@ def test_another_model_of_the_same_vocabulary_guesses_without_changing_a_token(c
     engine = small_engine(checkpoint(), speculative="draft", draft_dir=other)
     assert tokens_of(run_all(engine, *corpus())) == tokens_of(alone)
     assert engine.speculation is not None
+    assert 0 < sum(engine.speculation.accepted_by_place) < engine.speculation.draft_tokens
+
+
+class NowAndThen(DraftModelProposer):
+    """Guesses for every third length of a sequence."""
+
+    def propose(self, sequence: Sequence, count: int) -> list[int]:
+        return super().propose(sequence, count) if len(sequence.tokens) % 3 == 0 else []
+
+
+def test_a_guess_that_was_wrong_is_not_penalised_in_steps_without_guesses(checkpoint: Callable[..., Path]):
+    """Counting goes on with the first of two guesses. When both are wrong, the row is as long as was counted, with another token."""
+    penalised = [
+        Request(
+            request_id=str(seed),
+            prompt_ids=[3, 8, 13, 18],
+            max_tokens=40,
+            ignore_eos=True,
+            sampling=Sampling(temperature=0.9, presence_penalty=2.0, frequency_penalty=1.0, seed=seed),
+        )
+        for seed in range(8)
+    ]
+    alone = run_all(small_engine(checkpoint()), *penalised)
+    other = checkpoint("draft", seed=3, num_hidden_layers=1, num_key_value_heads=4)
+    engine = small_engine(checkpoint(), speculative="draft", draft_dir=other)
+    proposer = NowAndThen(block_size=16, budget=512, max_len=256)
+    engine.speculation = Speculation(proposer, tokens=2, possible=engine.constraints.longest_possible, adapting=False)
+    for each in penalised:  # beside a row with guesses all are counted anew
+        assert tokens_of(run_all(engine, each)).items() <= tokens_of(alone).items()
     assert 0 < sum(engine.speculation.accepted_by_place) < engine.speculation.draft_tokens
 
 

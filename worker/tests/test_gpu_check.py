@@ -68,7 +68,7 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, An
         f"from pagoda_worker.gpu_check.__main__ import main\n"
         f"sys.exit(main(['--device', 'cpu', '--scale', 'small', '--output', {str(path)!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=290, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, json.loads(path.read_text())
 

@@ -1,6 +1,8 @@
 """The product on this machine, started the way a user starts it (`pagoda up`), in a state folder of its own. For benchmarks and tests."""
 
+import errno
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -11,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagoda_bench.lifeline import Lifeline, Mark
+
+OURS = (10_240, 32_768)
+"""Ports, from and below; browsers refuse some that are lower."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,19 @@ class LocalStack:
         return done
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(address: str = "127.0.0.1") -> int:
+    """Below those that the kernel gives to connections and to servers that ask it for one: none has it before ours listens."""
+    while True:
+        port = random.randrange(*OURS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return port
 
 
 @contextmanager

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from random import Random
 
 import psutil
 import pytest
 
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.orphans import end_processes, processes_of
-from pagoda_operator.local.ports import PortPool, holder, is_free
+from pagoda_operator.local.ports import PortPool, holder, is_free, ports_beside
 from pagoda_operator.local.processes import SPAWN, ChildProcess, last_lines, rotate
 from pagoda_operator.local.secret_files import SecretFiles
 from pagoda_operator.local.template import SecretKey
@@ -127,6 +128,20 @@ def test_a_busy_port_is_noticed_and_its_holder_named() -> None:
 def test_ports_handed_out_together_differ() -> None:
     pool = PortPool()
     assert len({pool.free() for _ in range(50)}) == 50
+
+
+def test_ports_are_none_of_those_that_the_kernel_gives_to_connections() -> None:
+    assert ports_beside(32768, 60999) == range(10240, 32768)
+    assert ports_beside(12000, 40000) == range(40001, 65536)
+    assert ports_beside(1024, 65535) == range(10240, 65536), "it has them all"
+
+
+def test_a_port_that_is_taken_is_passed_over() -> None:
+    first = PortPool(Random(1)).free()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", first))
+        server.listen()
+        assert PortPool(Random(1)).free() != first
 
 
 def test_a_host_that_is_not_this_machines_raises() -> None:

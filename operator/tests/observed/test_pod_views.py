@@ -259,6 +259,30 @@ CAUSES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         "Loading",
         "started again after exit status 1, last words: boom",
     ),
+    "out of memory, loading again": (
+        pod(container(state=running(), last=ended(3, message=OUR_OOM), restartCount=1), phase="Running"),
+        {"probe": LOADING},
+        "OutOfMemory",
+        "weights take 15.2 of 16 GB: set spec.engine.maxModelLen to 2048 at most",
+    ),
+    "no such model, asking again": (
+        pod(inits=(container("fetch", running(), ended(3, message=FETCH_NOT_FOUND)),)),
+        {"probe": {"ready": False, "reason": "WeightsDownload", "message": "asking hf://org/nmae"}},
+        "ModelNotFound",
+        "the hub has no org/nmae",
+    ),
+    "no such model, and now it is there": (
+        pod(inits=(container("fetch", running(), ended(3, message=FETCH_NOT_FOUND)),)),
+        {"probe": FETCHING},
+        "WeightsDownload",
+        "fetching hf://org/name",
+    ),
+    "out of memory, and now another trouble": (
+        pod(container(state=running(), last=ended(3, message=OUR_OOM), restartCount=1), phase="Running"),
+        {"probe": {"ready": False, "reason": "Stalled", "message": "no token for 20 s"}},
+        "Stalled",
+        "no token for 20 s",
+    ),
     "stalled": (
         pod(container(state=running()), phase="Running"),
         {"probe": {"ready": False, "reason": "Stalled", "message": "no token for 20 s"}},

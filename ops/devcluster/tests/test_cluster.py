@@ -73,7 +73,7 @@ def _load_client(devcluster: Command, tmp_path: Path) -> None:
 
 
 def test_it_runs_restricted_pods_that_find_each_other_by_name_and_leaves_nothing(devcluster: Command, tmp_path: Path) -> None:
-    before, began = _machine(), time.monotonic()
+    before = _machine()
 
     def kubectl(*words: str) -> str:
         done = devcluster("exec", "--", "kubectl", "-n", "strict", *words, PAGODA_KUBE_BIN="")  # `up` has remembered it
@@ -82,7 +82,6 @@ def test_it_runs_restricted_pods_that_find_each_other_by_name_and_leaves_nothing
 
     up = devcluster("up")
     assert up.returncode == 0, up.stderr
-    assert time.monotonic() - began < 60
     assert "kubectl get nodes" in up.stdout
     assert devcluster("up").returncode == 0, "up is a no-op when the cluster runs"
 

@@ -24,7 +24,7 @@ NOTES = (
     "on a CPU a step that only decodes is one native call in step_s and operation by operation in its parts, whose sum is therefore larger",
     "request_s is CPU time of the router's process per request, waiting not counted",
 )
-PACKAGES = ("torch", "uvicorn", "uvloop", "grpcio", "tokenizers")
+PACKAGES = ("torch", "uvicorn", "uvloop", "grpcio", "tokenizers", "fastokens")
 STEPS = {"tiny": 60, "0.45b": 10}
 """Measured in each repeat: about as long for both."""
 LOADS = {"tiny": (16, 4), "0.45b": (2, 1)}

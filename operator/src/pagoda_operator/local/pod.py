@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pagoda_operator.local.backoff import Backoff
 from pagoda_operator.local.condition import Condition
@@ -21,7 +21,7 @@ from pagoda_operator.local.machine import Launch
 from pagoda_operator.local.probe import Answer, Prober
 from pagoda_operator.local.processes import LARGEST_LOG_BYTES, ChildProcess, describe_exit, last_lines, plain, rotate
 from pagoda_operator.local.template import PodTemplate, Probe
-from pagoda_operator.observed.terminations import cause_in
+from pagoda_operator.observed.terminations import Cause, cause_in, cause_of_next_try
 from pagoda_operator.observed.world import PodView
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 ASK_UNTIL_READY_S = 0.1
 ASK_WHEN_READY_S = 0.5
 HUNG_GRACE_S = 5.0
+
+Step = Literal["fetch", "worker"]
 
 
 class NotLaunchable(Exception):
@@ -58,6 +60,8 @@ class Pod:
         self.identity = identity
         self.log_file = log_file
         self.now = Condition()
+        self._last_ends: dict[Step, Cause] = {}
+        """Until a process of that step is past them."""
         self.ending = False
         self.told_to_end = False
         self.gone = False
@@ -80,6 +84,7 @@ class Pod:
         """Earlier failures are forgiven, and one that waits for its restart is started now: somebody may have mended the cause."""
         if not self.now.ready:
             self._set(backoff=Backoff(), last_exit=None)
+            self._last_ends.clear()
             self._hurry.set()
 
     def note_routed(self) -> None:
@@ -128,19 +133,23 @@ class Pod:
             return
         rotate(self.log_file, keep_up_to_bytes=LARGEST_LOG_BYTES)
         self._unwell.clear()
-        self._set(reason="", message="", progress=None, bytes_done=None, bytes_total=None, served=False, launch=None, weights_at=None)
+        self._set(progress=None, bytes_done=None, bytes_total=None, served=False, launch=None, weights_at=None)
+        self._say(Cause())
         if launch.fetch is not None and not await self._fetched(launch.fetch):
             return
-        self._set(phase="Running", reason="", message="", progress=None)
-        self._note_exit(await self._run_process(launch, self._watch(launch), launch))
+        self._set(phase="Running", progress=None)
+        self._say(Cause())
+        self._note_exit(await self._run_process(launch, self._watch(launch), launch), "worker")
 
     async def _fetched(self, launch: Launch) -> bool:
         """The step before: brings the weights, or ends this life with its last words."""
-        self._set(phase="Pending", reason="WeightsDownload", message="")
+        self._set(phase="Pending")
+        self._say(Cause("WeightsDownload"))
         status = await self._run_process(launch, self._watch_fetch(launch), None)
         if status != 0 or self._stop.is_set():
-            self._note_exit(status)
+            self._note_exit(status, "fetch")
             return False
+        self._last_ends.pop("fetch", None)
         return True
 
     async def _run_process(self, launch: Launch, watch: Coroutine[Any, Any, None], shown: Launch | None) -> int:
@@ -171,13 +180,14 @@ class Pod:
             self._tell(self.name, f"still running {grace_s:g} s after SIGTERM: killed")
             child.kill()
 
-    def _note_exit(self, status: int) -> None:
+    def _note_exit(self, status: int, step: Step) -> None:
         how = describe_exit(status)
         if self._stop.is_set():
             self._set(ready=False, phase="Succeeded" if status == 0 else "Failed", pid=None, last_exit=status)
             self._tell(self.name, f"ended with {how}")
             return
         reason, message = self._cause(status)
+        self._last_ends[step] = Cause(reason, message)
         self._set(ready=False, phase="Failed", reason=reason, message=message, pid=None, progress=None, last_exit=status)
         self._tell(self.name, f"ended with {how}: {message}")
 
@@ -235,7 +245,7 @@ class Pod:
         while True:
             answer = await self._prober.ask(launch.host, port, "/ready")
             if answer.reason:
-                self._set(reason=answer.reason, message=answer.message)
+                self._say(Cause(answer.reason, answer.message), answer.bytes_done)
                 self._set(progress=answer.progress, bytes_done=answer.bytes_done, bytes_total=answer.bytes_total)
             await asyncio.sleep(ASK_WHEN_READY_S)
 
@@ -257,8 +267,17 @@ class Pod:
         if answer.ok and not self.now.ready:
             self._set(engine_at=datetime.now(UTC), routed_at=None)
         served, capacity = self.now.served or answer.ok, answer.capacity or self.now.capacity
-        self._set(ready=answer.ok, served=served, reason=answer.reason, message=answer.message, capacity=capacity)
+        if answer.ok:
+            self._last_ends.clear()
+        self._set(ready=answer.ok, served=served, capacity=capacity)
+        self._say(Cause(answer.reason, answer.message), answer.bytes_done)
         self._set(progress=answer.progress, bytes_done=answer.bytes_done, bytes_total=answer.bytes_total)
+
+    def _say(self, said: Cause, bytes_done: int | None = None) -> None:
+        """What a process says of itself, or how one before it ended."""
+        for before in self._last_ends.values():
+            said = cause_of_next_try(before, said, bytes_done=bytes_done)
+        self._set(reason=said.reason, message=said.message)
 
     def _set(self, **changes: object) -> None:
         before = {name: getattr(self.now, name) for name in changes}

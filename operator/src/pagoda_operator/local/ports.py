@@ -2,27 +2,42 @@
 
 import errno
 import socket
-from collections import deque
+from pathlib import Path
+from random import Random
 
 import psutil
 
-REMEMBERED = 256
+CHOSEN_BY_THE_KERNEL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+USUALLY = (32768, 60999)
+LOWEST, HIGHEST = 10_240, 65_535
+"""Browsers refuse some ports below."""
 
 
 class PortPool:
-    """Hands out loopback ports that are free now and were not handed out lately: two processes starting together get different ones."""
+    """Hands out loopback ports that are free now, one after another from a random one on: two processes starting together get different
+    ones. None that the kernel chooses for others: a connection could have it before our process listens."""
 
-    def __init__(self) -> None:
-        self._recent: deque[int] = deque(maxlen=REMEMBERED)
+    def __init__(self, rng: Random | None = None) -> None:
+        try:
+            first, last = map(int, CHOSEN_BY_THE_KERNEL.read_text().split())
+        except (OSError, ValueError):
+            first, last = USUALLY
+        self._ports = ports_beside(first, last)
+        self._next = (rng or Random()).randrange(len(self._ports))
 
     def free(self) -> int:
-        while True:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = int(probe.getsockname()[1])
-            if port not in self._recent:
-                self._recent.append(port)
+        """Raises OSError when all are taken."""
+        for _ in self._ports:
+            port = self._ports[self._next]
+            self._next = (self._next + 1) % len(self._ports)
+            if is_free("127.0.0.1", port):
                 return port
+        raise OSError(errno.EADDRINUSE, f"every port from {self._ports[0]} to {self._ports[-1]} is taken")
+
+
+def ports_beside(first: int, last: int) -> range:
+    """Those below or those above the kernel's own, whichever are more; any, where it has them all."""
+    return max(range(LOWEST, first), range(last + 1, HIGHEST + 1), key=len) or range(LOWEST, HIGHEST + 1)
 
 
 def is_free(host: str, port: int) -> bool:

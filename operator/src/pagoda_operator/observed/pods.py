@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pagoda_operator.labels import LABEL_COMPONENT
-from pagoda_operator.observed.terminations import Cause, cause_of_termination, missing_resources
+from pagoda_operator.observed.terminations import Cause, cause_of_next_try, cause_of_termination, missing_resources
 from pagoda_operator.observed.world import Capacity, PodView
 
 ROUTED_CONDITION = "pagoda.dev/routed"
@@ -138,10 +138,10 @@ def _of_container(container: Object, said: Said) -> Cause:
         return _of_waiting(waiting, last, fetches=fetches)
     if ended := state.get("terminated"):
         return cause_of_termination(ended, fetches=fetches)
-    if said.cause.reason:
-        return said.cause
+    before = cause_of_termination(last, fetches=fetches) if last else Cause()
+    if (told := cause_of_next_try(before, said.cause, bytes_done=said.bytes_done)).reason:
+        return told
     if last:
-        before = cause_of_termination(last, fetches=fetches)
         return Cause("WeightsDownload" if fetches else "Loading", f"started again after {before.message}")
     return Cause("WeightsDownload", "the weights are being fetched") if fetches else said.cause
 

@@ -11,6 +11,12 @@ from typing import Any
 OUR_LAST_LINE = re.compile(r"pagoda-(?:worker|fetch): (?P<reason>[A-Z][A-Za-z]+): (?P<sentence>.+)")
 """With which our processes end when they know the cause: `pagoda-worker: OutOfMemory: sentence`."""
 OUR_REASONS = frozenset({"ModelNotFound", "OutOfMemory", "Stalled", "EngineCrash", "DiskFull", "Unauthorized", "WeightsDownload"})
+LASTING_REASONS = frozenset({"ModelNotFound", "Unauthorized", "DiskFull", "OutOfMemory", "OOMKilled", "EngineCrash"})
+"""Another try is likely to end the same way: somebody must act."""
+BEFORE_ANY_BYTES = frozenset({"ModelNotFound", "Unauthorized"})
+"""Of them, those that a try is past once it has read some of the weights."""
+BEGINNINGS = frozenset({"", "Loading", "WeightsDownload"})
+"""What a process says of itself while nothing has gone wrong yet."""
 LONGEST_MESSAGE = 300
 INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./-]*[A-Za-z0-9])")
 
@@ -36,6 +42,13 @@ def cause_of_termination(ended: Mapping[str, Any], *, fetches: bool = False, loo
     if fetches:
         return Cause("FetchFailed", message)
     return Cause("CrashLoopBackOff" if loops else "Error", message)
+
+
+def cause_of_next_try(before: Cause, said: Cause, *, bytes_done: int | None) -> Cause:
+    """What to tell of a process that says `said`, after one that ended with `before`: a lasting cause until it is past that, else a status
+    would flip to Loading and back at every try. A process that serves is past all: the caller does not ask."""
+    is_past = before.reason in BEFORE_ANY_BYTES and bool(bytes_done)
+    return before if before.reason in LASTING_REASONS and said.reason in BEGINNINGS and not is_past else said
 
 
 def cause_in(line: str) -> Cause | None:

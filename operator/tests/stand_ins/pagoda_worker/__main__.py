@@ -1,5 +1,6 @@
 """Stands for the worker in the supervisor's tests: answers the same probes within milliseconds, and misbehaves as behaviour.json in its
-model folder says: {"exit": status, "crashes": how many lives end so, "say": last words, "ready", "healthy", "stubborn": bool}."""
+model folder says: {"exit": status, "crashes": how many lives end so, "say": last words, "ready", "healthy", "stubborn": bool, "reason",
+"bytesDone": what it says while it is not ready}."""
 
 import json
 import os
@@ -27,8 +28,9 @@ def lives(count_file: Path) -> int:
 class Probes(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         now = behaviour()
+        loading = {"reason": now.get("reason", "the engine is loading"), "progress": 0.5, "bytesDone": now.get("bytesDone")}
         answers = {
-            "/ready": (now.get("ready", True), {"ready": False, "reason": now.get("reason", "the engine is loading"), "progress": 0.5}),
+            "/ready": (now.get("ready", True), {"ready": False, **loading}),
             "/health": (now.get("healthy", True), {"status": "unhealthy", "reason": "no token moved for 20 s"}),
         }
         ok, trouble = answers[self.path]

@@ -52,18 +52,18 @@ class PagodaLink:
         on_described: Callable[[Any], Awaitable[None]],
         timing: LinkTiming | None = None,
         zone: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_described` gets the ModelDescription once its artifacts are cached, before the worker becomes routable. `zone`:
-        this router's; empty: not known."""
+        """`on_described` gets the ModelDescription once its artifacts are cached, before the worker becomes routable. `zone`: this
+        router's; empty: not known. `clock`: seconds, by which a worker with something to do is silent."""
         self.endpoint = endpoint
         self.worker = WorkerId(f"{endpoint.name}@{endpoint.target}")
         self.max_model_len: int | None = None
-        self._router_id = router_id
-        self._token = token
+        self._router_id, self._token = router_id, token
         self._artifacts = artifacts
         self._listener = listener
         self._on_described = on_described
-        self._timing = timing or LinkTiming()
+        self._timing, self._clock = timing or LinkTiming(), clock
         self._view = SessionView(self.worker, endpoint, is_elsewhere=endpoint.is_elsewhere(zone))
         self._accepting = True
         self._wants_cache_events = True
@@ -247,6 +247,7 @@ class PagodaLink:
             welcome,
             block_size=lambda: self.block_size or USUAL_BLOCK_SIZE,
             changed=self._view.changed,
+            clock=self._clock,
         )
         self._was_open = True
         self._reason = "the worker is describing its model"

@@ -37,9 +37,11 @@ class OpenSession:
         *,
         block_size: Callable[[], int],
         changed: Callable[[], None],
+        clock: Callable[[], float],
     ) -> None:
-        """`block_size`: of the worker as far as it is known. `changed`: something that placement looks at is otherwise now."""
-        self.knowledge = WorkerKnowledge(time.monotonic)
+        """`block_size`: of the worker as far as it is known. `changed`: something that placement looks at is otherwise now.
+        `clock`: seconds, monotonic."""
+        self.knowledge = WorkerKnowledge(clock)
         self.requests = RunningRequests(
             worker,
             endpoint.model,

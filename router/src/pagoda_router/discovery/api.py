@@ -48,6 +48,9 @@ class KubernetesApi:
             raise ConfigError(f"the certificates for the API server cannot be used: {error}") from None
 
     async def close(self) -> None:
+        """At once: TLS's goodbye would be waited for by a loop that may end with this call."""
+        if (session := self._client.rest_client.pool_manager) is not None and isinstance(session.connector, aiohttp.TCPConnector):
+            await session.connector.close(abort_ssl=True)
         await self._client.close()  # type: ignore[no-untyped-call]
 
     async def list(self, path: str, query: Mapping[str, str]) -> dict[str, Any]:

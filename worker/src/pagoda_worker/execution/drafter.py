@@ -133,6 +133,7 @@ class Drafter:
             if not len(active):
                 break
             hidden = self._one_more(rows[active], lengths[active] + step)
+        self._sampler.guessed(rows)
         found: list[list[int]] = [[] for _ in members]
         for who, ids in guesses:
             for i, token in zip(who.tolist(), ids.tolist(), strict=True):

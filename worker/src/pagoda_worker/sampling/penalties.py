@@ -46,6 +46,10 @@ class Penalties:
             self._free.append(int(self._slots[row]))
             self._slots[row] = _NO_SLOT
 
+    def forget(self, rows: IntArray) -> None:
+        """What was counted of them holds guesses, of which some may be wrong: a length alone does not tell."""
+        self._counted[rows] = _UNKNOWN
+
     def _grow(self) -> None:
         """To twice as many: most engines never see a penalty, few see one in every row."""
         there = len(self._counts)

@@ -100,6 +100,10 @@ class Sampler:
                 ids = ids.index_copy(0, self._to_device(random), chosen)
         return torch.where(finite, ids, BROKEN)
 
+    def guessed(self, rows: IntArray) -> None:
+        """`choose` was asked for these rows beyond tokens that are theirs, by way of guesses in the history."""
+        self._penalties.forget(rows)
+
     def _to_device(self, values: npt.NDArray[np.generic]) -> Tensor:
         return to_device(values, self._device)
 
