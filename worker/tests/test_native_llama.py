@@ -1,6 +1,6 @@
 """Steps that only decode by one native call: the same bits as operation by operation, in every form that the call takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from test_speculation import tokens_of
 
 from pagoda_worker.engine import Engine
 from pagoda_worker.layers import selection
-from pagoda_worker.models.native_llama import NativeLlama
 from pagoda_worker.native.library import cpu_flags, load_library, usable
 from pagoda_worker.request import Request, Sampling
 from pagoda_worker.sampling.most_likely import most_likely
@@ -35,8 +34,8 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def asked(*, logprobs: bool) -> list[Request]:
-    """Of several lengths, some sampled, ending one after another, so that steps have many numbers of rows."""
+def asked(*, logprobs: bool, adapters: Sequence[str] = ("",)) -> list[Request]:
+    """Of several lengths, some sampled, ending one after another, so that steps have many numbers of rows. `adapters` in turn."""
     return [
         Request(
             request_id=f"{i}",
@@ -45,6 +44,7 @@ def asked(*, logprobs: bool) -> list[Request]:
             ignore_eos=True,
             top_logprobs=2 if logprobs else None,
             sampling=Sampling(temperature=0.8, seed=i) if i % 4 == 3 else Sampling(),
+            adapter=adapters[i % len(adapters)],
         )
         for i, length in enumerate((3, 40, 33, 7, 1, 18, 21, 5, 70))
     ]
@@ -55,19 +55,27 @@ def without_the_call(engine: Engine) -> Engine:
     return engine
 
 
-def step_by_step(engine: Engine, *, at_once: bool) -> tuple[list[tuple[list[int], torch.Tensor]], list[torch.Tensor]]:
+def step_by_step(engine: Engine, adapters: Sequence[str], *, at_once: bool) -> tuple[list[tuple[list[int], torch.Tensor]], list[torch.Tensor]]:
     """Every position's tokens and logits, and the cache afterwards, as bytes."""
     assert engine.runner.native is not None
-    if not at_once:
+    calls: list[int] = []
+    if at_once:
+        decode = engine.runner.native.decode
+        engine.runner.native.decode = lambda rows, at, slots=None: calls.append(len(rows)) or decode(rows, at, slots)  # type: ignore[method-assign, func-returns-value]
+    else:
         without_the_call(engine)
     with logits_of(engine) as seen:
-        run_all(engine, *asked(logprobs=True))
+        run_all(engine, *asked(logprobs=True, adapters=adapters))
+    assert not at_once or max(calls) == len(asked(logprobs=True))
     return seen, [cache.view(torch.uint8) for cache in engine.runner.caches]
 
 
 def same_bits(folder: Path, **settings: Any) -> None:
     settings = {"dtype": "bf16", **settings}
-    (seen, caches), (expected, expected_caches) = (step_by_step(small_engine(folder, **settings), at_once=each) for each in (True, False))
+    adapters = ["", *settings.get("adapters", ())]
+    (seen, caches), (expected, expected_caches) = (
+        step_by_step(small_engine(folder, **settings), adapters, at_once=each) for each in (True, False)
+    )
     assert len(seen) == len(expected) > 100
     by_tokens = {tuple(tokens): logits for tokens, logits in expected}
     assert all(torch.equal(logits, by_tokens[tuple(tokens)]) for tokens, logits in seen)
@@ -94,6 +102,25 @@ def test_every_instruction_set_has_them_too(isa: str, checkpoint: Callable[..., 
     same_bits(checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True), quantization="int8")
 
 
+@pytest.mark.parametrize("isa", usable(cpu_flags()))
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "fp8"])
+def test_steps_with_adapters_have_them_too(
+    quantization: str, isa: str, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    library = load_library(isa)
+    if library is None:
+        pytest.skip(f"no kernels for {isa}")
+    monkeypatch.setattr(selection, "load_library", lambda: library)
+    base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
+    adapters = {
+        "of rank 3": write_adapter(tmp_path / "3", base, rank=3),
+        "of q and v": write_adapter(tmp_path / "qv", base, rank=16, targets=("q_proj", "v_proj"), seed=1),
+        "of gate": write_adapter(tmp_path / "gate", base, rank=40, targets=("gate_proj",), seed=2),
+        "of rank 64": write_adapter(tmp_path / "64", base, rank=64, seed=3),
+    }
+    same_bits(base, quantization=quantization, adapters=adapters)
+
+
 def test_the_likeliest_ids_are_those_of_the_sampler(checkpoint: Callable[..., Path]):
     engine = small_engine(checkpoint("at once, many words", **WIDE, vocab_size=3001), dtype="bf16")
     model: Any = engine.runner.model
@@ -112,14 +139,17 @@ def test_the_likeliest_ids_are_those_of_the_sampler(checkpoint: Callable[..., Pa
     assert ids[7] == 0
 
 
-def test_steps_with_an_adapter_go_operation_by_operation(checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
+def test_steps_whose_adapters_no_product_takes_go_operation_by_operation(checkpoint: Callable[..., Path], tmp_path: Path):
+    """Where the parts of a linear are no whole vectors."""
+    base = checkpoint("at once, odd", **WIDE)
     settings: dict[str, Any] = {"dtype": "bf16", "adapters": {"a": write_adapter(tmp_path / "a", base)}}
     requests = [replace(each, adapter="a" if i == 2 else "") for i, each in enumerate(asked(logprobs=False))]
     expected = tokens_of(run_all(without_the_call(small_engine(base, **settings)), *requests))
     engine, calls = small_engine(base, **settings), []
-    decode = NativeLlama.decode
-    monkeypatch.setattr(NativeLlama, "decode", lambda self, rows, at: calls.append(len(rows)) or decode(self, rows, at))
+    native = engine.runner.native
+    assert native is not None and native.adapts
+    decode, native.adapts = native.decode, False
+    native.decode = lambda rows, at, slots=None: calls.append(len(rows)) or decode(rows, at, slots)  # type: ignore[method-assign, func-returns-value]
     assert tokens_of(run_all(engine, *requests)) == expected
     assert 0 < max(calls) < len(requests), "it serves once the adapter's request is over"
 

@@ -107,8 +107,9 @@ class Runner:
         if self.graphs is not None and (size := padded_size(plan, self.graphs.sizes)) is not None:
             graphs = self.graphs
             return self._launch_decodes(plan, lambda rows, at: graphs.run(rows, at, size))
-        if self.native is not None and plan.decodes_alone and not self._adapted(plan):
-            return self._launch_decodes(plan, self.native.decode)
+        if self.native is not None and plan.decodes_alone and (self.native.adapts or not self._adapted(plan)):
+            native = self.native
+            return self._launch_decodes(plan, lambda rows, at: native.decode(rows, at, self._slots(rows)))
         batch = self._batches.lay_out(plan)
         if self.adapters is not None:
             self.adapters.begin_step(batch.token_rows)
@@ -132,6 +133,13 @@ class Runner:
             told.stuck = masks.stuck
         self.prompt_logprobs.deliver(samplers, told)
         return self.sampler.sample(logits, batch.sampled_rows, batch.lengths, self._history, batch_masks)
+
+    def _slots(self, rows: IntArray) -> Tensor | None:
+        """Adapters of tokens of `rows`, for this step."""
+        if self.adapters is None:
+            return None
+        self.adapters.begin_step(rows)
+        return self.adapters.slots
 
     def _adapted(self, plan: StepPlan) -> bool:
         return self.adapters is not None and self.adapters.any_in(np.array([each.row for each in plan.sampling()], np.int64))

@@ -51,6 +51,11 @@ class NativeSide(AdapterSide):
         return self._product is None and self.active
 
     @property
+    def address(self) -> int:
+        """Of what kernels read of this; it stays. 0: no product adds deltas itself."""
+        return 0 if self._product is None else self._address
+
+    @property
     def pointers(self) -> tuple[int, int]:
         """For kernels: of this, and of the slots of the step's rows."""
         assert self.rows.slots is not None

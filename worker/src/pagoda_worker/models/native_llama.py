@@ -9,9 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pagoda_worker.layers.adapters import AdapterSide
 from pagoda_worker.layers.kv_cache import slot_count
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.native import NativeOperators
+from pagoda_worker.layers.native_adapters import NativeSide
 from pagoda_worker.layers.panels import Packed, PanelProduct, address, interleave
 from pagoda_worker.models.base import ForwardPass
 from pagoda_worker.models.llama import Llama, LlamaLayer
@@ -55,16 +57,22 @@ class NativeLlama:
             np.int64,
         )
         self.address: int = self._model.ctypes.data
-        self._kept = (model, biases, caches, tokens, tables)
+        sides = [linear.adapters for layer in model.layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        self.adapts = all(side is None or _address(side) for side in sides)
+        """Steps with adapters too."""
+        self._kept = (model, biases, caches, tokens, tables, sides)
         """Whose memory the numbers name."""
         self._decode = self.library["decode_step"]
 
-    def decode(self, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Computes the tokens at positions `at` of `rows`, [N] each. Returns logits [N, V] bf16 and the likeliest next ids [N] int64, -1
+    def decode(
+        self, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64], adapters: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Computes the tokens at positions `at` of `rows`, [N] each. adapters [N] int32: their slots, -1 where there is none. Returns logits [N, V] bf16 and the likeliest next ids [N] int64, -1
         where a row's logits are not finite; they are written behind the places in the rows' tokens, 0 in place of -1."""
         count = len(rows)
         logits, ids = torch.empty((count, self.config.vocab), dtype=torch.bfloat16), torch.empty(count, dtype=torch.int64)
-        self._decode(self.address, *self.shape, rows.ctypes.data, at.ctypes.data, count, logits.data_ptr(), ids.data_ptr())
+        places = (rows.ctypes.data, at.ctypes.data, count, address(adapters))
+        self._decode(self.address, *self.shape, *places, logits.data_ptr(), ids.data_ptr())
         return logits, ids
 
 
@@ -86,7 +94,15 @@ def _numbers(layer: LlamaLayer, gated_bias: Tensor | None) -> list[int]:
     """`LlamaLayer` there, but for the cache and the window."""
     norms = (layer.attention_norm, layer.mlp_norm, *(layer.head_norms or (None, None)))
     weights = [(layer.qkv, layer.qkv.bias), (layer.out, layer.out.bias), (layer.gate_up, gated_bias), (layer.down, layer.down.bias)]
-    return [*map(address, norms), *(number for linear, bias in weights for number in _packed(linear).numbers(bias))]
+    return [
+        *map(address, norms),
+        *(number for linear, bias in weights for number in _packed(linear).numbers(bias, _address(linear.adapters))),
+    ]
+
+
+def _address(side: AdapterSide | None) -> int:
+    """0 also where deltas are no part of a product's call."""
+    return side.address if isinstance(side, NativeSide) else 0
 
 
 def _gated_bias(linear: Linear) -> Tensor | None:

@@ -146,6 +146,11 @@ inline void add_deltas(const Deltas<T>& d) {
 
 namespace pagoda {
 
+// An adapter of these rows changes this product.
+inline bool any_touches(const AdapterSide& side, const int32_t* slots, int64_t rows) {
+    return std::any_of(slots, slots + rows, [&](int32_t slot) { return slot >= 0 && side.slot(slot).rank > 0; });
+}
+
 // out[r] = silu of the first half of an interleaved y[r] times the second; `size` columns each, rows of out ldo apart.
 template <class T>
 inline void gate_halves(const T* y, T* out, int64_t rows, int64_t size, int64_t ldo) {
@@ -159,12 +164,13 @@ inline void gate_halves(const T* y, T* out, int64_t rows, int64_t size, int64_t 
 }
 
 // A product whose rows have adapters: it adds them in its sums where it has tiles, else they are added to its rows. What they add comes before the gate, so a gated product waits in memory, some rows at a time.
-// `run` computes a product of P's kind; T: of its x and y. `adapters`: an AdapterSide, null where the step has none.
+// `run` computes a product of P's kind; T: of its x and y. `adapters`: an AdapterSide, `of_rows`: slots; null where the step has none.
 template <class T, class P, class Run>
 inline void run_adapted(const P& p, const void* adapters, const void* of_rows, const Run& run) {
-    if (!adapters) return run(p);
+    if (!adapters || !of_rows) return run(p);
     const AdapterSide& side = *static_cast<const AdapterSide*>(adapters);
     const int32_t* slots = static_cast<const int32_t*>(of_rows);
+    if (!any_touches(side, slots, p.M)) return run(p);
     const T* x = static_cast<const T*>(p.x);
     T* y = static_cast<T*>(p.y);
 #if defined(__AMX_BF16__)

@@ -65,11 +65,11 @@ EXPORT(draft)
           static_cast<int64_t*>(made));
 }
 
-// `ids` int64.
+// `slots` int32, or null; `ids` int64.
 EXPORT(decode_step)
-(const void* model, float eps, float scale, const void* rows, const void* at, int64_t count, void* logits, void* ids) {
-    decode_step(*static_cast<const Llama*>(model), eps, scale, {static_cast<const int64_t*>(rows), static_cast<const int64_t*>(at), count},
-                static_cast<bf16*>(logits), static_cast<int64_t*>(ids));
+(const void* model, float eps, float scale, const void* rows, const void* at, int64_t count, const void* slots, void* logits, void* ids) {
+    const Places places{static_cast<const int64_t*>(rows), static_cast<const int64_t*>(at), count, static_cast<const int32_t*>(slots)};
+    decode_step(*static_cast<const Llama*>(model), eps, scale, places, static_cast<bf16*>(logits), static_cast<int64_t*>(ids));
 }
 
 // `ground`: what all ranks map, see meeting.h; `came` is 0 where one of them did not come within `patience_s`.

@@ -3,9 +3,9 @@
 //
 // Threads stay awake from one operation to the next (parallel.h), since nothing but arithmetic lies between.
 #pragma once
+#include "adapters.h"
 #include "attention.h"
 #include "elementwise.h"
-#include "linear_fp8.h"
 
 namespace pagoda {
 
@@ -19,16 +19,21 @@ struct PackedWeight {
     const uint8_t* zeros;
     int64_t groups;
     const bf16* bias;  // of a gated product in the order of its panels
+    const void* side;  // its AdapterSide; null: adapters do not touch it
 
-    // y [M, N] = x [M, K] by the weight; columns: from one row of y to the next.
-    void multiply(const bf16* x, const bf16* before, bf16* y, int64_t M, int64_t N, int64_t K, int64_t columns, int epilogue) const {
+    // y [M, N] = x [M, K] by the weight, and what the adapters in `slots` add; columns: from one row of y to the next.
+    void multiply(const bf16* x, const bf16* before, bf16* y, int64_t M, int64_t N, int64_t K, int64_t columns, int epilogue,
+                  const int32_t* slots) const {
         const Product plain{x, static_cast<const bf16*>(values), bias, before, y, M, N, K, K, columns, epilogue};
         switch (form) {
-            case WEIGHT_BF16: return linear(plain);
-            case WEIGHT_FP8: return linear_fp8(Fp8Product{plain, static_cast<const uint8_t*>(values), scales, groups});
+            case WEIGHT_BF16: return run_adapted<bf16>(plain, side, slots, [](const Product& p) { linear(p); });
+            case WEIGHT_FP8:
+                return run_adapted<bf16>(Fp8Product{plain, static_cast<const uint8_t*>(values), scales, groups}, side, slots,
+                                         [](const Fp8Product& p) { linear_fp8(p); });
             default:
-                linear_quantized({x, static_cast<const uint8_t*>(values), scales, zeros, bias, before, y, M, N, K, K, columns, groups, epilogue,
-                                  form == WEIGHT_INT4, false});
+                const QuantizedProduct quantized{x, static_cast<const uint8_t*>(values), scales, zeros, bias, before, y, M, N, K, K, columns,
+                                                 groups, epilogue, form == WEIGHT_INT4, false};
+                run_adapted<bf16>(quantized, side, slots, [](const QuantizedProduct& p) { linear_quantized(p); });
         }
     }
 };
@@ -58,6 +63,7 @@ struct Llama {
 struct Places {
     const int64_t *rows, *at;
     int64_t count;
+    const int32_t* adapters = nullptr;  // the slot of each token's, -1: it has none; null: nobody has one
 };
 
 // Parts of one piece of memory, each on a line of its own.
@@ -99,15 +105,15 @@ class Reading {
     void read(const Places& places) {
         lay_out(places);
         switch (m.cache_form) {
-            case CACHE_BF16: return through<bf16>(places.count);
-            case CACHE_INT8: return through<int8>(places.count);
-            default: through<e4m3>(places.count);
+            case CACHE_BF16: return through<bf16>(places);
+            case CACHE_INT8: return through<int8>(places);
+            default: through<e4m3>(places);
         }
     }
 
     // logits [rows, vocab] of hidden states.
     void judge(const bf16* hidden, int64_t rows, bf16* logits) const {
-        m.head.multiply(hidden, nullptr, logits, rows, m.vocab, m.hidden, m.vocab, PLAIN);
+        m.head.multiply(hidden, nullptr, logits, rows, m.vocab, m.hidden, m.vocab, PLAIN, nullptr);
     }
 
   private:
@@ -140,24 +146,25 @@ class Reading {
     }
 
     template <class S>
-    void through(int64_t count) {
-        rms_norm(residual, m.layers[0].attention_norm, x, count, m.hidden, m.hidden, eps);
-        for (int64_t i = 0; i < m.depth; i++) through_layer<S>(m.layers[i], i + 1 < m.depth ? m.layers[i + 1].attention_norm : m.norm, count);
+    void through(const Places& places) {
+        rms_norm(residual, m.layers[0].attention_norm, x, places.count, m.hidden, m.hidden, eps);
+        for (int64_t i = 0; i < m.depth; i++)
+            through_layer<S>(m.layers[i], i + 1 < m.depth ? m.layers[i + 1].attention_norm : m.norm, places.count, places.adapters);
     }
 
     template <class S>
-    void through_layer(const LlamaLayer& layer, const bf16* next_norm, int64_t count) {
+    void through_layer(const LlamaLayer& layer, const bf16* next_norm, int64_t count, const int32_t* adapters) {
         const int64_t all = m.all_heads(), attended_size = m.heads * m.D;
         S* cache = static_cast<S*>(layer.cache);
-        layer.qkv.multiply(x, nullptr, heads, count, all, m.hidden, all, PLAIN);
+        layer.qkv.multiply(x, nullptr, heads, count, all, m.hidden, all, PLAIN, adapters);
         rotate_and_store(heads, cos, sin, layer.q_norm, layer.k_norm, eps, cache, slots, count, m.heads, m.kv_heads,
                          CacheLayout<S>{m.D, m.page, m.total_slots});
         decode_attention<bf16, S>({heads, cache, table, lengths, attended, count, m.heads, m.kv_heads, m.D, m.total_slots, seen_pages, m.page, all,
                                    scale, layer.window});
-        layer.out.multiply(attended, residual, residual, count, m.hidden, attended_size, m.hidden, ADD);
+        layer.out.multiply(attended, residual, residual, count, m.hidden, attended_size, m.hidden, ADD, adapters);
         rms_norm(residual, layer.mlp_norm, x, count, m.hidden, m.hidden, eps);
-        layer.gate_up.multiply(x, nullptr, gated, count, 2 * m.intermediate, m.hidden, m.intermediate, SILU_MUL);
-        layer.down.multiply(gated, residual, residual, count, m.hidden, m.intermediate, m.hidden, ADD);
+        layer.gate_up.multiply(x, nullptr, gated, count, 2 * m.intermediate, m.hidden, m.intermediate, SILU_MUL, adapters);
+        layer.down.multiply(gated, residual, residual, count, m.hidden, m.intermediate, m.hidden, ADD, adapters);
         rms_norm(residual, next_norm, x, count, m.hidden, m.hidden, eps);
     }
 };
