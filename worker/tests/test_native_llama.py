@@ -139,6 +139,23 @@ def test_the_likeliest_ids_are_those_of_the_sampler(checkpoint: Callable[..., Pa
     assert ids[7] == 0
 
 
+@pytest.mark.parametrize("isa", usable(cpu_flags()))
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "fp8"])
+def test_an_adapter_of_one_changes_nothing_for_the_others(
+    quantization: str, isa: str, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    library = load_library(isa)
+    if library is None:
+        pytest.skip(f"no kernels for {isa}")
+    monkeypatch.setattr(selection, "load_library", lambda: library)
+    base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
+    settings: dict[str, Any] = {"dtype": "bf16", "quantization": quantization, "adapters": {"a": write_adapter(tmp_path / "a", base)}}
+    expected = tokens_of(run_all(small_engine(base, **settings), *asked(logprobs=False)))
+    requests = [replace(each, adapter="a" if i == 2 else "") for i, each in enumerate(asked(logprobs=False))]
+    found = tokens_of(run_all(small_engine(base, **settings), *requests))
+    assert [key for key, tokens in found.items() if tokens != expected[key]] == [("2", 0)]
+
+
 def test_steps_whose_adapters_no_product_takes_go_operation_by_operation(checkpoint: Callable[..., Path], tmp_path: Path):
     """Where the parts of a linear are no whole vectors."""
     base = checkpoint("at once, odd", **WIDE)

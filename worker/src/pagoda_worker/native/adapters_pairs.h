@@ -29,15 +29,17 @@ struct AdapterShape {
 inline const bf16* a_of(const InSlot& slot) { return static_cast<const bf16*>(slot.weights); }
 inline const bf16* b_of(const InSlot& slot, int64_t size) { return a_of(slot) + AdapterShape(slot).ranks() * size; }
 
-// sums[i][c] += of `pairs` pairs at most 16: x[i] (floats) times C vectors, which are `across` values apart, as are pairs `down`.
-template <int N, int C>
-inline void add_step(V (&sums)[N][C], const float* x, int64_t ldx, const bf16* w, int64_t across, int64_t down, int64_t pairs) {
+// sums[i][c] += of `pairs` pairs at most 16: x[i] (floats) times C vectors, which are `across` values apart, as are pairs `down`. What lies
+// `ahead` is asked for.
+template <int N, int C, _mm_hint HINT = _MM_HINT_T0>
+inline void add_step(V (&sums)[N][C], const float* x, int64_t ldx, const bf16* w, int64_t across, int64_t down, int64_t pairs,
+                     int64_t ahead = READ_AHEAD) {
     V evens[N][C], odds[N][C];
     for (int i = 0; i < N; i++)
         for (int c = 0; c < C; c++) evens[i][c] = odds[i][c] = broadcast(0.0f);
     for (int64_t p = 0; p < pairs; p++, w += down)
         for (int c = 0; c < C; c++) {
-            _mm_prefetch(reinterpret_cast<const char*>(w + c * across + READ_AHEAD), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(w + c * across + ahead), HINT);
             Raw both = load_pairs(w + c * across);
             V of_even = even(both), of_odd = odd(both);
             for (int i = 0; i < N; i++) {
@@ -59,9 +61,9 @@ inline void widen(const bf16* from, float* to, int64_t count) {
     for (int64_t k = 0; k < count; k += W) store(to + k, load(from + k));
 }
 
-// numbers [rows, ranks of all touched parts] of N rows of the group, from `first` on.
-template <int N>
-inline void shrink_pairs(const Deltas<bf16>& d, const Group<GROUP_ROWS>& group, int64_t first, bf16* numbers) {
+// numbers [rows, ranks of all touched parts], rows ldn apart, of N rows of the group, from `first` on.
+template <int N, int ROWS, class To>
+inline void shrink_pairs(const Deltas<bf16>& d, const Group<ROWS>& group, int64_t first, To* numbers, int64_t ldn) {
     const int64_t size = d.side.size, vectors = AdapterShape(group.slot).vectors, apart = vectors * PAIRS;
     float* x = reinterpret_cast<float*>(own_scratch(size_t(N * size) * sizeof(float)));
     for (int i = 0; i < N; i++) widen(d.x + group.row[first + i] * d.ldx, x + i * size, size);
@@ -72,7 +74,7 @@ inline void shrink_pairs(const Deltas<bf16>& d, const Group<GROUP_ROWS>& group, 
         const bf16* a = a_of(group.slot) + vector * PAIRS;
         for (int64_t k = 0; k < size; k += STEP_K, a += STEP_PAIRS * apart) add_step(sums, x + k, size, a, PAIRS, apart, STEP_PAIRS);
         for (int i = 0; i < N; i++)
-            for (int c = 0; c < C; c++) store(numbers + ((first + i) * vectors + vector + c) * W, sums[i][c]);
+            for (int c = 0; c < C; c++) store(numbers + (first + i) * ldn + (vector + c) * W, sums[i][c]);
     };
     int64_t vector = 0;
     for (; vector + 2 <= vectors; vector += 2) take(std::integral_constant<int, 2>(), vector);
@@ -103,6 +105,37 @@ inline void expand_pairs(const Deltas<bf16>& d, const Group<GROUP_ROWS>& group, 
     if (column < last) take(std::integral_constant<int, 1>());
 }
 
+// As InRows, by the order of this file.
+struct InPairs {
+    static int64_t ranks(const InSlot& slot) { return AdapterShape(slot).ranks(); }
+
+    template <int N>
+    static void shrink_rows(const Deltas<bf16>& d, const Group<FEW_ROWS>& group, float* numbers, int64_t apart) {
+        shrink_pairs<N>(d, group, 0, numbers, apart);
+    }
+
+    template <int N>
+    static void expand(const AddedSums& added, const InSlot& slot, const float* numbers, const PartColumns& columns, float* const* to) {
+        columns.halves == 1 ? expand_halves<N, 1>(added, slot, numbers, columns, to) : expand_halves<N, 2>(added, slot, numbers, columns, to);
+    }
+
+  private:
+    // What the next panel will want of it is asked for.
+    template <int N, int C>
+    static void expand_halves(const AddedSums& added, const InSlot& slot, const float* numbers, const PartColumns& columns, float* const* to) {
+        const int64_t rank = AdapterShape(slot).rank, next = (added.side.interleaved ? HALF : PANEL) * rank;
+        const PartPlace place = place_of(added.side, slot, rank, columns.part);
+        const bf16* b = b_of(slot, added.side.size) + place.at + columns.within * rank;
+        const float* x = numbers + place.place * rank;
+        V sums[N][C];
+        no_sums(sums);
+        for (int64_t r = 0; r < rank; r += STEP_K)
+            add_step<N, C, _MM_HINT_T1>(sums, x + r, added.apart, b + r * W, rank * W, PAIRS, std::min(STEP_K, rank - r) / 2, next);
+        for (int i = 0; i < N; i++)
+            for (int c = 0; c < C; c++) store(to[i] + c * W, sums[i][c]);
+    }
+};
+
 }  // namespace pagoda
 
 #if defined(__AMX_BF16__)
@@ -127,7 +160,7 @@ inline void for_few(int64_t rows, const Body& body) {
 
 inline void shrink_group(const Deltas<bf16>& d, const Group<GROUP_ROWS>& group, bf16* numbers) {
     if (shrink_tiles(d, group, numbers)) return;
-    for_few(group.count, [&](auto n, int64_t first) { shrink_pairs<decltype(n)::value>(d, group, first, numbers); });
+    for_few(group.count, [&](auto n, int64_t first) { shrink_pairs<decltype(n)::value>(d, group, first, numbers, AdapterShape(group.slot).ranks()); });
 }
 
 inline void expand_group(const Deltas<bf16>& d, const Group<GROUP_ROWS>& group, int64_t start, int64_t stop, const bf16* numbers) {

@@ -75,6 +75,7 @@ inline void few_rows_by_vectors(const QuantizedProduct& p, const Activations& a,
     for (auto& row : totals)
         for (V& total : row) total = broadcast(0.0f);
     const int64_t quads = p.group() / 4;
+    open_added(p.in_sums, panel, 0, p.M);
     for (int64_t group = 0, quad = 0; group < p.groups; group++) {
         Dots<R> dots;
         for (auto& row : dots)
@@ -181,6 +182,7 @@ inline void strips_by_panel(const QuantizedProduct& p, const Activations& a, int
     const bool opens = FOUR_BITS && strips > 1;
     uint8_t* open = own_scratch((opens ? block * 128 : 0) + strips * R * PANEL * sizeof(int32_t));
     auto waiting = reinterpret_cast<int32_t*>(open + (opens ? block * 128 : 0));
+    open_added(p.in_sums, panel, m0, m1);
     for (int64_t begin = 0; begin < quads; begin += block) {
         const int64_t end = std::min(begin + block, quads), left = quads - end;
         const uint8_t* w = p.panel(panel) + begin * QUAD_BYTES;

@@ -76,6 +76,7 @@ inline void strips_by_panel(const Product& p, const Panel& panel, const float* x
     const int64_t block = straight ? STRAIGHT_STEPS : BLOCK_STEPS;
     auto open = reinterpret_cast<float*>(own_scratch((BLOCK_STEPS * 2 * TILE + 2 * strips * SUMS) * sizeof(float)));
     float* sums = open + BLOCK_STEPS * 2 * TILE;  // then totals
+    open_added(p.in_sums, panel.panel, m0, m1);
     for (int64_t group = 0, begin = 0; group < panel.groups(); group++) {
         const int64_t group_begin = begin, group_end = begin + steps_a_group;
         for (int64_t many; begin < group_end; begin += many) {
