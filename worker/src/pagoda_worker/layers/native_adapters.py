@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pagoda_worker.layers.adapters import AdapterRoom, AdapterRows, AdapterSide
+from pagoda_worker.layers.allocation import HugePages
 from pagoda_worker.layers.panels import PanelProduct
 from pagoda_worker.native.library import Library
 
@@ -66,12 +67,13 @@ class NativeSide(AdapterSide):
         """Of what lies in slots."""
         return sum(held.nbytes for held in self._held if held is not None)
 
-    def place(self, slot: int, rank: int, touched: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+    def place(self, slot: int, rank: int, touched: Mapping[int, tuple[Tensor, Tensor]], pages: HugePages | None = None) -> None:
         parts = sorted(touched)
         block = None
         if touched:
             pairs = [touched[part] for part in parts]
             block = _in_pairs(rank, pairs, self._past_the_end) if self._in_pairs else _in_rows(pairs)
+            block = block if pages is None else pages.copy(block)
         address = 0 if block is None else block.data_ptr()
         self._held[slot] = block
         at = self._header + 3 * slot
