@@ -132,18 +132,18 @@ inline void add_deltas(const Deltas<T>& d) {
 
 // In a product's sums, as AddedSums::expand.
 template <class T, int N>
-inline void expand_in_sums(const AddedSums& added, const InSlot& slot, const float* numbers, const PartColumns& columns, float* const* to) {
+inline void expand_in_sums(const AddedSums& added, const InSlot& slot, const float* numbers, const HalfPanels& columns, const int64_t* at) {
     const int64_t rank = slot.rank, width = added.side.ends[columns.part] - added.side.begin(columns.part);
     const T* b = static_cast<const T*>(slot.weights) + touched_parts(slot) * rank * added.side.size;
     const PartPlace place = place_of(added.side, slot, rank, columns.part);
-    for (int64_t c = 0; c < columns.halves * HALF; c += W) {
+    for (int64_t c = 0; c < columns.count * HALF; c += W) {
         V sums[N];
         for (V& sum : sums) sum = broadcast(0.0f);
         for (int64_t r = 0; r < rank; r++) {
             const V of_b = load(b + place.at + r * width + columns.within + c);
             for (int i = 0; i < N; i++) sums[i] = fma(broadcast(numbers[i * added.apart + place.place * rank + r]), of_b, sums[i]);
         }
-        for (int i = 0; i < N; i++) store(to[i] + c, sums[i]);
+        for (int i = 0; i < N; i++) store(columns.to + c / HALF * columns.apart + at[i] + c % HALF, sums[i]);
     }
 }
 
@@ -160,8 +160,8 @@ struct InRows {
     }
 
     template <int N>
-    static void expand(const AddedSums& added, const InSlot& slot, const float* numbers, const PartColumns& columns, float* const* to) {
-        expand_in_sums<T, N>(added, slot, numbers, columns, to);
+    static void expand(const AddedSums& added, const InSlot& slot, const float* numbers, const HalfPanels& columns, const int64_t* at) {
+        expand_in_sums<T, N>(added, slot, numbers, columns, at);
     }
 };
 
@@ -179,8 +179,8 @@ inline AddedSums added_in_sums(const Deltas<T>& d) {
         for_count(group.count, [&](auto n) { Layout::template shrink_rows<decltype(n)::value>(d, group, numbers + i * of_group, added.apart); });
     });
     added.numbers = numbers;
-    added.expand = [](const AddedSums& all, const InSlot& slot, const float* few, int64_t rows, const PartColumns& columns, float* const* to) {
-        for_count(rows, [&](auto n) { Layout::template expand<decltype(n)::value>(all, slot, few, columns, to); });
+    added.expand = [](const AddedSums& all, const InSlot& slot, const float* few, int64_t rows, const HalfPanels& columns, const int64_t* at) {
+        for_count(rows, [&](auto n) { Layout::template expand<decltype(n)::value>(all, slot, few, columns, at); });
     };
     return added;
 }

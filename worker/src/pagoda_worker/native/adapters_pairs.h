@@ -29,17 +29,15 @@ struct AdapterShape {
 inline const bf16* a_of(const InSlot& slot) { return static_cast<const bf16*>(slot.weights); }
 inline const bf16* b_of(const InSlot& slot, int64_t size) { return a_of(slot) + AdapterShape(slot).ranks() * size; }
 
-// sums[i][c] += of `pairs` pairs at most 16: x[i] (floats) times C vectors, which are `across` values apart, as are pairs `down`. What lies
-// `ahead` is asked for.
-template <int N, int C, _mm_hint HINT = _MM_HINT_T0>
-inline void add_step(V (&sums)[N][C], const float* x, int64_t ldx, const bf16* w, int64_t across, int64_t down, int64_t pairs,
-                     int64_t ahead = READ_AHEAD) {
+// sums[i][c] += of `pairs` pairs at most 16: x[i] (floats) times C vectors, which are `across` values apart, as are pairs `down`.
+template <int N, int C>
+inline void add_step(V (&sums)[N][C], const float* x, int64_t ldx, const bf16* w, int64_t across, int64_t down, int64_t pairs) {
     V evens[N][C], odds[N][C];
     for (int i = 0; i < N; i++)
         for (int c = 0; c < C; c++) evens[i][c] = odds[i][c] = broadcast(0.0f);
     for (int64_t p = 0; p < pairs; p++, w += down)
         for (int c = 0; c < C; c++) {
-            _mm_prefetch(reinterpret_cast<const char*>(w + c * across + ahead), HINT);
+            _mm_prefetch(reinterpret_cast<const char*>(w + c * across + READ_AHEAD), _MM_HINT_T0);
             Raw both = load_pairs(w + c * across);
             V of_even = even(both), of_odd = odd(both);
             for (int i = 0; i < N; i++) {
@@ -115,24 +113,39 @@ struct InPairs {
     }
 
     template <int N>
-    static void expand(const AddedSums& added, const InSlot& slot, const float* numbers, const PartColumns& columns, float* const* to) {
-        columns.halves == 1 ? expand_halves<N, 1>(added, slot, numbers, columns, to) : expand_halves<N, 2>(added, slot, numbers, columns, to);
-    }
-
-  private:
-    // What the next panel will want of it is asked for.
-    template <int N, int C>
-    static void expand_halves(const AddedSums& added, const InSlot& slot, const float* numbers, const PartColumns& columns, float* const* to) {
-        const int64_t rank = AdapterShape(slot).rank, next = (added.side.interleaved ? HALF : PANEL) * rank;
+    static void expand(const AddedSums& added, const InSlot& slot, const float* numbers, const HalfPanels& columns, const int64_t* at) {
+        const int64_t rank = AdapterShape(slot).rank;
         const PartPlace place = place_of(added.side, slot, rank, columns.part);
         const bf16* b = b_of(slot, added.side.size) + place.at + columns.within * rank;
         const float* x = numbers + place.place * rank;
-        V sums[N][C];
+        int64_t half = 0;
+        const auto take = [&](auto count) {
+            constexpr int C = decltype(count)::value;
+            V sums[N][C];
+            add_ranks(sums, x, added.apart, b + half * HALF * rank, rank, columns.ahead * HALF * rank);
+            for (int i = 0; i < N; i++)
+                for (int c = 0; c < C; c++) store(columns.to + (half + c) * columns.apart + at[i], sums[i][c]);
+            half += C;
+        };
+        while (half + 4 <= columns.count) take(std::integral_constant<int, 4>());
+        while (half + 2 <= columns.count) take(std::integral_constant<int, 2>());
+        if (half < columns.count) take(std::integral_constant<int, 1>());
+    }
+
+  private:
+    // sums = x by so many ranks of C vectors. What lies `ahead` of them is asked for.
+    template <int N, int C>
+    static void add_ranks(V (&sums)[N][C], const float* x, int64_t ldx, const bf16* b, int64_t rank, int64_t ahead) {
         no_sums(sums);
-        for (int64_t r = 0; r < rank; r += STEP_K)
-            add_step<N, C, _MM_HINT_T1>(sums, x + r, added.apart, b + r * W, rank * W, PAIRS, std::min(STEP_K, rank - r) / 2, next);
-        for (int i = 0; i < N; i++)
-            for (int c = 0; c < C; c++) store(to[i] + c * W, sums[i][c]);
+        for (int64_t r = 0; r < rank; r += 2, b += PAIRS)
+            for (int c = 0; c < C; c++) {
+                const bf16* at = b + c * HALF * rank;
+                _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T1);
+                const Raw both = load_pairs(at);
+                const V of_even = even(both), of_odd = odd(both);
+                for (int i = 0; i < N; i++) sums[i][c] = fma(broadcast(x[i * ldx + r]), of_even, sums[i][c]);
+                for (int i = 0; i < N; i++) sums[i][c] = fma(broadcast(x[i * ldx + r + 1]), of_odd, sums[i][c]);
+            }
     }
 };
 

@@ -77,14 +77,14 @@ namespace pagoda {
 // sums [rows, 32] float32 of panel `panel`, rows m0 … of y.
 inline void finish(const Product& p, const float* sums, int64_t m0, int64_t rows, int64_t panel) {
     int64_t n0 = panel * PANEL;
-    const OpenedRows opened(p.in_sums);
+    const OpenedRows opened(p.in_sums, panel);
     for (int64_t r = 0; r < rows; r++, sums += PANEL) {
-        const float* more = opened.row(m0 + r);
+        const bool more = opened.any(m0 + r);
         if (p.epilogue == SILU_MUL) {
             bf16* y = p.y + (m0 + r) * p.ldy + n0 / 2;
             for (int c = 0; c < 16; c += W) {
                 V gate = load(sums + c), up = load(sums + 16 + c);
-                if (more) gate += load(more + c), up += load(more + 16 + c);
+                if (more) gate += opened.at(m0 + r, c), up += opened.at(m0 + r, 16 + c);
                 if (p.bias) gate += load(p.bias + n0 + c), up += load(p.bias + n0 + 16 + c);
                 store(y + c, silu(gate) * up);
             }
@@ -95,7 +95,7 @@ inline void finish(const Product& p, const float* sums, int64_t m0, int64_t rows
         int64_t there = std::min(PANEL, p.N - n0), c = 0;
         for (; c + W <= there; c += W) {
             V v = load(sums + c);
-            if (more) v += load(more + c);
+            if (more) v += opened.at(m0 + r, c);
             if (p.bias) v += load(p.bias + n0 + c);
             if (before) v += load(before + c);
             store(y + c, v);
@@ -183,7 +183,7 @@ inline void linear(const Product& p) {
 #endif
     float* wide = wide_rows(p);
     parallel_for(p.panels(), [&](int64_t panel) {
-        open_added(p.in_sums, panel, 0, p.M);
+        open_added(p.in_sums, panel, panel + 1, 0, p.M);
         in_fews(p.M, [&](int64_t m, auto rows) {
             alignas(64) float sums[rows * PANEL];
             rows_of_panel<rows>(p, p.x + m * p.ldx, wide + m * p.K, p.panel(panel), sums, p.K);

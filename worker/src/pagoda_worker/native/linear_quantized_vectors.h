@@ -75,7 +75,7 @@ inline void few_rows_by_vectors(const QuantizedProduct& p, const Activations& a,
     for (auto& row : totals)
         for (V& total : row) total = broadcast(0.0f);
     const int64_t quads = p.group() / 4;
-    open_added(p.in_sums, panel, 0, p.M);
+    open_added(p.in_sums, panel, panel + 1, 0, p.M);
     for (int64_t group = 0, quad = 0; group < p.groups; group++) {
         Dots<R> dots;
         for (auto& row : dots)
@@ -182,7 +182,6 @@ inline void strips_by_panel(const QuantizedProduct& p, const Activations& a, int
     const bool opens = FOUR_BITS && strips > 1;
     uint8_t* open = own_scratch((opens ? block * 128 : 0) + strips * R * PANEL * sizeof(int32_t));
     auto waiting = reinterpret_cast<int32_t*>(open + (opens ? block * 128 : 0));
-    open_added(p.in_sums, panel, m0, m1);
     for (int64_t begin = 0; begin < quads; begin += block) {
         const int64_t end = std::min(begin + block, quads), left = quads - end;
         const uint8_t* w = p.panel(panel) + begin * QUAD_BYTES;
@@ -224,8 +223,9 @@ inline void by_vectors(const QuantizedProduct& p, const Activations& a) {
         const int64_t rows = rows_at_once(R, a.steps * STEP_8), pieces = (p.M + rows - 1) / rows * panels;
         parallel_for_runs(pieces, PANELS_AT_ONCE, [&](int64_t begin, int64_t end) {
             for (int64_t piece = begin; piece < end; piece++) {
-                const int64_t m0 = piece / panels * rows;
-                strips_by_panel<R, FOUR_BITS>(p, a, m0, std::min(m0 + rows, p.M), piece % panels, p.panel((piece + 1) % panels));
+                const int64_t m0 = piece / panels * rows, m1 = std::min(m0 + rows, p.M), panel = piece % panels;
+                open_added_in_run(p.in_sums, piece == begin, panel, std::min(panel + end - piece, panels), m0, m1);
+                strips_by_panel<R, FOUR_BITS>(p, a, m0, m1, panel, p.panel((piece + 1) % panels));
             }
         });
     });

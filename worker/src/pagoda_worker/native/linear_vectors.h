@@ -76,7 +76,6 @@ inline void strips_by_panel(const Product& p, const Panel& panel, const float* x
     const int64_t block = straight ? STRAIGHT_STEPS : BLOCK_STEPS;
     auto open = reinterpret_cast<float*>(own_scratch((BLOCK_STEPS * 2 * TILE + 2 * strips * SUMS) * sizeof(float)));
     float* sums = open + BLOCK_STEPS * 2 * TILE;  // then totals
-    open_added(p.in_sums, panel.panel, m0, m1);
     for (int64_t group = 0, begin = 0; group < panel.groups(); group++) {
         const int64_t group_begin = begin, group_end = begin + steps_a_group;
         for (int64_t many; begin < group_end; begin += many) {
@@ -126,8 +125,9 @@ inline void many_rows(const Product& p, const PanelAt& panel_at) {
         const int64_t rows = rows_at_once(R, p.K * sizeof(float)), pieces = (p.M + rows - 1) / rows * panels;
         parallel_for_runs(pieces, PANELS_AT_ONCE, [&](int64_t begin, int64_t end) {
             for (int64_t piece = begin; piece < end; piece++) {
-                const int64_t m0 = piece / panels * rows;
-                strips_by_panel<R>(p, panel_at(piece % panels), x, m0, std::min(m0 + rows, p.M), panel_at((piece + 1) % panels).step(0));
+                const int64_t m0 = piece / panels * rows, panel = piece % panels;
+                open_added_in_run(p.in_sums, piece == begin, panel, std::min(panel + end - piece, panels), m0, std::min(m0 + rows, p.M));
+                strips_by_panel<R>(p, panel_at(panel), x, m0, std::min(m0 + rows, p.M), panel_at((piece + 1) % panels).step(0));
             }
         });
     });
