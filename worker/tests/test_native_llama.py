@@ -55,14 +55,27 @@ def without_the_call(engine: Engine) -> Engine:
     return engine
 
 
-def step_by_step(engine: Engine, adapters: Sequence[str], *, at_once: bool) -> tuple[list[tuple[list[int], torch.Tensor]], list[torch.Tensor]]:
-    """Every position's tokens and logits, and the cache afterwards, as bytes."""
-    assert engine.runner.native is not None
+def calls_of(engine: Engine) -> list[int]:
+    """How many rows each call has from here on."""
+    native = engine.runner.native
     calls: list[int] = []
-    if at_once:
-        decode = engine.runner.native.decode
-        engine.runner.native.decode = lambda rows, at, slots=None: calls.append(len(rows)) or decode(rows, at, slots)  # type: ignore[method-assign, func-returns-value]
-    else:
+    assert native is not None
+    decode = native.decode
+
+    def counted(rows: Any, at: Any, adapters: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(len(rows))
+        return decode(rows, at, adapters)
+
+    native.decode = counted  # type: ignore[method-assign]
+    return calls
+
+
+def step_by_step(
+    engine: Engine, adapters: Sequence[str], *, at_once: bool
+) -> tuple[list[tuple[list[int], torch.Tensor]], list[torch.Tensor]]:
+    """Every position's tokens and logits, and the cache afterwards, as bytes."""
+    calls = calls_of(engine)
+    if not at_once:
         without_the_call(engine)
     with logits_of(engine) as seen:
         run_all(engine, *asked(logprobs=True, adapters=adapters))
@@ -156,17 +169,14 @@ def test_an_adapter_of_one_changes_nothing_for_the_others(
     assert [key for key, tokens in found.items() if tokens != expected[key]] == [("2", 0)]
 
 
-def test_steps_whose_adapters_no_product_takes_go_operation_by_operation(checkpoint: Callable[..., Path], tmp_path: Path):
-    """Where the parts of a linear are no whole vectors."""
-    base = checkpoint("at once, odd", **WIDE)
-    settings: dict[str, Any] = {"dtype": "bf16", "adapters": {"a": write_adapter(tmp_path / "a", base)}}
+def test_steps_with_adapters_that_no_product_takes_go_operation_by_operation(checkpoint: Callable[..., Path], tmp_path: Path):
+    """Bytes are filled up to whole steps, and bf16 beside them is not."""
+    base = checkpoint("at once, 80 wide", **{**WIDE, "hidden_size": 80})
+    settings: dict[str, Any] = {"dtype": "bf16", "quantization": "int8", "adapters": {"a": write_adapter(tmp_path / "a", base)}}
     requests = [replace(each, adapter="a" if i == 2 else "") for i, each in enumerate(asked(logprobs=False))]
     expected = tokens_of(run_all(without_the_call(small_engine(base, **settings)), *requests))
-    engine, calls = small_engine(base, **settings), []
-    native = engine.runner.native
-    assert native is not None and native.adapts
-    decode, native.adapts = native.decode, False
-    native.decode = lambda rows, at, slots=None: calls.append(len(rows)) or decode(rows, at, slots)  # type: ignore[method-assign, func-returns-value]
+    engine = small_engine(base, **settings)
+    calls = calls_of(engine)
     assert tokens_of(run_all(engine, *requests)) == expected
     assert 0 < max(calls) < len(requests), "it serves once the adapter's request is over"
 

@@ -59,16 +59,15 @@ class NativeLlama:
         self.address: int = self._model.ctypes.data
         sides = [linear.adapters for layer in model.layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         self.adapts = all(side is None or _address(side) for side in sides)
-        """Steps with adapters too."""
+        """Steps with adapters too: all their deltas are part of a product's call."""
         self._kept = (model, biases, caches, tokens, tables, sides)
         """Whose memory the numbers name."""
         self._decode = self.library["decode_step"]
 
-    def decode(
-        self, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64], adapters: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Computes the tokens at positions `at` of `rows`, [N] each. adapters [N] int32: their slots, -1 where there is none. Returns logits [N, V] bf16 and the likeliest next ids [N] int64, -1
-        where a row's logits are not finite; they are written behind the places in the rows' tokens, 0 in place of -1."""
+    def decode(self, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64], adapters: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Computes the tokens at positions `at` of `rows`, [N] each. adapters [N] int32: their slots, -1 where there is none. Returns
+        logits [N, V] bf16 and the likeliest next ids [N] int64, -1 where a row's logits are not finite; they are written behind the places
+        in the rows' tokens, 0 in place of -1."""
         count = len(rows)
         logits, ids = torch.empty((count, self.config.vocab), dtype=torch.bfloat16), torch.empty(count, dtype=torch.int64)
         places = (rows.ctypes.data, at.ctypes.data, count, address(adapters))
