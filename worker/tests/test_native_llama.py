@@ -1,6 +1,6 @@
 """Steps by one native call: the same bits as operation by operation, in every form that the call takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from test_speculation import tokens_of
 
 from pagoda_worker.engine import Engine
 from pagoda_worker.layers import selection
-from pagoda_worker.models.native_llama import NOTHING, NativeLlama
+from pagoda_worker.models.native_llama import NOTHING
 from pagoda_worker.native.library import cpu_flags, load_library, usable
 from pagoda_worker.request import Request, Sampling
 from pagoda_worker.sampling.most_likely import most_likely
@@ -37,8 +37,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def asked(*, logprobs: bool) -> list[Request]:
-    """Of several lengths, some sampled, one for two sequences, ending one after another, so that steps have many numbers of rows."""
+def asked(*, logprobs: bool, adapters: Sequence[str] = ("",)) -> list[Request]:
+    """Of several lengths, some sampled, one for two sequences, ending one after another, so that steps have many numbers of rows.
+    `adapters` in turn."""
     return [
         Request(
             request_id=f"{i}",
@@ -48,6 +49,7 @@ def asked(*, logprobs: bool) -> list[Request]:
             ignore_eos=True,
             top_logprobs=2 if logprobs else None,
             sampling=Sampling(temperature=0.8, seed=i) if i % 4 == 3 else Sampling(),
+            adapter=adapters[i % len(adapters)],
         )
         for i, length in enumerate((3, 40, 33, 7, 1, 18, 21, 5, 70))
     ]
@@ -58,16 +60,34 @@ def without_the_call(engine: Engine) -> Engine:
     return engine
 
 
-def step_by_step(engine: Engine, outputs: Outputs, *, at_once: bool) -> tuple[dict[tuple[int, ...], list[bytes]], list[torch.Tensor]]:
+def calls_of(engine: Engine) -> list[int]:
+    """How many samplers each call has from here on."""
+    native = engine.runner.native
+    calls: list[int] = []
+    assert native is not None
+    step = native.step
+
+    def counted(places: Any, chunks: Any, samplers: Any, adapters: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(samplers.shape[1])
+        return step(places, chunks, samplers, adapters)
+
+    native.step = counted  # type: ignore[method-assign]
+    return calls
+
+
+def step_by_step(
+    engine: Engine, outputs: Outputs, adapters: Sequence[str], *, at_once: bool
+) -> tuple[dict[tuple[int, ...], list[bytes]], list[torch.Tensor]]:
     """Logits of every place by the tokens before it, and the cache afterwards, as bytes. `outputs` are guessed, some of them wrongly."""
-    assert engine.runner.native is not None
+    calls = calls_of(engine)
     if not at_once:
         without_the_call(engine)
     if outputs:
         speculate(engine, outputs)
     found: dict[tuple[int, ...], list[bytes]] = {}
     with logits_of(engine) as seen:
-        run_all(engine, *asked(logprobs=True))
+        run_all(engine, *asked(logprobs=True, adapters=adapters))
+    assert not at_once or max(calls) >= len(asked(logprobs=True))
     for tokens, logits in seen:
         found.setdefault(tuple(tokens), []).append(logits.numpy().tobytes())
     return {tokens: sorted(each) for tokens, each in found.items()}, [cache.view(torch.uint8) for cache in engine.runner.caches]
@@ -76,10 +96,11 @@ def step_by_step(engine: Engine, outputs: Outputs, *, at_once: bool) -> tuple[di
 def same_bits(folder: Path, **settings: Any) -> None:
     """Of steps that decode, that verify guesses, and that read parts of prompts beside both."""
     settings = {"dtype": "bf16", "max_batch_tokens": 48, **settings}
-    alone = tokens_of(run_all(small_engine(folder, **settings), *asked(logprobs=False)))
+    adapters = ["", *settings.get("adapters", ())]
+    alone = tokens_of(run_all(small_engine(folder, **settings), *asked(logprobs=False, adapters=adapters)))
     for outputs in ({}, alone):
         (seen, caches), (expected, expected_caches) = (
-            step_by_step(small_engine(folder, **settings), outputs, at_once=each) for each in (True, False)
+            step_by_step(small_engine(folder, **settings), outputs, adapters, at_once=each) for each in (True, False)
         )
         assert len(expected) > 100
         assert seen == expected
@@ -106,6 +127,25 @@ def test_every_instruction_set_has_them_too(isa: str, checkpoint: Callable[..., 
     same_bits(checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True), quantization="int8")
 
 
+@pytest.mark.parametrize("isa", usable(cpu_flags()))
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "fp8"])
+def test_steps_with_adapters_have_them_too(
+    quantization: str, isa: str, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    library = load_library(isa)
+    if library is None:
+        pytest.skip(f"no kernels for {isa}")
+    monkeypatch.setattr(selection, "load_library", lambda: library)
+    base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
+    adapters = {
+        "of rank 3": write_adapter(tmp_path / "3", base, rank=3),
+        "of q and v": write_adapter(tmp_path / "qv", base, rank=16, targets=("q_proj", "v_proj"), seed=1),
+        "of gate": write_adapter(tmp_path / "gate", base, rank=40, targets=("gate_proj",), seed=2),
+        "of rank 64": write_adapter(tmp_path / "64", base, rank=64, seed=3),
+    }
+    same_bits(base, quantization=quantization, adapters=adapters)
+
+
 def test_the_likeliest_ids_are_those_of_the_sampler(checkpoint: Callable[..., Path]):
     engine = small_engine(checkpoint("at once, many words", **WIDE, vocab_size=3001), dtype="bf16")
     model: Any = engine.runner.model
@@ -125,14 +165,31 @@ def test_the_likeliest_ids_are_those_of_the_sampler(checkpoint: Callable[..., Pa
     assert ids[7] == 0
 
 
-def test_steps_with_an_adapter_go_operation_by_operation(checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("isa", usable(cpu_flags()))
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "fp8"])
+def test_an_adapter_of_one_changes_nothing_for_the_others(
+    quantization: str, isa: str, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    library = load_library(isa)
+    if library is None:
+        pytest.skip(f"no kernels for {isa}")
+    monkeypatch.setattr(selection, "load_library", lambda: library)
     base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
-    settings: dict[str, Any] = {"dtype": "bf16", "adapters": {"a": write_adapter(tmp_path / "a", base)}}
+    settings: dict[str, Any] = {"dtype": "bf16", "quantization": quantization, "adapters": {"a": write_adapter(tmp_path / "a", base)}}
+    expected = tokens_of(run_all(small_engine(base, **settings), *asked(logprobs=False)))
+    requests = [replace(each, adapter="a" if i == 2 else "") for i, each in enumerate(asked(logprobs=False))]
+    found = tokens_of(run_all(small_engine(base, **settings), *requests))
+    assert [key for key, tokens in found.items() if tokens != expected[key]] == [("2", 0)]
+
+
+def test_steps_with_adapters_that_no_product_takes_go_operation_by_operation(checkpoint: Callable[..., Path], tmp_path: Path):
+    """Bytes are filled up to whole steps, and bf16 beside them is not."""
+    base = checkpoint("at once, 80 wide", **{**WIDE, "hidden_size": 80})
+    settings: dict[str, Any] = {"dtype": "bf16", "quantization": "int8", "adapters": {"a": write_adapter(tmp_path / "a", base)}}
     requests = [replace(each, adapter="a" if i == 2 else "") for i, each in enumerate(asked(logprobs=False))]
     expected = tokens_of(run_all(without_the_call(small_engine(base, **settings)), *requests))
-    engine, calls = small_engine(base, **settings), []
-    step = NativeLlama.step
-    monkeypatch.setattr(NativeLlama, "step", lambda self, *asked: calls.append(asked[2].shape[1]) or step(self, *asked))
+    engine = small_engine(base, **settings)
+    calls = calls_of(engine)
     assert tokens_of(run_all(engine, *requests)) == expected
     assert 0 < max(calls) < len(requests), "it serves once the adapter's request is over"
 

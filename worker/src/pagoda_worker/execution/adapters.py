@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pagoda_worker.layers.adapters import AdapterRoom, AdapterRows
+from pagoda_worker.layers.allocation import HugePages
 from pagoda_worker.loading.peft import AdapterWeights
 from pagoda_worker.models.base import FusedLinear, Model, adaptable, part_of
 from pagoda_worker.sampling.row_tables import IntArray, to_device
@@ -36,11 +37,12 @@ class DeviceAdapters:
             each.linear.adapters = None
 
     def place(self, slot: int, weights: AdapterWeights) -> None:
+        pages = HugePages()  # of its own, so that they go with it
         for each in self._adapted:
             assert each.linear.adapters is not None
             named = enumerate(name for name, _ in each.modules)
             touched = {part: self._own(each, name, *weights.tensors[name]) for part, name in named if name in weights.tensors}
-            each.linear.adapters.place(slot, weights.rank, touched)
+            each.linear.adapters.place(slot, weights.rank, touched, pages)
 
     def _own(self, each: FusedLinear, name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """What this rank has of them."""

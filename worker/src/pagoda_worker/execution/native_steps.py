@@ -21,6 +21,11 @@ class NativeStep:
     plan_positions: IntArray
     """Of each sampler, where the plan has it."""
 
+    @property
+    def token_rows(self) -> IntArray:
+        """[T]."""
+        return np.concatenate((self.places[0], np.repeat(self.chunks[0], self.chunks[2])))
+
 
 def takes_hidden_states(plan: StepPlan) -> bool:
     """More is wanted of a chunk than what is sampled behind it."""

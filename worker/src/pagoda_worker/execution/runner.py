@@ -108,9 +108,9 @@ class Runner:
             rows, at = places(plan)
             logits, ids = self.graphs.run(rows, at, size)
             return self._sampled(plan, logits, ids, rows, at + 1, np.arange(len(rows)))
-        if self.native is not None and not takes_hidden_states(plan) and not self._adapted(plan):
+        if self.native is not None and not takes_hidden_states(plan) and (self.native.adapts or not self._adapted(plan)):
             step = native_step(plan)
-            logits, ids = self.native.step(step.places, step.chunks, step.samplers)
+            logits, ids = self.native.step(step.places, step.chunks, step.samplers, self._slots(step.token_rows))
             return self._sampled(plan, logits, ids, step.samplers[1], step.samplers[2], step.plan_positions)
         batch = self._batches.lay_out(plan)
         if self.adapters is not None:
@@ -135,6 +135,13 @@ class Runner:
             told.stuck = masks.stuck
         self.prompt_logprobs.deliver(samplers, told)
         return self.sampler.sample(logits, batch.sampled_rows, batch.lengths, self._history, batch_masks)
+
+    def _slots(self, rows: IntArray) -> Tensor | None:
+        """Adapters of tokens of `rows`, for this step."""
+        if self.adapters is None:
+            return None
+        self.adapters.begin_step(rows)
+        return self.adapters.slots
 
     def _adapted(self, plan: StepPlan) -> bool:
         if self.adapters is None:

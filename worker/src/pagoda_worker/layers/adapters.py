@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pagoda_worker.layers.allocation import zeros
+from pagoda_worker.layers.allocation import HugePages, zeros
 
 MAX_RANK = 64
 
@@ -64,9 +64,10 @@ class AdapterSide(ABC):
         return self.active
 
     @abstractmethod
-    def place(self, slot: int, rank: int, touched: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+    def place(self, slot: int, rank: int, touched: Mapping[int, tuple[Tensor, Tensor]], pages: HugePages | None = None) -> None:
         """An adapter into its slot, over whatever lay there. touched: by part, A [rank, in] and B transposed [rank, columns of the part]
-        times the scale; what is copied out of them is this object's own. None: the adapter does not touch this linear."""
+        times the scale; what is copied out of them is this object's own. Empty: the adapter does not touch this linear.
+        pages: of this adapter's alone, where a CPU's kernels find it."""
 
     @abstractmethod
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -105,7 +106,7 @@ class StackedSide(AdapterSide):
         self.stack = stack
         self._add = add
 
-    def place(self, slot: int, rank: int, touched: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+    def place(self, slot: int, rank: int, touched: Mapping[int, tuple[Tensor, Tensor]], pages: HugePages | None = None) -> None:
         """A linear that this adapter touches in some of its parts only has zeros for the others."""
         stack = self.stack
         stack.ranks[slot] = rank if touched else 0

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pagoda_worker.layers.adapters import AdapterRoom, AdapterRows, AdapterSide
+from pagoda_worker.layers.allocation import HugePages
 from pagoda_worker.layers.panels import PanelProduct
 from pagoda_worker.native.library import Library
 
@@ -51,6 +52,11 @@ class NativeSide(AdapterSide):
         return self._product is None and self.active
 
     @property
+    def address(self) -> int:
+        """Of what kernels read of this; it stays. 0: no product adds deltas itself."""
+        return 0 if self._product is None else self._address
+
+    @property
     def pointers(self) -> tuple[int, int]:
         """For kernels: of this, and of the slots of the step's rows."""
         assert self.rows.slots is not None
@@ -61,12 +67,13 @@ class NativeSide(AdapterSide):
         """Of what lies in slots."""
         return sum(held.nbytes for held in self._held if held is not None)
 
-    def place(self, slot: int, rank: int, touched: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+    def place(self, slot: int, rank: int, touched: Mapping[int, tuple[Tensor, Tensor]], pages: HugePages | None = None) -> None:
         parts = sorted(touched)
         block = None
         if touched:
             pairs = [touched[part] for part in parts]
             block = _in_pairs(rank, pairs, self._past_the_end) if self._in_pairs else _in_rows(pairs)
+            block = block if pages is None else pages.copy(block)
         address = 0 if block is None else block.data_ptr()
         self._held[slot] = block
         at = self._header + 3 * slot

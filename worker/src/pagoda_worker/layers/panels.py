@@ -40,10 +40,10 @@ class Packed:
     zeros: Tensor | None = None
     """[panels, groups, 32] uint8, of int4; None: 8 everywhere."""
 
-    def numbers(self, bias: Tensor | None) -> list[int]:
-        """`PackedWeight` there. bias: in the order of the panels."""
+    def numbers(self, bias: Tensor | None, side: int = 0) -> list[int]:
+        """`PackedWeight` there. bias: in the order of the panels; side: where an AdapterSide lies, 0: nowhere."""
         groups = 1 if self.scales is None else self.scales.shape[1]
-        return [self.form, self.values.data_ptr(), address(self.scales), address(self.zeros), groups, address(bias)]
+        return [self.form, self.values.data_ptr(), address(self.scales), address(self.zeros), groups, address(bias), side]
 
 
 def address(tensor: Tensor | None) -> int:

@@ -9,9 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pagoda_worker.layers.adapters import AdapterSide
 from pagoda_worker.layers.kv_cache import slot_count
 from pagoda_worker.layers.linear import Linear
 from pagoda_worker.layers.native import NativeOperators
+from pagoda_worker.layers.native_adapters import NativeSide
 from pagoda_worker.layers.panels import Packed, PanelProduct, address, interleave
 from pagoda_worker.models.base import ForwardPass
 from pagoda_worker.models.llama import Llama, LlamaLayer
@@ -58,19 +60,23 @@ class NativeLlama:
             np.int64,
         )
         self.address: int = self._model.ctypes.data
-        self._kept = (model, biases, caches, tokens, tables)
+        sides = [linear.adapters for layer in model.layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        self.adapts = all(side is None or _address(side) for side in sides)
+        """Steps with adapters too: all their deltas are part of a product's call."""
+        self._kept = (model, biases, caches, tokens, tables, sides)
         """Whose memory the numbers name."""
         self._step = self.library["step"]
 
-    def step(self, places: Int64, chunks: Int64, samplers: Int64) -> tuple[Tensor, Tensor]:
+    def step(self, places: Int64, chunks: Int64, samplers: Int64, adapters: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Computes tokens: places [2, P] (row, position), each as a row that decodes, then chunks [3, C] (row, first position, count).
-        samplers [3, N] (token, row, position): those behind which a token is sampled, ascending, and where that goes. Returns logits [N, V]
+        samplers [3, N] (token, row, position): those behind which a token is sampled, ascending, and where that goes. adapters
+        [T] int32: slots of all tokens, -1 where there is none. Returns logits [N, V]
         bf16 and the likeliest next ids [N] int64, -1 where a row's logits are not finite; they are written where they go, 0 in place of
         -1."""
         count = samplers.shape[1]
         logits, ids = torch.empty((count, self.config.vocab), dtype=torch.bfloat16), torch.empty(count, dtype=torch.int64)
         asked = [number for each in (places, chunks, samplers) for number in (each.ctypes.data, each.shape[1])]
-        self._step(self.address, *self.shape, *asked, logits.data_ptr(), ids.data_ptr())
+        self._step(self.address, *self.shape, *asked, address(adapters), logits.data_ptr(), ids.data_ptr())
         return logits, ids
 
     def read(self, chunks: Int64) -> None:
@@ -96,7 +102,15 @@ def _numbers(layer: LlamaLayer, gated_bias: Tensor | None) -> list[int]:
     """`LlamaLayer` there, but for the cache and the window."""
     norms = (layer.attention_norm, layer.mlp_norm, *(layer.head_norms or (None, None)))
     weights = [(layer.qkv, layer.qkv.bias), (layer.out, layer.out.bias), (layer.gate_up, gated_bias), (layer.down, layer.down.bias)]
-    return [*map(address, norms), *(number for linear, bias in weights for number in _packed(linear).numbers(bias))]
+    return [
+        *map(address, norms),
+        *(number for linear, bias in weights for number in _packed(linear).numbers(bias, _address(linear.adapters))),
+    ]
+
+
+def _address(side: AdapterSide | None) -> int:
+    """0 also where deltas are no part of a product's call."""
+    return side.address if isinstance(side, NativeSide) else 0
 
 
 def _gated_bias(linear: Linear) -> Tensor | None:

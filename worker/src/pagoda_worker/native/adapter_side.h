@@ -44,4 +44,17 @@ inline void for_touched(const AdapterSide& side, const InSlot& slot, int64_t ran
     }
 }
 
+// Of a part that is touched: its place among those, and where its B begins when a rank takes `ranks` of room.
+struct PartPlace {
+    int64_t place, at;
+};
+
+inline PartPlace place_of(const AdapterSide& side, const InSlot& slot, int64_t ranks, int64_t part) {
+    PartPlace found{0, 0};
+    for_touched(side, slot, ranks, [&](int64_t each, int64_t place, int64_t at) {
+        if (each == part) found = {place, at};
+    });
+    return found;
+}
+
 }  // namespace pagoda

@@ -31,13 +31,6 @@ struct Deltas {
     }
 };
 
-// At most N rows of one slot.
-template <int N>
-struct Group {
-    InSlot slot;
-    int64_t count, row[N];
-};
-
 template <int N, class T>
 inline std::vector<Group<N>> groups_of(const Deltas<T>& d) {
     std::vector<Group<N>> groups;
@@ -58,7 +51,6 @@ inline std::vector<Group<N>> groups_of(const Deltas<T>& d) {
 // Pieces of a part's columns, so that several threads have some to add.
 inline int64_t column_blocks(const AdapterSide& side) { return (side.out() + ADDED_COLUMNS - 1) / ADDED_COLUMNS; }
 
-constexpr int64_t FEW_ROWS = 4;
 constexpr int64_t GROUP_RANKS = W / FEW_ROWS;  // their dot products are one vector
 
 // Two vectors' worth of a dot product.
@@ -138,6 +130,61 @@ inline void add_deltas(const Deltas<T>& d) {
     });
 }
 
+// In a product's sums, as AddedSums::expand.
+template <class T, int N>
+inline void expand_in_sums(const AddedSums& added, const InSlot& slot, const float* numbers, const HalfPanels& columns, const int64_t* at) {
+    const int64_t rank = slot.rank, width = added.side.ends[columns.part] - added.side.begin(columns.part);
+    const T* b = static_cast<const T*>(slot.weights) + touched_parts(slot) * rank * added.side.size;
+    const PartPlace place = place_of(added.side, slot, rank, columns.part);
+    for (int64_t c = 0; c < columns.count * HALF; c += W) {
+        V sums[N];
+        for (V& sum : sums) sum = broadcast(0.0f);
+        for (int64_t r = 0; r < rank; r++) {
+            const V of_b = load(b + place.at + r * width + columns.within + c);
+            for (int i = 0; i < N; i++) sums[i] = fma(broadcast(numbers[i * added.apart + place.place * rank + r]), of_b, sums[i]);
+        }
+        for (int i = 0; i < N; i++) store(columns.to + c / HALF * columns.apart + at[i] + c % HALF, sums[i]);
+    }
+}
+
+// How many numbers a row of this slot has, shrinking N rows of one into them, and `expand_in_sums`: in memory as floats have it.
+template <class T>
+struct InRows {
+    static int64_t ranks(const InSlot& slot) { return touched_parts(slot) * slot.rank; }
+
+    template <int N>
+    static void shrink_rows(const Deltas<T>& d, const Group<FEW_ROWS>& group, float* numbers, int64_t apart) {
+        float* dense = reinterpret_cast<float*>(own_scratch(size_t(N * ranks(group.slot)) * sizeof(float)));
+        shrink<N>(d, group, dense);
+        for (int i = 0; i < N; i++) std::copy_n(dense + i * ranks(group.slot), ranks(group.slot), numbers + i * apart);
+    }
+
+    template <int N>
+    static void expand(const AddedSums& added, const InSlot& slot, const float* numbers, const HalfPanels& columns, const int64_t* at) {
+        expand_in_sums<T, N>(added, slot, numbers, columns, at);
+    }
+};
+
+template <class Layout, class T>
+inline AddedSums added_in_sums(const Deltas<T>& d) {
+    AddedSums added{d.side, groups_of<FEW_ROWS>(d), std::vector<uint8_t>(size_t(d.rows)), nullptr, 0, nullptr};
+    for (const auto& group : added.groups) {
+        added.apart = std::max(added.apart, Layout::ranks(group.slot));
+        for (int64_t i = 0; i < group.count; i++) added.adapted[size_t(group.row[i])] = 1;
+    }
+    const int64_t count = int64_t(added.groups.size()), of_group = FEW_ROWS * added.apart;
+    float* numbers = static_cast<float*>(scratch(1, size_t(count * of_group) * sizeof(float)));
+    parallel_for(count, [&](int64_t i) {
+        const auto& group = added.groups[size_t(i)];
+        for_count(group.count, [&](auto n) { Layout::template shrink_rows<decltype(n)::value>(d, group, numbers + i * of_group, added.apart); });
+    });
+    added.numbers = numbers;
+    added.expand = [](const AddedSums& all, const InSlot& slot, const float* few, int64_t rows, const HalfPanels& columns, const int64_t* at) {
+        for_count(rows, [&](auto n) { Layout::template expand<decltype(n)::value>(all, slot, few, columns, at); });
+    };
+    return added;
+}
+
 }  // namespace pagoda
 
 #if defined(__AVX512F__)
@@ -145,6 +192,23 @@ inline void add_deltas(const Deltas<T>& d) {
 #endif
 
 namespace pagoda {
+
+// In which order memory has the adapters of such rows.
+template <class T>
+struct LayoutOf {
+    using Type = InRows<T>;
+};
+#if defined(__AVX512F__)
+template <>
+struct LayoutOf<bf16> {
+    using Type = InPairs;
+};
+#endif
+
+// An adapter of these rows changes this product.
+inline bool any_touches(const AdapterSide& side, const int32_t* slots, int64_t rows) {
+    return std::any_of(slots, slots + rows, [&](int32_t slot) { return slot >= 0 && side.slot(slot).rank > 0; });
+}
 
 // out[r] = silu of the first half of an interleaved y[r] times the second; `size` columns each, rows of out ldo apart.
 template <class T>
@@ -158,23 +222,29 @@ inline void gate_halves(const T* y, T* out, int64_t rows, int64_t size, int64_t 
     });
 }
 
-// A product whose rows have adapters: it adds them in its sums where it has tiles, else they are added to its rows. What they add comes before the gate, so a gated product waits in memory, some rows at a time.
-// `run` computes a product of P's kind; T: of its x and y. `adapters`: an AdapterSide, null where the step has none.
+// A product whose rows have adapters: it adds them in its sums. Only tiles of bytes do not: there they are added to its rows, and since what
+// they add comes before the gate, a gated product waits in memory, some rows at a time.
+// `run` computes a product of P's kind; T: of its x and y. `adapters`: an AdapterSide, `of_rows`: slots; null where the step has none.
 template <class T, class P, class Run>
 inline void run_adapted(const P& p, const void* adapters, const void* of_rows, const Run& run) {
-    if (!adapters) return run(p);
+    if (!adapters || !of_rows) return run(p);
     const AdapterSide& side = *static_cast<const AdapterSide*>(adapters);
     const int32_t* slots = static_cast<const int32_t*>(of_rows);
+    if (!any_touches(side, slots, p.M)) return run(p);
     const T* x = static_cast<const T*>(p.x);
     T* y = static_cast<T*>(p.y);
-#if defined(__AMX_BF16__)
+#if !defined(__AMX_BF16__)
+    const AddedSums added = added_in_sums<typename LayoutOf<T>::Type>(Deltas<T>{side, slots, x, y, p.M, p.ldx, p.ldy});
+    P with = p;
+    with.in_sums = &added;
+    run(with);
+#else
     if constexpr (std::is_base_of<Product, P>::value) {
         const Added added = added_in_tiles(Deltas<T>{side, slots, x, y, p.M, p.ldx, p.ldy});
         P with = p;
         if (!added.blocks.empty()) with.added = &added;
         return run(with);
     }
-#endif
     if (p.epilogue != SILU_MUL) {
         run(p);
         add_deltas(Deltas<T>{side, slots, x, y, p.M, p.ldx, p.ldy});
@@ -189,6 +259,7 @@ inline void run_adapted(const P& p, const void* adapters, const void* of_rows, c
         add_deltas(Deltas<T>{side, slots + m, x + m * p.ldx, both, some.M, p.ldx, p.N});
         gate_halves(both, y + m * p.ldy, some.M, p.N / 2, p.ldy);
     }
+#endif
 }
 
 }  // namespace pagoda

@@ -59,9 +59,9 @@ inline void widen(const bf16* from, float* to, int64_t count) {
     for (int64_t k = 0; k < count; k += W) store(to + k, load(from + k));
 }
 
-// numbers [rows, ranks of all touched parts] of N rows of the group, from `first` on.
-template <int N>
-inline void shrink_pairs(const Deltas<bf16>& d, const Group<GROUP_ROWS>& group, int64_t first, bf16* numbers) {
+// numbers [rows, ranks of all touched parts], rows ldn apart, of N rows of the group, from `first` on.
+template <int N, int ROWS, class To>
+inline void shrink_pairs(const Deltas<bf16>& d, const Group<ROWS>& group, int64_t first, To* numbers, int64_t ldn) {
     const int64_t size = d.side.size, vectors = AdapterShape(group.slot).vectors, apart = vectors * PAIRS;
     float* x = reinterpret_cast<float*>(own_scratch(size_t(N * size) * sizeof(float)));
     for (int i = 0; i < N; i++) widen(d.x + group.row[first + i] * d.ldx, x + i * size, size);
@@ -72,7 +72,7 @@ inline void shrink_pairs(const Deltas<bf16>& d, const Group<GROUP_ROWS>& group, 
         const bf16* a = a_of(group.slot) + vector * PAIRS;
         for (int64_t k = 0; k < size; k += STEP_K, a += STEP_PAIRS * apart) add_step(sums, x + k, size, a, PAIRS, apart, STEP_PAIRS);
         for (int i = 0; i < N; i++)
-            for (int c = 0; c < C; c++) store(numbers + ((first + i) * vectors + vector + c) * W, sums[i][c]);
+            for (int c = 0; c < C; c++) store(numbers + (first + i) * ldn + (vector + c) * W, sums[i][c]);
     };
     int64_t vector = 0;
     for (; vector + 2 <= vectors; vector += 2) take(std::integral_constant<int, 2>(), vector);
@@ -103,6 +103,52 @@ inline void expand_pairs(const Deltas<bf16>& d, const Group<GROUP_ROWS>& group, 
     if (column < last) take(std::integral_constant<int, 1>());
 }
 
+// As InRows, by the order of this file.
+struct InPairs {
+    static int64_t ranks(const InSlot& slot) { return AdapterShape(slot).ranks(); }
+
+    template <int N>
+    static void shrink_rows(const Deltas<bf16>& d, const Group<FEW_ROWS>& group, float* numbers, int64_t apart) {
+        shrink_pairs<N>(d, group, 0, numbers, apart);
+    }
+
+    template <int N>
+    static void expand(const AddedSums& added, const InSlot& slot, const float* numbers, const HalfPanels& columns, const int64_t* at) {
+        const int64_t rank = AdapterShape(slot).rank;
+        const PartPlace place = place_of(added.side, slot, rank, columns.part);
+        const bf16* b = b_of(slot, added.side.size) + place.at + columns.within * rank;
+        const float* x = numbers + place.place * rank;
+        int64_t half = 0;
+        const auto take = [&](auto count) {
+            constexpr int C = decltype(count)::value;
+            V sums[N][C];
+            add_ranks(sums, x, added.apart, b + half * HALF * rank, rank, columns.ahead * HALF * rank);
+            for (int i = 0; i < N; i++)
+                for (int c = 0; c < C; c++) store(columns.to + (half + c) * columns.apart + at[i], sums[i][c]);
+            half += C;
+        };
+        while (half + 4 <= columns.count) take(std::integral_constant<int, 4>());
+        while (half + 2 <= columns.count) take(std::integral_constant<int, 2>());
+        if (half < columns.count) take(std::integral_constant<int, 1>());
+    }
+
+  private:
+    // sums = x by so many ranks of C vectors. What lies `ahead` of them is asked for.
+    template <int N, int C>
+    static void add_ranks(V (&sums)[N][C], const float* x, int64_t ldx, const bf16* b, int64_t rank, int64_t ahead) {
+        no_sums(sums);
+        for (int64_t r = 0; r < rank; r += 2, b += PAIRS)
+            for (int c = 0; c < C; c++) {
+                const bf16* at = b + c * HALF * rank;
+                _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T1);
+                const Raw both = load_pairs(at);
+                const V of_even = even(both), of_odd = odd(both);
+                for (int i = 0; i < N; i++) sums[i][c] = fma(broadcast(x[i * ldx + r]), of_even, sums[i][c]);
+                for (int i = 0; i < N; i++) sums[i][c] = fma(broadcast(x[i * ldx + r + 1]), of_odd, sums[i][c]);
+            }
+    }
+};
+
 }  // namespace pagoda
 
 #if defined(__AMX_BF16__)
@@ -127,7 +173,7 @@ inline void for_few(int64_t rows, const Body& body) {
 
 inline void shrink_group(const Deltas<bf16>& d, const Group<GROUP_ROWS>& group, bf16* numbers) {
     if (shrink_tiles(d, group, numbers)) return;
-    for_few(group.count, [&](auto n, int64_t first) { shrink_pairs<decltype(n)::value>(d, group, first, numbers); });
+    for_few(group.count, [&](auto n, int64_t first) { shrink_pairs<decltype(n)::value>(d, group, first, numbers, AdapterShape(group.slot).ranks()); });
 }
 
 inline void expand_group(const Deltas<bf16>& d, const Group<GROUP_ROWS>& group, int64_t start, int64_t stop, const bf16* numbers) {

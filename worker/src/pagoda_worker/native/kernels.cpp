@@ -65,15 +65,15 @@ EXPORT(draft)
           static_cast<int64_t*>(made));
 }
 
-// places [2, count]: rows and positions; chunks [3, count]: rows, starts, counts; samplers [3, count]: tokens, rows, positions; ids int64.
+// places [2, count]: rows and positions; chunks [3, count]: rows, starts, counts; samplers [3, count]: tokens, rows, positions; adapters int32, or null; ids int64.
 EXPORT(step)
 (const void* model, float eps, float scale, const void* places, int64_t place_count, const void* chunks, int64_t chunk_count,
- const void* samplers, int64_t sampler_count, void* logits, void* ids) {
+ const void* samplers, int64_t sampler_count, const void* adapters, void* logits, void* ids) {
     const auto numbers = [](const void* each, int64_t at) { return static_cast<const int64_t*>(each) + at; };
     step(*static_cast<const Llama*>(model), eps, scale, {numbers(places, 0), numbers(places, place_count), place_count},
          {numbers(chunks, 0), numbers(chunks, chunk_count), numbers(chunks, 2 * chunk_count), chunk_count},
          {numbers(samplers, 0), numbers(samplers, sampler_count), numbers(samplers, 2 * sampler_count), sampler_count},
-         static_cast<bf16*>(logits), static_cast<int64_t*>(ids));
+         static_cast<const int32_t*>(adapters), static_cast<bf16*>(logits), static_cast<int64_t*>(ids));
 }
 
 // `ground`: what all ranks map, see meeting.h; `came` is 0 where one of them did not come within `patience_s`.

@@ -30,7 +30,7 @@ _SIGNATURES = {
     "linear_quantized": [_POINTER] * 7 + [_SIZE] * 9 + [_POINTER] * 2,
     "linear_fp8": [_POINTER] * 6 + [_SIZE] * 7 + [_POINTER] * 2,
     "gather": [_POINTER, *[_SIZE] * 3, _POINTER, _POINTER, _SIZE, _POINTER],
-    "step": [_POINTER, _FLOAT, _FLOAT, *[_POINTER, _SIZE] * 3, _POINTER, _POINTER],
+    "step": [_POINTER, _FLOAT, _FLOAT, *[_POINTER, _SIZE] * 3, *[_POINTER] * 3],
     "draft": [_POINTER, _FLOAT, _FLOAT, _POINTER, _POINTER, _SIZE, *[_POINTER] * 4, _SIZE, _SIZE, _FLOAT, *[_POINTER] * 3],
     **{
         f"{name}_{kind}": arguments

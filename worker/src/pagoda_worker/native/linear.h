@@ -9,6 +9,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <type_traits>
 
 #include "parallel.h"
@@ -21,7 +22,8 @@ constexpr int64_t STEP_K = 32;
 constexpr int64_t TILE = 512;  // values of one half panel and one step of k
 
 enum Epilogue { PLAIN = 0, ADD = 1, SILU_MUL = 2 };
-struct Added;  // by adapters, see adapters_in_tiles.h
+struct Added;      // by adapters, see adapters_in_tiles.h
+struct AddedSums;  // the same, see adapters_in_sums.h
 
 // Everything of one call.
 struct Product {
@@ -33,6 +35,7 @@ struct Product {
     int64_t M, N, K, ldx, ldy;
     int epilogue;
     const Added* added = nullptr;
+    const AddedSums* in_sums = nullptr;
 
     int64_t panels() const { return (N + PANEL - 1) / PANEL; }
     int64_t steps() const { return K / STEP_K; }
@@ -53,25 +56,35 @@ inline void* scratch(int slot, size_t bytes) {
 }
 
 // As scratch, of each thread.
-inline uint8_t* own_scratch(size_t bytes) {
-    static thread_local uint8_t* memory = nullptr;
-    static thread_local size_t size = 0;
-    if (size < bytes) {
-        std::free(memory);
-        size = (bytes + 4095) / 4096 * 4096;
-        memory = static_cast<uint8_t*>(std::aligned_alloc(4096, size));
+enum OwnUse { OWN_PRODUCT = 0, OWN_DELTAS = 1 };
+inline uint8_t* own_scratch(size_t bytes, OwnUse use = OWN_PRODUCT) {
+    static thread_local uint8_t* memory[2] = {};
+    static thread_local size_t sizes[2] = {};
+    if (sizes[use] < bytes) {
+        std::free(memory[use]);
+        sizes[use] = (bytes + 4095) / 4096 * 4096;
+        memory[use] = static_cast<uint8_t*>(std::aligned_alloc(4096, sizes[use]));
     }
-    return memory;
+    return memory[use];
 }
+
+}  // namespace pagoda
+
+#include "adapters_in_sums.h"
+
+namespace pagoda {
 
 // sums [rows, 32] float32 of panel `panel`, rows m0 … of y.
 inline void finish(const Product& p, const float* sums, int64_t m0, int64_t rows, int64_t panel) {
     int64_t n0 = panel * PANEL;
+    const OpenedRows opened(p.in_sums, panel);
     for (int64_t r = 0; r < rows; r++, sums += PANEL) {
+        const bool more = opened.any(m0 + r);
         if (p.epilogue == SILU_MUL) {
             bf16* y = p.y + (m0 + r) * p.ldy + n0 / 2;
             for (int c = 0; c < 16; c += W) {
                 V gate = load(sums + c), up = load(sums + 16 + c);
+                if (more) gate += opened.at(m0 + r, c), up += opened.at(m0 + r, 16 + c);
                 if (p.bias) gate += load(p.bias + n0 + c), up += load(p.bias + n0 + 16 + c);
                 store(y + c, silu(gate) * up);
             }
@@ -82,6 +95,7 @@ inline void finish(const Product& p, const float* sums, int64_t m0, int64_t rows
         int64_t there = std::min(PANEL, p.N - n0), c = 0;
         for (; c + W <= there; c += W) {
             V v = load(sums + c);
+            if (more) v += opened.at(m0 + r, c);
             if (p.bias) v += load(p.bias + n0 + c);
             if (before) v += load(before + c);
             store(y + c, v);
@@ -169,6 +183,7 @@ inline void linear(const Product& p) {
 #endif
     float* wide = wide_rows(p);
     parallel_for(p.panels(), [&](int64_t panel) {
+        open_added(p.in_sums, panel, panel + 1, 0, p.M);
         in_fews(p.M, [&](int64_t m, auto rows) {
             alignas(64) float sums[rows * PANEL];
             rows_of_panel<rows>(p, p.x + m * p.ldx, wide + m * p.K, p.panel(panel), sums, p.K);

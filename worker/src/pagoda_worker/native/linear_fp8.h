@@ -186,6 +186,7 @@ inline void linear_fp8(const Fp8Product& p) {
     parallel_for(p.panels(), [&](int64_t panel) {
         bf16* open = reinterpret_cast<bf16*>(own_scratch(p.steps() * STEP_BYTES * sizeof(bf16)));
         open_steps(p.panel_bytes(panel), p.steps(), open);
+        open_added(p.in_sums, panel, panel + 1, 0, p.M);
         in_fews(p.M, [&](int64_t m, auto rows) { rows_of_fp8_panel<rows>(p, wide, open, m, panel); });
     });
 }

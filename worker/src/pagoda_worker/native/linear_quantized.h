@@ -26,6 +26,7 @@ struct QuantizedProduct {
     int64_t M, N, K, ldx, ldy, groups;
     int epilogue;
     bool four_bits, wide;  // wide: x, bias, residual and y are float
+    const AddedSums* in_sums = nullptr;
 
     int64_t panels() const { return (N + PANEL - 1) / PANEL; }
     int64_t steps() const { return (K + STEP_8 - 1) / STEP_8; }
@@ -64,11 +65,14 @@ template <class T>
 inline void finish_as(const QuantizedProduct& p, const float* sums, int64_t m0, int64_t rows, int64_t panel) {
     const T *bias = static_cast<const T*>(p.bias), *residual = static_cast<const T*>(p.residual);
     int64_t n0 = panel * PANEL;
+    const OpenedRows opened(p.in_sums, panel);
     for (int64_t r = 0; r < rows; r++, sums += PANEL) {
+        const bool more = opened.any(m0 + r);
         if (p.epilogue == SILU_MUL) {
             T* y = static_cast<T*>(p.y) + (m0 + r) * p.ldy + n0 / 2;
             for (int c = 0; c < 16; c += W) {
                 V gate = load(sums + c), up = load(sums + 16 + c);
+                if (more) gate += opened.at(m0 + r, c), up += opened.at(m0 + r, 16 + c);
                 if (bias) gate += load(bias + n0 + c), up += load(bias + n0 + 16 + c);
                 store(y + c, silu(gate) * up);
             }
@@ -79,6 +83,7 @@ inline void finish_as(const QuantizedProduct& p, const float* sums, int64_t m0, 
         int64_t there = std::min(PANEL, p.N - n0), c = 0;
         for (; c + W <= there; c += W) {
             V v = load(sums + c);
+            if (more) v += opened.at(m0 + r, c);
             if (bias) v += load(bias + n0 + c);
             if (before) v += load(before + c);
             store(y + c, v);

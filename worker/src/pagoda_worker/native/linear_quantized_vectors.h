@@ -75,6 +75,7 @@ inline void few_rows_by_vectors(const QuantizedProduct& p, const Activations& a,
     for (auto& row : totals)
         for (V& total : row) total = broadcast(0.0f);
     const int64_t quads = p.group() / 4;
+    open_added(p.in_sums, panel, panel + 1, 0, p.M);
     for (int64_t group = 0, quad = 0; group < p.groups; group++) {
         Dots<R> dots;
         for (auto& row : dots)
@@ -222,8 +223,9 @@ inline void by_vectors(const QuantizedProduct& p, const Activations& a) {
         const int64_t rows = rows_at_once(R, a.steps * STEP_8), pieces = (p.M + rows - 1) / rows * panels;
         parallel_for_runs(pieces, PANELS_AT_ONCE, [&](int64_t begin, int64_t end) {
             for (int64_t piece = begin; piece < end; piece++) {
-                const int64_t m0 = piece / panels * rows;
-                strips_by_panel<R, FOUR_BITS>(p, a, m0, std::min(m0 + rows, p.M), piece % panels, p.panel((piece + 1) % panels));
+                const int64_t m0 = piece / panels * rows, m1 = std::min(m0 + rows, p.M), panel = piece % panels;
+                open_added_in_run(p.in_sums, piece == begin, panel, std::min(panel + end - piece, panels), m0, m1);
+                strips_by_panel<R, FOUR_BITS>(p, a, m0, m1, panel, p.panel((piece + 1) % panels));
             }
         });
     });

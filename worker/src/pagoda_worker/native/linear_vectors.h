@@ -125,8 +125,9 @@ inline void many_rows(const Product& p, const PanelAt& panel_at) {
         const int64_t rows = rows_at_once(R, p.K * sizeof(float)), pieces = (p.M + rows - 1) / rows * panels;
         parallel_for_runs(pieces, PANELS_AT_ONCE, [&](int64_t begin, int64_t end) {
             for (int64_t piece = begin; piece < end; piece++) {
-                const int64_t m0 = piece / panels * rows;
-                strips_by_panel<R>(p, panel_at(piece % panels), x, m0, std::min(m0 + rows, p.M), panel_at((piece + 1) % panels).step(0));
+                const int64_t m0 = piece / panels * rows, panel = piece % panels;
+                open_added_in_run(p.in_sums, piece == begin, panel, std::min(panel + end - piece, panels), m0, std::min(m0 + rows, p.M));
+                strips_by_panel<R>(p, panel_at(panel), x, m0, std::min(m0 + rows, p.M), panel_at((piece + 1) % panels).step(0));
             }
         });
     });

@@ -5,9 +5,9 @@
 #pragma once
 #include <numeric>
 
+#include "adapters.h"
 #include "attention.h"
 #include "elementwise.h"
-#include "linear_fp8.h"
 #include "prefill_attention.h"
 
 namespace pagoda {
@@ -22,16 +22,21 @@ struct PackedWeight {
     const uint8_t* zeros;
     int64_t groups;
     const bf16* bias;  // of a gated product in the order of its panels
+    const void* side;  // its AdapterSide; null: adapters do not touch it
 
-    // y [M, N] = x [M, K] by the weight; columns: from one row of y to the next.
-    void multiply(const bf16* x, const bf16* before, bf16* y, int64_t M, int64_t N, int64_t K, int64_t columns, int epilogue) const {
+    // y [M, N] = x [M, K] by the weight, and what the adapters in `slots` add; columns: from one row of y to the next.
+    void multiply(const bf16* x, const bf16* before, bf16* y, int64_t M, int64_t N, int64_t K, int64_t columns, int epilogue,
+                  const int32_t* slots) const {
         const Product plain{x, static_cast<const bf16*>(values), bias, before, y, M, N, K, K, columns, epilogue};
         switch (form) {
-            case WEIGHT_BF16: return linear(plain);
-            case WEIGHT_FP8: return linear_fp8(Fp8Product{plain, static_cast<const uint8_t*>(values), scales, groups});
+            case WEIGHT_BF16: return run_adapted<bf16>(plain, side, slots, [](const Product& p) { linear(p); });
+            case WEIGHT_FP8:
+                return run_adapted<bf16>(Fp8Product{plain, static_cast<const uint8_t*>(values), scales, groups}, side, slots,
+                                         [](const Fp8Product& p) { linear_fp8(p); });
             default:
-                linear_quantized({x, static_cast<const uint8_t*>(values), scales, zeros, bias, before, y, M, N, K, K, columns, groups, epilogue,
-                                  form == WEIGHT_INT4, false});
+                const QuantizedProduct quantized{x, static_cast<const uint8_t*>(values), scales, zeros, bias, before, y, M, N, K, K, columns,
+                                                 groups, epilogue, form == WEIGHT_INT4, false};
+                run_adapted<bf16>(quantized, side, slots, [](const QuantizedProduct& p) { linear_quantized(p); });
         }
     }
 };
@@ -75,6 +80,7 @@ struct Batch {
     Chunks chunks;
     const int64_t* kept;  // tokens whose hidden states are asked for, ascending, each once; null: those of all
     int64_t kept_count;
+    const int32_t* adapters = nullptr;  // the slot of each token's, -1: it has none; null: nobody has one
 
     int64_t tokens() const { return std::accumulate(chunks.counts, chunks.counts + chunks.count, places.count); }
     int64_t sequences() const { return places.count + chunks.count; }
@@ -113,6 +119,7 @@ class Reading {
         lengths = room.take<int32_t>(sequences);
         starts = room.take<int32_t>(sequences + 1);
         table = room.take<int32_t>(sequences * m.pages);
+        adapters_of_kept = room.take<int32_t>(most);
     }
 
     const Llama& m;
@@ -130,7 +137,7 @@ class Reading {
 
     // logits [rows, vocab] of hidden states.
     void judge(const bf16* hidden, int64_t rows, bf16* logits) const {
-        if (rows > 0) m.head.multiply(hidden, nullptr, logits, rows, m.vocab, m.hidden, m.vocab, PLAIN);
+        if (rows > 0) m.head.multiply(hidden, nullptr, logits, rows, m.vocab, m.hidden, m.vocab, PLAIN, nullptr);
     }
 
   private:
@@ -139,11 +146,12 @@ class Reading {
     bf16 *residual, *heads, *attended, *gated, *cos, *sin;
     int64_t* slots;
     int32_t *lengths, *starts, *table;  // of the context of each sequence, places first; of each chunk's tokens; of each sequence
+    int32_t* adapters_of_kept;          // behind the last layer's cache
     int64_t seen_pages = 0;             // of each row of `table`: those that the longest one has
 
     static int64_t bytes(const Llama& m, int64_t most, int64_t sequences) {
         const int64_t values = most * (2 * m.hidden + m.all_heads() + m.heads * m.D + m.intermediate + 2 * m.D);
-        return values * sizeof(bf16) + most * sizeof(int64_t) + (sequences * (2 + m.pages) + 1) * sizeof(int32_t) + 16 * 64;
+        return values * sizeof(bf16) + most * (sizeof(int64_t) + sizeof(int32_t)) + (sequences * (2 + m.pages) + 1) * sizeof(int32_t) + 16 * 64;
     }
 
     void lay_out(const Batch& batch) {
@@ -181,12 +189,16 @@ class Reading {
     template <class S>
     void through(const Batch& batch) {
         int64_t count = batch.tokens();
+        const int32_t* adapters = batch.adapters;
         rms_norm(residual, m.layers[0].attention_norm, x, count, m.hidden, m.hidden, eps);
         for (int64_t i = 0; i < m.depth; i++) {
             const bool last = i + 1 == m.depth;
             project_and_attend<S>(m.layers[i], batch, count);
-            if (last && batch.kept) count = keep(batch);
-            feed_forward(m.layers[i], last ? m.norm : m.layers[i + 1].attention_norm, count);
+            if (last && batch.kept) {
+                count = keep(batch);
+                if (adapters) adapters = adapters_of_kept;
+            }
+            feed_forward(m.layers[i], last ? m.norm : m.layers[i + 1].attention_norm, count, adapters);
         }
     }
 
@@ -194,7 +206,7 @@ class Reading {
     void project_and_attend(const LlamaLayer& layer, const Batch& batch, int64_t count) {
         const int64_t all = m.all_heads(), singles = batch.places.count, chunks = batch.chunks.count;
         S* cache = static_cast<S*>(layer.cache);
-        layer.qkv.multiply(x, nullptr, heads, count, all, m.hidden, all, PLAIN);
+        layer.qkv.multiply(x, nullptr, heads, count, all, m.hidden, all, PLAIN, batch.adapters);
         rotate_and_store(heads, cos, sin, layer.q_norm, layer.k_norm, eps, cache, slots, count, m.heads, m.kv_heads,
                          CacheLayout<S>{m.D, m.page, m.total_slots});
         if (singles > 0)
@@ -210,6 +222,7 @@ class Reading {
         const int64_t attended_size = m.heads * m.D;
         for (int64_t i = 0; i < batch.kept_count; i++) {
             const int64_t from = batch.kept[i];
+            if (batch.adapters) adapters_of_kept[i] = batch.adapters[from];
             if (from == i) continue;
             std::memcpy(attended + i * attended_size, attended + from * attended_size, attended_size * sizeof(bf16));
             std::memcpy(residual + i * m.hidden, residual + from * m.hidden, m.hidden * sizeof(bf16));
@@ -217,12 +230,12 @@ class Reading {
         return batch.kept_count;
     }
 
-    void feed_forward(const LlamaLayer& layer, const bf16* next_norm, int64_t count) {
+    void feed_forward(const LlamaLayer& layer, const bf16* next_norm, int64_t count, const int32_t* adapters) {
         if (count == 0) return;
-        layer.out.multiply(attended, residual, residual, count, m.hidden, m.heads * m.D, m.hidden, ADD);
+        layer.out.multiply(attended, residual, residual, count, m.hidden, m.heads * m.D, m.hidden, ADD, adapters);
         rms_norm(residual, layer.mlp_norm, x, count, m.hidden, m.hidden, eps);
-        layer.gate_up.multiply(x, nullptr, gated, count, 2 * m.intermediate, m.hidden, m.intermediate, SILU_MUL);
-        layer.down.multiply(gated, residual, residual, count, m.hidden, m.intermediate, m.hidden, ADD);
+        layer.gate_up.multiply(x, nullptr, gated, count, 2 * m.intermediate, m.hidden, m.intermediate, SILU_MUL, adapters);
+        layer.down.multiply(gated, residual, residual, count, m.hidden, m.intermediate, m.hidden, ADD, adapters);
         rms_norm(residual, next_norm, x, count, m.hidden, m.hidden, eps);
     }
 };

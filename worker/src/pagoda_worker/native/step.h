@@ -41,16 +41,16 @@ struct Samplers {
 };
 
 // A step: logits [samplers, vocab], and the likeliest next id of each, -1 where its logits mean nothing. That is written where the next step reads
-// it; 0 in place of -1, which must not be read.
-inline void step(const Llama& model, float eps, float scale, const Places& places, const Chunks& chunks, const Samplers& samplers, bf16* logits,
-                 int64_t* ids) {
+// it; 0 in place of -1, which must not be read. adapters: as Batch has them.
+inline void step(const Llama& model, float eps, float scale, const Places& places, const Chunks& chunks, const Samplers& samplers,
+                 const int32_t* adapters, bf16* logits, int64_t* ids) {
     Room room(5, 2 * samplers.count * sizeof(int64_t) + 2 * 64);
     int64_t *kept = room.take<int64_t>(samplers.count), *found = room.take<int64_t>(samplers.count), count = 0;
     for (int64_t i = 0; i < samplers.count; i++) {
         if (i == 0 || samplers.tokens[i] != samplers.tokens[i - 1]) kept[count++] = samplers.tokens[i];
         found[i] = count - 1;
     }
-    const Batch batch{places, chunks, kept, count};
+    const Batch batch{places, chunks, kept, count, adapters};
     Reading reading(model, eps, scale, batch.tokens(), batch.sequences());
     reading.read(batch);
     reading.judge(reading.x, count, logits);
