@@ -194,6 +194,18 @@ async def test_a_worker_that_leaves_the_fleet_is_let_go_when_its_last_stream_end
         await asyncio.wait_for(task, 5)
 
 
+async def test_whether_a_link_is_routable_is_what_its_view_says(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        link = router.fleet.links(TINY)[0]
+        said: list[bool] = []
+        for state in ({"ready": True}, {"ready": False}, {"ready": True}, {"draining": True}):
+            worker.change_state(**state)
+            await router.until(lambda: link.routable == (len(said) % 2 == 0))
+            assert link.routable == link.view().routable == link.routable, "asked before, by and after a look"
+            said.append(link.routable)
+        assert said == [True, False, True, False]
+
+
 async def test_closing_ends_every_stream(tmp_path):
     async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
         task = asyncio.create_task(router.collect())

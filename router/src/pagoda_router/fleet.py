@@ -155,7 +155,7 @@ class Fleet:
         return self._only_variant.get(model)
 
     def routable_variants(self, model: ModelName) -> frozenset[str]:
-        return frozenset(link.endpoint.variant for link in self.links(model) if link.view().routable)
+        return frozenset(link.endpoint.variant for link in self.links(model) if link.routable)
 
     def why_not(self, model: ModelName) -> str:
         """One sentence for a model that cannot answer now; empty when it can."""
@@ -163,7 +163,7 @@ class Fleet:
 
     def can_answer(self, model: ModelName, variant: str | None = None) -> bool:
         if variant is None and model in self._only_variant:
-            return any(link.view().routable for link in self.links(model))
+            return any(link.routable for link in self.links(model))
         routable = self.routable_variants(model)
         if variant is not None:
             return variant in routable

@@ -162,6 +162,11 @@ class WorkerLink(Protocol):
         """Requests."""
         ...
 
+    @property
+    def routable(self) -> bool:
+        """As its view says, without looking at anything else."""
+        ...
+
     def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
         """For a request of this cost and prompt; without one, nothing is reservable and nothing cached."""
         ...

@@ -114,8 +114,12 @@ class OpenAiLink:
     def in_flight(self) -> int:
         return len(self._streams)
 
+    @property
+    def routable(self) -> bool:
+        return bool(self._model) and not self._leaving and self.accepting
+
     def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
-        if not self._model or self._leaving or not self.accepting:
+        if not self.routable:
             self._away.reason = self._reason if not self._model else "the worker is draining"
             return self._away
         view, load = self._here, self._load

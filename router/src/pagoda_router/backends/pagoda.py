@@ -118,14 +118,15 @@ class PagodaLink:
         self._accepting = accepting
         self._view.changed()
 
+    @property
+    def routable(self) -> bool:
+        return self._routable()[0] if self._view.current is None else self._view.current.routable
+
     def view(self, cost: Price | None = None, chain: PrefixChain = NO_CHAIN) -> WorkerView:
         session, view = self._session, self._view.current
         if view is None:
             routable, reason = self._routable()
-            if not routable or session is None:
-                view = self._view.away(reason)
-            else:
-                view = self._view.routable(session.state, self._description, session.requests, session.knowledge)
+            view = self._view.routable(session, self._description) if routable and session is not None else self._view.away(reason)
         return for_request(view, cost, chain, session) if view.routable and session is not None else view
 
     def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> RequestStream:

@@ -6,9 +6,7 @@ Owns the link's WorkerViews. The link says `changed` at every message, submit an
 from typing import Any
 
 from pagoda_router.admission.credits import Price
-from pagoda_router.backends.knowledge import WorkerKnowledge
 from pagoda_router.backends.session import OpenSession
-from pagoda_router.backends.streams import RunningRequests
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import RequestClass, WorkerId
 from pagoda_router.placement.facts import WorkerView, queued_prefill_tokens
@@ -31,8 +29,9 @@ class SessionView:
         self.current = self._away
         return self._away
 
-    def routable(self, state: Any, description: Any, requests: RunningRequests, knowledge: WorkerKnowledge) -> WorkerView:
-        """`state`, `description`: the wire's, the worker's last."""
+    def routable(self, session: OpenSession, description: Any) -> WorkerView:
+        """`description`: the wire's, the worker's last."""
+        state, requests, knowledge = session.state, session.requests, session.knowledge
         view, ledger, running = self._here, requests.ledger, state.num_running
         view.capacity_tokens, view.available_tokens = ledger.capacity_tokens, ledger.available_tokens
         view.queued_prefill_tokens = queued_prefill_tokens(

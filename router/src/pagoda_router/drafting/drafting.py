@@ -88,7 +88,7 @@ class Drafting:
     # ------------------------------------------------------------ companions'
 
     def open_branch(self, branch: Generation, avoid: frozenset[WorkerId], prefer: WorkerId | None) -> RequestStream | Stop:
-        links = [link for link in self._fleet.links(branch.model) if link.worker not in avoid and link.view().routable]
+        links = [link for link in self._fleet.links(branch.model) if link.worker not in avoid and link.routable]
         links = [link for link in links if not link.view().sleeps and not link.endpoint.relays]
         if not links:
             return Stop.NO_DRAFTER

@@ -136,7 +136,7 @@ class AdapterAdmin:
         return any(each.name == name for each in self._fleet.model(model).adapters)
 
     async def _of_all(self, model: ModelName, ask: Callable[[WorkerLink], Awaitable[AdapterAnswer]]) -> Sequence[AdapterAnswer]:
-        links = [link for link in self._fleet.links(model) if link.view().routable]
+        links = [link for link in self._fleet.links(model) if link.routable]
         if not links:
             raise NoWorker(f"{model} has no worker now, and what is loaded lies on workers: declare it in spec.adapters, or wake the model")
         return await asyncio.gather(*(ask(link) for link in links))
@@ -155,7 +155,7 @@ class AdapterAdmin:
     async def look(self) -> None:
         """Once over all workers: who lacks what was loaded gets it, unless somebody took it away."""
         for (model, name), source in list(self._wishes.items()):
-            for link in [link for link in self._fleet.links(model) if link.view().routable]:
+            for link in [link for link in self._fleet.links(model) if link.routable]:
                 key = link.life, name
                 if name in link.adapters:
                     self._had.add(key)

@@ -47,7 +47,7 @@ def fleet_report(fleet: Fleet, dispatcher: FleetDispatcher) -> dict[str, Any]:
         links = fleet.links(model.name)
         waiting, queued_tokens = dispatcher.queue(model.name)
         demand = dispatcher.demand(model.name)
-        routable = Counter(link.endpoint.template for link in links if link.view().routable)
+        routable = Counter(link.endpoint.template for link in links if link.routable)
         models[model.name] = {
             "routable": dict(routable),
             "inFlight": sum(link.in_flight for link in links),

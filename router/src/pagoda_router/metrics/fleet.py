@@ -50,7 +50,7 @@ def _by_state(model: ModelObject, links: Iterable[WorkerLink]) -> Counter[tuple[
     """With a 0 for every state of every variant that the model names."""
     counts = Counter({(variant, state): 0 for variant, _ in model.variants for state in STATES})
     for link in links:
-        state = DRAINING if not link.accepting else ROUTABLE if link.view().routable else UNREADY
+        state = DRAINING if not link.accepting else ROUTABLE if link.routable else UNREADY
         counts[link.endpoint.variant, state] += 1
     return counts
 

@@ -212,6 +212,8 @@ class TokenizerCache:
                 self._loads.popitem(last=False)
         else:
             self._loads.move_to_end(file)
+        if load.done() and load.exception() is None:  # nearly always
+            return load.result()
         try:
             # Shielded: the request that came first may be cancelled, those that wait with it must not be.
             return await asyncio.shield(load)

@@ -50,7 +50,7 @@ class Keeper(Protocol):
 class Account:
     __slots__ = (
         *("_expected_prompt_tokens", "_headers", "_keeper", "_own_headers"),
-        *("is_counted", "is_shared", "key", "look", "outcome", "recorded", "reservation"),
+        *("is_counted", "is_limited", "is_shared", "key", "look", "outcome", "recorded", "reservation"),
     )
 
     def __init__(self, keeper: Keeper, key: ApiKey, outcome: RequestOutcome, headers: Told) -> None:
@@ -63,6 +63,7 @@ class Account:
         self.recorded = Used()
         self.is_counted = False
         """As a request."""
+        self.is_limited = key.has_limit
         self.is_shared = False
         """Redis has counted it as a request: it must not again when it is reserved anew."""
         self._keeper = keeper
@@ -73,7 +74,7 @@ class Account:
     async def reserve(self, model: str, prompt_tokens: int, output_tokens: Callable[[], int]) -> None:
         """Before any of it runs. `output_tokens`: predicted, of all choices. Raises RateLimited, LargerThanLimit, QuotaSpent."""
         self._expected_prompt_tokens = prompt_tokens
-        if self.key.has_limit:
+        if self.is_limited:
             self.reservation = await self._keeper.reserve(self.key, model, prompt_tokens, output_tokens(), self.tell, again=self.is_shared)
 
     def release(self) -> None:

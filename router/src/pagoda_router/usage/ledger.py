@@ -58,7 +58,7 @@ class UsageLedger:
     def open(self, key: ApiKey, outcome: RequestOutcome, headers: Told) -> Account:
         """Of a request that just arrived; `headers` of its answer get its limits once it reserves, or is refused. Raises RateLimited."""
         account = Account(self, key, outcome, headers)
-        if key.has_limit:
+        if account.is_limited:
             try:
                 self._limits.arrive(key, self._clock())
             except RateLimited:
@@ -143,8 +143,10 @@ class UsageLedger:
         self.release(account)
 
     def release(self, account: Account) -> None:
-        """What it holds and did not use."""
+        """What it holds and did not use. A key without limits reserves nothing."""
         reservation, key = account.reservation, account.key
+        if not account.is_limited:
+            return
         account.reservation = Reservation()
         account.is_shared = account.is_shared or reservation.lease is not None
         used = account.recorded.amount
