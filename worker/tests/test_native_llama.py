@@ -215,6 +215,25 @@ def test_logprobs_of_a_prompt_whose_last_token_is_a_step_of_its_own_come_with_th
     assert [update.prompt_logprobs is not None for update in told] == [True, False, False]
 
 
+@pytest.mark.parametrize("decoding", [0, 1, 2, 3])
+@pytest.mark.parametrize("coming", [1, 2, 3])
+def test_prompts_that_come_while_others_decode_give_what_they_give_alone(decoding: int, coming: int, checkpoint: Callable[..., Path]):
+    """One row and several prompts' ends, too: a batch of one column has two orders of memory."""
+    base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
+    requests = [replace(each, n=1) for each in asked(logprobs=False)[: decoding + coming]]
+    expected = tokens_of(run_all(without_the_call(small_engine(base, dtype="bf16")), *requests))
+    engine = small_engine(base, dtype="bf16")
+    calls = calls_of(engine)
+    for request in requests[:decoding]:
+        engine.submit(request)
+    first = engine.step() if decoding else None
+    found = tokens_of(run_all(engine, *requests[decoding:]))
+    for update in first.updates if first else []:
+        found[update.request_id, 0] = update.token_ids + found[update.request_id, 0]
+    assert found == expected
+    assert max(calls) == len(requests), "all in one step"
+
+
 @pytest.mark.parametrize(
     ("form", "settings"),
     [

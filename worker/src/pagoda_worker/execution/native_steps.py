@@ -43,7 +43,7 @@ def native_step(plan: StepPlan) -> NativeStep:
     for chunk in plan.chunks:
         token += chunk.count
         owners += [(token, sequence.row, chunk.start + chunk.count) for sequence in chunk.sequences]
-    samplers = np.concatenate((sampling, np.array(owners, np.int64).reshape(-1, 3).T), axis=1)
+    samplers = np.ascontiguousarray(np.concatenate((sampling, np.array(owners, np.int64).reshape(-1, 3).T), axis=1))
     # The plan has those that verify after everyone else.
     singles, parting, all_of_them = len(plan.decodes), len(owners), samplers.shape[1]
     order = np.concatenate((np.arange(singles), np.arange(singles + parting, all_of_them), np.arange(singles, singles + parting)))
