@@ -14,6 +14,7 @@ from random_checkpoint import VOCAB, small_engine
 from transformers import AutoModelForCausalLM
 
 from pagoda_worker.engine import Engine
+from pagoda_worker.native.library import load_library
 from pagoda_worker.offline import scoring
 from pagoda_worker.offline.given_text import compute, count_places
 from pagoda_worker.offline.weighing import bytes_held, weigh
@@ -43,6 +44,21 @@ def test_every_place_has_the_distribution_of_transformers(checkpoint: Checkpoint
     compute(engine, DOCUMENTS, path, found)
     np.testing.assert_allclose(found, truth, atol=TOLERANCE)
     engine.check_integrity()
+
+
+@pytest.mark.skipif(load_library() is None, reason="no native kernels for this machine")
+@pytest.mark.parametrize("path", ["prefill", "decode"])
+def test_an_engine_whose_steps_are_one_call_is_heard_too(checkpoint: Checkpoint, path: Any):
+    base = checkpoint("heard", hidden_size=128, intermediate_size=256, head_dim=32)
+    found = []
+    for at_once in (True, False):
+        engine = small_engine(base, dtype="bf16", max_running=2, max_batch_tokens=8, prefix_caching=False)
+        assert engine.runner.native is not None
+        if not at_once:
+            engine.runner.native = None
+        found.append(np.full((count_places(DOCUMENTS), VOCAB), np.nan, np.float32))
+        compute(engine, DOCUMENTS, path, found[-1])
+    np.testing.assert_array_equal(*found)
 
 
 def test_an_engine_serves_afterwards_as_before(checkpoint: Checkpoint):

@@ -27,11 +27,6 @@ class NativeStep:
         return np.concatenate((self.places[0], np.repeat(self.chunks[0], self.chunks[2])))
 
 
-def takes_hidden_states(plan: StepPlan) -> bool:
-    """More is wanted of a chunk than what is sampled behind it."""
-    return any(chunk.embeds or not chunk.sequence.prompt_told for chunk in plan.chunks)
-
-
 def native_step(plan: StepPlan) -> NativeStep:
     rows, at = places(plan)
     numbers = np.empty((5, len(rows)), np.int64)
@@ -43,6 +38,7 @@ def native_step(plan: StepPlan) -> NativeStep:
     for chunk in plan.chunks:
         token += chunk.count
         owners += [(token, sequence.row, chunk.start + chunk.count) for sequence in chunk.sequences]
+    # Of one column before those of several, concatenate makes an array whose columns lie together.
     samplers = np.ascontiguousarray(np.concatenate((sampling, np.array(owners, np.int64).reshape(-1, 3).T), axis=1))
     # The plan has those that verify after everyone else.
     singles, parting, all_of_them = len(plan.decodes), len(owners), samplers.shape[1]

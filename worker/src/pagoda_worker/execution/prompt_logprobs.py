@@ -40,6 +40,10 @@ class PromptLogprobsCollector:
         self._slice = max(1, slice_values // vocab_size)
         self._drafts: WeakKeyDictionary[Sequence, _Draft] = WeakKeyDictionary()
 
+    def listens(self, plan: StepPlan) -> bool:
+        """To this step: some of its prompts are to be told. Else it need not keep its hidden states."""
+        return any(not chunk.sequence.prompt_told for chunk in plan.chunks)
+
     def collect(self, plan: StepPlan, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
         """hidden [T, E] of the step: decode rows first, then the chunks. A chunk computed again after a preemption overwrites itself."""
         at = plan.decode_tokens

@@ -21,7 +21,7 @@ from pagoda_worker.execution.drafter import Drafter
 from pagoda_worker.execution.embeddings import embed
 from pagoda_worker.execution.graph_ladder import padded_size
 from pagoda_worker.execution.host_memory import HostMemory
-from pagoda_worker.execution.native_steps import native_step, takes_hidden_states
+from pagoda_worker.execution.native_steps import native_step
 from pagoda_worker.execution.prompt_logprobs import PromptLogprobsCollector
 from pagoda_worker.execution.rows import rows_on
 from pagoda_worker.execution.step_batches import StepBatch, StepBatches, masks_of_batch, places
@@ -108,7 +108,7 @@ class Runner:
             rows, at = places(plan)
             logits, ids = self.graphs.run(rows, at, size)
             return self._sampled(plan, logits, ids, rows, at + 1, np.arange(len(rows)))
-        if self.native is not None and not takes_hidden_states(plan) and (self.native.adapts or not self._adapted(plan)):
+        if self.native is not None and not self._wants_hidden_states(plan) and (self.native.adapts or not self._adapted(plan)):
             step = native_step(plan)
             logits, ids = self.native.step(step.places, step.chunks, step.samplers, self._slots(step.token_rows))
             return self._sampled(plan, logits, ids, step.samplers[1], step.samplers[2], step.plan_positions)
@@ -135,6 +135,10 @@ class Runner:
             told.stuck = masks.stuck
         self.prompt_logprobs.deliver(samplers, told)
         return self.sampler.sample(logits, batch.sampled_rows, batch.lengths, self._history, batch_masks)
+
+    def _wants_hidden_states(self, plan: StepPlan) -> bool:
+        """More is wanted of a chunk than what is sampled behind it."""
+        return self.prompt_logprobs.listens(plan) or any(chunk.embeds for chunk in plan.chunks)
 
     def _slots(self, rows: IntArray) -> Tensor | None:
         """Adapters of tokens of `rows`, for this step."""

@@ -72,7 +72,7 @@ class NativeLlama:
         samplers [3, N] (token, row, position): those behind which a token is sampled, ascending, and where that goes. adapters
         [T] int32: slots of all tokens, -1 where there is none. Returns logits [N, V] bf16 and the likeliest next ids [N] int64, -1 where a
         row's logits are not finite; they are written where they go, 0 in place of -1."""
-        assert all(each.flags.c_contiguous for each in (places, chunks, samplers)), "concatenate gives a transposed array's order to one column"
+        assert all(each.flags.c_contiguous for each in (places, chunks, samplers)), "read row by row"
         count = samplers.shape[1]
         logits, ids = torch.empty((count, self.config.vocab), dtype=torch.bfloat16), torch.empty(count, dtype=torch.int64)
         asked = [number for each in (places, chunks, samplers) for number in (each.ctypes.data, each.shape[1])]

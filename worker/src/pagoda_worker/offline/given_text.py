@@ -37,6 +37,11 @@ class Places:
         self.documents = documents
         self._starts = np.cumsum([0, *(len(document) - 1 for document in documents)])
         self._out = out
+        self._is_known = np.zeros(len(out), bool)
+
+    @property
+    def all_known(self) -> bool:
+        return bool(self._is_known.all())
 
     def put(self, document: int, place: int, logits: Tensor) -> None:
         """logits [n, V] of the places from `place` on; those past the document's last one are left out."""
@@ -44,6 +49,7 @@ class Places:
         if count > 0:
             start = self._starts[document] + place
             self._out[start : start + count] = logits[:count].float().log_softmax(-1).cpu().numpy()
+            self._is_known[start : start + count] = True
 
 
 def count_places(documents: Documents) -> int:
@@ -63,6 +69,7 @@ def compute(engine: Engine, documents: Documents, path: GivenPath, out: npt.NDAr
             )
         while engine.has_work:
             engine.step()
+    assert places.all_known, "a step did not show what it computed"
 
 
 class _PromptListener(PromptLogprobsCollector):
@@ -72,6 +79,9 @@ class _PromptListener(PromptLogprobsCollector):
         super().__init__(vocab_size=vocab_size)
         self._places = places
         self._rows = max(1, SLICE_VALUES // vocab_size)
+
+    def listens(self, plan: StepPlan) -> bool:
+        return bool(plan.chunks)
 
     def collect(self, plan: StepPlan, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
         at = plan.tokens - plan.prefill_tokens  # what decodes comes first
