@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "pagoda:"
 ANSWER_S = 0.25
-"""A Redis that takes longer is away: a request waits for it no longer."""
+"""A request waits for Redis no longer."""
 AWAY_S = 1.0
 """After that nobody asks for so long, except the settling."""
 SETTLE_S = 0.2
@@ -59,10 +59,10 @@ class _Unsettled:
 
 
 class SharedLimits:
-    def __init__(self, url: str, router_id: str) -> None:
-        """`url`: redis://, rediss:// or unix://. `router_id`: of this process alone."""
+    def __init__(self, url: str, router_id: str, *, answer_s: float = ANSWER_S) -> None:
+        """`url`: redis://, rediss:// or unix://. `router_id`: of this process alone. `answer_s`: a Redis that takes longer is away."""
         pool = BlockingConnectionPool.from_url(
-            url, max_connections=CONNECTIONS, timeout=ANSWER_S, socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S
+            url, max_connections=CONNECTIONS, timeout=answer_s, socket_timeout=answer_s, socket_connect_timeout=answer_s
         )
         self._redis: Redis = Redis.from_pool(pool)
         self._router_id = router_id
