@@ -55,8 +55,8 @@ down: $(READY) ## Stop everything `make up` started; leaves no process behind
 	@$(BIN)/pagoda down
 
 .PHONY: test
-test: $(READY) ## Unit, integration and end-to-end tests; no GPU, no cluster (three components at a time, the longest first; make test-router: one)
-	@$(MAKE) --jobs=3 --keep-going --output-sync=target test-worker test-bench test-operator test-router
+test: $(READY) ## Unit, integration and end-to-end tests; no GPU, no cluster (two components at a time, the longest first; make test-router: one)
+	@$(MAKE) --jobs=2 --keep-going --output-sync=target test-worker test-bench test-operator test-router
 
 .PHONY: $(COMPONENTS:%=test-%)
 $(COMPONENTS:%=test-%): test-%: $(READY)
