@@ -47,7 +47,7 @@ def test_no_prompt_comes_twice_in_all_rounds():
 
 def test_the_mix_has_every_task_and_the_named_cases_are_there():
     names = [case.name for case in cases(quick=False)]
-    assert {"c=1", "c=8", "c=64", *(f"c=1 {task.name}" for task in TASKS)} == set(names)
+    assert {"c=1", "c=8", "c=32", "c=64", *(f"c=1 {task.name}" for task in TASKS)} == set(names)
 
 
 def test_gains_are_taken_within_a_round_and_held_against_their_aims():

@@ -91,6 +91,8 @@ class Script:
     cached_tokens: int = 0
     drafts: tuple[int, int] = (0, 0)
     """Tokens guessed for each sequence, and those accepted."""
+    guesses: int = 0
+    accepted_by_place: tuple[int, ...] = ()
     ends: bool = True
     queued: asyncio.Event | None = None
     """When given, admission waits for it."""
@@ -138,7 +140,15 @@ class ScriptedStream:
         produced = sum(map(len, self.script.batches))
         drafted, accepted = self.script.drafts
         prompt = len(self.generation.prompt_ids)
-        usage = Usage(prompt, self.script.cached_tokens, produced, draft_tokens=drafted, accepted_draft_tokens=accepted)
+        usage = Usage(
+            prompt,
+            self.script.cached_tokens,
+            produced,
+            draft_tokens=drafted,
+            accepted_draft_tokens=accepted,
+            drafts=self.script.guesses,
+            accepted_by_place=self.script.accepted_by_place,
+        )
         if self.script.ends:
             yield [
                 Ended(i, self.script.reason, usage, self.script.stop_token_id, self.script.detail)

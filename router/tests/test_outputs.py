@@ -311,12 +311,14 @@ def test_thinking_is_told_apart_and_counted(client: openai.OpenAI, dispatcher: S
 def test_accepted_and_rejected_guesses_are_told_in_usage_of_all_choices(
     client: openai.OpenAI, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer
 ) -> None:
-    dispatcher.script = says(tokenizer, "hello world", drafts=(10, 7))
+    dispatcher.script = says(tokenizer, "hello world", drafts=(10, 7), guesses=4, accepted_by_place=(4, 2, 1))
     answer = client.chat.completions.create(model="tiny", messages=HI, n=2)
     assert answer.usage is not None
     details = answer.usage.completion_tokens_details
     assert details is not None
     assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (14, 6)
+    told = details.model_dump()
+    assert (told["predictions"], told["accepted_predictions_by_place"]) == (8, [8, 4, 2])
     dispatcher.script = says(tokenizer, "hello world")
     answer = client.chat.completions.create(model="tiny", messages=HI)
     assert answer.usage is not None

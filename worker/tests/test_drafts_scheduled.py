@@ -45,7 +45,9 @@ def test_a_step_tells_the_drafts_that_were_right_and_one_token_more(right: int, 
     assert told["a"] == expected_output(request, 0)[1 : 2 + right]
     sequence = one(scheduler)
     assert sequence.computed == len(sequence.tokens) - 1
-    assert (sequence.draft_tokens, sequence.draft_accepted) == (right + wrong, right)
+    usage = sequence.usage()
+    assert (usage.drafts, usage.draft_tokens, usage.accepted_draft_tokens) == (1, right + wrong, right)
+    assert usage.accepted_by_place == (1,) * right + (0,) * wrong
     while scheduler.has_work:
         step(scheduler, device, (1, 1))
     assert scheduler.blocks.free_blocks == scheduler.blocks.count

@@ -128,6 +128,9 @@ class Usage:
     draft_tokens: int = 0
     """Guessed and verified; of them accepted:"""
     accepted_draft_tokens: int = 0
+    drafts: int = 0
+    """Guesses verified, and of their first, second, … tokens those accepted:"""
+    accepted_by_place: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

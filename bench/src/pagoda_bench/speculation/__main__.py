@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         )
     notes = [
         f"on {device}, {DRAFT_TOKENS} tokens of a guess at most, greedy answers of the tiny model's tasks, other ones every round",
-        "c=1 json and the like are one task alone, c=1, 8 and 64 all of them in turn",
+        "c=1 json and the like are one task alone, c=1, 8, 32 and 64 all of them in turn",
         f"medians of {options.rounds} round(s) in turning order; over none within a round, in brackets the extremes",
         f"a KV cache of {KV_CACHE_BYTES >> 20} MiB",
         f"load average of the machine before: {load:.1f}",

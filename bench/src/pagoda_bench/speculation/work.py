@@ -39,7 +39,8 @@ class Case:
 def cases(*, quick: bool) -> list[Case]:
     scale = 8 if quick else 1
     alone = [Case(task.name, 1, 64 // scale) for task in TASKS]
-    return [*alone, Case(MIX, 1, 160 // scale), Case(MIX, 8, 480 // scale), Case(MIX, 64, 1600 // scale)]
+    mixed = ((1, 160), (8, 480), (32, 1120), (64, 1600))
+    return [*alone, *(Case(MIX, streams, items // scale) for streams, items in mixed)]
 
 
 def prompts_of(case: Case, tokenizer: Tokenizer, *, number: int) -> list[list[int]]:

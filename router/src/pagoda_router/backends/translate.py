@@ -128,8 +128,17 @@ def features_of(description: Any) -> tuple[str, ...]:
 
 
 def usage_from_wire(usage: Any) -> Usage:
-    drafted, accepted = usage.draft_tokens, usage.accepted_draft_tokens
-    return Usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, draft_tokens=drafted, accepted_draft_tokens=accepted)
+    if not usage.draft_tokens:
+        return Usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+    return Usage(
+        usage.prompt_tokens,
+        usage.cached_tokens,
+        usage.completion_tokens,
+        draft_tokens=usage.draft_tokens,
+        accepted_draft_tokens=usage.accepted_draft_tokens,
+        drafts=usage.drafts,
+        accepted_by_place=tuple(usage.accepted_by_place),
+    )
 
 
 def row_logprobs(row: Any) -> list[TokenLogprobs]:

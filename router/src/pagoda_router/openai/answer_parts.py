@@ -66,10 +66,12 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
-    details = {} if usage.reasoning_tokens is None else {"reasoning_tokens": usage.reasoning_tokens}
+    details: dict[str, Any] = {} if usage.reasoning_tokens is None else {"reasoning_tokens": usage.reasoning_tokens}
     if usage.draft_tokens:
         accepted = usage.accepted_draft_tokens
         details |= {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": usage.draft_tokens - accepted}
+        if usage.drafts:
+            details |= {"predictions": usage.drafts, "accepted_predictions_by_place": usage.accepted_by_place}
     if details:
         shown["completion_tokens_details"] = details
     return shown

@@ -5,6 +5,7 @@ The one loop that streams and whole answers share; it knows neither JSON nor HTT
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import zip_longest
 
 from pagoda_router.dispatch.endings import raise_failure
 from pagoda_router.errors import UpstreamFailed
@@ -67,6 +68,8 @@ class Progress:
                 one.reasoning_tokens if thinks else None,
                 one.draft_tokens,
                 one.accepted_draft_tokens,
+                one.drafts,
+                one.accepted_by_place,
             )
         return Usage(
             self._prompt_tokens,
@@ -75,6 +78,8 @@ class Progress:
             sum(choice.reasoning_tokens for choice in self.choices) if thinks else None,
             sum(choice.draft_tokens for choice in self.choices),
             sum(choice.accepted_draft_tokens for choice in self.choices),
+            sum(choice.drafts for choice in self.choices),
+            tuple(map(sum, zip_longest(*(choice.accepted_by_place for choice in self.choices), fillvalue=0))),
         )
 
     def is_finished(self, position: int) -> bool:

@@ -62,7 +62,8 @@ class Choice:
         self.completion_tokens = 0
         self.reasoning_tokens = 0
         """Up to the end of the thinking, its tags included."""
-        self.draft_tokens = self.accepted_draft_tokens = 0
+        self.draft_tokens = self.accepted_draft_tokens = self.drafts = 0
+        self.accepted_by_place: tuple[int, ...] = ()
         """Known at the end."""
         self.finish_reason: str | None = None
         self._rules = rules
@@ -124,7 +125,9 @@ class Choice:
         if self._matcher is not None and not self.stopped_by_string:
             pieces.append(self._matcher.end())
         self.completion_tokens = max(self.completion_tokens, ended.usage.completion_tokens)
-        self.draft_tokens, self.accepted_draft_tokens = ended.usage.draft_tokens, ended.usage.accepted_draft_tokens
+        usage = ended.usage
+        self.draft_tokens, self.accepted_draft_tokens = usage.draft_tokens, usage.accepted_draft_tokens
+        self.drafts, self.accepted_by_place = usage.drafts, usage.accepted_by_place
         piece, read = "".join(pieces), Pieces()
         if self._reply is not None:
             self._read(self._reply, piece, read)

@@ -1341,6 +1341,8 @@ class Usage(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFTS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_BY_PLACE_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     cached_tokens: _builtins.int
     completion_tokens: _builtins.int
@@ -1349,6 +1351,12 @@ class Usage(_message.Message):
     """guessed and verified; 0 without speculation"""
     accepted_draft_tokens: _builtins.int
     """of them: each is one of the completion tokens"""
+    drafts: _builtins.int
+    """guesses that were verified, of one token or several each"""
+    @_builtins.property
+    def accepted_by_place(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of all guesses their first, second, … tokens that were accepted"""
+
     def __init__(
         self,
         *,
@@ -1357,10 +1365,12 @@ class Usage(_message.Message):
         completion_tokens: _builtins.int = ...,
         draft_tokens: _builtins.int = ...,
         accepted_draft_tokens: _builtins.int = ...,
+        drafts: _builtins.int = ...,
+        accepted_by_place: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_draft_tokens", b"accepted_draft_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "draft_tokens", b"draft_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by_place", b"accepted_by_place", "accepted_draft_tokens", b"accepted_draft_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "draft_tokens", b"draft_tokens", "drafts", b"drafts", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

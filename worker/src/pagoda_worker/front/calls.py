@@ -85,6 +85,8 @@ class Call:
                 completion_tokens=usage.completion_tokens,
                 draft_tokens=usage.draft_tokens,
                 accepted_draft_tokens=usage.accepted_draft_tokens,
+                drafts=usage.drafts,
+                accepted_by_place=usage.accepted_by_place,
             ),
             timings=pb.Timings(
                 received_mono_us=self.received_us,

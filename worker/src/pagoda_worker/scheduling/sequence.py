@@ -23,9 +23,10 @@ class Sequence:
         "computed",
         "constrained",
         "deadline",
-        "draft_accepted",
         "draft_tokens",
         "drafts",
+        "drafts_accepted",
+        "drafts_verified",
         "ended",
         "enders",
         "entered_length",
@@ -137,7 +138,9 @@ class Sequence:
         """A planned step verifies drafts of it. How many of its tokens count is known when that is settled: nothing is planned on top."""
         self.written_to = 0
         """Drafts that nobody has vouched for were written up to here. 0: none."""
-        self.draft_tokens = self.draft_accepted = 0
+        self.drafts_verified = self.draft_tokens = 0
+        self.drafts_accepted: list[int] = []
+        """By place in the guess; as long as the longest of them."""
 
     @property
     def length(self) -> int:
@@ -175,6 +178,16 @@ class Sequence:
         first_us = int(self.first_scheduled * 1e6)
         return SequenceUpdate(self.request_id, self.index, token_ids, logprobs, finish, True, self.cached_tokens, first_us)
 
+    def note_drafts(self, count: int, accepted: int) -> None:
+        """One guess of `count` tokens was verified."""
+        self.drafts_verified += count > 0
+        self.draft_tokens += count
+        by_place = self.drafts_accepted
+        if len(by_place) < count:
+            by_place += [0] * (count - len(by_place))
+        for place in range(accepted):
+            by_place[place] += 1
+
     def note_step(self, size: int) -> None:
         self.steps += 1
         if self.want_timings:
@@ -191,7 +204,10 @@ class Sequence:
 
     def usage(self) -> Usage:
         completion = len(self.tokens) - self.output_start
-        return Usage(len(self.request.prompt_ids), self.cached_tokens, completion, self.draft_tokens, self.draft_accepted)
+        by_place = tuple(self.drafts_accepted)
+        return Usage(
+            len(self.request.prompt_ids), self.cached_tokens, completion, self.draft_tokens, sum(by_place), self.drafts_verified, by_place
+        )
 
     def timings(self) -> Timings:
         return Timings(

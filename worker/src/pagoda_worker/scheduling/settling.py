@@ -72,8 +72,7 @@ class Settling:
         sequence.note_step(batch)
         counted = [position for position in positions if position not in sampled.passed_over]
         sequence.drafts, sequence.waits_for_token = [], sequence.constrained
-        sequence.draft_tokens += len(verification.drafts)
-        sequence.draft_accepted += len(counted) - 1
+        sequence.note_drafts(len(verification.drafts), len(counted) - 1)
         if not unsound:
             sequence.written_to = 0
         if told and not told.isdisjoint(positions):
