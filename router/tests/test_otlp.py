@@ -31,7 +31,7 @@ class Collector:
     requests: list[ExportTraceServiceRequest] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    answered: Callable[[], None] = lambda: None
+    about_to_answer: Callable[[], None] = lambda: None
     """Called after each answer."""
 
     @property
@@ -58,12 +58,13 @@ def collector(status: int = 200) -> Iterator[Collector]:
             heard.headers.append({name.lower(): value for name, value in self.headers.items()})
             heard.requests.append(ExportTraceServiceRequest.FromString(body))
             answer = ExportTraceServiceResponse().SerializeToString()
-            self.send_response(heard.status)
+            status = heard.status
+            heard.about_to_answer()  # not behind the answer: whoever has it may ask again at once
+            self.send_response(status)
             self.send_header("content-type", "application/x-protobuf")
             self.send_header("content-length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
-            heard.answered()
 
         def log_message(self, *facts: Any) -> None:
             pass
@@ -186,7 +187,7 @@ def test_a_collector_that_is_busy_for_a_moment_is_asked_again():
         def recover() -> None:
             heard.status = 200
 
-        heard.answered = recover
+        heard.about_to_answer = recover
         with exporting(heard.url) as (exporter, registry):
             exporter.offer(finished())
             exporter.stop()
