@@ -37,6 +37,15 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(params=usable(cpu_flags()))
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines compute by those of one instruction set after the other."""
+    library = load_library(request.param)
+    if library is None:
+        pytest.skip(f"no kernels for {request.param}")
+    monkeypatch.setattr(selection, "load_library", lambda: library)
+
+
 def asked(*, logprobs: bool, adapters: Sequence[str] = ("",)) -> list[Request]:
     """Of several lengths, some sampled, one for two sequences, ending one after another, so that steps have many numbers of rows.
     `adapters` in turn."""
@@ -118,24 +127,14 @@ def test_every_form_of_weights_and_cache_has_them_too(quantization: str, kv_dtyp
     same_bits(checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True), quantization=quantization, kv_dtype=kv_dtype)
 
 
-@pytest.mark.parametrize("isa", usable(cpu_flags()))
-def test_every_instruction_set_has_them_too(isa: str, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
-    library = load_library(isa)
-    if library is None:
-        pytest.skip(f"no kernels for {isa}")
-    monkeypatch.setattr(selection, "load_library", lambda: library)
+@pytest.mark.usefixtures("kernels")
+def test_every_instruction_set_has_them_too(checkpoint: Callable[..., Path]):
     same_bits(checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True), quantization="int8")
 
 
-@pytest.mark.parametrize("isa", usable(cpu_flags()))
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4", "fp8"])
-def test_steps_with_adapters_have_them_too(
-    quantization: str, isa: str, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    library = load_library(isa)
-    if library is None:
-        pytest.skip(f"no kernels for {isa}")
-    monkeypatch.setattr(selection, "load_library", lambda: library)
+def test_steps_with_adapters_have_them_too(quantization: str, checkpoint: Callable[..., Path], tmp_path: Path):
     base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
     adapters = {
         "of rank 3": write_adapter(tmp_path / "3", base, rank=3),
@@ -165,15 +164,9 @@ def test_the_likeliest_ids_are_those_of_the_sampler(checkpoint: Callable[..., Pa
     assert ids[7] == 0
 
 
-@pytest.mark.parametrize("isa", usable(cpu_flags()))
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4", "fp8"])
-def test_an_adapter_of_one_changes_nothing_for_the_others(
-    quantization: str, isa: str, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    library = load_library(isa)
-    if library is None:
-        pytest.skip(f"no kernels for {isa}")
-    monkeypatch.setattr(selection, "load_library", lambda: library)
+def test_an_adapter_of_one_changes_nothing_for_the_others(quantization: str, checkpoint: Callable[..., Path], tmp_path: Path):
     base = checkpoint("at once, wide", **WIDE, attention_bias=True, mlp_bias=True)
     settings: dict[str, Any] = {"dtype": "bf16", "quantization": quantization, "adapters": {"a": write_adapter(tmp_path / "a", base)}}
     expected = tokens_of(run_all(small_engine(base, **settings), *asked(logprobs=False)))
