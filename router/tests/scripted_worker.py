@@ -57,6 +57,7 @@ class ScriptedWorker(WorkerServicer):
         self.described_model = ""
         self.max_model_len = 2048
         self.max_running = 8
+        self.described_prefill_tokens_per_s = 4000.0
         self.described_decode_tokens_per_s = 0.0
         self.features: list[int] = []
         self.answers_pings = True
@@ -127,7 +128,7 @@ class ScriptedWorker(WorkerServicer):
             max_sequences_per_request=8,
             max_top_logprobs=5,
             features=self.features,
-            prefill_tokens_per_s=4000,
+            prefill_tokens_per_s=self.described_prefill_tokens_per_s,
             decode_tokens_per_s=self.described_decode_tokens_per_s,
         )
         return wire.DescribeResponse(worker_id=self.name, protocol=1, models=[description])

@@ -100,6 +100,25 @@ async def test_a_deadline_that_cannot_be_kept_is_refused_at_once(tmp_path):
             task.cancel()
 
 
+async def test_a_deadline_before_the_quickest_first_token_is_refused_though_nothing_waits(tmp_path):
+    now_s = [0.0]
+    slow, slower = (ScriptedWorker(name=name) for name in ("slow", "slower"))
+    slow.state.prefill_tokens_per_s, slower.state.prefill_tokens_per_s = 40, 10  # twenty tokens in half a second, or in two
+    slower.described_prefill_tokens_per_s = 0
+    async with slow, slower, rig(tmp_path, slow, slower, clock=lambda: now_s[0]) as router:
+        with pytest.raises(DeadlineInfeasible, match=r"the quickest worker needs about 500 ms to its first token, .* allows 400"):
+            await router.collect(generation(20, 40, deadline_s=0.4))
+        assert router.metric("rejected_total", model="tiny", reason="deadline_infeasible") == 1
+        in_time = await send(router, "in time", deadline_s=0.6)
+        assert (await slow.next_submit()).request_id
+        in_time.cancel()
+        slower.change_state(prefill_tokens_per_s=0)  # as if it had just come: it may be quicker than the other
+        await router.until(lambda: any(not link.view().prefill_tokens_per_s for link in router.fleet.links(TINY)))
+        unknown = await send(router, "unknown", deadline_s=0.4)
+        assert not unknown.done()
+        unknown.cancel()
+
+
 async def test_a_batch_waits_longer_than_a_chat(tmp_path):
     now_s = [0.0]
     async with (

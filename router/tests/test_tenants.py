@@ -1,6 +1,12 @@
 """The tenants' counters: lifted on return, remembered within bounds."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagoda_router.admission.queue import WaitingRoom
 from pagoda_router.admission.tenants import MOST_IDLE_TENANTS, TenantCounters
+from pagoda_router.admission.waiting import Waiting
+from pagoda_router.generation import RequestClass
 
 
 def test_a_newcomer_begins_at_the_least_of_those_that_wait():
@@ -46,3 +52,24 @@ def test_idle_tenants_are_forgotten_beyond_a_bound_and_those_that_wait_are_not()
         counters.forget_idle(["waits"])
     assert counters.served("waits") == 7
     assert len(counters._served) <= 2 * MOST_IDLE_TENANTS + 1
+
+
+TURNS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9000), st.booleans(), st.booleans()), max_size=30)
+
+
+@given(TURNS)
+def test_who_finds_the_room_empty_is_charged_as_one_that_came_in_and_left_again(turns):
+    ordinary, quick = WaitingRoom[str](100_000), WaitingRoom[str](100_000)
+    for tenant, tokens, waits_before, is_refund in turns:
+        for room in (ordinary, quick):
+            if is_refund:
+                room.settle(tenant, RequestClass.LATENCY, tokens // 2)
+            if waits_before:  # somebody else waits meanwhile, so that both go the ordinary way
+                room.push(Waiting("other", 1, 0, tenant="other"))
+            if waits_before or room is ordinary:
+                room.push(Waiting(tenant, tokens, 1, tenant=tenant))
+                room.start_those_that_fit(lambda waiting: True)
+            else:
+                room.served_alone(tenant, RequestClass.LATENCY, tokens)
+        for each in ("a", "b", "c", "other", "new"):
+            assert quick.served_tokens(each, RequestClass.LATENCY) == ordinary.served_tokens(each, RequestClass.LATENCY)

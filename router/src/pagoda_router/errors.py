@@ -11,7 +11,7 @@ RouterError
 ├── RequestTimeout          408   the body came too slowly
 ├── BodyTooLarge            413
 ├── Overloaded              429   carries retry_after_s
-│   └── DeadlineInfeasible  429   what waits ahead takes longer than its deadline allows: not worth a retry
+│   └── DeadlineInfeasible  429   what waits ahead, or its own first token, takes longer than its deadline allows
 ├── RateLimited             429   the key's own limit; carries retry_after_s
 │   └── LargerThanLimit     429   no minute is enough for it: not worth a retry
 ├── QuotaSpent              429   the key's budget of this month is spent, or too small for this request: not worth a retry

@@ -24,6 +24,8 @@ class Held:
     """A request in the waiting room. As such, one whose prompt cannot be tokenized before a worker has described the model."""
 
     model: ModelName
+    lane: "Lane"
+    """The model's."""
     variant: str | None
     """The client insists on it. None: drawn by weight."""
     ticket: int
@@ -34,10 +36,11 @@ class Held:
     request_class: RequestClass = RequestClass.LATENCY
     deadline_s: float = float("inf")
     """Its own."""
-    place: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """None when a held one may be tokenized; a BackendStream for a Pending."""
+    place: "asyncio.Future[Any]" = field(init=False)
+    """Of one that waits: None when a held one may be tokenized; a BackendStream for a Pending."""
 
     def fail(self, error: RouterError) -> None:
+        """Of one that waits."""
         if not self.place.done():
             self.place.set_exception(error)
 
@@ -65,6 +68,7 @@ class Pending(Held):
             rest = replace(rest, deadline_s=max(0.001, self.deadline_s - now_s))
         return Pending(
             model=self.model,
+            lane=self.lane,
             variant=self.served_variant,
             ticket=self.ticket,
             arrived_s=now_s,

@@ -139,6 +139,11 @@ class WaitingRoom(Generic[T]):
         for group in list(self._groups):
             self._offer(group, start, now_s)
 
+    def served_alone(self, tenant: str, request_class: RequestClass, service_tokens: int) -> None:
+        """One that found the room empty and a worker with place for it: as if it had come in and left again."""
+        assert not self._requests
+        self._classes[request_class].counters.served_alone(tenant, service_tokens)
+
     def settle(self, tenant: str, request_class: RequestClass, unused_service_tokens: int) -> None:
         """Of what the tenant was charged for a request that is over; negative when it took more."""
         self._classes[request_class].counters.charge(tenant, -unused_service_tokens)

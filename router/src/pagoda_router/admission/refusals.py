@@ -22,8 +22,11 @@ class Refusals:
 
     # ------------------------------------------------------------ at the door
 
-    def make_room(self, lane: Lane, request: Held, cost_tokens: int, limits: QueueLimits, now_s: float) -> list[Waiting[Held]]:
-        """Those that have to leave a full room for it. Raises when it has no place, or no chance."""
+    def make_room(
+        self, lane: Lane, request: Held, cost_tokens: int, limits: QueueLimits, now_s: float, soonest_s: float | None
+    ) -> list[Waiting[Held]]:
+        """Those that have to leave a full room for it. Raises when it has no place, or no chance. `soonest_s`: until its first token, if
+        it were on its way; None: nobody knows, or it has all the time."""
         model, room = self._fleet.model(request.model), lane.room
         room.max_tokens = limits.max_tokens if model.max_queue_tokens is None else model.max_queue_tokens
         may_miss = isinstance(request, Pending) and request.deadline_s < float("inf")
@@ -33,7 +36,7 @@ class Refusals:
         if model.hopeless and not can_answer:
             raise self.hopeless(model)
         # A model that sleeps is woken by those that wait for it, also by those in a hurry.
-        if can_answer and isinstance(request, Pending) and (too_late := self.too_late(lane, request, now_s)) is not None:
+        if can_answer and isinstance(request, Pending) and (too_late := self.too_late(lane, request, soonest_s, now_s)) is not None:
             raise too_late
         bound = None if can_answer else model.max_waiting
         displaced = room.displaced_by(cost_tokens, request.tenant, request.request_class, bound)
@@ -62,20 +65,25 @@ class Refusals:
             return ColdStart(message, retry_after_s=self.retry_after_wake(lane, model, now_s))
         return Overloaded(message, retry_after_s=self.retry_after(lane, request, waiting.cost_tokens, now_s))
 
-    def too_late(self, lane: Lane, request: Pending, now_s: float) -> DeadlineInfeasible | None:
-        """What waits ahead takes longer than the request's deadline allows. None: it may make it, or nobody knows."""
+    def too_late(self, lane: Lane, request: Pending, soonest_s: float | None, now_s: float) -> DeadlineInfeasible | None:
+        """What waits ahead, or its own first token, takes longer than its deadline allows. None: it may make it, or nobody knows."""
         allowed_s = request.deadline_s - now_s
         order = (-request.generation.priority, request.deadline_s, request.ticket)
         ahead = lane.room.ahead_of(request.cost.kv_tokens, request.tenant, request.request_class, order)
-        wait_s = lane.drains.wait_s(request.request_class, ahead, now_s)
-        if wait_s is None or wait_s <= allowed_s:
+        wait_s = lane.drains.wait_s(request.request_class, ahead, now_s) or 0.0
+        needed_s = max(wait_s, soonest_s or 0.0)
+        if needed_s <= allowed_s:
             return None
         self._metrics.rejected(request.model, "deadline_infeasible")
-        tokens = ahead.of_classes_before + ahead.of_its_class
+        if wait_s > allowed_s:
+            tokens = ahead.of_classes_before + ahead.of_its_class
+            why = f"{tokens} tokens wait before this request, about {wait_s:.1f} s, and its deadline allows {allowed_s:.1f} s"
+        else:
+            needed_ms, allowed_ms = 1000 * needed_s, 1000 * allowed_s
+            why = f"the quickest worker needs about {needed_ms:.0f} ms to its first token, and its deadline allows {allowed_ms:.0f}"
         return DeadlineInfeasible(
-            f"{tokens} tokens wait before this request, about {wait_s:.1f} s, and its deadline allows {allowed_s:.1f} s: "
-            "allow more time, or send it when less waits",
-            retry_after_s=retry_after_s(wait_s - allowed_s, self._rng),
+            f"{why}: allow more time, or send it when there is less to do",
+            retry_after_s=retry_after_s(needed_s - allowed_s, self._rng),
         )
 
     def too_many_wait(self, lane: Lane, model: ModelObject, now_s: float) -> ColdStart:

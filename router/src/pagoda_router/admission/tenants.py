@@ -39,6 +39,13 @@ class TenantCounters:
             self._floor = max(self._floor, served)
         self._served[tenant] = served + tokens
 
+    def served_alone(self, tenant: str, tokens: int) -> None:
+        """`activate`, `charge` and `forget_idle` of a request for which nobody waited and which waited for nobody."""
+        self._floor = served = max(self.served(tenant), self._floor)
+        self._served[tenant] = served + tokens
+        self._served.move_to_end(tenant)
+        self.forget_idle(())
+
     def turn(self, tenant: str, cached_tokens: int) -> tuple[int, int, int]:
         """Smaller goes first."""
         served = self.served(tenant)

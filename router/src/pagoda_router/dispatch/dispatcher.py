@@ -5,7 +5,6 @@ demand), placing is placing.py's, refusing refusals.py's; links do the talking. 
 then a lost worker costs a second try instead of a broken stream, and a refusal has an HTTP status.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
@@ -107,12 +106,13 @@ class FleetDispatcher:
 
     async def hold(self, model: ModelName, variant: str | None, cost_tokens: int, sender: Sender = NOBODY) -> Arrival:
         self._fleet.model(model)
-        demand = self._rooms.lane(model).demand
-        demand.came()
+        lane = self._rooms.lane(model)
+        lane.demand.came()
         try:
             now_s = self._clock()
             held = Held(
                 model=model,
+                lane=lane,
                 variant=variant,
                 ticket=self._rooms.next_ticket(),
                 arrived_s=now_s,
@@ -124,7 +124,7 @@ class FleetDispatcher:
             await self._rooms.wait(held, cost_tokens)
             return Arrival(held.ticket, held.arrived_s)
         finally:
-            demand.left(self._clock())
+            lane.demand.left(self._clock())
 
     async def _begin(self, pending: Pending) -> BackendStream:
         """Waits, places, submits, until a worker has answered with a first token (or the request's end)."""
@@ -133,12 +133,12 @@ class FleetDispatcher:
             asked: set[BackendStream] = set()
             try:
                 self._runs(asked, stream)
-                won = await self._hedges.first_output(pending, stream, self._rooms.lane(pending.model), partial(self._runs, asked))
+                won = await self._hedges.first_output(pending, stream, partial(self._runs, asked))
                 if not won.failure:
                     return won
                 self._second_tries.failed(pending, stream, is_shut_down=self._shut_down, in_flight=len(self._running))
             except RefusedByWorker as refused:
-                self._second_tries.refused(pending, stream, refused, self._rooms.lane(pending.model), in_flight=len(self._running))
+                self._second_tries.refused(pending, stream, refused, in_flight=len(self._running))
             except BaseException:
                 stream.abandon()
                 raise
@@ -153,7 +153,7 @@ class FleetDispatcher:
     async def _go_on(self, pending: Pending, rest: Generation, lost: BackendStream, end: Ended) -> BackendStream:
         """After a first token: the rest of one sequence, by another worker of the variant that began it. It goes before what came later."""
         self._second_tries.go_on(pending, lost, end, is_shut_down=self._shut_down, in_flight=len(self._running))
-        cost = price(rest, self._rooms.lane(pending.model).outputs.predict(rest), self._fleet.block_size(pending.model))
+        cost = price(rest, pending.lane.outputs.predict(rest), self._fleet.block_size(pending.model))
         return await self._begin(pending.for_the_rest(rest, cost, lost.worker, self._clock()))
 
     def _stalled(self, stream: BackendStream) -> None:
@@ -167,6 +167,7 @@ class FleetDispatcher:
         arrived_s = arrival.at_s if arrival is not None else now_s
         pending = Pending(
             model=model,
+            lane=lane,
             variant=generation.variant,
             ticket=arrival.ticket if arrival is not None else self._rooms.next_ticket(),
             arrived_s=arrived_s,
@@ -185,8 +186,6 @@ class FleetDispatcher:
 
     async def _wait_for_place(self, pending: Pending) -> BackendStream:
         self._rooms.check_open()
-        if pending.place.done():  # another try
-            pending.place = asyncio.get_running_loop().create_future()
         stream: BackendStream = await self._rooms.wait(pending, pending.cost.kv_tokens)
         return stream
 

@@ -8,7 +8,7 @@ the dispatcher.
 import asyncio
 from collections.abc import Callable
 
-from pagoda_router.admission.lane import Lane, Pending
+from pagoda_router.admission.lane import Pending
 from pagoda_router.backends.base import BackendStream, RefusedByWorker
 from pagoda_router.dispatch.placing import Placer
 from pagoda_router.dispatch.second_tries import SecondTries
@@ -29,9 +29,7 @@ class Hedges:
         self._metrics = metrics
         self._in_flight = in_flight
 
-    async def first_output(
-        self, pending: Pending, stream: BackendStream, lane: Lane, runs: Callable[[BackendStream], None]
-    ) -> BackendStream:
+    async def first_output(self, pending: Pending, stream: BackendStream, runs: Callable[[BackendStream], None]) -> BackendStream:
         """Whoever has output, or has ended, first: usually `stream`. `runs` is told of a second one. Raises RefusedByWorker. Cancelled, it
         leaves `stream` to its caller and nothing else."""
         if not self._factor or pending.generation.relay is not None:
@@ -40,7 +38,7 @@ class Hedges:
         first = asyncio.create_task(stream.wait_for_output())
         try:
             await asyncio.wait({first}, timeout=max(SHORTEST_S, self._factor * pending.generation.trace.attempts[-1].predicted_ms / 1000))
-            if first.done() or (other := self._second(pending, stream, lane)) is None:
+            if first.done() or (other := self._second(pending)) is None:
                 await first
                 return stream
             runs(other)
@@ -48,10 +46,10 @@ class Hedges:
         finally:
             first.cancel()
 
-    def _second(self, pending: Pending, stream: BackendStream, lane: Lane) -> BackendStream | None:
+    def _second(self, pending: Pending) -> BackendStream | None:
         if not self._second_tries.may_hedge(in_flight=self._in_flight()):
             return None
-        other = self._placer.place_once_more(pending, lane)
+        other = self._placer.place_once_more(pending)
         if other is not None:
             self._second_tries.hedged(in_flight=self._in_flight())
         return other

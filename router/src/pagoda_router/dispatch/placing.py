@@ -19,8 +19,9 @@ from pagoda_router.fleet import Fleet
 from pagoda_router.generation import Generation, ModelName, RequestClass, WorkerId
 from pagoda_router.metrics.requests import RouterMetrics
 from pagoda_router.placement.chains import GrowingChain, PrefixChains
-from pagoda_router.placement.facts import WorkerView
+from pagoda_router.placement.facts import RequestFacts, WorkerView
 from pagoda_router.placement.policy import POLICY, Refusal, choose_variant
+from pagoda_router.placement.prediction import predict, usual_rates
 from pagoda_router.placement.prefixes import PrefixChain
 
 LONG_PROMPT_IDS = 16_384
@@ -81,6 +82,19 @@ class Placer:
         chain = self._chain(request)
         links = self._fleet.links(request.model)
         return max((link.view(None, chain).cached_tokens for link in links if request.variant in (None, link.endpoint.variant)), default=0)
+
+    def soonest_s(self, request: Held) -> float | None:
+        """Until its first token at the quickest of the workers that may run it. None: its prompt is not known, or one that might be
+        quicker has measured nothing, or sleeps, and is woken also by those in a hurry."""
+        if not isinstance(request, Pending):
+            return None
+        chain = self._chain(request)
+        links = [link for link in self._fleet.links(request.model) if request.variant in (None, link.endpoint.variant)]
+        views = [view for link in links if (view := link.view(None, chain)).routable]
+        if not views or any(view.sleeps or not view.prefill_tokens_per_s for view in views):
+            return None
+        facts, usual = RequestFacts(request.cost), usual_rates(views)
+        return min(predict(facts, view, usual).ttft_ms for view in views) / 1000
 
     async def hashed(self, generation: Generation) -> PrefixChain | None:
         """Of a long prompt, with turns for others: so that placing it holds the event loop for no longer than any other. Else None."""
@@ -173,20 +187,32 @@ class Placer:
         request.place.set_result(stream)
         return True
 
-    def place_once_more(self, request: Pending, lane: Lane) -> BackendStream | None:
+    def place_at_once(self, request: Held) -> BackendStream | None:
+        """One that came while nobody waited, without a place in line. None: it has to take one."""
+        room = request.lane.room
+        if len(room) or request.lane.cold or not isinstance(request, Pending):
+            return None
+        found = self._submit(request, self.group_of(request), request.avoid)
+        if isinstance(found, Refusal):
+            return None
+        stream, service_tokens = found
+        room.served_alone(request.tenant, request.request_class, service_tokens)
+        return stream
+
+    def place_once_more(self, request: Pending) -> BackendStream | None:
         """The same request to a second worker, of the variant that has it already; None: no other is half empty, or somebody waits. Its
         tenant pays for that too, until the loser's settlement says what it came to."""
         assert request.served_variant is not None
         taken = {WorkerId(attempt.worker) for attempt in request.generation.trace.attempts}
         views = [view for view in self.views(request) if view.routable and view.variant == request.served_variant]
         busy = {view.worker for view in views if view.running + view.waiting >= view.max_running / 2}
-        if len(lane.room) or not any(view.worker not in taken | busy for view in views):
+        if len(request.lane.room) or not any(view.worker not in taken | busy for view in views):
             return None
         found = self._submit(request, request.served_variant, taken | busy, may_be_avoided=False)
         if isinstance(found, Refusal):
             return None
         stream, service_tokens = found
-        lane.room.settle(request.tenant, request.request_class, -service_tokens)
+        request.lane.room.settle(request.tenant, request.request_class, -service_tokens)
         return stream
 
     def _submit(

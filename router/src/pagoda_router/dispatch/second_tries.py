@@ -6,7 +6,7 @@ Keeps both within their budgets (retry_budget.py): what a failing fleet is asked
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pagoda_router.admission.lane import Lane, Pending
+from pagoda_router.admission.lane import Pending
 from pagoda_router.admission.refusals import Refusals
 from pagoda_router.backends.base import BackendStream, RefusedByWorker
 from pagoda_router.dispatch.endings import raise_failure
@@ -108,7 +108,7 @@ class SecondTries:
             retry_after_s=SPENT_RETRY_S,
         )
 
-    def refused(self, pending: Pending, stream: BackendStream, refused: RefusedByWorker, lane: Lane, *, in_flight: int) -> None:
+    def refused(self, pending: Pending, stream: BackendStream, refused: RefusedByWorker, *, in_flight: int) -> None:
         """Raises what the client gets unless another worker, or another moment, may take it."""
         if refused.error is not None:
             raise refused.error
@@ -122,7 +122,7 @@ class SecondTries:
         if pending.attempts >= MOST_ATTEMPTS or (refused.overloaded and not others):
             self._metrics.rejected(pending.model, "worker_refused")
             kind = Overloaded if refused.overloaded else NoWorker
-            retry_s = self._refusals.retry_after(lane, pending, pending.cost.kv_tokens, self._clock())
+            retry_s = self._refusals.retry_after(pending.lane, pending, pending.cost.kv_tokens, self._clock())
             raise kind(f"{pending.model} takes no more requests now: {refused}", retry_after_s=retry_s)
         if not self._retries.take(self._clock(), in_flight):
             raise self._spent(pending, "retries", str(refused))

@@ -55,14 +55,18 @@ class WaitingRooms:
     def make_room(self, request: Held, cost_tokens: int) -> None:
         """Others may have to leave a full room for it. Raises when it has no place, or no chance."""
         self.check_open()
-        lane, now_s = self.lane(request.model), self._clock()
-        for waiting in self._refusals.make_room(lane, request, cost_tokens, self._limits, now_s):
+        lane, now_s = request.lane, self._clock()
+        soonest_s = self._placer.soonest_s(request) if request.deadline_s < float("inf") else None
+        for waiting in self._refusals.make_room(lane, request, cost_tokens, self._limits, now_s, soonest_s):
             lane.room.remove(waiting)
             waiting.request.fail(self._refusals.displaced(lane, waiting, now_s))
 
     async def wait(self, request: Held, cost_tokens: int) -> Any:
-        model = request.model
-        lane = self.lane(model)
+        """For its turn: what `Held.place` says. Nearly always it comes into an empty room, and goes on at once."""
+        if (placed := self._placer.place_at_once(request)) is not None:
+            return placed
+        model, lane = request.model, request.lane
+        request.place = asyncio.get_running_loop().create_future()
         generation = request.generation if isinstance(request, Pending) else None
         waiting = Waiting(
             request,
