@@ -1,7 +1,7 @@
 // Command router-load is the compiled half of `make bench-router`: a load generator, a mock OpenAI backend and a mock Pagoda worker.
 //
-// One program, three subcommands, standard library alone. Each says what it measured as one JSON object on stdout; bench/src/pagoda_bench/
-// router_load starts and pins them. Compiled, so that the rig is not what is measured.
+// One program, standard library alone: load says what it measured as one JSON object on stdout, prose is text like the prompts'; bench/src/
+// pagoda_bench/router_load starts and pins them. Compiled, so that the rig is not what is measured.
 package main
 
 import (
@@ -10,7 +10,7 @@ import (
 )
 
 func main() {
-	commands := map[string]func([]string) error{"load": runLoad, "backend": runBackend, "worker": runWorker}
+	commands := map[string]func([]string) error{"load": runLoad, "backend": runBackend, "worker": runWorker, "prose": runProse}
 	if len(os.Args) > 1 {
 		if command, known := commands[os.Args[1]]; known {
 			if err := command(os.Args[2:]); err != nil {
@@ -20,6 +20,6 @@ func main() {
 			return
 		}
 	}
-	fmt.Fprintln(os.Stderr, "usage: router-load load|backend|worker [flags]")
+	fmt.Fprintln(os.Stderr, "usage: router-load load|backend|worker|prose [flags]")
 	os.Exit(2)
 }

@@ -7,9 +7,11 @@ import (
 	"time"
 )
 
-// A mock model is named after its speed, so that one process serves several and every router passes it on: mock-10ms, mock-1ms, mock-0ms.
+// A mock model is named after its speed, so that one process serves several and every router passes it on: mock-10ms, mock-1ms, mock-0ms, and
+// mock-0ms-words, whose vocabulary has whole words.
 func stepOf(model string) time.Duration {
 	_, pace, _ := strings.Cut(model, "-")
+	pace, _, _ = strings.Cut(pace, "-")
 	step, err := time.ParseDuration(pace)
 	if err != nil || step < 0 {
 		return 0

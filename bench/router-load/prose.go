@@ -1,7 +1,9 @@
 package main
 
 import (
+	"flag"
 	"math"
+	"os"
 	"strings"
 )
 
@@ -65,4 +67,15 @@ func (p *prose) appendWords(out []byte, bytes int) []byte {
 		out = append(out, ' ')
 	}
 	return out
+}
+
+// runProse prints prose to make a vocabulary of. No prompt has this seed.
+func runProse(args []string) error {
+	flags := flag.NewFlagSet("prose", flag.ExitOnError)
+	bytes := flags.Int("bytes", 1_000_000, "")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	_, err := os.Stdout.Write(newProse(math.MaxUint64).appendWords(nil, *bytes))
+	return err
 }

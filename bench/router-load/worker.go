@@ -50,27 +50,35 @@ func runWorker(args []string) error {
 	flags := flag.NewFlagSet("worker", flag.ExitOnError)
 	serve := flags.String("serve", "", "MODEL=ADDRESS, with commas")
 	tokenizer := flags.String("tokenizer", "", "a tokenizer.json")
+	others := flags.String("tokenizer-of", "", "MODEL=PATH of another one, with commas")
 	template := flags.String("template", "", "a chat template")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	var artifacts []artifact
-	for name, path := range map[string]string{"tokenizer.json": *tokenizer, "chat_template.jinja": *template} {
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		artifacts = append(artifacts, artifact{name, content})
+	paths := map[string]string{}
+	for _, one := range strings.Split(*others, ",") {
+		model, path, _ := strings.Cut(one, "=")
+		paths[model] = path
 	}
-	if artifacts[0].name != "tokenizer.json" {
-		artifacts[0], artifacts[1] = artifacts[1], artifacts[0]
+	chatTemplate, err := os.ReadFile(*template)
+	if err != nil {
+		return err
 	}
 	for _, one := range strings.Split(*serve, ",") {
 		model, address, _ := strings.Cut(one, "=")
+		path := *tokenizer
+		if other, own := paths[model]; own {
+			path = other
+		}
+		vocabulary, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
 		listener, err := net.Listen("tcp", address)
 		if err != nil {
 			return err
 		}
+		artifacts := []artifact{{"tokenizer.json", vocabulary}, {"chat_template.jinja", chatTemplate}}
 		server := newServer(&mockWorker{model: model, id: one, artifacts: artifacts})
 		go func() { log.Print(server.Serve(listener)) }()
 	}

@@ -24,8 +24,9 @@ from pagoda_bench.router_load.measure import LoadFailed, Measured, Rig
 from pagoda_bench.router_load.pinned import Pinned, two_cores
 from pagoda_bench.router_load.program import build
 from pagoda_bench.router_load.report import cautions, markdown, rows, scaling_rows
-from pagoda_bench.router_load.scenarios import DIRECT, OURS, SCALING, SCENARIOS, SOAK, Scenario
+from pagoda_bench.router_load.scenarios import DIRECT, OURS, SCALING, SCENARIOS, SOAK, WORDS, Scenario
 from pagoda_bench.router_load.systems import MODELS, STARTERS, RouterSystem, Site, counted_usage, pagoda
+from pagoda_bench.router_load.vocabulary import trained
 
 PACKAGES = ("pagoda-router", "uvicorn", "uvloop", "httptools", "grpcio", "protobuf", "tokenizers", "fastokens")
 READY_TIMEOUT_S = 20.0
@@ -105,11 +106,12 @@ def start_mocks(program: Path, folder: Path, router_cores: Sequence[int], rig_co
     backends = [free_port() for _ in range(COPIES)]
     workers = {model: [free_port() for _ in range(COPIES)] for model in MODELS}
     tokenizer, template = _text_rules(folder)
+    other = f"{WORDS}={trained(program, tokenizer)}"
     serve = ",".join(f"{model}=127.0.0.1:{port}" for model, ports in workers.items() for port in ports)
     listen = ",".join(f"127.0.0.1:{port}" for port in backends)
     commands = {
         "backend": [str(program), "backend", f"-listen={listen}"],
-        "worker": [str(program), "worker", f"-serve={serve}", f"-tokenizer={tokenizer}", f"-template={template}"],
+        "worker": [str(program), "worker", f"-serve={serve}", f"-tokenizer={tokenizer}", f"-tokenizer-of={other}", f"-template={template}"],
     }
     mocks: dict[str, Pinned] = {}
     for name, command in commands.items():

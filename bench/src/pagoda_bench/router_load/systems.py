@@ -17,11 +17,11 @@ from pagoda_bench.local_stack import free_port
 from pagoda_bench.peers.environment import interpreter, versions
 from pagoda_bench.peers.system import PeerUnavailable
 from pagoda_bench.router_load.pinned import Pinned
-from pagoda_bench.router_load.scenarios import DIRECT, OURS
+from pagoda_bench.router_load.scenarios import DIRECT, OURS, WORDS
 
 START_TIMEOUT_S = 120.0
 KEY = "sk-router-bench"
-MODELS = ("mock-0ms", "mock-1ms", "mock-10ms")
+MODELS = ("mock-0ms", "mock-1ms", "mock-10ms", WORDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
