@@ -22,9 +22,10 @@ QUOTED_FOR = 8
 TRIAL = 4
 """Rows of a trial while speculation is off, or an eighth of all; and tokens of each, where nobody says how sure they are."""
 TRIAL_STEPS = 3
-FIRST_PAUSE, LONGEST_PAUSE, PAUSE_OF_ROW = 16, 1024, 16
-"""Steps without speculation between two trials; twice as many after each that failed, up to so many a row: what few rows do is another
-thing with the next request."""
+FIRST_PAUSE, LONGEST_PAUSE = 16, 1024
+FIRST_PAUSE_OF_ROW, PAUSE_OF_ROW = 2, 16
+"""Steps without speculation between two trials, by the rows that it is for; twice as many after each that failed. What few rows do is
+another thing with the next request; many rows change slowly, and the more there are the less a guess gains and the more a trial costs."""
 SURE_STEPS = 16
 """With guesses that gained, before a pause is short again."""
 PLAIN_EVERY = 32
@@ -152,7 +153,8 @@ class Speculation:
                 self._pause = FIRST_PAUSE
             return True
         longest = min(max(PAUSE_OF_ROW * rows, FIRST_PAUSE), LONGEST_PAUSE)
-        self._paused, self._pause, self._paused_rows = min(self._pause, longest), min(2 * self._pause, longest), rows
+        self._paused = min(max(self._pause, FIRST_PAUSE_OF_ROW * rows), longest)
+        self._pause, self._paused_rows = min(2 * self._paused, longest), rows
         self._offer_left = 0
         self._seen.payoff.doubt(rows)
         for sequence in running:
