@@ -22,6 +22,7 @@ from pagoda_bench.costs.jobs import (
     tier_jobs,
     tier_requests,
 )
+from pagoda_bench.costs.loading import LOADED, NOTHING, loading_rows
 from pagoda_bench.costs.measure import Place, adapter_rows, invariant_rows, kv_dtype_rows, kv_rows, tier_rows
 from pagoda_bench.costs.ranks import RANKS, THREADS, ranks_rows
 from pagoda_bench.costs.run import run
@@ -139,7 +140,9 @@ def test_ranks_are_held_against_every_other_way_within_a_round():
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are():
-    with pytest.raises(SettingsError, match="tour: write kv-use, host-tier, batch-invariance, quantized-kv, adapters, tensor-parallel"):
+    with pytest.raises(
+        SettingsError, match="tour: write kv-use, host-tier, batch-invariance, quantized-kv, adapters, adapter-loading, tensor-parallel"
+    ):
         run(["tour"], rounds=1, output=None, command="")
 
 
@@ -170,6 +173,14 @@ def test_what_adapters_cost_is_taken_within_a_round_and_has_an_aim():
     found = {"base model": answers(100.0, 200.0), "one adapter": answers(95.0, 190.0), "10 adapters": answers(80.0, 160.0)}
     lost = {row.system: row for row in adapter_rows("tiny", found) if row.metric == "throughput_lost_ratio"}
     assert {way: (round(row.value, 3), row.met) for way, row in lost.items()} == {"one adapter": (0.05, True), "10 adapters": (0.2, False)}
+
+
+def test_pauses_are_told_by_what_was_done_meanwhile():
+    pauses = {NOTHING: [[0.1] * 99 + [0.5]], LOADED: [[0.3, 0.1, 0.2]]}
+    rows = {(row.system, row.metric): row.value for row in loading_rows("c=8", pauses, {LOADED: [0.25]})}
+    assert (rows[NOTHING, "itl_p50_s"], rows[NOTHING, "itl_p99_s"], rows[NOTHING, "itl_max_s"]) == (0.1, 0.5, 0.5)
+    assert (rows[LOADED, "itl_p50_s"], rows[LOADED, "each_took_s"]) == (0.2, 0.25)
+    assert (NOTHING, "each_took_s") not in rows
 
 
 def test_the_random_adapters_run_on_the_real_engine(tmp_path: Path):

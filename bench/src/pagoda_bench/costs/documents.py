@@ -20,6 +20,7 @@ DOCUMENTS: Mapping[str, str] = {
     "batch-invariance": "batch-invariance.md",
     "quantized-kv": "decisions/quantized-kv-cache.md",
     "adapters": "adapters.md",
+    "adapter-loading": "adapters.md",
     "tensor-parallel": "tensor-parallel.md",
 }
 """By benchmark, the document below docs/ that shows it."""
@@ -69,6 +70,9 @@ def _lines(result: Result) -> Iterator[str]:
     if result.benchmark == "adapters":
         yield from _adapters(by_key)
         return
+    if result.benchmark == "adapter-loading":
+        yield from _pauses(by_key)
+        return
     cases = list(dict.fromkeys(row.case for row in result.rows))
     yield f"| | {' | '.join(cases)} |"
     yield "|---|" + "---:|" * len(cases)
@@ -108,6 +112,14 @@ def _adapters(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
     for case, way in dict.fromkeys((case, way) for case, way, _ in by_key):
         metrics = ("output_tokens_per_s", "decode_step_s", "throughput_lost_ratio")
         yield f"| {case} | {way} | {' | '.join(_cell(by_key.get((case, way, metric))) for metric in metrics)} |"
+
+
+def _pauses(by_key: Mapping[tuple[str, str, str], Row]) -> Iterator[str]:
+    yield "| case | meanwhile | pause between tokens, p50 | p99 | longest | one took |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for case, phase in dict.fromkeys((case, phase) for case, phase, _ in by_key):
+        metrics = ("itl_p50_s", "itl_p99_s", "itl_max_s", "each_took_s")
+        yield f"| {case} | {phase} | {' | '.join(_cell(by_key.get((case, phase, metric))) for metric in metrics)} |"
 
 
 def _cell(row: Row | None) -> str:

@@ -139,11 +139,15 @@ class AdapterCase:
 
 ADAPTERS = 10
 """In one batch."""
-_ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTER_CASES = (
-    *(AdapterCase(model, rank, targets) for model in ("tiny", "0.45b") for rank, targets in ((8, ("q_proj", "v_proj")), (16, _ALL))),
-    *(AdapterCase("0.45b", 16, _ALL, quantization) for quantization in ("int8", "int4")),
-    *(AdapterCase("0.45b", rank, _ALL, "int8", output_tokens=24) for rank in (32, 64)),
+    *(
+        AdapterCase(model, rank, targets)
+        for model in ("tiny", "0.45b")
+        for rank, targets in ((8, ("q_proj", "v_proj")), (16, ALL_PROJECTIONS))
+    ),
+    *(AdapterCase("0.45b", 16, ALL_PROJECTIONS, quantization) for quantization in ("int8", "int4")),
+    *(AdapterCase("0.45b", rank, ALL_PROJECTIONS, "int8", output_tokens=24) for rank in (32, 64)),
 )
 """PEFT's defaults for a Llama, and what people take who want all they can have; that also beside a faster base model, where the largest
 ranks follow with fewer tokens."""

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from pagoda_bench.costs.documents import DOCS, DOCUMENTS, write_table
+from pagoda_bench.costs.loading import adapter_loading
 from pagoda_bench.costs.measure import Place, Say, adapters, batch_invariance, host_tier, kv_use, quantized_kv
 from pagoda_bench.costs.ranks import tensor_parallel
 from pagoda_bench.errors import SettingsError
@@ -68,9 +69,9 @@ def _rows(name: str, *, device: str, rounds: int, scratch: Path, say: Say) -> It
         return kv_use(places["tiny"], rounds=rounds, say=say)
     if name == "host-tier":
         return host_tier(places["tiny"], rounds=rounds, say=say)
-    if name == "tensor-parallel":
-        model = "0.45b" if "0.45b" in places else "tiny"
-        return tensor_parallel(places[model], model, rounds=rounds, say=say)
+    if name in ("tensor-parallel", "adapter-loading"):
+        model, measure = "0.45b" if "0.45b" in places else "tiny", tensor_parallel if name == "tensor-parallel" else adapter_loading
+        return measure(places[model], model, rounds=rounds, say=say)
     if name == "quantized-kv":
         return quantized_kv(places, rounds=rounds, say=say)
     if name == "adapters":

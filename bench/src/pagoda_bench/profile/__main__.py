@@ -21,7 +21,7 @@ from pagoda_bench.results import FOLDER, Row, result_here, write
 NOTES = (
     "low and high are the least and the most of the repeats",
     "step_s and request_s are without any profiler; the parts are from separate runs with one, so their sum differs a little",
-    "on a CPU a step that only decodes is one native call in step_s and operation by operation in its parts, whose sum is therefore larger",
+    "on a CPU nearly every step is one native call in step_s and operation by operation in its parts, whose sum is therefore larger",
     "request_s is CPU time of the router's process per request, waiting not counted",
 )
 PACKAGES = ("torch", "uvicorn", "uvloop", "grpcio", "tokenizers", "fastokens")
