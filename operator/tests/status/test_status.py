@@ -63,6 +63,11 @@ NOT_READY: list[tuple[dict[str, Any], Reason, str]] = [
         Reason.MODEL_NOT_FOUND,
         "did not find the model: /models/x has no config.json: correct spec.model.source",
     ),
+    (
+        {"reason": "ModelNotFound", "message": "adapter 'sql': r is 128; this worker takes ranks of 1 to 64"},
+        Reason.MODEL_NOT_FOUND,
+        "cannot load an adapter of the model: adapter 'sql': r is 128; this worker takes ranks of 1 to 64: correct spec.adapters",
+    ),
     ({"phase": "Failed", "reason": "OOMKilled"}, Reason.OUT_OF_MEMORY, "ran out of memory: raise spec.resources.memory"),
     ({"reason": "OutOfMemory"}, Reason.OUT_OF_MEMORY, "or lower spec.engine.maxModelLen"),
     (
@@ -335,7 +340,7 @@ CLUSTER_CAUSES: list[tuple[dict[str, Any], str, str, str]] = [
         {"reason": "Unschedulable", "message": 'persistentvolumeclaim "weights" not found'},
         "Unschedulable",
         "WorkersReady",
-        "create the claim, or correct spec.model",
+        "create the claim, or correct its name in spec.model or spec.adapters",
     ),
 ]
 
