@@ -31,6 +31,7 @@ def worker(number: int, **fields: Any) -> dict[str, Any]:
         "name": f"tiny-default-{number}", "model": "tiny", "variant": "default", "address": f"10.0.{number // 250}.{number % 250}:9000",
         "backend": "pagoda", "routable": True, "reason": "", "draining": False, "shunned": None, "inFlight": 1, "running": number % 7,
         "waiting": 0, "maxRunning": 8, "kvCapacityTokens": 4096, "kvAvailableTokens": 1024,
+        "kvReservedTokens": 3072, "kvUsedTokens": 512,
         "prefillTokensPerS": 9000.0, "decodeTokensPerS": 90.0,
     }  # fmt: skip
     return usual | fields
