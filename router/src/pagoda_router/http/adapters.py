@@ -50,7 +50,7 @@ class AdapterAdmin:
         self._had: set[tuple[str, str]] = set()
         """(life of a worker, name): it had it once, so where it has it no more somebody unloaded it."""
         self._missed: set[tuple[str, str]] = set()
-        """Of them, those that lacked it at the last look. What a worker tells comes a moment after its answer, so one look proves nothing."""
+        """Of them, those that lacked it at the last look. A worker tells of it a moment after its answer, so one look proves nothing."""
         self._refused: set[tuple[str, str]] = set()
         """(life of a worker, name) that is not asked again."""
 
