@@ -187,7 +187,7 @@ def test_a_rollout_that_is_stuck_says_why_while_the_old_worker_serves() -> None:
     old = worker(BASE, template="0123456789")
     new = worker(BASE, number=1, ready=False, phase="Failed", reason="CrashLoopBackOff", message="no such file", restarts=2)
     status = status_of(with_pods(router(BASE), old, new))
-    assert status["ready"] == "True"
+    assert (status["ready"], status["rollout"]) == ("True", "EngineCrash")
     assert (condition(status, "Progressing")["status"], condition(status, "Progressing")["reason"]) == ("False", "EngineCrash")
     assert "no such file" in condition(status, "Progressing")["message"]
 
