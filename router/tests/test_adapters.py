@@ -220,6 +220,32 @@ async def test_a_worker_that_comes_later_gets_what_was_loaded_unless_somebody_un
         assert one.adapter_calls == [("load", "sql", "file:///sql")], "it would come back for ever"
 
 
+async def test_what_another_router_unloaded_before_this_one_looked_does_not_come_back(tmp_path: Path):
+    async with ScriptedWorker(name="one") as one, surface(tmp_path, one) as bench:
+        await bench.load("sql")
+        await bench.router.until(lambda: having(bench.router, "sql") == {"one"})
+        one.tell_adapters({})
+        await bench.router.until(lambda: having(bench.router, "sql") == set())
+        for _ in range(3):
+            await bench.admin.look()
+        assert one.adapter_calls == [("load", "sql", "file:///sql")]
+
+
+async def test_a_look_before_a_worker_tells_of_what_it_loaded_does_not_forget_it(tmp_path: Path):
+    async with ScriptedWorker(name="one") as one, ScriptedWorker(name="two") as two, surface(tmp_path, one) as bench:
+        await bench.load("sql")
+        await bench.router.until(lambda: having(bench.router, "sql") == {"one"})
+        one.tell_adapters({})  # as if it had not told yet
+        await bench.router.until(lambda: having(bench.router, "sql") == set())
+        await bench.admin.look()
+        one.tell_adapters({"sql": ("v1", False)})
+        await bench.router.until(lambda: having(bench.router, "sql") == {"one"})
+        bench.router.know(one, two)
+        await bench.router.until_routable(2)
+        await bench.admin.look()
+        assert two.adapter_calls == [("load", "sql", "file:///sql")]
+
+
 async def test_a_declared_adapter_is_the_manifests_to_change(tmp_path: Path):
     declared = model_object(adapters=(DeclaredAdapter("sql", "hf://org/sql"),))
     async with ScriptedWorker() as worker, surface(tmp_path, worker, models=(declared,)) as bench:

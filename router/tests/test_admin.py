@@ -95,7 +95,7 @@ async def test_what_waits_is_told_by_class_and_tenant_with_what_drains_and_what_
             await asyncio.sleep(0)
         await worker.next_submit()
         told = (await get(app, "queue")).json["models"]["tiny"]
-        assert told["credits"] == {"capacityTokens": 64, "availableTokens": 0}
+        assert told["credits"] == {"capacityTokens": 64, "availableTokens": 0, "reservedTokens": 64}
         assert (told["requests"], told["tokens"], told["mostTokens"]) == (3, 192, 10_000)
         assert [(each["class"], each["requests"], each["tokens"]) for each in told["classes"]] == [
             ("latency", 2, 128),
@@ -113,7 +113,7 @@ async def test_a_model_that_nobody_asked_for_has_an_empty_line(tmp_path):
         router.know(models=[model_object()])
         told = (await get(app, "queue")).json["models"]["tiny"]
         assert (told["requests"], told["tokens"], told["tenants"]) == (0, 0, [])
-        assert told["credits"] == {"capacityTokens": 0, "availableTokens": 0}
+        assert told["credits"] == {"capacityTokens": 0, "availableTokens": 0, "reservedTokens": 0}
 
 
 async def test_the_fleet_says_who_drains_who_is_shunned_and_what_speaks_there(tmp_path):

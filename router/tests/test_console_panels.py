@@ -31,6 +31,7 @@ def worker(number: int, **fields: Any) -> dict[str, Any]:
         "name": f"tiny-default-{number}", "model": "tiny", "variant": "default", "address": f"10.0.{number // 250}.{number % 250}:9000",
         "backend": "pagoda", "routable": True, "reason": "", "draining": False, "shunned": None, "inFlight": 1, "running": number % 7,
         "waiting": 0, "maxRunning": 8, "kvCapacityTokens": 4096, "kvAvailableTokens": 1024,
+        "kvReservedTokens": 3072, "kvUsedTokens": 512,
         "prefillTokensPerS": 9000.0, "decodeTokensPerS": 90.0,
     }  # fmt: skip
     return usual | fields
@@ -56,6 +57,8 @@ def documents() -> Documents:
     """By path below /admin/v1/: what the server tells. A test may change it while the page looks."""
     return {
         "fleet": {"models": {}, "workers": [worker(number) for number in range(MANY)]},
+        "queue": {"models": {}},
+        "lanes": {"models": {}},
         "traces": {"traces": [trace(number) for number in range(MANY)]},
         "usage": {"object": "list", "by": "hour", "data": [used(1, "ci"), used(3, "")], "total": used(0, "") | {"requests": 2}},
     }
@@ -104,6 +107,26 @@ def test_a_thousand_traces_are_shown_with_their_strips(page: Page, url: str) -> 
     expect(rows(page, "traces-table")).to_have_count(MANY)
     strip = page.get_by_role("img", name="receive 1.0 ms, prefill 4.0 ms, decode 5.0 ms").first
     assert "linear-gradient" in strip.evaluate("element => element.style.backgroundImage")
+
+
+def test_the_share_of_other_routers_is_no_use_of_a_cache(page: Page, url: str, documents: Documents) -> None:
+    """Each of two routers may reserve half; the worker says that 1024 of 4096 are in use."""
+    documents["fleet"]["workers"] = [worker(0, kvAvailableTokens=2048, kvReservedTokens=0, kvUsedTokens=1024)]
+    tokens = {"capacityTokens": 4096, "availableTokens": 1548, "reservedTokens": 500}
+    waits = [
+        {"class": name, "requests": 0, "tokens": 0, "oldestS": 0.0, "drainTokensPerS": 12345.6, "waitS": 0.0}
+        for name in ("latency", "throughput")
+    ]
+    line = {"credits": tokens, "classes": waits, "tenants": [], "tenantCount": 0, "mostTokens": 9, "mostRequests": 9, "waves": False}
+    documents["queue"]["models"] = {"one": line, "two": line}
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.goto(f"{url}#fleet")
+    expect(page.locator("#fleet-kv")).to_have_text("25 %")
+    page.goto(f"{url}#queue")
+    expect(page.locator("#queue .card").first).to_contain_text("500 of 2048 reserved (24 %)")
+    widths = page.locator("#queue .scroll:visible").evaluate_all("places => places.map((each) => [each.scrollWidth, each.clientWidth])")
+    assert widths
+    assert all(inner <= outer for inner, outer in widths), "no column is cut off"
 
 
 def test_a_model_whose_workers_are_all_gone_is_named(page: Page, url: str, documents: Documents) -> None:
@@ -335,6 +358,11 @@ def test_a_form_becomes_a_key_with_no_more_than_was_filled_in(computed: Computed
         {"name": "ci", "tenant": "blue", "class": "throughput", "models": ["tiny", "big"], "tokens_per_minute": 500, "monthly_usd": 2.5,
          "expires_at": 173_800, "admin": True},
     ]  # fmt: skip
+
+
+def test_a_small_budget_is_shown_to_the_last_digit(computed: Computed) -> None:
+    limits = "{tokens_per_minute: 20000, monthly_usd: 0.0001}"
+    assert computed(f"keys.limitsOf({limits})") == "20.0 k tokens/min, 0.0001 $/month"
 
 
 def test_hours_without_use_are_bars_of_nothing(computed: Computed) -> None:

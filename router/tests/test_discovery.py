@@ -53,6 +53,23 @@ def changed(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return copy
 
 
+@pytest.mark.parametrize(
+    ("scaling", "least"),
+    [
+        (None, 1),
+        ({"max": 4}, 1),
+        ({"min": 0}, 0),
+        ({"min": 2, "max": 4}, 2),
+        ({"mode": "external", "min": 2}, 2),
+        ({"mode": "external", "min": 2, "replicas": 0}, 0),
+    ],
+    ids=str,
+)
+def test_a_model_sleeps_only_where_its_manifest_says_so(scaling: dict[str, Any] | None, least: int):
+    (model,) = parse_snapshot(fleet(models=[changed(MODEL, "spec/scaling", scaling)])).models
+    assert model.min_replicas == least
+
+
 def test_a_fleet_is_models_and_the_workers_that_serve():
     snapshot = parse_snapshot(fleet())
     (model,) = snapshot.models

@@ -57,7 +57,8 @@ async def test_the_fleet_report_counts_routable_workers_by_template_and_what_wai
         assert by_name["late"]["reason"] == "the model is loading"
         assert (by_name["tiny-default-0"]["prefillTokensPerS"], by_name["tiny-default-0"]["decodeTokensPerS"]) == (10_000, 200)
         assert (by_name["late"]["prefillTokensPerS"], by_name["late"]["decodeTokensPerS"]) == (0, 0)
-        assert (by_name["tiny-default-0"]["kvCapacityTokens"], by_name["tiny-default-0"]["kvAvailableTokens"]) == (64, 0)
+        told = by_name["tiny-default-0"]
+        assert (told["kvCapacityTokens"], told["kvAvailableTokens"], told["kvReservedTokens"], told["kvUsedTokens"]) == (64, 0, 64, 0)
         for task in tasks:
             task.cancel()
 

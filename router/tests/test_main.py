@@ -247,7 +247,7 @@ async def test_a_router_in_a_cluster_is_ready_once_it_read_its_models_and_outliv
                 while (await client.get(f"{router.url}/ready")).status_code != 200:
                     await asyncio.sleep(0.05)
             (card,) = (await client.get(f"{router.url}/v1/models")).json()["data"]
-            assert (card["id"], card["pagoda"]["state"]) == ("tiny", "asleep")
+            assert (card["id"], card["pagoda"]["state"]) == ("tiny", "loading")
             waiting = asyncio.create_task(client.post(f"{router.url}/v1/completions", json={"model": "tiny", "prompt": "hello"}))
             async with asyncio.timeout(20):
                 while not (await fleet_of(client, router))["models"]["tiny"]["waiting"]:

@@ -130,6 +130,9 @@ async def test_two_routers_share_a_worker_and_the_one_that_stays_gets_the_others
             await until(a, lambda: available(a) < whole)
             assert available(a) == available(b)
             assert whole - 32 <= available(a) + available(b) <= whole
+            for router in (a, b):
+                (view,) = (link.view() for link in router.fleet.links(TINY))
+                assert (view.used_tokens, view.reserved_tokens) == (0, 0), "the other router's share is no use of the cache"
             greedy = generation(8, 20, sampling=Sampling(temperature=0.0), ignore_eos=True)
             answers = await asyncio.gather(*(router.collect(greedy) for router in (a, b, a, b, a, b)))
             assert all(ends_of(events) == {0: "length"} for events in answers)

@@ -246,6 +246,17 @@ def test_a_name_that_moves_marks_those_who_gain_and_lose_it() -> None:
     assert "c" not in marked
 
 
+def test_a_changed_name_of_an_adapter_is_given_out_anew() -> None:
+    models = Models(lambda namespace, name: None, ())
+    models.hear(None, document("a", 1))
+    models.hear(None, document("b", 2, adapters=[{"name": "a", "source": "pvc://claim/folder"}]))
+    assert models.claims("n").conflicts.keys() == {"n/b"}
+    models.hear(None, document("b", 3, adapters=[{"name": "free", "source": "pvc://claim/folder"}]))
+    assert not models.claims("n").conflicts
+    models.hear(None, document("b", 4, adapters=[{"name": "a", "source": "pvc://claim/folder"}]))
+    assert models.claims("n").conflicts.keys() == {"n/b"}
+
+
 def test_the_canary_and_models_of_other_namespaces_are_not_models() -> None:
     models = Models(lambda namespace, name: None, ("n",))
     canary = document("canary", 1)

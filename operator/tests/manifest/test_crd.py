@@ -148,6 +148,7 @@ def test_kubectl_get_shows_whether_it_answers_where_and_with_how_many() -> None:
         "Model": "builtin://tiny",
         "Replicas": 1,
         "Endpoint": "http://127.0.0.1:8000/v1",
+        "Rollout": "Settled",
         "Age": "2026-03-01T12:00:00Z",
     }
 

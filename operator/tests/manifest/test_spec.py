@@ -81,8 +81,6 @@ def test_every_written_field_reaches_the_spec() -> None:
                     "maxRunning": 3,
                     "load": "warm",
                     "prefixCaching": False,
-                    "batchInvariant": True,
-                    "compile": True,
                     "tensorParallel": 2,
                     "quantization": "int4",
                     "longPrefillTokens": 64,
@@ -128,8 +126,6 @@ def test_every_written_field_reaches_the_spec() -> None:
         max_running=3,
         load="warm",
         prefix_caching=False,
-        batch_invariant=True,
-        compile=True,
         tensor_parallel=2,
         quantization="int4",
         long_prefill_tokens=64,
@@ -143,6 +139,13 @@ def test_every_written_field_reaches_the_spec() -> None:
     assert spec.routing == Routing(
         fallback="other", fallback_after_s=3.0, max_queue_tokens=7, max_waiting=8, policy="prefix", wake_timeout_s=120.0
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [({"batchInvariant": True}, Engine(batch_invariant=True)), ({"compile": True}, Engine(compile=True))]
+)
+def test_switches_that_exclude_others_reach_the_spec(written: dict[str, Any], read: Engine) -> None:
+    assert parse(inference_model(spec={"model": {"source": TINY}, "engine": written})).spec.engine == read
 
 
 def test_a_bucket_has_credentials_and_a_claim_that_exists() -> None:

@@ -31,7 +31,13 @@ def test_demand_and_workers_are_read() -> None:
     assert report.workers["chat-0"] == WorkerReport(routable=True, in_flight=3, kv_capacity_tokens=100, kv_available_tokens=40)
 
 
+def test_what_requests_hold_of_a_cache_is_read() -> None:
+    told = report_of({"workers": [{**BODY["workers"][0], "kvReservedTokens": 20, "kvUsedTokens": 16}]}).workers["chat-0"]
+    assert (told.kv_reserved_tokens, told.kv_used_tokens) == (20, 16)
+
+
 def test_what_an_older_router_does_not_tell_is_unknown() -> None:
+    assert report_of(BODY).workers["chat-0"].kv_reserved_tokens is None
     assert report_of(BODY).models["old"].waiting_by_variant is None
     assert report_of(BODY).models["old"].ttft_p95_s is None
 

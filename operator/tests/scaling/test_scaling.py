@@ -162,8 +162,15 @@ def seen(*reports: RouterReport, workers: int = 1, routers: int | None = None) -
     return replace(BASE, pods=pods, reports={("default", f"pagoda-router-{i}"): report for i, report in enumerate(reports)})
 
 
-def report(*, free: int = 100, in_flight: int = 0, **facts: Any) -> RouterReport:
-    told = WorkerReport(routable=True, in_flight=in_flight, kv_capacity_tokens=100, kv_available_tokens=free)
+def report(*, free: int = 100, reserved: int | None = None, used: int = 0, in_flight: int = 0, **facts: Any) -> RouterReport:
+    told = WorkerReport(
+        routable=True,
+        in_flight=in_flight,
+        kv_capacity_tokens=100,
+        kv_available_tokens=free,
+        kv_reserved_tokens=reserved,
+        kv_used_tokens=used,
+    )
     return RouterReport(workers={"chat-default-0": told}, models={"chat": ModelReport(**facts)})
 
 
@@ -179,6 +186,25 @@ def test_demand_is_the_routers_sum_and_sleep_needs_the_word_of_each() -> None:
     assert one_silent is not None
     assert one_silent.idle_s is None
     assert sample_of(MODEL, MODEL.variants[0], seen(routers=2), T) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "use"),
+    [
+        ({"free": 50, "reserved": 0}, {"free": 50, "reserved": 0}, 0.0),
+        ({"free": 30, "reserved": 20}, {"free": 10, "reserved": 40}, 0.6),
+        ({"free": 40, "reserved": 10, "used": 35}, {"free": 50, "reserved": 0, "used": 30}, 0.35),
+        ({"free": 0, "reserved": 90}, {"free": 0, "reserved": 90}, 1.0),
+        ({"free": 40}, {"free": 50, "reserved": 30}, 0.3),
+    ],
+    ids=["nobody asks", "both reserve", "the worker knows of more", "never above all", "one router is older"],
+)
+def test_the_use_of_a_cache_is_what_requests_hold_not_what_a_router_of_several_may_not_reserve(
+    first: dict[str, int], second: dict[str, int], use: float
+) -> None:
+    told = sample_of(MODEL, MODEL.variants[0], seen(report(**first), report(**second)), T)
+    assert told is not None
+    assert told.kv_use == use
 
 
 def test_requests_that_ask_for_no_variant_count_by_weight_and_named_ones_where_they_must_go() -> None:

@@ -63,6 +63,11 @@ NOT_READY: list[tuple[dict[str, Any], Reason, str]] = [
         Reason.MODEL_NOT_FOUND,
         "did not find the model: /models/x has no config.json: correct spec.model.source",
     ),
+    (
+        {"reason": "ModelNotFound", "message": "adapter 'sql': r is 128; this worker takes ranks of 1 to 64"},
+        Reason.MODEL_NOT_FOUND,
+        "cannot load an adapter of the model: adapter 'sql': r is 128; this worker takes ranks of 1 to 64: correct spec.adapters",
+    ),
     ({"phase": "Failed", "reason": "OOMKilled"}, Reason.OUT_OF_MEMORY, "ran out of memory: raise spec.resources.memory"),
     ({"reason": "OutOfMemory"}, Reason.OUT_OF_MEMORY, "or lower spec.engine.maxModelLen"),
     (
@@ -182,7 +187,7 @@ def test_a_rollout_that_is_stuck_says_why_while_the_old_worker_serves() -> None:
     old = worker(BASE, template="0123456789")
     new = worker(BASE, number=1, ready=False, phase="Failed", reason="CrashLoopBackOff", message="no such file", restarts=2)
     status = status_of(with_pods(router(BASE), old, new))
-    assert status["ready"] == "True"
+    assert (status["ready"], status["rollout"]) == ("True", "EngineCrash")
     assert (condition(status, "Progressing")["status"], condition(status, "Progressing")["reason"]) == ("False", "EngineCrash")
     assert "no such file" in condition(status, "Progressing")["message"]
 
@@ -335,7 +340,7 @@ CLUSTER_CAUSES: list[tuple[dict[str, Any], str, str, str]] = [
         {"reason": "Unschedulable", "message": 'persistentvolumeclaim "weights" not found'},
         "Unschedulable",
         "WorkersReady",
-        "create the claim, or correct spec.model",
+        "create the claim, or correct its name in spec.model or spec.adapters",
     ),
 ]
 

@@ -118,7 +118,7 @@ class Models:
             self._parsed[namespace, name] = new
         except InvalidManifest:
             new = None
-        if old is None or new is None or old.created != new.created or old.spec.served_names != new.spec.served_names:
+        if old is None or new is None or old.created != new.created or _claimed(old) != _claimed(new):
             self._unclaimed.add(namespace)
             self._dirty(namespace, None)
 
@@ -131,6 +131,11 @@ class Models:
         for model in models:
             if _claim_of(before, model.key) != _claim_of(after, model.key):
                 self._dirty(namespace, model.name)
+
+
+def _claimed(model: InferenceModel) -> object:
+    """All that `claim_names` looks at beside its age."""
+    return model.spec.served_names, [adapter.name for adapter in model.spec.adapters]
 
 
 def _claim_of(claims: Claims, key: str) -> object:

@@ -24,6 +24,8 @@ def _worker(worker: Mapping[str, Any]) -> WorkerReport:
         in_flight=int(worker.get("inFlight") or 0),
         kv_capacity_tokens=int(worker.get("kvCapacityTokens") or 0),
         kv_available_tokens=int(worker.get("kvAvailableTokens") or 0),
+        kv_reserved_tokens=None if (reserved := worker.get("kvReservedTokens")) is None else int(reserved),
+        kv_used_tokens=int(worker.get("kvUsedTokens") or 0),
     )
 
 

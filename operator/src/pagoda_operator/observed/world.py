@@ -93,6 +93,11 @@ class WorkerReport:
     in_flight: int = 0
     kv_capacity_tokens: int = 0
     kv_available_tokens: int = 0
+    """What the router may still reserve; of several routers each has a share."""
+    kv_reserved_tokens: int | None = None
+    """What the router's own requests hold. None: an older router, which does not tell."""
+    kv_used_tokens: int = 0
+    """What the worker says that sequences hold, all routers'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

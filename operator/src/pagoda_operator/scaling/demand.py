@@ -1,11 +1,12 @@
 """From the world as executors report it to one sample of a variant's demand. Pure; called by history.py."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pagoda_operator.labels import LABEL_COMPONENT, LABEL_MODEL, LABEL_VARIANT
 from pagoda_operator.manifest.spec import InferenceModel, Variant
-from pagoda_operator.observed.world import ModelReport, Observed, PodView
+from pagoda_operator.observed.world import ModelReport, Observed, PodView, WorkerReport
 from pagoda_operator.scaling.decide import Sample
 
 
@@ -54,12 +55,20 @@ def _waiting(report: ModelReport, variant: str, share: float) -> int:
 
 
 def _kv_use(reports: Any, names: set[str]) -> float | None:
-    """Each router hears the same of a worker; the least free is the latest."""
     used = capacity = 0
     for name in names:
         told = [report.workers[name] for report in reports if name in report.workers and report.workers[name].kv_capacity_tokens]
         if told:
-            worst = min(told, key=lambda worker: worker.kv_available_tokens)
-            capacity += worst.kv_capacity_tokens
-            used += max(0, worst.kv_capacity_tokens - worst.kv_available_tokens)
+            all_tokens = max(worker.kv_capacity_tokens for worker in told)
+            capacity += all_tokens
+            used += min(all_tokens, _used_tokens(told))
     return used / capacity if capacity else None
+
+
+def _used_tokens(told: Sequence[WorkerReport]) -> int:
+    """Of one worker, by all routers: what they reserved for their requests together, or what it says itself if that is more. What each may
+    still reserve says nothing of it: it is a share of what is free."""
+    reserved = [worker.kv_reserved_tokens for worker in told if worker.kv_reserved_tokens is not None]
+    if not reserved:
+        return max(worker.kv_capacity_tokens - worker.kv_available_tokens for worker in told)
+    return max(sum(reserved), *(worker.kv_used_tokens for worker in told))

@@ -36,6 +36,7 @@ def model_status(
     status: dict[str, Any] = {
         "observedGeneration": generation,
         "ready": summary(conditions),
+        "rollout": next(str(each.reason) for each in conditions if each.type == ConditionType.PROGRESSING),
         "replicas": len(view.workers),
         "readyReplicas": sum(pod.serving for pod in view.workers),
         "routedReplicas": sum(pod.ready for pod in view.workers),

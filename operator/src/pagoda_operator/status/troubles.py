@@ -118,7 +118,9 @@ def next_step(reason: Reason, told: str) -> str:
     if reason == Reason.UNAUTHORIZED and "secretref" in lower:
         return ""
     if reason == Reason.UNSCHEDULABLE and "persistentvolumeclaim" in lower:
-        return "create the claim, or correct spec.model"
+        return "create the claim, or correct its name in spec.model or spec.adapters"
+    if reason == Reason.MODEL_NOT_FOUND and _is_of_an_adapter(told):
+        return "correct spec.adapters"
     return NEXT_STEP.get(reason, "")
 
 
@@ -172,6 +174,8 @@ def _what_happens(reason: Reason, pod: PodView) -> str:
             return f"{pod.name} ended" + (f" and was restarted {times(pod.restarts)}" if pod.restarts else "")
         case Reason.NODE_LOST:
             return f"{pod.name} is out of reach"
+        case Reason.MODEL_NOT_FOUND if _is_of_an_adapter(pod.message):
+            return f"{pod.name} cannot load an adapter of the model"
         case _:
             return f"{_SUBJECTS[reason].format(pod=pod.name)}"
 
@@ -187,6 +191,11 @@ _SUBJECTS: Mapping[Reason, str] = {
     Reason.EVICTED: "{pod} was evicted by its node",
     Reason.STALLED: "{pod} does not move",
 }
+
+
+def _is_of_an_adapter(told: str) -> bool:
+    """As workers begin what they say of one (`loading/adapters.py`, `settings/adapters.py` of theirs)."""
+    return told.startswith(("adapter '", "adapter source "))
 
 
 def times(count: int) -> str:

@@ -103,8 +103,11 @@ class OpenAiLink:
     @property
     def available_tokens(self) -> int:
         """What is used is what this router has there, or what the last look saw and this router sent since: whichever is more."""
-        seen = 0 if self._load.kv_used is None else int(self._load.kv_used * self.capacity_tokens) + self._since_look_tokens
-        return self.capacity_tokens - max(self._outstanding_tokens, seen)
+        return self.capacity_tokens - max(self._outstanding_tokens, self._seen_tokens)
+
+    @property
+    def _seen_tokens(self) -> int:
+        return 0 if self._load.kv_used is None else int(self._load.kv_used * self.capacity_tokens) + self._since_look_tokens
 
     @property
     def capacity_tokens(self) -> int:
@@ -124,6 +127,7 @@ class OpenAiLink:
             return self._away
         view, load = self._here, self._load
         view.capacity_tokens, view.available_tokens = self.capacity_tokens, self.available_tokens
+        view.reserved_tokens, view.used_tokens = self._outstanding_tokens, self._seen_tokens
         view.reservable_tokens = None if cost is None else self._reservation_for(cost)
         view.cached_tokens = 0 if self._prefixes is None else self._prefixes.cached_tokens(chain)
         self._unbegun = [stream for stream in self._unbegun if not stream.begun]  # so a look costs what waits there, not what runs

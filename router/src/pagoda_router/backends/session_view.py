@@ -34,6 +34,7 @@ class SessionView:
         state, requests, knowledge = session.state, session.requests, session.knowledge
         view, ledger, running = self._here, requests.ledger, state.num_running
         view.capacity_tokens, view.available_tokens = ledger.capacity_tokens, ledger.available_tokens
+        view.reserved_tokens, view.used_tokens = ledger.outstanding_tokens, max(0, state.kv_capacity_tokens - state.kv_free_tokens)
         view.queued_prefill_tokens = queued_prefill_tokens(
             state.queued_prefill_tokens,
             requests.unbegun_prompt_tokens,

@@ -3,6 +3,7 @@
 Unknown fields are ignored, since whoever wrote the object may be newer than this router. Called by snapshot.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -89,7 +90,7 @@ def read_model(item: Any, complaints: list[str]) -> ModelObject:
         served_names=tuple(ServedName(n) for n in served),
         created=_unix_seconds(metadata.get("creationTimestamp")),
         source=str((spec.get("model") or {}).get("source", "")),
-        min_replicas=int(scaling.get("min") or 0),
+        min_replicas=_min_replicas(scaling),
         max_queue_tokens=None if queue_tokens is None else int(queue_tokens),
         max_waiting=MAX_WAITING if max_waiting is None else int(max_waiting),
         wake_timeout_s=_duration_s(routing.get("wakeTimeout"), WAKE_TIMEOUT_S),
@@ -108,6 +109,13 @@ def read_model(item: Any, complaints: list[str]) -> ModelObject:
         hopeless=_hopeless(conditions, metadata.get("generation"), has_served="routed" in (status.get("timeline") or {})),
         wake_s=_wake_s(status.get("timeline")),
     )
+
+
+def _min_replicas(scaling: Mapping[str, Any]) -> int:
+    """As the operator reads it: one, unless told otherwise."""
+    told = scaling.get("replicas") if scaling.get("mode") == "external" else None
+    least = scaling.get("min") if told is None else told
+    return 1 if least is None else int(least)
 
 
 def _variants(entries: Any) -> tuple[tuple[str, int], ...]:

@@ -49,6 +49,8 @@ class AdapterAdmin:
         """Source of what was loaded through this router, by model and name."""
         self._had: set[tuple[str, str]] = set()
         """(life of a worker, name): it had it once, so where it has it no more somebody unloaded it."""
+        self._missed: set[tuple[str, str]] = set()
+        """Of them, those that lacked it at the last look. A worker tells of it a moment after its answer, so one look proves nothing."""
         self._refused: set[tuple[str, str]] = set()
         """(life of a worker, name) that is not asked again."""
 
@@ -96,13 +98,20 @@ class AdapterAdmin:
         if entry.adapter:
             raise BadRequest(f"{asked.model} is an adapter itself: name its model, {entry.parent}", param="model")
         self._check_free(entry.model, asked.name)
-        answers = await self._of_all(entry.model, lambda link: self._calls.load(link.endpoint, asked.name, asked.source))
+        answers = await self._of_all(entry.model, lambda link: self._load_on(link, asked.name, asked.source))
         failed = [answer for answer in answers if answer.error]
         if len(failed) == len(answers):
             _raise(failed[0])
         self._wishes[entry.model, asked.name] = asked.source
         loaded = {"object": "adapter", "name": asked.name, "model": asked.model, "source": asked.source}
         return 207 if failed else 200, msgspec.json.encode({**loaded, "workers": [_told(answer) for answer in answers]})
+
+    async def _load_on(self, link: WorkerLink, name: str, source: str) -> AdapterAnswer:
+        answer = await self._calls.load(link.endpoint, name, source)
+        if not answer.error:  # remembered now, not at the next look: another router may unload it before that
+            self._had.add((link.life, name))
+            self._missed.discard((link.life, name))
+        return answer
 
     async def _unload(self, name: str, query: bytes) -> tuple[int, bytes]:
         known = {each.adapter: each for each in self._fleet.list() if each.adapter}
@@ -155,19 +164,34 @@ class AdapterAdmin:
     async def look(self) -> None:
         """Once over all workers: who lacks what was loaded gets it, unless somebody took it away."""
         for (model, name), source in list(self._wishes.items()):
-            for link in [link for link in self._fleet.links(model) if link.routable]:
+            links = [link for link in self._fleet.links(model) if link.routable]
+            if any(self._took_away(link, name) for link in links):
+                self._wishes.pop((model, name), None)
+                log.info("adapter %s of %s was unloaded by somebody else: it is not loaded on new workers any more", name, model)
+                continue
+            for link in links:
                 key = link.life, name
-                if name in link.adapters:
-                    self._had.add(key)
-                elif key in self._had:
-                    self._had.discard(key)
-                    self._wishes.pop((model, name), None)
-                    log.info("adapter %s of %s was unloaded by somebody else: it is not loaded on new workers any more", name, model)
-                elif key not in self._refused:
-                    answer = await self._calls.load(link.endpoint, name, source)
+                if name not in link.adapters and key not in self._had and key not in self._refused:
+                    answer = await self._load_on(link, name, source)
                     if answer.error:
                         log.warning("adapter %s cannot be loaded on %s: %s", name, link.worker, answer.error)
                         self._refused.add(key)
+
+    def _took_away(self, link: WorkerLink, name: str) -> bool:
+        """Whether somebody unloaded it from a worker that had it: it lacks it for the second look in a row."""
+        key = link.life, name
+        if name in link.adapters:
+            self._had.add(key)
+            self._missed.discard(key)
+            return False
+        if key not in self._had:
+            return False
+        if key not in self._missed:
+            self._missed.add(key)
+            return False
+        self._had.discard(key)
+        self._missed.discard(key)
+        return True
 
 
 def _worker(link: WorkerLink, name: str) -> dict[str, Any]:

@@ -85,6 +85,8 @@ def _workers(links: Sequence[WorkerLink], dispatcher: FleetDispatcher) -> list[d
                 "queuedPrefillTokens": view.queued_prefill_tokens,
                 "kvCapacityTokens": view.capacity_tokens,
                 "kvAvailableTokens": view.available_tokens,
+                "kvReservedTokens": view.reserved_tokens,
+                "kvUsedTokens": view.used_tokens,
                 "prefillTokensPerS": view.prefill_tokens_per_s,
                 "decodeTokensPerS": round(_decode_rate(view), 3),
             }

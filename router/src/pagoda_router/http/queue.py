@@ -96,6 +96,10 @@ def _class(line: Lane, request_class: RequestClass, tenants: Iterable[_Tenant], 
 
 
 def _credits(links: Iterable[WorkerLink]) -> dict[str, int]:
-    """Of the workers that take requests: KV tokens in all, and what this router may still reserve."""
-    views = [view for link in links if (view := link.view()).routable]
-    return {"capacityTokens": sum(view.capacity_tokens for view in views), "availableTokens": sum(view.available_tokens for view in views)}
+    """Of the workers that take requests: KV tokens in all, what this router has reserved, and what it may still reserve."""
+    capacity = available = reserved = 0
+    for view in (view for link in links if (view := link.view()).routable):
+        capacity += view.capacity_tokens
+        available += view.available_tokens
+        reserved += view.reserved_tokens
+    return {"capacityTokens": capacity, "availableTokens": available, "reservedTokens": reserved}

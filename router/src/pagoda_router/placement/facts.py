@@ -25,6 +25,11 @@ class WorkerView:
     template: str = ""
     capacity_tokens: int = 0
     available_tokens: int = 0
+    """Of the capacity, what this router may still reserve: other routers have their shares."""
+    reserved_tokens: int = 0
+    """What this router's requests there hold."""
+    used_tokens: int = 0
+    """What the worker says sequences hold, all routers'."""
     reservable_tokens: int | None = None
     """What a request of this price would reserve now; None: no room yet. Set by the caller for the request at hand."""
     batch_full: bool = False
@@ -66,6 +71,8 @@ class WorkerView:
             template=self.template,
             capacity_tokens=self.capacity_tokens,
             available_tokens=self.available_tokens,
+            reserved_tokens=self.reserved_tokens,
+            used_tokens=self.used_tokens,
             reservable_tokens=self.reservable_tokens,
             batch_full=self.batch_full,
             cached_tokens=self.cached_tokens,

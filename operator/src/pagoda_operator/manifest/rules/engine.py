@@ -8,7 +8,7 @@ from pagoda_operator.manifest.rules.adapters import ADAPTER_ROOM
 from pagoda_operator.manifest.rules.backends import BACKEND_FIELDS
 from pagoda_operator.manifest.rules.predicates import Field, Rule, at_least, between, matches, one_of
 from pagoda_operator.manifest.rules.sources import MODEL_SCHEMES, MODEL_SOURCES, source_field
-from pagoda_operator.manifest.rules.variants import of_each_variant
+from pagoda_operator.manifest.rules.variants import of_each_engine, of_each_variant
 
 _HOST_MEMORY = "write memory of the host, such as 8Gi, or 0 for none"
 
@@ -91,3 +91,25 @@ RESOURCE_RULES = (
     ),
 )
 """Over the whole of spec."""
+
+ENGINE_RULES = (
+    Rule(
+        of_each_engine(
+            lambda engine, spec: engine.get("tensorParallel", 1) == 1 or not (engine.get("compile") or engine.get("batchInvariant"))
+        ),
+        "engine: tensorParallel above 1 does not go together with compile or batchInvariant: leave one of them out",
+    ),
+    Rule(
+        of_each_engine(
+            lambda engine, spec: (
+                not engine.get("compile") or not (engine.get("batchInvariant") or engine.get("quantization", "none") != "none")
+            )
+        ),
+        "engine: compile does not go together with batchInvariant or quantization: leave one of them out",
+    ),
+    Rule(
+        of_each_engine(lambda engine, spec: not spec.get("adapters") or not (engine.get("compile") or engine.get("batchInvariant"))),
+        "engine: compile and batchInvariant do not go together with spec.adapters: leave one of them out",
+    ),
+)
+"""What the worker would refuse whatever model and device it has. Over the whole of spec."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from pagoda_operator.manifest.rules.adapters import ADAPTER_FIELDS, ADAPTER_RULES
 from pagoda_operator.manifest.rules.backends import BACKEND_RULES
-from pagoda_operator.manifest.rules.engine import ENGINE_FIELDS, RESOURCE_FIELDS, RESOURCE_RULES
+from pagoda_operator.manifest.rules.engine import ENGINE_FIELDS, ENGINE_RULES, RESOURCE_FIELDS, RESOURCE_RULES
 from pagoda_operator.manifest.rules.predicates import Field, Rule, matches, unique
 from pagoda_operator.manifest.rules.promises import PROMISE_FIELDS
 from pagoda_operator.manifest.rules.routing import DRAFTING_RULES, ROUTING_FIELDS
@@ -49,7 +49,9 @@ _NAMES: Mapping[str, Field] = {
 }
 
 FIELDS: Mapping[str, Field] = {
-    "spec": Field("object", (*SCALING_RULES, *RESOURCE_RULES, *BACKEND_RULES, *DRAFTING_RULES, *ADAPTER_RULES), required=True),
+    "spec": Field(
+        "object", (*SCALING_RULES, *RESOURCE_RULES, *BACKEND_RULES, *ENGINE_RULES, *DRAFTING_RULES, *ADAPTER_RULES), required=True
+    ),
     **MODEL_FIELDS,
     **ADAPTER_FIELDS,
     **_NAMES,

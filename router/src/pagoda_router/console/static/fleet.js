@@ -9,7 +9,9 @@ const POLL_MS = 2000;
 export const stateOf = ({ routable, draining, shunned, reason }) =>
   draining ? "draining" : !routable ? reason || "not ready" : shunned ? `shunned: ${shunned}` : "ready";
 const isTroubled = (worker) => !worker.routable || worker.draining || worker.shunned !== null;
-export const usedShare = ({ kvCapacityTokens: all, kvAvailableTokens: free }) => (all ? (all - free) / all : 0);
+/** What sequences hold, all routers', or what this router reserved there if that is more: not what it may still reserve, as others have shares. */
+export const usedTokens = ({ kvUsedTokens: told, kvReservedTokens: own }) => Math.max(told, own);
+export const usedShare = (worker) => (worker.kvCapacityTokens ? usedTokens(worker) / worker.kvCapacityTokens : 0);
 
 /** Of models whose requests nobody can take now: a worker that died is in no row. Pure. */
 export function withoutWorker(models) {
@@ -61,9 +63,8 @@ export function fleetPanel(section) {
   function showSums() {
     const ready = workers.filter(({ routable }) => routable);
     const capacity = sum(ready.map(({ kvCapacityTokens }) => kvCapacityTokens));
-    const free = sum(ready.map(({ kvAvailableTokens }) => kvAvailableTokens));
     element("fleet-ready").textContent = `${ready.length} of ${workers.length}`;
-    element("fleet-kv").textContent = capacity ? percent((capacity - free) / capacity) : "–";
+    element("fleet-kv").textContent = capacity ? percent(sum(ready.map(usedTokens)) / capacity) : "–";
     element("fleet-running").textContent = count(sum(workers.map(({ running }) => running)));
     element("fleet-waiting").textContent = count(sum(workers.map(({ waiting }) => waiting)));
     element("fleet-shunned").textContent = workers.filter(({ shunned }) => shunned !== null).length;

@@ -18,7 +18,8 @@ export function stateOf({ revoked_at: revoked, expires_at: expires }, nowS) {
 
 export function limitsOf(key) {
   const units = { requests_per_minute: "requests/min", tokens_per_minute: "tokens/min", monthly_tokens: "tokens/month", monthly_usd: "$/month" };
-  const said = LIMITS.filter((name) => key[name] !== null && key[name] !== undefined).map((name) => `${count(key[name])} ${units[name]}`);
+  const shown = (name) => (name === "monthly_usd" ? String(key[name]) : count(key[name]));
+  const said = LIMITS.filter((name) => key[name] !== null && key[name] !== undefined).map((name) => `${shown(name)} ${units[name]}`);
   return said.join(", ") || "none";
 }
 

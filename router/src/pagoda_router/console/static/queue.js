@@ -47,8 +47,10 @@ class Card {
   }
 
   show(line, variants) {
-    const { capacityTokens: all, availableTokens: free } = line.credits;
-    drawBar(this.credits, all ? (all - free) / all : 0, all ? `${count(all - free)} of ${count(all)} reserved (${percent((all - free) / all)})` : "no worker");
+    const { capacityTokens: all, availableTokens: free, reservedTokens: reserved } = line.credits;
+    const promised = reserved + Math.max(0, free);
+    const share = promised ? reserved / promised : 0;
+    drawBar(this.credits, share, all ? `${count(reserved)} of ${count(promised)} reserved (${percent(share)})` : "no worker");
     this.classes.show(line.classes, (each) => each.class);
     this.tenants.show(line.tenants, ({ tenant, class: name }) => `${name} ${tenant}`);
     this.tenantsPlace.hidden = line.tenants.length === 0;
