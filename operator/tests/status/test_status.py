@@ -220,6 +220,14 @@ def test_a_name_taken_by_an_older_model_is_told() -> None:
     assert status_of(observed, old, young)["ready"] == "True"
 
 
+def test_a_model_that_names_another_which_is_not_there_says_so_until_it_comes() -> None:
+    asks = inference_model("chat", {"model": {"source": TINY}, "routing": {"fallback": "small"}})
+    told = condition(status_of(settled([asks]), asks), "Accepted")
+    assert (told["status"], told["message"].partition("; ")[2]) == ("True", "routing.fallback: there is no model small yet")
+    small = inference_model("small")
+    assert "small" not in condition(status_of(settled([asks, small]), asks, small), "Accepted")["message"]
+
+
 def test_a_model_that_lost_one_of_two_names_answers_to_the_other() -> None:
     young = inference_model("young", {"model": {"source": TINY}, "servedNames": ["old", "fast"]}, age_s=1)
     old = inference_model("old", age_s=100)

@@ -35,6 +35,8 @@ class ModelView:
     """Live, by variant."""
     blocked: Mapping[ObjectRef, str]
     """What the API server refused of the model's objects, and of the shared ones."""
+    unknown_models: Mapping[str, str]
+    """Fields of spec.routing that name a model which is not there, or not valid."""
 
     def desired_of(self, variant: str) -> int:
         live = self.deployments.get(variant)
@@ -87,7 +89,9 @@ def _accepted(view: ModelView) -> Condition:
             return no(
                 Reason.FIELD_CONFLICT, f"{ref}: {told.rstrip('.')}: let go of that field, or delete the object so that it is made anew"
             )
-    return Condition(ConditionType.ACCEPTED, True, Reason.ACCEPTED, "the spec is valid and its names are its own")
+    # No trouble: whoever applies a folder of models sends one of them first.
+    unknown = "".join(f"; {field}: there is no model {name} yet" for field, name in view.unknown_models.items())
+    return Condition(ConditionType.ACCEPTED, True, Reason.ACCEPTED, f"the spec is valid and its names are its own{unknown}")
 
 
 def _model_available(view: ModelView) -> Condition:

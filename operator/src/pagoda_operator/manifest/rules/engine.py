@@ -41,7 +41,12 @@ ENGINE_FIELDS: Mapping[str, Field] = {
     **ADAPTER_ROOM,
     "spec.engine.speculative": Field(
         "object",
-        (Rule(lambda given: (given.get("method") == "draft") == ("draft" in given), "write draft, a source, beside method: draft only"),),
+        (
+            Rule(
+                lambda given: (given.get("method") == "draft") == ("draft" in given),
+                "method draft needs draft, the source of the model that guesses, and no other method takes it",
+            ),
+        ),
     ),
     "spec.engine.speculative.method": Field(
         "string", (Rule(one_of("none", "ngram", "suffix", "draft", "remote"), "write none, ngram, suffix, draft or remote"),), max_size=32
