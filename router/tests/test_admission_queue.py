@@ -106,7 +106,7 @@ async def test_a_deadline_before_the_quickest_first_token_is_refused_though_noth
     slow.state.prefill_tokens_per_s, slower.state.prefill_tokens_per_s = 40, 10  # twenty tokens in half a second, or in two
     slower.described_prefill_tokens_per_s = 0
     async with slow, slower, rig(tmp_path, slow, slower, clock=lambda: now_s[0]) as router:
-        with pytest.raises(DeadlineInfeasible, match=r"the quickest worker needs about 500 ms to its first token, .* allows 400"):
+        with pytest.raises(DeadlineInfeasible, match=r"the quickest worker needs about 500 ms to its first token, .* allows 400 ms"):
             await router.collect(generation(20, 40, deadline_s=0.4))
         assert router.metric("rejected_total", model="tiny", reason="deadline_infeasible") == 1
         in_time = await send(router, "in time", deadline_s=0.6)

@@ -79,8 +79,8 @@ class Refusals:
             tokens = ahead.of_classes_before + ahead.of_its_class
             why = f"{tokens} tokens wait before this request, about {wait_s:.1f} s, and its deadline allows {allowed_s:.1f} s"
         else:
-            needed_ms, allowed_ms = 1000 * needed_s, 1000 * allowed_s
-            why = f"the quickest worker needs about {needed_ms:.0f} ms to its first token, and its deadline allows {allowed_ms:.0f}"
+            needed_ms, allowed_ms = f"{1000 * needed_s:.0f} ms", f"{1000 * allowed_s:.0f} ms"
+            why = f"the quickest worker needs about {needed_ms} to its first token, and its deadline allows {allowed_ms}"
         return DeadlineInfeasible(
             f"{why}: allow more time, or send it when there is less to do",
             retry_after_s=retry_after_s(needed_s - allowed_s, self._rng),
