@@ -4,6 +4,7 @@ transformers; result file `checkpoints`, and the tables of docs/checkpoints.md.
 
 import argparse
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="pagoda-checkpoints-") as folder, ScoringEngine(log=Path(folder) / "engine.log") as engine:
         comparison = Comparison(engine, programs(threads), texts, threads=threads, scratch=Path(folder), say=say)
         rows: list[Row] = list(comparison.rows(formats))
-    command = " ".join(["python -m pagoda_bench.checkpoints", *arguments]) if arguments else "make bench-checkpoints"
+    command = f"python -m pagoda_bench.checkpoints {shlex.join(arguments)}" if arguments else "make bench-checkpoints"
     result = result_here("checkpoints", rows, command=command, packages=("torch",), notes=_notes(texts, comparison))
     path = options.output or FOLDER / "checkpoints.json"
     write(result, path)
@@ -59,12 +60,12 @@ def _notes(texts: Texts, comparison: Comparison) -> list[str]:
         ),
         f"exact match: the mean over {kinds}, {len(texts.questions[0].prompts)} questions each, greedy",
         (
-            f"elsewhere, against our engine with the same folder: greedy answers to {len(texts.prompts)} of those questions, and of their "
-            "tokens those before the first that differs, as a share of ours; mean KL over the vocabulary at the first "
+            f"elsewhere, against our engine with the same folder: greedy answers to {len(texts.prompts)} of those questions "
+            f"({comparison.tokens_elsewhere} tokens of the plain model) that are the same to the end; of the tokens those before the first "
+            "that differs, as a share of ours; mean KL over the vocabulary at the first "
             f"{len(texts.part.targets()):,} places"
         ),
-        *(f"{kernel} computes {'; '.join(labels)}" for kernel, labels in comparison.kernels.items()),
-        *comparison.refused,
+        *(f"of {'; '.join(labels)}: {message}" for message, labels in comparison.told.items()),
     ]
 
 

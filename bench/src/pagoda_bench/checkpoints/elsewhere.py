@@ -25,8 +25,10 @@ LOAD_S = 300.0
 """vLLM takes half a minute on two cores."""
 ANSWER_S = 240.0
 VLLM_ENVIRONMENT = "vllm-cpu"
-_KERNEL = re.compile(r"Selected (\w+) for \w+")
+_KERNEL = re.compile(r"(?:Selected|Using) (\w+LinearKernel) for ")
 """vLLM's log, of the products of a quantized checkpoint."""
+_MISMATCH = re.compile(r"^(\S+ .*?\S)\s*\| MISMATCH \|\s*(.*\S)", re.MULTILINE)
+"""transformers tells in a table before its error what did not fit; the error tells nothing."""
 
 
 class NotRead(BenchError):
@@ -84,7 +86,7 @@ class Elsewhere:
 
     def kernel(self) -> str | None:
         """What the program says that it computes products with; None: nothing."""
-        found = _KERNEL.search(self._process.log.read_text(errors="replace"))
+        found = _KERNEL.search(self._log())
         return found and found[1]
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +94,7 @@ class Elsewhere:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise NotRead(self._process.end()) from error
+            raise self._ended() from error
         return self._answer(ANSWER_S)
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:
@@ -100,9 +102,16 @@ class Elsewhere:
             raise NotRead(f"no answer within {timeout_s:g} s")
         line = self._process.stdout.readline()
         if not line:
-            raise NotRead(self._process.end())
+            raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _ended(self) -> NotRead:
+        how, misfit = self._process.end(), _MISMATCH.search(self._log())
+        return NotRead(how if misfit is None else f"{how} ({misfit[1]}: {misfit[2]})")
+
+    def _log(self) -> str:
+        return self._process.log.read_text(errors="replace")
 
     def __enter__(self) -> Self:
         return self

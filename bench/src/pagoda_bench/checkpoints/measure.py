@@ -68,10 +68,10 @@ class Comparison:
         self._engine, self._programs, self._texts = engine, programs, texts
         self._threads, self._scratch, self._say = threads, scratch, say
         self._plain: Distributions | None = None
-        self.refused: list[str] = []
-        """Which folder, which program, and its own message."""
-        self.kernels: dict[str, list[str]] = {}
-        """By what a program told: which folders it computed with it."""
+        self.tokens_elsewhere = 0
+        """Of our answers with the plain model to what is asked elsewhere."""
+        self.told: dict[str, list[str]] = {}
+        """What a program said of folders: why it does not read them, or its kernel for them. Folders by program and message."""
 
     def rows(self, formats: Sequence[Format]) -> Iterator[Row]:
         """The first is the plain model. Raises NotQuantized, EngineRefused; what another program refuses is said, and a row."""
@@ -96,7 +96,9 @@ class Comparison:
         answers, everywhere = summarize(places.at(judged), owners[judged]), summarize(places, owners)
         self._say(f"{one.label}, {OURS}: {exact:.1f} % right, KL from {everywhere.kl_mean:.2g}")
         rows = own_rows(one.label, error_ratio=made.error_ratio, exact_percent=exact, judged=answers, everywhere=everywhere)
-        return Ours(found, [reply for told in replies for reply in told[: texts.prompts_elsewhere]]), list(rows)
+        asked_elsewhere = [reply for told in replies for reply in told[: texts.prompts_elsewhere]]
+        self.tokens_elsewhere = self.tokens_elsewhere or sum(map(len, asked_elsewhere))
+        return Ours(found, asked_elsewhere), list(rows)
 
     def _elsewhere(self, one: Format, made: Made, program: Program, ours: Ours) -> Iterator[Row]:
         loads, corpus = False, self._texts.part
@@ -104,7 +106,7 @@ class Comparison:
             with Elsewhere(program, made.folder, threads=self._threads, log=self._scratch / f"{program.module}.log") as reader:
                 loads = True
                 if kernel := reader.kernel():
-                    self.kernels.setdefault(f"{program.name}, {kernel}", []).append(one.label)
+                    self._note(one, f"{program.name} takes {kernel}")
                 told = [_without_end(ids) for ids in reader.answers(self._texts.prompts, self._texts.max_tokens)]
                 agreed = agreement(ours.answers, told)
                 yield from answer_rows(one.label, program.name, agreed)
@@ -114,9 +116,12 @@ class Comparison:
             yield from drift_rows(one.label, program.name, drift)
             self._say(f"{one.label}, {program.name}: {agreed.same_tokens_ratio:.1%} of tokens, KL {drift.kl_mean:.2g}")
         except (NotRead, NotFinite) as error:
-            self.refused.append(f"{one.label}, {program.name}: {'loads, but ' if loads else ''}{error}")
-            self._say(self.refused[-1])
+            self._note(one, f"{program.name} {'loads, but ' if loads else ''}{error}")
+            self._say(f"{one.label}: {program.name} {error}")
         yield loads_row(one.label, program.name, loads=loads)
+
+    def _note(self, one: Format, message: str) -> None:
+        self.told.setdefault(message, []).append(one.label)
 
 
 def _without_end(ids: Sequence[int]) -> Sequence[int]:
