@@ -63,5 +63,4 @@ def _cell(values: Values, case: str, program: str) -> str:
 
 def _where(result: Result) -> str:
     machine = Hardware(**{**result.hardware, "commit": result.commit, "date": result.date}).line()
-    notes = " ".join(f"{note[0].upper()}{note[1:]}." for note in result.notes)
-    return f"`{result.command}` · {machine}, commit {result.commit}, {result.date}. {notes}"
+    return f"`{result.command}` · {machine}, commit {result.commit}, {result.date} · {' · '.join(result.notes)}"
