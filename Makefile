@@ -146,7 +146,7 @@ quality: $(READY) ## Every format of the shipped model: memory, quality, speed; 
 	@$(BIN)/python -m pagoda_bench.quality $(QUALITY_ARGS)
 
 .PHONY: bench-checkpoints
-bench-checkpoints: $(READY) ## Load every folder of `pagoda quantize` in vLLM and transformers too (installs vLLM the first time; 12 to 40 minutes; tables in docs/)
+bench-checkpoints: $(READY) ## Load every folder of `pagoda quantize` in vLLM and transformers too (installs vLLM the first time; 15 minutes; tables in docs/)
 	@$(BIN)/python -m pagoda_bench.checkpoints $(CHECKPOINTS_ARGS)
 
 .PHONY: bench-gate
