@@ -145,6 +145,10 @@ bench-speculation-router: $(READY) ## Measure what drafts from another worker ga
 quality: $(READY) ## Every format of the shipped model: memory, quality, speed; fails when a limit is missed (QUALITY_ARGS="--rounds 1"; 15 minutes)
 	@$(BIN)/python -m pagoda_bench.quality $(QUALITY_ARGS)
 
+.PHONY: bench-checkpoints
+bench-checkpoints: $(READY) ## Load every folder of `pagoda quantize` in vLLM and transformers too (installs vLLM the first time; 15 minutes; tables in docs/)
+	@$(BIN)/python -m pagoda_bench.checkpoints $(CHECKPOINTS_ARGS)
+
 .PHONY: bench-gate
 bench-gate: $(READY) ## Measure the working tree against its last release (AGAINST=ref); fails when a figure fell by more than its noise
 	@AGAINST=$(AGAINST) $(BIN)/python -m pagoda_bench.peers.gate $(GATE_ARGS)

@@ -90,11 +90,12 @@ def write_calibration(path: Path) -> None:
     path.write_text("".join(f"{json.dumps({'text': render(messages)})}\n" for messages in drawn))
 
 
-def quantize(model: Path, folder: Path, options: Sequence[str], calibration: Path) -> None:
-    """Raises NotQuantized."""
+def quantize(model: Path, folder: Path, options: Sequence[str], calibration: Path) -> str:
+    """What the command printed. Raises NotQuantized."""
     command = [str(Path(sys.executable).parent / "pagoda"), "quantize", str(model), *options]
     command += ["--calibration", str(calibration), "--output", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise NotQuantized(f"pagoda quantize {' '.join(options)}: {last[0]}")
+    return done.stdout
