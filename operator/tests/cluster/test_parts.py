@@ -257,6 +257,22 @@ def test_a_changed_name_of_an_adapter_is_given_out_anew() -> None:
     assert models.claims("n").conflicts.keys() == {"n/b"}
 
 
+def test_a_model_that_comes_or_goes_marks_those_that_name_it() -> None:
+    marked: list[str | None] = []
+    models = Models(lambda namespace, name: marked.append(name), ())
+    models.hear(None, document("asks", 1, routing={"fallback": "small"}))
+    models.hear(None, document("other", 2))
+    assert models.claims("n").unknown == {"n/asks": {"routing.fallback": "small"}}
+    for number, kind in ((3, None), (4, "DELETED")):
+        marked.clear()
+        models.hear(kind, document("small", number))
+        assert bool(models.claims("n").unknown) is (kind == "DELETED")
+        assert "asks" in marked
+        assert "other" not in marked
+    models.hear(None, document("asks", 5, routing={"fallback": "other"}))
+    assert not models.claims("n").unknown
+
+
 def test_the_canary_and_models_of_other_namespaces_are_not_models() -> None:
     models = Models(lambda namespace, name: None, ("n",))
     canary = document("canary", 1)

@@ -402,6 +402,13 @@ def test_the_parts_of_a_plan_are_the_whole(before: list[dict[str, Any]], after: 
     assert whole.invalid.keys() == {key for part in parts for key in part.invalid}
 
 
+def test_a_plan_of_one_model_knows_which_others_there_are() -> None:
+    asks, small = inference_model("asks", {"model": {"source": TINY}, "routing": {"fallback": "small"}}), inference_model("small")
+    for documents, unknown in (([asks], {"default/asks": {"routing.fallback": "small"}}), ([asks, small], {})):
+        assert plan_model(asks, claims_of(documents), world(), SETTINGS).unknown_models == unknown
+        assert plan(documents, world(), SETTINGS).unknown_models == unknown
+
+
 def test_one_model_costs_the_same_whatever_else_there_is() -> None:
     """Only its own objects and those of the names that it wants are looked at."""
 

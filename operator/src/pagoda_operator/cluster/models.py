@@ -135,11 +135,12 @@ class Models:
 
 def _claimed(model: InferenceModel) -> object:
     """All that `claim_names` looks at beside its age."""
-    return model.spec.served_names, [adapter.name for adapter in model.spec.adapters]
+    spec = model.spec
+    return spec.served_names, [adapter.name for adapter in spec.adapters], spec.routing.draft_model, spec.routing.fallback
 
 
 def _claim_of(claims: Claims, key: str) -> object:
-    return claims.served_names.get(key), claims.conflicts.get(key)
+    return claims.served_names.get(key), claims.conflicts.get(key), claims.unknown.get(key)
 
 
 def _decides(document: Document) -> object:

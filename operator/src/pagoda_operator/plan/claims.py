@@ -1,7 +1,7 @@
 """Which model answers to which name: within a namespace, the older object keeps a name that two claim. Pure; called by `plan`."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from pagoda_operator.conditions import Reason
@@ -22,6 +22,8 @@ class Claims:
     """By model key, every model: the names it really answers to."""
     conflicts: Mapping[str, Conflict]
     """By key, of those that lost a name."""
+    unknown: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By key: fields of spec.routing that name a model which is not there, or not valid, with that name."""
     invalid: frozenset[str] = frozenset()
     """Keys of documents that do not parse: they claim nothing, but their namespace is not without models."""
 
@@ -48,7 +50,14 @@ def claim_names(models: Iterable[InferenceModel], invalid: Iterable[str] = ()) -
                 Reason.NAME_TAKEN,
                 f"an older InferenceModel already serves {_told(lost)}: choose other spec.servedNames, or delete the older one",
             )
-    return Claims(served_names=served, conflicts=_hidden_adapters(by_age, holders) | conflicts, invalid=frozenset(invalid))
+    unknown = {model.key: named for model in by_age if (named := _unknown(model, served))}
+    return Claims(served_names=served, conflicts=_hidden_adapters(by_age, holders) | conflicts, unknown=unknown, invalid=frozenset(invalid))
+
+
+def _unknown(model: InferenceModel, known: Collection[str]) -> dict[str, str]:
+    """`known`: keys of valid models."""
+    named = {"routing.draftModel": model.spec.routing.draft_model, "routing.fallback": model.spec.routing.fallback}
+    return {where: name for where, name in named.items() if name is not None and f"{model.namespace}/{name}" not in known}
 
 
 def _hidden_adapters(by_age: Iterable[InferenceModel], served: Mapping[tuple[str, str], str]) -> dict[str, Conflict]:

@@ -46,6 +46,8 @@ class Plan:
     """By key: NameTaken, ForeignObject, HostPathForbidden; of several the model's own. What does not conflict is still wanted."""
     invalid: Mapping[str, InvalidManifest]
     """By key: documents that did not parse. Their existing children stay as they are."""
+    unknown_models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By key, as `Claims.unknown`: news, no conflict."""
     replicas: Mapping[ObjectRef, int | None] = field(default_factory=dict)
     """Of each worker Deployment that should be: the number that the spec fixes (min equal to max, or mode external), None where demand
     decides."""
@@ -93,7 +95,14 @@ def plan(documents: Sequence[Mapping[str, Any]], observed: Observed, settings: S
         changes.add(own)
     known = {tuple(key.split("/")) for key in (*claims.served_names, *invalid)}
     changes.delete += [ref for owner, left in groups.items() if owner[1] and owner not in known for ref in left]
-    return changes.plan(models=tuple(models), served_names=claims.served_names, conflicts=conflicts, invalid=invalid, replicas=replicas)
+    return changes.plan(
+        models=tuple(models),
+        served_names=claims.served_names,
+        conflicts=conflicts,
+        unknown_models=claims.unknown,
+        invalid=invalid,
+        replicas=replicas,
+    )
 
 
 def plan_namespace(namespace: str, claims: Claims, observed: Observed, settings: Settings) -> Plan:
@@ -118,6 +127,7 @@ def plan_model(document: Mapping[str, Any], claims: Claims, observed: Observed, 
         models=(model,),
         served_names={model.key: claims.served_names.get(model.key, ())},
         conflicts=_claimed(model, claims) | conflicts,
+        unknown_models=claims.unknown,
         invalid={},
         replicas=_replicas(model),
     )

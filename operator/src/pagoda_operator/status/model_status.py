@@ -86,16 +86,8 @@ def _view(name: str, key: str, model: InferenceModel | None, plan: Plan, observe
         invalid=plan.invalid.get(key),
         deployments=deployments,
         blocked={ref: told for ref, told in observed.blocked.items() if ref.namespace == namespace and _concerns(ref, observed, name)},
-        unknown_models=_unknown_models(namespace, model, plan),
+        unknown_models=plan.unknown_models.get(key, {}),
     )
-
-
-def _unknown_models(namespace: str, model: InferenceModel | None, plan: Plan) -> dict[str, str]:
-    if model is None:
-        return {}
-    named = {"routing.draftModel": model.spec.routing.draft_model, "routing.fallback": model.spec.routing.fallback}
-    known = {each.key for each in plan.models}
-    return {field: name for field, name in named.items() if name is not None and f"{namespace}/{name}" not in known}
 
 
 def _is_worker(pod: PodView, model: str) -> bool:
