@@ -69,9 +69,11 @@ def _rows(name: str, *, device: str, rounds: int, scratch: Path, say: Say) -> It
         return kv_use(places["tiny"], rounds=rounds, say=say)
     if name == "host-tier":
         return host_tier(places["tiny"], rounds=rounds, say=say)
-    if name in ("tensor-parallel", "adapter-loading"):
-        model, measure = "0.45b" if "0.45b" in places else "tiny", tensor_parallel if name == "tensor-parallel" else adapter_loading
-        return measure(places[model], model, rounds=rounds, say=say)
+    largest = "0.45b" if "0.45b" in places else "tiny"
+    if name == "tensor-parallel":
+        return tensor_parallel(places[largest], largest, rounds=rounds, say=say)
+    if name == "adapter-loading":
+        return adapter_loading(places[largest], largest, rounds=rounds, say=say)
     if name == "quantized-kv":
         return quantized_kv(places, rounds=rounds, say=say)
     if name == "adapters":

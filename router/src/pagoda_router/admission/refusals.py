@@ -22,12 +22,11 @@ class Refusals:
 
     # ------------------------------------------------------------ at the door
 
-    def make_room(
-        self, lane: Lane, request: Held, cost_tokens: int, limits: QueueLimits, now_s: float, soonest_s: float | None
-    ) -> list[Waiting[Held]]:
+    def make_room(self, request: Held, cost_tokens: int, limits: QueueLimits, now_s: float, soonest_s: float | None) -> list[Waiting[Held]]:
         """Those that have to leave a full room for it. Raises when it has no place, or no chance. `soonest_s`: until its first token, if
         it were on its way; None: nobody knows, or it has all the time."""
-        model, room = self._fleet.model(request.model), lane.room
+        model, lane = self._fleet.model(request.model), request.lane
+        room = lane.room
         room.max_tokens = limits.max_tokens if model.max_queue_tokens is None else model.max_queue_tokens
         may_miss = isinstance(request, Pending) and request.deadline_s < float("inf")
         if not (may_miss or model.hopeless or not room.has_room(cost_tokens) or len(room) >= model.max_waiting):
@@ -36,24 +35,24 @@ class Refusals:
         if model.hopeless and not can_answer:
             raise self.hopeless(model)
         # A model that sleeps is woken by those that wait for it, also by those in a hurry.
-        if can_answer and isinstance(request, Pending) and (too_late := self.too_late(lane, request, soonest_s, now_s)) is not None:
+        if can_answer and isinstance(request, Pending) and (too_late := self.too_late(request, soonest_s, now_s)) is not None:
             raise too_late
         bound = None if can_answer else model.max_waiting
         displaced = room.displaced_by(cost_tokens, request.tenant, request.request_class, bound)
         if displaced is None:
-            raise self.queue_full(lane, request, cost_tokens, now_s) if can_answer else self.too_many_wait(lane, model, now_s)
+            raise self.queue_full(request, cost_tokens, now_s) if can_answer else self.too_many_wait(lane, model, now_s)
         return list(displaced)
 
-    def queue_full(self, lane: Lane, request: Held, cost_tokens: int, now_s: float) -> Overloaded:
+    def queue_full(self, request: Held, cost_tokens: int, now_s: float) -> Overloaded:
         self._metrics.rejected(request.model, "queue_full")
-        retry_s, room = self.retry_after(lane, request, cost_tokens, now_s), lane.room
+        retry_s, room = self.retry_after(request, cost_tokens, now_s), request.lane.room
         if room.tokens + cost_tokens <= room.max_tokens:
             what = f"{len(room)} requests wait for {request.model}; the limit is {room.max_requests}"
         else:
             what = f"{room.tokens} tokens wait for {request.model} and this request adds {cost_tokens}; the limit is {room.max_tokens}"
         return Overloaded(f"{what}: retry in {retry_s:.0f} s", retry_after_s=retry_s)
 
-    def displaced(self, lane: Lane, waiting: Waiting[Held], now_s: float) -> RouterError:
+    def displaced(self, waiting: Waiting[Held], now_s: float) -> RouterError:
         """Of one that waits, for a newcomer more entitled to its place."""
         request = waiting.request
         self._metrics.rejected(request.model, "displaced")
@@ -61,13 +60,13 @@ class Refusals:
         message = (
             f"the queue of {request.model} is full and this request gave its place to a sender with less in it, or of a class before it"
         )
-        if waiting.group in lane.cold and model is not None:
-            return ColdStart(message, retry_after_s=self.retry_after_wake(lane, model, now_s))
-        return Overloaded(message, retry_after_s=self.retry_after(lane, request, waiting.cost_tokens, now_s))
+        if waiting.group in request.lane.cold and model is not None:
+            return ColdStart(message, retry_after_s=self.retry_after_wake(request.lane, model, now_s))
+        return Overloaded(message, retry_after_s=self.retry_after(request, waiting.cost_tokens, now_s))
 
-    def too_late(self, lane: Lane, request: Pending, soonest_s: float | None, now_s: float) -> DeadlineInfeasible | None:
+    def too_late(self, request: Pending, soonest_s: float | None, now_s: float) -> DeadlineInfeasible | None:
         """What waits ahead, or its own first token, takes longer than its deadline allows. None: it may make it, or nobody knows."""
-        allowed_s = request.deadline_s - now_s
+        allowed_s, lane = request.deadline_s - now_s, request.lane
         order = (-request.generation.priority, request.deadline_s, request.ticket)
         ahead = lane.room.ahead_of(request.cost.kv_tokens, request.tenant, request.request_class, order)
         wait_s = lane.drains.wait_s(request.request_class, ahead, now_s) or 0.0
@@ -101,11 +100,10 @@ class Refusals:
 
     # ------------------------------------------------------------ of one that waits
 
-    def overdue(
-        self, lane: Lane, model: ModelObject | None, waiting: Waiting[Held], limits: QueueLimits, now_s: float
-    ) -> RouterError | None:
+    def overdue(self, model: ModelObject | None, waiting: Waiting[Held], limits: QueueLimits, now_s: float) -> RouterError | None:
         """What ends this wait; None: it may go on."""
         request = waiting.request
+        lane = request.lane
         if model is None:
             return ModelNotFound(f"the model {request.model} was deleted while the request waited for it", param="model")
         if request.deadline_s <= now_s:
@@ -117,7 +115,7 @@ class Refusals:
             return self._asleep_too_long(lane, model, waited_s, now_s) if waited_s >= model.wake_timeout_s else None
         patience_s = limits.patience_s(request.request_class)
         if now_s - request.patient_from_s >= patience_s or waited_s >= model.wake_timeout_s + patience_s:
-            return self._crowded_too_long(lane, waiting, waited_s, now_s)
+            return self._crowded_too_long(waiting, waited_s, now_s)
         return None
 
     def _deadline(self, request: Held, now_s: float) -> DeadlineExceeded:
@@ -132,10 +130,10 @@ class Refusals:
             f"no worker of {model.name} came within {waited_s:.0f} s: {why}", retry_after_s=self.retry_after_wake(lane, model, now_s)
         )
 
-    def _crowded_too_long(self, lane: Lane, waiting: Waiting[Held], waited_s: float, now_s: float) -> Overloaded:
+    def _crowded_too_long(self, waiting: Waiting[Held], waited_s: float, now_s: float) -> Overloaded:
         request = waiting.request
         self._metrics.rejected(request.model, "queue_timeout")
-        retry_s = self.retry_after(lane, request, waiting.cost_tokens, now_s)
+        retry_s = self.retry_after(request, waiting.cost_tokens, now_s)
         return Overloaded(
             f"{request.model} had no room for {waiting.cost_tokens} tokens within {waited_s:.0f} s: retry in {retry_s:.0f} s",
             retry_after_s=retry_s,
@@ -143,8 +141,9 @@ class Refusals:
 
     # ------------------------------------------------------------ when to come back
 
-    def retry_after(self, lane: Lane, request: Held, cost_tokens: int, now_s: float) -> float:
+    def retry_after(self, request: Held, cost_tokens: int, now_s: float) -> float:
         """When what goes before it will have gone, at its class's own rate."""
+        lane = request.lane
         ahead = lane.room.ahead_of(cost_tokens, request.tenant, request.request_class)
         return retry_after_s(lane.drains.wait_s(request.request_class, ahead, now_s), self._rng)
 

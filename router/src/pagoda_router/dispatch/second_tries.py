@@ -122,7 +122,7 @@ class SecondTries:
         if pending.attempts >= MOST_ATTEMPTS or (refused.overloaded and not others):
             self._metrics.rejected(pending.model, "worker_refused")
             kind = Overloaded if refused.overloaded else NoWorker
-            retry_s = self._refusals.retry_after(pending.lane, pending, pending.cost.kv_tokens, self._clock())
+            retry_s = self._refusals.retry_after(pending, pending.cost.kv_tokens, self._clock())
             raise kind(f"{pending.model} takes no more requests now: {refused}", retry_after_s=retry_s)
         if not self._retries.take(self._clock(), in_flight):
             raise self._spent(pending, "retries", str(refused))

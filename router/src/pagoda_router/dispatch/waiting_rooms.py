@@ -57,9 +57,9 @@ class WaitingRooms:
         self.check_open()
         lane, now_s = request.lane, self._clock()
         soonest_s = self._placer.soonest_s(request) if request.deadline_s < float("inf") else None
-        for waiting in self._refusals.make_room(lane, request, cost_tokens, self._limits, now_s, soonest_s):
+        for waiting in self._refusals.make_room(request, cost_tokens, self._limits, now_s, soonest_s):
             lane.room.remove(waiting)
-            waiting.request.fail(self._refusals.displaced(lane, waiting, now_s))
+            waiting.request.fail(self._refusals.displaced(waiting, now_s))
 
     async def wait(self, request: Held, cost_tokens: int) -> Any:
         """For its turn: what `Held.place` says. Nearly always it comes into an empty room, and goes on at once."""
@@ -114,7 +114,7 @@ class WaitingRooms:
             self._placer.place_waiting(name, lane)
             model = self._fleet.find(name)
             for waiting in list(lane.room):
-                error = self._refusals.overdue(lane, model, waiting, self._limits, now_s)
+                error = self._refusals.overdue(model, waiting, self._limits, now_s)
                 if error is not None:
                     lane.room.remove(waiting)
                     waiting.request.fail(error)
