@@ -215,6 +215,22 @@ async def test_a_name_goes_to_the_next_claimant_when_its_holder_goes(cluster: Cl
         await eventually(lambda: reason_is(cluster, namespace, "Accepted", "Accepted", name="other"))
 
 
+async def test_a_model_that_names_another_says_so_while_that_one_is_not_there(cluster: Cluster, namespace: str) -> None:
+    async def says(missing: bool) -> bool:
+        told = (await cluster.model(namespace, "chat")).get("status") or {}
+        accepted = [each["message"] for each in told.get("conditions", ()) if each["type"] == "Accepted"]
+        return bool(accepted) and ("routing.fallback: there is no model small yet" in accepted[0]) is missing
+
+    await cluster.apply(model(namespace, routing={"fallback": "small"}))
+    async with operator(cluster, namespace) as running:
+        await eventually(lambda: says(missing=True))
+        await cluster.apply(model(namespace, "small"))
+        await running.told(cluster, namespace, "small")
+        await eventually(lambda: says(missing=False))
+        await cluster.delete("InferenceModel", namespace, "small")
+        await eventually(lambda: says(missing=True))
+
+
 async def reason_is(cluster: Cluster, namespace: str, kind: str, reason: str, *, name: str = "chat") -> Any:
     found = await cluster.condition(namespace, name, kind)
     return found if found[1] == reason else None
