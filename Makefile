@@ -137,6 +137,10 @@ bench-costs: $(READY) ## What parts of the engine cost or win: KV cache, host's 
 bench-speculation: $(READY) ## Measure what guessing tokens gains, by method and streams (SPECULATION_ARGS="--quick"; 6 minutes; table in docs/)
 	@$(BIN)/python -m pagoda_bench.speculation $(SPECULATION_ARGS)
 
+.PHONY: bench-speculation-large
+bench-speculation-large: $(READY) ## The same with a target 30 times as large, trained the first time (another 15 minutes, 2 with AMX; table in docs/)
+	@$(BIN)/python -m pagoda_bench.speculation --large $(SPECULATION_ARGS)
+
 .PHONY: bench-speculation-router
 bench-speculation-router: $(READY) ## Measure what drafts from another worker gain, by the network between (ACROSS_ARGS="--rounds 1"; 6 minutes; table in docs/)
 	@$(BIN)/python -m pagoda_bench.across_workers $(ACROSS_ARGS)

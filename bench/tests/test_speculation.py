@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from pagoda_bench.errors import ResultFormatError
+from pagoda_bench.errors import ResultFormatError, SettingsError
 from pagoda_bench.results import FOLDER, read
 from pagoda_bench.speculation.__main__ import main
-from pagoda_bench.speculation.document import BEGIN, DOCUMENT, END, with_table
+from pagoda_bench.speculation.document import DOCUMENT, RESULTS, markers, with_table
 from pagoda_bench.speculation.measure import OtherTokens, check_same, rows_of
 from pagoda_bench.speculation.work import COPY, DRAFT_TOKENS, MIX, SYSTEMS, Case, cases, prompts_of
 from pagoda_bench.tiny import tokenizer as tok
@@ -27,11 +27,12 @@ def answer(tokens_per_s: float) -> dict[str, Any]:
     }
 
 
-def test_the_document_shows_the_figures_of_its_result_file():
+@pytest.mark.parametrize("benchmark", RESULTS)
+def test_the_document_shows_the_figures_of_its_result_file(benchmark: str):
     text = DOCUMENT.read_text()
-    assert text.count(BEGIN) == text.count(END) == 1
-    if (path := FOLDER / "speculation.json").exists():
-        assert with_table(text, read(path)) == text, "run `make bench-speculation`"
+    assert [text.count(marker) for marker in markers(benchmark)] == [1, 1]
+    if (path := FOLDER / f"{benchmark}.json").exists():
+        assert with_table(text, read(path)) == text, f"run `make bench-{benchmark}`"
 
 
 def test_a_document_that_lost_its_markers_is_named():
@@ -46,8 +47,15 @@ def test_no_prompt_comes_twice_in_all_rounds():
 
 
 def test_the_mix_has_every_task_and_the_named_cases_are_there():
-    names = [case.name for case in cases(quick=False)]
+    names = [case.name for case in cases(scale=1)]
     assert {"c=1", "c=8", "c=32", "c=64", *(f"c=1 {task.name}" for task in TASKS)} == set(names)
+
+
+def test_a_pair_is_named_by_both_of_its_models_or_by_the_flag_alone():
+    with pytest.raises(SettingsError, match="--target and --draft belong together"):
+        main(["--target", "somewhere"])
+    with pytest.raises(SettingsError, match="--large names a pair already"):
+        main(["--large", "--target", "somewhere", "--draft", "elsewhere"])
 
 
 def test_gains_are_taken_within_a_round_and_held_against_their_aims():

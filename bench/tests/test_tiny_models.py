@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from pagoda_bench.tiny import corpus
 from pagoda_bench.tiny import tokenizer as tok
 from pagoda_bench.tiny.decoding import greedy_replies
+from pagoda_bench.tiny.growth import grown
 from pagoda_bench.tiny.models import FOLDERS, load_model
 from pagoda_bench.tiny.training import Plan, answer_loss, batches, learning_rate
 
@@ -120,6 +121,25 @@ def test_padding_does_not_change_the_loss() -> None:
         plain = answer_loss(model, ids, mask)
         padded = answer_loss(model, torch.cat([ids, more], dim=1), torch.cat([mask, more.bool()], dim=1))
     assert padded.item() == pytest.approx(plain.item(), rel=1e-2)
+
+
+def test_a_grown_model_says_what_the_small_one_says_and_its_copies_may_part() -> None:
+    small = load_model(FOLDERS["draft"], torch.float32)
+    large = grown(small, width=2, depth=2, seed=3).eval()
+    config = large.config
+    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (256, 4, 6)
+    ids, mask = next(batches(tok.load_tokenizer(FOLDERS["draft"]), Plan(model="draft", steps=1, batch_tokens=512), part="test"))
+    with torch.inference_mode():
+        torch.testing.assert_close(large(ids).logits, small(ids).logits, atol=1e-3, rtol=0)
+    answer_loss(large, ids, mask, autocast=False).backward()
+    gate = large.model.layers[0].mlp.gate_proj.weight.grad
+    assert gate is not None
+    first, copy = gate.chunk(2)
+    assert not torch.allclose(first, copy, rtol=0.1)
+    new = large.model.layers[1].mlp.down_proj.weight
+    assert (new == 0).all()
+    assert new.grad is not None
+    assert new.grad.abs().max() > 0
 
 
 def test_the_rate_rises_holds_and_falls_to_nothing() -> None:

@@ -9,13 +9,17 @@ from pagoda_bench.speculation.work import DRAFT_TOKENS
 from pagoda_bench.tour.pages import shown
 
 DOCUMENT = FOLDER.parents[1] / "docs" / "speculation.md"
-BEGIN = "<!-- speculation: written by `make bench-speculation`, not by hand -->"
-END = "<!-- speculation: end -->"
+RESULTS = ("speculation", "speculation-large")
+"""Result files that have a table of their own here."""
+
+
+def markers(benchmark: str) -> tuple[str, str]:
+    return f"<!-- {benchmark}: written by `make bench-{benchmark}`, not by hand -->", f"<!-- {benchmark}: end -->"
 
 
 def with_table(text: str, result: Result) -> str:
     """Raises ResultFormatError for a document without markers."""
-    return replaced(text, BEGIN, END, "\n".join([*_lines(result), "", _where(result)]), DOCUMENT.name)
+    return replaced(text, *markers(result.benchmark), "\n".join([*_lines(result), "", _where(result)]), DOCUMENT.name)
 
 
 def _lines(result: Result) -> Iterator[str]:

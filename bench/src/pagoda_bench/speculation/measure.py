@@ -15,6 +15,7 @@ from pagoda_bench.errors import BenchError
 from pagoda_bench.offline import OfflineWorker
 from pagoda_bench.peers.rounds import turned
 from pagoda_bench.results import Row
+from pagoda_bench.speculation.pairs import Pair
 from pagoda_bench.speculation.work import COPY, DRAFT_TOKENS, MIX, SYSTEMS, Case, job, prompts_of
 
 Say = Callable[[str], None]
@@ -29,11 +30,9 @@ class OtherTokens(BenchError):
 def measure(
     asked: Sequence[Case],
     *,
-    model: Path,
-    draft: Path,
+    pair: Pair,
     tokenizer: Tokenizer,
     device: str,
-    threads: int,
     rounds: int,
     scratch: Path,
     say: Say,
@@ -46,7 +45,16 @@ def measure(
             for number in range(rounds + 1):  # the first one warms the machine up
                 prompts = prompts_of(case, tokenizer, number=number)
                 for system in turned(SYSTEMS, number):
-                    what = job(case, system, prompts, model=model, draft=draft, device=device, threads=threads)
+                    what = job(
+                        case,
+                        system,
+                        prompts,
+                        model=pair.target,
+                        draft=pair.draft,
+                        device=device,
+                        threads=pair.threads,
+                        kv_cache_bytes=pair.kv_cache_bytes,
+                    )
                     answers[system].append(worker.answer(dict(what)))
                     say(f"{case.name:14} round {number}: {system:7} {answers[system][-1]['tokens_per_s']:9.1f} tok/s")
                 check_same(case, {system: each[-1] for system, each in answers.items()}, device=device)

@@ -18,8 +18,8 @@ MAX_TOKENS = 96
 """No answer of the tiny model is as long; each ends where it ends."""
 DRAFT_TOKENS = 6
 KV_CACHE_BYTES = 64 << 20
-"""Three times what 64 streams hold at once. Of a larger one every block would be memory that nobody had touched yet, in every engine anew:
-what the host takes to hand that out differs by more than guessing at 64 streams may cost."""
+"""Three times what 64 streams of the shipped target hold at once. Of a larger one every block would be memory that nobody had touched yet,
+in every engine anew: what the host takes to hand that out differs by more than guessing at 64 streams may cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Case:
         return f"c={self.streams}" if self.task == MIX else f"c={self.streams} {self.task}"
 
 
-def cases(*, quick: bool) -> list[Case]:
-    scale = 8 if quick else 1
+def cases(*, scale: int) -> list[Case]:
+    """scale: what the work is divided by."""
     alone = [Case(task.name, 1, 64 // scale) for task in TASKS]
     mixed = ((1, 160), (8, 480), (32, 1120), (64, 1600))
     return [*alone, *(Case(MIX, streams, items // scale) for streams, items in mixed)]
@@ -53,7 +53,7 @@ def prompts_of(case: Case, tokenizer: Tokenizer, *, number: int) -> list[list[in
 
 
 def job(
-    case: Case, system: str, prompts: Sequence[Sequence[int]], *, model: Path, draft: Path, device: str, threads: int
+    case: Case, system: str, prompts: Sequence[Sequence[int]], *, model: Path, draft: Path, device: str, threads: int, kv_cache_bytes: int
 ) -> Mapping[str, object]:
     guessing: dict[str, object] = {} if system == "none" else {"speculative": system, "draft_tokens": DRAFT_TOKENS}
     if system == "draft":
@@ -64,7 +64,7 @@ def job(
         "threads": threads,
         "dtype": "bf16",
         "max_running": case.streams,
-        "kv_cache_bytes": KV_CACHE_BYTES,
+        "kv_cache_bytes": kv_cache_bytes,
         "prompts": [list(prompt) for prompt in prompts],
         "max_tokens": MAX_TOKENS,
         **guessing,

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from pagoda_bench.tiny import tokenizer as tok
+from pagoda_bench.tiny.growth import grown
 
 CONTEXT = 2048
 """Tokens. RoPE has no table to fill, but conversations longer than about 500 tokens are not trained."""
@@ -22,14 +23,21 @@ FOLDERS: Mapping[str, Path] = {"target": BUILTIN / "tiny", "draft": BUILTIN / "t
 
 SHAPES: Mapping[str, Mapping[str, int]] = {
     "target": {"hidden_size": 256, "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 640},
-    "large": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 1408},
     "draft": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 128},
 }
-"""Target and draft are shipped. `large` is not: 25 million parameters, of which the target is a draft (docs/speculation.md)."""
+"""Both are shipped."""
+
+LARGE = "large"
+"""Not shipped: the target grown to four times its width and twice its layers, 111 million parameters, and trained on. It shows what the
+shipped draft is worth to a model further away from it (docs/speculation.md)."""
+LARGE_WIDTH, LARGE_DEPTH = 4, 2
+MODELS = (*SHAPES, LARGE)
 
 
 def new_model(name: str, seed: int) -> LlamaForCausalLM:
-    """An untrained model of one of the shapes, in float32."""
+    """Where training begins, in float32: a random model of one of the shapes, or the grown target."""
+    if name == LARGE:
+        return grown(load_model(FOLDERS["target"], torch.float32), width=LARGE_WIDTH, depth=LARGE_DEPTH, seed=seed)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=tok.VOCABULARY_SIZE,

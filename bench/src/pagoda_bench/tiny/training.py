@@ -1,7 +1,7 @@
 """Owns the training loop: batches from the endless corpus, the loss on the assistant's tokens, the schedule, checkpoints.
 
-One model at a time, on the CPU, in bfloat16 autocast over float32 weights. Stopping it at any time loses at most the steps since
-the last checkpoint; starting it again continues.
+One model at a time, on the CPU, over float32 weights: in bfloat16 autocast, or in float32 where the CPU would only emulate that.
+Stopping it at any time loses at most the steps since the last checkpoint; starting it again continues.
 """
 
 import time
@@ -41,7 +41,11 @@ class Plan:
     """Tokens of one forward pass, padding included."""
     passes: int = 2
     """Forward passes per step, one thread each. Each holds conversations of one length, so two or more mix the tasks within a step."""
+    muon: bool = True
+    """Muon for the matrices inside the layers; otherwise AdamW for everything, at a rate of its own: for few steps of large matrices."""
     weight_decay: float = 0.05
+    autocast: bool = True
+    """Multiply in bfloat16: a third of the time on a CPU with AMX, four times as long on one with AVX-512 alone."""
     seed: int = 0
     mix: Mapping[str, float] = field(default_factory=lambda: dict(corpus.DEFAULT_MIX))
     log_every: int = 25
@@ -78,7 +82,7 @@ def batches(tokenizer: Tokenizer, plan: Plan, part: str) -> Iterator[tuple[Tenso
             yield ids, mask
 
 
-def answer_loss(model: LlamaForCausalLM, ids: Tensor, mask: Tensor) -> Tensor:
+def answer_loss(model: LlamaForCausalLM, ids: Tensor, mask: Tensor, *, autocast: bool = True) -> Tensor:
     """Sum of the cross entropies of the masked tokens, each predicted from the position before it. Logits exist only there.
 
     NOTE: no attention mask is needed: padding is on the right, so a causal model never sees it from a real position.
@@ -87,7 +91,7 @@ def answer_loss(model: LlamaForCausalLM, ids: Tensor, mask: Tensor) -> Tensor:
     labels = ids[:, 1:].flatten()[predicts]
     spare = -len(predicts) % 128  # again for few shapes
     predicts, labels = functional.pad(predicts, (0, spare)), functional.pad(labels, (0, spare), value=_IGNORED)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         logits = model.lm_head(hidden[predicts])
     return functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=_IGNORED)
@@ -99,8 +103,8 @@ class Replicas:
     The replicas share the model's weights and own their gradients, so the threads never write the same memory.
     """
 
-    def __init__(self, model: LlamaForCausalLM, count: int) -> None:
-        self._model = model
+    def __init__(self, model: LlamaForCausalLM, count: int, *, autocast: bool) -> None:
+        self._model, self._autocast = model, autocast
         self._all = [model, *(deepcopy(model) for _ in range(count - 1))]
         for replica in self._all[1:]:
             for own, shared in zip(replica.parameters(), model.parameters(), strict=True):
@@ -112,7 +116,7 @@ class Replicas:
         answered = sum(int(mask[:, 1:].sum()) for _, mask in parts)
 
         def one(replica: LlamaForCausalLM, part: tuple[Tensor, Tensor]) -> float:
-            loss = answer_loss(replica, *part) / answered
+            loss = answer_loss(replica, *part, autocast=self._autocast) / answered
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.item()
 
@@ -127,15 +131,16 @@ class Replicas:
 
 
 class Optimizers:
-    """Muon for the matrices inside the layers, AdamW for embeddings and norms; one rate drives both."""
+    """Muon for the matrices inside the layers where the plan says so, AdamW for embeddings and norms; one rate drives both."""
 
     def __init__(self, model: LlamaForCausalLM, plan: Plan) -> None:
-        inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
+        inner = [p for p in model.model.layers.parameters() if p.ndim == 2 and plan.muon]
         chosen = {id(p) for p in inner}
         rest = [p for p in model.parameters() if id(p) not in chosen]
-        muon = torch.optim.Muon(inner, lr=plan.learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw")
-        adam = torch.optim.AdamW(rest, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-        self._all: tuple[torch.optim.Optimizer, ...] = (muon, adam)
+        self._all: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
+        if inner:
+            muon = torch.optim.Muon(inner, lr=plan.learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw")
+            self._all.insert(0, muon)
 
     def step(self, rate: float) -> None:
         for optimizer in self._all:
@@ -172,7 +177,7 @@ def train(
         log(f"continue {plan.model} at step {first} of {plan.steps}")
     stream = batches(tokenizer, plan, part=f"from {first}")
     model.train()
-    replicas = Replicas(model, plan.passes)
+    replicas = Replicas(model, plan.passes, autocast=plan.autocast)
     last, since, tokens, losses = time.monotonic(), first, 0, 0.0
     for step in range(first, plan.steps):
         parts = [next(stream) for _ in range(plan.passes)]

@@ -4,7 +4,8 @@ An adapter takes the memory that its ranks and parts need, from when it is place
 numbers. Where the product is one of ours it adds the deltas itself: one call for both, and a gate that waits for them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from pagoda_worker.layers.adapters import AdapterRoom, AdapterRows, AdapterSide
 from pagoda_worker.layers.allocation import HugePages
+from pagoda_worker.layers.native_quantized import QuantizedNativeProduct
 from pagoda_worker.layers.panels import PanelProduct
 from pagoda_worker.native.library import Library
 
 _LANES = 16
+_QUAD = 4
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -28,17 +31,21 @@ def fits(library: Library, room: AdapterRoom) -> bool:
 
 
 class NativeSide(AdapterSide):
-    __slots__ = ("_add", "_address", "_header", "_held", "_in_pairs", "_numbers", "_past_the_end", "_product")
+    __slots__ = ("_add", "_address", "_block", "_header", "_held", "_numbers", "_product")
 
     def __init__(self, library: Library, room: AdapterRoom, rows: AdapterRows, product: PanelProduct | None) -> None:
         """product: of the linear, which adds deltas itself from now on; None: `add` does."""
         super().__init__(rows)
         self.used = False
         self._add = library[f"add_deltas_{_KINDS[room.dtype]}"]
-        self._in_pairs = library.isa != "avx2" and room.dtype == torch.bfloat16
+        self._block: Callable[[list[tuple[Tensor, Tensor]]], Tensor] = _in_rows
+        if isinstance(product, QuantizedNativeProduct) and library.constants["adapters_in_bytes"]:
+            self._block = _in_bytes
+        elif library.isa != "avx2" and room.dtype == torch.bfloat16:
+            self._block = partial(_in_pairs, past_the_end=library.constants["past_the_end"])
         self._held: list[Tensor | None] = [None] * room.slots
         # as native/adapters.h reads it: AdapterSide, then an InSlot for each slot
-        self._header, self._past_the_end = 4 + library.constants["most_parts"], library.constants["past_the_end"]
+        self._header = 4 + library.constants["most_parts"]
         self._numbers = np.zeros(self._header + 3 * room.slots, np.int64)
         self._numbers[:4] = len(room.parts), room.slots, room.size, product is not None and product.gated
         self._numbers[4 : 4 + len(room.parts)] = np.cumsum(room.parts)
@@ -71,8 +78,7 @@ class NativeSide(AdapterSide):
         parts = sorted(touched)
         block = None
         if touched:
-            pairs = [touched[part] for part in parts]
-            block = _in_pairs(rank, pairs, self._past_the_end) if self._in_pairs else _in_rows(pairs)
+            block = self._block([touched[part] for part in parts])
             block = block if pages is None else pages.copy(block)
         address = 0 if block is None else block.data_ptr()
         self._held[slot] = block
@@ -95,11 +101,42 @@ def _in_rows(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.cat([*(a.reshape(-1) for a, _ in pairs), *(b.reshape(-1) for _, b in pairs)])
 
 
-def _in_pairs(rank: int, pairs: list[tuple[Tensor, Tensor]], past_the_end: int) -> Tensor:
+def _in_pairs(pairs: list[tuple[Tensor, Tensor]], past_the_end: int) -> Tensor:
     """As in adapters_pairs.h. `past_the_end`: zeros that a tile may read beyond the block."""
+    rank = len(pairs[0][0])
     filled = rank + rank % 2
     a = torch.cat([F.pad(a, (0, 0, 0, filled - rank)) for a, _ in pairs])
     a = F.pad(a, (0, 0, 0, -len(a) % _LANES))
     a = a.view(len(a), -1, 2).transpose(0, 1)
     columns = [F.pad(b, (0, 0, 0, filled - rank)).view(filled // 2, 2, -1, _LANES).permute(2, 0, 3, 1) for _, b in pairs]
     return torch.cat([each.reshape(-1) for each in (a, *columns, a.new_zeros(past_the_end))])
+
+
+def _in_bytes(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """As in adapters_bytes.h."""
+    rounded_a, blocks, scales = [], [], []
+    for a, b in pairs:
+        of_ranks = _scales(a.float(), dim=1)
+        rounded_a.append(_filled(_bytes(a.float() / of_ranks), _QUAD))
+        b = b.float() * of_ranks
+        of_columns = _scales(b, dim=0)
+        scales.append(of_columns.flatten().view(torch.uint8))
+        blocks.append(_filled(_bytes(b / of_columns), _QUAD).view(-1, _QUAD, b.shape[1] // _LANES, _LANES).permute(2, 0, 3, 1))
+    a = _filled(torch.cat(rounded_a), _LANES)
+    a = a.view(-1, _LANES, a.shape[1] // _QUAD, _QUAD).transpose(1, 2)
+    return torch.cat([each.reshape(-1) for each in (a, *blocks, *scales)])
+
+
+def _scales(values: Tensor, dim: int) -> Tensor:
+    """By which the largest become 127; 1 for zeros."""
+    largest = values.abs().amax(dim, keepdim=True)
+    return torch.where(largest > 0, largest / 127, 1.0)
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return (values.round() + 128).to(torch.uint8)
+
+
+def _filled(values: Tensor, rows: int) -> Tensor:
+    """Rows of bytes that mean zero, up to a multiple."""
+    return F.pad(values, (0, 0, 0, -len(values) % rows), value=128)

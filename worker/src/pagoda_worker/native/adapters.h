@@ -1,6 +1,7 @@
 // LoRA deltas of rows that each have an adapter of their own, added to a product's rows. Two passes: a row's few numbers (shrink), then those
 // into its columns (expand). Rows of one adapter are taken together and share what is read of it; each row adds up in the same order alone
-// and in company. T is float or bf16; sums are float32. adapters_pairs.h has bf16 with vectors of 16.
+// and in company. T is float or bf16; sums are float32. adapters_pairs.h has bf16 with vectors of 16, adapters_bytes.h what lies beside
+// quantized weights.
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -190,18 +191,34 @@ inline AddedSums added_in_sums(const Deltas<T>& d) {
 #if defined(__AVX512F__)
 #include "adapters_pairs.h"
 #endif
+#if defined(__AVX512F__) && !defined(__AMX_BF16__)
+#include "adapters_bytes.h"
+#define PAGODA_ADAPTERS_IN_BYTES 1
+#else
+#define PAGODA_ADAPTERS_IN_BYTES 0
+#endif
 
 namespace pagoda {
 
-// In which order memory has the adapters of such rows.
-template <class T>
+// In which order memory has the adapters of such rows, beside a product of kind P.
+template <class T, class P>
 struct LayoutOf {
     using Type = InRows<T>;
 };
 #if defined(__AVX512F__)
-template <>
-struct LayoutOf<bf16> {
+template <class P>
+struct LayoutOf<bf16, P> {
     using Type = InPairs;
+};
+#endif
+#if PAGODA_ADAPTERS_IN_BYTES
+template <class T>
+struct LayoutOf<T, QuantizedProduct> {
+    using Type = InBytes<T>;
+};
+template <>
+struct LayoutOf<bf16, QuantizedProduct> {
+    using Type = InBytes<bf16>;
 };
 #endif
 
@@ -234,7 +251,7 @@ inline void run_adapted(const P& p, const void* adapters, const void* of_rows, c
     const T* x = static_cast<const T*>(p.x);
     T* y = static_cast<T*>(p.y);
 #if !defined(__AMX_BF16__)
-    const AddedSums added = added_in_sums<typename LayoutOf<T>::Type>(Deltas<T>{side, slots, x, y, p.M, p.ldx, p.ldy});
+    const AddedSums added = added_in_sums<typename LayoutOf<T, P>::Type>(Deltas<T>{side, slots, x, y, p.M, p.ldx, p.ldy});
     P with = p;
     with.in_sums = &added;
     run(with);

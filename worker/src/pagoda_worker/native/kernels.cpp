@@ -22,6 +22,7 @@ using namespace pagoda;
 CONSTANT(panel) = PANEL;
 CONSTANT(most_parts) = MOST_PARTS;
 CONSTANT(past_the_end) = PAST_THE_END;
+CONSTANT(adapters_in_bytes) = PAGODA_ADAPTERS_IN_BYTES;
 CONSTANT(ground_seats_bytes) = Ground::SEATS_BYTES;
 CONSTANT(ground_rank_bytes) = Ground::BYTES_OF_A_RANK;
 

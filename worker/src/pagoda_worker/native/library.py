@@ -22,7 +22,7 @@ _NEEDS = {
     "avx2": {"avx2", "fma"},
 }
 """Best first; flags as /proc/cpuinfo names them."""
-_CONSTANTS = ("panel", "most_parts", "past_the_end", "ground_seats_bytes", "ground_rank_bytes")
+_CONSTANTS = ("panel", "most_parts", "past_the_end", "adapters_in_bytes", "ground_seats_bytes", "ground_rank_bytes")
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "threads": [_SIZE],
