@@ -33,7 +33,8 @@ from pagoda_router.generation import (
     WorkerId,
 )
 from pagoda_router.http.asgi import ASGIApp, Message
-from pagoda_router.http.direct import DirectProtocol
+from pagoda_router.http.cohort import Cohort
+from pagoda_router.http.direct import protocol_of
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -282,7 +283,15 @@ class Address(str):
 def served(app: object) -> Iterator[Address]:
     """The app behind uvicorn on a free loopback port, in a thread with its own loop; yields the base address."""
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, loop="uvloop", http=DirectProtocol, lifespan="off", access_log=False, log_config=None, ws="none"
+        app,
+        host="127.0.0.1",
+        port=0,
+        loop="uvloop",
+        http=protocol_of(Cohort()),
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        ws="none",
     )  # type: ignore[arg-type]
     server = uvicorn.Server(config)
     started = threading.Event()

@@ -26,6 +26,7 @@ from pagoda_router.http.asgi import (
     request_id,
     take_direct,
 )
+from pagoda_router.http.cohort import alone, next_stage
 from pagoda_router.http.cors import Cors
 from pagoda_router.http.direct import DirectResponse
 from pagoda_router.http.hosts import is_local_name
@@ -178,8 +179,10 @@ class _Surface:
                 wishes=wishes,
                 takes_fallback=may_fall_back,
                 sender=sender,
+                member=alone() if direct is None else direct.member,
             )
             await self._answer(call, receive, send, direct)
+            await next_stage()  # whose answers have left together are settled together
         except ClientGone:
             outcome.status = CLIENT_GONE_STATUS
             raise

@@ -9,6 +9,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from pagoda_router.http.cohort import Cohort, Member
+
 EXTENSION = "pagoda.direct"
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -16,9 +18,10 @@ Headers = Sequence[tuple[bytes, bytes]]
 class DirectResponse:
     """One request's answer, on the connection that it came by."""
 
-    __slots__ = ("_cycle", "is_gone", "on_gone")
+    __slots__ = ("_cycle", "is_gone", "member", "on_gone")
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
+    def __init__(self, cycle: RequestResponseCycle, member: Member) -> None:
+        self.member = member
         self.is_gone = False
         """The connection is lost."""
         self.on_gone: Callable[[], None] | None = None
@@ -87,21 +90,33 @@ class DirectResponse:
 
     def lost(self) -> None:
         self.is_gone = True
+        self.member.leave()
         if self.on_gone is not None:
             self.on_gone()
 
 
 class DirectProtocol(HttpToolsProtocol):
-    """uvicorn's own, for its `http` setting. Of pipelined requests the one that is being answered is told."""
+    """uvicorn's own. Of pipelined requests the one that is being answered is told."""
 
+    cohort: Cohort
     _direct: DirectResponse | None = None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._direct = DirectResponse(cycle)
+        self._direct = DirectResponse(cycle, Member(self.cohort))
         cycle.scope["extensions"] = {EXTENSION: self._direct}  # type: ignore[dict-item]
         super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        if self._direct is not None:
+            self._direct.member.leave()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self._direct is not None:
             self._direct.lost()
+
+
+def protocol_of(cohort: Cohort) -> type[DirectProtocol]:
+    """For uvicorn's `http` setting, which takes a class. cohort: of the listener's requests."""
+    return type("ListenersProtocol", (DirectProtocol,), {"cohort": cohort})

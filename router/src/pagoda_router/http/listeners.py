@@ -14,7 +14,8 @@ import uvicorn
 
 from pagoda_router.errors import ConfigError
 from pagoda_router.http.asgi import ASGIApp, Message, Receive, Scope, Send
-from pagoda_router.http.direct import DirectProtocol
+from pagoda_router.http.cohort import Cohort
+from pagoda_router.http.direct import protocol_of
 
 KEEP_ALIVE_S = 75
 """Longer than the usual load balancer's 60 s, so that it is never us who close a connection it is about to use."""
@@ -121,7 +122,7 @@ def _server(app: ASGIApp, shutdown_s: float) -> _Server:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=DirectProtocol,
+        http=protocol_of(Cohort()),
         ws="none",
         lifespan="off",
         log_config=None,

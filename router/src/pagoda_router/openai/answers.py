@@ -13,6 +13,7 @@ from pagoda_router.catalog import Catalog, CatalogEntry
 from pagoda_router.errors import BadRequest, RouterError
 from pagoda_router.generation import Dispatcher, Take, Tokens
 from pagoda_router.http.asgi import JSON_TYPE, Exchange
+from pagoda_router.http.cohort import next_stage
 from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
 from pagoda_router.openai.answer_parts import Format, WholeChoice
 from pagoda_router.openai.call import Call
@@ -64,6 +65,8 @@ class Completions:
         entry = self._catalog.get(request.model)
         if not self._catalog.relays:
             call, _ = choose(call, entry, self._catalog, self._rng)
+        if call.member.in_company:
+            await next_stage()
         await self._reply(call, request, entry, exchange)
 
     async def _respond(self, call: Call, exchange: Exchange) -> None:
@@ -114,6 +117,8 @@ class Completions:
         else:
             job = await self._preparer.completion(request, entry, call)
             output_format = CompletionFormat(job)
+        if call.member.in_company:
+            await next_stage()
         progress = Progress(job)
         writer: _Writer
         take: Take | None = None
@@ -123,6 +128,7 @@ class Completions:
         else:
             writer = _WholeWriter(job, output_format, progress, exchange, call, self._clock)
         await call.reserve(job.generations, self._dispatcher)
+        call.member.leave()
         call.account.look = partial(_bill, call.outcome, progress)
         try:
             await run(job, self._dispatcher, progress, writer.deliver, in_flight=self._settings.max_batch_in_flight, take=take)
@@ -262,6 +268,7 @@ class _WholeWriter(_Writer):
         for delta in deltas:
             self._choices[delta.index].add(delta)
         if last:
+            await next_stage()  # answers that came in one frame are written together
             body = self._format.whole(self._choices, self._progress, self._trace_document())
             self._outcome.status = 200
             length = (b"content-length", str(len(body)).encode())

@@ -5,6 +5,7 @@ from dataclasses import field
 
 from pagoda_router.generation import NOBODY, Dispatcher, Generation, Sender
 from pagoda_router.http.asgi import Headers
+from pagoda_router.http.cohort import Member, alone
 from pagoda_router.http.surface import RequestOutcome
 from pagoda_router.keys.key import ANYONE, ApiKey
 from pagoda_router.openai.features import NO_WISHES, Wishes
@@ -30,6 +31,8 @@ class Call:
     takes_fallback: bool = True
     """Another model may answer when its own cannot."""
     sender: Sender = NOBODY
+    member: Member = field(default_factory=alone)
+    """Among those that came with it."""
     variant: str | None = None
     """The one that the request must go to; known once its model is."""
     applied: Callable[[], tuple[bytes, bytes]] | None = None

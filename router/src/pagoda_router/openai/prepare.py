@@ -12,6 +12,7 @@ from pagoda_router.abilities import Feature
 from pagoda_router.catalog import CatalogEntry
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import Generation, Structured
+from pagoda_router.http.cohort import next_stage
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.openai import checks
 from pagoda_router.openai.call import Call
@@ -99,6 +100,8 @@ class Preparer:
         # The template has written the special tokens; a second BOS would be one too many.
         most = checks.most_prompt_tokens(request, target.assets)
         ids = await target.encode(prompt, special=request.add_special_tokens is True, param="messages", most=most)
+        if call.member.in_company:
+            await next_stage()
         plan = reply_plan(request, target.assets, toolset, prompt, is_constrained=constraint is not None)
         return await self._job(request, id_prefix, target, [ids], call, constraint=(constraint, field), reply=plan)
 

@@ -21,6 +21,7 @@ from pagoda_router.generation import (
     TokenLogprobs,
     Usage,
 )
+from pagoda_router.http.cohort import next_stage
 from pagoda_router.openai.prepare import Job
 from pagoda_router.openai.prompt_logprobs import echoed_entries
 from pagoda_router.openai.sequence import Choice, Delta
@@ -148,6 +149,7 @@ async def _follow(job: Job, position: int, dispatcher: Dispatcher, progress: Pro
             if deltas:
                 await deliver(deltas)
             if progress.is_finished(position):
+                await next_stage()
                 return
     raise UpstreamFailed("the worker's stream ended early: send the request again")
 

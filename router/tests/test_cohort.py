@@ -1,0 +1,103 @@
+"""Requests that came together go through each stage together, and a request alone waits for nobody."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_direct import asking, routed
+
+from pagoda_router.http.cohort import Cohort, Member, alone, next_stage
+from pagoda_router.openai import answers
+from pagoda_router.openai.schemas import ChatRequest
+from pagoda_router.openai.target import Target
+
+
+def test_a_member_has_company_until_it_or_all_others_left() -> None:
+    cohort = Cohort()
+    first = Member(cohort)
+    assert not first.in_company
+    second = Member(cohort)
+    assert first.in_company
+    assert second.in_company
+    first.leave()
+    first.leave()
+    assert cohort.coming == 1
+    assert not first.in_company
+    assert not second.in_company
+    assert not alone().in_company
+
+
+async def test_a_stage_ends_when_all_that_are_ready_have_come_as_far() -> None:
+    seen: list[str] = []
+
+    async def go(name: str) -> None:
+        for stage in ("parsed", "placed"):
+            seen.append(f"{name} {stage}")
+            await next_stage()
+
+    await asyncio.gather(go("a"), go("b"))
+    assert seen == ["a parsed", "b parsed", "a placed", "b placed"]
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which stage of the router's code ran, request after request."""
+    seen: list[str] = []
+    parse, encode = answers.parse_request, Target.encode
+
+    def parsed(body: bytes, kind: type[ChatRequest]) -> ChatRequest:
+        seen.append("parse")
+        return parse(body, kind)
+
+    async def encoded(self: Target, *arguments: Any, **more: Any) -> Any:
+        seen.append("tokenize")
+        return await encode(self, *arguments, **more)
+
+    monkeypatch.setattr(answers, "parse_request", parsed)
+    monkeypatch.setattr(Target, "encode", encoded)
+    return seen
+
+
+async def test_requests_that_came_together_are_all_parsed_before_one_is_tokenized(tmp_path: Path, stages: list[str]) -> None:
+    cohort = Cohort()
+    async with routed(tmp_path, cohort) as (_, worker, port), asking(port), asking(port), asking(port):
+        for _ in range(3):
+            await worker.next_submit()
+        assert stages == [*["parse"] * 3, *["tokenize"] * 3]
+        assert cohort.coming == 0
+
+
+async def test_those_that_came_after_one_another_do_not_wait(tmp_path: Path, stages: list[str]) -> None:
+    async with routed(tmp_path) as (_, worker, port), asking(port):
+        await worker.next_submit()
+        async with asking(port):
+            await worker.next_submit()
+            assert stages == ["parse", "tokenize", "parse", "tokenize"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{",
+        b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n" * 3,
+    ],
+    ids=["no generation", "refused", "left half way", "pipelined"],
+)
+async def test_nobody_stays_in_the_cohort_however_a_request_ends(tmp_path: Path, sent: bytes) -> None:
+    cohort = Cohort()
+    async with routed(tmp_path, cohort) as (_, _, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        async with asyncio.timeout(10):
+            if sent.endswith(b"{"):  # never answered: it is there when it has come
+                while not cohort.coming:
+                    await asyncio.sleep(0)
+            else:
+                assert await reader.read(1)
+            writer.close()
+            await writer.wait_closed()
+            while cohort.coming:
+                await asyncio.sleep(0)
