@@ -5,7 +5,7 @@ Reads lane and fleet and counts the refusal; the dispatcher raises it. The calle
 
 from random import Random
 
-from pagoda_router.admission.drain import MOST_WAIT_S, retry_after_s
+from pagoda_router.admission.drain import retry_after_s
 from pagoda_router.admission.lane import Held, Lane, Pending, QueueLimits
 from pagoda_router.admission.waiting import Waiting
 from pagoda_router.discovery.model_object import ModelObject
@@ -97,7 +97,7 @@ class Refusals:
 
     def hopeless(self, model: ModelObject, why: str) -> ModelUnavailable:
         self._metrics.rejected(model.name, "unavailable")
-        return ModelUnavailable(f"no worker of {model.name} can come: {why}", retry_after_s=MOST_WAIT_S)
+        return ModelUnavailable(f"no worker of {model.name} can come: {why}")
 
     # ------------------------------------------------------------ of one that waits
 
