@@ -15,12 +15,10 @@ from pagoda_operator.manifest.spec import InferenceModel, key_of
 from pagoda_operator.observed.world import ObjectRef, Observed, PodView, ref_of
 from pagoda_operator.plan.plan import Plan
 from pagoda_operator.status.finality import unavailable, variants_in_vain
-from pagoda_operator.status.model_conditions import ModelView, conditions_of
+from pagoda_operator.status.model_conditions import FINISHED, ModelView, conditions_of
 from pagoda_operator.status.troubles import progress_text
 
 DECISIONS = 5
-FINISHED = frozenset({"Failed", "Succeeded"})
-"""Phases of pods that nothing starts again."""
 MILESTONES = ("created", "scheduled", "image", "weights", "engine", "routed")
 
 
