@@ -173,7 +173,7 @@ async def test_status_follows_a_pod(cluster: Cluster, namespace: str) -> None:
     async with operator(cluster, namespace) as running:
         await running.told(cluster, namespace, "chat")
         name = await make_pod(cluster, namespace, "chat-default", 0, "127.0.0.82", ready=False)
-        waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
+        waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image: code = NotFound"}}
         broken = {"name": "worker", "image": "x", "imageID": "", "ready": False, "restartCount": 0, "state": waiting}
         conditions = [{"type": "ContainersReady", "status": "False"}]
         patch = {"status": {"phase": "Pending", "conditions": conditions, "containerStatuses": [broken]}}
@@ -184,6 +184,7 @@ async def test_status_follows_a_pod(cluster: Cluster, namespace: str) -> None:
             return "Image" in ready
 
         await eventually(told)
+        assert "cannot be pulled" in (await cluster.model(namespace, "chat"))["status"]["unavailable"]
 
 
 async def test_a_new_router_that_no_node_has_room_for_is_told_while_the_old_one_serves(cluster: Cluster, namespace: str) -> None:

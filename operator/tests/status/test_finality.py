@@ -22,6 +22,8 @@ NOT_FOUND = (
     'Back-off pulling image "x:1": ErrImagePull: rpc error: code = NotFound desc = failed to resolve reference "x:1": x:1: not found'
 )
 PULL = 'failed to pull and unpack image "x:1": failed to resolve reference "x:1"'
+REFUSED_BY = f"{PULL}: pulling from host r.example failed with status code [manifests 1]"
+NO_TOKEN = f"{PULL}: failed to authorize: failed to fetch anonymous token: unexpected status: 401 Unauthorized"
 DENIED = f"{PULL}: pull access denied, repository does not exist or may require authorization: server message: insufficient_scope"
 
 PODS: dict[str, tuple[dict[str, Any], bool]] = {
@@ -39,10 +41,12 @@ PODS: dict[str, tuple[dict[str, Any], bool]] = {
     "an image that nobody signed": ({"reason": "ImagePullBackOff", "message": 'Back-off "x:1": SignatureValidationFailed: no'}, True),
     "an image of CRI-O": ({"reason": "ErrImagePull", "message": "reading manifest 1 in docker.io/x: manifest unknown"}, True),
     "an image that wants a login": ({"reason": "ErrImagePull", "message": DENIED}, True),
-    "a login that is refused": ({"reason": "ErrImagePull", "message": f"{PULL}: unexpected status from HEAD request: 403 Forbidden"}, True),
+    "a login that is refused": ({"reason": "ErrImagePull", "message": f"{REFUSED_BY}: 403 Forbidden"}, True),
+    "a login that no token is given for": ({"reason": "ErrImagePull", "message": NO_TOKEN}, True),
+    "a registry that listens no more": ({"reason": "ErrImagePull", "message": f"{PULL}: failed to do request: connection refused"}, False),
     "a registry without an address": ({"reason": "ErrImagePull", "message": f"{PULL}: dial tcp: lookup r.example: no such host"}, False),
-    "a registry that is down": ({"reason": "ErrImagePull", "message": f"{PULL}: unexpected status: 503 Service Unavailable"}, False),
-    "a registry that has enough of us": ({"reason": "ErrImagePull", "message": f"{PULL}: 429 Too Many Requests"}, False),
+    "a registry that is down": ({"reason": "ErrImagePull", "message": f"{REFUSED_BY}: 503 Service Unavailable"}, False),
+    "a registry that has enough of us": ({"reason": "ErrImagePull", "message": f"{REFUSED_BY}: 429 Too Many Requests"}, False),
     "a registry that is away": ({"reason": "RegistryUnavailable"}, False),
     "no node yet": ({"reason": "Unschedulable", "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"}, False),
     "no claim of that name": ({"reason": "Unschedulable", "message": '0/1 nodes: persistentvolumeclaim "weights" not found'}, True),
