@@ -34,6 +34,8 @@ from pagoda_bench.router_load.scenarios import (
     with_aim,
 )
 from pagoda_bench.router_load.systems import STARTERS, direct, fleet, pagoda
+from pagoda_bench.router_load.vocabulary import PATTERN
+from pagoda_router.text.forms import LLAMA_3_PATTERN
 
 needs_go = pytest.mark.skipif(shutil.which("go") is None, reason="Go ≥ 1.25 is not on PATH (go.dev/dl): the rig cannot be compiled")
 
@@ -222,3 +224,7 @@ def test_the_files_of_a_commit_are_there_and_then_gone(tmp_path: Path):
     assert not (tmp_path / "checkout").exists()
     listed = subprocess.run(["git", "worktree", "list"], cwd=SOURCE, capture_output=True, text=True, check=True)
     assert str(tmp_path) not in listed.stdout
+
+
+def test_the_trained_vocabulary_splits_as_the_router_knows_it() -> None:
+    assert PATTERN == LLAMA_3_PATTERN

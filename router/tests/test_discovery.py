@@ -226,35 +226,22 @@ def test_a_file_that_vanishes_keeps_the_last_good_fleet(watched):
     assert watched.discovery.loaded
 
 
-CONDITIONS_OF_STATUS = [
-    # type, status, reason, observedGeneration → a verdict
-    ("ModelAvailable", "False", "ModelNotFound", 3, True),
-    ("WorkersReady", "False", "OutOfMemory", 3, True),
-    ("Accepted", "False", "SpecInvalid", None, True),
-    ("WorkersReady", "False", "OutOfMemory", 2, False),
-    ("WorkersReady", "True", "OutOfMemory", 3, False),
-    ("WorkersReady", "False", "Unschedulable", 3, False),
-    ("WorkersReady", "False", "Asleep", 3, False),
-    ("Accepted", "False", "NameTaken", 3, False),  # it may have lost one name of several
-    ("Accepted", "False", "ForeignObject", 3, False),
-    ("Ready", "False", "ModelNotFound", 3, False),
-]
+IMAGE = "ImagePull: the image of tiny-a-0 cannot be pulled: not found"
+VERDICTS: dict[str, tuple[dict[str, Any], str, str]] = {
+    # status → of requests for any variant, of those for variant a
+    "nobody said so": ({"observedGeneration": 3}, "", ""),
+    "all variants": ({"observedGeneration": 3, "unavailable": IMAGE, "variants": [{"name": "a", "unavailable": IMAGE}]}, IMAGE, IMAGE),
+    "one variant": ({"observedGeneration": 3, "variants": [{"name": "a", "unavailable": IMAGE}, {"name": "b"}]}, "", IMAGE),
+    "another variant": ({"observedGeneration": 3, "unavailable": IMAGE, "variants": [{"name": "a"}]}, IMAGE, ""),
+    "of an older spec": ({"observedGeneration": 2, "unavailable": IMAGE, "variants": [{"name": "a", "unavailable": IMAGE}]}, "", ""),
+    "of who knows which spec": ({"unavailable": IMAGE}, IMAGE, ""),
+}
 
 
-@pytest.mark.parametrize(("kind", "status", "reason", "observed", "hopeless"), CONDITIONS_OF_STATUS, ids=str)
-def test_a_reason_that_no_waiting_heals_makes_a_model_hopeless(kind, status, reason, observed, hopeless):
-    condition = {"type": kind, "status": status, "reason": reason, "message": "why", "observedGeneration": observed}
-    (model,) = parse_snapshot(fleet([changed(MODEL, "status", {"conditions": [condition]})])).models
-    assert model.hopeless == (f"{reason}: why" if hopeless else "")
-
-
-@pytest.mark.parametrize(
-    ("timeline", "hopeless"), [({"created": "2026-11-25T10:00:00Z"}, True), ({"routed": "2026-11-25T10:00:09Z"}, False)]
-)
-def test_running_out_of_memory_is_waited_for_in_a_worker_that_has_served(timeline, hopeless):
-    condition = {"type": "WorkersReady", "status": "False", "reason": "OutOfMemory", "message": "why"}
-    (model,) = parse_snapshot(fleet([changed(MODEL, "status", {"conditions": [condition], "timeline": timeline})])).models
-    assert bool(model.hopeless) == hopeless
+@pytest.mark.parametrize(("status", "of_any", "of_a"), VERDICTS.values(), ids=VERDICTS)
+def test_the_operators_verdict_makes_a_model_or_a_variant_hopeless(status, of_any, of_a):
+    (model,) = parse_snapshot(fleet([changed(MODEL, "status", status)])).models
+    assert (model.why_hopeless(None), model.why_hopeless("a"), model.why_hopeless("unheard-of")) == (of_any, of_a, "")
 
 
 DURATIONS = [("120s", 120), ("5m", 300), ("1h30m", 5400), ("500ms", 0.5), ("90", 90), ("soon", 300), ("", 300), (None, 300)]

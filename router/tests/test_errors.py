@@ -5,7 +5,17 @@ import asyncio
 import pytest
 from scripted import Caller, Script, ScriptedDispatcher, chat
 
-from pagoda_router.errors import ModelNotFound, NoWorker, Overloaded, RouterError, UpstreamFailed
+from pagoda_router.errors import (
+    DeadlineInfeasible,
+    LargerThanLimit,
+    ModelNotFound,
+    ModelUnavailable,
+    NoWorker,
+    Overloaded,
+    QuotaSpent,
+    RouterError,
+    UpstreamFailed,
+)
 from pagoda_router.generation import EndReason
 
 REFUSALS = [
@@ -34,6 +44,27 @@ async def test_a_refused_admission_is_a_status_even_for_a_stream(
     assert call.status == status
     assert headers.items() <= call.headers.items()
     assert call.error["message"] == refusal.message
+
+
+IN_VAIN = [
+    QuotaSpent("the key has used its 1000 tokens"),
+    LargerThanLimit("the prompt has 900 tokens, and the key may use 100 a minute"),
+    ModelUnavailable("no worker of tiny can come: ImagePull: not found"),
+]
+
+
+@pytest.mark.parametrize("refusal", IN_VAIN, ids=lambda refusal: type(refusal).__name__)
+async def test_what_no_wait_heals_names_no_time_to_come_back(call: Caller, dispatcher: ScriptedDispatcher, refusal: RouterError) -> None:
+    dispatcher.script = Script(refusal=refusal)
+    await call("POST", "/v1/chat/completions", chat())
+    assert call.headers["x-should-retry"] == "false"
+    assert not {"retry-after", "retry-after-ms"} & call.headers.keys()
+
+
+async def test_an_impossible_deadline_says_when_a_new_request_may_make_it(call: Caller, dispatcher: ScriptedDispatcher) -> None:
+    dispatcher.script = Script(refusal=DeadlineInfeasible("too late", retry_after_s=4.0))
+    await call("POST", "/v1/chat/completions", chat())
+    assert (call.headers["x-should-retry"], call.headers["retry-after"]) == ("false", "4")
 
 
 ENDINGS = [

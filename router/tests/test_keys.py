@@ -8,13 +8,13 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from scripted import Caller, Script, ScriptedCatalog, ScriptedDispatcher, chat
 
 from pagoda_router.database.sqlite import SqliteDatabase
-from pagoda_router.errors import ConfigError, DatabaseError, KeysUnavailable, Unauthorized
+from pagoda_router.errors import ConfigError, DatabaseError, KeysUnavailable, Starting, Unauthorized
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.admin import KEYS, KeyAdmin
@@ -111,6 +111,22 @@ async def test_a_key_reaches_only_its_models(ask: Callable[..., Any], method: st
     assert [card["id"] for card in (await ask("GET", "/v1/models", secret=secret)).json["data"]] == ["tiny"]
 
 
+async def test_a_new_key_names_those_of_its_models_that_nobody_serves(ask: Callable[..., Any], catalog: ScriptedCatalog) -> None:
+    made = await ask("POST", "/admin/v1/keys", {"name": "one", "models": ["tiny", "nosuch", "later"]})
+    assert (made.status, made.json["unknown_models"]) == (201, ["later", "nosuch"])
+    assert (await ask("POST", "/admin/v1/keys", {"name": "all"})).json["unknown_models"] == []
+
+
+async def test_a_router_that_has_not_read_its_models_calls_none_unknown(
+    ask: Callable[..., Any], catalog: ScriptedCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starting() -> NoReturn:
+        raise Starting("the router has not read its models yet")
+
+    monkeypatch.setattr(catalog, "list", starting)
+    assert (await ask("POST", "/admin/v1/keys", {"name": "early", "models": ["nosuch"]})).json["unknown_models"] == []
+
+
 async def test_only_an_admin_key_makes_keys(ask: Callable[..., Any]) -> None:
     plain = (await ask("POST", "/admin/v1/keys", {"name": "plain"})).json["key"]
     admin = (await ask("POST", "/admin/v1/keys", {"name": "chief", "admin": True})).json["key"]
@@ -170,10 +186,10 @@ async def test_another_routers_change_is_known_after_a_refresh(
         ours.check(b"Bearer " + secret.encode())
 
 
-async def test_a_list_of_keys_has_what_another_router_made(store: KeyStore, calendar: Calendar, tmp_path: Path) -> None:
+async def test_a_list_of_keys_has_what_another_router_made(calendar: Calendar, catalog: ScriptedCatalog, tmp_path: Path) -> None:
     ours, theirs = (Keyring("root", KeyStore(SqliteDatabase(tmp_path / "router.sqlite3")), calendar=calendar) for _ in range(2))
     _, key = await theirs.create(ApiKey(id="", prefix="", name="n", tenant="blue"))
-    status, body = await KeyAdmin(ours).answer("GET", KEYS, b"")
+    status, body = await KeyAdmin(ours, catalog).answer("GET", KEYS, b"")
     assert (status, [each["id"] for each in json.loads(body)["data"]]) == (200, [key.id])
 
 

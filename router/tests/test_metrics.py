@@ -12,7 +12,7 @@ from scripted_worker import ScriptedWorker
 
 from pagoda_router.backends.base import Settlement
 from pagoda_router.dispatch.second_tries import RetryShares
-from pagoda_router.errors import ModelUnavailable, Overloaded, UpstreamFailed
+from pagoda_router.errors import ModelUnavailable, NoWorker, Overloaded, UpstreamFailed
 from pagoda_router.generation import ModelName
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
@@ -121,8 +121,13 @@ async def test_what_a_worker_does_to_a_request_is_an_upstream_error_and_a_leavin
 
 @pytest.mark.parametrize(
     ("refusal", "told_s"),
-    [(Overloaded("full", retry_after_s=7.0), 7.0), (ModelUnavailable("broken", retry_after_s=600.0), 60.0), (UpstreamFailed("lost"), None)],
-    ids=["429", "503, capped", "502"],
+    [
+        (Overloaded("full", retry_after_s=7.0), 7.0),
+        (NoWorker("none", retry_after_s=600.0), 60.0),
+        (ModelUnavailable("broken"), None),
+        (UpstreamFailed("lost"), None),
+    ],
+    ids=["429", "503, capped", "503 in vain", "502"],
 )
 async def test_what_clients_are_told_to_wait_is_measured(assets, refusal, told_s):
     registry = CollectorRegistry()

@@ -160,7 +160,7 @@ REFUSED = [
     (Overloaded("full", retry_after_s=0.01), openai.RateLimitError, "overloaded", 3),
     (ColdStart("asleep", retry_after_s=0.01), openai.InternalServerError, "cold_start", 3),
     (DeadlineInfeasible("too late", retry_after_s=5.0), openai.RateLimitError, "deadline_infeasible", 1),
-    (ModelUnavailable("no such model file", retry_after_s=60.0), openai.InternalServerError, "model_unavailable", 1),
+    (ModelUnavailable("no such model file"), openai.InternalServerError, "model_unavailable", 1),
 ]
 
 

@@ -168,10 +168,13 @@ def queued(name: str, tokens: int, cached_tokens: int = 0, **facts: object) -> W
 
 
 LARGE = view("large", capacity_tokens=8000, available_tokens=7000, running=1, max_running=64)
+SHARED = view("shared", available_tokens=250)
 BY_POLICY = [
     ("a worker that had no turn", "round-robin", [view("a"), view("b", running=8), view("c")], "b"),
     ("the fewest sequences, however long", "least-loaded", [view("many", running=3), queued("huge", 9000, running=1)], "huge"),
     ("the larger device", "gpu-aware", [view("small"), LARGE], "large"),
+    ("an idle device though others have most of it to share out", "gpu-aware", [SHARED, view("busy", used_tokens=400)], "shared"),
+    ("a device without another router's requests", "gpu-aware", [view("own", reserved_tokens=300), view("others", used_tokens=800)], "own"),
     ("the cached prefix before the idle one", "prefix", [view("idle"), queued("cached", 60, 96, running=2)], "cached"),
     ("no cached prefix behind a long queue", "prefix", [view("idle"), queued("melting", 9000, 96)], "idle"),
     ("no cached prefix in a full batch", "prefix", [view("idle"), view("full", cached_tokens=96, running=8)], "idle"),

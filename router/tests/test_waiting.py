@@ -247,6 +247,18 @@ async def test_those_that_wait_hear_at_once_when_it_becomes_hopeless(tmp_path):
             await task
 
 
+async def test_a_variant_that_cannot_come_keeps_nobody_from_waiting_for_another(tmp_path):
+    variants = (("full", 100), ("int8", 0))
+    async with sleeping(tmp_path, hopeless=HOPELESS, variants=variants, hopeless_variants=(("full", HOPELESS),)) as router:
+        for headers in ({}, {"x-pagoda-features": "variant=full"}):
+            call = await caller(router)("POST", CHAT, chat(), headers)
+            assert (call.status, call.error["code"]) == (503, "model_unavailable")
+        task = asyncio.create_task(caller(router)("POST", CHAT, chat(), {"x-pagoda-features": "variant=int8"}))
+        await waiting(router, 1)
+        router.know(models=[model_object(hopeless_variants=(("int8", HOPELESS),), variants=variants)])
+        assert (await task).error["code"] == "model_unavailable"
+
+
 async def test_a_verdict_does_not_count_while_a_worker_answers(tmp_path):
     async with awake() as worker, rig(tmp_path, worker) as router:
         router.know(worker, models=[model_object(hopeless="OutOfMemory: the new version does not fit")])

@@ -215,6 +215,7 @@ async def test_a_crash_is_told_with_its_signal_and_last_line_until_a_new_engine_
         await router.until(lambda: not router.state.ready)
         answer = (await bench.http.get("/ready")).json()
         assert answer["reason"] == "EngineCrash"
+        assert "engineFailures" not in answer, "it has served"
         assert "the engine process was ended by SIGKILL; its last line: about to die; now starting it again in 30.0 s" in answer["message"]
         assert (answer["progress"], answer["bytesDone"]) == (None, None)
 
@@ -265,6 +266,7 @@ async def test_an_engine_that_dies_at_each_start_is_started_ever_later_and_the_f
         assert "the engine process ended with status 1" in words
     assert "its last line: the device is gone" in ready.json()["message"]
     assert ready.json()["reason"] == "EngineCrash"
+    assert ready.json()["engineFailures"] >= 4
     assert f'pagoda_engine_up{{model_name="{MODEL}"}} 0.0' in metrics.text
 
 

@@ -66,6 +66,10 @@ def test_a_gpu_where_there_is_none(installation: Installation) -> None:
     told(installation, "gpu", "Unschedulable", "nvidia.com/gpu", resources=UNBOUND | {"gpus": 1})
 
 
+def test_a_claim_that_is_not_there(installation: Installation) -> None:
+    told(installation, "unclaimed", "Unschedulable", "waits for its volume", "create the claim", model={"source": "pvc://nowhere"})
+
+
 def test_memory_too_small_for_the_engine(installation: Installation) -> None:
     told(installation, "tight", "OutOfMemory", "96 MiB", "raise the limit", resources=UNBOUND | {"memory": "96Mi"})
 

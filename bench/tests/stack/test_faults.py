@@ -150,6 +150,27 @@ def test_a_bad_manifest_gives_one_clear_line(tmp_path: Path, stack: LocalStack, 
     stack.pagoda("delete", "bad", check=False)
 
 
+def test_a_worker_that_refuses_its_settings_is_told_to_who_woke_it_and_to_all_after_until_it_is_mended(
+    tmp_path: Path, stack: LocalStack
+) -> None:
+    manifest = tmp_path / "odd.yaml"
+    written = QUICKSTART.read_text().replace("name: tiny", "name: odd").replace("{min: 1, max: 1}", "{min: 0, max: 1}")
+    manifest.write_text(written.replace("engine:\n", "engine:\n    tensorParallel: 3\n"))
+    stack.pagoda("apply", str(manifest))
+    try:
+        with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="unused", timeout=250) as client:  # below wakeTimeout
+            for _ in range(2):
+                with pytest.raises(openai.InternalServerError, match=r"no worker of odd can come: .*tensorParallel is 3") as refused:
+                    client.completions.create(model="odd", prompt="My")
+                assert refused.value.code == "model_unavailable"
+                assert "retry-after" not in refused.value.response.headers
+            manifest.write_text(written)
+            stack.pagoda("apply", str(manifest))
+            assert client.completions.create(model="odd", prompt="My", max_tokens=2).usage
+    finally:
+        stack.pagoda("delete", "odd")
+
+
 def test_a_busy_port_gives_one_clear_line(stack: LocalStack, tmp_path: Path) -> None:
     second = LocalStack(home=tmp_path, port=stack.port, extra_env={})
     refused = second.pagoda("up", "--port", str(stack.port), str(QUICKSTART), check=False)

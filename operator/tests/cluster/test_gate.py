@@ -173,7 +173,7 @@ async def test_status_follows_a_pod(cluster: Cluster, namespace: str) -> None:
     async with operator(cluster, namespace) as running:
         await running.told(cluster, namespace, "chat")
         name = await make_pod(cluster, namespace, "chat-default", 0, "127.0.0.82", ready=False)
-        waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
+        waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image: code = NotFound"}}
         broken = {"name": "worker", "image": "x", "imageID": "", "ready": False, "restartCount": 0, "state": waiting}
         conditions = [{"type": "ContainersReady", "status": "False"}]
         patch = {"status": {"phase": "Pending", "conditions": conditions, "containerStatuses": [broken]}}
@@ -184,3 +184,28 @@ async def test_status_follows_a_pod(cluster: Cluster, namespace: str) -> None:
             return "Image" in ready
 
         await eventually(told)
+        assert "cannot be pulled" in (await cluster.model(namespace, "chat"))["status"]["unavailable"]
+
+
+async def test_a_new_router_that_no_node_has_room_for_is_told_while_the_old_one_serves(cluster: Cluster, namespace: str) -> None:
+    await cluster.apply(model(namespace))
+    async with operator(cluster, namespace) as running, router_at("127.0.0.77", namespace) as old:
+        await running.told(cluster, namespace, "chat")
+        old.workers = [{"name": await make_pod(cluster, namespace, "chat-default", 0, "127.0.0.83", ready=True), "routable": True}]
+        await make_pod(cluster, namespace, "pagoda-router", 0, "127.0.0.77", ready=True)
+        await eventually(lambda: rollout_is(cluster, namespace, "Settled"))
+        deployment = await cluster.get("Deployment", namespace, "pagoda-router")
+        template = deployment["spec"]["template"]
+        metadata = {"name": "pagoda-router-1", "namespace": namespace, "labels": template["metadata"]["labels"]}
+        await cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+        unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"}
+        await cluster.patch("Pod", namespace, "pagoda-router-1", {"status": {"conditions": [unscheduled]}}, subresource="status")
+        told = await eventually(lambda: rollout_is(cluster, namespace, "RouterNotReady"))
+        words = next(each["message"] for each in told["conditions"] if each["type"] == "Progressing")
+        assert words == "the router pagoda-router-1 is not ready: 0/1 nodes are available: make room on a node; others serve"
+        assert told["ready"] == "True"
+
+
+async def rollout_is(cluster: Cluster, namespace: str, reason: str) -> dict[str, Any] | None:
+    status: dict[str, Any] = (await cluster.model(namespace, "chat"))["status"]
+    return status if status["rollout"] == reason else None

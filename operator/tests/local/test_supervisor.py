@@ -164,6 +164,11 @@ async def test_a_crashing_worker_is_told_in_the_status_with_its_last_words(runni
     await eventually(lambda: running.status().get("ready") == "EngineCrash")
     ready = next(each for each in running.status()["conditions"] if each["type"] == "Ready")
     assert "no such tensor: lm_head.weight" in ready["message"]
+    assert "unavailable" not in running.status(), "the first ends may have been bad luck: requests wait"
+    await eventually(lambda: "no such tensor: lm_head.weight" in running.status().get("unavailable", ""))
+    behave(running.model)
+    await eventually(running.settled)
+    assert "unavailable" not in running.status()
 
 
 async def test_a_missing_model_folder_is_told_without_starting_anything(running: Running) -> None:

@@ -176,7 +176,8 @@ def statuses() -> Iterator[dict[str, Any]]:
     milestones = dict.fromkeys(("created_at", "scheduled_at", "image_at", "weights_at", "engine_at", "routed_at"), NOW)
     loading = worker(observed, ready=False, progress=0.5, reason="WeightsDownload", bytes_done=1, bytes_total=2)
     decision = {"time": "2026-03-01T12:00:00Z", "from": 1, "to": 2, "reason": "9000 tokens wait", "variant": "default"}
-    for pods in ([], [loading], [router(observed), worker(observed, capacity=capacity, **milestones)]):
+    in_vain = worker(observed, ready=False, reason="InvalidImageName")
+    for pods in ([], [loading], [in_vain], [router(observed), worker(observed, capacity=capacity, **milestones)]):
         seen = world(*observed.objects.values(), pods=pods)
         yield model_status(document, plan([document], seen, SETTINGS), seen, [decision])
 

@@ -362,12 +362,42 @@ def test_a_pod_told_to_end_is_terminating_and_restarts_are_summed() -> None:
     assert (view.terminating, view.restarts) == (True, 3)
 
 
+FAILURES: dict[str, tuple[dict[str, Any], dict[str, Any], int, bool]] = {
+    # pod, what it says → ends in a row before it served, and whether the last said that another try is useless
+    "none yet": (pod(container(state=running())), LOADING, 0, False),
+    "between two tries": (pod(container(state=waiting("CrashLoopBackOff"), last=ended(1), restartCount=2)), {}, 3, False),
+    "just ended": (pod(container(state=ended(139), restartCount=1)), {}, 2, False),
+    "tries again": (pod(container(state=running(), last=ended(1), restartCount=2)), LOADING, 2, False),
+    "bad settings": (pod(container(state=waiting("CrashLoopBackOff"), last=ended(2), restartCount=1)), {}, 2, True),
+    "its engine ends": (pod(container(state=running())), LOADING | {"reason": "EngineCrash", "engineFailures": 4}, 4, False),
+    "the fetch step": (pod(container(state=waiting("PodInitializing")), inits=(container("fetch", ended(3)),)), {}, 1, True),
+    "after a fetch": (pod(container(state=ended(1)), inits=(FETCHED | {"restartCount": 7},)), {}, 1, False),
+    "it has served": (
+        pod(container(state=ended(1), restartCount=7), conditions=(condition("pagoda.dev/routed", "False"),)),
+        LOADING | {"engineFailures": 4},
+        0,
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("found", "probe", "failures", "incurable"), FAILURES.values(), ids=FAILURES)
+def test_ends_are_counted_until_a_pod_has_served(found: dict[str, Any], probe: dict[str, Any], failures: int, incurable: bool) -> None:
+    view = pod_view(found, NODE, probe)
+    assert (view.failures, view.incurable) == (failures, incurable)
+    assert view.has_served == any(each["type"] == "pagoda.dev/routed" for each in found["status"]["conditions"])
+
+
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.dictionaries(st.text(max_size=5), inner, max_size=3)
 )
 
 
-@given(st.dictionaries(st.sampled_from(["ready", "reason", "message", "progress", "bytesDone", "bytesTotal", "capacity"]), ANYTHING))
+@given(
+    st.dictionaries(
+        st.sampled_from(["ready", "reason", "message", "progress", "bytesDone", "bytesTotal", "engineFailures", "capacity"]), ANYTHING
+    )
+)
 def test_whatever_a_worker_of_another_version_answers_there_is_a_view(probe: dict[str, Any]) -> None:
     assert pod_view(pod(container(state=running()), phase="Running"), NODE, probe).name
     assert pod_view(serving(), NODE, probe).serving

@@ -116,13 +116,41 @@ def test_workers_without_a_router_are_not_ready() -> None:
     status = status_of(with_pods(worker(BASE)))
     assert (status["ready"], status["readyReplicas"]) == ("RouterNotReady", 1)
     status = status_of(with_pods(worker(BASE), router(BASE, ready=False, message="the port 8000 is taken")))
-    assert "pagoda-router-0 is not: the port 8000 is taken" in condition(status, "Ready")["message"]
+    assert "workers are ready, the router pagoda-router-0 is not ready: the port 8000 is taken" in condition(status, "Ready")["message"]
 
 
 def test_a_router_that_waits_for_a_secret_says_to_make_it() -> None:
     waits = router(BASE, ready=False, reason="CreateContainerConfigError", message='secret "pagoda-database" not found')
     message = condition(status_of(with_pods(worker(BASE), waits)), "Ready")["message"]
     assert message.endswith('secret "pagoda-database" not found: make what it names, or correct the value that names it')
+
+
+NO_SECRET = {"reason": "CreateContainerConfigError", "message": 'secret "pagoda-database" not found'}
+NEW_ROUTERS: dict[str, tuple[dict[str, Any], str]] = {
+    "a missing secret": (NO_SECRET, 'is not ready: secret "pagoda-database" not found: make what it names, or correct the value that'),
+    "no image": ({"reason": "ErrImagePull", "message": "x: not found"}, "is not ready: x: not found: check the image's name"),
+    "no node": ({"reason": "Unschedulable", "message": "0/1 nodes"}, "is not ready: 0/1 nodes: make room on a node"),
+    "crashes": ({"reason": "CrashLoopBackOff", "message": "PAGODA_X is odd"}, "is not ready: PAGODA_X is odd: read its log"),
+    "starts": ({"phase": "Pending"}, ""),
+    "evicted, and replaced": ({"phase": "Failed", "reason": "Evicted"}, ""),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), NEW_ROUTERS.values(), ids=NEW_ROUTERS)
+def test_a_rollout_of_routers_that_is_stuck_is_told_while_the_old_ones_serve(changes: dict[str, Any], words: str) -> None:
+    new = replace(router(BASE, ready=False, **changes), name="pagoda-router-new")
+    status = status_of(with_pods(new, router(BASE), worker(BASE)))
+    progressing = condition(status, "Progressing")
+    assert (status["ready"], progressing["status"]) == ("True", "False")
+    assert status["rollout"] == progressing["reason"] == ("RouterNotReady" if words else "Settled")
+    assert words in progressing["message"]
+    assert progressing["message"].endswith("; others serve") == bool(words)
+
+
+def test_a_models_own_rollout_is_told_before_the_routers() -> None:
+    new = replace(router(BASE, ready=False, **NO_SECRET), name="pagoda-router-new")
+    status = status_of(with_pods(new, router(BASE), worker(BASE, template="0123456789"), worker(BASE, number=1)))
+    assert status["rollout"] == "RollingOut"
 
 
 def test_without_an_endpoint_nothing_is_ready() -> None:

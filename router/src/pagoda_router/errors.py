@@ -51,7 +51,7 @@ class RouterError(Exception):
     type = "server_error"
     code: str | None = None
     worth_a_retry = True
-    """The same request may succeed later."""
+    """The same request may succeed later, by waiting alone."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)

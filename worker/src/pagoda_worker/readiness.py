@@ -2,6 +2,7 @@
 
 200  {"ready": true, "capacity": {…}}, and "sleepLevel": 1 or 2 while the model sleeps: the next request wakes it
 503  {"ready": false, "reason": one word, "message": one line, "progress": 0..1 | null, "bytesDone": n | null, "bytesTotal": n | null}
+     and "engineFailures": n where that many engines in a row ended before they served
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ class Readiness:
     bytes_done: int | None = None
     bytes_total: int | None = None
     """None: what goes on is not counted in bytes."""
+    engine_failures: int = 0
+    """In a row, before they served."""
     capacity: Mapping[str, Any] | None = None
     sleep_level: int = 0
 
@@ -34,6 +37,7 @@ class Readiness:
             if self.sleep_level:
                 told["sleepLevel"] = self.sleep_level
             return told if self.capacity is None else {**told, "capacity": dict(self.capacity)}
+        failures = {"engineFailures": self.engine_failures} if self.engine_failures else {}
         return {
             "ready": False,
             "reason": self.reason,
@@ -41,6 +45,7 @@ class Readiness:
             "progress": share(self.bytes_done, self.bytes_total),
             "bytesDone": self.bytes_done,
             "bytesTotal": self.bytes_total,
+            **failures,
         }
 
 

@@ -81,6 +81,7 @@ class SimLink:
             routable=True,
             capacity_tokens=ledger.capacity_tokens,
             available_tokens=ledger.available_tokens,
+            reserved_tokens=ledger.outstanding_tokens,
             reservable_tokens=None if cost is None or is_full else ledger.reservation_for(cost, self._shared_tokens(cost, chain)),
             batch_full=is_full,
             cached_tokens=cached_tokens,

@@ -169,7 +169,8 @@ def _changed_workers(before: RouterReport, after: RouterReport) -> set[str]:
 def _health(pod: Mapping[str, Any]) -> object:
     statuses = pod["status"].get("containerStatuses") or ()
     waiting = [(each.get("state") or {}).get("waiting", {}).get("reason") for each in statuses]
-    return is_ready(pod), pod["status"].get("podIP"), pod["status"].get("phase"), waiting, "deletionTimestamp" in pod["metadata"]
+    scheduled = [each["status"] for each in pod["status"].get("conditions") or () if each["type"] == "PodScheduled"]
+    return is_ready(pod), pod["status"].get("podIP"), pod["status"].get("phase"), waiting, scheduled, "deletionTimestamp" in pod["metadata"]
 
 
 def _misses_secret(pod: Mapping[str, Any]) -> bool:

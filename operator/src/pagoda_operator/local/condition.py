@@ -6,6 +6,7 @@ from datetime import datetime
 from pagoda_operator.local.backoff import Backoff
 from pagoda_operator.local.machine import Launch
 from pagoda_operator.local.template import PodTemplate
+from pagoda_operator.observed.terminations import INCURABLE
 from pagoda_operator.observed.world import Capacity, PodView
 
 
@@ -24,6 +25,8 @@ class Condition:
     bytes_total: int | None = None
     capacity: Capacity | None = None
     restarts: int = 0
+    engine_failures: int = 0
+    """Of this life: engines in a row that ended before they served."""
     pid: int | None = None
     launch: Launch | None = None
     created_at: datetime | None = None
@@ -46,6 +49,9 @@ class Condition:
             reason=self.reason,
             message=self.message,
             restarts=self.restarts,
+            has_served=self.engine_at is not None,
+            failures=0 if self.engine_at is not None else max(self.backoff.failures, self.engine_failures),
+            incurable=self.last_exit in INCURABLE,
             progress=self.progress,
             bytes_done=self.bytes_done,
             bytes_total=self.bytes_total,

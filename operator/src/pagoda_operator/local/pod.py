@@ -133,7 +133,7 @@ class Pod:
             return
         rotate(self.log_file, keep_up_to_bytes=LARGEST_LOG_BYTES)
         self._unwell.clear()
-        self._set(progress=None, bytes_done=None, bytes_total=None, served=False, launch=None, weights_at=None)
+        self._set(progress=None, bytes_done=None, bytes_total=None, served=False, launch=None, weights_at=None, engine_failures=0)
         self._say(Cause())
         if launch.fetch is not None and not await self._fetched(launch.fetch):
             return
@@ -269,7 +269,7 @@ class Pod:
         served, capacity = self.now.served or answer.ok, answer.capacity or self.now.capacity
         if answer.ok:
             self._last_ends.clear()
-        self._set(ready=answer.ok, served=served, capacity=capacity)
+        self._set(ready=answer.ok, served=served, capacity=capacity, engine_failures=answer.engine_failures)
         self._say(Cause(answer.reason, answer.message), answer.bytes_done)
         self._set(progress=answer.progress, bytes_done=answer.bytes_done, bytes_total=answer.bytes_total)
 

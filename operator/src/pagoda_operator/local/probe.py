@@ -23,6 +23,7 @@ class Answer:
     bytes_done: int | None = None
     bytes_total: int | None = None
     capacity: Capacity | None = None
+    engine_failures: int = 0
 
 
 class Prober:
@@ -49,7 +50,7 @@ class Prober:
 def _not_ok(response: httpx.Response) -> Answer:
     body = _body(response)
     reason, progress = str(body.get("reason") or ""), body.get("progress")
-    done, total = body.get("bytesDone"), body.get("bytesTotal")
+    done, total, failures = body.get("bytesDone"), body.get("bytesTotal"), body.get("engineFailures")
     message = str(body.get("message") or "") or reason or f"it answered {response.status_code}"
     return Answer(
         False,
@@ -58,6 +59,7 @@ def _not_ok(response: httpx.Response) -> Answer:
         progress=float(progress) if isinstance(progress, int | float) else None,
         bytes_done=done if isinstance(done, int) else None,
         bytes_total=total if isinstance(total, int) else None,
+        engine_failures=failures if isinstance(failures, int) else 0,
     )
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pagoda_operator.labels import LABEL_COMPONENT
-from pagoda_operator.observed.terminations import Cause, cause_of_next_try, cause_of_termination, missing_resources
+from pagoda_operator.observed.terminations import INCURABLE, Cause, cause_of_next_try, cause_of_termination, missing_resources
 from pagoda_operator.observed.world import Capacity, PodView
 
 ROUTED_CONDITION = "pagoda.dev/routed"
@@ -42,6 +42,8 @@ class Said:
     bytes_done: int | None = None
     bytes_total: int | None = None
     capacity: Capacity | None = None
+    engine_failures: int = 0
+    """Engines in a row that ended before they served, within one process."""
 
 
 def pod_view(pod: Object, node: Object | None = None, probe: Object | None = None, now: datetime | None = None) -> PodView:
@@ -55,6 +57,8 @@ def pod_view(pod: Object, node: Object | None = None, probe: Object | None = Non
     said = _said(probe)
     cause = Cause() if serving else (lost or _cause(pod, said))
     loads = not serving and cause == said.cause
+    has_served = serving or ROUTED_CONDITION in conditions  # also where it was taken back
+    failures, incurable = (0, False) if has_served else _failures(status)
     return PodView(
         name=metadata["name"],
         labels=labels,
@@ -69,6 +73,9 @@ def pod_view(pod: Object, node: Object | None = None, probe: Object | None = Non
         reason=cause.reason,
         message=cause.message,
         restarts=sum(each.get("restartCount", 0) for each in _containers(status)),
+        has_served=has_served,
+        failures=0 if has_served else max(failures, said.engine_failures),
+        incurable=incurable,
         progress=said.progress if loads else None,
         bytes_done=said.bytes_done if loads else None,
         bytes_total=said.bytes_total if loads else None,
@@ -161,13 +168,28 @@ def _said(probe: Object | None) -> Said:
         return Said(Cause())
     if probe.get("ready"):
         return Said(Cause(), capacity=capacity_of(probe.get("capacity")))
-    progress, done, total = probe.get("progress"), probe.get("bytesDone"), probe.get("bytesTotal")
+    progress, done, total, failures = (probe.get(name) for name in ("progress", "bytesDone", "bytesTotal", "engineFailures"))
     return Said(
         Cause(str(probe.get("reason") or ""), _one_line(str(probe.get("message") or ""))),
         progress=float(progress) if isinstance(progress, int | float) else None,
         bytes_done=done if isinstance(done, int) else None,
         bytes_total=total if isinstance(total, int) else None,
+        engine_failures=failures if isinstance(failures, int) else 0,
     )
+
+
+def _failures(status: Object) -> tuple[int, bool]:
+    """How often the container that the pod waits for has ended, and whether its last end was incurable."""
+    for container in _containers(status):
+        if _completed(container):
+            continue
+        state, last = container.get("state") or {}, (container.get("lastState") or {}).get("terminated")
+        ended = state.get("terminated") or last
+        between_lives = "terminated" in state or ("waiting" in state and last is not None)
+        failures = int(container.get("restartCount", 0)) + between_lives
+        if ended is not None and failures:
+            return failures, ended.get("exitCode") in INCURABLE
+    return 0, False
 
 
 def capacity_of(told: Any) -> Capacity | None:

@@ -17,6 +17,8 @@ BEFORE_ANY_BYTES = frozenset({"ModelNotFound", "Unauthorized"})
 """Of them, those that a try is past once it has read some of the weights."""
 BEGINNINGS = frozenset({"", "Loading", "WeightsDownload"})
 """What a process says of itself while nothing has gone wrong yet."""
+INCURABLE = (2, 3)
+"""Exit statuses with which a process says that trying again is useless: bad configuration (as argparse has it too), or what it loads."""
 LONGEST_MESSAGE = 300
 INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./-]*[A-Za-z0-9])")
 

@@ -63,6 +63,12 @@ class PodView:
     message: str = ""
     """One line for people: the scheduler's sentence, or the last log line of a process that ended."""
     restarts: int = 0
+    has_served: bool = False
+    """At some time since it was made."""
+    failures: int = 0
+    """Ends in a row of its process, or of the engine in it, before it served; of one that has served, 0."""
+    incurable: bool = False
+    """The process said so as it ended last, by its exit status: another start ends the same way."""
     progress: float | None = None
     """Share of the model fetched or loaded, 0 to 1. None: unknown."""
     bytes_done: int | None = None

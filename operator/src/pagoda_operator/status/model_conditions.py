@@ -18,6 +18,14 @@ from pagoda_operator.status.troubles import ABOUT_THE_MODEL, PASSING, past_its_d
 
 Trouble = tuple[Reason, str]
 
+FINISHED = frozenset({"Failed", "Succeeded"})
+"""Phases of pods that nothing starts again."""
+ROUTER_STEPS: Mapping[Reason, str] = {
+    Reason.CONTAINER_CONFIG: "make what it names, or correct the value that names it",
+    Reason.IMAGE_PULL: "check the image's name and the node's access to its registry",
+    Reason.UNSCHEDULABLE: "make room on a node",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelView:
@@ -142,7 +150,7 @@ def _routed(view: ModelView) -> Condition:
         return Condition(ConditionType.ROUTED, False, reason, message)
 
     if not any(pod.serving for pod in view.routers) or view.endpoint is None:
-        return no(Reason.ROUTER_NOT_READY, _router_message(view))
+        return no(Reason.ROUTER_NOT_READY, _no_router_message(view))
     routed = sum(pod.ready for pod in view.workers)
     if routed:
         return Condition(
@@ -205,6 +213,8 @@ def _progressing(view: ModelView) -> Condition:
         return condition(True, Reason.SCALING if scales else Reason.LOADING, f"{count}; {told}")
     if len(current) > desired:
         return condition(True, Reason.SCALING, f"{len(current)} workers, {desired} are wanted")
+    if (stuck := _stuck_router(view)) is not None:
+        return condition(False, Reason.ROUTER_NOT_READY, f"{_router_message(stuck)}; others serve")
     if view.asleep:
         return condition(False, Reason.SETTLED, "no worker runs, as none is needed")
     return condition(False, Reason.SETTLED, f"{ready} of {desired} workers run the present spec")
@@ -225,22 +235,33 @@ def _asleep_message(view: ModelView) -> str:
     return "it sleeps, as nobody asked for a while: the next request wakes it and is answered when a worker is ready"
 
 
-def _router_message(view: ModelView) -> str:
+def _stuck_router(view: ModelView) -> PodView | None:
+    """One that does not start by itself, while others serve. Routers are no model's own, so each model of the namespace tells of it. Not
+    one that was evicted or rejected: its successor tells how it is."""
+    if not any(pod.serving for pod in view.routers):
+        return None
+    starting = (pod for pod in view.routers if not pod.serving and pod.phase not in FINISHED)
+    return next((pod for pod in starting if reason_of(pod) not in PASSING), None)
+
+
+def _no_router_message(view: ModelView) -> str:
     workers = "workers are ready, " if any(pod.serving for pod in view.workers) else ""
     told = next((told for ref, told in view.blocked.items() if _is_router(ref)), None)
     if told is not None:
         return f"{workers}the API server refuses the router: {told.rstrip('.')}: correct what it names"
     if not view.routers:
         return f"{workers}the router has not started yet"
-    pod = view.routers[0]
+    return f"{workers}{_router_message(view.routers[0])}"
+
+
+def _router_message(pod: PodView) -> str:
+    """Of one that does not serve."""
     told = pod.message.strip().rstrip(".")
     if not told:
         words = ": it starts within seconds; read its log when this lasts"
-    elif pod.reason == "CreateContainerConfigError":
-        words = f": {told}: make what it names, or correct the value that names it"
     else:
-        words = f": {told}: read its log"
-    return f"{workers}the router {pod.name} is not{words}"
+        words = f": {told}: {ROUTER_STEPS.get(reason_of(pod), 'read its log')}"
+    return f"the router {pod.name} is not ready{words}"
 
 
 def _is_conflict(told: str) -> bool:

@@ -12,14 +12,13 @@ from typing import Any
 from pagoda_operator.conditions import Condition, ConditionType, merge_conditions, rfc3339
 from pagoda_operator.labels import LABEL_COMPONENT, LABEL_MANAGED_BY, LABEL_MODEL, LABEL_TEMPLATE, LABEL_VARIANT, MANAGED_BY
 from pagoda_operator.manifest.spec import InferenceModel, key_of
-from pagoda_operator.observed.world import ObjectRef, Observed, PodView
+from pagoda_operator.observed.world import ObjectRef, Observed, PodView, ref_of
 from pagoda_operator.plan.plan import Plan
-from pagoda_operator.status.model_conditions import ModelView, conditions_of
+from pagoda_operator.status.finality import unavailable, variants_in_vain
+from pagoda_operator.status.model_conditions import FINISHED, ModelView, conditions_of
 from pagoda_operator.status.troubles import progress_text
 
 DECISIONS = 5
-FINISHED = frozenset({"Failed", "Succeeded"})
-"""Phases of pods that nothing starts again."""
 MILESTONES = ("created", "scheduled", "image", "weights", "engine", "routed")
 
 
@@ -32,6 +31,7 @@ def model_status(
     model = next((model for model in plan.models if model.key == key), None)
     view = _view(metadata["name"], key, model, plan, observed)
     conditions = conditions_of(view)
+    in_vain = variants_in_vain(view, [ref_of(each) for each in plan.apply if ref_of(each) not in observed.blocked])
     generation = metadata.get("generation") or 1
     status: dict[str, Any] = {
         "observedGeneration": generation,
@@ -43,11 +43,12 @@ def model_status(
         "selector": ",".join(f"{label}={value}" for label, value in _selector(metadata["name"]).items()),
         "servedNames": list(plan.served_names.get(key, ())),
         "scaling": {"desired": view.desired, "decisions": last_decisions(decisions, before)},
-        "variants": [_variant(model, name, weight, view) for name, weight in _weights(model)] if model else [],
+        "variants": [_variant(name, weight, view, in_vain) for name, weight in _weights(model)] if model else [],
         "conditions": merge_conditions(conditions, before.get("conditions") or (), generation=generation, now=observed.now),
     }
     optional = {
         "endpoint": observed.endpoint,
+        "unavailable": unavailable(view, conditions[0], in_vain),
         "progress": _progress(view.workers),
         "capacity": _capacity(view.workers, before.get("capacity") or {}),
         "timeline": _timeline(view.workers),
@@ -144,7 +145,7 @@ def _weights(model: InferenceModel) -> list[tuple[str, int]]:
     return [(variant.name, variant.weight) for variant in model.variants]
 
 
-def _variant(model: InferenceModel, name: str, weight: int, view: ModelView) -> dict[str, Any]:
+def _variant(name: str, weight: int, view: ModelView, in_vain: Mapping[str, str]) -> dict[str, Any]:
     mine = [pod for pod in view.workers if pod.labels.get(LABEL_VARIANT) == name]
     return {
         "name": name,
@@ -152,6 +153,7 @@ def _variant(model: InferenceModel, name: str, weight: int, view: ModelView) -> 
         "desired": view.desired_of(name),
         "replicas": len(mine),
         "ready": sum(pod.ready for pod in mine),
+        **({"unavailable": in_vain[name]} if name in in_vain else {}),
     }
 
 

@@ -174,6 +174,8 @@ def _what_happens(reason: Reason, pod: PodView) -> str:
             return f"{pod.name} ended" + (f" and was restarted {times(pod.restarts)}" if pod.restarts else "")
         case Reason.NODE_LOST:
             return f"{pod.name} is out of reach"
+        case Reason.UNSCHEDULABLE if "persistentvolumeclaim" in pod.message.lower():
+            return f"{pod.name} waits for its volume"
         case Reason.MODEL_NOT_FOUND if _is_of_an_adapter(pod.message):
             return f"{pod.name} cannot load an adapter of the model"
         case _:

@@ -44,6 +44,8 @@ def create(
     if days is not None:
         wanted["expires_at"] = int(time.time() + days * DAY_S)
     made = ask_json(router, "POST", PATH, wanted)
+    for unknown in made.get("unknown_models", ()):  # an older router does not tell
+        typer.echo(f"{unknown}: no model is served by this name now; the key reaches it once one is", err=True)
     typer.echo(f"{made['id']} made; nobody can show it again:", err=True)
     typer.echo(made["key"])
 

@@ -12,13 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 
+from pagoda_operator.observed.terminations import INCURABLE
+from pagoda_operator.status.finality import FAILURES_IN_VAIN, FAILURES_OF_CONFIGURATION
+
 POLL_S = 0.1
-FAILURES_IN_VAIN = 3
-FAILURES_OF_CONFIGURATION = 2
-"""The first may be of a process that started just before the submission that mended it."""
 HOPELESS = frozenset({"ModelNotFound", "Unauthorized", "DiskFull", "SpecInvalid", "NameTaken", "ForeignObject", "HostPathForbidden"})
-INCURABLE = (2, 3)
-"""Exit statuses with which a process says that trying again is useless."""
 
 
 @dataclass(frozen=True, slots=True)

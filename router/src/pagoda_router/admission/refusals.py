@@ -5,7 +5,7 @@ Reads lane and fleet and counts the refusal; the dispatcher raises it. The calle
 
 from random import Random
 
-from pagoda_router.admission.drain import MOST_WAIT_S, retry_after_s
+from pagoda_router.admission.drain import retry_after_s
 from pagoda_router.admission.lane import Held, Lane, Pending, QueueLimits
 from pagoda_router.admission.waiting import Waiting
 from pagoda_router.discovery.model_object import ModelObject
@@ -29,11 +29,12 @@ class Refusals:
         room = lane.room
         room.max_tokens = limits.max_tokens if model.max_queue_tokens is None else model.max_queue_tokens
         may_miss = isinstance(request, Pending) and request.deadline_s < float("inf")
-        if not (may_miss or model.hopeless or not room.has_room(cost_tokens) or len(room) >= model.max_waiting):
+        why_hopeless = model.why_hopeless(request.variant)
+        if not (may_miss or why_hopeless or not room.has_room(cost_tokens) or len(room) >= model.max_waiting):
             return []  # the usual case needs no look at the workers
         can_answer = self._fleet.can_answer(request.model, request.variant)
-        if model.hopeless and not can_answer:
-            raise self.hopeless(model)
+        if why_hopeless and not can_answer:
+            raise self.hopeless(model, why_hopeless)
         # A model that sleeps is woken by those that wait for it, also by those in a hurry.
         if can_answer and isinstance(request, Pending) and (too_late := self.too_late(request, soonest_s, now_s)) is not None:
             raise too_late
@@ -94,9 +95,9 @@ class Refusals:
             retry_after_s=retry_s,
         )
 
-    def hopeless(self, model: ModelObject) -> ModelUnavailable:
+    def hopeless(self, model: ModelObject, why: str) -> ModelUnavailable:
         self._metrics.rejected(model.name, "unavailable")
-        return ModelUnavailable(f"no worker of {model.name} can come: {model.hopeless}", retry_after_s=MOST_WAIT_S)
+        return ModelUnavailable(f"no worker of {model.name} can come: {why}")
 
     # ------------------------------------------------------------ of one that waits
 
@@ -110,8 +111,8 @@ class Refusals:
             return self._deadline(request, now_s)
         waited_s = now_s - request.arrived_s
         if waiting.group in lane.cold:
-            if model.hopeless:
-                return self.hopeless(model)
+            if why := model.why_hopeless(request.variant):
+                return self.hopeless(model, why)
             return self._asleep_too_long(lane, model, waited_s, now_s) if waited_s >= model.wake_timeout_s else None
         patience_s = limits.patience_s(request.request_class)
         if now_s - request.patient_from_s >= patience_s or waited_s >= model.wake_timeout_s + patience_s:

@@ -20,16 +20,6 @@ DEFAULT_VARIANTS = (("default", 100),)
 MAX_WAITING = 256
 WAKE_TIMEOUT_S = 300.0
 FALLBACK_AFTER_S = 10.0
-HOPELESS = frozenset(
-    {
-        *("SpecInvalid", "HostPathForbidden"),
-        *("ModelNotFound", "Unauthorized", "DiskFull", "OutOfMemory", "ContainerConfig"),
-    }
-)
-"""Reasons of a false Accepted, ModelAvailable or WorkersReady that no waiting heals: somebody has to change something. Others
-(Unschedulable, ImagePull, QuotaExceeded, EngineCrash, …) may pass by themselves, and requests wait for that. NameTaken and ForeignObject
-are not here: a model that lost one of its names, or whose disruption budget is somebody else's, serves all the same."""
-HOPELESS_TYPES = frozenset({"Accepted", "ModelAvailable", "WorkersReady"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +56,9 @@ class ModelObject:
     not_ready_reason: str = ""
     """Message of the first false condition in status."""
     hopeless: str = ""
-    """Why no worker will come however long one waits: reason and message of a condition in HOPELESS."""
+    """Why no worker will come however long one waits, as the operator's status says: somebody has to change something."""
+    hopeless_variants: tuple[tuple[str, str], ...] = ()
+    """The same of some variants: for requests that ask for one."""
     slo: Slo | None = None
     prices: tuple[tuple[str, float], ...] = ()
     """$ per hour of one worker, by variant; empty: not told."""
@@ -74,6 +66,10 @@ class ModelObject:
     """By which keys pay. None: they pay nothing."""
     wake_s: float | None = None
     """From the creation to the routing of the pod that status tells of: how long a wake takes."""
+
+    def why_hopeless(self, variant: str | None) -> str:
+        """Of requests for that variant; None or empty: for any that has a weight. Empty: a worker may come."""
+        return next((why for name, why in self.hopeless_variants if name == variant), "") if variant else self.hopeless
 
 
 def read_model(item: Any, complaints: list[str]) -> ModelObject:
@@ -83,7 +79,8 @@ def read_model(item: Any, complaints: list[str]) -> ModelObject:
     served = [text_of(n, "spec.servedNames") for n in spec.get("servedNames") or [name]]
     scaling, routing = spec.get("scaling") or {}, spec.get("routing") or {}
     queue_tokens, max_waiting = routing.get("maxQueueTokens"), routing.get("maxWaiting")
-    conditions = status.get("conditions") or []
+    conditions, seen = status.get("conditions") or [], status.get("variants") or []
+    is_old = _is_of_an_older_spec(status, metadata)
     variants = _variants(spec.get("variants"))
     return ModelObject(
         name=ModelName(name),
@@ -106,7 +103,8 @@ def read_model(item: Any, complaints: list[str]) -> ModelObject:
         prices=tuple(read_prices(spec, [variant for variant, _ in variants], complaints).items()),
         token_prices=read_token_prices(spec, complaints),
         not_ready_reason=_first_false_condition(conditions),
-        hopeless=_hopeless(conditions, metadata.get("generation"), has_served="routed" in (status.get("timeline") or {})),
+        hopeless="" if is_old else _unavailable(status),
+        hopeless_variants=() if is_old else tuple((str(each["name"]), why) for each in seen if (why := _unavailable(each))),
         wake_s=_wake_s(status.get("timeline")),
     )
 
@@ -162,19 +160,14 @@ def _wake_s(timeline: Any) -> float | None:
     return float(took_s) if took_s > 0 else None
 
 
-def _hopeless(conditions: list[Any], generation: Any, *, has_served: bool) -> str:
-    """A verdict on an older spec does not count: the change may be the cure. Nor does running out of memory in a pod that has served: it
-    starts again, and what it could hold once it can hold again."""
-    for condition in conditions:
-        if has_served and condition.get("reason") == "OutOfMemory":
-            continue
-        judged = condition.get("observedGeneration")
-        is_old = isinstance(judged, int) and isinstance(generation, int) and judged < generation
-        false = condition.get("status") == "False" and condition.get("type") in HOPELESS_TYPES
-        if false and not is_old and condition.get("reason") in HOPELESS:
-            message = str(condition.get("message") or "")
-            return f"{condition['reason']}: {message}" if message else str(condition["reason"])
-    return ""
+def _is_of_an_older_spec(status: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+    """What it says in vain does not count: the change may be the cure."""
+    judged, generation = status.get("observedGeneration"), metadata.get("generation")
+    return isinstance(judged, int) and isinstance(generation, int) and judged < generation
+
+
+def _unavailable(told: Mapping[str, Any]) -> str:
+    return str(told.get("unavailable") or "")
 
 
 def _first_false_condition(conditions: list[Any]) -> str:

@@ -188,7 +188,7 @@ class _Surface:
             raise
         except RouterError as error:
             outcome.status, outcome.error_code = error.status, error.code
-            outcome.retry_after_s = retry_after_told_s(error) if error.status in (429, 503) else None
+            outcome.retry_after_s = retry_after_told_s(error)
             await answer(send, error.status, [*error_headers(error), *headers], error_body(error))
         except Exception:
             outcome.status, outcome.error_code = 500, "internal_error"

@@ -55,7 +55,7 @@ class OtherRoutes:
         self._tokenizer_info = tokenizing.info
         self._conversions = {"/tokenize": tokenizing.tokenize, "/detokenize": tokenizing.detokenize}
         self._console = Console()
-        self._key_admin = KeyAdmin(keyring)
+        self._key_admin = KeyAdmin(keyring, catalog)
         self._usage_admin = UsageAdmin(ledger, keyring)
 
     async def answer(self, path: str, scope: Scope, receive: Receive, send: Send, common: Headers) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from pagoda_router.errors import BadRequest, MethodNotAllowed
+from pagoda_router.catalog import Catalog
+from pagoda_router.errors import BadRequest, MethodNotAllowed, Starting
 from pagoda_router.generation import RequestClass
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
@@ -51,8 +52,9 @@ _UNKNOWN, _MISSING = "Object contains unknown field ", "Object missing required 
 
 
 class KeyAdmin:
-    def __init__(self, keyring: Keyring) -> None:
+    def __init__(self, keyring: Keyring, catalog: Catalog) -> None:
         self._keyring = keyring
+        self._catalog = catalog
 
     async def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         """Status and JSON. `path` is KEYS or below it. Raises BadRequest, NotFound, MethodNotAllowed, KeysUnavailable."""
@@ -64,7 +66,14 @@ class KeyAdmin:
         if method != "POST":
             raise MethodNotAllowed(f"{KEYS} takes GET or POST, not {method[:20]}", allow="GET, POST")
         secret, key = await self._keyring.create(_wanted(body))
-        return 201, msgspec.json.encode({**key_document(key), "key": secret})
+        return 201, msgspec.json.encode({**key_document(key), "key": secret, "unknown_models": self._unknown(key)})
+
+    def _unknown(self, key: ApiKey) -> list[str]:
+        """Of the names that it may ask, those that nobody answers to now. No error: a model may come after its key."""
+        try:
+            return sorted((key.models or frozenset()) - {entry.served_name for entry in self._catalog.list()})
+        except Starting:
+            return []
 
     async def _one(self, method: str, key_id: str, body: bytes) -> ApiKey:
         if method == "DELETE":

@@ -24,8 +24,11 @@ def error_event(error: RouterError) -> bytes:
     return b"data: " + error_body(error) + b"\n\n"
 
 
-def retry_after_told_s(error: RouterError) -> float:
-    """Of those that are told one: 429 and 503."""
+def retry_after_told_s(error: RouterError) -> float | None:
+    """Of a 429 or 503. None: nothing is told, as of what no wait heals. Clients that do not know x-should-retry, such as urllib3's Retry,
+    come back for that header alone."""
+    if error.status not in (429, 503) or (error.retry_after_s is None and not error.worth_a_retry):
+        return None
     return 1.0 if error.retry_after_s is None else min(max(error.retry_after_s, 0.0), LONGEST_RETRY_S)
 
 
@@ -44,7 +47,7 @@ def error_headers(error: RouterError) -> Headers:
     if error.status in (429, 503):
         # For proxies and logs, which read no bodies.
         headers.append((b"x-pagoda-refused", (error.code or error.type).encode()))
-        retry_s = retry_after_told_s(error)
+    if (retry_s := retry_after_told_s(error)) is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(retry_s))).encode()))
         headers.append((b"retry-after-ms", str(math.ceil(retry_s * 1000)).encode()))
     return headers

@@ -60,10 +60,11 @@ def least_loaded(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualR
 
 
 def gpu_aware(facts: RequestFacts, views: Sequence[WorkerView], usual: UsualRates) -> Scores:
-    """Share of the KV cache in use with this request in it, plus share of the batch: a larger device takes more."""
+    """Share of the KV cache in use with this request in it, plus share of the batch: a larger device takes more. In use is what sequences
+    of all routers hold, or what this one reserved if that is more. What it may still reserve tells nothing: a share of what is free."""
     needed = facts.cost.kv_tokens
     return [
-        (view.capacity_tokens - view.available_tokens + needed) / max(1, view.capacity_tokens)
+        (max(view.used_tokens, view.reserved_tokens) + needed) / max(1, view.capacity_tokens)
         + (view.running + view.waiting) / max(1, view.max_running)
         for view in views
     ]

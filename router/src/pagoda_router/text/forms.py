@@ -17,10 +17,12 @@ _SPACE_AFTER_WORD = re.compile(r"[A-Za-z0-9] ")
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA_3_PATTERN = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _BLANKS
+"""And cl100k's."""
 KNOWN_PATTERNS = frozenset(
     {
-        # cl100k and Llama 3; Qwen 2, 2.5 and 3
-        _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _BLANKS,
+        LLAMA_3_PATTERN,
+        # Qwen 2, 2.5 and 3
         _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _BLANKS,
         # Qwen 3.5 and later: marks are part of words
         _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + _BLANKS,

@@ -16,7 +16,6 @@ from pagoda_router.usage.amounts import NOTHING, Amount
 from pagoda_router.usage.months import Month, day_of, month_of
 
 NANO = 1_000_000_000
-NO_RETRY_S = 60.0
 
 
 class Budgets:
@@ -109,7 +108,7 @@ def _ends(month: Month) -> str:
 
 
 def _quota(message: str) -> QuotaSpent:
-    return QuotaSpent(message, retry_after_s=NO_RETRY_S)
+    return QuotaSpent(message)
 
 
 def _usd(nano_usd: int) -> str:

@@ -88,6 +88,8 @@ class EngineSupervisor:
         self._limits = limits or Limits()
         self._setback: tuple[Reason, str] | None = None
         """How the engine before this one ended; forgotten when one is ready."""
+        self._failures = 0
+        """Engines in a row that ended before they served."""
         self._bytes: tuple[int, int] | None = None
         self.sleep_level = 0
         """0: awake, or no engine."""
@@ -108,7 +110,7 @@ class EngineSupervisor:
             stage = f"{self._stage}: {gigabytes(done)} of {gigabytes(total)}"
         reason, before = self._setback or ("Loading", "")
         message = f"{before}; now {stage}" if before else stage
-        return Readiness(ready=False, reason=reason, message=message, bytes_done=done, bytes_total=total)
+        return Readiness(ready=False, reason=reason, message=message, bytes_done=done, bytes_total=total, engine_failures=self._failures)
 
     @property
     def engine_pid(self) -> int | None:
@@ -166,6 +168,7 @@ class EngineSupervisor:
             reason = await self._one_life(listener)
             if self._unusable is not None:
                 raise ConfigError(self._unusable.message, reason=self._unusable.reason)
+            self._failures = 0 if self._served_from is not None else self._failures + 1
             wait_s = self.backoff.after(0.0 if self._served_from is None else self._clock() - self._served_from)
             self._enter_stage(f"starting it again in {wait_s:.1f} s")
             self.trouble = f"{reason}; {self._stage}"
