@@ -53,7 +53,11 @@ class TextRules:
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise BadRequest(f"{name} is {value:g}: use a value from {low:g} to {high:g}", param=name)
+        raise BadRequest(f"{name} is {_shown(value)}: use a value from {_shown(low)} to {_shown(high)}", param=name)
+
+
+def _shown(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)  # :g would round a seed's bound
 
 
 def sampling_of(request: CommonRequest, assets: TextAssets, bad_words: tuple[tuple[int, ...], ...] = ()) -> Sampling:
