@@ -1,4 +1,4 @@
-"""What `get` and `describe` print, as text. Pure: the supervisor's answers in, lines out. Called by cli.py."""
+"""What `get` and `describe` print, as text. Pure: the supervisor's answers in, lines out. Called by commands.py."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-COLUMNS = ("NAME", "READY", "MODEL", "REPLICAS", "ROUTED", "KV TOKENS", "ENDPOINT", "AGE")
+COLUMNS = ("NAME", "READY", "ROLLOUT", "MODEL", "REPLICAS", "ROUTED", "KV TOKENS", "ENDPOINT", "AGE")
 LONGEST_AGE_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"))
 
 
@@ -67,7 +67,8 @@ def _row(document: Mapping[str, Any], now: datetime) -> tuple[str, ...]:
     if status.get("progress") and ready != "True":
         ready = f"{ready} {status['progress']}"
     model, metadata = document["spec"]["model"]["source"], document["metadata"]
-    return metadata["name"], ready, model, replicas, routed, kv_tokens, status.get("endpoint", ""), age(metadata["creationTimestamp"], now)
+    shown = (metadata["name"], ready, status.get("rollout", ""), model, replicas, routed, kv_tokens, status.get("endpoint", ""))
+    return (*shown, age(metadata["creationTimestamp"], now))
 
 
 def _sections(status: Mapping[str, Any], now: datetime) -> list[str]:

@@ -1,4 +1,4 @@
-"""`pagoda up`: a supervisor of this code on the right port, the submission, the wait, and what to try next. Called by cli.py.
+"""`pagoda up`: a supervisor of this code on the right port, the submission, the wait, and what to try next. Called by commands.py.
 
 Every way it can fail ends in CommandError or LocalError with what to do; nothing starts before the manifests and the port are known good.
 """
@@ -48,7 +48,11 @@ class Up:
     def wait(self, names: Sequence[str], timeout_s: float) -> float:
         """The seconds it took. Raises CommandError with the reason, the last log lines and the next step."""
         began = time.monotonic()
-        verdicts = wait(names, lambda: call(self.home, "get"), self.console, timeout_s)
+        try:
+            verdicts = wait(names, lambda: call(self.home, "get"), self.console, timeout_s)
+        except KeyboardInterrupt:
+            going_on = f"{', '.join(names)} go{'es' if len(names) == 1 else ''} on starting"
+            raise CommandError(f"{going_on}: `{program()} get` says how far, `{program()} down` stops everything", status=130) from None
         if troubled := {name: verdict for name, verdict in verdicts.items() if verdict.failed or not verdict.done}:
             raise CommandError(*self._explain(troubled, time.monotonic() - began))
         return time.monotonic() - began
