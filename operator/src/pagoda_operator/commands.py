@@ -39,7 +39,7 @@ app = typer.Typer(
 app.add_typer(keys)
 app.add_typer(adapters)
 EVENTS_SHOWN = 40
-"""A first start alone plans some twenty objects."""
+"""Enough for the last few edits of a model with several workers."""
 out = Console(soft_wrap=True, highlight=False)
 
 Files = Annotated[list[str] | None, typer.Argument(metavar="FILE…", help="InferenceModel manifests; - reads stdin.")]
@@ -117,7 +117,7 @@ def describe(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     document = _find(state["objects"], name)
     pods = [pod for pod in state["pods"] if pod["model"] == name or pod["component"] == "router"]
     subjects = [name, "machine", "plan", *(pod["name"] for pod in pods)]
-    events = call(home, "events", subjects=subjects)["events"][-EVENTS_SHOWN:]
+    events = tables.events_of(document, call(home, "events", subjects=subjects)["events"])[-EVENTS_SHOWN:]
     _plain(tables.description(document, pods, events, tables.now()))
     for pod in pods:
         if not pod["ready"] and (lines := last_lines(Path(pod["log"]), 10)):

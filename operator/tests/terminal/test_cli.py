@@ -20,6 +20,7 @@ from pagoda_operator import commands
 from pagoda_operator.local.client import call
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.orphans import processes_of
+from pagoda_operator.terminal import tables
 
 
 @pytest.fixture
@@ -219,6 +220,36 @@ def test_a_usage_error_of_several_lines_is_told_in_one(monkeypatch: pytest.Monke
     monkeypatch.setattr(commands, "add_extensions", lambda *_: None)
     assert commands.run(["quantize", "m"]) == 2
     assert capsys.readouterr().err == "pagoda: Missing option '--to'. Choose from: int8, fp8 (see pagoda --help)\n"
+
+
+def test_up_tells_what_a_ready_model_lacks(stack: Stack, model: Path) -> None:
+    said = stack.up(str(manifest(model, routing={"fallback": "nobody"}))).stdout
+    assert "\nm: routing.fallback: there is no model nobody yet\n" in said
+
+
+PLANNED = [
+    # event, whether `describe chat` tells it
+    ("chat", "submitted: created", True),
+    ("plan", "create Deployment default/chat-default: InferenceModel default/chat wants it", True),
+    ("plan", "update Deployment default/chat-canary: spec.replicas changed", True),
+    ("plan", "update Deployment default/chat-2-default: spec.replicas changed", False),
+    ("plan", "create NetworkPolicy default/pagoda-default-deny: the namespace has models", False),
+    ("plan", "create Service default/pagoda-router: the namespace has models", False),
+    ("plan", "update Deployment default/pagoda-router: spec.template changed", True),
+]
+
+
+@pytest.mark.parametrize(("subject", "message", "told"), PLANNED, ids=[message for _, message, _ in PLANNED])
+def test_describe_tells_what_was_planned_for_its_model(subject: str, message: str, told: bool) -> None:
+    document = {"metadata": {"name": "chat"}, "status": {"variants": [{"name": "default"}, {"name": "canary"}]}}
+    event = {"at": "", "subject": subject, "message": message}
+    assert tables.events_of(document, [event]) == [event] * told
+
+
+@pytest.mark.parametrize(("gpus", "has_gpu", "told"), [(0, False, 0), (1, True, 0), (1, False, 1)])
+def test_a_model_that_asks_for_a_gpu_says_that_it_runs_without(gpus: int, has_gpu: bool, told: int) -> None:
+    notes = tables.notes({"spec": {"resources": {"gpus": gpus}}}, has_gpu=has_gpu)
+    assert notes == ["resources.gpus is 1 and this machine has no GPU: it runs on the CPU"] * told
 
 
 USAGE = {

@@ -23,10 +23,12 @@ from pagoda_operator.local.processes import last_lines
 from pagoda_operator.local.secret_files import read_api_key
 from pagoda_operator.terminal.errors import CommandError
 from pagoda_operator.terminal.progress import Verdict, wait
+from pagoda_operator.terminal.tables import notes
 
 PROMPT = "What is 27 + 46?"
 """The models that ship with the worker were trained on such sums."""
 LAST_LINES = 8
+DEVICES = Path("/dev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,11 @@ class Up:
         pagoda = program()
         key = ' -H "Authorization: Bearer $PAGODA_API_KEY"' if read_api_key(self.home.secrets) else ""
         self._say(f"{', '.join(names)} {verb} ready at {choices.endpoint} ({took_s:.1f} s)")
+        submitted = {document["metadata"]["name"] for document in documents}
+        for document in call(self.home, "get")["objects"]:
+            if document["metadata"]["name"] in submitted:
+                for note in notes(document, has_gpu=any(DEVICES.glob("nvidia[0-9]*"))):
+                    self._say(f"{document['metadata']['name']}: {note}")
         self._say("")
         self._say(f"  {curl_line(choices.endpoint, names[0], key)}")
         self._say("")
