@@ -203,6 +203,8 @@ def test_errors_before_the_first_token_have_their_status(client: openai.OpenAI, 
         client.responses.create(model="tiny", input="hi", stream=True)
     with pytest.raises(openai.NotFoundError, match="not kept"):
         client.responses.retrieve("resp_1")
+    with pytest.raises(openai.NotFoundError, match="/tokenize counts"):
+        client.responses.input_tokens.count(model="tiny", input="hi")
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").responses.create(model="tiny", input="hi")
 
