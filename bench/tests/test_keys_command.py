@@ -43,7 +43,7 @@ def keys(router: str, *arguments: str, key: str = "root", expect: int = 0) -> su
 
 
 def pagoda(router: str, *arguments: str, key: str = "root", expect: int = 0) -> subprocess.CompletedProcess[str]:
-    program = "import sys; from pagoda_operator.cli import run; sys.exit(run(sys.argv[1:]))"
+    program = "import sys; from pagoda_operator.commands import run; sys.exit(run(sys.argv[1:]))"
     environment = {**without_pagoda(), "PAGODA_API_KEY": key, "PAGODA_ROUTER": router}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60

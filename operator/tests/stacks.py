@@ -19,6 +19,7 @@ from pagoda_operator.local.home import Home
 from pagoda_operator.local.ports import PortPool
 
 STAND_INS = Path(__file__).parent / "stand_ins"
+OPERATOR = Path(__file__).parents[1] / "src"
 PAGODA = Path(sys.executable).parent / "pagoda"
 
 
@@ -26,9 +27,10 @@ free_port = PortPool().free
 
 
 def stand_in_environment(home: Path) -> dict[str, str]:
-    """PYTHONPATH comes before the installed distributions, in the supervisor's children too."""
+    """PYTHONPATH comes before the installed distributions, in the supervisor's children too: the stand-ins, and the operator that is
+    tested, which is another than the installed one in another checkout."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PAGODA_", "XDG_", "PORT"))}
-    return {**kept, "PAGODA_HOME": str(home), "PYTHONPATH": str(STAND_INS)}
+    return {**kept, "PAGODA_HOME": str(home), "PYTHONPATH": f"{STAND_INS}{os.pathsep}{OPERATOR}"}
 
 
 def model_folder(folder: Path, **behaviour: Any) -> Path:

@@ -166,6 +166,8 @@ async def test_while_the_rest_of_its_answer_waits_for_a_worker(tmp_path: Path, p
         submits = await submits_of(worker, requests)
         for submit in submits:
             worker.rows([(submit.request_id, sequence, IDS) for sequence in range(submit.n)], started=[submit.request_id])
+        worker.change_state(num_running=7)  # read after the rows, without which there is one answer to repeat, not each of its choices
+        await router.until(lambda: all(link.view().running == 7 for link in router.fleet.links(TINY)))
         await worker.stop()
         await queued(router, sum(submit.n for submit in submits))
         await client.leaves()

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import openai
@@ -18,11 +18,13 @@ from pagoda_router.generation import EndReason, Usage
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import SurfaceSettings
 from pagoda_router.keys.keyring import Keyring
+from pagoda_router.openai.fields import HARMLESS, REFUSED
 from pagoda_router.openai.reply.pieces import CallDelta
 from pagoda_router.openai.responses.asking import chat_of
 from pagoda_router.openai.responses.form import ResponseFormat
 from pagoda_router.openai.responses.items import messages_of
-from pagoda_router.openai.responses.request import RESPONSES_REFUSED, ResponsesRequest, parse_responses
+from pagoda_router.openai.responses.request import KNOWN, RESPONSES_HARMLESS, RESPONSES_REFUSED, ResponsesRequest, parse_responses
+from pagoda_router.openai.schemas import ChatRequest, CompletionRequest
 from pagoda_router.openai.sequence import Delta
 
 HELLO = "hello world 🎉"
@@ -201,6 +203,8 @@ def test_errors_before_the_first_token_have_their_status(client: openai.OpenAI, 
         client.responses.create(model="tiny", input="hi", stream=True)
     with pytest.raises(openai.NotFoundError, match="not kept"):
         client.responses.retrieve("resp_1")
+    with pytest.raises(openai.NotFoundError, match="/tokenize counts"):
+        client.responses.input_tokens.count(model="tiny", input="hi")
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").responses.create(model="tiny", input="hi")
 
@@ -283,7 +287,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_output_token": 5}, "max_output_token"),
     ({"include": ["file_search_call.results"]}, "include"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-    ({"tools": [{"type": "function"}]}, "tools[0]"),
+    ({"tools": [{"type": "function"}]}, "tools[0].name"),
     ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
     ({"tools": [TOOLS[0]], "tool_choice": {"type": "function", "name": "nope"}}, "tool_choice"),
     ({"tools": [TOOLS[0]], "tool_choice": {"type": "file_search"}}, "tool_choice"),
@@ -296,6 +300,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
     ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
     ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+    ({"max_new_tokens": 5}, "max_new_tokens"),
+    ({"guided_regex": "a+"}, "guided_regex"),
+    ({"stop_token_ids": [5]}, "stop_token_ids"),
+    ({"tools": [{"type": "function", "function": {"name": "add"}}]}, "tools[0].name"),
+    ({"tools": [{"type": "function", "name": "add", "parameters": 3}]}, "tools[0].parameters"),
     ({"input": []}, "input"),
     ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
     ({"input": [{"type": "web_search_call", "id": "ws_1"}]}, "input[0].type"),
@@ -317,6 +326,21 @@ async def test_what_is_not_to_be_had_is_refused_naming_the_field(
     assert (call.status, call.error["param"]) == (400, param)
     assert "messages" not in call.error["message"] or param == "messages"
     assert not dispatcher.generations
+
+
+READERS: dict[str, tuple[frozenset[str], Container[str]]] = {
+    # endpoint: what it reads, what else it has an opinion on
+    "chat": (frozenset(ChatRequest.__struct_fields__), {*HARMLESS, *REFUSED}),
+    "completion": (frozenset(CompletionRequest.__struct_fields__), {*HARMLESS, *REFUSED}),
+    "response": (KNOWN, {*RESPONSES_HARMLESS, *RESPONSES_REFUSED}),
+}
+
+
+@pytest.mark.parametrize("endpoint", READERS)
+def test_what_one_endpoint_reads_is_not_ignored_unsaid_by_another(endpoint: str) -> None:
+    read, judged = READERS[endpoint]
+    elsewhere = frozenset[str]().union(*(others for others, _ in READERS.values()))
+    assert {name for name in elsewhere - read if name not in judged} == set()
 
 
 @pytest.mark.parametrize(("name", "allowed"), [(name, allowed) for name, (_, values) in RESPONSES_REFUSED.items() for allowed in values])

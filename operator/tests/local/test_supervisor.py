@@ -15,7 +15,7 @@ import pytest
 from stacks import behave, eventually, free_port, model_folder, stand_in_environment
 
 from pagoda_operator.local.client import call
-from pagoda_operator.local.errors import BadSettings, NotRunning, Refused
+from pagoda_operator.local.errors import BadSettings, NotRunning, Refused, Unwritable
 from pagoda_operator.local.files import write_json
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.orphans import processes_of
@@ -323,6 +323,29 @@ async def test_a_round_that_fails_does_not_end_the_loop(running: Running, monkey
         await eventually(lambda: failures)
     running.apply(scaling={"min": 2, "max": 2})
     await eventually(running.settled)
+
+
+async def test_what_cannot_be_kept_is_refused_and_did_not_happen(running: Running) -> None:
+    home = running.supervisor.home
+    running.apply("kept")
+    await eventually(lambda: running.settled("kept"))
+    home.state_file.unlink()
+    home.state_file.mkdir()  # nothing can be renamed to it, as nothing can be written to a full disk
+    with pytest.raises(Unwritable, match=r"the state folder .* cannot be written \(Is a directory\): make room there, or set PAGODA_HOME"):
+        running.apply("m")
+    with pytest.raises(Unwritable):
+        running.supervisor.delete("kept")
+    assert list(running.supervisor.store.objects) == ["kept"]
+    assert not [path.name for path in home.path.iterdir() if path.name.startswith(".state.json")]
+    home.state_file.rmdir()
+    running.supervisor.delete("kept")
+    assert json.loads(home.state_file.read_text())["objects"] == []
+
+
+def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unwritable, match=r"file/home cannot be written \(Not a directory\)"):
+        Home(tmp_path / "file" / "home").create()
 
 
 async def test_the_socket_is_the_users_alone_and_answers_errors_as_sentences(running: Running) -> None:

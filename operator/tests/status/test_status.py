@@ -64,6 +64,11 @@ NOT_READY: list[tuple[dict[str, Any], Reason, str]] = [
         "did not find the model: /models/x has no config.json: correct spec.model.source",
     ),
     (
+        {"reason": "ModelNotFound", "message": "PAGODA_ENGINE.speculative.draft builtin://x: no such folder"},
+        Reason.MODEL_NOT_FOUND,
+        "did not find the draft model: PAGODA_ENGINE.speculative.draft builtin://x: no such folder: correct spec.engine.speculative.draft",
+    ),
+    (
         {"reason": "ModelNotFound", "message": "adapter 'sql': r is 128; this worker takes ranks of 1 to 64"},
         Reason.MODEL_NOT_FOUND,
         "cannot load an adapter of the model: adapter 'sql': r is 128; this worker takes ranks of 1 to 64: correct spec.adapters",

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from pagoda_operator.cli import app
+from pagoda_operator.commands import app
 
 LISTED = {
     "name": "sql", "model": "tiny", "rank": 8, "version": "0123abcd", "source": "file:///sql", "declared": False,

@@ -16,9 +16,11 @@ import pytest
 import yaml
 from stacks import PAGODA, Stack, behave, manifest, model_folder, stand_in_environment, started
 
+from pagoda_operator import commands
 from pagoda_operator.local.client import call
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.orphans import processes_of
+from pagoda_operator.terminal import tables
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_down_leaves_no_process_when_the_supervisor_was_killed(stack: Stack, mod
     # shorter patience than the drain that a real worker may take
     program = (
         "import sys; from pagoda_operator.local import launch; launch.STOP_S = 1; "
-        "from pagoda_operator.cli import run; sys.exit(run(['down']))"
+        "from pagoda_operator.commands import run; sys.exit(run(['down']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], env=stand_in_environment(stack.home.path), capture_output=True, text=True, check=True
@@ -176,6 +178,80 @@ def test_a_wait_that_is_too_long_says_what_it_waited_for(stack: Stack, model: Pa
     assert re.search(r"waited \d+ s", failed.stderr)
 
 
+def test_ctrl_c_while_waiting_says_that_the_models_go_on(stack: Stack, model: Path) -> None:
+    behave(model, ready=False, reason="the engine is loading")
+    command = [str(PAGODA), "up", "--port", str(stack.port), str(manifest(model))]
+    with started(command, stand_in_environment(stack.home.path)) as waiting:
+        assert waiting.stdout is not None
+        while "the engine is loading" not in (line := waiting.stdout.readline()):
+            assert line, waiting.communicate()
+        waiting.send_signal(signal.SIGINT)
+        _, said = waiting.communicate(timeout=30)
+    assert (waiting.returncode, said.count("\n")) == (130, 1)
+    assert said.startswith("pagoda: m goes on starting: ")
+    assert "down` stops" in said
+    assert len(pids(stack)) == 3
+
+
+def test_ctrl_c_while_the_command_is_still_imported_prints_nothing(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'pagoda_operator.commands': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from pagoda_operator.cli import main\n"
+        "main()\n"
+    )
+    with started([sys.executable, "-c", program], stand_in_environment(tmp_path)) as interrupted:
+        assert interrupted.communicate(timeout=30) == ("", "")
+    assert interrupted.returncode == -signal.SIGINT
+
+
+def test_a_usage_error_of_several_lines_is_told_in_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Missing(Exception):
+        def format_message(self) -> str:
+            return "Missing option '--to'. Choose from:\n\tint8,\n\tfp8"
+
+    def app(*_: object, **__: object) -> None:
+        raise Missing
+
+    monkeypatch.setattr(commands, "app", app)
+    monkeypatch.setattr(commands, "add_extensions", lambda *_: None)
+    assert commands.run(["quantize", "m"]) == 2
+    assert capsys.readouterr().err == "pagoda: Missing option '--to'. Choose from: int8, fp8 (see pagoda --help)\n"
+
+
+def test_up_tells_what_a_ready_model_lacks(stack: Stack, model: Path) -> None:
+    said = stack.up(str(manifest(model, routing={"fallback": "nobody"}))).stdout
+    assert "\nm: routing.fallback: there is no model nobody yet\n" in said
+
+
+PLANNED = [
+    # event, whether `describe chat` tells it
+    ("chat", "submitted: created", True),
+    ("plan", "create Deployment default/chat-default: InferenceModel default/chat wants it", True),
+    ("plan", "update Deployment default/chat-canary: spec.replicas changed", True),
+    ("plan", "update Deployment default/chat-2-default: spec.replicas changed", False),
+    ("plan", "create NetworkPolicy default/pagoda-default-deny: the namespace has models", False),
+    ("plan", "create Service default/pagoda-router: the namespace has models", False),
+    ("plan", "update Deployment default/pagoda-router: spec.template changed", True),
+]
+
+
+@pytest.mark.parametrize(("subject", "message", "told"), PLANNED, ids=[message for _, message, _ in PLANNED])
+def test_describe_tells_what_was_planned_for_its_model(subject: str, message: str, told: bool) -> None:
+    document = {"metadata": {"name": "chat"}, "status": {"variants": [{"name": "default"}, {"name": "canary"}]}}
+    event = {"at": "", "subject": subject, "message": message}
+    assert tables.events_of(document, [event]) == [event] * told
+
+
+@pytest.mark.parametrize(("gpus", "has_gpu", "told"), [(0, False, 0), (1, True, 0), (1, False, 1)])
+def test_a_model_that_asks_for_a_gpu_says_that_it_runs_without(gpus: int, has_gpu: bool, told: int) -> None:
+    notes = tables.notes({"spec": {"resources": {"gpus": gpus}}}, has_gpu=has_gpu)
+    assert notes == ["resources.gpus is 1 and this machine has no GPU: it runs on the CPU"] * told
+
+
 USAGE = {
     "no file": (["up"], 2, "pagoda up FILE"),
     "file and model": (["up", "x.yaml", "--model", "y"], 2, "not both"),
@@ -217,8 +293,16 @@ def test_every_problem_of_a_manifest_has_its_line(stack: Stack, tmp_path: Path) 
 
 def test_get_shows_a_table_json_and_yaml(served: Stack) -> None:
     head, row = served.pagoda("get").stdout.splitlines()
-    assert head.split() == ["NAME", "READY", "MODEL", "REPLICAS", "ROUTED", "KV", "TOKENS", "ENDPOINT", "AGE"]
-    assert row.split()[:6] == ["m", "True", f"file://{served.home.path.parent}/model", "1/1", "1", f"http://127.0.0.1:{served.port}/v1"]
+    assert head.split() == ["NAME", "READY", "ROLLOUT", "MODEL", "REPLICAS", "ROUTED", "KV", "TOKENS", "ENDPOINT", "AGE"]
+    assert row.split()[:7] == [
+        "m",
+        "True",
+        "Settled",
+        f"file://{served.home.path.parent}/model",
+        "1/1",
+        "1",
+        f"http://127.0.0.1:{served.port}/v1",
+    ]
     one = json.loads(served.pagoda("get", "m", "-o", "json").stdout)
     assert (one["kind"], one["status"]["ready"]) == ("InferenceModel", "True")
     assert yaml.safe_load(served.pagoda("get", "-o", "yaml").stdout)["items"] == [one]
@@ -321,7 +405,7 @@ def test_a_supervisor_of_other_code_is_restarted_and_keeps_its_objects(stack: St
     first = call(stack.home, "hello")
     program = (
         "import sys; from pagoda_operator.local import launch, version; launch.code_version = lambda: '9.9.9'; "
-        "from pagoda_operator.cli import run; sys.exit(run(['up']))"
+        "from pagoda_operator.commands import run; sys.exit(run(['up']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], env=stand_in_environment(stack.home.path), capture_output=True, text=True, check=True

@@ -193,3 +193,9 @@ def test_annotations_with_dates_are_text(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD.replace("{name: m}", "{name: m, annotations: {made: 2024-05-01}}"))
     metadata: dict[str, Any] = load([file], {})[0]["metadata"]
     assert metadata["annotations"] == {"made": "2024-05-01"}
+
+
+def test_an_empty_stdin_is_called_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(CommandError, match=r"^stdin: there is no InferenceModel in it$"):
+        load(["-"], {})

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagoda_operator.local.errors import Unwritable
+
 SOCKET_PATH_BYTES = 100
 """Linux takes 107 bytes in sun_path; above this the socket moves to a short folder."""
 
@@ -90,10 +92,14 @@ class Home:
         return run_id.startswith(f"{self.digest}-")
 
     def create(self) -> None:
-        for folder in (self.path, self.logs, self.secrets, self.prometheus, self.cache, self.models):
-            folder.mkdir(parents=True, exist_ok=True)
-        for private in (self.path, self.secrets):
-            private.chmod(0o700)
+        """Raises Unwritable."""
+        try:
+            for folder in (self.path, self.logs, self.secrets, self.prometheus, self.cache, self.models):
+                folder.mkdir(parents=True, exist_ok=True)
+            for private in (self.path, self.secrets):
+                private.chmod(0o700)
+        except OSError as error:
+            raise Unwritable(self.path, error) from error
 
 
 def home_from(environment: Mapping[str, str]) -> Home:

@@ -77,7 +77,7 @@ def _hub(environment: Mapping[str, str]) -> Path:
 
 def _model_folder(folder: Path) -> Path:
     if not folder.is_dir():
-        raise SourceMissing(f"there is no folder {folder}: check the path in spec.model.source")
+        raise SourceMissing(f"there is no folder {folder}: check the path")
     if not (folder / "config.json").is_file() and not any(folder.glob("*.gguf")):
         raise SourceMissing(f"{folder} has no config.json: a model is a Hugging Face folder (config.json, *.safetensors, tokenizer.json)")
     return folder

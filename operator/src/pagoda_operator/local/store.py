@@ -5,7 +5,8 @@ Owns state.json. Knows nothing of plans and processes. Called by supervisor.py.
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pagoda_operator.conditions import rfc3339
+from pagoda_operator.local.errors import Unwritable
 from pagoda_operator.local.files import write_json
 from pagoda_operator.local.machine import Choices
 
@@ -68,6 +70,17 @@ class ObjectStore:
 
     def save(self) -> None:
         write_json(self._path, {"version": VERSION, "choices": asdict(self.choices), "objects": list(self.objects.values())})
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """What changes within is on disk afterwards, or did not happen: Unwritable."""
+        objects, choices = dict(self.objects), self.choices
+        try:
+            yield
+            self.save()
+        except OSError as error:
+            self.objects, self.choices = objects, choices
+            raise Unwritable(self._path.parent, error) from error
 
     def submit(self, submitted: Mapping[str, Any], now: datetime) -> Outcome:
         name = submitted["metadata"]["name"]

@@ -9,6 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -145,14 +146,16 @@ class Supervisor:
                 check_here(document["spec"]["model"]["source"])
             except (InvalidManifest, SourceMissing) as error:
                 raise Refused(str(error)) from error
-        if choices is not None:
-            self._choose(choices, api_key)
         now = datetime.now(UTC)
-        outcomes = {document["metadata"]["name"]: self.store.submit(document, now) for document in objects}
+        with self.store.kept():
+            if choices is not None:
+                self._choose(choices, api_key)
+            outcomes = {document["metadata"]["name"]: self.store.submit(document, now) for document in objects}
+        if choices is not None:
+            self.executor.use(self.store.choices)
         for name, outcome in outcomes.items():
             self.journal.tell(name, f"submitted: {outcome}")
         self.executor.retry()
-        self.store.save()
         self._wake.set()
         return {"outcomes": outcomes, "endpoint": self.store.choices.endpoint}
 
@@ -160,10 +163,10 @@ class Supervisor:
         if name not in self.store.objects:
             known = ", ".join(sorted(self.store.objects)) or "none"
             raise Refused(f"there is no InferenceModel {name}; there are: {known}")
-        del self.store.objects[name]
+        with self.store.kept():
+            del self.store.objects[name]
         self._history.forget(f"{NAMESPACE}/{name}")
         self.journal.tell(name, "deleted")
-        self.store.save()
         self._wake.set()
         return {}
 
@@ -184,7 +187,8 @@ class Supervisor:
         """forget: the objects too; else a later supervisor takes them up again."""
         if forget:
             self.store.objects.clear()
-            self.store.save()
+            with suppress(OSError):  # a full disk keeps nobody from stopping, and who asks this removes the file
+                self.store.save()
         self.stop()
         return {"pid": os.getpid()}
 
@@ -196,7 +200,6 @@ class Supervisor:
         if choices != self.store.choices:
             self.journal.tell("machine", f"router at {choices.endpoint}, device {choices.device}")
         self.store.choices = choices
-        self.executor.use(choices)
 
     def _pod(self, pod: Pod) -> dict[str, Any]:
         view, now = self.executor.view(pod), pod.now

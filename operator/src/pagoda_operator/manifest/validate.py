@@ -14,6 +14,14 @@ from pagoda_operator.manifest.rules.variants import SPEC
 API_VERSION = "pagoda.dev/v1alpha1"
 KIND = "InferenceModel"
 NAMESPACE = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+OTHER_NAMES = {
+    "spec.replicas": "scaling.min and scaling.max",
+    "spec.scaling.minReplicas": "min",
+    "spec.scaling.maxReplicas": "max",
+    "spec.resources.limits": "cpu, memory and gpus directly below resources",
+    "spec.resources.requests": "cpu, memory and gpus directly below resources",
+}
+"""What Deployments, HorizontalPodAutoscalers and containers call what an InferenceModel has, and its name here."""
 TOP_LEVEL = ("apiVersion", "kind", "metadata", "spec", "status")
 
 
@@ -93,7 +101,9 @@ def _object(path: str, shape: str, value: Mapping[str, Any]) -> Iterator[Problem
         if f"{shape}.{name}" in NOT_YET:
             yield Problem(f"{path}.{name}", NOT_YET_MESSAGE)
         else:
-            yield Problem(f"{path}.{in_path(name)}", f"is not a field of {path}{_closest(str(name), list(known))}; remove it")
+            instead = f": write {OTHER_NAMES[f'{shape}.{name}']}" if f"{shape}.{name}" in OTHER_NAMES else None
+            advice = instead or f"{_closest(str(name), list(known))}; remove it"
+            yield Problem(f"{path}.{in_path(name)}", f"is not a field of {path}{advice}")
     for name in known:
         yield from _field(f"{path}.{name}", f"{shape}.{name}", value)
 

@@ -121,6 +121,8 @@ def next_step(reason: Reason, told: str) -> str:
         return "create the claim, or correct its name in spec.model or spec.adapters"
     if reason == Reason.MODEL_NOT_FOUND and _is_of_an_adapter(told):
         return "correct spec.adapters"
+    if reason == Reason.MODEL_NOT_FOUND and _is_of_a_draft(told):
+        return "correct spec.engine.speculative.draft"
     return NEXT_STEP.get(reason, "")
 
 
@@ -178,6 +180,8 @@ def _what_happens(reason: Reason, pod: PodView) -> str:
             return f"{pod.name} waits for its volume"
         case Reason.MODEL_NOT_FOUND if _is_of_an_adapter(pod.message):
             return f"{pod.name} cannot load an adapter of the model"
+        case Reason.MODEL_NOT_FOUND if _is_of_a_draft(pod.message):
+            return f"{pod.name} did not find the draft model"
         case _:
             return f"{_SUBJECTS[reason].format(pod=pod.name)}"
 
@@ -198,6 +202,11 @@ _SUBJECTS: Mapping[Reason, str] = {
 def _is_of_an_adapter(told: str) -> bool:
     """As workers begin what they say of one (`loading/adapters.py`, `settings/adapters.py` of theirs)."""
     return told.startswith(("adapter '", "adapter source "))
+
+
+def _is_of_a_draft(told: str) -> bool:
+    """As workers name the source that they could not read (`settings/engine.py` of theirs)."""
+    return told.startswith("PAGODA_ENGINE.speculative.draft ")
 
 
 def times(count: int) -> str:

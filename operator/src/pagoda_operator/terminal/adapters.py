@@ -1,4 +1,7 @@
-"""`pagoda adapters list|load|unload` asks the router's /admin/v1/adapters with an admin key, which asks the workers. cli.py mounts it."""
+"""`pagoda adapters list|load|unload` asks the router's /admin/v1/adapters with an admin key, which asks the workers.
+
+commands.py mounts it.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""`pagoda chat`: turns of a conversation against the local endpoint, streamed. Called by cli.py.
+"""`pagoda chat`: turns of a conversation against the local endpoint, streamed. Called by commands.py.
 
 Ctrl-C stops the present answer (closing the stream cancels it on the worker), Ctrl-D ends the conversation.
 """

@@ -1,4 +1,4 @@
-"""`pagoda doctor`: checks of this machine, each with its result and what to do. Reads only; changes nothing. Called by cli.py."""
+"""`pagoda doctor`: checks of this machine, each with its result and what to do. Reads only; changes nothing. Called by commands.py."""
 
 import importlib.util
 import os

@@ -1,6 +1,6 @@
 """Subcommands that other distributions bring: entry points of the group `pagoda.commands`, loaded only when they are called.
 
-An entry point names a typer.Typer or a function. Called by cli.py.
+An entry point names a typer.Typer or a function. Called by commands.py.
 """
 
 import sys

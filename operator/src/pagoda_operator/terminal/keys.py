@@ -1,4 +1,7 @@
-"""`pagoda keys create|list|limit|revoke` asks the router's /admin/v1/keys with an admin key, which checks and decides. cli.py mounts it."""
+"""`pagoda keys create|list|limit|revoke` asks the router's /admin/v1/keys with an admin key, which checks and decides.
+
+commands.py mounts it.
+"""
 
 import time
 from datetime import UTC, datetime

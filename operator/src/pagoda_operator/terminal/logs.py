@@ -1,4 +1,4 @@
-"""`pagoda logs`: the ends of log files, and what is added to them. Files only; works without a supervisor. Called by cli.py."""
+"""`pagoda logs`: the ends of log files, and what is added to them. Files only; works without a supervisor. Called by commands.py."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""`--model DIR_OR_hf://ORG/NAME` → the manifest it stands for. Pure but for making the folder absolute. Called by cli.py."""
+"""`--model DIR_OR_hf://ORG/NAME` → the manifest it stands for. Pure but for making the folder absolute. Called by commands.py."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Waits for submitted models to be ready and shows how far they are; decides when waiting is in vain. Called by cli.py.
+"""Waits for submitted models to be ready and shows how far they are; decides when waiting is in vain. Called by commands.py.
 
 The decision (`verdict`) is pure; the rest polls the supervisor and draws.
 """

@@ -1,4 +1,7 @@
-"""`pagoda sleep` and `pagoda wake`: asks the router's internal port, whose address and token the supervisor tells. Called by cli.py."""
+"""`pagoda sleep` and `pagoda wake`: asks the router's internal port, whose address and token the supervisor tells.
+
+Called by commands.py.
+"""
 
 from typing import Any
 

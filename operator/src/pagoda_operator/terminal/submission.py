@@ -1,6 +1,6 @@
 """Manifest files → InferenceModel documents ready to submit: read, checked as a whole, paths made absolute, sources found.
 
-Raises CommandError with every problem at once, each in a line that names its file and field. Called by cli.py.
+Raises CommandError with every problem at once, each in a line that names its file and field. Called by commands.py.
 """
 
 import datetime
@@ -39,7 +39,7 @@ def load(files: Sequence[str], environment: Mapping[str, str]) -> list[dict[str,
     if problems:
         raise CommandError(*problems)
     if not found:
-        raise CommandError(f"{', '.join(files)}: there is no {KIND} in it")
+        raise CommandError(f"{', '.join(map(_label, files))}: there is no {KIND} in it")
     return [document for _, document in found]
 
 
@@ -49,9 +49,13 @@ def check(document: dict[str, Any], label: str, environment: Mapping[str, str]) 
         raise CommandError(*problems)
 
 
+def _label(file: str) -> str:
+    return "stdin" if file == STDIN else file
+
+
 def _documents(file: str) -> Iterator[tuple[Origin, dict[str, Any]]]:
     path = Path(file)
-    label = "stdin" if file == STDIN else file
+    label = _label(file)
     folder = Path.cwd() if file == STDIN else path.absolute().parent
     try:
         text = sys.stdin.read() if file == STDIN else path.read_text()

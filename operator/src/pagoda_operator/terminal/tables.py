@@ -1,13 +1,15 @@
-"""What `get` and `describe` print, as text. Pure: the supervisor's answers in, lines out. Called by cli.py."""
+"""What `get` and `describe` print, as text. Pure: the supervisor's answers in, lines out. Called by commands.py."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import yaml
 
-COLUMNS = ("NAME", "READY", "MODEL", "REPLICAS", "ROUTED", "KV TOKENS", "ENDPOINT", "AGE")
+COLUMNS = ("NAME", "READY", "ROLLOUT", "MODEL", "REPLICAS", "ROUTED", "KV TOKENS", "ENDPOINT", "AGE")
+_PLANNED = re.compile(r"\b(?P<kind>[A-Z]\w+) default/(?P<name>[\w.-]+)")
 LONGEST_AGE_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"))
 
 
@@ -46,6 +48,28 @@ def description(document: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], 
     return "\n".join(lines)
 
 
+def events_of(document: Mapping[str, Any], events: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Without what was planned for other models, or for the namespace alone: roles and network policies that no machine has."""
+    name = document["metadata"]["name"]
+    variants = [each["name"] for each in (document.get("status") or {}).get("variants") or ()]
+    own = {name, *(f"{name}-{variant}" for variant in variants)}
+
+    def concerns(event: Mapping[str, str]) -> bool:
+        planned = _PLANNED.search(event["message"]) if event["subject"] == "plan" else None
+        return planned is None or planned["name"] in own or (planned["kind"] == "Deployment" and planned["name"] == "pagoda-router")
+
+    return [event for event in events if concerns(event)]
+
+
+def notes(document: Mapping[str, Any], *, has_gpu: bool) -> list[str]:
+    """What a model that is ready should be known to lack."""
+    conditions = {each["type"]: each for each in (document.get("status") or {}).get("conditions") or ()}
+    told = [said for said in [conditions.get("Accepted", {}).get("message", "").partition("; ")[2]] if said]
+    if (gpus := (document["spec"].get("resources") or {}).get("gpus") or 0) and not has_gpu:
+        told.append(f"resources.gpus is {gpus} and this machine has no GPU: it runs on the CPU")
+    return told
+
+
 def age(since: str, now: datetime) -> str:
     seconds = max(0, int((now - datetime.fromisoformat(since)).total_seconds()))
     for size, unit in LONGEST_AGE_UNITS:
@@ -67,7 +91,8 @@ def _row(document: Mapping[str, Any], now: datetime) -> tuple[str, ...]:
     if status.get("progress") and ready != "True":
         ready = f"{ready} {status['progress']}"
     model, metadata = document["spec"]["model"]["source"], document["metadata"]
-    return metadata["name"], ready, model, replicas, routed, kv_tokens, status.get("endpoint", ""), age(metadata["creationTimestamp"], now)
+    shown = (metadata["name"], ready, status.get("rollout", ""), model, replicas, routed, kv_tokens, status.get("endpoint", ""))
+    return (*shown, age(metadata["creationTimestamp"], now))
 
 
 def _sections(status: Mapping[str, Any], now: datetime) -> list[str]:

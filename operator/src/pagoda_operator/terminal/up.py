@@ -1,4 +1,4 @@
-"""`pagoda up`: a supervisor of this code on the right port, the submission, the wait, and what to try next. Called by cli.py.
+"""`pagoda up`: a supervisor of this code on the right port, the submission, the wait, and what to try next. Called by commands.py.
 
 Every way it can fail ends in CommandError or LocalError with what to do; nothing starts before the manifests and the port are known good.
 """
@@ -23,10 +23,12 @@ from pagoda_operator.local.processes import last_lines
 from pagoda_operator.local.secret_files import read_api_key
 from pagoda_operator.terminal.errors import CommandError
 from pagoda_operator.terminal.progress import Verdict, wait
+from pagoda_operator.terminal.tables import notes
 
 PROMPT = "What is 27 + 46?"
 """The models that ship with the worker were trained on such sums."""
 LAST_LINES = 8
+DEVICES = Path("/dev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,11 @@ class Up:
     def wait(self, names: Sequence[str], timeout_s: float) -> float:
         """The seconds it took. Raises CommandError with the reason, the last log lines and the next step."""
         began = time.monotonic()
-        verdicts = wait(names, lambda: call(self.home, "get"), self.console, timeout_s)
+        try:
+            verdicts = wait(names, lambda: call(self.home, "get"), self.console, timeout_s)
+        except KeyboardInterrupt:
+            going_on = f"{', '.join(names)} go{'es' if len(names) == 1 else ''} on starting"
+            raise CommandError(f"{going_on}: `{program()} get` says how far, `{program()} down` stops everything", status=130) from None
         if troubled := {name: verdict for name, verdict in verdicts.items() if verdict.failed or not verdict.done}:
             raise CommandError(*self._explain(troubled, time.monotonic() - began))
         return time.monotonic() - began
@@ -59,6 +65,11 @@ class Up:
         pagoda = program()
         key = ' -H "Authorization: Bearer $PAGODA_API_KEY"' if read_api_key(self.home.secrets) else ""
         self._say(f"{', '.join(names)} {verb} ready at {choices.endpoint} ({took_s:.1f} s)")
+        submitted = {document["metadata"]["name"] for document in documents}
+        for document in call(self.home, "get")["objects"]:
+            if document["metadata"]["name"] in submitted:
+                for note in notes(document, has_gpu=any(DEVICES.glob("nvidia[0-9]*"))):
+                    self._say(f"{document['metadata']['name']}: {note}")
         self._say("")
         self._say(f"  {curl_line(choices.endpoint, names[0], key)}")
         self._say("")

@@ -1,4 +1,4 @@
-"""`pagoda usage`: asks the router's /admin/v1/usage with an admin key and shows a table, or CSV. cli.py mounts it."""
+"""`pagoda usage`: asks the router's /admin/v1/usage with an admin key and shows a table, or CSV. commands.py mounts it."""
 
 from typing import Annotated, Any
 

@@ -79,8 +79,7 @@ class Refusals:
             tokens = ahead.of_classes_before + ahead.of_its_class
             why = f"{tokens} tokens wait before this request, about {wait_s:.1f} s, and its deadline allows {allowed_s:.1f} s"
         else:
-            needed_ms, allowed_ms = f"{1000 * needed_s:.0f} ms", f"{1000 * allowed_s:.0f} ms"
-            why = f"the quickest worker needs about {needed_ms} to its first token, and its deadline allows {allowed_ms}"
+            why = f"the quickest worker needs about {_ms(needed_s)} to its first token, and this request's deadline allows {_ms(allowed_s)}"
         return DeadlineInfeasible(
             f"{why}: allow more time, or send it when there is less to do",
             retry_after_s=retry_after_s(needed_s - allowed_s, self._rng),
@@ -151,3 +150,7 @@ class Refusals:
     def retry_after_wake(self, lane: Lane, model: ModelObject, now_s: float) -> float:
         """When a worker will have come, by how long it took before."""
         return retry_after_s(lane.wakes.remaining_s(now_s, model.wake_s), self._rng)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"  # 1.4 against 1.0 would both be 1

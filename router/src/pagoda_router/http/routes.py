@@ -102,6 +102,8 @@ class OtherRoutes:
         else:
             if path.startswith("/v1/"):
                 self._key_of(scope)
+            if path == "/v1/responses/input_tokens":
+                raise NotFound(f"there is no {path}: POST /tokenize counts what text, or messages, come to")
             if path.startswith("/v1/responses/"):
                 raise NotFound("responses are not kept: each is in the answer to its own POST /v1/responses, and nowhere else")
             raise NotFound(f"there is no {path[:200]}: see {', '.join((MODELS, *GENERATION_ENDPOINTS, *sorted(CONVERSIONS)))}")

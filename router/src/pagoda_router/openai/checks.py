@@ -38,6 +38,9 @@ UNDESCRIBED = TextAssets(
 )
 """A model that no worker has described yet allows everything: what is still wrong then would be wrong for any model."""
 
+LONGEST = "This model's maximum context length is"
+"""OpenAI's and vLLM's words: clients that shorten a conversation or go to a larger model, such as LiteLLM, know the case by them."""
+
 
 @record(frozen=True, slots=True, kw_only=True)
 class TextRules:
@@ -53,7 +56,11 @@ class TextRules:
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise BadRequest(f"{name} is {value:g}: use a value from {low:g} to {high:g}", param=name)
+        raise BadRequest(f"{name} is {_shown(value)}: use a value from {_shown(low)} to {_shown(high)}", param=name)
+
+
+def _shown(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)  # :g would round a seed's bound
 
 
 def sampling_of(request: CommonRequest, assets: TextAssets, bad_words: tuple[tuple[int, ...], ...] = ()) -> Sampling:
@@ -250,8 +257,8 @@ def max_tokens_of(request: CommonRequest, prompt_tokens: int, assets: TextAssets
     check_context(prompt_tokens, assets, param=param)
     if asked is not None and prompt_tokens + asked > limit:
         raise ContextTooLong(
-            f"the prompt has {prompt_tokens} tokens and {name} is {asked}, {prompt_tokens + asked} together; "
-            f"{request.model} takes {limit} in all: shorten the prompt or lower {name}",
+            f"{LONGEST} {limit} tokens; the prompt has {prompt_tokens} and {name} is {asked}, {prompt_tokens + asked} together: "
+            f"shorten the prompt, or lower {name} to {limit - prompt_tokens}",
             param=param,
         )
     room = limit - prompt_tokens
@@ -265,6 +272,6 @@ def check_context(prompt_tokens: int, assets: TextAssets, *, param: str, at_leas
     if prompt_tokens >= assets.max_model_len:
         count = f"at least {prompt_tokens}" if at_least else str(prompt_tokens)
         raise ContextTooLong(
-            f"the prompt has {count} tokens; the model takes {assets.max_model_len} in all, output included: shorten the prompt",
+            f"{LONGEST} {assets.max_model_len} tokens, output included; the prompt has {count}: shorten it",
             param=param,
         )

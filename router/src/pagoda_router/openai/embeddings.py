@@ -36,6 +36,7 @@ EMBEDDING_REFUSED = {
     **REFUSED,
     # vLLM's, as in fields.py: why and what to do, values that ask for nothing
     "messages": ("send text in input", NOTHING),
+    "prompt": ("use input", NOTHING),
     "normalize": (_LENGTH, (None, True)),
     "use_activation": (_LENGTH, (None, True)),
     "embed_dtype": ("vectors are float32: leave it out", (None, "float32")),
@@ -56,8 +57,11 @@ class Embeddings:
         self._rng = Random()
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
-        request, fields = decode_body(call.body, EmbeddingRequest)
-        check_unknown_fields(fields, EmbeddingRequest.__struct_fields__, refused=EMBEDDING_REFUSED)
+        request, _ = decode_body(
+            call.body,
+            EmbeddingRequest,
+            lambda fields: check_unknown_fields(fields, EmbeddingRequest.__struct_fields__, refused=EMBEDDING_REFUSED),
+        )
         call.key.require_model(request.model)
         entry = self._catalog.get(request.model)
         outcome = call.outcome

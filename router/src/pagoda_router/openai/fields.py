@@ -2,7 +2,8 @@
 
 Three kinds, in this order:
 - harmless: hints and bookkeeping whose absence changes no answer (HARMLESS) are accepted and have no effect;
-- asking for what is not done here (REFUSED): accepted with a value that asks for nothing, else 400 naming the field and the way out;
+- asking for what is not done here, or is by another name (REFUSED): accepted with a value that asks for nothing, else 400 naming the field
+  and the way out;
 - unheard of: 400 when it looks like a misspelling of a known field, since ignoring that would answer another question than was asked;
   otherwise accepted, as OpenAI-compatible servers do, because clients send fields newer than the server.
 """
@@ -20,6 +21,8 @@ HARMLESS = frozenset(
         *("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
         *("prediction", "verbosity", "parallel_tool_calls", "spaces_between_special_tokens", "request_id", "session_id"),
         *("include_reasoning", "stream_interval", "guided_decoding_backend"),
+        # of templates, which a completion has none of
+        *("reasoning_effort", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
     }
 )
 
@@ -31,8 +34,11 @@ _IDS = "use return_token_ids or logprobs"
 _NOT_RETURNED = "that is not returned: leave it out"
 _TEMPLATE = "the model's own template is used: leave it out"
 _VARIABLE = "it is a variable of some chat templates: send it in chat_template_kwargs"
-_FORM = "use structured_outputs, or response_format"
+FORM = "use structured_outputs, or response_format"
 _SAMPLER = "this sampler is not supported: use top_p, top_k or min_p"
+LENGTH = "use max_tokens"
+_SYSTEM = "send it as a message of the role system"
+_NOT_KEPT = "nothing is kept between requests: send the earlier messages"
 
 NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 """Values by which a client says that it does not ask."""
@@ -61,7 +67,7 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "vllm_xargs": ("extra engine arguments are not supported: leave it out", NOTHING),
     "return_tokens_as_token_ids": (_IDS, NOTHING),
     "logprob_token_ids": (_IDS, NOTHING),
-    "thinking_token_budget": ("use max_tokens", (None,)),
+    "thinking_token_budget": (LENGTH, (None,)),
     "guided_whitespace_pattern": ("white space in JSON is the worker's to bound: leave it out", (None,)),
     "watermarking": ("outputs carry no watermark: leave it out", NOTHING),
     "return_prompt_text": (_NOT_RETURNED, NOTHING),
@@ -74,20 +80,49 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "mm_processor_kwargs": (_TEXT_ONLY, NOTHING),
     "ec_transfer_params": (_TEXT_ONLY, NOTHING),
     "repetition_detection": ("use repetition_penalty", NOTHING),
+    # What the other endpoints call it; each reads its own names before it looks here.
+    "messages": ("/v1/chat/completions takes it; a completion takes prompt", NOTHING),
+    "prompt": ("/v1/completions takes it; a chat takes messages", NOTHING),
+    "input": ("/v1/responses and /v1/embeddings take it; a chat takes messages, a completion prompt", NOTHING),
+    "instructions": (_SYSTEM, NOTHING),
+    "max_completion_tokens": (LENGTH, (None,)),
+    "max_output_tokens": (LENGTH, (None,)),
+    "top_logprobs": ("use logprobs with a number", (None,)),
+    "text": ("use response_format", NOTHING),
+    "reasoning": ("use reasoning_effort, and include_reasoning", NOTHING),
+    "include": ("use logprobs, and top_logprobs in a chat", NOTHING),
+    "previous_response_id": (_NOT_KEPT, (None, "")),
+    "conversation": (_NOT_KEPT, (None, "")),
     # What other servers call it. Accepted as unheard of, it would change the answer there and not here.
-    "max_new_tokens": ("use max_tokens", (None,)),
+    "max_new_tokens": (LENGTH, (None,)),
+    "max_length": (LENGTH, (None,)),
+    "num_predict": (LENGTH, (None,)),
+    "n_predict": (LENGTH, (None,)),
+    "thinking_budget": (LENGTH, (None,)),
+    "system": (_SYSTEM, NOTHING),
+    "system_prompt": (_SYSTEM, NOTHING),
+    "stop_sequences": ("use stop", NOTHING),
+    "random_seed": ("use seed", (None,)),
+    "repeat_penalty": ("use repetition_penalty", (None, 1, 1.0)),
+    "n_probs": ("use logprobs and top_logprobs", (None, 0)),
+    "options": ("send what it holds beside messages: temperature, max_tokens, …", NOTHING),
     "min_new_tokens": ("use min_tokens", (None, 0)),
     "do_sample": ("use temperature 0 for the most likely tokens", (None, True)),
     "num_beams": (_BEAM, (None, 1)),
     "typical_p": (_SAMPLER, (None, 1, 1.0)),
     "top_a": (_SAMPLER, (None, 0, 0.0)),
     "mirostat": (_SAMPLER, (None, 0)),
+    "tfs_z": (_SAMPLER, (None, 1, 1.0)),
+    "xtc_probability": (_SAMPLER, (None, 0, 0.0)),
+    "dry_multiplier": (_SAMPLER, (None, 0, 0.0)),
     "enable_thinking": (_VARIABLE, (None,)),
     "thinking": (_VARIABLE, (None,)),
-    "regex": (_FORM, NOTHING),
-    "ebnf": (_FORM, NOTHING),
-    "grammar": (_FORM, NOTHING),
-    "json_schema": (_FORM, NOTHING),
+    "regex": (FORM, NOTHING),
+    "ebnf": (FORM, NOTHING),
+    "grammar": (FORM, NOTHING),
+    "json_schema": (FORM, NOTHING),
+    "response_schema": (FORM, NOTHING),
+    "format": (FORM, NOTHING),
 }
 
 MISSPELLING_CUTOFF = 0.85

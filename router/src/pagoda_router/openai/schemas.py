@@ -4,6 +4,7 @@ Shapes and types only: ranges are checks.py's, unknown fields fields.py's.
 """
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -158,6 +159,12 @@ Request = TypeVar("Request", ChatRequest, CompletionRequest, EmbeddingRequest, T
 Body = TypeVar("Body")
 
 _WHERE = re.compile(r"(?:Object missing required field `(?P<missing>[^`]*)`)?(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+_POSITION = re.compile(r"\[\d+\]")
+_FORMS = {
+    "tools.function": 'only functions can be called, and here each is {"type": "function", "function": {"name": …, "parameters": {…}}}',
+    "tools.name": 'here a function is flat: {"type": "function", "name": …, "parameters": {…}}',
+}
+"""Of fields that are missing where a client speaks the other endpoint's dialect: the form."""
 MAX_FIELDS = 256
 """Top-level fields of one body; OpenAI's and vLLM's together are about 80."""
 
@@ -172,36 +179,43 @@ def model_named(body: bytes) -> str:
 
 
 def parse_request(body: bytes, request_type: type[Request]) -> Request:
-    request, fields = decode_body(body, request_type)
-    check_unknown_fields(fields, request_type.__struct_fields__)
+    request, _ = decode_body(body, request_type, lambda fields: check_unknown_fields(fields, request_type.__struct_fields__))
     return request
 
 
-def decode_body(body: bytes, request_type: type[Body]) -> tuple[Body, dict[str, msgspec.Raw]]:
-    """With every top-level field as it was written. Raises BadRequest."""
+def decode_body(
+    body: bytes, request_type: type[Body], check: Callable[[Mapping[str, msgspec.Raw]], None] | None = None
+) -> tuple[Body, dict[str, msgspec.Raw]]:
+    """With every top-level field as it was written. `check` sees these first: who sends prompt where messages belong has to hear of
+    prompt, not that messages is required. Raises BadRequest."""
+    if not body.strip():
+        raise BadRequest("the request body is empty: send a JSON object", code="invalid_json")
     fields = _decoded(body, dict[str, msgspec.Raw])
-    request = _decoded(body, request_type)
     if len(fields) > MAX_FIELDS:
         raise BadRequest(f"the request has {len(fields)} fields; at most {MAX_FIELDS} are read")
-    return request, fields
+    if check is not None:
+        check(fields)
+    return _decoded(body, request_type), fields
 
 
 def _decoded(body: bytes, kind: type[Body]) -> Body:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise _wrong_field(str(error)) from None
+        raise wrong_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the request body is not valid JSON: {error}", code="invalid_json") from None
 
 
-def _wrong_field(message: str) -> BadRequest:
+def wrong_field(message: str, under: str = "") -> BadRequest:
+    """msgspec's message in our words; `under`: where in the body the value lies that it is about."""
     match = _WHERE.match(message)
     assert match is not None
-    path = (match["path"] or "").lstrip(".").replace("[...]", "")
+    path = f"{under}{match['path'] or ''}".lstrip(".").replace("[...]", "")
     if match["missing"] is not None:
         param = f"{path}.{match['missing']}" if path else match["missing"]
-        return BadRequest(f"{param} is required", param=param)
+        form = _FORMS.get(_POSITION.sub("", param))
+        return BadRequest(f"{param} is required{f': {form}' if form else ''}", param=param)
     what = match["what"].replace("`", "").replace("Expected", "expected")
     if not path:
         return BadRequest(f"the request body must be a JSON object: {what}")

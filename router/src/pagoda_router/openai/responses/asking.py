@@ -7,7 +7,7 @@ import msgspec
 from pagoda_router.errors import BadRequest
 from pagoda_router.openai.responses.items import messages_of
 from pagoda_router.openai.responses.request import LOGPROBS, ResponsesRequest
-from pagoda_router.openai.schemas import ChatRequest, Tool
+from pagoda_router.openai.schemas import ChatRequest, Tool, wrong_field
 
 _SAME = (
     *("temperature", "top_p", "stream", "parallel_tool_calls", "top_k", "min_p", "frequency_penalty", "presence_penalty"),
@@ -59,7 +59,7 @@ def _tools_of(request: ResponsesRequest) -> tuple[list[Tool] | None, str | dict[
         try:
             tools.append(msgspec.convert({"type": "function", "function": function}, Tool))
         except msgspec.ValidationError as error:
-            raise BadRequest(f"tools[{position}] is no function: {error}".replace(".function", ""), param=f"tools[{position}]") from None
+            raise wrong_field(str(error).replace("$.function", "$"), f"tools[{position}]") from None
     return tools, _tool_choice(request.tool_choice)
 
 

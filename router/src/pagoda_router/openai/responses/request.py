@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from pagoda_router.errors import BadRequest
-from pagoda_router.openai.fields import NOTHING, REFUSED, check_unknown_fields
+from pagoda_router.openai.fields import FORM, LENGTH, NOTHING, REFUSED, check_unknown_fields
 from pagoda_router.openai.schemas import decode_body
 
 
@@ -61,12 +61,23 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
 
 KNOWN = frozenset(ResponsesRequest.__struct_fields__)
 _NOT_KEPT = "nothing is kept between requests: send the earlier items in input"
-_SERVER_TOOLS = ("web_search_options", "functions", "function_call")
+_OUTPUT_LENGTH = "use max_output_tokens"
+_OUTPUT_FORM = "use text.format"
+_CHATS = "only chats and completions take it: use /v1/chat/completions"
 RESPONSES_REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
-    # field: (why and what to do, values that ask for nothing), as in fields.py
-    **{name: REFUSED[name] for name in (*_SERVER_TOOLS, "audio", "modalities", "best_of", "echo", "suffix", "logits_processors")},
-    **{name: REFUSED[name] for name in ("use_beam_search", "length_penalty", "chat_template", "documents", "cache_salt", "vllm_xargs")},
-    **{name: REFUSED[name] for name in ("kv_transfer_params", "mm_processor_kwargs", "prompt_embeds", "truncation_side")},
+    # field: (why and what to do, values that ask for nothing), as in fields.py, whose advice holds unless it names a field of chats
+    **{name: entry for name, entry in REFUSED.items() if name not in KNOWN},
+    **{name: (_OUTPUT_LENGTH, allowed) for name, (why, allowed) in REFUSED.items() if why == LENGTH and name not in KNOWN},
+    **{name: (_OUTPUT_FORM, allowed) for name, (why, allowed) in REFUSED.items() if why == FORM},
+    **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"), (_OUTPUT_FORM, NOTHING)),
+    **dict.fromkeys(("stop_token_ids", "allowed_token_ids", "bad_words", "include_stop_str_in_output"), (_CHATS, NOTHING)),
+    **dict.fromkeys(("prompt_logprobs", "truncate_prompt_tokens", "return_token_ids", "continue_final_message"), (_CHATS, NOTHING)),
+    **dict.fromkeys(("skip_special_tokens", "add_generation_prompt", "include_reasoning"), (_CHATS, (None, True))),
+    "add_special_tokens": (_CHATS, (None, False)),
+    "system": ("use instructions", NOTHING),
+    "system_prompt": ("use instructions", NOTHING),
+    "n_probs": ("use top_logprobs", (None, 0)),
+    "options": ("send what it holds beside input: temperature, max_output_tokens, …", NOTHING),
     "store": ("responses are not kept: send false, or leave it out", (None, False)),
     "previous_response_id": (_NOT_KEPT, (None, "")),
     "conversation": (_NOT_KEPT, (None, "")),
@@ -77,12 +88,10 @@ RESPONSES_REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "moderation": ("there is no moderation: leave it out", (None,)),
     "n": ("a response is one answer: leave it out", (None, 1)),
     "messages": ("use input", NOTHING),
-    "max_tokens": ("use max_output_tokens", (None,)),
-    "max_completion_tokens": ("use max_output_tokens", (None,)),
-    "response_format": ("use text.format", (None,)),
+    "max_tokens": (_OUTPUT_LENGTH, (None,)),
+    "response_format": (_OUTPUT_FORM, (None,)),
     "reasoning_effort": ("use reasoning.effort", (None,)),
     "logprobs": ("use include: message.output_text.logprobs, and top_logprobs", (None, False)),
-    "structured_outputs": ("use text.format", NOTHING),
 }
 RESPONSES_HARMLESS = frozenset(
     {
@@ -105,8 +114,11 @@ _WORDS = (
 
 def parse_responses(body: bytes) -> ResponsesRequest:
     """Raises BadRequest."""
-    request, fields = decode_body(body, ResponsesRequest)
-    check_unknown_fields(fields, KNOWN, harmless=RESPONSES_HARMLESS, refused=RESPONSES_REFUSED)
+    request, _ = decode_body(
+        body,
+        ResponsesRequest,
+        lambda fields: check_unknown_fields(fields, KNOWN, harmless=RESPONSES_HARMLESS, refused=RESPONSES_REFUSED),
+    )
     for name in request.include or []:
         if name not in _INCLUDES:
             raise BadRequest(f"include: {name[:60]!r} is not known here: {LOGPROBS} is", param="include")
