@@ -128,6 +128,8 @@ class Completions:
         else:
             writer = _WholeWriter(job, output_format, progress, exchange, call, self._clock)
         await call.reserve(job.generations, self._dispatcher)
+        if call.member.in_company:
+            await next_stage()
         call.member.leave()
         call.account.look = partial(_bill, call.outcome, progress)
         try:
@@ -268,7 +270,6 @@ class _WholeWriter(_Writer):
         for delta in deltas:
             self._choices[delta.index].add(delta)
         if last:
-            await next_stage()  # answers that came in one frame are written together
             body = self._format.whole(self._choices, self._progress, self._trace_document())
             self._outcome.status = 200
             length = (b"content-length", str(len(body)).encode())

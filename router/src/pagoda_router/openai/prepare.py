@@ -99,6 +99,8 @@ class Preparer:
         prompt = render(self._templates, request, target.assets, toolset)
         # The template has written the special tokens; a second BOS would be one too many.
         most = checks.most_prompt_tokens(request, target.assets)
+        if call.member.in_company:
+            await next_stage()
         ids = await target.encode(prompt, special=request.add_special_tokens is True, param="messages", most=most)
         if call.member.in_company:
             await next_stage()

@@ -149,7 +149,7 @@ async def _follow(job: Job, position: int, dispatcher: Dispatcher, progress: Pro
             if deltas:
                 await deliver(deltas)
             if progress.is_finished(position):
-                await next_stage()
+                await next_stage()  # answers that came in one frame are all written before what comes after the last byte
                 return
     raise UpstreamFailed("the worker's stream ended early: send the request again")
 
