@@ -181,6 +181,8 @@ class _Surface:
                 sender=sender,
                 member=alone() if direct is None else direct.member,
             )
+            if call.member.in_company:
+                await next_stage()
             await self._answer(call, receive, send, direct)
             await next_stage()  # whose answers have left together are settled together
         except ClientGone:
