@@ -166,7 +166,7 @@ def tour(
 def costs(
     what: Annotated[
         list[str] | None,
-        typer.Argument(help="kv-use, host-tier, batch-invariance, quantized-kv, adapters, tensor-parallel; without one all."),
+        typer.Argument(help="kv-use, host-tier, batch-invariance, quantized-kv, adapters, adapter-loading, tensor-parallel; else all."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     output: Annotated[Path | None, typer.Option(help="A folder in place of bench/results; documents then stay as they are.")] = None,
