@@ -155,6 +155,8 @@ class Supervisor:
             self.executor.use(self.store.choices)
         for name, outcome in outcomes.items():
             self.journal.tell(name, f"submitted: {outcome}")
+        with suppress(OSError):  # the round writes it again; until then routers would act on the old spec
+            self.executor.publish(list(self.store.objects.values()))
         self.executor.retry()
         self._wake.set()
         return {"outcomes": outcomes, "endpoint": self.store.choices.endpoint}
