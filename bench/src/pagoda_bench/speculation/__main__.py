@@ -20,8 +20,8 @@ from pagoda_bench.lifeline import raise_on_sigterm
 from pagoda_bench.results import FOLDER, result_here, write
 from pagoda_bench.speculation.document import DOCUMENT, with_table
 from pagoda_bench.speculation.measure import measure
-from pagoda_bench.speculation.pairs import Pair, larger, shipped
-from pagoda_bench.speculation.work import DRAFT_TOKENS, cases
+from pagoda_bench.speculation.pairs import larger, shipped
+from pagoda_bench.speculation.work import DRAFT_TOKENS, Pair, cases
 
 
 def main(arguments: list[str]) -> int:
@@ -51,8 +51,10 @@ def main(arguments: list[str]) -> int:
         f"load average of the machine before: {load:.1f}",
     ]
     own = pair.result if not options.quick else None
-    target = f"make bench-{own}" if own and arguments in ([], ["--large"]) else " ".join(["python -m pagoda_bench.speculation", *arguments])
-    result = result_here(pair.result or "speculation", rows, command=target, packages=("torch",), notes=notes)
+    command = (
+        f"make bench-{own}" if own and arguments in ([], ["--large"]) else " ".join(["python -m pagoda_bench.speculation", *arguments])
+    )
+    result = result_here(pair.result or "speculation", rows, command=command, packages=("torch",), notes=notes)
     path = options.output or (FOLDER / f"{own}.json" if own else Path("speculation.json"))
     write(result, path)
     if own and options.output is None and not options.case:

@@ -15,8 +15,7 @@ from pagoda_bench.errors import BenchError
 from pagoda_bench.offline import OfflineWorker
 from pagoda_bench.peers.rounds import turned
 from pagoda_bench.results import Row
-from pagoda_bench.speculation.pairs import Pair
-from pagoda_bench.speculation.work import COPY, DRAFT_TOKENS, MIX, SYSTEMS, Case, job, prompts_of
+from pagoda_bench.speculation.work import COPY, DRAFT_TOKENS, MIX, SYSTEMS, Case, Pair, job, prompts_of
 
 Say = Callable[[str], None]
 Answers = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -45,16 +44,7 @@ def measure(
             for number in range(rounds + 1):  # the first one warms the machine up
                 prompts = prompts_of(case, tokenizer, number=number)
                 for system in turned(SYSTEMS, number):
-                    what = job(
-                        case,
-                        system,
-                        prompts,
-                        model=pair.target,
-                        draft=pair.draft,
-                        device=device,
-                        threads=pair.threads,
-                        kv_cache_bytes=pair.kv_cache_bytes,
-                    )
+                    what = job(case, system, prompts, pair, device=device)
                     answers[system].append(worker.answer(dict(what)))
                     say(f"{case.name:14} round {number}: {system:7} {answers[system][-1]['tokens_per_s']:9.1f} tok/s")
                 check_same(case, {system: each[-1] for system, each in answers.items()}, device=device)

@@ -5,13 +5,12 @@ is that target grown to 30 times its numbers and trained on (`tiny/growth.py`), 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from pagoda_bench.hardware import read_hardware
 from pagoda_bench.peers.cases import threads_for
 from pagoda_bench.quality.shipped import quantize, write_calibration
-from pagoda_bench.speculation.work import KV_CACHE_BYTES
+from pagoda_bench.speculation.work import KV_CACHE_BYTES, Pair
 from pagoda_bench.tiny import tokenizer as tok
 from pagoda_bench.tiny.evaluation import exact_match
 from pagoda_bench.tiny.models import FOLDERS, LARGE, LARGE_DEPTH, LARGE_WIDTH, REPOSITORY, save_model
@@ -20,19 +19,6 @@ from pagoda_bench.tiny.training import Plan, train
 WORK = REPOSITORY / ".train-tiny"
 STEPS = 60
 """A quarter of a million tokens. The grown model begins where the target ended; what this trains is that copies of a channel part."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    target: Path
-    draft: Path
-    note: str
-    threads: int
-    kv_cache_bytes: int = KV_CACHE_BYTES
-    parts: int = 1
-    """The work is divided by it, for a target whose tokens take longer."""
-    result: str | None = None
-    """Name of the result file and of the part of the document that are this pair's; None: of no pair of ours."""
 
 
 def shipped(cores: int) -> Pair:

@@ -36,6 +36,21 @@ class Case:
         return f"c={self.streams}" if self.task == MIX else f"c={self.streams} {self.task}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Of models: folders, and how they are run."""
+
+    target: Path
+    draft: Path
+    note: str
+    threads: int
+    kv_cache_bytes: int = KV_CACHE_BYTES
+    parts: int = 1
+    """The work is divided by it, for a target whose tokens take longer."""
+    result: str | None = None
+    """Name of the result file and of the part of the document that are this pair's; None: of no pair of ours."""
+
+
 def cases(*, scale: int) -> list[Case]:
     """scale: what the work is divided by."""
     alone = [Case(task.name, 1, 64 // scale) for task in TASKS]
@@ -52,19 +67,17 @@ def prompts_of(case: Case, tokenizer: Tokenizer, *, number: int) -> list[list[in
     return prompt_ids(tokenizer, in_turn[: case.items])
 
 
-def job(
-    case: Case, system: str, prompts: Sequence[Sequence[int]], *, model: Path, draft: Path, device: str, threads: int, kv_cache_bytes: int
-) -> Mapping[str, object]:
+def job(case: Case, system: str, prompts: Sequence[Sequence[int]], pair: Pair, *, device: str) -> Mapping[str, object]:
     guessing: dict[str, object] = {} if system == "none" else {"speculative": system, "draft_tokens": DRAFT_TOKENS}
     if system == "draft":
-        guessing["draft_dir"] = str(draft)
+        guessing["draft_dir"] = str(pair.draft)
     return {
-        "model_dir": str(model),
+        "model_dir": str(pair.target),
         "device": device,
-        "threads": threads,
+        "threads": pair.threads,
         "dtype": "bf16",
         "max_running": case.streams,
-        "kv_cache_bytes": kv_cache_bytes,
+        "kv_cache_bytes": pair.kv_cache_bytes,
         "prompts": [list(prompt) for prompt in prompts],
         "max_tokens": MAX_TOKENS,
         **guessing,

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     training = commands.add_parser("train", help="train one model, or continue where it stopped, and write its folder")
-    training.add_argument("--model", choices=sorted(SHAPES), default="target", help="large needs --output")
+    training.add_argument("--model", choices=sorted(SHAPES), default="target")
     training.add_argument("--steps", type=int, default=6000)
     training.add_argument("--learning-rate", type=float, default=Plan.learning_rate)
     training.add_argument("--passes", type=int, default=Plan.passes, help="forward passes of 2048 tokens per step, one thread each")

@@ -31,7 +31,6 @@ LARGE = "large"
 """Not shipped: the target grown to four times its width and twice its layers, 111 million parameters, and trained on. It shows what the
 shipped draft is worth to a model further away from it (docs/speculation.md)."""
 LARGE_WIDTH, LARGE_DEPTH = 4, 2
-MODELS = (*SHAPES, LARGE)
 
 
 def new_model(name: str, seed: int) -> LlamaForCausalLM:
