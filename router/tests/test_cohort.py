@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 from test_direct import asking, routed
 
+from pagoda_router.catalog import CatalogEntry, ServedName
+from pagoda_router.errors import ModelUnavailable
+from pagoda_router.generation import NOBODY, ModelName
 from pagoda_router.http.cohort import Cohort, Member, alone, next_stage
+from pagoda_router.http.surface import RequestOutcome
 from pagoda_router.openai import answers
 from pagoda_router.openai.schemas import ChatRequest
-from pagoda_router.openai.target import Target
+from pagoda_router.openai.target import Target, Targets
+from pagoda_router.tracing.ring import TraceRing
+from pagoda_router.tracing.tracer import Tracer
 
 
 def test_a_member_has_company_until_it_or_all_others_left() -> None:
@@ -38,6 +44,30 @@ async def test_a_stage_ends_when_all_that_are_ready_have_come_as_far() -> None:
 
     await asyncio.gather(go("a"), go("b"))
     assert seen == ["a parsed", "b parsed", "a placed", "b placed"]
+
+
+async def test_who_waits_for_a_worker_is_nobodys_company() -> None:
+    cohort = Cohort()
+    waiting, other = Member(cohort), Member(cohort)
+    company: list[bool] = []
+
+    class Asleep:
+        def text(self, model: str, variant: str | None) -> None:
+            return None
+
+        async def hold(self, *_: Any) -> None:
+            company.append(other.in_company)
+            raise ModelUnavailable("nobody comes")
+
+    targets = Targets(Asleep(), Asleep(), lambda: 0.0)  # type: ignore[arg-type]
+    entry = CatalogEntry(
+        served_name=ServedName("tiny"), model=ModelName("tiny"), created=0, ready=False, reason="asleep", max_model_len=None
+    )
+    tracer = Tracer(TraceRing(0), None, clock=lambda: 0.0, calendar=lambda: 0.0)
+    trace = tracer.begin(RequestOutcome(endpoint="chat", request_id="r"), None, None)
+    with pytest.raises(ModelUnavailable):
+        await targets.wait_for(entry, trace, None, lambda: 1, NOBODY, waiting)
+    assert company == [False]
 
 
 @pytest.fixture

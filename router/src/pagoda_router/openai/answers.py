@@ -57,6 +57,7 @@ class Completions:
             call, backend = choose(call, entry, self._catalog, self._rng)
             if backend != OWN_BACKEND:
                 keep_alive = partial(self._keep_alive, call, entry.served_name, exchange)
+                call.member.leave()
                 await self._relaying.answer(call, entry, backend, exchange, keep_alive)
                 return
         is_chat = call.outcome.endpoint == "chat"

@@ -76,11 +76,12 @@ class Embeddings:
             return sum(guessed_tokens(text) if isinstance(text, str) else len(text) for text in inputs)
 
         call = choose_own(call, entry, self._catalog, self._rng, "embeddings are made")
-        target = await self._targets.wait_for(entry, call.trace, call.variant, guess, call.sender)
+        target = await self._targets.wait_for(entry, call.trace, call.variant, guess, call.sender, call.member)
         target.require(Feature.EMBEDDINGS, "model", "make no embeddings: use another model")
         require_switches(call.wishes, OWN_BACKEND, 1, target.assets)
         generations = await self._generations(request, inputs, target, call)
         await call.reserve(generations, self._dispatcher)
+        call.member.leave()
         vectors = await self._vectors(generations)
         if request.dimensions is not None and request.dimensions != len(vectors[0]):
             raise BadRequest(

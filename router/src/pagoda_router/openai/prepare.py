@@ -136,7 +136,7 @@ class Preparer:
 
     async def _target(self, request: CommonRequest, entry: CatalogEntry, call: Call, guess_tokens: Callable[[], int]) -> Target:
         checks.check_stream_options(request)
-        return await self._targets.wait_for(entry, call.trace, call.variant, guess_tokens, call.sender)
+        return await self._targets.wait_for(entry, call.trace, call.variant, guess_tokens, call.sender, call.member)
 
     async def _job(
         self,

@@ -11,6 +11,7 @@ from pagoda_router.abilities import Feature
 from pagoda_router.catalog import Catalog, CatalogEntry, TextAssets
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import NOBODY, Arrival, Dispatcher, ModelName, Sender
+from pagoda_router.http.cohort import Member
 from pagoda_router.openai import checks
 from pagoda_router.records import record
 from pagoda_router.relays import OWN_BACKEND
@@ -63,7 +64,8 @@ class Targets:
         trace: RequestTrace,
         variant: str | None,
         guess_tokens: Callable[[], int],
-        sender: Sender = NOBODY,
+        sender: Sender,
+        member: Member,
     ) -> Target:
         """Waits while no worker has described the model, at the cost that is guessed for it; an older request is not overtaken for that."""
         _require_tokens(entry)
@@ -71,6 +73,7 @@ class Targets:
         while (assets := self._catalog.text(entry.model, variant)) is None:
             if trace.held_s is None:
                 trace.held_s = self._clock()
+            member.leave()  # nobody's stages go along with a wait of minutes
             held = await self._dispatcher.hold(entry.model, variant, guess_tokens(), sender)
             arrival = arrival or held
         text = await self._tokenizers.get(assets.tokenizer_file)
