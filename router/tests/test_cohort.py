@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_direct import asking, routed
+from test_direct import TOKENIZER, asking, routed
 
 from pagoda_router.catalog import CatalogEntry, ServedName
 from pagoda_router.errors import ModelUnavailable
 from pagoda_router.generation import NOBODY, ModelName
 from pagoda_router.http.cohort import Cohort, Member, alone, next_stage
-from pagoda_router.http.surface import RequestOutcome
+from pagoda_router.http.direct import DirectResponse
+from pagoda_router.http.surface import RequestOutcome, SilentObserver
 from pagoda_router.openai import answers
 from pagoda_router.openai.schemas import ChatRequest
 from pagoda_router.openai.target import Target, Targets
@@ -131,3 +132,36 @@ async def test_nobody_stays_in_the_cohort_however_a_request_ends(tmp_path: Path,
             await writer.wait_closed()
             while cohort.coming:
                 await asyncio.sleep(0)
+
+
+async def test_what_comes_after_an_answers_last_byte_finds_it_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrape, and the next request of a key whose limit the answered one held a part of. A router that was held up at the last byte finds
+    what its client sent next in the same turn."""
+    counted: list[bool] = []
+    complete = DirectResponse._complete
+
+    class Counting(SilentObserver):
+        finished = False
+
+        def request_finished(self, outcome: RequestOutcome) -> None:
+            self.finished = True
+
+    observer = Counting()
+
+    async def next_request() -> None:
+        counted.append(observer.finished)
+
+    def completed(self: DirectResponse) -> None:
+        complete(self)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: tasks.append(loop.create_task(next_request())))
+
+    tasks: list[asyncio.Task[None]] = []
+    monkeypatch.setattr(DirectResponse, "_complete", completed)
+    async with routed(tmp_path, observer=observer) as (_, worker, port), asking(port) as client:
+        submit = await worker.next_submit()
+        worker.tokens(submit.request_id, TOKENIZER.encode("hello", add_special_tokens=False).ids, started=True)
+        worker.finish(submit.request_id, tokens=1)
+        await client.read_until("data: [DONE]")
+        await asyncio.gather(*tasks)
+    assert counted == [True]

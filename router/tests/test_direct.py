@@ -19,19 +19,21 @@ from pagoda_router.http.app import create_app
 from pagoda_router.http.asgi import Exchange
 from pagoda_router.http.cohort import Cohort
 from pagoda_router.http.direct import protocol_of
-from pagoda_router.http.surface import SurfaceSettings
+from pagoda_router.http.surface import Observer, SurfaceSettings
 from pagoda_router.wire import worker_pb2 as wire
 
 TOKENIZER = byte_level_tokenizer()
 
 
 @asynccontextmanager
-async def routed(folder: Path, cohort: Cohort | None = None, **options: Any) -> AsyncIterator[tuple[Rig, ScriptedWorker, int]]:
+async def routed(
+    folder: Path, cohort: Cohort | None = None, observer: Observer | None = None, **options: Any
+) -> AsyncIterator[tuple[Rig, ScriptedWorker, int]]:
     """A worker behind a router behind a port of this very event loop."""
     worker = ScriptedWorker(name="a")
     worker.use_tokenizer(TOKENIZER.to_str().encode())
     async with worker, rig(folder, worker) as router:
-        app = create_app(dispatcher=router.dispatcher, catalog=router.fleet, settings=SurfaceSettings(**options))
+        app = create_app(dispatcher=router.dispatcher, catalog=router.fleet, settings=SurfaceSettings(**options), observer=observer)
         config = uvicorn.Config(app, http=protocol_of(cohort or Cohort()), lifespan="off", access_log=False, log_config=None, ws="none")
         server = uvicorn.Server(config)
         listening = socket.create_server(("127.0.0.1", 0))

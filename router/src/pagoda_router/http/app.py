@@ -184,7 +184,6 @@ class _Surface:
             if call.member.in_company:
                 await next_stage()
             await self._answer(call, receive, send, direct)
-            await next_stage()  # whose answers have left together are settled together
         except ClientGone:
             outcome.status = CLIENT_GONE_STATUS
             raise
