@@ -79,6 +79,7 @@ def test_where_streams_are_counted_by_process_two_processes_get_twice_as_many():
     asked = [scenario.load_arguments("u", "k", warm_up_s=1, window_s=1, processes=2) for scenario in SCALING]
     assert [next(each for each in arguments if "connections" in each) for arguments in asked] == [
         "-connections=64",
+        "-connections=128",
         "-connections=200",
         "-connections=400",
     ]
