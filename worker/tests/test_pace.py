@@ -1,6 +1,7 @@
 """How many tokens are worth guessing, and that speculation that gains nothing costs nothing."""
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -63,9 +64,29 @@ def test_times_lie_on_lines_between_what_was_measured_and_never_fall():
     assert times.seconds(2) == times.seconds(100) == 1.0
     times.note(32, 4.0)
     times.note(16, 0.5)
-    assert times.seconds(16) == 1.0
-    assert times.seconds(24) == pytest.approx(2.5)
-    assert times.seconds(48) == pytest.approx(4 + 16 * 3 / 16)
+    assert times.seconds(8) == times.seconds(16) == 0.75
+    assert times.seconds(24) == pytest.approx((0.75 + 4) / 2)
+    assert times.seconds(48) == pytest.approx(4 + 16 * (4 - 0.75) / (32 - 12))
+
+
+def test_a_slow_step_of_a_size_that_came_once_says_little_of_larger_ones():
+    times = StepTimes()
+    times.note(48, 9.0)
+    for _ in range(20):
+        times.note(64, 5.0)
+    assert times.seconds(64) < 5.3
+    times.note(32, 90.0, sure=0.01)
+    assert times.seconds(64) < 5.3
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.floats(1e-4, 1.0), st.floats(0.05, 1.0)), min_size=1, max_size=30))
+def test_a_larger_step_never_takes_less(steps: list[tuple[int, float, float]]):
+    times = StepTimes()
+    for size, seconds, sure in steps:
+        times.note(size, seconds, sure=sure)
+    took = [times.seconds(size) for size in range(1, 400)]
+    assert all(one <= other + 1e-12 for one, other in pairwise(took))
+    assert took[0] >= min(seconds for _, seconds, _ in steps) - 1e-12
 
 
 def test_one_step_that_something_held_up_moves_the_mean_little():

@@ -8,6 +8,7 @@ must be worth. Pure, but for the tables that learn; owned by Speculation. Knows 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from pagoda_worker.speculation.payoff import OUTLIER, size_class
 
 SMOOTHING = 0.1
 """Weight of the newest measurement."""
+LONG_KNOWN = 2 / SMOOTHING
+"""Steps that such an average stands for, at most."""
 LEAST_GAIN = 1.04
 """In tokens per second, for speculation to be on: below it the measurements are not sure enough."""
 LENIENCE = 0.95
@@ -31,33 +34,73 @@ class StepTimes:
     """Seconds by size, learned from steps of any size; between known sizes as on a line."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[float, float]] = {}
-        """By `size_class`: (size, seconds), both averages."""
-        self._line: tuple[list[float], list[float]] | None = ([], [])
+        self._known: dict[int, _Known] = {}
+        """By `size_class`."""
+        self._line: _Line | None = _Line([])
         """None: to be made of what is known."""
         self.token_s = 0.0
         """What one token more takes, where nothing else is known."""
 
-    def note(self, size: int, seconds: float) -> None:
+    def note(self, size: int, seconds: float, *, sure: float = 1.0) -> None:
+        """`sure`: how much of it was measured, from 0 to 1; the rest is what a guess at the rest of the step left."""
         key = size_class(size)
-        mean_size, mean = self._known.get(key, (float(size), seconds))
-        seconds = min(seconds, OUTLIER * mean)
-        self._known[key] = mean_size + SMOOTHING * (size - mean_size), mean + SMOOTHING * (seconds - mean)
+        known = self._known.get(key)
+        if known is None:
+            self._known[key] = _Known(size, seconds, sure)
+        else:
+            seconds, weight = min(seconds, OUTLIER * known.seconds), sure * SMOOTHING
+            to_size, to_s = known.size + weight * (size - known.size), known.seconds + weight * (seconds - known.seconds)
+            self._known[key] = _Known(to_size, to_s, min(known.steps + sure, LONG_KNOWN))
         self._line = None
 
     def seconds(self, size: float) -> float:
-        """Beyond the largest known size as between the two largest, or as one token more takes."""
+        """Beyond the largest known size as between the two largest that differ, or as one token more takes."""
         if self._line is None:
-            known = sorted(self._known.values())
-            # More cannot take less: noise must not make drafts look free.
-            self._line = [at for at, _ in known], np.maximum.accumulate([each for _, each in known]).tolist()
-        sizes, times = self._line
-        if not sizes:
+            self._line = _Line(sorted(self._known.values()))
+        return self._line.seconds(size, self.token_s)
+
+
+class _Known(NamedTuple):
+    """Averages of steps of about one size."""
+
+    size: float
+    seconds: float
+    steps: float
+    """That it stands for."""
+
+
+class _Line:
+    """More cannot take less: noise must not make drafts look free. Neighbours that say so are pooled, each with the steps that it stands
+    for (pool adjacent violators, Ayer et al., 1955): else one slow step of a size that comes once, as while a batch fills up, would stand
+    for all larger ones."""
+
+    __slots__ = ("_pools", "_sizes", "_times")
+
+    def __init__(self, known: Sequence[_Known]) -> None:
+        """known: ascending."""
+        pools: list[tuple[_Known, int]] = []
+        for one in known:
+            pool, members = one, 1
+            while pools and pools[-1][0].seconds >= pool.seconds:
+                before, more = pools.pop()
+                steps = before.steps + pool.steps
+                size, seconds = ((b * before.steps + p * pool.steps) / steps for b, p in zip(before[:2], pool[:2], strict=True))
+                pool, members = _Known(size, seconds, steps), members + more
+            pools.append((pool, members))
+        self._sizes = [one.size for one in known]
+        self._times = [pool.seconds for pool, members in pools for _ in range(members)]
+        self._pools = [pool for pool, _ in pools]
+
+    def seconds(self, size: float, token_s: float) -> float:
+        if not self._sizes:
             return 0.0
-        if size <= sizes[-1]:
-            return float(np.interp(size, sizes, times))
-        slope = self.token_s if len(sizes) == 1 else (times[-1] - times[-2]) / max(sizes[-1] - sizes[-2], 1e-9)
-        return times[-1] + slope * (size - sizes[-1])
+        if size <= self._sizes[-1]:
+            return float(np.interp(size, self._sizes, self._times))
+        slope = token_s
+        if len(self._pools) > 1:
+            before, last = self._pools[-2:]
+            slope = (last.seconds - before.seconds) / (last.size - before.size)
+        return self._times[-1] + slope * (size - self._sizes[-1])
 
 
 class Chance:

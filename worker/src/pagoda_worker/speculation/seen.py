@@ -79,7 +79,8 @@ class Seen:
         if prompts_s > MOST_PROMPT * seconds:
             return
         decode_s = seconds - prompts_s
-        self.step_times.note(plan.decode_tokens, max(decode_s - work.reading_s - work.guessing_s - work.proposing_s, 1e-9))
+        alone_s = max(decode_s - work.reading_s - work.guessing_s - work.proposing_s, 1e-9)
+        self.step_times.note(plan.decode_tokens, alone_s, sure=1 - prompts_s / seconds)
         if not work.on_trial and not work.anew:
             self.payoff.note(rows, rows + accepted, decode_s, forecast=work.forecast if guesses else None)
         if plan.verifications and self._with_model and not work.anew:

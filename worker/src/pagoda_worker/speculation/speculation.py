@@ -155,7 +155,7 @@ class Speculation:
         longest = min(max(PAUSE_OF_ROW * rows, FIRST_PAUSE), LONGEST_PAUSE)
         self._paused = min(max(self._pause, FIRST_PAUSE_OF_ROW * rows), longest)
         self._pause, self._paused_rows = min(2 * self._paused, longest), rows
-        self._offer_left = 0
+        self._offer_left = self._quotes = 0  # what opens anew is judged early anew
         self._seen.payoff.doubt(rows)
         for sequence in running:
             sequence.waits_for_token = sequence.constrained
