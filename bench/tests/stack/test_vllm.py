@@ -122,7 +122,10 @@ def test_a_client_that_leaves_stops_vllm(stack: LocalStack, client: openai.OpenA
 def test_the_router_tells_of_both_and_counts_nothing_as_running(stack: LocalStack, client: openai.OpenAI) -> None:
     (card,) = client.models.list().data
     offered = card.model_extra["pagoda"]["variants"] if card.model_extra else []
-    assert offered == [{"name": "own", "backend": "pagoda"}, {"name": "vllm", "backend": "vllm"}]
+    assert offered == [
+        {"name": "own", "backend": "pagoda", "quantization": "none"},
+        {"name": "vllm", "backend": "vllm", "quantization": None},
+    ]
 
 
 def test_a_vllm_that_is_killed_ends_its_streams_with_an_error_and_the_other_backend_serves_on(
