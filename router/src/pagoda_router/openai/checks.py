@@ -241,19 +241,26 @@ def most_prompt_tokens(request: CommonRequest | EmbeddingRequest, assets: TextAs
     return asked
 
 
+def scores_prompt(request: CommonRequest) -> bool:
+    """The answer is the prompt, with its logprobs if those are asked for, and nothing after it."""
+    return isinstance(request, CompletionRequest) and bool(request.echo) and request.max_tokens == 0
+
+
 def check_stream_options(request: CommonRequest) -> None:
     if request.stream_options is not None and not request.stream:
         raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
 
 
 def max_tokens_of(request: CommonRequest, prompt_tokens: int, assets: TextAssets, *, default: int | None) -> tuple[int, bool]:
-    """Output tokens per sequence, and whether the client asked for that limit. default None: what the context leaves."""
+    """Output tokens that a worker computes per sequence, and whether the client asked for that limit. default None: what the context
+    leaves."""
     limit = assets.max_model_len
     chat_limit = request.max_completion_tokens if isinstance(request, ChatRequest) else None
     name, asked = ("max_completion_tokens", chat_limit) if chat_limit is not None else ("max_tokens", request.max_tokens)
     param = "messages" if isinstance(request, ChatRequest) else "prompt"
-    if asked is not None and asked < 1:
-        raise BadRequest(f"{name} is {asked}: ask for at least 1 token", param=name)
+    if asked is not None and asked < 1 and not scores_prompt(request):
+        scoring = ", or set echo to true to have the prompt alone" if asked == 0 and isinstance(request, CompletionRequest) else ""
+        raise BadRequest(f"{name} is {asked}: ask for at least 1 token{scoring}", param=name)
     check_context(prompt_tokens, assets, param=param)
     if asked is not None and prompt_tokens + asked > limit:
         raise ContextTooLong(
@@ -265,7 +272,8 @@ def max_tokens_of(request: CommonRequest, prompt_tokens: int, assets: TextAssets
     max_tokens = asked if asked is not None else room if default is None else min(default, room)
     if request.min_tokens is not None:
         check_range("min_tokens", request.min_tokens, 0, max_tokens)
-    return max_tokens, asked is not None
+    # Workers give a prompt's logprobs with its first token, so one is computed and never shown, as vLLM does it.
+    return max(1, max_tokens), asked is not None
 
 
 def check_context(prompt_tokens: int, assets: TextAssets, *, param: str, at_least: bool = False) -> None:
