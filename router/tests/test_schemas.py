@@ -141,6 +141,7 @@ WRONG = [
     (CHAT, chat(instructions="Be brief."), "instructions", "role system"),
     (CHAT, chat(stop_sequences=["x"]), "stop_sequences", "use stop"),
     (CHAT, chat(reasoning={"effort": "low"}), "reasoning", "reasoning_effort"),
+    (CHAT, chat(reasoning_effort="hihg"), "reasoning_effort", "'hihg': use none, minimal, low, medium, high, xhigh or max;"),
     (CHAT, chat(repeat_penalty=1.2), "repeat_penalty", "repetition_penalty"),
     (CHAT, {"model": "tiny", "prompt": "x"}, "prompt", "a chat takes messages"),
     (CHAT, {"model": "tiny", "input": "x"}, "input", "a chat takes messages"),

@@ -20,6 +20,8 @@ TINY_TOP_P = 1e-6
 SEED_MASK = (1 << 62) - 1
 """Workers add the sequence number to a seed and keep it in 64 bits."""
 MAX_PRIORITY = 2**31 - 1
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""OpenAI's, and vLLM's. A model knows some of them."""
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_CHARS = 256
 
@@ -181,7 +183,19 @@ def check_before_waiting(request: ChatRequest | CompletionRequest, prompts: int,
     check_bad_words(request)
     priority_of(request.priority)
     structured_of(request)
+    check_effort(request)
     max_tokens_of(request, 1, UNDESCRIBED, default=None)
+
+
+def check_effort(request: CommonRequest) -> None:
+    """Templates write any text into the prompt, and what a model makes of a word that it was not trained with nobody knows."""
+    effort = request.reasoning_effort if isinstance(request, ChatRequest) else None
+    if effort is not None and effort not in EFFORTS:
+        known = f"{', '.join(EFFORTS[:-1])} or {EFFORTS[-1]}"
+        raise BadRequest(
+            f"reasoning_effort is {effort[:40]!r}: use {known}; a word of the template's own goes into chat_template_kwargs",
+            param="reasoning_effort",
+        )
 
 
 def choices_of(request: CommonRequest, prompts: int, assets: TextAssets, settings: SurfaceSettings) -> int:
