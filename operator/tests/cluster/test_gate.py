@@ -136,6 +136,26 @@ async def test_a_worker_is_routed_when_every_answering_router_counts_it(cluster:
         assert [each for each in running.api.written[written:] if "/pods/" in each] == []
 
 
+async def test_a_worker_that_goes_to_sleep_and_wakes_is_told_of(cluster: Cluster, namespace: str) -> None:
+    await cluster.apply(model(namespace))
+    async with operator(cluster, namespace) as running, router_at("127.0.0.75", namespace) as one:
+        await running.told(cluster, namespace, "chat")
+        await make_pod(cluster, namespace, "pagoda-router", 0, "127.0.0.75", ready=True)
+        worker = await make_pod(cluster, namespace, "chat-default", 0, "127.0.0.83", ready=True)
+        one.workers = [{"name": worker, "routable": True, "sleeps": False}]
+        await eventually(lambda: is_true(cluster, namespace, worker))
+
+        async def progress(wanted: str | None) -> bool:
+            status = (await cluster.model(namespace, "chat"))["status"]
+            return bool(status["ready"] == "True" and status.get("progress") == wanted)
+
+        await eventually(lambda: progress(None))
+        one.workers = [{"name": worker, "routable": True, "sleeps": True}]
+        await eventually(lambda: progress("asleep"))
+        one.workers = [{"name": worker, "routable": True, "sleeps": False}]
+        await eventually(lambda: progress(None))
+
+
 async def test_a_foreign_token_gets_no_report(cluster: Cluster, namespace: str) -> None:
     await cluster.apply(model(namespace))
     async with operator(cluster, namespace) as running, router_at("127.0.0.74", "another") as other:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_operator.conditions import Reason
-from pagoda_operator.observed.world import Capacity, ObjectRef, Observed, PodView
+from pagoda_operator.observed.world import Capacity, ObjectRef, Observed, PodView, RouterReport, WorkerReport
 from pagoda_operator.plan.plan import plan
 from pagoda_operator.status.model_status import model_status
 from pagoda_operator.status.troubles import GRAVITY, NEXT_STEP, REASON_OF_POD, reason_of
@@ -44,6 +44,31 @@ def test_a_model_that_answers_is_ready_and_settled() -> None:
         ("Progressing", "False", "Settled"),
     ]
     assert "progress" not in status
+
+
+SLEEPING: list[tuple[list[dict[str, bool]], str | None, str]] = [
+    # what each router says of the two workers, progress, end of Ready's message
+    ([{"chat-default-0": True, "chat-default-1": True}], "asleep", "/v1, 2 asleep"),
+    ([{"chat-default-0": True, "chat-default-1": False}], None, "/v1, 1 asleep: the next request wakes it"),
+    ([{"chat-default-0": True, "chat-default-1": True}, {"chat-default-0": False, "chat-default-1": False}], None, "/v1"),
+    ([{"chat-default-0": True}], None, "/v1, 1 asleep: the next request wakes it"),
+    ([], None, "/v1"),
+]
+
+
+@pytest.mark.parametrize(("told", "progress", "words"), SLEEPING)
+def test_workers_that_sleep_are_ready_and_told_of(told: list[dict[str, bool]], progress: str | None, words: str) -> None:
+    pods = with_pods(router(BASE), worker(BASE), worker(BASE, number=1))
+    reports = {
+        ("default", f"router-{i}"): RouterReport(
+            workers={name: WorkerReport(routable=True, sleeps=sleeps) for name, sleeps in workers.items()}, models={}
+        )
+        for i, workers in enumerate(told)
+    }
+    elsewhere = RouterReport(workers={"chat-default-1": WorkerReport(routable=True, sleeps=True)}, models={})
+    status = status_of(replace(pods, reports={**reports, ("other", "router-0"): elsewhere}))
+    assert (status["ready"], status.get("progress")) == ("True", progress)
+    assert condition(status, "Ready")["message"].endswith(words)
 
 
 NOT_READY: list[tuple[dict[str, Any], Reason, str]] = [

@@ -76,6 +76,7 @@ def _workers(links: Sequence[WorkerLink], dispatcher: FleetDispatcher) -> list[d
                 "backend": link.endpoint.backend,
                 "routable": view.routable,
                 "reason": view.reason,
+                "sleeps": view.sleeps,
                 "draining": not link.accepting,
                 "shunned": dispatcher.chooser.cause(link.worker),
                 "inFlight": link.in_flight,
