@@ -207,6 +207,28 @@ async def test_status_follows_a_pod(cluster: Cluster, namespace: str) -> None:
         assert "cannot be pulled" in (await cluster.model(namespace, "chat"))["status"]["unavailable"]
 
 
+async def test_an_image_that_no_registry_has_is_no_less_so_while_an_old_kubelet_waits(cluster: Cluster, namespace: str) -> None:
+    await cluster.apply(model(namespace))
+    async with operator(cluster, namespace) as running:
+        await running.told(cluster, namespace, "chat")
+        name = await make_pod(cluster, namespace, "chat-default", 0, "127.0.0.84", ready=False)
+
+        async def pull(reason: str, message: str) -> None:
+            waiting = {"waiting": {"reason": reason, "message": message}}
+            broken = {"name": "worker", "image": "x", "imageID": "", "ready": False, "restartCount": 0, "state": waiting}
+            conditions = [{"type": "ContainersReady", "status": "False"}]
+            patch = {"status": {"phase": "Pending", "conditions": conditions, "containerStatuses": [broken]}}
+            await cluster.patch("Pod", namespace, name, patch, subresource="status")
+
+        async def unavailable(words: str) -> bool:
+            return words in (await cluster.model(namespace, "chat"))["status"].get("unavailable", "")
+
+        await pull("ErrImagePull", "code = NotFound")
+        await eventually(lambda: unavailable("cannot be pulled: code = NotFound"))
+        await pull("ImagePullBackOff", 'Back-off pulling image "x"')
+        await eventually(lambda: unavailable('Back-off pulling image "x": ErrImagePull: code = NotFound'))
+
+
 async def test_a_new_router_that_no_node_has_room_for_is_told_while_the_old_one_serves(cluster: Cluster, namespace: str) -> None:
     await cluster.apply(model(namespace))
     async with operator(cluster, namespace) as running, router_at("127.0.0.77", namespace) as old:

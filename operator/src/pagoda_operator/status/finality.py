@@ -26,8 +26,7 @@ NO_SUCH_IMAGE = re.compile(
     r"|SignatureValidationFailed"
 )
 """In the words of containerd and CRI-O, when the registry answered: it has no such image, or gives it to nobody unknown. Not "no such
-host", and no 429 or 503. Kubelets before 1.32 have the words in ErrImagePull only, not in the ImagePullBackOff between two tries
-(kubernetes#127918)."""
+host", and no 429 or 503. In ImagePullBackOff too, between two tries (`cluster/pulls.py`)."""
 NO_CLAIM = re.compile(r'persistentvolumeclaim "[^"]+" not found')
 FAILURES_IN_VAIN = 3
 FAILURES_OF_CONFIGURATION = 2
