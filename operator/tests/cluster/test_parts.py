@@ -290,7 +290,11 @@ def test_a_trimmed_pod_keeps_what_views_are_made_of_and_little_else() -> None:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "p", "namespace": "n", "uid": "u", "resourceVersion": "1", "labels": {"a": "b"}, "managedFields": [{}] * 9},
-        "spec": {"nodeName": "x", "containers": [{"name": "worker", "env": [{}] * 30}], "volumes": [{}] * 5},
+        "spec": {
+            "nodeName": "x",
+            "containers": [{"name": "worker", "env": [{}] * 30}],
+            "volumes": [{}] * 5 + [{"name": "m", "persistentVolumeClaim": {"claimName": "c"}}],
+        },
         "status": {
             "phase": "Running",
             "podIP": "1.2.3.4",
@@ -299,7 +303,11 @@ def test_a_trimmed_pod_keeps_what_views_are_made_of_and_little_else() -> None:
         },
     }
     kept = trim.pod(whole)
-    assert kept["spec"] == {"nodeName": "x", "containers": [{"name": "worker"}]}
+    assert kept["spec"] == {
+        "nodeName": "x",
+        "containers": [{"name": "worker"}],
+        "volumes": [{"persistentVolumeClaim": {"claimName": "c"}}],
+    }
     assert kept["status"]["containerStatuses"] == [{"name": "worker", "ready": True}]
     assert "managedFields" not in kept["metadata"]
 

@@ -351,6 +351,7 @@ def test_whatever_the_pods_do_the_status_is_whole_and_its_summary_true(document:
 
 # ---------------------------------------------------------------- what a cluster adds
 
+UNBOUND = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims"
 CLUSTER_CAUSES: list[tuple[dict[str, Any], str, str, str]] = [
     (
         {"reason": "WeightsDownload", "progress": 0.43, "bytes_done": 2_100_000_000, "bytes_total": 4_900_000_000, "phase": "Pending"},
@@ -408,6 +409,25 @@ CLUSTER_CAUSES: list[tuple[dict[str, Any], str, str, str]] = [
         "WorkersReady",
         "create the claim, or correct its name in spec.model or spec.adapters",
     ),
+    (
+        {"reason": "Unschedulable", "message": f"the claim weights is Pending: {UNBOUND}"},
+        "Unschedulable",
+        "WorkersReady",
+        f"waits for its volume: the claim weights is Pending: {UNBOUND}: `kubectl describe pvc weights` says what it waits for",
+    ),
+    (
+        {"reason": "Unschedulable", "message": f"one of the claims weights, sql.v2 is Pending: {UNBOUND}"},
+        "Unschedulable",
+        "WorkersReady",
+        "`kubectl describe pvc weights sql.v2` says",
+    ),
+    (
+        {"reason": "Unschedulable", "message": 'persistentvolumeclaim "weights" is being deleted'},
+        "Unschedulable",
+        "WorkersReady",
+        'waits for its volume: persistentvolumeclaim "weights" is being deleted: `kubectl describe pvc weights` says',
+    ),
+    ({"reason": "Unschedulable", "message": UNBOUND}, "Unschedulable", "WorkersReady", f"{UNBOUND}: `kubectl describe pvc` says"),
 ]
 
 
