@@ -78,7 +78,7 @@ NOT_READY: list[tuple[dict[str, Any], Reason, str]] = [
     (
         {"phase": "Failed", "reason": "CrashLoopBackOff", "restarts": 3, "message": "PAGODA_ENGINE is not JSON."},
         Reason.ENGINE_CRASH,
-        "chat-default-0 ended and was restarted 3 times: PAGODA_ENGINE is not JSON: read its log",
+        "chat-default-0 ended and was restarted 3 times: spec.engine is not JSON: read its log",
     ),
     ({"phase": "Failed", "reason": "Error", "restarts": 1}, Reason.ENGINE_CRASH, "ended and was restarted once: read its log"),
     ({"phase": "Failed"}, Reason.ENGINE_CRASH, "chat-default-0 ended: read its log"),
@@ -91,7 +91,32 @@ NOT_READY: list[tuple[dict[str, Any], Reason, str]] = [
     (
         {"reason": "ModelNotFound", "message": "PAGODA_ENGINE.speculative.draft builtin://x: no such folder"},
         Reason.MODEL_NOT_FOUND,
-        "did not find the draft model: PAGODA_ENGINE.speculative.draft builtin://x: no such folder: correct spec.engine.speculative.draft",
+        "did not find the draft model: spec.engine.speculative.draft builtin://x: no such folder: correct spec.engine.speculative.draft",
+    ),
+    (
+        {
+            "phase": "Failed",
+            "reason": "Error",
+            "message": "last words: pagoda-worker: PAGODA_ENGINE.maxRunning is 0; PAGODA_ADAPTERS[0]: and PAGODA_ENGINES stays",
+            "incurable": True,
+        },
+        Reason.ENGINE_CRASH,
+        "pagoda-worker: spec.engine.maxRunning is 0; spec.adapters[0]: and PAGODA_ENGINES stays: correct the spec, or read its log",
+    ),
+    (
+        {"phase": "Failed", "reason": "Error", "message": "pagoda-worker: tensorParallel is 3; the model has 4 heads"},
+        Reason.ENGINE_CRASH,
+        "ended: pagoda-worker: spec.engine.tensorParallel is 3; the model has 4 heads: read its log",
+    ),
+    (
+        {"phase": "Failed", "reason": "Error", "message": "pagoda-worker: kvCache.hostTier is 3; pagoda-worker: nobody is 4"},
+        Reason.ENGINE_CRASH,
+        "ended: pagoda-worker: spec.engine.kvCache.hostTier is 3; pagoda-worker: nobody is 4: read its log",
+    ),
+    (
+        {"reason": "ModelNotFound", "message": "PAGODA_MODEL_SOURCE file:///x: there is no folder /x"},
+        Reason.MODEL_NOT_FOUND,
+        "did not find the model: spec.model.source file:///x: there is no folder /x: correct spec.model.source",
     ),
     (
         {"reason": "ModelNotFound", "message": "adapter 'sql': r is 128; this worker takes ranks of 1 to 64"},

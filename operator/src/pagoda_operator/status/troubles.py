@@ -9,6 +9,7 @@ from typing import Any
 
 from pagoda_operator.conditions import Reason
 from pagoda_operator.observed.world import PodView
+from pagoda_operator.status.manifest_words import in_words_of_the_manifest
 
 REASON_OF_POD: Mapping[str, Reason] = {
     "Loading": Reason.LOADING,
@@ -108,8 +109,9 @@ def sentence(reason: Reason, pod: PodView) -> str:
     parts = [_what_happens(reason, pod)]
     told = pod.message.strip().rstrip(".")
     if told and not (reason == Reason.WEIGHTS_DOWNLOAD and pod.progress is not None):
-        parts.append(told)
-    if step := next_step(reason, told):
+        parts.append(in_words_of_the_manifest(told))
+    refuses = reason == Reason.ENGINE_CRASH and pod.incurable
+    if step := "correct the spec, or read its log" if refuses else next_step(reason, told):
         parts.append(step)
     return ": ".join(parts)
 
