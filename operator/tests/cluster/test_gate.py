@@ -138,10 +138,10 @@ async def test_a_worker_is_routed_when_every_answering_router_counts_it(cluster:
 
 async def test_a_worker_that_goes_to_sleep_and_wakes_is_told_of(cluster: Cluster, namespace: str) -> None:
     await cluster.apply(model(namespace))
-    async with operator(cluster, namespace) as running, router_at("127.0.0.75", namespace) as one:
+    async with operator(cluster, namespace) as running, router_at("127.0.0.91", namespace) as one:
         await running.told(cluster, namespace, "chat")
-        await make_pod(cluster, namespace, "pagoda-router", 0, "127.0.0.75", ready=True)
-        worker = await make_pod(cluster, namespace, "chat-default", 0, "127.0.0.83", ready=True)
+        await make_pod(cluster, namespace, "pagoda-router", 0, "127.0.0.91", ready=True)
+        worker = await make_pod(cluster, namespace, "chat-default", 0, "127.0.0.92", ready=True)
         one.workers = [{"name": worker, "routable": True, "sleeps": False}]
         await eventually(lambda: is_true(cluster, namespace, worker))
 
@@ -211,7 +211,7 @@ async def test_an_image_that_no_registry_has_is_no_less_so_while_an_old_kubelet_
     await cluster.apply(model(namespace))
     async with operator(cluster, namespace) as running:
         await running.told(cluster, namespace, "chat")
-        name = await make_pod(cluster, namespace, "chat-default", 0, "127.0.0.84", ready=False)
+        name = await make_pod(cluster, namespace, "chat-default", 0, "127.0.0.93", ready=False)
 
         async def pull(reason: str, message: str) -> None:
             waiting = {"waiting": {"reason": reason, "message": message}}
