@@ -74,6 +74,31 @@ def test_a_key_is_made_used_listed_and_revoked(router: str) -> None:
     assert f"{key_id} " in keys(router, "list").stdout
 
 
+def test_a_key_is_named_by_its_prefix_and_its_secret_never_said_again(router: str) -> None:
+    secret = keys(router, "create", "leaked").stdout.strip()
+    for arguments in (["keys", "revoke"], ["keys", "limit", "--rpm", "5"], ["usage", "--key"]):
+        refused = pagoda(router, *arguments, secret, expect=2)
+        assert f"write its prefix, {secret[:12]}," in refused.stderr
+        assert secret not in refused.stdout + refused.stderr
+        refused = pagoda(router, *arguments, "sk-SECRET", expect=2)
+        assert "write ID (key-…) or PREFIX (pgd-…)" in refused.stderr
+        assert "SECRET" not in refused.stdout + refused.stderr
+    assert "no key begins with pgd-00000000" in keys(router, "revoke", "pgd-00000000", expect=1).stderr
+    assert keys(router, "revoke", f"{secret[:12]}…").stdout.endswith(" is revoked\n")
+    assert status_of(router, secret) == 401
+
+
+@pytest.mark.parametrize("written", ["pgd-SEC\nRET", "pgd-SEC RET", "pgd-SECRET…"])
+def test_a_key_that_cannot_be_sent_is_not_shown(router: str, written: str) -> None:
+    refused = keys(router, "list", key=written, expect=1).stderr
+    assert refused.startswith("pagoda: PAGODA_API_KEY has a space, a line break or a character outside ASCII")
+    assert "SEC" not in refused
+
+
+def test_a_line_break_behind_the_key_is_left_away(router: str) -> None:
+    assert "PREFIX" in keys(router, "list", key="root\n").stdout
+
+
 def test_what_may_not_be_is_one_line(router: str) -> None:
     plain = keys(router, "create", "plain").stdout.strip()
     assert keys(router, "create", "more", key=plain, expect=1).stderr.startswith("pagoda: /admin/v1/keys needs an admin key")

@@ -10,6 +10,7 @@ from pagoda_bench.results import FOLDER, read
 from pagoda_bench.speculation.__main__ import main
 from pagoda_bench.speculation.document import DOCUMENT, RESULTS, markers, with_table
 from pagoda_bench.speculation.measure import OtherTokens, check_same, rows_of
+from pagoda_bench.speculation.pairs import forget_larger
 from pagoda_bench.speculation.work import COPY, DRAFT_TOKENS, MIX, SYSTEMS, Case, cases, prompts_of
 from pagoda_bench.tiny import tokenizer as tok
 from pagoda_bench.tiny.corpus import TASKS
@@ -56,6 +57,19 @@ def test_a_pair_is_named_by_both_of_its_models_or_by_the_flag_alone():
         main(["--target", "somewhere"])
     with pytest.raises(SettingsError, match="--large names a pair already"):
         main(["--large", "--target", "somewhere", "--draft", "elsewhere"])
+    with pytest.raises(SettingsError, match="give --large too"):
+        main(["--retrain"])
+
+
+def test_of_a_larger_target_that_is_trained_anew_nothing_old_is_left(tmp_path: Path):
+    for name in ("large", "large-int8", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"old")
+    for name in ("large.pt", "target.pt", "tokenizer.json"):
+        (tmp_path / name).write_bytes(b"old")
+    forget_larger(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "target.pt", "tokenizer.json"}
+    forget_larger(tmp_path)
 
 
 def test_gains_are_taken_within_a_round_and_held_against_their_aims():

@@ -1,5 +1,6 @@
 """The shipped models: their folders are ordinary and small, their tokenizer loses nothing, their template says what training said."""
 
+import shutil
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pagoda_bench.tiny import corpus
 from pagoda_bench.tiny import tokenizer as tok
+from pagoda_bench.tiny.__main__ import main
 from pagoda_bench.tiny.decoding import greedy_replies
 from pagoda_bench.tiny.growth import grown
 from pagoda_bench.tiny.models import FOLDERS, load_model
@@ -187,3 +189,16 @@ QUICKSTART = {
 def test_the_prompts_people_start_with_are_answered(question: str) -> None:
     together = dict(zip(QUICKSTART, answers(*QUICKSTART), strict=True))
     assert together[question] == QUICKSTART[question]
+
+
+def test_training_goes_on_from_its_checkpoint_or_begins_anew_when_asked(tmp_path: Path) -> None:
+    work, output = tmp_path / "work", tmp_path / "model"
+    work.mkdir()
+    shutil.copy(FOLDERS["draft"] / "tokenizer.json", work)
+    command = ["train", "--model", "draft", "--steps", "1", "--passes", "1", "--work", str(work), "--output", str(output)]
+    main(command)
+    shutil.rmtree(output)
+    main(command)
+    assert not output.exists(), "all of its steps were done"
+    main([*command, "--retrain"])
+    assert (output / "model.safetensors").exists()

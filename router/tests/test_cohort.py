@@ -5,19 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_direct import TOKENIZER, asking, routed
+import recorded
+from foreign_server import stream
+from test_backends import rig as relaying
+from test_direct import TOKENIZER, asking, listening, routed
 
 from pagoda_router.catalog import CatalogEntry, ServedName
 from pagoda_router.errors import ModelUnavailable
 from pagoda_router.generation import NOBODY, ModelName
+from pagoda_router.http.app import create_app
 from pagoda_router.http.cohort import Cohort, Member, alone, next_stage
 from pagoda_router.http.direct import DirectResponse
-from pagoda_router.http.surface import RequestOutcome, SilentObserver
+from pagoda_router.http.surface import RequestOutcome, SilentObserver, SurfaceSettings
 from pagoda_router.openai import answers
 from pagoda_router.openai.schemas import ChatRequest
 from pagoda_router.openai.target import Target, Targets
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer
+from pagoda_router.wire import worker_pb2 as wire
 
 
 def test_a_member_has_company_until_it_or_all_others_left() -> None:
@@ -105,6 +110,30 @@ async def test_those_that_came_after_one_another_do_not_wait(tmp_path: Path, sta
         async with asking(port):
             await worker.next_submit()
             assert stages == ["parse", "tokenize", "parse", "tokenize"]
+
+
+async def test_a_relayed_request_is_nobodys_company(tmp_path: Path) -> None:
+    cohort, answered = Cohort(), asyncio.Event()
+    async with recorded.server("vllm", stream(answered, *recorded.VLLM_STREAM)) as server, relaying(tmp_path, server) as router:
+        app = create_app(dispatcher=router.dispatcher, catalog=router.fleet, settings=SurfaceSettings())
+        async with listening(app, cohort) as port, asking(port, model="chat") as client:
+            await server.next_request()
+            assert cohort.coming == 0
+            answered.set()
+            await client.read_until("[DONE]")
+
+
+async def test_embeddings_are_nobodys_company_while_they_are_made(tmp_path: Path) -> None:
+    cohort = Cohort()
+    async with routed(tmp_path, cohort, features=[wire.FEATURE_EMBEDDINGS]) as (_, worker, port):
+        body = b'{"model": "tiny", "input": "hello"}'
+        head = b"POST /v1/embeddings HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head % len(body) + body)
+        submit = await worker.next_submit()
+        assert (submit.embedding, cohort.coming) == (True, 0)
+        writer.close()
+        await writer.wait_closed()
 
 
 @pytest.mark.parametrize(

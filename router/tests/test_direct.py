@@ -4,7 +4,7 @@ import asyncio
 import gc
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from scripted import byte_level_tokenizer, chat
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.http.app import create_app
-from pagoda_router.http.asgi import Exchange
+from pagoda_router.http.asgi import ASGIApp, Exchange
 from pagoda_router.http.cohort import Cohort
 from pagoda_router.http.direct import protocol_of
 from pagoda_router.http.surface import Observer, SurfaceSettings
@@ -27,24 +27,32 @@ TOKENIZER = byte_level_tokenizer()
 
 @asynccontextmanager
 async def routed(
-    folder: Path, cohort: Cohort | None = None, observer: Observer | None = None, **options: Any
+    folder: Path, cohort: Cohort | None = None, observer: Observer | None = None, features: Sequence[int] = (), **options: Any
 ) -> AsyncIterator[tuple[Rig, ScriptedWorker, int]]:
     """A worker behind a router behind a port of this very event loop."""
     worker = ScriptedWorker(name="a")
     worker.use_tokenizer(TOKENIZER.to_str().encode())
+    worker.features = [*features]
     async with worker, rig(folder, worker) as router:
         app = create_app(dispatcher=router.dispatcher, catalog=router.fleet, settings=SurfaceSettings(**options), observer=observer)
-        config = uvicorn.Config(app, http=protocol_of(cohort or Cohort()), lifespan="off", access_log=False, log_config=None, ws="none")
-        server = uvicorn.Server(config)
-        listening = socket.create_server(("127.0.0.1", 0))
-        config.load()
-        server.lifespan = config.lifespan_class(config)
-        await server.startup([listening])
-        try:
-            yield router, worker, listening.getsockname()[1]
-        finally:
-            server.should_exit = True
-            await server.shutdown([listening])
+        async with listening(app, cohort or Cohort()) as port:
+            yield router, worker, port
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp, cohort: Cohort) -> AsyncIterator[int]:
+    """On a port of this very event loop."""
+    config = uvicorn.Config(app, http=protocol_of(cohort), lifespan="off", access_log=False, log_config=None, ws="none")
+    server = uvicorn.Server(config)
+    bound = socket.create_server(("127.0.0.1", 0))
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.startup([bound])
+    try:
+        yield bound.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await server.shutdown([bound])
 
 
 def request(**fields: Any) -> bytes:

@@ -76,6 +76,13 @@ async def test_rates_are_the_workers_own_or_those_of_its_self_test(tmp_path):
             assert (told["prefillTokensPerS"], told["decodeTokensPerS"]) == (9000, 200)
 
 
+async def test_a_worker_that_sleeps_is_told_of(tmp_path):
+    async with ScriptedWorker() as worker, rig(tmp_path, worker) as router:
+        assert fleet_report(router.fleet, router.dispatcher)["workers"][0]["sleeps"] is False
+        worker.change_state(sleep_level=1)
+        await router.until(lambda: fleet_report(router.fleet, router.dispatcher)["workers"][0]["sleeps"])
+
+
 ACCESS = [
     # token set, sent, loopback → status
     ("inner", "inner", False, 200),

@@ -154,7 +154,16 @@ async def test_a_wrong_request_for_a_key_names_the_field(ask: Callable[..., Any]
 
 
 async def test_an_unknown_key_cannot_be_revoked(ask: Callable[..., Any]) -> None:
-    assert (await ask("DELETE", "/admin/v1/keys/key-0")).error["code"] == "not_found"
+    refused = (await ask("DELETE", "/admin/v1/keys/key-0")).error
+    assert (refused["code"], "there is no key key-0" in refused["message"]) == ("not_found", True)
+
+
+@pytest.mark.parametrize("method", ["DELETE", "PATCH"])
+async def test_a_secret_in_an_ids_place_is_not_said_again(ask: Callable[..., Any], method: str) -> None:
+    for secret in ("pgd-SECRET", "sk-SECRET"):
+        refused = await ask(method, f"/admin/v1/keys/{secret}", {} if method == "PATCH" else None)
+        assert (refused.status, "an id is key-…" in refused.error["message"]) == (404, True)
+        assert "SECRET" not in str(refused.json)
 
 
 async def test_without_a_bootstrap_key_anyone_may_ask_and_a_known_key_says_whose_it_is(store: KeyStore, calendar: Calendar) -> None:

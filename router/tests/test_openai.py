@@ -1,6 +1,7 @@
 """The unmodified `openai` package, and bare sockets, against the surface behind a real uvicorn."""
 
 import asyncio
+import http.client
 import json
 import socket
 import threading
@@ -40,6 +41,22 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny", "org/asleep"]
     assert client.models.retrieve("org/asleep").created == 1_700_000_001
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny", "/v1/models/nobody", "/", "/console/chat.js"])
+def test_head_answers_as_get_does_without_its_body(url: str, path: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    connection.connect()
+    connection.auto_open = 0  # a body after the first head would be read as the next answer
+    told = {}
+    for method in ("HEAD", "GET", "HEAD"):
+        connection.request(method, path, headers={"authorization": "Bearer secret", "x-request-id": "r"})
+        answer = connection.getresponse()
+        assert bool(answer.read()) is (method == "GET")
+        told[method] = answer.status, [pair for pair in answer.getheaders() if pair[0] != "date"]
+    connection.close()
+    assert told["HEAD"] == told["GET"]
 
 
 def test_a_chat_completion(client: openai.OpenAI) -> None:

@@ -526,6 +526,36 @@ def test_an_echo_with_logprobs_begins_with_the_prompts(
     assert joined["top_logprobs"][1][" world"] == -2.0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize("reason", [EndReason.STOP, EndReason.LENGTH])
+def test_an_echo_of_no_tokens_is_the_prompt_alone(
+    client: openai.OpenAI, dispatcher: ScriptedDispatcher, tokenizer: Tokenizer, stream: bool, logprobs: int | None, reason: EndReason
+) -> None:
+    dispatcher.script = says(tokenizer, "x", reason=reason)
+    prompts = ["hello world", "lazy"]
+    fields: Any = {"model": "tiny", "prompt": prompts, "echo": True, "max_tokens": 0, "n": 2, "logprobs": logprobs, "stop": "hello"}
+    answer: Any = client.completions.create(**fields, stream=stream, stream_options={"include_usage": True} if stream else openai.omit)
+    chunks: list[Any] = list(answer) if stream else [answer]
+    texts, tokens, values, reasons = [""] * 4, [[] for _ in range(4)], [[] for _ in range(4)], [[] for _ in range(4)]
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        texts[choice.index] += choice.text
+        if choice.logprobs:
+            tokens[choice.index] += choice.logprobs.tokens
+            values[choice.index] += choice.logprobs.token_logprobs
+        reasons[choice.index] += [choice.finish_reason] if choice.finish_reason else []
+    assert texts == ["hello world"] * 2 + ["lazy"] * 2
+    assert reasons == [["length"]] * 4
+    if logprobs is None:
+        assert tokens == [[]] * 4
+    else:
+        assert (tokens[:2], values[:2]) == ([["hello", " world"]] * 2, [[None, -2.0]] * 2)
+    usage = chunks[-1].usage
+    expected = sum(len(tokenizer.encode(prompt).ids) for prompt in prompts)
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (expected, 0, expected)
+    assert {generation.max_tokens for generation in dispatcher.generations} == {1}, "a worker gives logprobs with its first token"
+
+
 # ---------------------------------------------------------------- embeddings, tokens
 
 VECTOR = [0.5, -0.25, 0.125]

@@ -285,6 +285,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": "hi"}]}, "messages"),
     ({"n": 2}, "n"),
     ({"max_output_token": 5}, "max_output_token"),
+    ({"reasoning": {"effort": "hihg"}}, "reasoning.effort"),
     ({"include": ["file_search_call.results"]}, "include"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [{"type": "function"}]}, "tools[0].name"),

@@ -95,6 +95,13 @@ def test_logprobs_of_a_prompt_agree_with_those_of_an_echo(client: openai.OpenAI,
         assert position[str(token_id)]["logprob"] == pytest.approx(logprob, abs=1e-4)
         assert all(entry["logprob"] <= 0 for entry in position.values())
     assert "".join(echoed.logprobs.tokens or []).startswith(text)
+    scored = client.completions.create(**{**fields, "max_tokens": 0}, echo=True, logprobs=2)
+    (alone,) = scored.choices
+    assert (alone.text, alone.finish_reason) == (text, "length")
+    assert alone.logprobs is not None
+    assert alone.logprobs.token_logprobs == [None, *(pytest.approx(logprob, abs=1e-4) for logprob in own[1:-1])]
+    assert scored.usage is not None
+    assert (scored.usage.prompt_tokens, scored.usage.completion_tokens) == (len(ids), 0)
 
 
 def test_embeddings_have_length_one_and_depend_on_the_text_alone(client: openai.OpenAI) -> None:

@@ -25,6 +25,7 @@ from pagoda_operator.terminal import doctor as examination
 from pagoda_operator.terminal import logs as logging_files
 from pagoda_operator.terminal import tables
 from pagoda_operator.terminal.adapters import adapters
+from pagoda_operator.terminal.api_key import api_key_of
 from pagoda_operator.terminal.errors import CommandError
 from pagoda_operator.terminal.extensions import add_extensions
 from pagoda_operator.terminal.keys import keys
@@ -161,7 +162,7 @@ def chat(
     supervised = running(home)
     if supervised is None:
         raise NotRunning("nothing runs here: start with `pagoda up FILE` or `pagoda up --model FOLDER`")
-    with chatting.connect(supervised.choices.endpoint, os.environ.get("PAGODA_API_KEY") or read_api_key(home.secrets)) as client:
+    with chatting.connect(supervised.choices.endpoint, api_key_of(os.environ) or read_api_key(home.secrets)) as client:
         conversation = chatting.Conversation(client, chatting.choose_model(client, model), max_tokens, out)
         if message is not None:
             if trouble := conversation.ask(message).trouble:

@@ -136,6 +136,26 @@ async def test_a_worker_is_routed_when_every_answering_router_counts_it(cluster:
         assert [each for each in running.api.written[written:] if "/pods/" in each] == []
 
 
+async def test_a_worker_that_goes_to_sleep_and_wakes_is_told_of(cluster: Cluster, namespace: str) -> None:
+    await cluster.apply(model(namespace))
+    async with operator(cluster, namespace) as running, router_at("127.0.0.91", namespace) as one:
+        await running.told(cluster, namespace, "chat")
+        await make_pod(cluster, namespace, "pagoda-router", 0, "127.0.0.91", ready=True)
+        worker = await make_pod(cluster, namespace, "chat-default", 0, "127.0.0.92", ready=True)
+        one.workers = [{"name": worker, "routable": True, "sleeps": False}]
+        await eventually(lambda: is_true(cluster, namespace, worker))
+
+        async def progress(wanted: str | None) -> bool:
+            status = (await cluster.model(namespace, "chat"))["status"]
+            return bool(status["ready"] == "True" and status.get("progress") == wanted)
+
+        await eventually(lambda: progress(None))
+        one.workers = [{"name": worker, "routable": True, "sleeps": True}]
+        await eventually(lambda: progress("asleep"))
+        one.workers = [{"name": worker, "routable": True, "sleeps": False}]
+        await eventually(lambda: progress(None))
+
+
 async def test_a_foreign_token_gets_no_report(cluster: Cluster, namespace: str) -> None:
     await cluster.apply(model(namespace))
     async with operator(cluster, namespace) as running, router_at("127.0.0.74", "another") as other:
@@ -185,6 +205,28 @@ async def test_status_follows_a_pod(cluster: Cluster, namespace: str) -> None:
 
         await eventually(told)
         assert "cannot be pulled" in (await cluster.model(namespace, "chat"))["status"]["unavailable"]
+
+
+async def test_an_image_that_no_registry_has_is_no_less_so_while_an_old_kubelet_waits(cluster: Cluster, namespace: str) -> None:
+    await cluster.apply(model(namespace))
+    async with operator(cluster, namespace) as running:
+        await running.told(cluster, namespace, "chat")
+        name = await make_pod(cluster, namespace, "chat-default", 0, "127.0.0.93", ready=False)
+
+        async def pull(reason: str, message: str) -> None:
+            waiting = {"waiting": {"reason": reason, "message": message}}
+            broken = {"name": "worker", "image": "x", "imageID": "", "ready": False, "restartCount": 0, "state": waiting}
+            conditions = [{"type": "ContainersReady", "status": "False"}]
+            patch = {"status": {"phase": "Pending", "conditions": conditions, "containerStatuses": [broken]}}
+            await cluster.patch("Pod", namespace, name, patch, subresource="status")
+
+        async def unavailable(words: str) -> bool:
+            return words in (await cluster.model(namespace, "chat"))["status"].get("unavailable", "")
+
+        await pull("ErrImagePull", "code = NotFound")
+        await eventually(lambda: unavailable("cannot be pulled: code = NotFound"))
+        await pull("ImagePullBackOff", 'Back-off pulling image "x"')
+        await eventually(lambda: unavailable('Back-off pulling image "x": ErrImagePull: code = NotFound'))
 
 
 async def test_a_new_router_that_no_node_has_room_for_is_told_while_the_old_one_serves(cluster: Cluster, namespace: str) -> None:

@@ -17,6 +17,7 @@ from pagoda_operator.cluster.events import turned
 from pagoda_operator.cluster.health import Health
 from pagoda_operator.cluster.informer import Informer
 from pagoda_operator.cluster.models import Models
+from pagoda_operator.cluster.pulls import with_words_of_last_try
 from pagoda_operator.cluster.queue import WorkQueue
 from pagoda_operator.cluster.resources import NODES, PODS
 from pagoda_operator.cluster.status_diff import same_status
@@ -289,7 +290,11 @@ def test_a_trimmed_pod_keeps_what_views_are_made_of_and_little_else() -> None:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "p", "namespace": "n", "uid": "u", "resourceVersion": "1", "labels": {"a": "b"}, "managedFields": [{}] * 9},
-        "spec": {"nodeName": "x", "containers": [{"name": "worker", "env": [{}] * 30}], "volumes": [{}] * 5},
+        "spec": {
+            "nodeName": "x",
+            "containers": [{"name": "worker", "env": [{}] * 30}],
+            "volumes": [{}] * 5 + [{"name": "m", "persistentVolumeClaim": {"claimName": "c"}}],
+        },
         "status": {
             "phase": "Running",
             "podIP": "1.2.3.4",
@@ -298,9 +303,46 @@ def test_a_trimmed_pod_keeps_what_views_are_made_of_and_little_else() -> None:
         },
     }
     kept = trim.pod(whole)
-    assert kept["spec"] == {"nodeName": "x", "containers": [{"name": "worker"}]}
+    assert kept["spec"] == {
+        "nodeName": "x",
+        "containers": [{"name": "worker"}],
+        "volumes": [{"persistentVolumeClaim": {"claimName": "c"}}],
+    }
     assert kept["status"]["containerStatuses"] == [{"name": "worker", "ready": True}]
     assert "managedFields" not in kept["metadata"]
+
+
+DENIED = 'failed to pull and unpack image "r/x:1": code = NotFound'
+SHORT = 'Back-off pulling image "r/x:1"'
+WHOLE = f"{SHORT}: ErrImagePull: {DENIED}"
+PULLS = {
+    # what the kubelet says in turn, and what is known after each
+    "an old kubelet": (["ErrImagePull", "ImagePullBackOff", "ImagePullBackOff"], [DENIED, SHORT, SHORT], [DENIED, WHOLE, WHOLE]),
+    "a new one": (["ErrImagePull", "ImagePullBackOff"], [DENIED, WHOLE], [DENIED, WHOLE]),
+    "another answer at the next try": (
+        ["ErrImagePull", "ImagePullBackOff", "ErrImagePull", "ImagePullBackOff"],
+        [DENIED, SHORT, "503", SHORT],
+        [DENIED, WHOLE, "503", f"{SHORT}: ErrImagePull: 503"],
+    ),
+    "never seen to fail": (["ContainerCreating", "ImagePullBackOff"], ["", SHORT], ["", SHORT]),
+    "pulled at last": (["ErrImagePull", "ContainerCreating", "ImagePullBackOff"], [DENIED, "", SHORT], [DENIED, "", SHORT]),
+    "another pod of that name": (["ErrImagePull", "renewed"], [DENIED, SHORT], [DENIED, SHORT]),
+}
+
+
+@pytest.mark.parametrize("kind", ["containerStatuses", "initContainerStatuses"])
+@pytest.mark.parametrize(("reasons", "said", "known"), PULLS.values(), ids=PULLS)
+def test_why_an_image_cannot_be_pulled_is_kept_between_two_tries(reasons: list[str], said: list[str], known: list[str], kind: str) -> None:
+    store, ref = Store(with_words_of_last_try), ObjectRef("Pod", "n", "p")
+    for version, (reason, message, expected) in enumerate(zip(reasons, said, known, strict=True), start=1):
+        uid, reason = ("v", "ImagePullBackOff") if reason == "renewed" else ("u", reason)
+        waiting = {"waiting": {"reason": reason, "message": message}}
+        metadata = {"name": "p", "namespace": "n", "uid": uid, "resourceVersion": str(version)}
+        others = [{"name": "other", "state": {"waiting": {"reason": "ImagePullBackOff", "message": SHORT}}}]
+        store.put(ref, trim.pod({"metadata": metadata, "status": {kind: [{"name": "worker", "state": waiting}, *others]}}))
+        worker, other = (store.get(ref) or {})["status"][kind]
+        assert worker["state"]["waiting"] == {"reason": reason, "message": expected}
+        assert other["state"]["waiting"]["message"] == SHORT
 
 
 # ---------------------------------------------------------------- answers

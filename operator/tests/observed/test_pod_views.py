@@ -76,6 +76,13 @@ def pod(
     return {"metadata": name, "spec": spec, "status": found}
 
 
+def claiming(scheduled: dict[str, Any], *claims: str) -> dict[str, Any]:
+    found = pod(conditions=(scheduled,))
+    volumes = [{"persistentVolumeClaim": {"claimName": claim, "readOnly": True}} for claim in claims]
+    return {**found, "spec": {**found["spec"], "volumes": [*volumes, {"emptyDir": {}}]}}
+
+
+UNBOUND = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims"
 UNSCHEDULED = condition("PodScheduled", "False", 0, reason="Unschedulable", message=NO_GPU)
 LOADING = {"ready": False, "reason": "Loading", "message": "loading weights", "progress": 0.43, "bytesDone": 2_100, "bytesTotal": 4_900}
 FETCHING = LOADING | {"reason": "WeightsDownload", "message": "fetching hf://org/name"}
@@ -111,6 +118,40 @@ CAUSES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         {},
         "Unschedulable",
         '0/1 nodes are available: persistentvolumeclaim "weights" not found',
+    ),
+    "a claim without a volume": (
+        claiming(UNSCHEDULED | {"message": f"{UNBOUND}. preemption: 0/1 nodes …"}, "weights", "weights"),
+        {},
+        "Unschedulable",
+        f"the claim weights is Pending: {UNBOUND}",
+    ),
+    "one claim of two without a volume": (
+        claiming(UNSCHEDULED | {"message": UNBOUND}, "weights", "sql"),
+        {},
+        "Unschedulable",
+        f"one of the claims weights, sql is Pending: {UNBOUND}",
+    ),
+    "no volume of that class": (
+        claiming(
+            UNSCHEDULED | {"message": "0/1 nodes are available: 1 node(s) didn't find available persistent volumes to bind."}, "weights"
+        ),
+        {},
+        "Unschedulable",
+        "the claim weights is Pending: 0/1 nodes are available",
+    ),
+    "a provisioner that fails": (
+        claiming(
+            UNSCHEDULED | {"message": 'running PreBind plugin "VolumeBinding": binding volumes: context deadline exceeded'}, "weights"
+        ),
+        {},
+        "Unschedulable",
+        "the claim weights is Pending: running PreBind",
+    ),
+    "a claim, and no room": (
+        claiming(UNSCHEDULED, "weights"),
+        {},
+        "Unschedulable",
+        "not enough nvidia.com/gpu: 0/3",
     ),
     "the kubelet refuses it": (
         pod(phase="Failed", reason="OutOfnvidia.com/gpu", message="Pod was rejected: Node didn't have enough resource: nvidia.com/gpu"),

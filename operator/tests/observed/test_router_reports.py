@@ -36,7 +36,12 @@ def test_what_requests_hold_of_a_cache_is_read() -> None:
     assert (told.kv_reserved_tokens, told.kv_used_tokens) == (20, 16)
 
 
+def test_a_worker_that_sleeps_is_told_of() -> None:
+    assert report_of({"workers": [{**BODY["workers"][0], "sleeps": True}]}).workers["chat-0"].sleeps is True
+
+
 def test_what_an_older_router_does_not_tell_is_unknown() -> None:
+    assert report_of(BODY).workers["chat-0"].sleeps is False
     assert report_of(BODY).workers["chat-0"].kv_reserved_tokens is None
     assert report_of(BODY).models["old"].waiting_by_variant is None
     assert report_of(BODY).models["old"].ttft_p95_s is None

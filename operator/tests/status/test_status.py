@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagoda_operator.conditions import Reason
-from pagoda_operator.observed.world import Capacity, ObjectRef, Observed, PodView
+from pagoda_operator.observed.world import Capacity, ObjectRef, Observed, PodView, RouterReport, WorkerReport
 from pagoda_operator.plan.plan import plan
 from pagoda_operator.status.model_status import model_status
 from pagoda_operator.status.troubles import GRAVITY, NEXT_STEP, REASON_OF_POD, reason_of
@@ -46,6 +46,31 @@ def test_a_model_that_answers_is_ready_and_settled() -> None:
     assert "progress" not in status
 
 
+SLEEPING: list[tuple[list[dict[str, bool]], str | None, str]] = [
+    # what each router says of the two workers, progress, end of Ready's message
+    ([{"chat-default-0": True, "chat-default-1": True}], "asleep", "/v1, 2 asleep"),
+    ([{"chat-default-0": True, "chat-default-1": False}], None, "/v1, 1 asleep: the next request wakes it"),
+    ([{"chat-default-0": True, "chat-default-1": True}, {"chat-default-0": False, "chat-default-1": False}], None, "/v1"),
+    ([{"chat-default-0": True}], None, "/v1, 1 asleep: the next request wakes it"),
+    ([], None, "/v1"),
+]
+
+
+@pytest.mark.parametrize(("told", "progress", "words"), SLEEPING)
+def test_workers_that_sleep_are_ready_and_told_of(told: list[dict[str, bool]], progress: str | None, words: str) -> None:
+    pods = with_pods(router(BASE), worker(BASE), worker(BASE, number=1))
+    reports = {
+        ("default", f"router-{i}"): RouterReport(
+            workers={name: WorkerReport(routable=True, sleeps=sleeps) for name, sleeps in workers.items()}, models={}
+        )
+        for i, workers in enumerate(told)
+    }
+    elsewhere = RouterReport(workers={"chat-default-1": WorkerReport(routable=True, sleeps=True)}, models={})
+    status = status_of(replace(pods, reports={**reports, ("other", "router-0"): elsewhere}))
+    assert (status["ready"], status.get("progress")) == ("True", progress)
+    assert condition(status, "Ready")["message"].endswith(words)
+
+
 NOT_READY: list[tuple[dict[str, Any], Reason, str]] = [
     ({"reason": "Loading", "progress": 0.42}, Reason.LOADING, "chat-default-0 is loading the model, 42% done"),
     ({"phase": "Pending"}, Reason.LOADING, "chat-default-0 is starting"),
@@ -53,7 +78,7 @@ NOT_READY: list[tuple[dict[str, Any], Reason, str]] = [
     (
         {"phase": "Failed", "reason": "CrashLoopBackOff", "restarts": 3, "message": "PAGODA_ENGINE is not JSON."},
         Reason.ENGINE_CRASH,
-        "chat-default-0 ended and was restarted 3 times: PAGODA_ENGINE is not JSON: read its log",
+        "chat-default-0 ended and was restarted 3 times: spec.engine is not JSON: read its log",
     ),
     ({"phase": "Failed", "reason": "Error", "restarts": 1}, Reason.ENGINE_CRASH, "ended and was restarted once: read its log"),
     ({"phase": "Failed"}, Reason.ENGINE_CRASH, "chat-default-0 ended: read its log"),
@@ -66,7 +91,32 @@ NOT_READY: list[tuple[dict[str, Any], Reason, str]] = [
     (
         {"reason": "ModelNotFound", "message": "PAGODA_ENGINE.speculative.draft builtin://x: no such folder"},
         Reason.MODEL_NOT_FOUND,
-        "did not find the draft model: PAGODA_ENGINE.speculative.draft builtin://x: no such folder: correct spec.engine.speculative.draft",
+        "did not find the draft model: spec.engine.speculative.draft builtin://x: no such folder: correct spec.engine.speculative.draft",
+    ),
+    (
+        {
+            "phase": "Failed",
+            "reason": "Error",
+            "message": "last words: pagoda-worker: PAGODA_ENGINE.maxRunning is 0; PAGODA_ADAPTERS[0]: and PAGODA_ENGINES stays",
+            "incurable": True,
+        },
+        Reason.ENGINE_CRASH,
+        "pagoda-worker: spec.engine.maxRunning is 0; spec.adapters[0]: and PAGODA_ENGINES stays: correct the spec, or read its log",
+    ),
+    (
+        {"phase": "Failed", "reason": "Error", "message": "pagoda-worker: tensorParallel is 3; the model has 4 heads"},
+        Reason.ENGINE_CRASH,
+        "ended: pagoda-worker: spec.engine.tensorParallel is 3; the model has 4 heads: read its log",
+    ),
+    (
+        {"phase": "Failed", "reason": "Error", "message": "pagoda-worker: kvCache.hostTier is 3; pagoda-worker: nobody is 4"},
+        Reason.ENGINE_CRASH,
+        "ended: pagoda-worker: spec.engine.kvCache.hostTier is 3; pagoda-worker: nobody is 4: read its log",
+    ),
+    (
+        {"reason": "ModelNotFound", "message": "PAGODA_MODEL_SOURCE file:///x: there is no folder /x"},
+        Reason.MODEL_NOT_FOUND,
+        "did not find the model: spec.model.source file:///x: there is no folder /x: correct spec.model.source",
     ),
     (
         {"reason": "ModelNotFound", "message": "adapter 'sql': r is 128; this worker takes ranks of 1 to 64"},
@@ -326,6 +376,7 @@ def test_whatever_the_pods_do_the_status_is_whole_and_its_summary_true(document:
 
 # ---------------------------------------------------------------- what a cluster adds
 
+UNBOUND = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims"
 CLUSTER_CAUSES: list[tuple[dict[str, Any], str, str, str]] = [
     (
         {"reason": "WeightsDownload", "progress": 0.43, "bytes_done": 2_100_000_000, "bytes_total": 4_900_000_000, "phase": "Pending"},
@@ -383,6 +434,25 @@ CLUSTER_CAUSES: list[tuple[dict[str, Any], str, str, str]] = [
         "WorkersReady",
         "create the claim, or correct its name in spec.model or spec.adapters",
     ),
+    (
+        {"reason": "Unschedulable", "message": f"the claim weights is Pending: {UNBOUND}"},
+        "Unschedulable",
+        "WorkersReady",
+        f"waits for its volume: the claim weights is Pending: {UNBOUND}: `kubectl describe pvc weights` says what it waits for",
+    ),
+    (
+        {"reason": "Unschedulable", "message": f"one of the claims weights, sql.v2 is Pending: {UNBOUND}"},
+        "Unschedulable",
+        "WorkersReady",
+        "`kubectl describe pvc weights sql.v2` says",
+    ),
+    (
+        {"reason": "Unschedulable", "message": 'persistentvolumeclaim "weights" is being deleted'},
+        "Unschedulable",
+        "WorkersReady",
+        'waits for its volume: persistentvolumeclaim "weights" is being deleted: `kubectl describe pvc weights` says',
+    ),
+    ({"reason": "Unschedulable", "message": UNBOUND}, "Unschedulable", "WorkersReady", f"{UNBOUND}: `kubectl describe pvc` says"),
 ]
 
 

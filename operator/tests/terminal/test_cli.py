@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from stacks import PAGODA, Stack, behave, manifest, model_folder, stand_in_environment, started
+from stacks import PAGODA, Stack, behave, eventually, manifest, model_folder, stand_in_environment, started
 
 from pagoda_operator import commands
 from pagoda_operator.local.client import call
@@ -385,6 +385,14 @@ def test_sleep_and_wake_ask_the_router_and_tell_each_workers_answer(served: Stac
     assert served.pagoda("wake", "m").stdout == "w-0 is awake after 1.25 s\nw-1 is awake already\n"
     assert served.pagoda("sleep", "broken", expect=1).stderr == "pagoda: w-1: the weights are gone\n"
     assert "there is no model 'nobody'" in served.pagoda("wake", "nobody", expect=1).stderr
+
+
+async def test_a_model_whose_workers_sleep_is_said_to(served: Stack) -> None:
+    served.pagoda("sleep", "m")
+    await eventually(lambda: "True asleep" in served.pagoda("get").stdout)
+    assert "1 asleep: the next request wakes it" in served.pagoda("describe", "m").stdout
+    served.pagoda("wake", "m")
+    await eventually(lambda: "asleep" not in served.pagoda("get").stdout)
 
 
 def test_delete_removes_one_model_and_leaves_the_others(stack: Stack, model: Path) -> None:

@@ -79,7 +79,9 @@ def _pair(options: argparse.Namespace) -> Pair:
         if options.large:
             raise SettingsError("--large names a pair already: leave --target and --draft out")
         return Pair(target=options.target, draft=options.draft, note=f"{options.target} with {options.draft}", threads=cores)
-    return larger(cores, _say) if options.large else shipped(cores)
+    if options.retrain and not options.large:
+        raise SettingsError("--retrain trains the larger target anew: give --large too")
+    return larger(cores, _say, retrain=options.retrain) if options.large else shipped(cores)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="an eighth of the work, for a first look")
     parser.add_argument("--large", action="store_true", help="the larger pair; trains it the first time (a quarter of an hour without AMX)")
+    parser.add_argument("--retrain", action="store_true", help="with --large: train its target anew")
     parser.add_argument("--case", action="append", help="only this one, such as 'c=8' or 'c=1 copy'; may be repeated")
     parser.add_argument("--target", type=Path, help="folder of the model that is served, with --draft")
     parser.add_argument("--draft", type=Path, help="folder of the model that guesses, with --target")

@@ -4,6 +4,7 @@ The shipped target is as small as a model can be that is right about something: 
 is that target grown to 30 times its numbers and trained on (`tiny/growth.py`), as far from its draft as the pairs that people serve.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,9 +28,11 @@ def shipped(cores: int) -> Pair:
     )
 
 
-def larger(cores: int, say: Callable[[str], None]) -> Pair:
-    """Trained into the checkout's work folder where it is not there yet, and quantized to int8. Raises NotQuantized."""
+def larger(cores: int, say: Callable[[str], None], *, retrain: bool = False) -> Pair:
+    """Trained into the checkout's work folder where it is not there yet, or anew, and quantized to int8. Raises NotQuantized."""
     folder = WORK / f"{LARGE}-int8"
+    if retrain:
+        forget_larger(WORK)
     if not folder.exists():
         quantize(_trained(say), folder, ("--to", "int8"), _calibration())
     return Pair(
@@ -42,6 +45,13 @@ def larger(cores: int, say: Callable[[str], None]) -> Pair:
         parts=4,
         result="speculation-large",
     )
+
+
+def forget_larger(work: Path) -> None:
+    """All of it: the int8 folder alone would be made again of the old weights, and these of the old checkpoint."""
+    for folder in (work / f"{LARGE}-int8", work / LARGE):
+        shutil.rmtree(folder, ignore_errors=True)
+    (work / f"{LARGE}.pt").unlink(missing_ok=True)
 
 
 def _trained(say: Callable[[str], None]) -> Path:

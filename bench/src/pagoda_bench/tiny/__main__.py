@@ -46,7 +46,10 @@ def _train(options: argparse.Namespace) -> None:
             scores = exact_match(model, tokenizer, options.items)
             log(f"{plan.model} {step} exact match {' '.join(f'{k} {v:.0f}' for k, v in scores.items())} ({time.monotonic() - began:.0f} s)")
 
-    train(plan, tokenizer, options.work / f"{options.model}.pt", log, at_checkpoint)
+    checkpoint = options.work / f"{options.model}.pt"
+    if options.retrain:
+        checkpoint.unlink(missing_ok=True)
+    train(plan, tokenizer, checkpoint, log, at_checkpoint)
 
 
 def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -95,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--passes", type=int, default=Plan.passes, help="forward passes of 2048 tokens per step, one thread each")
     training.add_argument("--mix", nargs="*", default=[], metavar="TASK=SHARE", help="shares that differ from the default mix")
     training.add_argument("--work", type=Path, default=REPOSITORY / ".train-tiny", help="tokenizer and checkpoints")
+    training.add_argument("--retrain", action="store_true", help="begin anew, with the tokenizer that is there")
     training.add_argument("--output", type=Path, help="model folder to write (default: the one shipped with the worker)")
     training.add_argument("--evaluate-every", type=int, default=500, help="steps; a multiple of 250")
     training.add_argument("--items", type=int, default=64, help="held-out items per task in those evaluations")

@@ -162,7 +162,7 @@ def _router(pod: Mapping[str, Any]) -> Router:
 
 
 def _changed_workers(before: RouterReport, after: RouterReport) -> set[str]:
-    flags = [{name: worker.routable for name, worker in report.workers.items()} for report in (before, after)]
+    flags = [{name: (worker.routable, worker.sleeps) for name, worker in report.workers.items()} for report in (before, after)]
     return {name for name, _ in flags[0].items() ^ flags[1].items()}
 
 

@@ -4,7 +4,7 @@ Filled by informers and by the answers to our own writes; the newer resource ver
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ class Change:
 
 @dataclass(slots=True)
 class Store:
+    carry: Callable[[Object, Object], Object] = lambda old, new: new
+    """What is kept of the older of two when a newer one comes, in the newer one."""
     _objects: dict[ObjectRef, Object] = field(default_factory=dict)
     _by_owner: defaultdict[tuple[str, str], set[ObjectRef]] = field(default_factory=lambda: defaultdict(set))
 
@@ -49,6 +51,8 @@ class Store:
         old = self._objects.get(ref)
         if old is not None and version(new) <= version(old):
             return None
+        if old is not None:
+            new = self.carry(old, new)
         if old is not None and model_of(old) != model_of(new):
             self._disown(ref, old)
         self._objects[ref] = new

@@ -14,6 +14,7 @@ Trim = Callable[[Mapping[str, Any]], Object]
 SCALED = "pagoda.dev/scaled"
 """Put into a trimmed Deployment in place of its managed fields."""
 
+CLAIM = "persistentVolumeClaim"
 METADATA = ("name", "namespace", "uid", "resourceVersion", "generation", "labels", "creationTimestamp", "deletionTimestamp")
 
 
@@ -44,6 +45,8 @@ def pod(item: Mapping[str, Any]) -> Object:
     for key in ("containers", "initContainers"):
         if key in spec:
             kept_spec[key] = [{"name": each["name"]} for each in spec[key]]
+    if claims := [{CLAIM: each[CLAIM]} for each in spec.get("volumes") or () if CLAIM in each]:
+        kept_spec["volumes"] = claims
     kept_status: Object = {key: status[key] for key in ("phase", "podIP", "reason", "message", "startTime") if key in status}
     kept_status["conditions"] = [_condition(each) for each in status.get("conditions") or ()]
     for key in ("containerStatuses", "initContainerStatuses"):

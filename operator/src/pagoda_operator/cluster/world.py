@@ -15,6 +15,7 @@ from pagoda_operator.cluster.client import Api
 from pagoda_operator.cluster.errors import ClusterError
 from pagoda_operator.cluster.informer import PAGE, RELIST_S, Informer
 from pagoda_operator.cluster.models import Models
+from pagoda_operator.cluster.pulls import with_words_of_last_try
 from pagoda_operator.cluster.resources import CHILDREN, MODELS, NODES, PODS
 from pagoda_operator.cluster.store import Change, Store
 from pagoda_operator.labels import LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY
@@ -47,7 +48,7 @@ class World:
         self.api = api
         self.models = models
         self.children = Store()
-        self.pods = Store()
+        self.pods = Store(with_words_of_last_try)
         self.nodes = Store()
         self._relist_s = relist_s
         self._scopes = scopes = _scopes(namespaces)

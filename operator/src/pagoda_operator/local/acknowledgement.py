@@ -48,7 +48,8 @@ class Acknowledgement:
         self.report: RouterReport | None = None
         """None: no router answers."""
         self._routable: frozenset[Worker] | None = None
-        self._waits = False
+        self._news: tuple[object, ...] = (None, False, frozenset())
+        """What is acted on of the last report."""
         self._client = httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False)
         self._task: asyncio.Task[None] | None = None
 
@@ -70,8 +71,9 @@ class Acknowledgement:
             routable = await self._ask(self._router())
             # whoever waits for a model that sleeps does not wait for the next tick too
             waits = self.report is not None and any(model.waiting for model in self.report.models.values())
-            if (routable, waits) != (self._routable, self._waits):
-                self._routable, self._waits = routable, waits
+            asleep = frozenset(name for name, worker in self.report.workers.items() if worker.sleeps) if self.report else frozenset()
+            if (news := (routable, waits, asleep)) != self._news:
+                self._routable, self._news = routable, news
                 self._changed()
             waiting = any(not self.holds(worker) for worker in self._ready_workers()) or routable is None
             await asyncio.sleep(ASK_WHILE_WAITING_S if waiting else ASK_OTHERWISE_S)

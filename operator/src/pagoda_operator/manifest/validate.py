@@ -24,6 +24,12 @@ OTHER_NAMES = {
 """What Deployments, HorizontalPodAutoscalers and containers call what an InferenceModel has, and its name here."""
 TOP_LEVEL = ("apiVersion", "kind", "metadata", "spec", "status")
 
+METADATA = (
+    *("name", "namespace", "labels", "annotations", "generateName", "finalizers", "ownerReferences", "uid", "resourceVersion"),
+    *("generation", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields", "selfLink"),
+)
+"""Of Kubernetes' ObjectMeta. The API server knows no others either."""
+
 
 def problems_of(document: Mapping[str, Any]) -> list[Problem]:
     return [*_envelope(document), *_field(SPEC, SPEC, document), *_other_models(document)]
@@ -38,6 +44,10 @@ def _envelope(document: Mapping[str, Any]) -> Iterator[Problem]:
         if name not in TOP_LEVEL:
             yield Problem(in_path(name), f"is not a field of {KIND}{_closest(str(name), TOP_LEVEL)}; remove it")
     metadata = document.get("metadata")
+    if isinstance(metadata, Mapping):
+        for name in metadata:
+            if name not in METADATA:
+                yield Problem(f"metadata.{in_path(name)}", f"is not a field of metadata{_closest(str(name), METADATA)}; remove it")
     if not isinstance(metadata, Mapping) or not metadata.get("name"):
         yield Problem("metadata.name", "is required")
         return

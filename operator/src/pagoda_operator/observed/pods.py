@@ -3,13 +3,14 @@
 Called by cluster/observe.py for every pod of a look. The words that come out as `reason` are those that `status/troubles.py` maps.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from pagoda_operator.labels import LABEL_COMPONENT
 from pagoda_operator.observed.terminations import INCURABLE, Cause, cause_of_next_try, cause_of_termination, missing_resources
+from pagoda_operator.observed.volumes import claims_of, with_claims
 from pagoda_operator.observed.world import Capacity, PodView
 
 ROUTED_CONDITION = "pagoda.dev/routed"
@@ -92,7 +93,7 @@ def _cause(pod: Object, said: Said) -> Cause:
     status = pod.get("status") or {}
     if told := _of_the_pod(status):
         return told
-    if told := _unscheduled(status):
+    if told := _unscheduled(status, claims_of(pod.get("spec") or {})):
         return told
     for container in status.get("initContainerStatuses") or ():
         if not _completed(container):
@@ -115,14 +116,14 @@ def _of_the_pod(status: Object) -> Cause | None:
     return Cause(reason, message) if reason in ("Evicted", "DeadlineExceeded") else None
 
 
-def _unscheduled(status: Object) -> Cause | None:
+def _unscheduled(status: Object, claims: Sequence[str]) -> Cause | None:
     scheduled = _conditions(status).get("PodScheduled", {})
     if scheduled.get("status") != "False":
         return None
     # what preemption could not do either is a second sentence of the same content
     sentence = _one_line(scheduled.get("message", "")).partition(" preemption: ")[0].rstrip(". ")
     missing = missing_resources(sentence)
-    return Cause("Unschedulable", f"not enough {', '.join(missing)}: {sentence}" if missing else sentence)
+    return Cause("Unschedulable", f"not enough {', '.join(missing)}: {sentence}" if missing else with_claims(sentence, claims))
 
 
 def _node_trouble(pod: Object, node: Object | None) -> Cause | None:

@@ -21,6 +21,7 @@ def _worker(worker: Mapping[str, Any]) -> WorkerReport:
     return WorkerReport(
         routable=bool(worker.get("routable")),
         reason=str(worker.get("reason") or ""),
+        sleeps=bool(worker.get("sleeps")),
         in_flight=int(worker.get("inFlight") or 0),
         kv_capacity_tokens=int(worker.get("kvCapacityTokens") or 0),
         kv_available_tokens=int(worker.get("kvAvailableTokens") or 0),

@@ -96,6 +96,8 @@ class WorkerReport:
 
     routable: bool
     reason: str = ""
+    sleeps: bool = False
+    """Its memory is given back until the next request, which the router sends to it all the same."""
     in_flight: int = 0
     kv_capacity_tokens: int = 0
     kv_available_tokens: int = 0

@@ -13,7 +13,7 @@ from pagoda_operator.labels import LABEL_TEMPLATE, LABEL_VARIANT
 from pagoda_operator.observed.world import ObjectRef, PodView
 from pagoda_operator.render.objects import worker_name
 from pagoda_operator.status.model_conditions import ModelView
-from pagoda_operator.status.troubles import reason_of, refusal_of_pods, refused, worker_trouble
+from pagoda_operator.status.troubles import NO_CLAIM, reason_of, refusal_of_pods, refused, worker_trouble
 
 FINAL = frozenset({Reason.MODEL_NOT_FOUND, Reason.UNAUTHORIZED, Reason.DISK_FULL, Reason.CONTAINER_CONFIG})
 """Of a worker, whatever else is known of it."""
@@ -26,9 +26,7 @@ NO_SUCH_IMAGE = re.compile(
     r"|SignatureValidationFailed"
 )
 """In the words of containerd and CRI-O, when the registry answered: it has no such image, or gives it to nobody unknown. Not "no such
-host", and no 429 or 503. Kubelets before 1.32 have the words in ErrImagePull only, not in the ImagePullBackOff between two tries
-(kubernetes#127918)."""
-NO_CLAIM = re.compile(r'persistentvolumeclaim "[^"]+" not found')
+host", and no 429 or 503. In ImagePullBackOff too, between two tries (`cluster/pulls.py`)."""
 FAILURES_IN_VAIN = 3
 FAILURES_OF_CONFIGURATION = 2
 """The first may be of a process that started just before what it needs was made."""

@@ -43,6 +43,8 @@ class ModelView:
     """Live, by variant."""
     blocked: Mapping[ObjectRef, str]
     """What the API server refused of the model's objects, and of the shared ones."""
+    sleepers: frozenset[str]
+    """Workers that routers send requests to and that gave their memory back until one comes."""
     unknown_models: Mapping[str, str]
     """Fields of spec.routing that name a model which is not there, or not valid."""
 
@@ -59,6 +61,7 @@ class ModelView:
 
     @property
     def asleep(self) -> bool:
+        """No worker runs, nor is one wanted."""
         return self.model is not None and self.desired == 0 and not self.workers
 
     @property
@@ -182,7 +185,9 @@ def _ready(view: ModelView, before: Sequence[Condition]) -> Condition:
         if condition.status is False:
             return no(condition.reason, condition.message)
     routed = sum(pod.ready for pod in view.workers)
-    return Condition(ConditionType.READY, True, Reason.READY, f"{routed} of {len(view.workers)} workers ready at {view.endpoint}")
+    waking = ": the next request wakes it" if len(view.sleepers) == 1 else ""
+    slept = f", {len(view.sleepers)} asleep{waking}" if view.sleepers else ""
+    return Condition(ConditionType.READY, True, Reason.READY, f"{routed} of {len(view.workers)} workers ready at {view.endpoint}{slept}")
 
 
 def _progressing(view: ModelView) -> Condition:

@@ -12,7 +12,7 @@ from typing import Any
 from pagoda_operator.conditions import Condition, ConditionType, merge_conditions, rfc3339
 from pagoda_operator.labels import LABEL_COMPONENT, LABEL_MANAGED_BY, LABEL_MODEL, LABEL_TEMPLATE, LABEL_VARIANT, MANAGED_BY
 from pagoda_operator.manifest.spec import InferenceModel, key_of
-from pagoda_operator.observed.world import ObjectRef, Observed, PodView, ref_of
+from pagoda_operator.observed.world import ObjectRef, Observed, PodView, RouterReport, ref_of
 from pagoda_operator.plan.plan import Plan
 from pagoda_operator.status.finality import unavailable, variants_in_vain
 from pagoda_operator.status.model_conditions import FINISHED, ModelView, conditions_of
@@ -49,7 +49,7 @@ def model_status(
     optional = {
         "endpoint": observed.endpoint,
         "unavailable": unavailable(view, conditions[0], in_vain),
-        "progress": _progress(view.workers),
+        "progress": _progress(view),
         "capacity": _capacity(view.workers, before.get("capacity") or {}),
         "timeline": _timeline(view.workers),
     }
@@ -87,8 +87,16 @@ def _view(name: str, key: str, model: InferenceModel | None, plan: Plan, observe
         invalid=plan.invalid.get(key),
         deployments=deployments,
         blocked={ref: told for ref, told in observed.blocked.items() if ref.namespace == namespace and _concerns(ref, observed, name)},
+        sleepers=_sleepers(workers, [report for (of, _), report in observed.reports.items() if of == namespace]),
         unknown_models=plan.unknown_models.get(key, {}),
     )
+
+
+def _sleepers(workers: Sequence[PodView], reports: Sequence[RouterReport]) -> frozenset[str]:
+    """One router hears of a move a moment before the others: what any of them saw last awake is awake."""
+    seen = [{name: worker.sleeps for name, worker in report.workers.items()} for report in reports]
+    told = {pod.name: [states[pod.name] for states in seen if pod.name in states] for pod in workers if pod.ready}
+    return frozenset(name for name, states in told.items() if states and all(states))
 
 
 def _is_worker(pod: PodView, model: str) -> bool:
@@ -157,11 +165,12 @@ def _variant(name: str, weight: int, view: ModelView, in_vain: Mapping[str, str]
     }
 
 
-def _progress(workers: Sequence[PodView]) -> str:
-    """Of the worker that is least far, while none serves."""
-    loading = [pod for pod in workers if pod.progress is not None]
-    if any(pod.serving for pod in workers) or not loading:
-        return ""
+def _progress(view: ModelView) -> str:
+    """Of the worker that is least far, while none serves; of those that serve, whether all sleep."""
+    serving = {pod.name for pod in view.workers if pod.serving}
+    loading = [pod for pod in view.workers if pod.progress is not None]
+    if serving or not loading:
+        return "asleep" if serving and serving <= view.sleepers else ""
     return progress_text(min(loading, key=lambda pod: pod.progress or 0.0))
 
 

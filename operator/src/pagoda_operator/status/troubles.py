@@ -3,11 +3,13 @@
 Called by model_status.py and model_conditions.py with pods as either executor shows them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pagoda_operator.conditions import Reason
 from pagoda_operator.observed.world import PodView
+from pagoda_operator.status.manifest_words import in_words_of_the_manifest
 
 REASON_OF_POD: Mapping[str, Reason] = {
     "Loading": Reason.LOADING,
@@ -82,6 +84,9 @@ NEXT_STEP: Mapping[Reason, str] = {
     Reason.STALLED: "it restarts by itself; read its log when this lasts",
 }
 GIGA, MEGA = 10**9, 10**6
+NO_CLAIM = re.compile(r'persistentvolumeclaim "[^"]+" not found')
+CLAIMS = re.compile(r'persistentvolumeclaim "([^"]+)"|(?:the claim|one of the claims) ([\w.-]+(?:, [\w.-]+)*) is Pending')
+"""By name: in the scheduler's words, and as `observed/volumes.py` puts them before those."""
 
 
 def worker_trouble(workers: Sequence[PodView]) -> tuple[Reason, str] | None:
@@ -104,8 +109,9 @@ def sentence(reason: Reason, pod: PodView) -> str:
     parts = [_what_happens(reason, pod)]
     told = pod.message.strip().rstrip(".")
     if told and not (reason == Reason.WEIGHTS_DOWNLOAD and pod.progress is not None):
-        parts.append(told)
-    if step := next_step(reason, told):
+        parts.append(in_words_of_the_manifest(told))
+    refuses = reason == Reason.ENGINE_CRASH and pod.incurable
+    if step := "correct the spec, or read its log" if refuses else next_step(reason, told):
         parts.append(step)
     return ": ".join(parts)
 
@@ -117,13 +123,22 @@ def next_step(reason: Reason, told: str) -> str:
         return ""
     if reason == Reason.UNAUTHORIZED and "secretref" in lower:
         return ""
-    if reason == Reason.UNSCHEDULABLE and "persistentvolumeclaim" in lower:
-        return "create the claim, or correct its name in spec.model or spec.adapters"
+    if reason == Reason.UNSCHEDULABLE and _is_of_a_volume(told):
+        return _step_of_a_volume(told)
     if reason == Reason.MODEL_NOT_FOUND and _is_of_an_adapter(told):
         return "correct spec.adapters"
     if reason == Reason.MODEL_NOT_FOUND and _is_of_a_draft(told):
         return "correct spec.engine.speculative.draft"
     return NEXT_STEP.get(reason, "")
+
+
+def _step_of_a_volume(told: str) -> str:
+    if NO_CLAIM.search(told):
+        return "create the claim, or correct its name in spec.model or spec.adapters"
+    if (named := CLAIMS.search(told)) is None:
+        return "`kubectl describe pvc` says what its claim waits for"
+    claims = named[1] or named[2].replace(",", "")
+    return f"`kubectl describe pvc {claims}` says what it waits for, such as a storage class, a provisioner or a volume that fits"
 
 
 def progress_text(pod: PodView) -> str:
@@ -176,7 +191,7 @@ def _what_happens(reason: Reason, pod: PodView) -> str:
             return f"{pod.name} ended" + (f" and was restarted {times(pod.restarts)}" if pod.restarts else "")
         case Reason.NODE_LOST:
             return f"{pod.name} is out of reach"
-        case Reason.UNSCHEDULABLE if "persistentvolumeclaim" in pod.message.lower():
+        case Reason.UNSCHEDULABLE if _is_of_a_volume(pod.message):
             return f"{pod.name} waits for its volume"
         case Reason.MODEL_NOT_FOUND if _is_of_an_adapter(pod.message):
             return f"{pod.name} cannot load an adapter of the model"
@@ -197,6 +212,10 @@ _SUBJECTS: Mapping[Reason, str] = {
     Reason.EVICTED: "{pod} was evicted by its node",
     Reason.STALLED: "{pod} does not move",
 }
+
+
+def _is_of_a_volume(told: str) -> bool:
+    return "persistentvolumeclaim" in told.lower() or CLAIMS.match(told) is not None
 
 
 def _is_of_an_adapter(told: str) -> bool:

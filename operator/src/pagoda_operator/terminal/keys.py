@@ -3,6 +3,7 @@
 commands.py mounts it.
 """
 
+import re
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -14,6 +15,9 @@ from pagoda_operator.terminal.router_admin import Router, ask_json
 
 PATH = "/admin/v1/keys"
 DAY_S = 86_400
+ID = re.compile("key-[0-9a-f]+|bootstrap|anyone")
+SECRET_START, PREFIX_CHARS = "pgd-", 12
+"""Of the keys that a router makes, and how much of one it shows."""
 OPTIONS = {"rpm": "requests_per_minute", "tpm": "tokens_per_minute", "monthly-tokens": "monthly_tokens", "monthly-usd": "monthly_usd"}
 """Of the limits, and the fields that they become."""
 HEADINGS = ("ID", "PREFIX", "NAME", "TENANT", "CLASS", "MODELS", "LIMITS", "ADMIN", "STATE")
@@ -24,6 +28,7 @@ keys = typer.Typer(
 Rpm = Annotated[int | None, typer.Option(min=1, help="Requests a minute.")]
 Tpm = Annotated[int | None, typer.Option(min=1, help="Tokens a minute, prompt and output together.")]
 MonthlyTokens = Annotated[int | None, typer.Option(min=1, help="Tokens a calendar month (UTC).")]
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="Or the prefix, both as `pagoda keys list` shows them.")]
 MonthlyUsd = Annotated[float | None, typer.Option(min=0.000001, help="US dollars a calendar month (UTC), by the models' prices.")]
 
 
@@ -63,14 +68,14 @@ def list_keys(router: Router = None) -> None:
 
 
 @keys.command()
-def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `pagoda keys list` shows it.")], router: Router = None) -> None:
+def revoke(key: KeyId, router: Router = None) -> None:
     """Make a key useless, at once in the router that is asked."""
-    typer.echo(f"{ask_json(router, 'DELETE', f'{PATH}/{key_id}')['id']} is revoked")
+    typer.echo(f"{ask_json(router, 'DELETE', f'{PATH}/{key_id_of(key, router)}')['id']} is revoked")
 
 
 @keys.command("limit")
 def limit_key(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="As `pagoda keys list` shows it.")],
+    key: KeyId,
     rpm: Rpm = None,
     tpm: Tpm = None,
     monthly_tokens: MonthlyTokens = None,
@@ -88,8 +93,27 @@ def limit_key(
         wanted[OPTIONS[option]] = None
     if not wanted:
         raise CommandError("nothing to change: name a limit, or --remove one", status=2)
-    key = ask_json(router, "PATCH", f"{PATH}/{key_id}", wanted)
-    typer.echo(f"{key['id']}: {_told(key)}")
+    changed = ask_json(router, "PATCH", f"{PATH}/{key_id_of(key, router)}", wanted)
+    typer.echo(f"{changed['id']}: {_told(changed)}")
+
+
+def key_id_of(given: str, router: str | None) -> str:
+    """What a router calls the key whose ID or PREFIX was written. Raises CommandError, which never repeats what may be a secret."""
+    if ID.fullmatch(given):
+        return given
+    prefix = given.removesuffix("…")
+    if not prefix.startswith(SECRET_START) or len(prefix) < PREFIX_CHARS:
+        raise CommandError("that is no key's id: write ID (key-…) or PREFIX (pgd-…) as `pagoda keys list` shows them", status=2)
+    if len(prefix) > PREFIX_CHARS:
+        raise CommandError(
+            f"that is a key itself, which no command needs: write its prefix, {prefix[:PREFIX_CHARS]}, or its id of `pagoda keys list`",
+            status=2,
+        )
+    found = [key["id"] for key in ask_json(router, "GET", PATH)["data"] if key["prefix"] == prefix]
+    if len(found) != 1:
+        several = f"{', '.join(found)} begin with {prefix}: write an id" if found else f"no key begins with {prefix}"
+        raise CommandError(f"{several}: `pagoda keys list` shows all")
+    return str(found[0])
 
 
 def _limits(rpm: int | None, tpm: int | None, monthly_tokens: int | None, monthly_usd: float | None) -> dict[str, Any]:

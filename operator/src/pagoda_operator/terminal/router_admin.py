@@ -13,6 +13,7 @@ from pagoda_operator.local.errors import NotRunning
 from pagoda_operator.local.home import home_from
 from pagoda_operator.local.launch import running
 from pagoda_operator.local.secret_files import read_api_key
+from pagoda_operator.terminal.api_key import api_key_of
 from pagoda_operator.terminal.errors import CommandError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _json(response: "httpx.Response") -> Any:
 
 def _where(router: str | None) -> tuple[str, str | None]:
     """Base URL and admin key."""
-    given = os.environ.get("PAGODA_API_KEY") or None
+    given = api_key_of(os.environ)
     if router is not None:
         return router.rstrip("/").removesuffix("/v1"), given
     home = home_from(os.environ)

@@ -88,7 +88,7 @@ def _row(document: Mapping[str, Any], now: datetime) -> tuple[str, ...]:
     replicas = f"{status.get('readyReplicas', 0)}/{desired}"
     routed, kv_tokens = str(status.get("routedReplicas", 0)), str((status.get("capacity") or {}).get("kvTokens", ""))
     ready = status.get("ready", "Pending")
-    if status.get("progress") and ready != "True":
+    if status.get("progress"):
         ready = f"{ready} {status['progress']}"
     model, metadata = document["spec"]["model"]["source"], document["metadata"]
     shown = (metadata["name"], ready, status.get("rollout", ""), model, replicas, routed, kv_tokens, status.get("endpoint", ""))

@@ -21,6 +21,7 @@ from pagoda_operator.local.launch import ensure, exclusive
 from pagoda_operator.local.machine import Choices
 from pagoda_operator.local.processes import last_lines
 from pagoda_operator.local.secret_files import read_api_key
+from pagoda_operator.terminal.api_key import api_key_of
 from pagoda_operator.terminal.errors import CommandError
 from pagoda_operator.terminal.progress import Verdict, wait
 from pagoda_operator.terminal.tables import notes
@@ -39,7 +40,7 @@ class Up:
 
     def submit(self, objects: Sequence[Mapping[str, Any]], wishes: Mapping[str, Any]) -> Choices:
         """Starts the supervisor when needed. `wishes` are the choices that the user made; the others stay as they are."""
-        api_key = self.environment.get("PAGODA_API_KEY") or None
+        api_key = api_key_of(self.environment)
         with exclusive(self.home):
             supervised = ensure(self.home, self.environment, wishes, api_key, self._say)
         answer = call(self.home, "apply", objects=list(objects), choices=dict(wishes), apiKey=api_key)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from pagoda_operator.terminal.errors import CommandError
+from pagoda_operator.terminal.keys import key_id_of
 from pagoda_operator.terminal.router_admin import Router, ask_json, ask_text
 
 PATH = "/admin/v1/usage"
@@ -14,7 +15,7 @@ NUMBERS = 5
 
 
 def usage(
-    key: Annotated[str | None, typer.Option(help="Of one key: its ID, as `pagoda keys list` shows it.")] = None,
+    key: Annotated[str | None, typer.Option(help="Of one key: its ID or prefix, as `pagoda keys list` shows it.")] = None,
     model: Annotated[str | None, typer.Option(help="Of one InferenceModel.")] = None,
     since: Annotated[
         str | None, typer.Option("--from", help="A date or time (UTC), such as 2026-11-26. This month's first unless told.")
@@ -27,7 +28,8 @@ def usage(
     """Who used what: tokens and cost by key, model and time."""
     if by not in ("hour", "day", "total"):
         raise CommandError(f"--by {by}: write hour, day or total", status=2)
-    asked = {"key": key, "model": model, "from": since, "until": until, "by": by, "format": "csv" if as_csv else "json"}
+    key_id = key_id_of(key, router) if key else None
+    asked = {"key": key_id, "model": model, "from": since, "until": until, "by": by, "format": "csv" if as_csv else "json"}
     query = {name: value for name, value in asked.items() if value is not None}
     if as_csv:
         typer.echo(ask_text(router, PATH, query), nl=False)

@@ -10,6 +10,8 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 API_KEY = os.environ.get("PAGODA_API_KEY", "")
+SLEEPS = threading.Event()
+"""All workers do, since the last /admin/sleep."""
 
 
 def fleet() -> dict:
@@ -19,7 +21,12 @@ def fleet() -> dict:
 
 def workers() -> list:
     return [
-        {"name": each["metadata"]["name"], "address": f"127.0.0.1:{each['ports'][0]['port']}", "routable": conditions["ready"]}
+        {
+            "name": each["metadata"]["name"],
+            "address": f"127.0.0.1:{each['ports'][0]['port']}",
+            "routable": conditions["ready"],
+            "sleeps": SLEEPS.is_set(),
+        }
         for each in fleet()["endpointSlices"]
         for conditions in [each["endpoints"][0]["conditions"]]
     ]
@@ -72,8 +79,10 @@ class Api(BaseHTTPRequestHandler):
         elif query["model"] == "broken":
             self.answer(409, {"workers": [{"worker": "w-0", "freedBytes": 1}, {"worker": "w-1", "error": "the weights are gone"}]})
         elif asked.path == "/admin/sleep":
+            SLEEPS.set()
             self.answer(200, {"workers": [{"worker": f"w-level-{query['level']}", "freedBytes": 8_200_000}]})
         else:
+            SLEEPS.clear()
             self.answer(200, {"workers": [{"worker": "w-0", "loadMs": 1250.0}, {"worker": "w-1", "loadMs": 0.0}]})
 
     def event(self, body: dict) -> None:

@@ -76,6 +76,7 @@ def _workers(links: Sequence[WorkerLink], dispatcher: FleetDispatcher) -> list[d
                 "backend": link.endpoint.backend,
                 "routable": view.routable,
                 "reason": view.reason,
+                "sleeps": view.sleeps,
                 "draining": not link.accepting,
                 "shunned": dispatcher.chooser.cause(link.worker),
                 "inFlight": link.in_flight,
@@ -150,8 +151,8 @@ def internal_app(
             await open_routes[path](scope, receive, send)
         elif not path.startswith(("/admin/", "/internal/v1/")):
             await _answer(send, 404, not_found(path))
-        elif scope["method"] != (method := "POST" if path in actions else "GET"):
-            await _answer(send, 405, error_document(f"{path} takes {method}", "method_not_allowed"))
+        elif scope["method"] not in (methods := ("POST",) if path in actions else ("GET", "HEAD")):
+            await _answer(send, 405, error_document(f"{path} takes {methods[0]}", "method_not_allowed"))
         elif token is None and not is_loopback:
             await _answer(send, 403, error_document("the internal API is closed: set PAGODA_INTERNAL_TOKEN", "forbidden"))
         elif token is not None and not _bears(scope, token):

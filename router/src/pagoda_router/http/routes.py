@@ -83,13 +83,13 @@ class OtherRoutes:
         elif path == KEYS or path.startswith(KEYS + "/"):
             self._key_of(scope).require_admin(KEYS)
             check_json_type(scope)
-            status, body = await self._key_admin.answer(scope["method"], path, await self._body(scope, receive))
+            status, body = await self._key_admin.answer(_method(scope), path, await self._body(scope, receive))
             await answer(send, status, [JSON_TYPE, *common], body)
         elif self._adapter_admin is not None and (path in ADAPTERS or path.startswith(tuple(f"{each}/" for each in ADAPTERS))):
             self._key_of(scope).require_admin(path[:200])
             check_json_type(scope)
             sent = await self._body(scope, receive)
-            status, body = await self._adapter_admin.answer(scope["method"], path, scope.get("query_string", b""), sent)
+            status, body = await self._adapter_admin.answer(_method(scope), path, scope.get("query_string", b""), sent)
             await answer(send, status, [JSON_TYPE, *common], body)
         elif path == USAGE:
             self._key_of(scope).require_admin(USAGE)
@@ -97,7 +97,7 @@ class OtherRoutes:
             content_type, body = await self._usage_admin.answer(scope.get("query_string", b""))
             await answer(send, 200, [content_type, *common], body)
         elif (page := self._console.page(path)) is not None:
-            check_method(scope, "GET", "HEAD")
+            check_method(scope, "GET")
             await page.answer(scope, send, common[0])
         else:
             if path.startswith("/v1/"):
@@ -117,9 +117,16 @@ class OtherRoutes:
         return await read_body(scope, receive, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
 
 
-def check_method(scope: Scope, *allowed: str) -> None:
-    if scope["method"] not in allowed:
-        raise MethodNotAllowed(f"{scope['path'][:200]} takes {' or '.join(allowed)}, not {scope['method'][:20]}", allow=", ".join(allowed))
+def check_method(scope: Scope, allowed: str) -> None:
+    if _method(scope) != allowed:
+        allow = "GET, HEAD" if allowed == "GET" else allowed
+        raise MethodNotAllowed(f"{scope['path'][:200]} takes {allowed}, not {scope['method'][:20]}", allow=allow)
+
+
+def _method(scope: Scope) -> str:
+    """HEAD is a GET of which uvicorn sends no body (RFC 9110, 9.3.2); load balancers ask so."""
+    method: str = scope["method"]
+    return "GET" if method == "HEAD" else method
 
 
 def check_json_type(scope: Scope) -> None:

@@ -92,7 +92,7 @@ class Keyring:
             await self._refresh(store)
             key = next((key for key in self._known.values() if key.id == key_id and key.revoked_unix_s is None), None)
             if key is None or not await asyncio.to_thread(store.limit, changed := change(key)):
-                raise NotFound(f"there is no key {key_id[:80]} that works: GET /admin/v1/keys lists them")
+                raise NotFound(f"there is no {_told(key_id)} that works: GET /admin/v1/keys lists them")
             await self._refresh(store)
         except DatabaseError as error:
             _unavailable(error)
@@ -107,7 +107,7 @@ class Keyring:
         except DatabaseError as error:
             _unavailable(error)
         if not found:
-            raise NotFound(f"there is no key {key_id[:80]}: GET /admin/v1/keys lists them")
+            raise NotFound(f"there is no {_told(key_id)}: GET /admin/v1/keys lists them")
         return next(key for key in self._known.values() if key.id == key_id)
 
     async def run(self) -> None:
@@ -133,6 +133,11 @@ class Keyring:
         if self._store is None:
             raise KeysUnavailable("this router keeps no keys: set PAGODA_DATABASE to a database that survives it")
         return self._store
+
+
+def _told(key_id: str) -> str:
+    """Who sends a secret where an id belongs must not read it again in an answer, nor others in a log."""
+    return f"key {key_id[:80]}" if key_id.startswith("key-") else "key of this id (an id is key-…, and the key itself is none)"
 
 
 def _unavailable(error: DatabaseError) -> NoReturn:

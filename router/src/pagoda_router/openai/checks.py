@@ -20,6 +20,8 @@ TINY_TOP_P = 1e-6
 SEED_MASK = (1 << 62) - 1
 """Workers add the sequence number to a seed and keep it in 64 bits."""
 MAX_PRIORITY = 2**31 - 1
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""OpenAI's, and vLLM's. A model knows some of them."""
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_CHARS = 256
 
@@ -181,7 +183,19 @@ def check_before_waiting(request: ChatRequest | CompletionRequest, prompts: int,
     check_bad_words(request)
     priority_of(request.priority)
     structured_of(request)
+    check_effort(request)
     max_tokens_of(request, 1, UNDESCRIBED, default=None)
+
+
+def check_effort(request: CommonRequest) -> None:
+    """Templates write any text into the prompt, and what a model makes of a word that it was not trained with nobody knows."""
+    effort = request.reasoning_effort if isinstance(request, ChatRequest) else None
+    if effort is not None and effort not in EFFORTS:
+        known = f"{', '.join(EFFORTS[:-1])} or {EFFORTS[-1]}"
+        raise BadRequest(
+            f"reasoning_effort is {effort[:40]!r}: use {known}; a word of the template's own goes into chat_template_kwargs",
+            param="reasoning_effort",
+        )
 
 
 def choices_of(request: CommonRequest, prompts: int, assets: TextAssets, settings: SurfaceSettings) -> int:
@@ -241,19 +255,26 @@ def most_prompt_tokens(request: CommonRequest | EmbeddingRequest, assets: TextAs
     return asked
 
 
+def scores_prompt(request: CommonRequest) -> bool:
+    """The answer is the prompt, with its logprobs if those are asked for, and nothing after it."""
+    return isinstance(request, CompletionRequest) and bool(request.echo) and request.max_tokens == 0
+
+
 def check_stream_options(request: CommonRequest) -> None:
     if request.stream_options is not None and not request.stream:
         raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
 
 
 def max_tokens_of(request: CommonRequest, prompt_tokens: int, assets: TextAssets, *, default: int | None) -> tuple[int, bool]:
-    """Output tokens per sequence, and whether the client asked for that limit. default None: what the context leaves."""
+    """Output tokens that a worker computes per sequence, and whether the client asked for that limit. default None: what the context
+    leaves."""
     limit = assets.max_model_len
     chat_limit = request.max_completion_tokens if isinstance(request, ChatRequest) else None
     name, asked = ("max_completion_tokens", chat_limit) if chat_limit is not None else ("max_tokens", request.max_tokens)
     param = "messages" if isinstance(request, ChatRequest) else "prompt"
-    if asked is not None and asked < 1:
-        raise BadRequest(f"{name} is {asked}: ask for at least 1 token", param=name)
+    if asked is not None and asked < 1 and not scores_prompt(request):
+        scoring = ", or set echo to true to have the prompt alone" if asked == 0 and isinstance(request, CompletionRequest) else ""
+        raise BadRequest(f"{name} is {asked}: ask for at least 1 token{scoring}", param=name)
     check_context(prompt_tokens, assets, param=param)
     if asked is not None and prompt_tokens + asked > limit:
         raise ContextTooLong(
@@ -265,7 +286,8 @@ def max_tokens_of(request: CommonRequest, prompt_tokens: int, assets: TextAssets
     max_tokens = asked if asked is not None else room if default is None else min(default, room)
     if request.min_tokens is not None:
         check_range("min_tokens", request.min_tokens, 0, max_tokens)
-    return max_tokens, asked is not None
+    # Workers give a prompt's logprobs with its first token, so one is computed and never shown, as vLLM does it.
+    return max(1, max_tokens), asked is not None
 
 
 def check_context(prompt_tokens: int, assets: TextAssets, *, param: str, at_least: bool = False) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from pagoda_router.catalog import TextAssets
 from pagoda_router.errors import BadRequest
 from pagoda_router.http.surface import SurfaceSettings
+from pagoda_router.openai.checks import check_effort
 from pagoda_router.openai.reply.reader import ReplyPlan
 from pagoda_router.openai.reply.thinking import CLOSE, OPEN
 from pagoda_router.openai.schemas import ChatMessage, ChatRequest, SaidCall
@@ -39,6 +40,7 @@ def render(templates: ChatTemplates, request: ChatRequest, assets: TextAssets, t
         raise BadRequest("continue_final_message and add_generation_prompt exclude each other: send one", param="continue_final_message")
     variables = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort is not None:
+        check_effort(request)
         variables["reasoning_effort"] = request.reasoning_effort
         if request.reasoning_effort == "none":  # how templates of models that think say it, Qwen's for one
             variables.setdefault("enable_thinking", False)

@@ -48,6 +48,8 @@ class Job:
     rules: checks.TextRules
     echoes: list[str] | None
     """Per prompt, the text that each of its choices begins with."""
+    scores_prompt: bool
+    """Each choice ends with its echo."""
     reply: ReplyPlan | None
     """None: the text is content and nothing else."""
     constraint_field: str
@@ -158,7 +160,8 @@ class Preparer:
         trace = call.trace
         generations = await self._generations(request, target, prompts, call, answer_id=answer_id, n=n, structured=structured)
         trace.answer_id, trace.choices = answer_id, n * len(prompts)
-        trace.max_tokens = generations[0].max_tokens if generations[0].explicit_max_tokens else None
+        scores = checks.scores_prompt(request)
+        trace.max_tokens = 0 if scores else generations[0].max_tokens if generations[0].explicit_max_tokens else None
         trace.generations = [generation.trace for generation in generations]
         options = request.stream_options
         return Job(
@@ -170,6 +173,7 @@ class Preparer:
             text=target.text,
             rules=rules,
             echoes=echoes,
+            scores_prompt=scores,
             reply=reply,
             constraint_field=constraint_field,
             shows_prompt_logprobs=request.prompt_logprobs is not None,

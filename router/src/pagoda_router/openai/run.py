@@ -24,7 +24,7 @@ from pagoda_router.generation import (
 from pagoda_router.http.cohort import next_stage
 from pagoda_router.openai.prepare import Job
 from pagoda_router.openai.prompt_logprobs import echoed_entries
-from pagoda_router.openai.sequence import Choice, Delta
+from pagoda_router.openai.sequence import Choice, Delta, ScoredPrompt
 from pagoda_router.relays import Relayed
 
 Deliver = Callable[[list[Delta]], Awaitable[None]]
@@ -34,8 +34,9 @@ class Progress:
     """The choices of a job and its bill so far."""
 
     def __init__(self, job: Job) -> None:
+        kind = ScoredPrompt if job.scores_prompt else Choice
         self.choices = [
-            Choice(
+            kind(
                 position * job.n + sequence,
                 job.text,
                 generation.prompt_ids,

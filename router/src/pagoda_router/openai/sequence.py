@@ -179,3 +179,14 @@ class Choice:
             if self.stopped_by_string:
                 entries = [entry for entry in entries if entry.text_offset < self._sent_chars]
         return entries
+
+
+class ScoredPrompt(Choice):
+    """An echo and nothing after it: what the worker computes beyond the prompt is neither shown nor counted."""
+
+    def feed(self, tokens: Tokens) -> Delta:
+        return self._delta("")
+
+    def end(self, ended: Ended) -> Delta:
+        self._finish(EndReason.LENGTH.value)
+        return self._delta("")

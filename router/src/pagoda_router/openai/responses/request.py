@@ -108,6 +108,7 @@ _WORDS = (
     ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
     ("messages", "input"),
+    ("reasoning_effort", "reasoning.effort"),
     (".function.", "."),
 )
 
