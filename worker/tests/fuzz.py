@@ -20,7 +20,7 @@ from pprint import pformat
 from fuzz_cases import Case, draw
 from fuzz_models import Models, engine_of
 from fuzz_oracles import Plain, Wrong, check_alone, tokenizer_of
-from fuzz_play import Player
+from fuzz_play import Answers, Player
 
 from pagoda_worker.errors import ConfigError
 
@@ -44,8 +44,9 @@ class Fuzzer:
         with closing(engine), closing(plain.engine):
             if not case.adapting and engine.speculation:
                 engine.speculation._adapting = False
+            answers: Answers = {}
             for _ in range(2):
-                player = Player(case, engine, self._models)
+                player = Player(case, engine, self._models, answers)
                 answers = player.play()
                 for key, answer in answers.items():
                     try:
@@ -66,6 +67,8 @@ class Fuzzer:
         for answer in answers.values():
             assert answer.finish is not None
             self.counts[answer.finish.reason.name] += 1
+        if plain.farthest > 0.05 or plain.ties:
+            print(case.seed, case.model, {k: v for k, v in case.settings.items() if v != PLAINER.get(k)}, plain.farthest, dict(plain.ties), flush=True)
         numerics = "/".join(str(case.settings[name]) for name in ("dtype", "quantization", "kv_dtype"))
         self.ties.update({(numerics, nudge): count for nudge, count in plain.ties.items()})
         self.farthest[numerics] = max(self.farthest.get(numerics, 0.0), plain.farthest)
@@ -118,6 +121,9 @@ def smaller_ones(case: Case):  # type: ignore[no-untyped-def]
     for name, value in PLAINER.items():
         if case.settings[name] != value:
             yield replace(case, settings={**case.settings, name: value})
+    for name, nothing in (("most_parts", None), ("culprit", ""), ("adapting", False)):
+        if getattr(case, name) != nothing:
+            yield replace(case, **{name: nothing})
     if case.blocks is not None:
         yield replace(case, blocks=None)
     if any(case.host_blocks):

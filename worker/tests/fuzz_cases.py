@@ -10,7 +10,7 @@ from typing import Any
 from pagoda_worker.request import Request, Sampling, StructuredOutput
 
 VOCAB = 1024
-MODELS = ("tiny", "tiny", "llama", "gpt2", "mistral", "qwen2", "qwen3")
+MODELS = ("tiny", "tiny", "llama", "odd", "gpt2", "mistral", "qwen2", "qwen3")
 """Names that fuzz_models.py has folders for; tiny is the shipped one, the others are random."""
 ADAPTERS = {"a": 4, "b": 8, "c": 3, "d": 16}
 """Name → rank. Each has two versions, 0 and 1."""
@@ -42,6 +42,10 @@ class Case:
     """To swap to, and for evicted prefixes."""
     adapting: bool = True
     """False: guesses are made always, whether they pay or not."""
+    most_parts: int | None = None
+    """The device has no memory for a step of more rows and chunks."""
+    culprit: str = ""
+    """A request that the model cannot compute."""
     acts: list[list[Event]] = field(default_factory=list)
     """Each begins when the one before has nothing left to do."""
     sleeps: list[int] = field(default_factory=list)
@@ -75,13 +79,18 @@ def draw(seed: int, *, ranks: bool = True) -> Case:
     for act in range(r.choice([1, 1, 2, 3])):
         acts.append(_act(r, f"{act}", prompts, longest, adapters=adapters))
         names.append(0 if r.random() < 0.6 else r.choice([1, 2]))
+    one_rank = settings.get("tensor_parallel", 1) == 1
+    fault = r.random() if one_rank else 1.0
+    ids = [event.submit.request_id for act in acts for event in act if event.submit]
     return Case(
         seed=seed,
         model=model,
         settings=settings,
         blocks=blocks,
-        host_blocks=(r.choice([0, 0, 4, 30]), r.choice([0, 0, 4, 30])) if settings.get("tensor_parallel", 1) == 1 else (0, 0),
+        host_blocks=(r.choice([0, 0, 4, 30]), r.choice([0, 0, 4, 30])) if one_rank else (0, 0),
         adapting=r.random() < 0.3,
+        most_parts=r.choice([1, 2, 5]) if fault < 0.08 else None,
+        culprit=r.choice(ids) if 0.08 <= fault < 0.16 else "",
         acts=acts,
         sleeps=names,
     )
@@ -98,15 +107,18 @@ def _settings(r: random.Random, *, ranks: bool) -> dict[str, Any]:
         "max_batch_tokens": r.choice([1, 3, 8, 17, 32, 64, 256, 1024]),
         "prefix_caching": r.random() < 0.75,
         "async_scheduling": r.random() < 0.4,
-        "speculative": r.choice(["none", "ngram", "suffix", "draft", "draft"]),
+        "speculative": r.choice(["none", "ngram", "suffix", "draft", "draft", "remote"]),
         "draft_tokens": r.choice([1, 2, 4, 7]),
         "batch_invariant": r.random() < 0.35,
         "long_prefill_tokens": r.choice([None, None, 0, 5]),
+        "load": r.choice(["eager"] * 8 + ["lazy", "warm"]),
     }
     settings["max_running"] = min(settings["max_running"], max(settings["max_batch_tokens"], 1))
     shape = r.random()
     if shape < 0.06:
         settings |= {"chunked_prefill": False, "max_batch_tokens": 1024}
+    elif shape < 0.08:
+        settings |= {"batching": r.choice(["static", "dynamic"])}
     elif shape < 0.1:
         settings |= {"paged_kv": False, "prefix_caching": False}
     elif shape < 0.13:
@@ -168,11 +180,12 @@ def _request(r: random.Random, request_id: str, prompt: list[int], longest: int,
         resume = [r.randrange(3, VOCAB) for _ in range(min(r.randint(1, 9), max_tokens - 1, room - 1))]
     if r.random() < 0.04 and not resume:
         return Request(request_id=request_id, prompt_ids=prompt, max_tokens=1, embedding=True, adapter=adapter)
+    n = 1 if resume else r.choice([1, 1, 1, 1, 2, 3, 5])
     return Request(
         request_id=request_id,
         prompt_ids=prompt,
         sampling=sampling,
-        n=1 if resume else r.choice([1, 1, 1, 1, 2, 3, 5]),
+        n=n,
         max_tokens=max_tokens,
         min_tokens=r.choice([0, 0, 0, max_tokens, r.randint(0, max_tokens)]),
         stop_token_ids=r.choice([[], [], [], sorted(r.sample(range(3, VOCAB), 40))]),
@@ -183,10 +196,11 @@ def _request(r: random.Random, request_id: str, prompt: list[int], longest: int,
         use_prefix_cache=r.random() < 0.9,
         priority=r.choice([0, 0, 0, 0, 1, -1, 5]),
         resume_ids=resume,
+        deadline_s=r.choice([None] * 15 + [r.choice([0.001, 0.02, 0.1])]),
         want_timings=r.random() < 0.2,
         structured=structured,
         prompt_logprobs=r.choice([None, None, None, None, None, 0, 2]),
-        runs_alone=False,
+        runs_alone=n == 1 and r.random() < 0.06,
         max_draft_tokens=r.choice([None, None, None, 0, 1, 3]),
     )
 

@@ -1,5 +1,6 @@
 """The fuzzer's models, drafts and adapters, in a folder of their own, and engines of them."""
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pagoda_worker.settings.sources import BUILTIN_DIR
 TINY = BUILTIN_DIR / "tiny"
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
+    "odd": {"vocab_size": 1029, "hidden_size": 72, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 24, "attention_bias": True},
     "gpt2": {"model_type": "gpt2"},
     "mistral": {"model_type": "mistral", "sliding_window": 21},
     "qwen2": {"model_type": "qwen2"},
@@ -40,7 +42,7 @@ class Models:
             return TINY
         folder = self._root / name
         if not folder.exists():
-            write_checkpoint(folder, vocab_size=VOCAB, seed=1, **FAMILIES[name])
+            write_checkpoint(folder, **{"vocab_size": VOCAB, "seed": 1, **FAMILIES[name]})
             shutil.copy(TINY / "tokenizer.json", folder)
         return folder
 
@@ -90,7 +92,9 @@ class Models:
 
 
 def engine_of(config: EngineConfig) -> Engine:
+    """Its clock counts how often it is read, a millisecond each: deadlines, and what is worth a copy, are the same in every run."""
+    clock = map(float.__mul__, itertools.repeat(1e-3), map(float, itertools.count())).__next__
     if config.tensor_parallel == 1:
-        return Engine(config)
+        return Engine(config, clock=clock)
     losses: list[RanksOutOfStep] = []
-    return Engine(config, ranks=Ranks.start(config, spawn=RankThread, lost=losses.append))
+    return Engine(config, clock=clock, ranks=Ranks.start(config, spawn=RankThread, lost=losses.append))

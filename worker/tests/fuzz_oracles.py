@@ -41,11 +41,13 @@ def check_alone(answer: Answer, case: Case, eos: tuple[int, ...], tokenizer: Tok
     usage, sampling = finish.usage, request.sampling
     limit = min(request.max_tokens, case.settings["max_model_len"] - len(request.prompt_ids))
     emitted = len(request.resume_ids) + len(answer.tokens)
+    _must(finish.reason is not FinishReason.ENGINE_ERROR or request.request_id == case.culprit, f"ended by {finish.detail}")
+    _must(finish.reason is not FinishReason.DEADLINE or request.deadline_s is not None, "ended by no deadline of its own")
     stopped = finish.reason is FinishReason.STOP
     _must(answer.starts <= 1, f"started {answer.starts} times")
     _must(usage.prompt_tokens == len(request.prompt_ids), f"usage says {usage.prompt_tokens} prompt tokens")
     if request.embedding:
-        ended = finish.reason is FinishReason.CANCELLED
+        ended = finish.reason not in (FinishReason.STOP, FinishReason.LENGTH)
         _must(ended or (stopped and bool(answer.embedding) and not answer.tokens), "an embedding without one, or with an output")
         return
     enders = {*request.stop_token_ids, *(() if request.ignore_eos else eos)}
@@ -66,7 +68,7 @@ def check_alone(answer: Answer, case: Case, eos: tuple[int, ...], tokenizer: Tok
     _check_usage(answer, case)
     _check_logprobs(answer)
     if request.structured and stopped and finish.stop_token_id not in request.stop_token_ids:
-        _check_text(request, tokenizer.decode(answer.tokens, skip_special_tokens=False))
+        _check_text(request, tokenizer.decode(output, skip_special_tokens=False))
 
 
 def _check_usage(answer: Answer, case: Case) -> None:
@@ -175,8 +177,9 @@ class Plain:
         request = answer.request
         seed = None if request.sampling.seed is None else request.sampling.seed + index
         sampling = dataclasses.replace(request.sampling, seed=seed)
-        alone = dataclasses.replace(request, request_id="alone", n=1, sampling=sampling, use_prefix_cache=False, priority=0)
-        key = (request.request_id, index, answer.version)
+        more: dict[str, Any] = {"use_prefix_cache": False, "priority": 0, "deadline_s": None, "runs_alone": False}
+        alone = dataclasses.replace(request, request_id="alone", n=1, sampling=sampling, **more)
+        key = (request.request_id, index, answer.version, len(request.resume_ids))
         if key not in self._said:
             self._said[key] = self.says(alone, answer.version)
         self._compare(answer, self._said[key], alone)
@@ -184,7 +187,7 @@ class Plain:
     def _compare(self, answer: Answer, plain: Answer, alone: Request) -> None:
         assert answer.finish is not None
         assert plain.finish is not None
-        cancelled = answer.finish.reason is FinishReason.CANCELLED
+        cancelled = answer.finish.reason in (FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ENGINE_ERROR)
         if alone.embedding:
             self._compare_numbers(answer.embedding or [], plain.embedding or [], cancelled=cancelled, what="embedding")
             return

@@ -5,16 +5,20 @@ Asserts here speak of the engine alone; whether the tokens are right is asked by
 
 import gc
 import logging
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from fuzz_cases import MOST_STEPS, Case, Event
+import torch
+from fuzz_cases import MOST_STEPS, VOCAB, Case, Event
 from fuzz_models import Models
 
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import WorkerError
+from pagoda_worker.execution.runner import InFlight
 from pagoda_worker.request import Finish, PromptLogprobs, Request, StepOutput, TokenLogprobs
+from pagoda_worker.scheduling.plan import StepPlan
 
 
 @dataclass(slots=True)
@@ -39,14 +43,17 @@ Answers = dict[tuple[str, int], Answer]
 class Player:
     """Owns nothing but what it heard; one engine may play a case several times."""
 
-    def __init__(self, case: Case, engine: Engine, models: Models) -> None:
-        self._case, self._engine, self._models = case, engine, models
+    def __init__(self, case: Case, engine: Engine, models: Models, known: Answers | None = None) -> None:
+        """`known`: from an earlier run, to guess from, and to resume as if another worker had begun."""
+        self._case, self._engine, self._models, self._known = case, engine, models, known or {}
+        self._random = random.Random(case.seed)
         self._answers: Answers = {}
         self._versions: dict[str, int] = {}
         self.refused: dict[str, str] = {}
 
     def play(self) -> Answers:
-        with complaints() as heard:
+        self._engine.wake()
+        with complaints() as heard, fault(self._engine, self._case):
             for act, level in zip(self._case.acts, self._case.sleeps, strict=True):
                 self._act(list(act))
                 self._idle()
@@ -62,6 +69,8 @@ class Player:
             while events and (events[0].at <= step or not self._engine.has_work):
                 self._happen(events.pop(0))
             if self._engine.has_work:
+                if self._engine.facts.speculative == "remote":
+                    self._guess()
                 self._hear(self._engine.step())
                 self._engine.check_integrity()
             step += 1
@@ -82,6 +91,11 @@ class Player:
             self._submit(event.submit)
 
     def _submit(self, request: Request) -> None:
+        known = self._known.get((request.request_id, 0))
+        if known and request.n == 1 and not request.embedding and self._random.random() < 0.3:
+            most = min(len(known.tokens), request.max_tokens - 1, self._case.settings["max_model_len"] - len(request.prompt_ids) - 1)
+            resumed = [*known.request.resume_ids, *known.tokens][: self._random.randint(0, max(most, 0))]
+            request = replace(request, resume_ids=max(resumed, request.resume_ids, key=len))
         try:
             self._engine.submit(request)
         except WorkerError as refusal:
@@ -89,6 +103,17 @@ class Player:
             return
         version = self._versions.get(request.adapter, 0)
         self._answers |= {(request.request_id, i): Answer(request, version) for i in range(request.n)}
+
+    def _guess(self) -> None:
+        """As a router does: some too late, some wrong, some of what nobody runs any more."""
+        for (request_id, index), answer in list(self._answers.items())[-8:]:
+            if self._random.random() < 0.4:
+                at = max(len(answer.tokens) + self._random.choice([-1, 0, 0, 0, 1, 3]), 0)
+                known = self._known.get((request_id, index), answer).tokens[at : at + self._random.randint(1, 9)]
+                if self._random.random() < 0.3:
+                    known = [*known[:2], self._random.randrange(VOCAB)]
+                at += len(answer.request.resume_ids)
+                self._engine.draft(request_id, index, at, known)
 
     def _hear(self, output: StepOutput) -> None:
         assert not output.rejections, output.rejections
@@ -121,13 +146,36 @@ class Player:
 
 
 @contextmanager
+def fault(engine: Engine, case: Case) -> Iterator[None]:
+    """Steps that fail once they were computed, as on a device that runs out in the last layer. Sleep makes a new runner, which is sound."""
+    runner, launch = engine.runner, engine.runner.launch
+
+    def failing(plan: StepPlan) -> InFlight:
+        pending = launch(plan)
+        parts = len(plan.decodes) + len(plan.chunks) + len(plan.verifications)
+        if case.most_parts is not None and parts > case.most_parts:
+            raise torch.OutOfMemoryError("the fuzzer's")
+        if case.culprit in [each.request_id for each in [*plan.sampling(), *(chunk.sequence for chunk in plan.chunks)]]:
+            raise torch.OutOfMemoryError("the fuzzer's")
+        return pending
+
+    if case.most_parts is not None or case.culprit:
+        runner.launch = failing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        runner.launch = launch  # type: ignore[method-assign]
+
+
+@contextmanager
 def complaints() -> Iterator[list[str]]:
     """Whatever the worker logs as a warning or worse."""
     heard: list[str] = []
 
     class Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
+            if "the fuzzer's" not in record.getMessage():
+                heard.append(record.getMessage())
 
     ear, logger = Ear(logging.WARNING), logging.getLogger("pagoda_worker")
     logger.addHandler(ear)
