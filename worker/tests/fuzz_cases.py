@@ -66,7 +66,7 @@ def draw(seed: int, *, ranks: bool = True) -> Case:
     r = random.Random(seed)
     model = r.choice(MODELS)
     settings = _settings(r, ranks=ranks)
-    longest = r.choice([24, 40, 96, 200])
+    longest = r.choice([17, 24, 24, 40, 40, 64, 96, 200])
     settings["max_model_len"] = longest
     size = settings["block_size"]
     least = -(-longest // size)
@@ -101,7 +101,7 @@ def _settings(r: random.Random, *, ranks: bool) -> dict[str, Any]:
         "dtype": r.choice(["fp32", "bf16", "bf16"]),
         "quantization": r.choice(["none", "none", "none", "int8", "int4", "fp8"]),
         "kv_dtype": r.choice(["auto", "auto", "int8", "fp8"]),
-        "attention": r.choice(["auto", "auto", "auto", "sdpa", "eager"]),
+        "attention": r.choice(["auto"] * 8 + ["sdpa", "eager"]),
         "block_size": r.choice([1, 2, 4, 8, 16, 16, 16, 32]),
         "max_running": r.choice([1, 2, 3, 5, 8, 16]),
         "max_batch_tokens": r.choice([1, 3, 8, 17, 32, 64, 256, 1024]),
@@ -111,7 +111,7 @@ def _settings(r: random.Random, *, ranks: bool) -> dict[str, Any]:
         "draft_tokens": r.choice([1, 2, 4, 7]),
         "batch_invariant": r.random() < 0.35,
         "long_prefill_tokens": r.choice([None, None, 0, 5]),
-        "load": r.choice(["eager"] * 8 + ["lazy", "warm"]),
+        "load": r.choice(["eager"] * 9 + ["lazy"]),
     }
     settings["max_running"] = min(settings["max_running"], max(settings["max_batch_tokens"], 1))
     shape = r.random()
@@ -124,7 +124,7 @@ def _settings(r: random.Random, *, ranks: bool) -> dict[str, Any]:
     elif shape < 0.13:
         settings |= {"kv_cache": False, "prefix_caching": False, "speculative": "none", "async_scheduling": False, "max_batch_tokens": 1024}
         settings |= {"max_running": min(settings["max_running"], 5)}
-    if ranks and shape > 0.96:
+    if ranks and shape > 0.98:
         settings |= {"tensor_parallel": 2, "batch_invariant": False, "dtype": "fp32", "quantization": "none", "kv_dtype": "auto"}
     return settings
 
@@ -152,7 +152,7 @@ def _act(r: random.Random, label: str, prompts: list[list[int]], longest: int, *
         events.append(Event(0, load=(name, r.randint(0, 1))))
         loaded.add(name)
     at = 0
-    for number in range(r.choice([1, 3, 6, 12])):
+    for number in range(r.choice([1, 2, 3, 5, 9])):
         at += r.choice([0, 0, 0, 1, 2, 7])
         if names and r.random() < 0.2:
             name = r.choice(names)
@@ -172,7 +172,7 @@ def _act(r: random.Random, label: str, prompts: list[list[int]], longest: int, *
 
 def _request(r: random.Random, request_id: str, prompt: list[int], longest: int, adapter: str) -> Request:
     room = longest - len(prompt)
-    max_tokens = max(1, r.choice([1, 2, room, room, room + 5, r.randint(1, 40), r.randint(1, 40)]))
+    max_tokens = max(1, r.choice([1, 2, min(room, 50), room + 5 if room < 40 else 7, r.randint(1, 20), r.randint(1, 40)]))
     structured = _structured(r) if r.random() < 0.2 else None
     sampling = _sampling(r, structured=structured is not None)
     resume: list[int] = []
