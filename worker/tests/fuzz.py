@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -67,8 +68,6 @@ class Fuzzer:
         for answer in answers.values():
             assert answer.finish is not None
             self.counts[answer.finish.reason.name] += 1
-        if plain.farthest > 0.05 or plain.ties:
-            print(case.seed, case.model, {k: v for k, v in case.settings.items() if v != PLAINER.get(k)}, plain.farthest, dict(plain.ties), flush=True)
         numerics = "/".join(str(case.settings[name]) for name in ("dtype", "quantization", "kv_dtype"))
         self.ties.update({(numerics, nudge): count for nudge, count in plain.ties.items()})
         self.farthest[numerics] = max(self.farthest.get(numerics, 0.0), plain.farthest)
@@ -112,7 +111,7 @@ PLAINER = {
 }
 
 
-def smaller_ones(case: Case):  # type: ignore[no-untyped-def]
+def smaller_ones(case: Case) -> Iterator[Case]:
     if len(case.acts) > 1:
         for i in range(len(case.acts)):
             yield replace(case, acts=case.acts[:i] + case.acts[i + 1 :], sleeps=case.sleeps[:i] + case.sleeps[i + 1 :])
@@ -130,7 +129,7 @@ def smaller_ones(case: Case):  # type: ignore[no-untyped-def]
         yield replace(case, host_blocks=(0, 0))
     for i, act in enumerate(case.acts):
         half = len(act) // 2
-        for shorter in ([act[:half], act[half:]] if half > 1 else []):
+        for shorter in [act[:half], act[half:]] if half > 1 else []:
             yield replace(case, acts=[*case.acts[:i], shorter, *case.acts[i + 1 :]])
         for j in range(len(act)):
             yield replace(case, acts=[*case.acts[:i], act[:j] + act[j + 1 :], *case.acts[i + 1 :]])

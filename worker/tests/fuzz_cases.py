@@ -213,7 +213,12 @@ def _sampling(r: random.Random, *, structured: bool) -> Sampling:
         more |= r.choice([{}, {}, {"top_p": r.choice([0.3, 0.9])}, {"top_k": r.choice([1, 3, 40])}, {"min_p": r.choice([0.02, 0.3])}])
     if r.random() < 0.3:
         more |= r.choice(
-            [{"repetition_penalty": 1.3}, {"frequency_penalty": 0.6}, {"presence_penalty": -0.7}, {"frequency_penalty": 1.1, "presence_penalty": 0.3}]
+            [
+                {"repetition_penalty": 1.3},
+                {"frequency_penalty": 0.6},
+                {"presence_penalty": -0.7},
+                {"frequency_penalty": 1.1, "presence_penalty": 0.3},
+            ]
         )
     if r.random() < 0.15:
         more["logit_bias"] = {r.randrange(VOCAB): r.choice([-100.0, -3.0, 2.0]) for _ in range(5)}

@@ -23,7 +23,14 @@ from pagoda_worker.settings.sources import BUILTIN_DIR
 TINY = BUILTIN_DIR / "tiny"
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
-    "odd": {"vocab_size": 1029, "hidden_size": 72, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 24, "attention_bias": True},
+    "odd": {
+        "vocab_size": 1029,
+        "hidden_size": 72,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 24,
+        "attention_bias": True,
+    },
     "gpt2": {"model_type": "gpt2"},
     "mistral": {"model_type": "mistral", "sliding_window": 21},
     "qwen2": {"model_type": "qwen2"},

@@ -81,7 +81,9 @@ def _check_usage(answer: Answer, case: Case) -> None:
     _must(sum(places) == usage.accepted_draft_tokens <= usage.draft_tokens, f"drafts {usage}")
     _must(list(places) == sorted(places, reverse=True) and max(places, default=0) <= usage.drafts, f"drafts {usage}")
     _must(usage.accepted_draft_tokens <= usage.completion_tokens, f"drafts {usage}")
-    most = case.settings["draft_tokens"] if request.max_draft_tokens is None else min(request.max_draft_tokens, case.settings["draft_tokens"])
+    most = (
+        case.settings["draft_tokens"] if request.max_draft_tokens is None else min(request.max_draft_tokens, case.settings["draft_tokens"])
+    )
     _must(len(places) <= most and (most > 0 or not usage.drafts), f"drafts {usage} of at most {most}")
 
 
@@ -106,7 +108,9 @@ def _check_logprobs(answer: Answer) -> None:
         _must(others <= 1, f"prompt logprobs came {others} times")
         for told in answer.prompt_logprobs:
             places, k = len(request.prompt_ids) - 1, told.k
-            _must((len(told.own), len(told.top), len(told.top_ids)) == (places, k * places, k * places), "prompt logprobs of another length")
+            _must(
+                (len(told.own), len(told.top), len(told.top_ids)) == (places, k * places, k * places), "prompt logprobs of another length"
+            )
             _must(all(value <= 1e-5 for value in [*told.own, *told.top]), "a prompt's logprob above 0")
 
 
@@ -148,7 +152,8 @@ class Plain:
         self.farthest = 0.0
         """Difference of a logprob."""
         factor = 1.0 if case.settings["quantization"] == "none" and case.settings["kv_dtype"] == "auto" else ROUNDED
-        self._widest, self._off = (limits[case.settings["dtype"]] * factor for limits in (WIDEST, LOGPROBS))
+        dtype = "bf16" if case.settings["quantization"] == "fp8" else case.settings["dtype"]  # whose products round activations to it
+        self._widest, self._off = (limits[dtype] * factor for limits in (WIDEST, LOGPROBS))
 
     def says(self, request: Request, version: int) -> Answer:
         """`request` has n = 1."""
