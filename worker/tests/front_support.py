@@ -37,6 +37,7 @@ class Router:
         self._hello = pb.Hello(protocol=protocol, router_id=router_id, token=token, wants_cache_events=cache_events)
         self._acknowledges = acknowledges
         self._news = asyncio.Condition()
+        self._writing = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self.welcome = pb.Welcome()
         self.frames: list[pb.Frame] = []
@@ -70,7 +71,8 @@ class Router:
         await self.send(pb.ToWorker(cancel=pb.Cancel(request_id=request_id, **fields)))
 
     async def send(self, message: pb.ToWorker) -> None:
-        await self._call.write(message)
+        async with self._writing:  # a stream takes one message at a time, and frames are acknowledged as they come
+            await self._call.write(message)
 
     async def close_our_side(self) -> None:
         await self._call.done_writing()

@@ -1,6 +1,7 @@
 """A step that fails in the model: one request pays, everyone else's tokens are those they would have had."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from random_checkpoint import small_engine
 from pagoda_worker.engine import Engine
 from pagoda_worker.execution.launching import MAX_LAUNCHES
 from pagoda_worker.execution.runner import InFlight
-from pagoda_worker.request import Finish, FinishReason, Request
+from pagoda_worker.request import Finish, FinishReason, PromptLogprobs, Request
 from pagoda_worker.scheduling.plan import StepPlan
 
 Checkpoint = Callable[..., Path]
@@ -82,6 +83,25 @@ def test_a_step_too_large_for_the_memory_is_computed_in_two(engine: Engine, monk
     got = outcome(engine, list(PROMPTS))
     assert failed
     assert {key: tokens for key, (tokens, _) in got.items()} == {key: tokens for key, (tokens, _) in expected.items()}
+
+
+def test_a_step_that_fails_behind_a_prompts_last_chunk_costs_none_of_its_logprobs(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    def told() -> list[PromptLogprobs]:
+        engine.submit(Request(request_id="p", prompt_ids=[*range(5, 95)], max_tokens=6, ignore_eos=True, prompt_logprobs=2))
+        engine.submit(Request(request_id="other", prompt_ids=[4, 5, 6], max_tokens=12, ignore_eos=True, use_prefix_cache=False))
+        updates = []
+        while engine.has_work:
+            updates += engine.step().updates
+        return [update.prompt_logprobs for update in updates if update.prompt_logprobs]
+
+    engine.scheduler.limits = replace(engine.scheduler.limits, max_batch_tokens=40)
+    (expected,) = told()
+    engine.scheduler.residency.forget_prefixes()
+    failed = fail(engine, monkeypatch, lambda plan: plan.sequences > 1, torch.OutOfMemoryError("CUDA out of memory"))
+    (got,) = told()
+    assert any(chunk.start and chunk.sequences for plan in failed for chunk in plan.chunks), "the last of several chunks"
+    assert got.top_ids == expected.top_ids
+    assert got.own == pytest.approx(expected.own, abs=1e-4)
 
 
 def test_one_alone_without_memory_ends_without_taking_the_engine_along(engine: Engine, monkeypatch: pytest.MonkeyPatch):

@@ -46,6 +46,14 @@ def test_a_text_that_repeats_itself_goes_on_doing_so():
     assert continuation([1, 2, 3], 2, 4) == [3, 3, 3, 3]
 
 
+def test_who_got_no_place_in_the_step_and_is_asked_again_is_told_the_same():
+    for proposer in (NgramProposer(), SuffixProposer()):
+        text = sequence([9, 1, 2, 3, 4, 5, 8, 1, 2])
+        assert proposer.propose(text, 3) == proposer.propose(text, 3) == [3, 4, 5]
+        text.tokens.append(3)
+        assert proposer.propose(text, 3) == proposer.propose(text, 3) == [4, 5, 8]
+
+
 def test_guesses_follow_a_text_as_it_grows():
     for proposer in (NgramProposer(), SuffixProposer()):
         text = sequence([1, 2, 3, 4, 5, 6, 1])

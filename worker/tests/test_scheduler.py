@@ -12,6 +12,7 @@ from simulated_device import VOCAB, expected_output, guess, next_token, simulate
 
 from pagoda_worker.errors import ContextTooLong, RequestRefused
 from pagoda_worker.request import FinishReason, Request, SequenceUpdate
+from pagoda_worker.scheduling.adapters import Adapter
 from pagoda_worker.scheduling.plan import StepPlan
 from pagoda_worker.scheduling.policy import Speeds
 from pagoda_worker.scheduling.residency import HostRoom
@@ -452,6 +453,18 @@ def test_low_priority_yields_to_high_even_when_it_came_first():
     assert low is not None
     assert high is not None
     assert (low.timings.preemptions > 0, high.timings.preemptions) == (True, 0)
+
+
+@pytest.mark.parametrize("high", [{"adapter": "b"}, {"adapter": "b", "n": 2}, {"adapter": "a", "runs_alone": True}], ids=str)
+def test_a_prompt_in_chunks_goes_on_while_a_higher_class_cannot_join(high: dict[str, Any]):
+    bench = Bench(adapter_slots=1, max_batch_tokens=4)
+    adapters = {name: Adapter(name, "1") for name in "ab"}
+    for name, fields in (("low", {"adapter": "a"}), ("high", {"priority": 1, **high})):
+        request = Request(request_id=name, prompt_ids=prompt(20), **{"max_tokens": 3, "ignore_eos": True, **fields})
+        bench.scheduler.submit(request, now=bench.now, seed=0, adapter=adapters[request.adapter])
+        bench.step()
+    bench.run(60)
+    assert bench.reason("low") is bench.reason("high") is FinishReason.LENGTH
 
 
 # ---------------------------------------------------------------- endings

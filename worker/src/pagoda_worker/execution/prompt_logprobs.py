@@ -71,8 +71,13 @@ class PromptLogprobsCollector:
                 draft.top[start:stop] = (best.values - total).cpu().numpy()
 
     def deliver(self, samplers: list[Sequence], sampled: Sampled) -> None:
-        """Adds what is whole to `sampled`: a sequence that samples has its prompt behind it."""
-        if self._drafts:
-            for position, sequence in enumerate(samplers):
-                if (draft := self._drafts.pop(sequence, None)) is not None:
-                    sampled.prompt_logprobs[position] = draft.told()
+        """Adds what is whole to `sampled`: of sequences that sample behind their prompt. It is kept until that was settled: a step that
+        fails after this is launched again, and has the last chunks only."""
+        if not self._drafts:
+            return
+        for sequence in [each for each in self._drafts if each.prompt_told or each.ended]:
+            del self._drafts[sequence]
+        first = {sequence: position for position, sequence in reversed([*enumerate(samplers)])}
+        for sequence, draft in self._drafts.items():
+            if sequence in first and sequence.computed == len(sequence.tokens):  # planned ahead, it may sample once more before that
+                sampled.prompt_logprobs[first[sequence]] = draft.told()

@@ -79,6 +79,9 @@ class WorkerService(WorkerServicer):
         self, request_iterator: AsyncIterator[pb.ToWorker], context: Context
     ) -> None:
         session = await self._greet(request_iterator, context)
+        # NOTE: a first write that is cancelled on its way has sent the headers, and grpc.aio does not know: it would send them again with
+        # the status, which fails, and the router would wait for ever.
+        await context.send_initial_metadata(())
         tasks = [
             asyncio.create_task(self._read(session, request_iterator), name=f"session-{session.epoch}-read"),
             asyncio.create_task(self._write(session, context), name=f"session-{session.epoch}-write"),

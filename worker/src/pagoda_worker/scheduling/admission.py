@@ -58,13 +58,16 @@ class Admission:
             freed=[sum(1 for b in s.blocks if self._blocks.references(b) == 1 and b not in shared) for s in victims],
         )
 
-    def newcomers(self) -> list[tuple[Sequence, int]]:
-        """Waiting sequences, in order, that rows and blocks would let in now, with the tokens they have to compute."""
+    def newcomers(self, turn: Turn) -> list[tuple[Sequence, int]]:
+        """Waiting sequences, in order, that `admit` would let in now, with the tokens they have to compute. What is left for one that does
+        not come is computed by nobody: if it waits for what runs, for ever."""
         found_room: list[tuple[Sequence, int]] = []
         free, running = self._blocks.free_blocks, len(self._roster.running)
         ready = (sequence for sequence in self._roster.waiting if not sequence.held)
         known = itertools.takewhile(lambda each: not each.pending, ready)
         for sequence in itertools.islice(known, min(self._roster.free_rows, MAX_NEWCOMERS)):
+            if not turn.includes(sequence) or not self._roster.adapters.has_room(sequence.adapter):
+                break
             found = self._find(sequence)
             free -= self._residency.need(found)
             if free < running:

@@ -116,7 +116,7 @@ class Scheduler:
         budget = prefill_budget(self.limits.max_batch_tokens, plan.decode_tokens, cap)
         if turn.only is not None and cap is not None and len(self.running) > (turn.only.row >= 0):
             budget = min(budget, cap)  # alone in its step is not alone here: others wait for their next token meanwhile
-        budget -= self._plan_prompts(plan, prompts, budget, admitting=full and not preempted and turn.only is None)
+        budget -= self._plan_prompts(plan, prompts, budget, newcomers_of=turn if full and not preempted and turn.only is None else None)
         self._admission.open_places(now)
         while budget > 0 and not preempted and (admitted := self._admission.admit(plan, now, budget, turn)):
             budget -= self._plan_chunk(plan, admitted, budget)
@@ -174,14 +174,14 @@ class Scheduler:
         sequence.verifying, sequence.written_to, sequence.unasked_until = True, sequence.computed + count, 0
         return count
 
-    def _plan_prompts(self, plan: StepPlan, prompts: "list[tuple[Sequence, int]]", budget: int, *, admitting: bool) -> int:
+    def _plan_prompts(self, plan: StepPlan, prompts: "list[tuple[Sequence, int]]", budget: int, *, newcomers_of: Turn | None) -> int:
         """Chunks of prompts in progress. Waiting ones that are about to be admitted count in the sharing, so their part is left for them.
         Returns the tokens spent."""
         wishes = [(sequence, tokens) for sequence, tokens in prompts if sequence.row >= 0]
         if not wishes or budget <= 0:
             return 0
-        if admitting:
-            wishes += self._admission.newcomers()
+        if newcomers_of is not None:
+            wishes += self._admission.newcomers(newcomers_of)
         wishes.sort(key=lambda wish: wish[0].order)
         counts = share_prefill([(priority_of(sequence), tokens) for sequence, tokens in wishes], budget)
         spent = 0

@@ -20,7 +20,7 @@ END = -1
 class SuffixAutomaton:
     """Of `tokens`, which only grow. State 0 is the empty text."""
 
-    __slots__ = ("_length", "_link", "_newest", "_next", "ended", "tokens")
+    __slots__ = ("_earlier", "_length", "_link", "_newest", "_next", "ended", "tokens")
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -30,8 +30,12 @@ class SuffixAutomaton:
         self.ended = [0]
         """By state: the position after the latest place where its substrings ended, as far as that was noted."""
         self._newest = 0
+        self._earlier: tuple[int, int] | None = None
+        """Of the text as it is; None: nobody asked yet."""
 
     def extend(self, tokens: list[int]) -> None:
+        if tokens:
+            self._earlier = None
         for token in tokens:
             self._add(token)
 
@@ -68,13 +72,14 @@ class SuffixAutomaton:
         return copy
 
     def earlier(self) -> tuple[int, int]:
-        """(length of the longest suffix that stands somewhere before too, position after it there); length 0: none does."""
-        state = self._link[self._newest]
-        if state <= 0:
-            return 0, 0
-        length, at = self._length[state], self.ended[state]
-        self.ended[state] = len(self.tokens)
-        return length, at
+        """(length of the longest suffix that stands somewhere before too, position after it there); length 0: none does. A sequence
+        that was asked and then got no place in the step is asked again with the same text: the end itself is not noted twice."""
+        if self._earlier is None:
+            state, self._earlier = self._link[self._newest], (0, 0)
+            if state > 0:
+                self._earlier = self._length[state], self.ended[state]
+                self.ended[state] = len(self.tokens)
+        return self._earlier
 
     def step(self, state: int, matched: int, token: int) -> tuple[int, int]:
         """The state of the longest suffix of a foreign text that stands here, one token on; and its length."""
