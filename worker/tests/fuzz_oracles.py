@@ -23,7 +23,9 @@ from pagoda_worker.request import FinishReason, Request, Sampling, TokenLogprobs
 NUDGES = (1e-4, 1e-3, 1e-2, 0.05, 0.2, 0.5, 1.0)
 WIDEST = {"fp32": 0.05, "bf16": 0.5}
 """The nudge that may be needed, by dtype; with weights or a cache in bytes ROUNDED times as much."""
-ROUNDED = 2.0
+ROUNDED = {"fp32": 10.0, "bf16": 2.0}
+"""A number half way between two bytes goes either way by the last bit of a sum, and others after it: now and then a logprob is 0.1 to 0.35
+off where the sums of float32 alone are 0.00005."""
 LOGPROBS = {"fp32": 0.05, "bf16": 0.7}
 """How far the logarithm of a probability may be off where tokens agree; likewise."""
 
@@ -151,8 +153,9 @@ class Plain:
         """Nudges that were needed where tokens parted."""
         self.farthest = 0.0
         """Difference of a logprob."""
-        factor = 1.0 if case.settings["quantization"] == "none" and case.settings["kv_dtype"] == "auto" else ROUNDED
+        in_bytes = case.settings["quantization"] != "none" or case.settings["kv_dtype"] != "auto"
         dtype = "bf16" if case.settings["quantization"] == "fp8" else case.settings["dtype"]  # whose products round activations to it
+        factor = ROUNDED[dtype] if in_bytes else 1.0
         self._widest, self._off = (limits[dtype] * factor for limits in (WIDEST, LOGPROBS))
 
     def says(self, request: Request, version: int) -> Answer:
