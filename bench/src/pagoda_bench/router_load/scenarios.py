@@ -77,18 +77,10 @@ SCENARIOS = (
 )
 SOAK = Scenario(case="soak rate=300", model="mock-1ms", tokens=8, stream=True, rate=300, connections=512, only=(OURS,))
 SCALING = (
-    Scenario(case="two cores: short c=64", model="mock-0ms", tokens=8, stream=False, connections=64),
-    Scenario(case="two cores: short c=64 each", model="mock-0ms", tokens=8, stream=False, connections=64, is_per_process=True),
-    Scenario(case="two cores: paced c=200", model="mock-10ms", tokens=128, stream=True, connections=200, counts="tokens"),
-    Scenario(
-        case="two cores: paced c=200 each",
-        model="mock-10ms",
-        tokens=128,
-        stream=True,
-        connections=200,
-        counts="tokens",
-        is_per_process=True,
-    ),
+    replace(SHORT_MOST, case="two cores: short c=64"),
+    replace(SHORT_MOST, case="two cores: short c=64 each", is_per_process=True),
+    replace(PACED_200, case="two cores: paced c=200"),
+    replace(PACED_200, case="two cores: paced c=200 each", is_per_process=True),
 )
 """Of one and of two processes of ours that share a port; they and the rig may use both cores. A token costs a process the less, the more
 streams it has, since a worker's frame is read once for all, and a short request the less, the more come with it: so what two lose to each
