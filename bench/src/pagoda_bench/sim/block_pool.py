@@ -5,6 +5,7 @@
 As the engine's blocks.py, without tensors: contents are hashes. Owned by worker.py, which is told what was stored and evicted.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 
@@ -13,7 +14,7 @@ class BlockPool:
         self.count = count
         self.free = count
         self._held: dict[bytes, int] = {}
-        self._idle: dict[bytes, None] = {}
+        self._idle: OrderedDict[bytes, None] = OrderedDict()
         """Longest unused first."""
         self.stored: list[bytes] = []
         self.evicted: list[bytes] = []
@@ -51,9 +52,7 @@ class BlockPool:
         if blocks > self.available:
             return False
         while self.free < blocks:
-            oldest = next(iter(self._idle))
-            del self._idle[oldest]
-            self.evicted.append(oldest)
+            self.evicted.append(self._idle.popitem(last=False)[0])
             self.free += 1
         self.free -= blocks
         return True

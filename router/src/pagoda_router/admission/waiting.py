@@ -5,6 +5,7 @@ A line's order is the tenant's own: priority, then the earliest deadline (withou
 
 import math
 from bisect import bisect_left, insort
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -63,7 +64,8 @@ class ClassLines(Generic[T]):
         """Waiting, by tenant."""
         self.groups: dict[str, dict[str, Line[T]]] = {}
         self._requests_of: dict[str, int] = {}
-        self._by_arrival: dict[str, dict[Waiting[T], None]] = {}
+        self._by_arrival: dict[str, OrderedDict[Waiting[T], None]] = {}
+        """Ordered, as a plain dict looks for its first key past all that left before it."""
 
     def __iter__(self) -> Iterator[Waiting[T]]:
         return (waiting for lines in self.groups.values() for line in lines.values() for waiting in line)
@@ -77,7 +79,7 @@ class ClassLines(Generic[T]):
             self.counters.activate(tenant, self.tokens_of)
             self._requests_of[tenant], self.tokens_of[tenant] = 1, waiting.cost_tokens
         if group not in self.groups:
-            self.groups[group], self._by_arrival[group] = {}, {}
+            self.groups[group], self._by_arrival[group] = {}, OrderedDict()
         line = self.groups[group].setdefault(tenant, [])
         if line and waiting.order < line[-1].order:
             insort(line, waiting, key=_order)

@@ -13,6 +13,7 @@ when memory is full is the end of the chain that was used longest ago.
 
 import hashlib
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from pagoda_router.placement.prefix_tree import PrefixTree
@@ -88,8 +89,9 @@ class KnownPrefixes:
         self.most_blocks = max(1, min(most_blocks, MOST_BLOCKS))
         self._used = PrefixTree()
         """Of prompts that this router sent there."""
-        self._told: dict[bytes, None] = {}
-        """Others, by the worker's word alone, the latest last; of one chain the end before the beginning: the end is forgotten first."""
+        self._told: OrderedDict[bytes, None] = OrderedDict()
+        """Others, by the worker's word alone, the latest last; of one chain the end before the beginning: the end is forgotten first. A
+        plain dict keeps the places of what left its front, and looks at all of them for its first key each time."""
         self._unconfirmed: set[bytes] = set()
         """Of those used: expected of requests on their way."""
         self._gone: set[bytes] = set()
@@ -219,7 +221,7 @@ class KnownPrefixes:
 
     def _bound(self) -> None:
         while self._told and len(self._used) + len(self._told) > self.most_blocks:
-            del self._told[next(iter(self._told))]
+            self._told.popitem(last=False)
         while (too_many := len(self._used) - self.most_blocks) > 0:
             removed = self._used.remove_oldest(too_many)
             self._unconfirmed.difference_update(removed)
