@@ -18,7 +18,7 @@ from pagoda_router.relays import Relay
 LONGEST_MESSAGE_CHARS = 2000
 ROUTERS_OWN = frozenset({"model", "priority", "cache_salt"})
 """Fields that the router reads or writes itself: its queue has the priority, and no client chooses another one's salt."""
-_SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)", re.MULTILINE)
+_SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -87,11 +87,14 @@ def without_nulls(fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
     return {name: value for name, value in fields.items() if bytes(value) != b"null"}
 
 
-def samples(text: bytes) -> dict[str, list[tuple[Mapping[str, str], float]]]:
-    """A Prometheus page: name → labels and value of each sample. Raises ValueError."""
+def samples(text: bytes, names: tuple[str, ...]) -> dict[str, list[tuple[Mapping[str, str], float]]]:
+    """Of a Prometheus page: name → labels and value of each sample. Of these metrics, and of those whose names begin so: a page has
+    hundreds of lines, and is looked at every second for each worker. Raises ValueError."""
     found: dict[str, list[tuple[Mapping[str, str], float]]] = {}
-    for name, labels, value in _SAMPLE.findall(text.decode()):
-        found.setdefault(name, []).append((dict(_LABEL.findall(labels)), float(value)))
+    for line in text.decode().splitlines():
+        if line.startswith(names) and (parts := _SAMPLE.match(line)) is not None:
+            name, labels, value = parts.groups("")
+            found.setdefault(name, []).append((dict(_LABEL.findall(labels)), float(value)))
     return found
 
 

@@ -16,7 +16,7 @@ from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.relays import Relay
 
 _TOO_LONG = re.compile(r"`inputs` (tokens \+ `max_new_tokens` must be|must have less than)")
-
+_GAUGES = ("tgi_queue_size", "tgi_batch_current_max_tokens", "tgi_batch_max_total_tokens", "tgi_batch_current_size")
 _REFUSED = ("Input validation error", "Template error", "Missing template", "Tool error")
 _ASKS_FOR_NOTHING = {"top_p": 1, "presence_penalty": 0}
 """It refuses the first, and makes a repetition penalty of 2 of the second."""
@@ -37,9 +37,9 @@ class Tgi(Dialect):
     def load(self, path: str, body: bytes, before: Load) -> Load:
         if path == "/info":
             return _info(body, before)
-        found = samples(body)
+        found = samples(body, _GAUGES)
         queue = total(found, "tgi_queue_size")
-        if queue is None and "tgi_request_count" not in found and b"tgi_" not in body:
+        if queue is None and b"tgi_" not in body:
             raise ValueError("its metrics name no tgi_queue_size")
         batch_tokens = total(found, "tgi_batch_current_max_tokens")
         capacity = total(found, "tgi_batch_max_total_tokens") or before.capacity_tokens  # 2.x has it in /info, 3.x here

@@ -11,6 +11,10 @@ from pagoda_router.errors import UpstreamFailed
 from pagoda_router.relays import Relay
 
 _TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum|max_model_len", re.IGNORECASE)
+_GAUGES = (
+    *("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:cache_config_info"),
+    *("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),  # the latter is the older name
+)
 
 
 class Vllm(Dialect):
@@ -18,10 +22,10 @@ class Vllm(Dialect):
     load_paths = ("/metrics",)
 
     def load(self, path: str, body: bytes, before: Load) -> Load:
-        found = samples(body)
+        found = samples(body, _GAUGES)
         if "vllm:num_requests_running" not in found:
             raise ValueError("its metrics name no vllm:num_requests_running")
-        use = found.get("vllm:kv_cache_usage_perc") or found.get("vllm:gpu_cache_usage_perc")  # the older name
+        use = found.get("vllm:kv_cache_usage_perc") or found.get("vllm:gpu_cache_usage_perc")
         capacity, block_size = before.capacity_tokens, before.block_size
         for labels, _ in found.get("vllm:cache_config_info", ()):
             blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
