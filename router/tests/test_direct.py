@@ -4,14 +4,17 @@ import asyncio
 import gc
 import json
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import recorded
 import uvicorn
 from fleet_rig import Rig, rig
+from foreign_rig import rig as foreign_rig
+from foreign_server import Answer, json_answer, stream
 from scripted import byte_level_tokenizer, chat
 from scripted_worker import ScriptedWorker
 
@@ -166,30 +169,73 @@ def whole_answer(**fields: Any) -> bytes:
 async def test_a_request_leaves_nothing_to_the_collector(tmp_path: Path, ask: Any) -> None:
     """Thirty objects a request in cycles were a pause of 20 ms each second at 500 requests/s."""
     async with routed(tmp_path) as (_, worker, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
-        async def answered() -> None:
-            writer.write(ask())
+        async def works() -> None:
             submit = await worker.next_submit()
             worker.tokens(submit.request_id, TOKENIZER.encode("hello", add_special_tokens=False).ids, started=True)
             worker.finish(submit.request_id, tokens=1)
-            async with asyncio.timeout(10):
-                while not (received := await reader.read(65536)).rstrip().endswith((b"}", b"0")):
-                    assert received
 
-        await answered()  # the first loads the tokenizer
+        assert await left_to_the_collector(port, ask(), works) == []
+
+
+async def left_to_the_collector(port: int, asked: bytes, works: Callable[[], Awaitable[object]]) -> list[str]:
+    """Types of what three requests left in cycles. `works`: what answers one."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def answered() -> None:
+        writer.write(asked)
+        await works()
+        received = b""
+        async with asyncio.timeout(10):
+            while not received.endswith(b"}" if b"content-length" in received else b"\r\n0\r\n\r\n"):
+                received += await reader.read(65536) or pytest.fail("the answer ended early")
+        assert received.startswith(b"HTTP/1.1 200 ")
+
+    await answered()  # the first loads the tokenizer
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(3):
+            await answered()
         gc.collect()
-        gc.disable()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
-            for _ in range(3):
-                await answered()
-            gc.collect()
-            left = [type(each).__name__ for each in gc.garbage if type(each).__module__.startswith(("pagoda_router", "uvicorn"))]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
+        return [type(each).__name__ for each in gc.garbage if type(each).__module__.startswith(("pagoda_router", "uvicorn"))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
         writer.close()
         await writer.wait_closed()
-        assert left == []
+
+
+@asynccontextmanager
+async def relaying(folder: Path, answer: Answer) -> AsyncIterator[int]:
+    """Somebody else's server behind a router behind a port of this very event loop."""
+    async with recorded.server("vllm", answer) as server, foreign_rig(folder, server) as router:
+        app = create_app(dispatcher=router.dispatcher, catalog=router.fleet, settings=SurfaceSettings())
+        async with listening(app, Cohort()) as port:
+            yield port
+
+
+async def test_a_relayed_stream_is_written_as_it_comes(tmp_path: Path, pieces: list[bytes]) -> None:
+    gates = [asyncio.Event() for _ in recorded.VLLM_TOKENS]
+    parts = [part for pair in zip(gates, recorded.VLLM_TOKENS, strict=True) for part in pair]
+    answer = stream(recorded.VLLM_ROLE, *parts, recorded.VLLM_LAST, recorded.DONE)
+    async with relaying(tmp_path, answer) as port, asking(port, model="chat") as client:
+        await client.read_until('"role"')
+        for gate, words in zip(gates, ("Hello", "model"), strict=True):
+            gate.set()
+            await client.read_until(words)
+        await client.read_until("data: [DONE]")
+        assert client.text() == 'Hello "model":"x" \n\n'
+        assert len(pieces) >= 2  # the first event opens the answer, and the last may come with the one before
+
+
+@pytest.mark.parametrize(
+    ("ask", "answer"),
+    [(request, stream(*recorded.VLLM_STREAM)), (whole_answer, json_answer(recorded.VLLM_WHOLE))],
+    ids=["streamed", "whole"],
+)
+async def test_a_relayed_request_leaves_nothing_to_the_collector(tmp_path: Path, ask: Any, answer: Answer) -> None:
+    async with relaying(tmp_path, answer) as port:
+        assert await left_to_the_collector(port, ask(model="chat"), lambda: asyncio.sleep(0)) == []

@@ -5,7 +5,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 import recorded
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pagoda_router.backends import sse
@@ -34,6 +34,55 @@ def test_the_same_events_leave_however_the_network_cuts_them(cuts, carriage):
     assert sum(piece.tokens for piece in pieces) == 4
     assert [reason for piece in pieces for reason in piece.finish_reasons] == ["stop"]
     assert [piece.done for piece in pieces].count(True) == 1
+
+
+TEXTS = st.text(st.sampled_from('ab "\\\n{}:é,'), max_size=6)
+
+
+def content(text):
+    return {"delta": {"content": text}, "logprobs": None, "finish_reason": None}
+
+
+CHOICES = st.sampled_from(
+    [
+        content,
+        lambda text: {"text": text, "logprobs": None, "finish_reason": None},
+        lambda text: {"delta": {"reasoning_content": text}, "finish_reason": None},
+        lambda text: {"delta": {"content": text}, "logprobs": None, "finish_reason": "stop"},
+    ]
+)
+HEADS = st.sampled_from([{"id": "1", "model": "upstream"}, {"id": "2", "model": "upstream"}, {"id": "1", "model": "other"}, {}])
+TAILS = st.sampled_from([{}, {}, {"usage": None}, {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}, {"model": "upstream"}])
+SHAPES = st.lists(st.tuples(HEADS, CHOICES, TAILS), min_size=1, max_size=2)
+
+
+@given(SHAPES, st.lists(st.tuples(st.integers(0, 1), TEXTS), max_size=8))
+@example([({}, content, {"model": "upstream"})], [(0, "a"), (0, "b")])
+@example([({"model": "upstream"}, content, {})], [(0, 'a"'), (0, "b"), (0, 'a"'), (0, "")])
+def test_an_event_like_the_one_before_is_rewritten_as_any_other(shapes, parts):
+    """Alone it may go the short way; two in one read never do."""
+    payloads = []
+    for number, text in parts:
+        head, choice, tail = shapes[number % len(shapes)]
+        payloads.append(msgspec.json.encode({**head, "choices": [{"index": 0, **choice(text)}], **tail}))
+    events = [b"data: " + payload + b"\n\n" for payload in payloads]
+    one_by_one, together = through(events), through([b"".join(events) + b": bye\n\n"])
+    assert one_by_one[1] == together[1]
+    assert one_by_one[0].usage == together[0].usage
+    assert sum(piece.tokens for piece in one_by_one[2]) == sum(piece.tokens for piece in together[2])
+    reasons = [[reason for piece in pieces for reason in piece.finish_reasons] for pieces in (one_by_one[2], together[2])]
+    assert reasons[0] == reasons[1]
+
+
+def test_plain_text_goes_the_short_way():
+    rewriter = EventRewriter("chat", wants_usage=False)
+    event = recorded.VLLM_TOKENS[0]
+    assert rewriter._usual is None
+    rewriter.feed(event)
+    assert rewriter._usual is not None
+    assert rewriter._usual.rewritten(event.replace(b"Hello", b"Bye")) == rewriter.feed(event.replace(b"Hello", b"Bye")).data
+    assert rewriter._usual.rewritten(event.replace(b"Hello", rb"\"")) is None
+    assert rewriter._usual.rewritten(event + event) is None
 
 
 def test_only_the_model_changes_and_not_what_the_text_says_of_models():

@@ -212,6 +212,8 @@ Event = Started | Tokens | PromptLogprobs | Embedded | Relayed | Ended
 
 Take = Callable[[Tokens], bool]
 """False: it cannot now, and the reader gets them as any other event."""
+TakeRelayed = Callable[[Relayed], bool]
+"""The same of another backend's bytes."""
 
 
 class GenerationStream(Protocol):
@@ -227,6 +229,9 @@ class GenerationStream(Protocol):
     def tap(self, take: Take) -> None:
         """Tokens that come while its reader waits for more are offered to `take` as they come, in the middle of reading a frame: what it
         takes costs no turn of the event loop. What it raises is raised where the stream is read. A stream may never offer any."""
+
+    def tap_relayed(self, take: TakeRelayed) -> None:
+        """The same, of one whose answer is relayed."""
 
 
 class Dispatcher(Protocol):

@@ -11,7 +11,7 @@ from pagoda_router.adapters import LoadedAdapter
 from pagoda_router.admission.credits import Price
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.errors import RouterError
-from pagoda_router.generation import EndReason, Event, Generation, ModelName, RequestClass, Take, WorkerId
+from pagoda_router.generation import EndReason, Event, Generation, ModelName, RequestClass, Take, TakeRelayed, WorkerId
 from pagoda_router.placement.facts import WorkerView
 from pagoda_router.placement.prefixes import NO_CHAIN, PrefixChain
 from pagoda_router.records import record
@@ -106,6 +106,8 @@ class BackendStream(Protocol):
     def stop(self, sequence: int) -> None: ...
 
     def tap(self, take: Take) -> None: ...
+
+    def tap_relayed(self, take: TakeRelayed) -> None: ...
 
     async def wait_for_output(self) -> None:
         """Until the first token or end is there to be read (it stays there). Raises RefusedByWorker."""

@@ -15,13 +15,14 @@ from pagoda_router.admission.credits import Price, service_tokens, used_kv_token
 from pagoda_router.backends.answer_rates import Rates
 from pagoda_router.backends.base import LinkListener, Settlement
 from pagoda_router.backends.dialect import Load
+from pagoda_router.backends.http1 import Connections, Patience
 from pagoda_router.backends.looks import DIALECTS, Unhealthy, described_model, fetched
 from pagoda_router.backends.openai_stream import Destination, OpenAiStream
 from pagoda_router.backends.session_view import views_of
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import EndReason, Generation, WorkerId
 from pagoda_router.placement.facts import WorkerView
-from pagoda_router.placement.prefixes import NO_CHAIN, KnownPrefixes, PrefixChain
+from pagoda_router.placement.prefixes import NO_CHAIN, Expectation, KnownPrefixes, PrefixChain
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,9 @@ class OpenAiLink:
         self._reason = "connecting to the worker"
         self._complaint = ""
         self._failed_looks = 0
-        self._session: aiohttp.ClientSession | None = None
+        patience = Patience(connect_s=self._timing.connect_s, silence_s=self._timing.silence_s, keep_s=KEEP_CONNECTION_S)
+        self._connections = Connections(endpoint.host, endpoint.port, patience)
+        """Of requests. Looks have a client of their own, as whatever happens to a request should not be theirs to wait for."""
         self._leaving = False
         self._closing = False
         self._woken = asyncio.Event()
@@ -144,27 +147,22 @@ class OpenAiLink:
         return wanted if wanted <= self.available_tokens else None
 
     def submit(self, generation: Generation, cost: Price, reserved_tokens: int, chain: PrefixChain = NO_CHAIN) -> OpenAiStream:
-        assert self._session is not None
         assert self._model
-        stream = OpenAiStream(generation, cost, self.worker, self._over)
-        if chain.hashes:
-            self._expect(chain)
+        to = Destination(self._connections, self._dialect, self.endpoint.target, self._model, self.endpoint.name)
+        expectation = self._expect(chain) if chain.hashes else None
+        stream = OpenAiStream(generation, cost, self.worker, to, self._over, expectation)
         self._streams[stream] = reserved_tokens
         self._sequences += generation.n
         self._unbegun.append(stream)
         self._outstanding_tokens += reserved_tokens
         self._since_look_tokens += reserved_tokens
-        destination = Destination(
-            self._session, self._dialect, self._url, self._model, self.endpoint.name, silence_s=self._timing.silence_s
-        )
-        stream.start(destination)
+        stream.start()
         return stream
 
-    def _expect(self, chain: PrefixChain) -> None:
-        """The server will have this prompt's blocks; of one that it never computes nothing is taken back, as nobody tells."""
+    def _expect(self, chain: PrefixChain) -> Expectation:
         if self._prefixes is None or self._prefixes.block_size != chain.block_size:
             self._prefixes = KnownPrefixes(chain.block_size, max(1, min(self.capacity_tokens, MOST_KNOWN_TOKENS) // chain.block_size))
-        self._prefixes.stored(chain.hashes)
+        return self._prefixes.expect(chain)
 
     def _over(self, stream: OpenAiStream) -> None:
         """Its reservation settles, exactly once."""
@@ -208,11 +206,12 @@ class OpenAiLink:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=timing.connect_s, sock_read=timing.silence_s)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_CONNECTION_S)
         headers = {"accept-encoding": "identity", "user-agent": "pagoda-router"}
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False, headers=headers) as self._session:
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False, headers=headers) as session:
             while not self._closing and not (self._leaving and not self._streams):
                 self._woken.clear()
                 try:
-                    await self._look(self._session)
+                    await self._look(session)
+                    self._connections.close_old()
                 except Exception:  # the loop's outermost line: a bug costs one look, not the link
                     log.exception("worker %s: internal error", self.worker)
                 try:
@@ -222,8 +221,9 @@ class OpenAiLink:
                     pass
             for stream in list(self._streams):
                 stream.end_all(EndReason.ENGINE_ERROR, "the router closed the connection")
-            await asyncio.gather(*(stream.closed() for stream in list(self._streams)))
-        self._session = None
+            while self._streams:
+                await asyncio.sleep(0)  # they settle in a turn of their own
+            self._connections.close_idle()
 
     def retire(self) -> None:
         self._leaving = True

@@ -1,7 +1,8 @@
 """One request on a foreign backend: its HTTP exchange, and the events that its reader gets. Implements BackendStream.
 
-Owns the exchange's task and its buffer: a reader that does not read stops the reading from the backend. Knows no load and no other
-request; the link of openai_http.py makes it, and hears once when it is over.
+Called in the middle of reading from the connection (http1.py): what its reader takes at once leaves in that same turn of the event loop,
+the rest waits in its buffer, and a reader that does not read stops the reading from the backend. Knows no load and no other request; the
+link of openai_http.py makes it, and hears once when it is over.
 """
 
 import asyncio
@@ -10,14 +11,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-import aiohttp
-
 from pagoda_router.admission.credits import Price
 from pagoda_router.backends.base import Failure, RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, told
+from pagoda_router.backends.http1 import Connection, ConnectionFailed, ConnectionLost, Connections, Silent
 from pagoda_router.backends.sse import EventRewriter, NotAnAnswer, Piece, whole_answer
 from pagoda_router.errors import BadRequest
-from pagoda_router.generation import Ended, EndReason, Event, Generation, Take, Usage, WorkerId
+from pagoda_router.generation import Ended, EndReason, Event, Generation, Take, TakeRelayed, Usage, WorkerId
+from pagoda_router.placement.prefixes import Expectation
 from pagoda_router.relays import Relay, Relayed
 from pagoda_router.tracing.record import WorkerTimes
 
@@ -31,22 +32,28 @@ LARGEST_ERROR_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    session: aiohttp.ClientSession
+    connections: Connections
     dialect: Dialect
-    url: str
-    """Without a path."""
+    target: str
+    """Host and port."""
     model: str
     """What the server calls it."""
     name: str
     """Of the worker, in errors."""
-    silence_s: float
-    """Longest time without a byte: of an answer that is no stream, its whole making."""
 
 
 class OpenAiStream:
-    """Written by its own task, read by one other."""
+    """Written by its connection, read by one task. Implements http1.Asker."""
 
-    def __init__(self, generation: Generation, cost: Price, worker: WorkerId, over: Callable[["OpenAiStream"], None]) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        cost: Price,
+        worker: WorkerId,
+        to: Destination,
+        over: Callable[["OpenAiStream"], None],
+        expectation: Expectation | None = None,
+    ) -> None:
         """`over` is called once, when nothing of it runs on the worker any more as far as the router can tell."""
         assert generation.relay is not None
         self.worker = worker
@@ -69,19 +76,25 @@ class OpenAiStream:
         self.finished = False
         """It ended as asked."""
         self.hurt: Failure | None = None
+        self._to = to
         self._over = over
+        self._expectation = expectation
+        self._events = EventRewriter(self.relay.served_name, wants_usage=self.relay.wants_usage, manners=to.dialect.manners)
+        self._body = bytearray()
+        """Of an answer that is no stream."""
+        self._status = 200
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self._pending: list[Event] = []
         self._pending_bytes = 0
+        self._take: TakeRelayed | None = None
+        self._waiter: asyncio.Future[None] | None = None
         self._refusal: RefusedByWorker | None = None
+        self._fault: Exception | None = None
+        """Of whoever takes its output: raised where it is read."""
         self._ended = False
         self._has_output = False
-        self._changed = asyncio.Event()
-        self._read = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self, destination: Destination) -> None:
-        self._task = asyncio.create_task(self._run(destination), name=f"relay {self.generation.request_id}")
-        self._task.add_done_callback(self._task_ended)
 
     # ------------------------------------------------------------ the reader's side
 
@@ -90,25 +103,29 @@ class OpenAiStream:
 
     async def __anext__(self) -> list[Event]:
         while not self._pending:
+            if self._fault is not None:
+                raise self._fault
             if self._refusal is not None:
                 raise self._refusal
             if self._ended:
                 raise StopAsyncIteration
-            self._changed.clear()
-            await self._changed.wait()
+            await self._woken()
         batch, self._pending, self._pending_bytes = self._pending, [], 0
-        self._read.set()
+        if self._connection is not None:
+            self._connection.resume()
         return batch
 
     async def wait_for_output(self) -> None:
         while not self._has_output:
             if self._refusal is not None:
                 raise self._refusal
-            self._changed.clear()
-            await self._changed.wait()
+            await self._woken()
 
     def tap(self, take: Take) -> None:
-        """It brings text, never Tokens."""
+        """It brings bytes, never tokens."""
+
+    def tap_relayed(self, take: TakeRelayed) -> None:
+        self._take = take
 
     def stop(self, sequence: int) -> None:
         """Never asked for: who relays bytes looks for no stop string."""
@@ -129,100 +146,146 @@ class OpenAiStream:
 
     def end_all(self, reason: EndReason, detail: str) -> None:
         self._end(reason, detail)
-        self.abandon()
 
     def abandon(self, *, lost_hedge: bool = False) -> None:
         """Closing the connection is how these servers are told to stop."""
-        self._ended = True
-        self._changed.set()
-        if self._task is not None:
-            self._task.cancel()
+        self._end(EndReason.CANCELLED, "the request was cancelled")
 
-    async def closed(self) -> None:
-        """Until nothing of it runs here."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
+    async def _woken(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     # ------------------------------------------------------------ the exchange
 
-    async def _run(self, to: Destination) -> None:
-        deadline_s = self.generation.deadline_s
+    def start(self) -> None:
+        generation, to = self.generation, self._to
+        loop = asyncio.get_running_loop()
+        if generation.deadline_s is not None:
+            self._deadline = loop.call_later(generation.deadline_s, self._too_late)
         try:
-            async with asyncio.timeout(deadline_s):
-                await self._exchange(to)
+            body = to.dialect.request(self.relay, to.model, generation.cache_salt.hex())
         except BadRequest as error:
             self._refuse(RefusedByWorker(error.message, error))
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            self._refuse(RefusedByWorker(f"the worker {to.name} cannot be reached: {_sentence(error)}"))
-        except NotAnAnswer as error:
-            self._fail(EndReason.ENGINE_ERROR, f"the worker {to.name} was not understood: {error}", "engine_error")
-        except aiohttp.SocketTimeoutError:
-            self._fail(EndReason.ENGINE_ERROR, f"the worker {to.name} said nothing for {to.silence_s:g} s", "engine_error")
-        except TimeoutError:
-            self._fail(EndReason.DEADLINE, f"the request's deadline of {deadline_s or 0:g} s passed")
-        except (aiohttp.ClientError, OSError) as error:
-            self.lost = True
-            self._fail(EndReason.ENGINE_ERROR, f"the worker {to.name} was lost: {_sentence(error)}", "worker_lost")
+            return
+        if (connection := to.connections.idle()) is not None:
+            self._ask(connection, body)
+        else:
+            self._connecting = loop.create_task(self._connect(body), name=f"relay {generation.request_id}")
 
-    async def _exchange(self, to: Destination) -> None:
-        """Raises what aiohttp and asyncio.timeout raise, NotAnAnswer, BadRequest."""
-        generation, relay = self.generation, self.relay
-        headers = {"content-type": "application/json", "x-request-id": generation.request_id}
+    async def _connect(self, body: bytes) -> None:
+        try:
+            connection = await self._to.connections.new()
+        except ConnectionFailed as error:
+            self._connecting = None
+            self._refuse(RefusedByWorker(f"the worker {self._to.name} cannot be reached: {error}"))
+        else:
+            self._connecting = None
+            self._ask(connection, body)
+
+    def _ask(self, connection: Connection, body: bytes) -> None:
+        generation, to = self.generation, self._to
+        lines = [
+            f"POST {self.relay.path} HTTP/1.1",
+            f"host: {to.target}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            "accept-encoding: identity",
+            "user-agent: pagoda-router",
+            f"x-request-id: {generation.request_id}",
+        ]
         if generation.traceparent:
-            headers |= {"traceparent": generation.traceparent, "tracestate": generation.tracestate}
-        body = to.dialect.request(relay, to.model, generation.cache_salt.hex())
-        async with to.session.post(to.url + relay.path, data=body, headers=headers) as response:
-            if response.status != 200:
-                self._answered_otherwise(to, response.status, await response.content.read(LARGEST_ERROR_BYTES))
-            elif relay.stream:
-                await self._stream(to, response)
-            else:
-                await self._whole(to, response)
+            lines.append(f"traceparent: {generation.traceparent}")
+        if generation.tracestate:
+            lines.append(f"tracestate: {generation.tracestate}")
+        self._connection = connection
+        connection.ask("\r\n".join([*lines, "\r\n"]).encode(), body, self)
 
-    async def _stream(self, to: Destination, response: aiohttp.ClientResponse) -> None:
-        events = EventRewriter(self.relay.served_name, wants_usage=self.relay.wants_usage, manners=to.dialect.manners)
-        async for chunk in response.content.iter_any():
-            piece = events.feed(chunk)
-            self.usage = events.usage
-            self._push(piece)
-            if piece.error is not None:
-                self._failed_in_stream(to, piece.error)
-                return
-            if piece.done:
-                self._finish()
-                return
-            while self._pending_bytes > MOST_BUFFERED_BYTES:
-                self._read.clear()
-                await self._read.wait()
-        self.lost = True
-        self._fail(EndReason.ENGINE_ERROR, f"the worker {to.name} was lost: its stream ended early", "worker_lost")
+    def answered(self, status: int) -> None:
+        self._status = status
 
-    async def _whole(self, to: Destination, response: aiohttp.ClientResponse) -> None:
-        body = bytearray()
-        async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > LARGEST_ANSWER_BYTES:
+    def came(self, piece: bytes) -> None:
+        if self._status != 200:
+            self._body += piece
+            if len(self._body) > LARGEST_ERROR_BYTES:
+                self._answered_otherwise()
+        elif self.relay.stream:
+            self._streamed(self._events.feed(piece))
+        else:
+            self._body += piece
+            if len(self._body) > LARGEST_ANSWER_BYTES:
                 raise NotAnAnswer(f"its answer is larger than {LARGEST_ANSWER_BYTES} bytes")
-        data, self.usage, reasons = whole_answer(bytes(body), self.relay.served_name, to.dialect.manners)
-        tokens = self.usage.completion_tokens if self.usage is not None else 0
-        self._push(Piece(data=data, tokens=tokens, finish_reasons=reasons))
-        self._finish()
 
-    def _answered_otherwise(self, to: Destination, status: int, body: bytes) -> None:
-        failure = to.dialect.failure(status, body)
+    def whole(self) -> None:
+        self._connection = None
+        if self._ended:
+            return
+        if self._status != 200:
+            self._answered_otherwise()
+        elif self.relay.stream:
+            self._lost("its stream ended early")
+        else:
+            try:
+                data, self.usage, reasons = whole_answer(bytes(self._body), self.relay.served_name, self._to.dialect.manners)
+            except NotAnAnswer as error:
+                self.failed(error)
+                return
+            tokens = self.usage.completion_tokens if self.usage is not None else 0
+            self._push(Piece(data=data, tokens=tokens, finish_reasons=reasons))
+            self._finish()
+
+    def failed(self, error: Exception) -> None:
+        self._connection, name = None, self._to.name
+        if isinstance(error, ConnectionLost):
+            self._lost(str(error))
+        elif isinstance(error, Silent):
+            silence_s = self._to.connections.patience.silence_s
+            self._fail(EndReason.ENGINE_ERROR, f"the worker {name} said nothing for {silence_s:g} s", "engine_error")
+        elif isinstance(error, NotAnAnswer):
+            self._fail(EndReason.ENGINE_ERROR, f"the worker {name} was not understood: {error}", "engine_error")
+        else:
+            log.error("relay %s: internal error", self.generation.request_id, exc_info=error)
+            self._fail(EndReason.ENGINE_ERROR, "the router failed on this request: its log has the reason")
+
+    def _streamed(self, piece: Piece) -> None:
+        self.usage = self._events.usage
+        self._push(piece)
+        if piece.error is not None:
+            self._failed_in_stream(piece.error)
+        elif piece.done:
+            self._finish()
+        elif self._pending_bytes > MOST_BUFFERED_BYTES and self._connection is not None:
+            self._connection.pause()
+
+    def _too_late(self) -> None:
+        self._deadline = None
+        self._fail(EndReason.DEADLINE, f"the request's deadline of {self.generation.deadline_s or 0:g} s passed")
+
+    def _lost(self, why: str) -> None:
+        self.lost = True
+        self._fail(EndReason.ENGINE_ERROR, f"the worker {self._to.name} was lost: {why}", "worker_lost")
+
+    def _answered_otherwise(self) -> None:
+        failure = self._to.dialect.failure(self._status, bytes(self._body[:LARGEST_ERROR_BYTES]))
         if isinstance(failure, RefusedByWorker):
             self._refuse(failure)
         else:
             self.begun = True  # it had the request, and may have been hurt by it
             self._fail(EndReason.ENGINE_ERROR, failure.message, "engine_error")
 
-    def _failed_in_stream(self, to: Destination, event: bytes) -> None:
-        failure = to.dialect.failure_in_stream(event)
+    def _failed_in_stream(self, event: bytes) -> None:
+        failure = self._to.dialect.failure_in_stream(event)
         if isinstance(failure, RefusedByWorker) and not self._has_output:
             self._refuse(failure)
         else:
             message, _ = told(event)
-            self._fail(EndReason.ENGINE_ERROR, f"the worker {to.name} failed: {message}", "engine_error")
+            self._fail(EndReason.ENGINE_ERROR, f"the worker {self._to.name} failed: {message}", "engine_error")
 
     # ------------------------------------------------------------ what the reader will see
 
@@ -230,30 +293,51 @@ class OpenAiStream:
         if not piece.data:
             return
         now_s = time.monotonic()
-        self.first_output_s = self.first_output_s or now_s
+        if self.first_output_s is None:
+            self.first_output_s = now_s
+            self.begun = self._has_output = True
+            if self._expectation is not None:
+                self._expectation.begun()
         self.last_output_s = now_s
-        self.begun = self._has_output = True
         self.seen_tokens += piece.tokens
-        self._pending.append(Relayed(piece.data, piece.tokens, piece.finish_reasons))
-        self._pending_bytes += len(piece.data)
-        self._changed.set()
+        event = Relayed(piece.data, piece.tokens, piece.finish_reasons)
+        if not self._taken(event):
+            self._pending.append(event)
+            self._pending_bytes += len(piece.data)
+            self._wake()
+
+    def _taken(self, event: Relayed) -> bool:
+        """By its reader, which has taken everything and waits for more, so that nothing can be overtaken."""
+        if self._take is None or self._waiter is None or self._pending or self._waiter.done():
+            return False
+        try:
+            return self._take(event)
+        except Exception as error:  # a bug in one answer is that answer's, not its connection's
+            self._take, self._fault = None, error
+            self._wake()
+            return True
 
     def _finish(self) -> None:
         self.finished = True
         self._end(EndReason.STOP, "")
 
     def _fail(self, reason: EndReason, sentence: str, hurt: Failure | None = None) -> None:
+        if self._ended:
+            return
         self.hurt = hurt
         if not self._has_output and reason is EndReason.ENGINE_ERROR:
             self.failure = sentence
         self._end(reason, sentence)
 
     def _refuse(self, refusal: RefusedByWorker) -> None:
+        if self._ended:
+            return
         if refusal.error is None:
             self.hurt = "refused"
         self._refusal = refusal
         self._ended = True
-        self._changed.set()
+        self._leave()
+        self._wake()
 
     def _end(self, reason: EndReason, detail: str) -> None:
         if self._ended:
@@ -262,16 +346,24 @@ class OpenAiStream:
         usage = self.usage or Usage(self.cost.prompt_tokens if self.begun else 0, 0, self.seen_tokens)
         self.times.cached_tokens = usage.cached_tokens
         self._pending.append(Ended(0, reason, usage, detail=detail))
-        self._changed.set()
+        self._leave()
+        self._wake()
 
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("relay %s: internal error", self.generation.request_id, exc_info=error)
-            self._fail(EndReason.ENGINE_ERROR, "the router failed on this request: its log has the reason")
-        elif not self._ended:
-            self._end(EndReason.CANCELLED, "the request was cancelled")
+    def _leave(self) -> None:
+        """Nothing more of it comes. It settles in a turn of its own: whoever ends it is in the middle of something."""
+        self._take = None  # it leads to whoever reads this stream: a cycle, which only the collector would free
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._connection is not None:
+            self._connection.leave(may_end=self.finished)
+            self._connection = None
+        asyncio.get_running_loop().call_soon(self._settle)
+
+    def _settle(self) -> None:
+        if self._expectation is not None:
+            self._expectation.over()
         self._over(self)
-
-
-def _sentence(error: BaseException) -> str:
-    return str(error) or type(error).__name__

@@ -18,6 +18,7 @@ from pagoda_router.generation import (
     PromptLogprobs,
     Started,
     Take,
+    TakeRelayed,
     Tokens,
     Usage,
     WorkerId,
@@ -148,6 +149,9 @@ class RequestStream:
 
     def tap(self, take: Take) -> None:
         self._take = take
+
+    def tap_relayed(self, take: TakeRelayed) -> None:
+        """It brings tokens, never bytes."""
 
     def abandon(self, *, lost_hedge: bool = False) -> None:
         self.lost_hedge = lost_hedge

@@ -1,6 +1,7 @@
 """A foreign backend's answer on its way through: whole events out, the model under its served name, usage and ends noticed by a byte scan.
 
-Pure. Nothing is parsed but the one event that has the usage, and errors; openai_stream.py feeds it what the network brings.
+Pure. Nothing is parsed but the one event that has the usage, and errors; openai_stream.py feeds it what the network brings. Nearly all
+events of a stream differ in a few words of text only, and what is around these is looked at once (`_Usual`).
 """
 
 import re
@@ -14,6 +15,7 @@ from pagoda_router.generation import Usage
 LARGEST_EVENT_BYTES = 16 * 2**20
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"(\w+)"')
+_BEFORE_TEXT = re.compile(rb'"delta":\{"content":"|"text":"')
 _IS_ERROR = re.compile(rb'\A\s*\{\s*"(?:error"\s*:\s*["{]|object"\s*:\s*"error")')
 
 
@@ -71,6 +73,24 @@ class Piece:
     done: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """What is around the text of an event that says nothing but text, theirs and ours."""
+
+    before: bytes
+    after: bytes
+    our_before: bytes
+    our_after: bytes
+
+    def rewritten(self, chunk: bytes) -> bytes | None:
+        """One such event. None: it is something else, or more than one, or its text has a quotation mark."""
+        if chunk.startswith(self.before) and chunk.endswith(self.after):
+            text = chunk[len(self.before) : -len(self.after)]
+            if b'"' not in text:
+                return self.our_before + text + self.our_after
+        return None
+
+
 class EventRewriter:
     def __init__(self, served_name: str, *, wants_usage: bool, manners: Manners = OPENAIS) -> None:
         self.usage: Usage | None = None
@@ -81,9 +101,12 @@ class EventRewriter:
         """As the last event had it: found by a search only when it changes."""
         self._wants_usage = wants_usage
         self._rest = b""
+        self._usual: _Usual | None = None
 
     def feed(self, chunk: bytes) -> Piece:
         """Raises NotAnAnswer when an event does not end."""
+        if not self._rest and self._usual is not None and (usual := self._usual.rewritten(chunk)) is not None:
+            return Piece(usual, 1)
         data = self._rest + chunk
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
@@ -112,11 +135,26 @@ class EventRewriter:
             self._told_usage(usage_of(payload))
             if not has_choices and not self._wants_usage:
                 return  # the router asked for it, not the client
+            is_usual = False
+        else:
+            is_usual = has_choices
         if has_choices:
             piece.tokens += 1
             if b'"finish_reason":"' in payload or b'"finish_reason": "' in payload:
                 piece.finish_reasons += tuple(reason.decode() for reason in _FINISH.findall(payload))
+                is_usual = False
         piece.data += b"data: " + self._renamed(payload) + b"\n\n"
+        if is_usual:
+            self._learn(payload)
+
+    def _learn(self, payload: bytes) -> None:
+        """What is around its text, where the model is named before that."""
+        if (found := _BEFORE_TEXT.search(payload)) is None or self._their_model not in (before := payload[: found.end()]):
+            return
+        text, quote, after = payload[found.end() :].partition(b'"')
+        if quote and not text.endswith(b"\\"):  # or it may be part of the text
+            before, after = b"data: " + before, quote + after + b"\n\n"
+            self._usual = _Usual(before, after, self._renamed(before), after)
 
     def _told_usage(self, told: Usage | None) -> None:
         before = self.usage

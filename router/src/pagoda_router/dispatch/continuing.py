@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from pagoda_router.backends.base import BackendStream
-from pagoda_router.generation import Ended, EndReason, Event, Generation, Started, Take, Tokens, Usage
+from pagoda_router.generation import Ended, EndReason, Event, Generation, Started, Take, TakeRelayed, Tokens, Usage
 
 MOST_REPLAYS = 3
 """Of one sequence: one that kills its workers must not tour the fleet."""
@@ -77,6 +77,9 @@ class ContinuedStream:
             return True
 
         self._first.tap(taken)
+
+    def tap_relayed(self, take: TakeRelayed) -> None:
+        self._first.tap_relayed(take)
 
     def end_all(self, reason: EndReason, detail: str) -> None:
         """Every open sequence ends now, for its reader and on its worker. Those that wait for a place are the dispatcher's to end."""

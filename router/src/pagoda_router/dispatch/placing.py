@@ -101,7 +101,7 @@ class Placer:
         if len(generation.prompt_ids) < LONG_PROMPT_IDS:
             return None
         chain = self._begun(generation)
-        for _ in self._grown_as_far_as_known(chain, generation):
+        for _ in self._grown_as_far_as_known(chain, generation.model):
             await asyncio.sleep(0)
         return chain
 
@@ -116,18 +116,17 @@ class Placer:
         chain = request.chain
         if chain is None or chain.block_size != self._fleet.block_size(request.model):  # hashed before any worker had told its size
             chain = request.chain = self._begun(request.generation)
-        for _ in self._grown_as_far_as_known(chain, request.generation):
+        for _ in self._grown_as_far_as_known(chain, request.model):
             pass
         return chain
 
-    def _grown_as_far_as_known(self, chain: PrefixChain, generation: Generation) -> Iterator[None]:
+    def _grown_as_far_as_known(self, chain: PrefixChain, model: ModelName) -> Iterator[None]:
         """Until it ends in a block that no worker has, or is expected to have once the chains of requests on their way are whole. A slice
-        at a time. For other backends until it is whole: their links follow no growth."""
-        is_relayed = generation.relay is not None
+        at a time."""
         while True:
             if (other := self._growing.needed_by(chain)) is not None:
                 other.grow()
-            elif isinstance(chain, GrowingChain) and not chain.is_whole and (is_relayed or self._is_known(chain, generation.model)):
+            elif isinstance(chain, GrowingChain) and not chain.is_whole and self._is_known(chain, model):
                 chain.grow()
             else:
                 return

@@ -116,7 +116,17 @@ class Relaying:
 
     async def _stream(self, call: Call, generation: Generation, exchange: Exchange, alive: KeepAlive) -> None:
         is_open = False
+
+        def take(event: Relayed) -> bool:
+            """In the middle of the stream, while its client reads."""
+            if not (is_open and exchange.takes_more):
+                return False
+            self._count(call, event)
+            exchange.write_at_once(event.data)
+            return True
+
         async with self._dispatcher.generate(generation) as stream:
+            stream.tap_relayed(take)
             async for events in stream:
                 # What arrived together leaves together; what came before a failure leaves before it.
                 relayed = [event for event in events if isinstance(event, Relayed)]
