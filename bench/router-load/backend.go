@@ -18,15 +18,17 @@ import (
 func runBackend(args []string) error {
 	flags := flag.NewFlagSet("backend", flag.ExitOnError)
 	addresses := flags.String("listen", "", "addresses, with commas")
+	models := flags.String("models", "mock", "names that it lists, with commas")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+	told := &pages{models: modelList(strings.Split(*models, ",")), metrics: metricsPage()}
 	for _, address := range strings.Split(*addresses, ",") {
 		listener, err := net.Listen("tcp", address)
 		if err != nil {
 			return err
 		}
-		go serveBackend(listener)
+		go serveBackend(listener, told)
 	}
 	fmt.Println("ready")
 	untilTold()
@@ -39,7 +41,7 @@ func untilTold() {
 	<-told
 }
 
-func serveBackend(listener net.Listener) {
+func serveBackend(listener net.Listener, told *pages) {
 	for {
 		connection, err := listener.Accept()
 		if err != nil {
@@ -47,14 +49,14 @@ func serveBackend(listener net.Listener) {
 		}
 		go func() {
 			defer connection.Close()
-			if err := answerAll(connection); err != nil {
+			if err := answerAll(connection, told); err != nil {
 				log.Printf("backend: %v", err)
 			}
 		}()
 	}
 }
 
-func answerAll(connection net.Conn) error {
+func answerAll(connection net.Conn, told *pages) error {
 	reader := bufio.NewReaderSize(connection, 32768)
 	var body []byte
 	for {
@@ -69,7 +71,7 @@ func answerAll(connection net.Conn) error {
 			}
 		}
 		if strings.HasPrefix(request.first, "GET ") {
-			err = writeWhole(connection, []byte(`{"object":"list","data":[{"id":"mock","object":"model"}],"model_path":"mock","is_generation":true}`))
+			err = writeWhole(connection, told.of(request.first))
 		} else if !isGeneration(request.first) {
 			err = writeNotFound(connection)
 		} else if of := readAsked(body); of.stream {
@@ -82,6 +84,42 @@ func answerAll(connection net.Conn) error {
 			return nil
 		}
 	}
+}
+
+// pages are what is read with GET: a router asks for them again and again.
+type pages struct{ models, metrics []byte }
+
+func (told *pages) of(first string) []byte {
+	if strings.HasPrefix(first, "GET /metrics ") {
+		return told.metrics
+	}
+	return told.models
+}
+
+func modelList(names []string) []byte {
+	entries := make([]string, len(names))
+	for i, name := range names {
+		entries[i] = fmt.Sprintf(`{"id":%q,"object":"model"}`, name)
+	}
+	return fmt.Appendf(nil, `{"object":"list","data":[%s],"model_path":"mock","is_generation":true}`, strings.Join(entries, ","))
+}
+
+// metricsPage has as many lines as a vLLM's, so that looking at it costs what it costs there.
+func metricsPage() []byte {
+	var page bytes.Buffer
+	const labels = `engine="0",model_name="mock"`
+	for _, gauge := range []string{"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"} {
+		fmt.Fprintf(&page, "# HELP vllm:%s Of a mock.\n# TYPE vllm:%s gauge\nvllm:%s{%s} 0.0\n", gauge, gauge, gauge, labels)
+	}
+	fmt.Fprintf(&page, "vllm:cache_config_info{block_size=\"16\",engine=\"0\",num_gpu_blocks=\"100000\"} 1.0\n")
+	for i := range 20 {
+		fmt.Fprintf(&page, "# HELP vllm:histogram_%d_seconds Of a mock.\n# TYPE vllm:histogram_%d_seconds histogram\n", i, i)
+		for bucket := range 24 {
+			fmt.Fprintf(&page, "vllm:histogram_%d_seconds_bucket{%s,le=\"%d.0\"} 0.0\n", i, labels, bucket)
+		}
+		fmt.Fprintf(&page, "vllm:histogram_%d_seconds_count{%s} 0.0\nvllm:histogram_%d_seconds_sum{%s} 0.0\n", i, labels, i, labels)
+	}
+	return page.Bytes()
 }
 
 // isGeneration: vllm-router first asks the backend for /v1/chat/completions/render, and goes on without where there is none.

@@ -18,7 +18,7 @@ func backendAddress(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { listener.Close() })
-	go serveBackend(listener)
+	go serveBackend(listener, &pages{models: modelList([]string{"mock"}), metrics: metricsPage()})
 	return listener.Addr().String()
 }
 

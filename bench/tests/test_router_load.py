@@ -142,7 +142,7 @@ def test_without_go_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_every_peer_has_a_recipe():
-    assert {"none", "nginx", "pagoda", "sglang-router", "vllm-router", "litellm"} == set(STARTERS)
+    assert {"none", "nginx", "pagoda", "pagoda before vLLM", "sglang-router", "vllm-router", "litellm"} == set(STARTERS)
     for peer in ("sglang-router", "vllm-router", "litellm"):
         assert "==" in (SOURCE.parent / "peers" / peer / "requirements.txt").read_text()
 

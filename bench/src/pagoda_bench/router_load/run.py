@@ -110,7 +110,7 @@ def start_mocks(program: Path, folder: Path, router_cores: Sequence[int], rig_co
     serve = ",".join(f"{model}=127.0.0.1:{port}" for model, ports in workers.items() for port in ports)
     listen = ",".join(f"127.0.0.1:{port}" for port in backends)
     commands = {
-        "backend": [str(program), "backend", f"-listen={listen}"],
+        "backend": [str(program), "backend", f"-listen={listen}", f"-models={','.join(MODELS)}"],
         "worker": [str(program), "worker", f"-serve={serve}", f"-tokenizer={tokenizer}", f"-tokenizer-of={other}", f"-template={template}"],
     }
     mocks: dict[str, Pinned] = {}

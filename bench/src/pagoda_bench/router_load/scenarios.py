@@ -7,6 +7,8 @@ from typing import Literal
 from pagoda_bench.results import Row
 
 OURS = "pagoda"
+RELAYING = "pagoda before vLLM"
+"""Ours too, in front of the mock backend as the peers are, which it takes for a vLLM: it tokenizes nothing, as they do not."""
 TWICE = "pagoda x2"
 WORDS = "mock-0ms-words"
 DIRECT = "none"

@@ -17,7 +17,7 @@ from pagoda_bench.local_stack import free_port
 from pagoda_bench.peers.environment import interpreter, versions
 from pagoda_bench.peers.system import PeerUnavailable
 from pagoda_bench.router_load.pinned import Pinned
-from pagoda_bench.router_load.scenarios import DIRECT, OURS, WORDS
+from pagoda_bench.router_load.scenarios import DIRECT, OURS, RELAYING, WORDS
 
 START_TIMEOUT_S = 120.0
 KEY = "sk-router-bench"
@@ -95,9 +95,22 @@ def nginx(site: Site) -> RouterSystem:
 
 
 def pagoda(site: Site) -> RouterSystem:
-    port, folder = free_port(), site.scratch / "pagoda"
+    setting = (
+        "gRPC sessions to mock workers; a stored key, usage in SQLite, admission, placement, tokenizer, metrics and traces as by default"
+    )
+    return _pagoda(site, fleet(site.workers), name=OURS, behind="worker", setting=setting)
+
+
+def pagoda_before_vllm(site: Site) -> RouterSystem:
+    ports = [int(url.rpartition(":")[2]) for url in site.backends]
+    setting = "relays to the mock backend as to vLLM's servers; the same key, usage, admission, placement, metrics and traces"
+    return _pagoda(site, fleet(dict.fromkeys(MODELS, ports), backend="vllm"), name=RELAYING, behind="backend", setting=setting)
+
+
+def _pagoda(site: Site, document: Mapping[str, object], *, name: str, behind: str, setting: str) -> RouterSystem:
+    port, folder = free_port(), site.scratch / name.replace(" ", "-")
     folder.mkdir(parents=True)
-    (folder / "fleet.json").write_text(json.dumps(fleet(site.workers)))
+    (folder / "fleet.json").write_text(json.dumps(document))
     env = {
         "PAGODA_HTTP_PORT": str(port),
         "PAGODA_INTERNAL_PORT": "0",
@@ -106,25 +119,22 @@ def pagoda(site: Site) -> RouterSystem:
         "PAGODA_API_KEY": KEY,
         "PAGODA_LOG_LEVEL": "WARNING",
     }
-    setting = (
-        "gRPC sessions to mock workers; a stored key, usage in SQLite, admission, placement, tokenizer, metrics and traces as by default"
-    )
     if site.source is not None:
         env["PYTHONPATH"] = str(site.source.resolve())
     command = [str(site.interpreter or sys.executable), "-m", "pagoda_router"]
     if site.processes == 1:
-        one = _started(site, OURS, command, port, env=env, behind="worker", setting=setting)
+        one = _started(site, name, command, port, env=env, behind=behind, setting=setting)
         return replace(one, key=_stored_key(one.url))
     several: list[RouterSystem] = []
     key = ""
     for i in range(site.processes):
         internal_port = free_port()
         own = {**env, "PAGODA_REUSE_PORT": "on", "PAGODA_INTERNAL_PORT": str(internal_port)}
-        several.append(_started(site, f"{OURS}-{i}", command, port, env=own, behind="worker"))
+        several.append(_started(site, f"{name}-{i}", command, port, env=own, behind=behind))
         key = key or _stored_key(several[0].url)  # the second finds it in the database
         _await_links(internal_port, sum(map(len, site.workers.values())))
     processes = tuple(process for system in several for process in system.processes)
-    return replace(several[0], name=f"{OURS} x{site.processes}", processes=processes, key=key)
+    return replace(several[0], name=f"{name} x{site.processes}", processes=processes, key=key)
 
 
 def _stored_key(url: str) -> str:
@@ -159,13 +169,13 @@ def _await_links(internal_port: int, workers: int) -> None:
     raise PeerUnavailable("a second router did not connect to its workers")
 
 
-def fleet(workers: Mapping[str, Sequence[int]]) -> dict[str, object]:
-    """A fleet.json of these mock workers."""
-    models = [{"metadata": {"name": name}, "spec": {"model": {"source": "mock://"}}} for name in workers]
+def fleet(workers: Mapping[str, Sequence[int]], *, backend: str = OURS) -> dict[str, object]:
+    """A fleet.json of these mock workers. `backend`: as in spec.engine.backend."""
+    models = [{"metadata": {"name": name}, "spec": {"model": {"source": "mock://"}, "engine": {"backend": backend}}} for name in workers]
     slices = [
         {
-            "metadata": {"name": f"{name}-{port}", "labels": {"pagoda.dev/model": name}},
-            "ports": [{"name": "grpc", "port": port}],
+            "metadata": {"name": f"{name}-{port}", "labels": {"pagoda.dev/model": name, "pagoda.dev/backend": backend}},
+            "ports": [{"name": "grpc" if backend == OURS else "openai", "port": port}],
             "endpoints": [{"addresses": ["127.0.0.1"], "targetRef": {"name": f"{name}-{port}"}, "conditions": {"serving": True}}],
         }
         for name, ports in workers.items()
@@ -212,6 +222,7 @@ STARTERS: Mapping[str, Callable[[Site], RouterSystem]] = {
     DIRECT: direct,
     "nginx": nginx,
     OURS: pagoda,
+    RELAYING: pagoda_before_vllm,
     "sglang-router": sglang_router,
     "vllm-router": vllm_router,
     "litellm": litellm,
