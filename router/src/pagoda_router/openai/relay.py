@@ -162,8 +162,8 @@ class Relaying:
                         self._bill(call.outcome, event)
                         raise_failure(event)
                         call.outcome.status = 200
-                        await exchange.start(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.answer_headers()])
-                        await exchange.write(body, last=True)
+                        length = (b"content-length", str(len(body)).encode())
+                        await exchange.answer(200, [JSON_TYPE, length, *call.answer_headers()], body)
                         return
         raise _ended_early()
 
