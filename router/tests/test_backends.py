@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +418,19 @@ async def test_a_models_length_is_the_one_that_its_server_tells(tmp_path):
     async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
         (card,) = (await router.caller()("GET", "/v1/models")).json["data"]
         assert card["max_model_len"] == 2048
+
+
+@pytest.mark.parametrize(
+    ("weights", "length"), [({"pagoda": 0, "vllm": 100}, 512), ({"pagoda": 50, "vllm": 50}, 64), ({"pagoda": 0, "vllm": 0}, 64)]
+)
+async def test_a_model_of_two_backends_takes_what_fits_those_that_get_its_requests(tmp_path, weights, length):
+    models = json_answer({"data": [recorded.VLLM_MODELS["data"][0] | {"max_model_len": 512}]})
+    own, vllm = ScriptedWorker("chat", variant="pagoda"), recorded.server("vllm", variant="vllm", name="v")
+    vllm.answers["/v1/models"], own.max_model_len = models, 64
+    offered = replace(offered_by("pagoda", "vllm"), variants=tuple(weights.items()))
+    async with own, vllm, rig(tmp_path, own, vllm, models=(offered,)) as router:
+        (card,) = (await router.caller()("GET", "/v1/models")).json["data"]
+        assert card["max_model_len"] == length
 
 
 async def test_a_prompt_that_no_cache_may_know_has_a_salt_of_its_own(tmp_path):

@@ -52,6 +52,47 @@ def test_fields_that_a_server_would_refuse_the_request_for_stay_away_from_it():
     assert sent(TRT, **extras)["top_k"] == 5
 
 
+IN_BOTH_SPELLINGS = [
+    ({"guided_choice": ["yes", "no"]}, {"choice": ["yes", "no"]}),
+    ({"guided_json": {"type": "object"}, "guided_whitespace_pattern": " ?"}, {"json": {"type": "object"}, "whitespace_pattern": " ?"}),
+    ({"guided_regex": "a+", "guided_grammar": None, "structured_outputs": None}, {"regex": "a+"}),
+    ({"guided_regex": None, "structured_outputs": {"regex": "a+"}}, {"regex": "a+"}),
+]
+
+
+@pytest.mark.parametrize(("asked", "told"), IN_BOTH_SPELLINGS)
+def test_a_form_asked_for_in_the_older_spelling_reaches_a_vllm_that_knows_only_the_newer(asked, told):
+    body = sent(VLLM, **asked)
+    assert body["structured_outputs"] == told
+    assert {name: value for name, value in asked.items() if value and name != "structured_outputs"}.items() <= body.items()
+
+
+NOT_DONE = [
+    ({"best_of": 2}, "best_of", "draws n choices"),
+    ({"best_of": 3, "n": 2}, "best_of", "best_of is 3"),
+    ({"guided_regex": "a", "structured_outputs": {"regex": "b"}}, "guided_regex", "leave one out"),
+]
+
+
+@pytest.mark.parametrize(("asked", "param", "words"), NOT_DONE)
+def test_what_vllm_would_silently_not_do_is_refused(asked, param, words):
+    with pytest.raises(BadRequest, match=words) as refused:
+        sent(VLLM, **asked)
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("asked", [{"best_of": 2, "n": 2}, {"best_of": 1}, {"best_of": None, "n": 2}])
+def test_a_best_of_that_asks_for_nothing_more_passes(asked):
+    assert asked.items() <= sent(VLLM, **asked).items()
+
+
+def test_the_field_of_a_complaint_is_the_requests_own():
+    body = {"error": {"message": "Input should be a valid list", "param": "body.messages"}}
+    failure = VLLM.failure(400, msgspec.json.encode(body))
+    assert isinstance(failure, RefusedByWorker)
+    assert failure.error.param == "messages"
+
+
 def test_tgi_is_told_of_the_output_limit_in_its_own_word():
     body = sent(TGI, max_completion_tokens=7)
     assert body["max_tokens"] == 7

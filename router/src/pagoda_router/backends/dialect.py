@@ -113,7 +113,7 @@ def told(body: bytes) -> tuple[str, str | None]:
     message = inner.get("message") or (error if isinstance(error, str) else None) or inner.get("detail") or "it gave no reason"
     param = inner.get("param")
     text = message if isinstance(message, str) else msgspec.json.encode(message).decode()
-    return text[:LONGEST_MESSAGE_CHARS], param if isinstance(param, str) else None
+    return text[:LONGEST_MESSAGE_CHARS], param.removeprefix("body.") if isinstance(param, str) else None
 
 
 def failure_of(backend: str, status: int, body: bytes, too_long: re.Pattern[str]) -> RefusedByWorker | UpstreamFailed:

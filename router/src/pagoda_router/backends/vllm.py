@@ -7,9 +7,18 @@ import msgspec
 
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields, samples, total
-from pagoda_router.errors import UpstreamFailed
+from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.relays import Relay
 
+_STRUCTURED = "structured_outputs"
+_OLDER_SPELLING = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "guided_whitespace_pattern": "whitespace_pattern",
+}
+"""Of `structured_outputs`' members. 0.12 and later ignore these fields, and answer in any form; before 0.11 only they are understood."""
 _TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum|max_model_len", re.IGNORECASE)
 
 
@@ -40,7 +49,26 @@ class Vllm(Dialect):
         fields = request_fields(relay, model)
         if salt:
             fields["cache_salt"] = msgspec.Raw(msgspec.json.encode(salt))
+        _require_best_of(fields)
+        _say_in_both_spellings(fields)
         return msgspec.json.encode(fields)
 
     def failure(self, status: int, body: bytes) -> RefusedByWorker | UpstreamFailed:
         return failure_of(self.name, status, body, _TOO_LONG)
+
+
+def _require_best_of(fields: dict[str, msgspec.Raw]) -> None:
+    """It draws n choices whatever `best_of` says."""
+    best_of, n = (bytes(fields.get(name, b"null")) for name in ("best_of", "n"))
+    if best_of not in (b"null", n if n != b"null" else b"1"):
+        raise BadRequest(f"best_of is {best_of[:40].decode()}: a vllm worker draws n choices and no more: leave it out", param="best_of")
+
+
+def _say_in_both_spellings(fields: dict[str, msgspec.Raw]) -> None:
+    """Each version reads the one that it knows."""
+    older = [name for name in _OLDER_SPELLING if bytes(fields.get(name, b"null")) != b"null"]
+    if not older:
+        return
+    if bytes(fields.get(_STRUCTURED, b"null")) != b"null":
+        raise BadRequest(f"{older[0]} and {_STRUCTURED} both ask for a form: leave one out", param=older[0])
+    fields[_STRUCTURED] = msgspec.Raw(msgspec.json.encode({_OLDER_SPELLING[name]: fields[name] for name in older}))
