@@ -22,6 +22,7 @@ from pagoda_router.backends.base import LinkListener
 from pagoda_router.backends.openai_http import HttpTiming, OpenAiLink
 from pagoda_router.discovery.model_object import ModelObject
 from pagoda_router.discovery.snapshot import Endpoint
+from pagoda_router.dispatch.stalls import StageTimeouts
 from pagoda_router.generation import ModelName
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import RequestOutcome, SilentObserver, SurfaceSettings
@@ -305,6 +306,37 @@ async def test_between_two_looks_the_routers_own_count_holds(tmp_path):
                 assert router.link.available_tokens == 12288
         finally:
             ForeignRig.http_timing = QUICK
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_server_that_hangs_loses_its_requests_to_another_one(tmp_path, monkeypatch, streams):
+    """Its connections stand and its health no longer answers, as with a stopped process or a node that is gone."""
+    monkeypatch.setattr(ForeignRig, "http_timing", replace(QUICK, look_timeout_s=0.05, failed_looks=2))
+    hangs = recorded.server("vllm", Answer(parts=[asyncio.Event()]), name="hangs")
+    answers = recorded.server("vllm", stream(*recorded.VLLM_STREAM) if streams else json_answer(recorded.VLLM_WHOLE), name="answers")
+    quickly = StageTimeouts(cut_off_s=0.1)
+    async with hangs, answers, rig(tmp_path, hangs, timeouts=quickly) as router:
+        request = asyncio.create_task(router.caller()("POST", "/v1/chat/completions", asks(stream=streams)))
+        await hangs.next_request()
+        router.know(hangs, answers, models=(offered_by("vllm"),))
+        hangs.answers["/health"] = Answer(parts=[asyncio.Event()])
+        call = await asyncio.wait_for(request, 10)
+        assert call.status == 200
+        assert (call.events[-1] == "[DONE]") if streams else (call.json["model"] == "chat")
+        assert router.metric("retries_total", model="chat", reason="timed_out") == 1
+
+
+async def test_a_server_that_ends_in_order_finishes_what_it_has(tmp_path):
+    """It stops listening first."""
+    goes_on = asyncio.Event()
+    server = recorded.server("vllm", Answer(parts=[goes_on, msgspec.json.encode(recorded.VLLM_WHOLE)]))
+    async with server, rig(tmp_path, server, timeouts=StageTimeouts(cut_off_s=0.1)) as router:
+        request = asyncio.create_task(router.caller()("POST", "/v1/chat/completions", asks()))
+        await server.next_request()
+        server.stop_listening()
+        await router.until(lambda: not router.link.routable)
+        asyncio.get_running_loop().call_later(0.5, goes_on.set)
+        assert (await asyncio.wait_for(request, 10)).status == 200
 
 
 async def test_a_backend_that_says_nothing_for_too_long_is_given_up(tmp_path):

@@ -15,7 +15,7 @@ from pagoda_router.admission.credits import price
 from pagoda_router.admission.demand import Demand
 from pagoda_router.admission.lane import Held, Lane, Pending, QueueLimits
 from pagoda_router.admission.refusals import Refusals
-from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settlement
+from pagoda_router.backends.base import NOT_LISTENING, BackendStream, RefusedByWorker, Settlement
 from pagoda_router.dispatch.choosing import WorkerChooser
 from pagoda_router.dispatch.continuing import ContinuedStream
 from pagoda_router.dispatch.hedging import Hedges
@@ -209,6 +209,8 @@ class FleetDispatcher:
 
     def session_ended(self, worker: WorkerId, reason: str) -> None:
         self._metrics.session_ended()
+        if reason != NOT_LISTENING:
+            self._stalls.cut_off(worker)
 
     def worker_in_s(self, model: ModelName) -> float | None:
         found = self._fleet.find(model)
