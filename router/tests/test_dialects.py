@@ -67,6 +67,10 @@ def test_a_form_asked_for_in_the_older_spelling_reaches_a_vllm_that_knows_only_t
     assert {name: value for name, value in asked.items() if value and name != "structured_outputs"}.items() <= body.items()
 
 
+def test_no_client_chooses_how_many_tokens_an_event_is():
+    assert "stream_interval" not in sent(VLLM, stream_interval=100)
+
+
 NOT_DONE = [
     ({"best_of": 2}, "best_of", "draws n choices"),
     ({"best_of": 3, "n": 2}, "best_of", "best_of is 3"),

@@ -49,6 +49,7 @@ class Vllm(Dialect):
         fields = request_fields(relay, model)
         if salt:
             fields["cache_salt"] = msgspec.Raw(msgspec.json.encode(salt))
+        fields.pop("stream_interval", None)  # events are what a stream that breaks off is billed by: each has to be a token
         _require_best_of(fields)
         _say_in_both_spellings(fields)
         return msgspec.json.encode(fields)

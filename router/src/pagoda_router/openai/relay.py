@@ -69,7 +69,7 @@ class Relaying:
         request, fields = decode_body(call.body, RelayedRequest)
         if call.wants_trace:
             raise BadRequest(
-                f"X-Pagoda-Trace: an answer of a {backend} worker carries no trace: leave it out; the router's /admin/traces has it",
+                f"X-Pagoda-Trace: an answer of a {backend} worker carries no trace: leave it out; /admin/v1/traces has it",
                 param="X-Pagoda-Trace",
             )
         path = PATHS[call.outcome.endpoint]
