@@ -6,7 +6,8 @@ The router still queues, places, cancels, counts and bills it; it tokenizes noth
 
 import os
 from array import array
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -23,10 +24,13 @@ from pagoda_router.openai.formats import DONE
 from pagoda_router.openai.keepalive import KeepAlive
 from pagoda_router.openai.offers import require_switches
 from pagoda_router.openai.prepare import SALT_BYTES
+from pagoda_router.openai.responses.relayed import RelayedResponse, relayed_chat
+from pagoda_router.openai.responses.request import ResponsesRequest
 from pagoda_router.openai.schemas import StreamOptions, decode_body
 from pagoda_router.relays import Relay, Relayed
 
-PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "responses": "/v1/chat/completions"}
+"""A response is asked as a chat (responses/relayed.py)."""
 COMPLETION_MAX_TOKENS = 16
 UNTOLD_MAX_TOKENS = 8192
 """Of a chat without a limit on a server that does not tell its context; only the first prediction depends on it."""
@@ -65,6 +69,55 @@ class Relaying:
         else:
             await self._whole(call, generation, exchange)
 
+    async def respond(
+        self,
+        call: Call,
+        entry: CatalogEntry,
+        backend: str,
+        exchange: Exchange,
+        keep_alive: Callable[[], KeepAlive],
+        asked: ResponsesRequest,
+    ) -> None:
+        generation = self._generation(replace(call, body=relayed_chat(asked, backend)), entry, backend)
+        call.outcome.model, call.outcome.served_name, call.outcome.stream = entry.model, entry.served_name, bool(asked.stream)
+        await call.reserve([generation], self._dispatcher)
+        response = RelayedResponse(asked)
+        if not asked.stream:
+            await self._feed(call, generation, response, None)
+            await self._write_whole(call, exchange, response.whole())
+            return
+        async with keep_alive() as alive:
+
+            async def deliver(data: bytes) -> None:
+                if not response.has_opened:
+                    exchange.failure = response.failed
+                    await alive.stop()
+                    await alive.start()
+                    data = response.opening() + data
+                await exchange.write(data)
+
+            await self._feed(call, generation, response, deliver)
+            await exchange.write(response.closing(), last=True)
+
+    async def _feed(
+        self, call: Call, generation: Generation, response: RelayedResponse, deliver: Callable[[bytes], Awaitable[None]] | None
+    ) -> None:
+        """Returns at the answer's end, raises what broke it. `deliver`: what its events are written by, as they come."""
+        async with self._dispatcher.generate(generation) as stream:
+            async for events in stream:
+                relayed = [event for event in events if isinstance(event, Relayed)]
+                for event in relayed:
+                    self._count(call, event)
+                data = response.feed(b"".join(event.data for event in relayed))
+                if data and deliver is not None:
+                    await deliver(data)
+                ended = next((event for event in events if isinstance(event, Ended)), None)
+                if ended is not None:
+                    self._bill(call.outcome, ended)
+                    raise_failure(ended)
+                    return
+        raise _ended_early()
+
     def _generation(self, call: Call, entry: CatalogEntry, backend: str) -> Generation:
         request, fields = decode_body(call.body, RelayedRequest)
         if call.wants_trace:
@@ -73,7 +126,8 @@ class Relaying:
                 param="X-Pagoda-Trace",
             )
         path = PATHS[call.outcome.endpoint]
-        prompt_field = "messages" if call.outcome.endpoint == "chat" else "prompt"
+        is_chat = call.outcome.endpoint != "completions"
+        prompt_field = "messages" if is_chat else "prompt"
         if prompt_field not in fields:
             raise BadRequest(f"{prompt_field} is required", param=prompt_field)
         n = 1 if request.n is None else request.n
@@ -81,7 +135,7 @@ class Relaying:
             raise BadRequest(f"n is {n}: use a value from 1 to {self._settings.max_choices}", param="n")
         require_switches(call.wishes, backend, n, None)
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-        usual = (entry.max_model_len or UNTOLD_MAX_TOKENS) if call.outcome.endpoint == "chat" else COMPLETION_MAX_TOKENS
+        usual = (entry.max_model_len or UNTOLD_MAX_TOKENS) if is_chat else COMPLETION_MAX_TOKENS
         relay = Relay(
             path=path,
             fields={name: bytes(value) for name, value in fields.items()},
@@ -96,7 +150,7 @@ class Relaying:
             model=entry.model,
             prompt_ids=_pieces(relay.fields[prompt_field]),
             max_tokens=usual if limit is None else max(1, limit),
-            explicit_max_tokens=limit is not None or call.outcome.endpoint == "completions",
+            explicit_max_tokens=limit is not None or not is_chat,
             n=n,
             min_tokens=max(0, request.min_tokens or 0),
             ignore_eos=bool(request.ignore_eos),
@@ -151,11 +205,14 @@ class Relaying:
                     elif isinstance(event, Ended):
                         self._bill(call.outcome, event)
                         raise_failure(event)
-                        call.outcome.status = 200
-                        await exchange.start(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.answer_headers()])
-                        await exchange.write(body, last=True)
+                        await self._write_whole(call, exchange, body)
                         return
         raise _ended_early()
+
+    async def _write_whole(self, call: Call, exchange: Exchange, body: bytes) -> None:
+        call.outcome.status = 200
+        await exchange.start(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.answer_headers()])
+        await exchange.write(body, last=True)
 
     def _count(self, call: Call, event: Relayed) -> None:
         """As it comes, so that a stream that breaks off is billed for what was sent."""
