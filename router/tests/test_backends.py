@@ -576,3 +576,117 @@ def test_whatever_becomes_of_requests_nothing_stays_reserved(tmp_path_factory, f
             assert router.dispatcher.queue(ModelName("chat")) == (0, 0)
 
     asyncio.run(run())
+
+
+# ---------------------------------------------------------------- responses
+
+
+def response_events(call: Any) -> list[Any]:
+    blocks = [block for block in call.body.decode().split("\n\n") if block]
+    return [msgspec.json.decode(block.partition("\ndata: ")[2]) for block in blocks]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_response_is_asked_as_a_chat_and_answered_as_a_response(tmp_path, backend):
+    async with recorded.server(backend) as server, rig(tmp_path, server) as router:
+        body = {
+            "model": "chat",
+            "input": "hi",
+            "instructions": "be brief",
+            "max_output_tokens": 9,
+            "top_k": 3,
+            "text": {"format": {"type": "text"}},
+        }
+        call = await router.caller()("POST", "/v1/responses", body)
+        asked = await server.next_request()
+        assert asked.path == "/v1/chat/completions"
+        assert asked.json["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+        assert (asked.json["stream"], asked.json["top_k"]) == (True, 3)
+        assert asked.json["max_tokens" if backend == "tgi" else "max_completion_tokens"] == 9
+        assert "logprobs" not in asked.json
+        answer = call.json
+        (message,) = answer["output"]
+        assert (call.status, answer["object"], answer["model"]) == (200, "response", "chat")
+        assert message["content"][0]["text"].startswith("Hello")
+        assert answer["usage"]["input_tokens"] == 9
+        assert (answer["status"], answer["usage"]["output_tokens"]) == (("incomplete", 2) if backend == "tgi" else ("completed", 3))
+        (outcome,) = router.recorder.outcomes
+        assert (outcome.status, outcome.endpoint, outcome.prompt_tokens) == (200, "responses", 9)
+        await router.until_nothing_is_held()
+
+
+async def test_a_responses_stream_of_a_foreign_server_has_thinking_and_calls_as_items(tmp_path):
+    answer = stream(*recorded.VLLM_TOOL_STREAM, recorded.DONE)
+    async with recorded.server("vllm", answer) as server, rig(tmp_path, server) as router:
+        tools = [{"type": "function", "name": "add", "parameters": {"type": "object"}}, {"type": "function", "name": "stop"}]
+        call = await router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi", "tools": tools, "stream": True})
+        asked = await server.next_request()
+        assert [tool["function"]["name"] for tool in asked.json["tools"]] == ["add", "stop"]
+        events = response_events(call)
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert (events[0]["type"], events[-1]["type"]) == ("response.created", "response.completed")
+        thought, one, other = events[-1]["response"]["output"]
+        assert thought["content"] == [{"type": "reasoning_text", "text": "Hm."}]
+        assert (one["call_id"], one["name"], one["arguments"]) == ("chatcmpl-tool-1", "add", '{"a":3}')
+        assert (other["call_id"], other["name"], other["arguments"]) == ("chatcmpl-tool-2", "stop", "{}")
+        assert events[-1]["response"]["usage"]["input_tokens_details"]["cached_tokens"] == 4
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_response_whose_server_is_lost_says_so_in_its_own_way(tmp_path, streams):
+    answer = stream(recorded.VLLM_ROLE, *recorded.VLLM_TOKENS, breaks=True)
+    async with recorded.server("vllm", answer) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi", "stream": streams})
+        if streams:
+            last = response_events(call)[-1]
+            assert (last["type"], last["response"]["error"]["code"]) == ("response.failed", "server_error")
+            assert last["response"]["output"][0]["content"][0]["text"].startswith("Hello"), "what came before it is there"
+        else:
+            assert (call.status, call.error["code"]) == (502, "worker_lost")
+        assert router.recorder.outcomes[0].completion_tokens == 3, "and is billed"
+
+
+async def test_a_client_that_leaves_a_response_cancels_upstream(tmp_path):
+    server: ForeignServer
+    async with recorded.server("vllm", stream(recorded.VLLM_ROLE, asyncio.Event())) as server, rig(tmp_path, server) as router:
+        task = asyncio.create_task(router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi"}))
+        await server.next_request()
+        task.cancel()
+        assert await server.next_hang_up() == "/v1/chat/completions"
+        await router.until_nothing_is_held()
+
+
+REFUSED_RESPONSES = [
+    ({"include": ["message.output_text.logprobs"]}, "include", "vllm"),
+    ({"previous_response_id": "resp_1"}, "previous_response_id", "nothing is kept"),
+    ({"input": []}, "input", "input is empty"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), REFUSED_RESPONSES)
+async def test_what_a_foreign_server_cannot_make_of_a_response_is_refused_before_it_is_asked(tmp_path, fields, param, words):
+    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi", **fields})
+        assert (call.status, call.error["param"]) == (400, param)
+        assert words in call.error["message"]
+        assert server.asked.empty()
+
+
+async def test_what_a_foreign_server_finds_wrong_with_a_response_is_told_in_its_fields(tmp_path):
+    wrong = {
+        "error": {"message": "max_completion_tokens is too large", "type": "BadRequestError", "param": "max_completion_tokens", "code": 400}
+    }
+    async with recorded.server("vllm", json_answer(wrong, 400)) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi", "max_output_tokens": 9999})
+        assert (call.status, call.error["param"]) == (400, "max_output_tokens")
+        assert call.error["message"] == "max_output_tokens is too large"
+
+
+async def test_responses_of_a_mixed_model_go_where_its_weights_say(tmp_path):
+    own, vllm = ScriptedWorker("chat", variant="pagoda"), recorded.server("vllm", variant="vllm", name="v")
+    offered = replace(offered_by("pagoda", "vllm"), variants=(("pagoda", 0), ("vllm", 100)))
+    async with own, vllm, rig(tmp_path, own, vllm, models=(offered,)) as router:
+        call = await router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi"})
+        assert call.status == 200
+        assert own.submits.empty()
+        assert (await vllm.next_request()).path == "/v1/chat/completions"

@@ -87,13 +87,14 @@ class Relaying:
             await self._write_whole(call, exchange, response.whole())
             return
         async with keep_alive() as alive:
+            is_open = False
 
             async def deliver(data: bytes) -> None:
-                if not response.has_opened:
-                    exchange.failure = response.failed
+                nonlocal is_open
+                if not is_open:
+                    is_open, exchange.failure = True, response.failed
                     await alive.stop()
                     await alive.start()
-                    data = response.opening() + data
                 await exchange.write(data)
 
             await self._feed(call, generation, response, deliver)

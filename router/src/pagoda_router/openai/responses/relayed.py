@@ -91,17 +91,13 @@ class RelayedResponse:
         self.usage = Usage(0, 0, 0)
         """As far as it was told."""
 
-        self.has_opened = False
-
-    def opening(self) -> bytes:
-        self.has_opened = True
-        return self._format.opening()
+        self._has_opened = False
 
     def failed(self, error: RouterError) -> bytes:
         return self._format.failed(error)
 
     def feed(self, events: bytes) -> bytes:
-        """The response's events for whole ones of the chat's stream. Raises UpstreamFailed for what is none."""
+        """The response's events for whole ones of the chat's stream, none before the first output. Raises UpstreamFailed for what is none."""
         written = b""
         for event in events.split(b"\n\n"):
             if event.startswith(b"data:"):
@@ -119,6 +115,9 @@ class RelayedResponse:
         for choice in chunk.choices:
             delta = self._delta(choice)
             self._choice.add(delta)
+            if not self._has_opened and (delta.text or delta.reasoning or delta.calls or delta.finish_reason):
+                self._has_opened = True
+                written += self._format.opening()
             written += self._format.chunk(delta, None)
         return written
 
