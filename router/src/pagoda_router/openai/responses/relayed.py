@@ -97,7 +97,7 @@ class RelayedResponse:
         return self._format.failed(error)
 
     def feed(self, events: bytes) -> bytes:
-        """The response's events for whole ones of the chat's stream, none before the first output. Raises UpstreamFailed for what is none."""
+        """Whole events of the chat's stream in, the response's out: none before its first output. Raises UpstreamFailed."""
         written = b""
         for event in events.split(b"\n\n"):
             if event.startswith(b"data:"):
