@@ -129,6 +129,28 @@ async def test_a_whole_answer_is_relayed_and_billed(tmp_path, backend):
         assert router.metric("settled_kv_tokens_total", model="chat") == 16
 
 
+@pytest.mark.parametrize("streams", [True, False])
+async def test_an_answer_in_one_piece_tells_no_time_to_its_first_token(tmp_path, streams):
+    answer = stream(*recorded.VLLM_STREAM) if streams else json_answer(recorded.VLLM_WHOLE)
+    async with recorded.server("vllm", answer) as server, rig(tmp_path, server) as router:
+        await router.caller()("POST", "/v1/chat/completions", asks(stream=streams))
+        (outcome,) = router.recorder.outcomes
+        assert (outcome.ttft_s is not None) == (outcome.last_token_s is not None) == streams
+        told = router.dispatcher.demand(ModelName("chat")).ttft_s(router.dispatcher.now_s())
+        assert (told is not None) == streams, "the autoscaler's figure"
+
+
+PROMPTS = [("a", 1), (["a", "b", "c"], 3), ([1, 2], 1), ([[1, 2], [3]], 2), ([], 1), ({"no": "prompt"}, 1)]
+
+
+@pytest.mark.parametrize(("prompt", "count"), PROMPTS)
+async def test_each_prompt_of_a_list_is_priced(tmp_path, prompt, count):
+    async with recorded.server("vllm", json_answer(recorded.VLLM_WHOLE)) as server, rig(tmp_path, server) as router:
+        await router.caller()("POST", "/v1/completions", {"model": "chat", "prompt": prompt, "n": 2, "max_tokens": 100, "ignore_eos": True})
+        await router.until_nothing_is_held()
+        assert router.metric("predicted_output_tokens_total", model="chat") == 200 * count
+
+
 async def test_fields_that_this_router_does_not_know_are_the_backends_business(tmp_path):
     async with recorded.server("vllm", json_answer(recorded.VLLM_WHOLE)) as server, rig(tmp_path, server) as router:
         call = await router.caller()(

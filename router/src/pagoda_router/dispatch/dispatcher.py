@@ -89,8 +89,9 @@ class FleetDispatcher:
             self._second_tries.came()
         pending = self._price(generation, await self._placer.hashed(generation))
         first = await self._begin(pending)
-        now_s = self._clock()
-        demand.answered(now_s, now_s - pending.patient_from_s)
+        if generation.relay is None or generation.relay.stream:  # else this is its whole answer
+            now_s = self._clock()
+            demand.answered(now_s, now_s - pending.patient_from_s)
         stream = ContinuedStream(generation, first, partial(self._go_on, pending))
         self._running.add(stream)
         return stream

@@ -108,7 +108,7 @@ class Relaying:
             async for events in stream:
                 relayed = [event for event in events if isinstance(event, Relayed)]
                 for event in relayed:
-                    self._count(call, event)
+                    self._count(call, generation, event)
                 data = response.feed(b"".join(event.data for event in relayed))
                 if data and deliver is not None:
                     await deliver(data)
@@ -135,6 +135,7 @@ class Relaying:
         if not 1 <= n <= self._settings.max_choices:
             raise BadRequest(f"n is {n}: use a value from 1 to {self._settings.max_choices}", param="n")
         require_switches(call.wishes, backend, n, None)
+        sequences = n if is_chat else n * _prompts(bytes(fields["prompt"]))
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
         usual = (entry.max_model_len or UNTOLD_MAX_TOKENS) if is_chat else COMPLETION_MAX_TOKENS
         relay = Relay(
@@ -152,7 +153,7 @@ class Relaying:
             prompt_ids=_pieces(relay.fields[prompt_field]),
             max_tokens=usual if limit is None else max(1, limit),
             explicit_max_tokens=limit is not None or not is_chat,
-            n=n,
+            n=sequences,
             min_tokens=max(0, request.min_tokens or 0),
             ignore_eos=bool(request.ignore_eos),
             cache_salt=b"" if relay.prefix_cache else os.urandom(SALT_BYTES),
@@ -165,7 +166,7 @@ class Relaying:
             variant=call.variant,
             relay=relay,
         )
-        trace.answer_id, trace.choices, trace.max_tokens = answer_id, n, limit
+        trace.answer_id, trace.choices, trace.max_tokens = answer_id, sequences, limit
         trace.generations = [generation.trace]
         return generation
 
@@ -182,7 +183,7 @@ class Relaying:
                     await alive.stop()
                     await alive.start()
                 for event in relayed:
-                    self._count(call, event)
+                    self._count(call, generation, event)
                 if ended is None:
                     await exchange.write(data)
                     continue
@@ -201,7 +202,7 @@ class Relaying:
             async for events in stream:
                 for event in events:
                     if isinstance(event, Relayed):
-                        self._count(call, event)
+                        self._count(call, generation, event)
                         body += event.data
                     elif isinstance(event, Ended):
                         self._bill(call.outcome, event)
@@ -215,12 +216,13 @@ class Relaying:
         await exchange.start(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.answer_headers()])
         await exchange.write(body, last=True)
 
-    def _count(self, call: Call, event: Relayed) -> None:
+    def _count(self, call: Call, generation: Generation, event: Relayed) -> None:
         """As it comes, so that a stream that breaks off is billed for what was sent."""
-        outcome, since_s = call.outcome, self._clock() - call.trace.received_s
-        if outcome.ttft_s is None:
-            outcome.ttft_s = since_s
-        outcome.last_token_s = since_s
+        outcome = call.outcome
+        if generation.relay is not None and generation.relay.stream:  # all of an answer in one piece says nothing of its first token
+            since_s = self._clock() - call.trace.received_s
+            outcome.ttft_s = since_s if outcome.ttft_s is None else outcome.ttft_s
+            outcome.last_token_s = since_s
         outcome.completion_tokens += event.tokens
         outcome.finish_reasons += event.finish_reasons
         outcome.longest_completion_tokens = outcome.completion_tokens
@@ -235,6 +237,14 @@ class Relaying:
 def _pieces(prompt: bytes) -> "array[Any]":
     """Four bytes each: nearly as many as tokens, and equal where prompts begin alike, which is all that placement asks of ids."""
     return array("I", prompt + bytes(-len(prompt) % 4))
+
+
+def _prompts(prompt: bytes) -> int:
+    """Of a completion: how many its list holds. What is no list, or one of token ids, is a single one."""
+    inner = prompt[1:].lstrip()
+    if not prompt.startswith(b"[") or not inner.startswith((b"[", b'"')):
+        return 1
+    return len(msgspec.json.decode(prompt, type=list[msgspec.Raw]))
 
 
 def _ended_early() -> UpstreamFailed:
