@@ -71,6 +71,48 @@ def test_no_client_chooses_how_many_tokens_an_event_is():
     assert "stream_interval" not in sent(VLLM, stream_interval=100)
 
 
+OBJECT = {"type": "object"}
+FORMS = [
+    # asked, response_format to TGI, to TensorRT-LLM
+    ({"guided_json": OBJECT}, {"type": "json", "value": OBJECT}, {"type": "json", "schema": OBJECT}),
+    ({"guided_json": '{"type": "object"}'}, {"type": "json", "value": OBJECT}, {"type": "json", "schema": OBJECT}),
+    ({"structured_outputs": {"regex": "a+"}}, {"type": "regex", "value": "a+"}, {"type": "regex", "regex": "a+"}),
+    ({"guided_choice": ["a.b", "c d"]}, {"type": "regex", "value": r"(a\.b|c d)"}, {"type": "regex", "regex": r"(a\.b|c d)"}),
+    ({"structured_outputs": {"json_object": True}}, {"type": "json", "value": OBJECT}, {"type": "json", "schema": OBJECT}),
+    ({"guided_grammar": "g"}, BadRequest, {"type": "ebnf", "ebnf": "g"}),
+    ({"response_format": {"type": "json_object"}}, {"type": "json", "value": OBJECT}, {"type": "json_object"}),
+    ({"guided_json": OBJECT, "response_format": {"type": "text"}}, {"type": "json", "value": OBJECT}, {"type": "json", "schema": OBJECT}),
+    ({"guided_json": OBJECT, "response_format": {"type": "json_object"}}, BadRequest, BadRequest),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, BadRequest, BadRequest),
+    ({"structured_outputs": {}}, None, None),
+    ({"structured_outputs": {"what": 1}}, BadRequest, BadRequest),
+    ({"structured_outputs": "json"}, BadRequest, BadRequest),
+    ({"guided_choice": []}, BadRequest, BadRequest),
+    ({"guided_json": "{"}, BadRequest, BadRequest),
+    ({"guided_json": None, "structured_outputs": None}, None, None),
+]
+
+
+@pytest.mark.parametrize(("asked", "tgi", "trt"), FORMS)
+def test_a_form_in_vllms_fields_is_asked_for_in_the_servers_own(asked, tgi, trt):
+    for dialect, told in ((TGI, tgi), (TRT, trt)):
+        if told is BadRequest:
+            with pytest.raises(BadRequest):
+                sent(dialect, **asked)
+            continue
+        body = sent(dialect, **asked)
+        assert body.get("response_format") == told
+        assert not {name for name in body if name.startswith("guided") or name == "structured_outputs"}
+
+
+def test_what_tensorrt_llm_would_refuse_or_die_of_stays_away_from_it():
+    assert "top_k" not in sent(TRT, top_k=-1)
+    assert sent(TRT, top_k=4)["top_k"] == 4
+    answered = {"role": "assistant", "content": "b", "reasoning_content": "hm", "reasoning": "hm"}
+    asked = {"role": "user", "content": 'what does "reasoning" mean?'}
+    assert sent(TRT, messages=[answered, asked])["messages"] == [{"role": "assistant", "content": "b"}, asked]
+
+
 NOT_DONE = [
     ({"best_of": 2}, "best_of", "draws n choices"),
     ({"best_of": 3, "n": 2}, "best_of", "best_of is 3"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -100,6 +101,40 @@ def test_vllms_own_fields_and_its_complaints_pass(client: openai.OpenAI) -> None
     assert refused.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError, match="temperature"):
         client.chat.completions.create(model="chat", messages=QUESTION, temperature=-3, extra_headers=VLLM)
+
+
+def test_a_form_in_the_older_spelling_holds(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="chat", messages=QUESTION, max_tokens=20, extra_body={"guided_regex": "[0-9]{3}"}, extra_headers=VLLM
+    )
+    assert re.fullmatch("[0-9]{3}", answer.choices[0].message.content or "")
+    with pytest.raises(openai.BadRequestError, match="best_of"):
+        client.completions.create(model="chat", prompt="a", best_of=2, extra_headers=VLLM)
+
+
+def test_what_was_cached_of_a_prompt_is_told(client: openai.OpenAI) -> None:
+    prompt = "The sum of two numbers is another number. " * 10
+    for _ in range(2):
+        answer = client.completions.create(model="chat", prompt=prompt, max_tokens=4, extra_headers=VLLM)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
+    assert (answer.usage.prompt_tokens_details.cached_tokens or 0) > 16
+
+
+def test_a_response_is_made_of_vllms_chat(client: openai.OpenAI) -> None:
+    whole = client.responses.create(model="chat", input="What is 27 + 46?", temperature=0, extra_headers=VLLM)
+    assert (whole.status, whole.model) == ("completed", "chat")
+    assert "73" in whole.output_text
+    assert whole.usage is not None
+    assert whole.usage.output_tokens > 10
+    with client.responses.stream(model="chat", input="What is 27 + 46?", temperature=0, extra_headers=VLLM) as stream:
+        deltas = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        assert deltas == stream.get_final_response().output_text == whole.output_text
+    cut = client.responses.create(model="chat", input="What is 27 + 46?", max_output_tokens=5, extra_headers=VLLM)
+    assert cut.status == "incomplete"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="chat", input="a b c " * 2000, extra_headers=VLLM)
+    assert refused.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("streams", [True, False])

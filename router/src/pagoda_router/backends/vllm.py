@@ -7,18 +7,10 @@ import msgspec
 
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields, samples, total
+from pagoda_router.backends.forms import OLDER_SPELLING, STRUCTURED, older_spelling
 from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.relays import Relay
 
-_STRUCTURED = "structured_outputs"
-_OLDER_SPELLING = {
-    "guided_json": "json",
-    "guided_regex": "regex",
-    "guided_choice": "choice",
-    "guided_grammar": "grammar",
-    "guided_whitespace_pattern": "whitespace_pattern",
-}
-"""Of `structured_outputs`' members. 0.12 and later ignore these fields, and answer in any form; before 0.11 only they are understood."""
 _TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum|max_model_len", re.IGNORECASE)
 
 
@@ -66,10 +58,7 @@ def _require_best_of(fields: dict[str, msgspec.Raw]) -> None:
 
 
 def _say_in_both_spellings(fields: dict[str, msgspec.Raw]) -> None:
-    """Each version reads the one that it knows."""
-    older = [name for name in _OLDER_SPELLING if bytes(fields.get(name, b"null")) != b"null"]
-    if not older:
-        return
-    if bytes(fields.get(_STRUCTURED, b"null")) != b"null":
-        raise BadRequest(f"{older[0]} and {_STRUCTURED} both ask for a form: leave one out", param=older[0])
-    fields[_STRUCTURED] = msgspec.Raw(msgspec.json.encode({_OLDER_SPELLING[name]: fields[name] for name in older}))
+    """Each version reads the one that it knows: 0.12 and later ignore the older fields, and would answer in any form."""
+    older = older_spelling(fields)
+    if older:
+        fields[STRUCTURED] = msgspec.Raw(msgspec.json.encode({OLDER_SPELLING[name]: fields[name] for name in older}))
