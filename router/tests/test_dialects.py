@@ -67,8 +67,27 @@ def test_a_form_asked_for_in_the_older_spelling_reaches_a_vllm_that_knows_only_t
     assert {name: value for name, value in asked.items() if value and name != "structured_outputs"}.items() <= body.items()
 
 
-def test_no_client_chooses_how_many_tokens_an_event_is():
-    assert "stream_interval" not in sent(VLLM, stream_interval=100)
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda one: one.name)
+def test_no_client_chooses_how_many_tokens_an_event_is(dialect):
+    assert "stream_interval" not in sent(dialect, stream_interval=100)
+
+
+def test_vllm_gets_as_many_requests_as_it_runs_at_once():
+    def look(running: int, waiting: int, before: Load) -> Load:
+        page = f'vllm:num_requests_running{{engine="0"}} {running}\nvllm:num_requests_waiting{{engine="0"}} {waiting}\n'
+        return VLLM.load("/metrics", page.encode(), before)
+
+    load = look(10, 0, Load())
+    assert load.max_running == 256
+    load = look(250, 0, load)
+    assert load.max_running == 320, "all that it has got runs: more may fit"
+    load = look(320, 0, load)
+    assert load.max_running == 400
+    for _ in range(3):
+        load = look(384, 16, load)
+    assert load.max_running == 400, "its batch is full"
+    load = look(0, 0, load)
+    assert load.max_running == 400
 
 
 OBJECT = {"type": "object"}
@@ -191,7 +210,7 @@ def test_what_tgi_cannot_do_is_refused_by_name(asked, param):
 
 def test_vllms_load_is_read_from_its_metrics():
     load = VLLM.load("/metrics", recorded.VLLM_METRICS, Load())
-    assert load == Load(running=2, waiting=1, kv_used=0.25, capacity_tokens=16384, block_size=16)
+    assert load == Load(running=2, waiting=1, kv_used=0.25, capacity_tokens=16384, block_size=16, max_running=256)
 
 
 def test_an_older_vllm_calls_the_use_of_its_cache_otherwise():

@@ -11,6 +11,10 @@ from pagoda_router.backends.forms import OLDER_SPELLING, STRUCTURED, older_spell
 from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.relays import Relay
 
+FEWEST_MAX_RUNNING = 256
+"""What its default is on most devices."""
+GROWTH = 4
+"""A look adds at most a fourth, so that no more than that can be too many."""
 _TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum|max_model_len", re.IGNORECASE)
 
 
@@ -28,10 +32,12 @@ class Vllm(Dialect):
             blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
             if blocks.isdigit() and size.isdigit() and int(blocks) * int(size):
                 capacity, block_size = int(blocks) * int(size), int(size)
+        running, waiting = total(found, "vllm:num_requests_running") or 0, total(found, "vllm:num_requests_waiting") or 0
         return replace(
             before,
-            running=total(found, "vllm:num_requests_running") or 0,
-            waiting=total(found, "vllm:num_requests_waiting") or 0,
+            running=running,
+            waiting=waiting,
+            max_running=_most(running, waiting, before.max_running or FEWEST_MAX_RUNNING),
             kv_used=max(value for _, value in use) if use else None,
             capacity_tokens=capacity,
             block_size=block_size,
@@ -41,13 +47,18 @@ class Vllm(Dialect):
         fields = request_fields(relay, model)
         if salt:
             fields["cache_salt"] = msgspec.Raw(msgspec.json.encode(salt))
-        fields.pop("stream_interval", None)  # events are what a stream that breaks off is billed by: each has to be a token
         _require_best_of(fields)
         _say_in_both_spellings(fields)
         return msgspec.json.encode(fields)
 
     def failure(self, status: int, body: bytes) -> RefusedByWorker | UpstreamFailed:
         return failure_of(self.name, status, body, _TOO_LONG)
+
+
+def _most(running: int, waiting: int, most: int) -> int:
+    """Requests it may have. It does not tell its --max-num-seqs, up to 1024 by default: as long as it runs all that it has got, more fit.
+    Too many wait there and are seen at the next look, after which it gets none."""
+    return most + most // GROWTH if waiting == 0 and running >= most - most // GROWTH else most
 
 
 def _require_best_of(fields: dict[str, msgspec.Raw]) -> None:
