@@ -1,6 +1,7 @@
 """Requests on foreign backends, through the whole router: recorded exchanges of vLLM, TGI and TensorRT-LLM over real HTTP."""
 
 import asyncio
+import base64
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from pagoda_router.dispatch.stalls import StageTimeouts
 from pagoda_router.generation import ModelName
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import RequestOutcome, SilentObserver, SurfaceSettings
+from pagoda_router.openai.relayed_prompt import MEDIA_TOKENS, pieces_of
 from pagoda_router.tracing.document import document
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer
@@ -149,6 +151,31 @@ async def test_each_prompt_of_a_list_is_priced(tmp_path, prompt, count):
         await router.caller()("POST", "/v1/completions", {"model": "chat", "prompt": prompt, "n": 2, "max_tokens": 100, "ignore_eos": True})
         await router.until_nothing_is_held()
         assert router.metric("predicted_output_tokens_total", model="chat") == 200 * count
+
+
+def pictures(*bodies: bytes) -> dict[str, object]:
+    urls = [f"data:image/png;base64,{base64.b64encode(body).decode()}" for body in bodies]
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return asks(messages=[{"role": "user", "content": [{"type": "text", "text": "What is this?"}, *parts]}], max_tokens=4)
+
+
+async def test_a_picture_is_priced_as_a_picture_and_not_as_the_text_that_carries_it(tmp_path):
+    async with recorded.server("vllm", json_answer(recorded.VLLM_WHOLE)) as server, rig(tmp_path, server) as router:
+        asked = pictures(bytes(range(256)) * 2000, b"x" * 100_000)
+        call = await router.caller()("POST", "/v1/chat/completions", asked)
+        assert call.status == 200
+        assert (await server.next_request()).json["messages"] == asked["messages"], "it goes on whole"
+        await router.until_nothing_is_held()
+        assert 2 * MEDIA_TOKENS < router.metric("reserved_kv_tokens_total", model="chat") < 2 * MEDIA_TOKENS + 200
+
+
+def test_the_same_picture_is_the_same_prompt_and_another_one_is_another():
+    one, same, other = (pieces_of(msgspec.json.encode(pictures(body)["messages"])) for body in (b"a" * 9000, b"a" * 9000, b"b" * 9000))
+    assert one == same
+    assert len(one) == len(other)
+    assert one != other
+    text = msgspec.json.encode("base64, is what " + "a" * 100)
+    assert pieces_of(text).tobytes().rstrip(b"\0") == text
 
 
 async def test_fields_that_this_router_does_not_know_are_the_backends_business(tmp_path):

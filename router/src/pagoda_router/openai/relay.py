@@ -5,10 +5,8 @@ The router still queues, places, cancels, counts and bills it; it tokenizes noth
 """
 
 import os
-from array import array
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 
@@ -24,6 +22,7 @@ from pagoda_router.openai.formats import DONE
 from pagoda_router.openai.keepalive import KeepAlive
 from pagoda_router.openai.offers import require_switches
 from pagoda_router.openai.prepare import SALT_BYTES
+from pagoda_router.openai.relayed_prompt import pieces_of, prompts_in
 from pagoda_router.openai.responses.relayed import RelayedResponse, relayed_chat
 from pagoda_router.openai.responses.request import ResponsesRequest
 from pagoda_router.openai.schemas import StreamOptions, decode_body
@@ -135,7 +134,7 @@ class Relaying:
         if not 1 <= n <= self._settings.max_choices:
             raise BadRequest(f"n is {n}: use a value from 1 to {self._settings.max_choices}", param="n")
         require_switches(call.wishes, backend, n, None)
-        sequences = n if is_chat else n * _prompts(bytes(fields["prompt"]))
+        sequences = n if is_chat else n * prompts_in(bytes(fields["prompt"]))
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
         usual = (entry.max_model_len or UNTOLD_MAX_TOKENS) if is_chat else COMPLETION_MAX_TOKENS
         relay = Relay(
@@ -150,7 +149,7 @@ class Relaying:
         generation = Generation(
             request_id=answer_id,
             model=entry.model,
-            prompt_ids=_pieces(relay.fields[prompt_field]),
+            prompt_ids=pieces_of(relay.fields[prompt_field]),
             max_tokens=usual if limit is None else max(1, limit),
             explicit_max_tokens=limit is not None or not is_chat,
             n=sequences,
@@ -232,19 +231,6 @@ class Relaying:
         outcome.cached_tokens = ended.usage.cached_tokens
         outcome.completion_tokens = ended.usage.completion_tokens
         outcome.longest_completion_tokens = ended.usage.completion_tokens // max(1, len(outcome.finish_reasons))
-
-
-def _pieces(prompt: bytes) -> "array[Any]":
-    """Four bytes each: nearly as many as tokens, and equal where prompts begin alike, which is all that placement asks of ids."""
-    return array("I", prompt + bytes(-len(prompt) % 4))
-
-
-def _prompts(prompt: bytes) -> int:
-    """Of a completion: how many its list holds. What is no list, or one of token ids, is a single one."""
-    inner = prompt[1:].lstrip()
-    if not prompt.startswith(b"[") or not inner.startswith((b"[", b'"')):
-        return 1
-    return len(msgspec.json.decode(prompt, type=list[msgspec.Raw]))
 
 
 def _ended_early() -> UpstreamFailed:
