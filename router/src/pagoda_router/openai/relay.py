@@ -107,7 +107,7 @@ class Relaying:
             async for events in stream:
                 relayed = [event for event in events if isinstance(event, Relayed)]
                 for event in relayed:
-                    self._count(call, generation, event)
+                    self._count(call, event)
                 data = response.feed(b"".join(event.data for event in relayed))
                 if data and deliver is not None:
                     await deliver(data)
@@ -182,7 +182,7 @@ class Relaying:
                     await alive.stop()
                     await alive.start()
                 for event in relayed:
-                    self._count(call, generation, event)
+                    self._count(call, event)
                 if ended is None:
                     await exchange.write(data)
                     continue
@@ -201,7 +201,7 @@ class Relaying:
             async for events in stream:
                 for event in events:
                     if isinstance(event, Relayed):
-                        self._count(call, generation, event)
+                        self._count(call, event, streams=False)
                         body += event.data
                     elif isinstance(event, Ended):
                         self._bill(call.outcome, event)
@@ -215,10 +215,10 @@ class Relaying:
         await exchange.start(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.answer_headers()])
         await exchange.write(body, last=True)
 
-    def _count(self, call: Call, generation: Generation, event: Relayed) -> None:
+    def _count(self, call: Call, event: Relayed, *, streams: bool = True) -> None:
         """As it comes, so that a stream that breaks off is billed for what was sent."""
         outcome = call.outcome
-        if generation.relay is not None and generation.relay.stream:  # all of an answer in one piece says nothing of its first token
+        if streams:  # all of an answer in one piece says nothing of its first token
             since_s = self._clock() - call.trace.received_s
             outcome.ttft_s = since_s if outcome.ttft_s is None else outcome.ttft_s
             outcome.last_token_s = since_s
