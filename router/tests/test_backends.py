@@ -416,6 +416,21 @@ async def test_a_server_that_is_not_healthy_gets_nothing_and_is_taken_up_again(t
         await router.until_routable(1, model="chat")
 
 
+async def test_a_server_that_asks_for_a_key_gets_no_requests_and_says_why(tmp_path):
+    """Its health does not ask for one, so that it would look ready and refuse everything."""
+    async with recorded.server("vllm") as server:
+        server.answers["/v1/models"] = json_answer({"error": "Unauthorized"}, 401)
+        router = ForeignRig(tmp_path)
+        try:
+            router.know(server, models=(offered_by("vllm"),))
+            await router.until(lambda: "it asks for an API key" in router.link.view().reason)
+            assert not router.link.routable
+            server.answers["/v1/models"] = json_answer(recorded.VLLM_MODELS)
+            await router.until_routable(1, model="chat")
+        finally:
+            await router.fleet.close()
+
+
 async def test_a_slow_reader_holds_the_backend_back(tmp_path):
     lots = _fat_chunks(40)
     async with recorded.server("vllm", stream(*lots, recorded.DONE)) as server, rig(tmp_path, server) as router:
