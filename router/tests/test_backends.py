@@ -24,10 +24,13 @@ from pagoda_router.backends.openai_http import HttpTiming, OpenAiLink
 from pagoda_router.discovery.model_object import ModelObject
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.dispatch.stalls import StageTimeouts
+from pagoda_router.errors import UpstreamFailed
 from pagoda_router.generation import ModelName
 from pagoda_router.http.app import create_app
 from pagoda_router.http.surface import RequestOutcome, SilentObserver, SurfaceSettings
 from pagoda_router.openai.relayed_prompt import MEDIA_TOKENS, pieces_of
+from pagoda_router.openai.responses.relayed import RelayedResponse
+from pagoda_router.openai.responses.request import ResponsesRequest
 from pagoda_router.tracing.document import document
 from pagoda_router.tracing.ring import TraceRing
 from pagoda_router.tracing.tracer import Tracer
@@ -694,6 +697,24 @@ async def test_a_responses_stream_of_a_foreign_server_has_thinking_and_calls_as_
         assert (one["call_id"], one["name"], one["arguments"]) == ("chatcmpl-tool-1", "add", '{"a":3}')
         assert (other["call_id"], other["name"], other["arguments"]) == ("chatcmpl-tool-2", "stop", "{}")
         assert events[-1]["response"]["usage"]["input_tokens_details"]["cached_tokens"] == 4
+
+
+def test_a_call_in_tgis_form_is_one_too():
+    """An object where others have a list, without an id."""
+    response = RelayedResponse(ResponsesRequest(model="chat", input="hi"))
+    for name, arguments, finish in (("add", "", None), (None, '{"a":', None), (None, "3}", None), (None, "", "stop")):
+        call = {"index": 0, "id": "", "type": "function", "function": {"name": name, "arguments": arguments}}
+        choice = {"index": 0, "delta": {"role": "assistant", "tool_calls": call}, "finish_reason": finish}
+        response.feed(b"data: " + msgspec.json.encode({"choices": [choice]}) + b"\n\n")
+    (item,) = msgspec.json.decode(response.whole())["output"]
+    assert (item["name"], item["arguments"], item["status"]) == ("add", '{"a":3}', "completed")
+    assert item["call_id"].startswith("call_")
+
+
+@pytest.mark.parametrize("event", [b"data: {", b'data: {"choices": 3}', b'data: {"choices": [{"index": 0}]}'])
+def test_what_is_no_chat_is_no_response(event):
+    with pytest.raises(UpstreamFailed, match="not understood"):
+        RelayedResponse(ResponsesRequest(model="chat", input="hi")).feed(event + b"\n\n")
 
 
 @pytest.mark.parametrize("streams", [True, False])

@@ -69,8 +69,8 @@ class _Details(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
 
@@ -149,8 +149,8 @@ class RelayedResponse:
 def _told(usage: _Usage) -> Usage:
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
     return Usage(
-        usage.prompt_tokens,
+        usage.prompt_tokens or 0,
         (prompt.cached_tokens if prompt is not None else None) or 0,
-        usage.completion_tokens,
+        usage.completion_tokens or 0,
         completion.reasoning_tokens if completion is not None else None,
     )
