@@ -61,6 +61,7 @@ class ForeignServer:
     _gone: "asyncio.Queue[str]" = field(default_factory=asyncio.Queue)
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
     _server: asyncio.Server | None = None
+    _is_ending: bool = False
 
     @property
     def endpoint(self) -> Endpoint:
@@ -86,6 +87,12 @@ class ForeignServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def stop_listening(self) -> None:
+        """What runs goes on; no connection is taken, and none is kept for another request."""
+        assert self._server is not None
+        self._server.close()
+        self._is_ending = True
+
     async def next_request(self) -> Asked:
         async with asyncio.timeout(10):
             return await self.asked.get()
@@ -100,7 +107,7 @@ class ForeignServer:
         assert task is not None
         self._tasks.add(task)
         try:
-            while await self._exchange(reader, writer):
+            while await self._exchange(reader, writer) and not self._is_ending:
                 pass
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass

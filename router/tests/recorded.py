@@ -46,6 +46,17 @@ VLLM_USAGE = (
     b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1790000000,"model":"upstream","choices":[],'
     b'"usage":{"prompt_tokens":9,"total_tokens":12,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}\n\n'
 )
+VLLM_TOOL_STREAM = (
+    _chunk('{"role":"assistant","content":""}'),
+    _chunk('{"reasoning":"Hm."}'),
+    _chunk('{"tool_calls":[{"id":"chatcmpl-tool-1","type":"function","index":0,"function":{"name":"add","arguments":""}}]}'),
+    _chunk('{"tool_calls":[{"index":0,"function":{"arguments":"{\\"a\\":"}}]}'),
+    _chunk('{"tool_calls":[{"index":0,"function":{"arguments":"3}"}}]}'),
+    _chunk('{"tool_calls":[{"id":"chatcmpl-tool-2","type":"function","index":1,"function":{"name":"stop","arguments":"{}"}}]}'),
+    _chunk("{}", '"tool_calls"'),
+    VLLM_USAGE,
+)
+"""Without its [DONE]."""
 DONE = b"data: [DONE]\n\n"
 VLLM_STREAM = (VLLM_ROLE, *VLLM_TOKENS, VLLM_LAST, VLLM_USAGE, DONE)
 VLLM_WHOLE = {

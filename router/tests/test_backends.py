@@ -1,6 +1,9 @@
 """Requests on foreign backends, through the whole router: recorded exchanges of vLLM, TGI and TensorRT-LLM over real HTTP."""
 
 import asyncio
+import base64
+from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +16,12 @@ from scripted import chat
 from scripted_worker import ScriptedWorker
 
 from pagoda_router.backends.openai_http import HttpTiming
+from pagoda_router.dispatch.stalls import StageTimeouts
+from pagoda_router.errors import UpstreamFailed
 from pagoda_router.generation import ModelName
+from pagoda_router.openai.relayed_prompt import MEDIA_TOKENS, pieces_of
+from pagoda_router.openai.responses.relayed import RelayedResponse
+from pagoda_router.openai.responses.request import ResponsesRequest
 from pagoda_router.tracing.document import document
 
 BACKENDS = ("vllm", "tgi", "tensorrt-llm")
@@ -61,6 +69,53 @@ async def test_a_whole_answer_is_relayed_and_billed(tmp_path, backend):
         (outcome,) = router.recorder.outcomes
         assert (outcome.prompt_tokens, outcome.completion_tokens, outcome.finish_reasons) == (9, 2, ("length",))
         assert router.metric("settled_kv_tokens_total", model="chat") == 16
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_an_answer_in_one_piece_tells_no_time_to_its_first_token(tmp_path, streams):
+    answer = stream(*recorded.VLLM_STREAM) if streams else json_answer(recorded.VLLM_WHOLE)
+    async with recorded.server("vllm", answer) as server, rig(tmp_path, server) as router:
+        await router.caller()("POST", "/v1/chat/completions", asks(stream=streams))
+        (outcome,) = router.recorder.outcomes
+        assert (outcome.ttft_s is not None) == (outcome.last_token_s is not None) == streams
+        told = router.dispatcher.demand(ModelName("chat")).ttft_s(router.dispatcher.now_s())
+        assert (told is not None) == streams, "the autoscaler's figure"
+
+
+PROMPTS = [("a", 1), (["a", "b", "c"], 3), ([1, 2], 1), ([[1, 2], [3]], 2), ([], 1), ({"no": "prompt"}, 1)]
+
+
+@pytest.mark.parametrize(("prompt", "count"), PROMPTS)
+async def test_each_prompt_of_a_list_is_priced(tmp_path, prompt, count):
+    async with recorded.server("vllm", json_answer(recorded.VLLM_WHOLE)) as server, rig(tmp_path, server) as router:
+        await router.caller()("POST", "/v1/completions", {"model": "chat", "prompt": prompt, "n": 2, "max_tokens": 100, "ignore_eos": True})
+        await router.until_nothing_is_held()
+        assert router.metric("predicted_output_tokens_total", model="chat") == 200 * count
+
+
+def pictures(*bodies: bytes) -> dict[str, object]:
+    urls = [f"data:image/png;base64,{base64.b64encode(body).decode()}" for body in bodies]
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return asks(messages=[{"role": "user", "content": [{"type": "text", "text": "What is this?"}, *parts]}], max_tokens=4)
+
+
+async def test_a_picture_is_priced_as_a_picture_and_not_as_the_text_that_carries_it(tmp_path):
+    async with recorded.server("vllm", json_answer(recorded.VLLM_WHOLE)) as server, rig(tmp_path, server) as router:
+        asked = pictures(bytes(range(256)) * 2000, b"x" * 100_000)
+        call = await router.caller()("POST", "/v1/chat/completions", asked)
+        assert call.status == 200
+        assert (await server.next_request()).json["messages"] == asked["messages"], "it goes on whole"
+        await router.until_nothing_is_held()
+        assert 2 * MEDIA_TOKENS < router.metric("reserved_kv_tokens_total", model="chat") < 2 * MEDIA_TOKENS + 200
+
+
+def test_the_same_picture_is_the_same_prompt_and_another_one_is_another():
+    one, same, other = (pieces_of(msgspec.json.encode(pictures(body)["messages"])) for body in (b"a" * 9000, b"a" * 9000, b"b" * 9000))
+    assert one == same
+    assert len(one) == len(other)
+    assert one != other
+    text = msgspec.json.encode("base64, is what " + "a" * 100)
+    assert pieces_of(text).tobytes().rstrip(b"\0") == text
 
 
 async def test_fields_that_this_router_does_not_know_are_the_backends_business(tmp_path):
@@ -242,6 +297,37 @@ async def test_between_two_looks_the_routers_own_count_holds(tmp_path):
             ForeignRig.http_timing = QUICK
 
 
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_server_that_hangs_loses_its_requests_to_another_one(tmp_path, monkeypatch, streams):
+    """Its connections stand and its health no longer answers, as with a stopped process or a node that is gone."""
+    monkeypatch.setattr(ForeignRig, "http_timing", replace(QUICK, look_timeout_s=0.05, failed_looks=2))
+    hangs = recorded.server("vllm", Answer(parts=[asyncio.Event()]), name="hangs")
+    answers = recorded.server("vllm", stream(*recorded.VLLM_STREAM) if streams else json_answer(recorded.VLLM_WHOLE), name="answers")
+    quickly = StageTimeouts(cut_off_s=0.1)
+    async with hangs, answers, rig(tmp_path, hangs, timeouts=quickly) as router:
+        request = asyncio.create_task(router.caller()("POST", "/v1/chat/completions", asks(stream=streams)))
+        await hangs.next_request()
+        router.know(hangs, answers, models=(offered_by("vllm"),))
+        hangs.answers["/health"] = Answer(parts=[asyncio.Event()])
+        call = await asyncio.wait_for(request, 10)
+        assert call.status == 200
+        assert (call.events[-1] == "[DONE]") if streams else (call.json["model"] == "chat")
+        assert router.metric("retries_total", model="chat", reason="timed_out") == 1
+
+
+async def test_a_server_that_ends_in_order_finishes_what_it_has(tmp_path):
+    """It stops listening first."""
+    goes_on = asyncio.Event()
+    server = recorded.server("vllm", Answer(parts=[goes_on, msgspec.json.encode(recorded.VLLM_WHOLE)]))
+    async with server, rig(tmp_path, server, timeouts=StageTimeouts(cut_off_s=0.1)) as router:
+        request = asyncio.create_task(router.caller()("POST", "/v1/chat/completions", asks()))
+        await server.next_request()
+        server.stop_listening()
+        await router.until(lambda: not router.link.routable)
+        asyncio.get_running_loop().call_later(0.5, goes_on.set)
+        assert (await asyncio.wait_for(request, 10)).status == 200
+
+
 async def test_a_backend_that_says_nothing_for_too_long_is_given_up(tmp_path):
     ForeignRig.http_timing = HttpTiming(look_every_s=60, silence_s=0.05)
     try:
@@ -268,6 +354,21 @@ async def test_a_server_that_is_not_healthy_gets_nothing_and_is_taken_up_again(t
         assert "/health answered 503" in router.fleet.why_not(ModelName("chat"))
         server.answers["/health"] = healthy
         await router.until_routable(1, model="chat")
+
+
+async def test_a_server_that_asks_for_a_key_gets_no_requests_and_says_why(tmp_path):
+    """Its health does not ask for one, so that it would look ready and refuse everything."""
+    async with recorded.server("vllm") as server:
+        server.answers["/v1/models"] = json_answer({"error": "Unauthorized"}, 401)
+        router = ForeignRig(tmp_path)
+        try:
+            router.know(server, models=(offered_by("vllm"),))
+            await router.until(lambda: "it asks for an API key" in router.link.view().reason)
+            assert not router.link.routable
+            server.answers["/v1/models"] = json_answer(recorded.VLLM_MODELS)
+            await router.until_routable(1, model="chat")
+        finally:
+            await router.fleet.close()
 
 
 async def test_a_slow_reader_holds_the_backend_back(tmp_path):
@@ -353,6 +454,19 @@ async def test_a_models_length_is_the_one_that_its_server_tells(tmp_path):
     async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
         (card,) = (await router.caller()("GET", "/v1/models")).json["data"]
         assert card["max_model_len"] == 2048
+
+
+@pytest.mark.parametrize(
+    ("weights", "length"), [({"pagoda": 0, "vllm": 100}, 512), ({"pagoda": 50, "vllm": 50}, 64), ({"pagoda": 0, "vllm": 0}, 64)]
+)
+async def test_a_model_of_two_backends_takes_what_fits_those_that_get_its_requests(tmp_path, weights, length):
+    models = json_answer({"data": [recorded.VLLM_MODELS["data"][0] | {"max_model_len": 512}]})
+    own, vllm = ScriptedWorker("chat", variant="pagoda"), recorded.server("vllm", variant="vllm", name="v")
+    vllm.answers["/v1/models"], own.max_model_len = models, 64
+    offered = replace(offered_by("pagoda", "vllm"), variants=tuple(weights.items()))
+    async with own, vllm, rig(tmp_path, own, vllm, models=(offered,)) as router:
+        (card,) = (await router.caller()("GET", "/v1/models")).json["data"]
+        assert card["max_model_len"] == length
 
 
 async def test_a_prompt_that_no_cache_may_know_has_a_salt_of_its_own(tmp_path):
@@ -466,3 +580,135 @@ def test_whatever_becomes_of_requests_nothing_stays_reserved(tmp_path_factory, f
             assert router.dispatcher.queue(ModelName("chat")) == (0, 0)
 
     asyncio.run(run())
+
+
+# ---------------------------------------------------------------- responses
+
+
+def response_events(call: Any) -> list[Any]:
+    blocks = [block for block in call.body.decode().split("\n\n") if block]
+    return [msgspec.json.decode(block.partition("\ndata: ")[2]) for block in blocks]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_response_is_asked_as_a_chat_and_answered_as_a_response(tmp_path, backend):
+    async with recorded.server(backend) as server, rig(tmp_path, server) as router:
+        body = {
+            "model": "chat",
+            "input": "hi",
+            "instructions": "be brief",
+            "max_output_tokens": 9,
+            "top_k": 3,
+            "text": {"format": {"type": "text"}},
+        }
+        call = await router.caller()("POST", "/v1/responses", body)
+        asked = await server.next_request()
+        assert asked.path == "/v1/chat/completions"
+        assert asked.json["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+        assert (asked.json["stream"], asked.json["top_k"]) == (True, 3)
+        assert asked.json["max_tokens" if backend == "tgi" else "max_completion_tokens"] == 9
+        assert "logprobs" not in asked.json
+        answer = call.json
+        (message,) = answer["output"]
+        assert (call.status, answer["object"], answer["model"]) == (200, "response", "chat")
+        assert message["content"][0]["text"].startswith("Hello")
+        assert answer["usage"]["input_tokens"] == 9
+        assert (answer["status"], answer["usage"]["output_tokens"]) == (("incomplete", 2) if backend == "tgi" else ("completed", 3))
+        (outcome,) = router.recorder.outcomes
+        assert (outcome.status, outcome.endpoint, outcome.prompt_tokens) == (200, "responses", 9)
+        await router.until_nothing_is_held()
+
+
+async def test_a_responses_stream_of_a_foreign_server_has_thinking_and_calls_as_items(tmp_path):
+    answer = stream(*recorded.VLLM_TOOL_STREAM, recorded.DONE)
+    async with recorded.server("vllm", answer) as server, rig(tmp_path, server) as router:
+        tools = [{"type": "function", "name": "add", "parameters": {"type": "object"}}, {"type": "function", "name": "stop"}]
+        call = await router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi", "tools": tools, "stream": True})
+        asked = await server.next_request()
+        assert [tool["function"]["name"] for tool in asked.json["tools"]] == ["add", "stop"]
+        events = response_events(call)
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert (events[0]["type"], events[-1]["type"]) == ("response.created", "response.completed")
+        thought, one, other = events[-1]["response"]["output"]
+        assert thought["content"] == [{"type": "reasoning_text", "text": "Hm."}]
+        assert (one["call_id"], one["name"], one["arguments"]) == ("chatcmpl-tool-1", "add", '{"a":3}')
+        assert (other["call_id"], other["name"], other["arguments"]) == ("chatcmpl-tool-2", "stop", "{}")
+        assert events[-1]["response"]["usage"]["input_tokens_details"]["cached_tokens"] == 4
+
+
+def test_a_call_in_tgis_form_is_one_too():
+    """An object where others have a list, without an id."""
+    response = RelayedResponse(ResponsesRequest(model="chat", input="hi"))
+    for name, arguments, finish in (("add", "", None), (None, '{"a":', None), (None, "3}", None), (None, "", "stop")):
+        call = {"index": 0, "id": "", "type": "function", "function": {"name": name, "arguments": arguments}}
+        choice = {"index": 0, "delta": {"role": "assistant", "tool_calls": call}, "finish_reason": finish}
+        response.feed(b"data: " + msgspec.json.encode({"choices": [choice]}) + b"\n\n")
+    (item,) = msgspec.json.decode(response.whole())["output"]
+    assert (item["name"], item["arguments"], item["status"]) == ("add", '{"a":3}', "completed")
+    assert item["call_id"].startswith("call_")
+
+
+@pytest.mark.parametrize("event", [b"data: {", b'data: {"choices": 3}', b'data: {"choices": [{"index": 0}]}'])
+def test_what_is_no_chat_is_no_response(event):
+    with pytest.raises(UpstreamFailed, match="not understood"):
+        RelayedResponse(ResponsesRequest(model="chat", input="hi")).feed(event + b"\n\n")
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_response_whose_server_is_lost_says_so_in_its_own_way(tmp_path, streams):
+    answer = stream(recorded.VLLM_ROLE, *recorded.VLLM_TOKENS, breaks=True)
+    async with recorded.server("vllm", answer) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi", "stream": streams})
+        if streams:
+            last = response_events(call)[-1]
+            assert (last["type"], last["response"]["error"]["code"]) == ("response.failed", "server_error")
+            assert last["response"]["output"][0]["content"][0]["text"].startswith("Hello"), "what came before it is there"
+        else:
+            assert (call.status, call.error["code"]) == (502, "worker_lost")
+        assert router.recorder.outcomes[0].completion_tokens == 3, "and is billed"
+
+
+async def test_a_client_that_leaves_a_response_cancels_upstream(tmp_path):
+    server: ForeignServer
+    async with recorded.server("vllm", stream(recorded.VLLM_ROLE, asyncio.Event())) as server, rig(tmp_path, server) as router:
+        task = asyncio.create_task(router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi"}))
+        await server.next_request()
+        task.cancel()
+        assert await server.next_hang_up() == "/v1/chat/completions"
+        await router.until_nothing_is_held()
+
+
+REFUSED_RESPONSES = [
+    ({"include": ["message.output_text.logprobs"]}, "include", "vllm"),
+    ({"previous_response_id": "resp_1"}, "previous_response_id", "nothing is kept"),
+    ({"input": []}, "input", "input is empty"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), REFUSED_RESPONSES)
+async def test_what_a_foreign_server_cannot_make_of_a_response_is_refused_before_it_is_asked(tmp_path, fields, param, words):
+    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi", **fields})
+        assert (call.status, call.error["param"]) == (400, param)
+        assert words in call.error["message"]
+        assert server.asked.empty()
+
+
+async def test_what_a_foreign_server_finds_wrong_with_a_response_is_told_in_its_fields(tmp_path):
+    wrong = {
+        "error": {"message": "max_completion_tokens is too large", "type": "BadRequestError", "param": "max_completion_tokens", "code": 400}
+    }
+    async with recorded.server("vllm", json_answer(wrong, 400)) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi", "max_output_tokens": 9999})
+        assert (call.status, call.error["param"]) == (400, "max_output_tokens")
+        assert call.error["message"] == "max_output_tokens is too large"
+
+
+async def test_responses_of_a_mixed_model_go_where_its_weights_say(tmp_path):
+    own, vllm = ScriptedWorker("chat", variant="pagoda"), recorded.server("vllm", variant="vllm", name="v")
+    offered = replace(offered_by("pagoda", "vllm"), variants=(("pagoda", 0), ("vllm", 100)))
+    async with own, vllm, rig(tmp_path, own, vllm, models=(offered,)) as router:
+        call = await router.caller()("POST", "/v1/responses", {"model": "chat", "input": "hi"})
+        assert call.status == 200
+        assert own.submits.empty()
+        assert (await vllm.next_request()).path == "/v1/chat/completions"

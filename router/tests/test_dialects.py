@@ -52,6 +52,112 @@ def test_fields_that_a_server_would_refuse_the_request_for_stay_away_from_it():
     assert sent(TRT, **extras)["top_k"] == 5
 
 
+IN_BOTH_SPELLINGS = [
+    ({"guided_choice": ["yes", "no"]}, {"choice": ["yes", "no"]}),
+    ({"guided_json": {"type": "object"}, "guided_whitespace_pattern": " ?"}, {"json": {"type": "object"}, "whitespace_pattern": " ?"}),
+    ({"guided_regex": "a+", "guided_grammar": None, "structured_outputs": None}, {"regex": "a+"}),
+    ({"guided_regex": None, "structured_outputs": {"regex": "a+"}}, {"regex": "a+"}),
+]
+
+
+@pytest.mark.parametrize(("asked", "told"), IN_BOTH_SPELLINGS)
+def test_a_form_asked_for_in_the_older_spelling_reaches_a_vllm_that_knows_only_the_newer(asked, told):
+    body = sent(VLLM, **asked)
+    assert body["structured_outputs"] == told
+    assert {name: value for name, value in asked.items() if value and name != "structured_outputs"}.items() <= body.items()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda one: one.name)
+def test_no_client_chooses_how_many_tokens_an_event_is(dialect):
+    assert "stream_interval" not in sent(dialect, stream_interval=100)
+
+
+def test_vllm_gets_as_many_requests_as_it_runs_at_once():
+    def look(running: int, waiting: int, before: Load) -> Load:
+        page = f'vllm:num_requests_running{{engine="0"}} {running}\nvllm:num_requests_waiting{{engine="0"}} {waiting}\n'
+        return VLLM.load("/metrics", page.encode(), before)
+
+    load = look(10, 0, Load())
+    assert load.max_running == 256
+    load = look(250, 0, load)
+    assert load.max_running == 320, "all that it has got runs: more may fit"
+    load = look(320, 0, load)
+    assert load.max_running == 400
+    for _ in range(3):
+        load = look(384, 16, load)
+    assert load.max_running == 400, "its batch is full"
+    load = look(0, 0, load)
+    assert load.max_running == 400
+
+
+OBJECT = {"type": "object"}
+FORMS = [
+    # asked, response_format to TGI, to TensorRT-LLM
+    ({"guided_json": OBJECT}, {"type": "json", "value": OBJECT}, {"type": "json", "schema": OBJECT}),
+    ({"guided_json": '{"type": "object"}'}, {"type": "json", "value": OBJECT}, {"type": "json", "schema": OBJECT}),
+    ({"structured_outputs": {"regex": "a+"}}, {"type": "regex", "value": "a+"}, {"type": "regex", "regex": "a+"}),
+    ({"guided_choice": ["a.b", "c d"]}, {"type": "regex", "value": r"(a\.b|c d)"}, {"type": "regex", "regex": r"(a\.b|c d)"}),
+    ({"structured_outputs": {"json_object": True}}, {"type": "json", "value": OBJECT}, {"type": "json", "schema": OBJECT}),
+    ({"guided_grammar": "g"}, BadRequest, {"type": "ebnf", "ebnf": "g"}),
+    ({"response_format": {"type": "json_object"}}, {"type": "json", "value": OBJECT}, {"type": "json_object"}),
+    ({"guided_json": OBJECT, "response_format": {"type": "text"}}, {"type": "json", "value": OBJECT}, {"type": "json", "schema": OBJECT}),
+    ({"guided_json": OBJECT, "response_format": {"type": "json_object"}}, BadRequest, BadRequest),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, BadRequest, BadRequest),
+    ({"structured_outputs": {}}, None, None),
+    ({"structured_outputs": {"what": 1}}, BadRequest, BadRequest),
+    ({"structured_outputs": "json"}, BadRequest, BadRequest),
+    ({"guided_choice": []}, BadRequest, BadRequest),
+    ({"guided_json": "{"}, BadRequest, BadRequest),
+    ({"guided_json": None, "structured_outputs": None}, None, None),
+]
+
+
+@pytest.mark.parametrize(("asked", "tgi", "trt"), FORMS)
+def test_a_form_in_vllms_fields_is_asked_for_in_the_servers_own(asked, tgi, trt):
+    for dialect, told in ((TGI, tgi), (TRT, trt)):
+        if told is BadRequest:
+            with pytest.raises(BadRequest):
+                sent(dialect, **asked)
+            continue
+        body = sent(dialect, **asked)
+        assert body.get("response_format") == told
+        assert not {name for name in body if name.startswith("guided") or name == "structured_outputs"}
+
+
+def test_what_tensorrt_llm_would_refuse_or_die_of_stays_away_from_it():
+    assert "top_k" not in sent(TRT, top_k=-1)
+    assert sent(TRT, top_k=4)["top_k"] == 4
+    answered = {"role": "assistant", "content": "b", "reasoning_content": "hm", "reasoning": "hm"}
+    asked = {"role": "user", "content": 'what does "reasoning" mean?'}
+    assert sent(TRT, messages=[answered, asked])["messages"] == [{"role": "assistant", "content": "b"}, asked]
+
+
+NOT_DONE = [
+    ({"best_of": 2}, "best_of", "draws n choices"),
+    ({"best_of": 3, "n": 2}, "best_of", "best_of is 3"),
+    ({"guided_regex": "a", "structured_outputs": {"regex": "b"}}, "guided_regex", "leave one out"),
+]
+
+
+@pytest.mark.parametrize(("asked", "param", "words"), NOT_DONE)
+def test_what_vllm_would_silently_not_do_is_refused(asked, param, words):
+    with pytest.raises(BadRequest, match=words) as refused:
+        sent(VLLM, **asked)
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("asked", [{"best_of": 2, "n": 2}, {"best_of": 1}, {"best_of": None, "n": 2}])
+def test_a_best_of_that_asks_for_nothing_more_passes(asked):
+    assert asked.items() <= sent(VLLM, **asked).items()
+
+
+def test_the_field_of_a_complaint_is_the_requests_own():
+    body = {"error": {"message": "Input should be a valid list", "param": "body.messages"}}
+    failure = VLLM.failure(400, msgspec.json.encode(body))
+    assert isinstance(failure, RefusedByWorker)
+    assert failure.error.param == "messages"
+
+
 def test_tgi_is_told_of_the_output_limit_in_its_own_word():
     body = sent(TGI, max_completion_tokens=7)
     assert body["max_tokens"] == 7
@@ -104,7 +210,7 @@ def test_what_tgi_cannot_do_is_refused_by_name(asked, param):
 
 def test_vllms_load_is_read_from_its_metrics():
     load = VLLM.load("/metrics", recorded.VLLM_METRICS, Load())
-    assert load == Load(running=2, waiting=1, kv_used=0.25, capacity_tokens=16384, block_size=16)
+    assert load == Load(running=2, waiting=1, kv_used=0.25, capacity_tokens=16384, block_size=16, max_running=256)
 
 
 def test_an_older_vllm_calls_the_use_of_its_cache_otherwise():

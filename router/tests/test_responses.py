@@ -237,7 +237,7 @@ def replies(draw: st.DrawFn) -> list[Delta]:
 
 @given(replies(), st.booleans())
 def test_every_stream_opens_fills_and_closes_each_item_once(deltas: list[Delta], breaks: bool) -> None:
-    form = ResponseFormat(Told(), ResponsesRequest(model="tiny", input="hi"))  # type: ignore[arg-type]
+    form = ResponseFormat(ResponsesRequest(model="tiny", input="hi"), "resp_1", 1, None)
     wire = form.opening() + b"".join(form.chunk(delta, None) for delta in (deltas[:-1] if breaks else deltas))
     wire += form.failed(UpstreamFailed("gone")) if breaks else form.closing(Told(), None)  # type: ignore[arg-type]
     events = [json.loads(block.partition("\ndata: ")[2]) for block in wire.decode().strip().split("\n\n")]

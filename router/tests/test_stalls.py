@@ -57,3 +57,26 @@ async def test_a_stream_that_nobody_reads_any_more_is_nobodys_worry(watch):
     stream.is_awaited = True
     watch.review(2000.0)
     assert stream.given_up == []
+
+
+async def test_what_a_cut_off_worker_brings_no_more_of_is_given_up_soon(watch):
+    silent, flowing, elsewhere = Stream(), Stream(progress=3), Stream(worker="b@host:2")
+    for stream in (silent, flowing, elsewhere):
+        watch.add(stream)
+    watch.cut_off("a@host:1")
+    for second in range(1, 30):
+        flowing.progress += 1
+        watch.review(float(second))
+        assert bool(silent.given_up) == (second >= 5)
+    assert silent.given_up == ["a stopped answering: send the request again"]
+    assert flowing.given_up == elsewhere.given_up == []
+
+
+async def test_a_worker_that_goes_on_has_all_its_time_again(watch):
+    stream = Stream()
+    watch.add(stream)
+    watch.cut_off("a@host:1")
+    stream.progress = 1
+    watch.review(4.0)
+    watch.review(13.0)
+    assert stream.given_up == []

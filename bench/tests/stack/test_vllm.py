@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    engine = {"backend": "vllm", "image": "vllm/vllm-openai:v0.32.0", "dtype": "bf16", "maxModelLen": 512, "args": ["--enforce-eager"]}
+    engine = {"backend": "vllm", "image": "vllm/vllm-openai:v0.32.0", "dtype": "bf16", "maxModelLen": 2048, "args": ["--enforce-eager"]}
     spec = {
         "model": {"source": f"file://{TINY}"},
         "variants": [{"name": "own", "weight": 100}, {"name": "vllm", "weight": 0, "engine": engine}],
@@ -102,21 +103,55 @@ def test_vllms_own_fields_and_its_complaints_pass(client: openai.OpenAI) -> None
         client.chat.completions.create(model="chat", messages=QUESTION, temperature=-3, extra_headers=VLLM)
 
 
+def test_a_form_in_the_older_spelling_holds(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="chat", messages=QUESTION, max_tokens=20, extra_body={"guided_regex": "[0-9]{3}"}, extra_headers=VLLM
+    )
+    assert re.fullmatch("[0-9]{3}", answer.choices[0].message.content or "")
+    with pytest.raises(openai.BadRequestError, match="best_of"):
+        client.completions.create(model="chat", prompt="a", best_of=2, extra_headers=VLLM)
+
+
+def test_what_was_cached_of_a_prompt_is_told(client: openai.OpenAI) -> None:
+    prompt = "The sum of two numbers is another number. " * 10
+    for _ in range(2):
+        answer = client.completions.create(model="chat", prompt=prompt, max_tokens=4, extra_headers=VLLM)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
+    assert (answer.usage.prompt_tokens_details.cached_tokens or 0) > 16
+
+
+def test_a_response_is_made_of_vllms_chat(client: openai.OpenAI) -> None:
+    whole = client.responses.create(model="chat", input="What is 27 + 46?", temperature=0, extra_headers=VLLM)
+    assert (whole.status, whole.model) == ("completed", "chat")
+    assert "73" in whole.output_text
+    assert whole.usage is not None
+    assert whole.usage.output_tokens > 10
+    with client.responses.stream(model="chat", input="What is 27 + 46?", temperature=0, extra_headers=VLLM) as stream:
+        deltas = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        assert deltas == stream.get_final_response().output_text == whole.output_text
+    cut = client.responses.create(model="chat", input="What is 27 + 46?", max_output_tokens=5, extra_headers=VLLM)
+    assert cut.status == "incomplete"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="chat", input="a b c " * 2000, extra_headers=VLLM)
+    assert refused.value.code == "context_length_exceeded"
+
+
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_client_that_leaves_stops_vllm(stack: LocalStack, client: openai.OpenAI, streams: bool) -> None:
     before = vllm_metric(stack, "vllm:generation_tokens_total")
     body = {"ignore_eos": True}
     if streams:
-        stream = client.completions.create(model="chat", prompt="a", max_tokens=500, stream=True, extra_body=body, extra_headers=VLLM)
+        stream = client.completions.create(model="chat", prompt="a", max_tokens=1900, stream=True, extra_body=body, extra_headers=VLLM)
         for _, _ in zip(range(10), stream, strict=False):
             pass
         stream.close()
     else:
         with pytest.raises(openai.APITimeoutError):
             client.with_options(timeout=0.2).completions.create(
-                model="chat", prompt="a", max_tokens=500, extra_body=body, extra_headers=VLLM
+                model="chat", prompt="a", max_tokens=1900, extra_body=body, extra_headers=VLLM
             )
-    assert wait_until_idle(stack, before) - before < 450
+    assert wait_until_idle(stack, before) - before < 1700
 
 
 def test_the_router_tells_of_both_and_counts_nothing_as_running(stack: LocalStack, client: openai.OpenAI) -> None:

@@ -49,7 +49,7 @@ COMMANDS = [
         SIZES | {"dtype": "bf16", "prefixCaching": False},
         (
             f"vllm serve $(PAGODA_BACKEND_MODEL) --served-model-name chat {AT} --dtype bfloat16 --max-model-len 4096 "
-            "--max-num-batched-tokens 2048 --max-num-seqs 32 --no-enable-prefix-caching --seed 1"
+            "--max-num-batched-tokens 2048 --max-num-seqs 32 --enable-prompt-tokens-details --no-enable-prefix-caching --seed 1"
         ),
     ),
     (

@@ -209,7 +209,7 @@ class Fleet:
         assets = self.text(model.name)
         key = served_name, model.name  # an adapter may have the name under which another model is served
         known = self._entries.get(key)
-        if known is None or known[0] is not assets or known[1].reason or reason or assets is None:
+        if known is None or known[0] is not assets or known[1].reason or reason or assets is None or self._relays(model):
             known = self._entries[key] = assets, self._entry_with(served_name, model, assets, reason)
         return known[1]
 
@@ -220,7 +220,7 @@ class Fleet:
             created=model.created,
             ready=not reason,
             reason=reason,
-            max_model_len=assets.max_model_len if assets is not None else self._relayed_len(model.name),
+            max_model_len=self._longest(model, assets),
             state=self._state(model) if reason else ModelState.READY,
             variants=tuple(name for name, _ in model.variants),
             backends=model.backends,
@@ -240,9 +240,18 @@ class Fleet:
         other = None if model.fallback is None else self._models.get(model.fallback)
         return None if other is None else next((name for name in other.served_names if self._owners.get(name) is other), None)
 
-    def _relayed_len(self, model: ModelName) -> int | None:
-        """What a model's workers take that describe nothing else of it."""
-        return min((link.max_model_len for link in self.links(model) if link.max_model_len is not None), default=None)
+    def _relays(self, model: ModelObject) -> bool:
+        return self.relays and any(backend != OWN_BACKEND for backend in model.backends)
+
+    def _longest(self, model: ModelObject, assets: TextAssets | None) -> int | None:
+        """What fits every variant that a request without a header may get; other servers tell theirs, and describe nothing else."""
+        if not self._relays(model):
+            return None if assets is None else assets.max_model_len
+        weights = dict(model.variants)
+        told = [(link.endpoint.variant, link.max_model_len) for link in self.links(model.name) if link.max_model_len is not None]
+        weighed = [length for variant, length in told if weights.get(variant)]
+        known = [] if assets is None else [assets.max_model_len]
+        return min(weighed or [length for _, length in told] or known, default=None)
 
     def _state(self, model: ModelObject) -> ModelState:
         if model.hopeless:

@@ -99,6 +99,7 @@ def _arguments(engine: Engine, name: str, source: ModelSource) -> list[str]:
         case "vllm":
             own = _flags(dtype=LONG_DTYPES.get(engine.dtype), max_model_len=engine.max_model_len, revision=revision)
             own += _flags(max_num_batched_tokens=engine.max_batch_tokens, max_num_seqs=engine.max_running)
+            own += ["--enable-prompt-tokens-details"]  # else nobody learns what of a prompt was cached, and all is billed as computed
             own += _flags(tensor_parallel_size=ranks)
             own += [] if engine.prefix_caching else ["--no-enable-prefix-caching"]
             return [MODEL, "--served-model-name", name, "--host", HOST, "--port", PORT, *own]

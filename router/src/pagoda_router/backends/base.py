@@ -63,6 +63,10 @@ class Settlement:
     """…and what the worker really did for it; nothing when the worker was lost. Equal: the prediction stands."""
 
 
+NOT_LISTENING = "it does not listen"
+"""The reason of a session's end that says nothing of what runs: a server that finishes before it ends closes its port first."""
+
+
 class LinkListener(Protocol):
     """Called on the event loop, in the middle of reading a frame: must be quick."""
 

@@ -16,8 +16,9 @@ from pagoda_router.errors import BadRequest, ContextTooLong, UpstreamFailed
 from pagoda_router.relays import Relay
 
 LONGEST_MESSAGE_CHARS = 2000
-ROUTERS_OWN = frozenset({"model", "priority", "cache_salt"})
-"""Fields that the router reads or writes itself: its queue has the priority, and no client chooses another one's salt."""
+ROUTERS_OWN = frozenset({"model", "priority", "cache_salt", "stream_interval"})
+"""Fields that the router reads or writes itself: its queue has the priority, no client chooses another one's salt, and a stream that breaks
+off is billed by its events, each of which has to be a token."""
 _SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -116,7 +117,7 @@ def told(body: bytes) -> tuple[str, str | None]:
     message = inner.get("message") or (error if isinstance(error, str) else None) or inner.get("detail") or "it gave no reason"
     param = inner.get("param")
     text = message if isinstance(message, str) else msgspec.json.encode(message).decode()
-    return text[:LONGEST_MESSAGE_CHARS], param if isinstance(param, str) else None
+    return text[:LONGEST_MESSAGE_CHARS], param.removeprefix("body.") if isinstance(param, str) else None
 
 
 def failure_of(backend: str, status: int, body: bytes, too_long: re.Pattern[str]) -> RefusedByWorker | UpstreamFailed:

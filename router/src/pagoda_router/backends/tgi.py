@@ -11,6 +11,7 @@ import msgspec
 
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields, samples, told, total, without_nulls
+from pagoda_router.backends.forms import take_form
 from pagoda_router.backends.sse import Manners
 from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.relays import Relay
@@ -78,9 +79,15 @@ def _in_its_words(fields: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
     for name, nothing in _ASKS_FOR_NOTHING.items():
         if name in fields and _number(fields[name]) == nothing:
             del fields[name]
+    if (form := take_form(fields)) is not None:
+        if form.kind == "grammar":
+            raise BadRequest(f"{form.field}: a tgi worker knows no grammars: ask for a schema or a regex", param=form.field)
+        fields["response_format"] = msgspec.Raw(msgspec.json.encode({"type": form.kind, "value": form.value}))
     match msgspec.json.decode(fields.get("response_format", b"null")):
         case {"type": "text"}:
             del fields["response_format"]
+        case {"type": "json_object", **rest} if "value" not in rest:  # it would refuse it
+            fields["response_format"] = msgspec.Raw(b'{"type":"json","value":{"type":"object"}}')
         case {"type": "json_schema", "json_schema": schema}:
             fields["response_format"] = msgspec.Raw(msgspec.json.encode({"type": "json_schema", "value": schema}))
     return fields

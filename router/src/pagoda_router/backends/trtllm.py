@@ -12,6 +12,7 @@ import msgspec
 
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields, without_nulls
+from pagoda_router.backends.forms import take_form
 from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.relays import Relay
 
@@ -25,6 +26,7 @@ _BOOKKEEPING = frozenset(
 """OpenAI's fields whose absence changes no answer: it would refuse the whole request for them."""
 _STREAM_OPTIONS = ("include_usage", "continuous_usage_stats")
 """All that it knows. 1.0 to 1.2 take the second as true where it is left out, and write usage into every event."""
+_FORMS = {"json": ("json", "schema"), "regex": ("regex", "regex"), "grammar": ("ebnf", "ebnf")}
 CHAT_PATH = "/v1/chat/completions"
 
 
@@ -53,6 +55,13 @@ class TensorRtLlm(Dialect):
         if "stream_options" in fields:
             options = msgspec.json.decode(fields["stream_options"])
             fields["stream_options"] = msgspec.Raw(msgspec.json.encode({name: options.get(name, False) for name in _STREAM_OPTIONS}))
+        if bytes(fields.get("top_k", b"")) == b"-1":
+            del fields["top_k"]  # off, in vLLM's word; some versions die of it
+        if b'"reasoning' in bytes(fields.get("messages", b"")):
+            fields["messages"] = _without_thoughts(fields["messages"])
+        if (form := take_form(fields)) is not None:
+            kind, member = _FORMS[form.kind]
+            fields["response_format"] = msgspec.Raw(msgspec.json.encode({"type": kind, member: form.value}))
         match msgspec.json.decode(fields.get("response_format", b"null")):
             case {"type": "json_schema", "json_schema": {"schema": schema}}:  # OpenAI's form is 1.3's; this one all versions know
                 fields["response_format"] = msgspec.Raw(msgspec.json.encode({"type": "json", "schema": schema}))
@@ -60,6 +69,18 @@ class TensorRtLlm(Dialect):
 
     def failure(self, status: int, body: bytes) -> RefusedByWorker | UpstreamFailed:
         return failure_of(self.name, status, body, _TOO_LONG)
+
+
+def _without_thoughts(messages: msgspec.Raw) -> msgspec.Raw:
+    """Of earlier answers, which it writes and does not read: it would refuse the request for them."""
+    said = msgspec.json.decode(messages)
+    if not isinstance(said, list):
+        return messages
+    for message in said:
+        if isinstance(message, dict):
+            message.pop("reasoning_content", None)
+            message.pop("reasoning", None)
+    return msgspec.Raw(msgspec.json.encode(said))
 
 
 def _iteration(last: Any, before: Load) -> Load:

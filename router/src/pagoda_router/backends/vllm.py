@@ -7,9 +7,14 @@ import msgspec
 
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.backends.dialect import Dialect, Load, failure_of, request_fields, samples, total
-from pagoda_router.errors import UpstreamFailed
+from pagoda_router.backends.forms import OLDER_SPELLING, STRUCTURED, older_spelling
+from pagoda_router.errors import BadRequest, UpstreamFailed
 from pagoda_router.relays import Relay
 
+FEWEST_MAX_RUNNING = 256
+"""What its default is on most devices."""
+GROWTH = 4
+"""A look adds at most a fourth, so that no more than that can be too many."""
 _TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum|max_model_len", re.IGNORECASE)
 _GAUGES = (
     *("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:cache_config_info"),
@@ -31,10 +36,12 @@ class Vllm(Dialect):
             blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
             if blocks.isdigit() and size.isdigit() and int(blocks) * int(size):
                 capacity, block_size = int(blocks) * int(size), int(size)
+        running, waiting = total(found, "vllm:num_requests_running") or 0, total(found, "vllm:num_requests_waiting") or 0
         return replace(
             before,
-            running=total(found, "vllm:num_requests_running") or 0,
-            waiting=total(found, "vllm:num_requests_waiting") or 0,
+            running=running,
+            waiting=waiting,
+            max_running=_most(running, waiting, before.max_running or FEWEST_MAX_RUNNING),
             kv_used=max(value for _, value in use) if use else None,
             capacity_tokens=capacity,
             block_size=block_size,
@@ -44,7 +51,29 @@ class Vllm(Dialect):
         fields = request_fields(relay, model)
         if salt:
             fields["cache_salt"] = msgspec.Raw(msgspec.json.encode(salt))
+        _require_best_of(fields)
+        _say_in_both_spellings(fields)
         return msgspec.json.encode(fields)
 
     def failure(self, status: int, body: bytes) -> RefusedByWorker | UpstreamFailed:
         return failure_of(self.name, status, body, _TOO_LONG)
+
+
+def _most(running: int, waiting: int, most: int) -> int:
+    """Requests it may have. It does not tell its --max-num-seqs, up to 1024 by default: as long as it runs all that it has got, more fit.
+    Too many wait there and are seen at the next look, after which it gets none."""
+    return most + most // GROWTH if waiting == 0 and running >= most - most // GROWTH else most
+
+
+def _require_best_of(fields: dict[str, msgspec.Raw]) -> None:
+    """It draws n choices whatever `best_of` says."""
+    best_of, n = (bytes(fields.get(name, b"null")) for name in ("best_of", "n"))
+    if best_of not in (b"null", n if n != b"null" else b"1"):
+        raise BadRequest(f"best_of is {best_of[:40].decode()}: a vllm worker draws n choices and no more: leave it out", param="best_of")
+
+
+def _say_in_both_spellings(fields: dict[str, msgspec.Raw]) -> None:
+    """Each version reads the one that it knows: 0.12 and later ignore the older fields, and would answer in any form."""
+    older = older_spelling(fields)
+    if older:
+        fields[STRUCTURED] = msgspec.Raw(msgspec.json.encode({OLDER_SPELLING[name]: fields[name] for name in older}))

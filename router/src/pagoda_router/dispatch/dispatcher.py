@@ -15,7 +15,7 @@ from pagoda_router.admission.credits import price
 from pagoda_router.admission.demand import Demand
 from pagoda_router.admission.lane import Held, Lane, Pending, QueueLimits
 from pagoda_router.admission.refusals import Refusals
-from pagoda_router.backends.base import BackendStream, RefusedByWorker, Settlement
+from pagoda_router.backends.base import NOT_LISTENING, BackendStream, RefusedByWorker, Settlement
 from pagoda_router.dispatch.choosing import WorkerChooser
 from pagoda_router.dispatch.continuing import ContinuedStream
 from pagoda_router.dispatch.hedging import Hedges
@@ -89,8 +89,9 @@ class FleetDispatcher:
             self._second_tries.came()
         pending = self._price(generation, await self._placer.hashed(generation))
         first = await self._begin(pending)
-        now_s = self._clock()
-        demand.answered(now_s, now_s - pending.patient_from_s)
+        if generation.relay is None or generation.relay.stream:  # else this is its whole answer
+            now_s = self._clock()
+            demand.answered(now_s, now_s - pending.patient_from_s)
         stream = ContinuedStream(generation, first, partial(self._go_on, pending))
         self._running.add(stream)
         return stream
@@ -209,6 +210,8 @@ class FleetDispatcher:
 
     def session_ended(self, worker: WorkerId, reason: str) -> None:
         self._metrics.session_ended()
+        if reason != NOT_LISTENING:
+            self._stalls.cut_off(worker)
 
     def worker_in_s(self, model: ModelName) -> float | None:
         found = self._fleet.find(model)

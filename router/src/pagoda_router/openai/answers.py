@@ -19,7 +19,7 @@ from pagoda_router.openai.answer_parts import Format, WholeChoice
 from pagoda_router.openai.call import Call
 from pagoda_router.openai.formats import ChatFormat, CompletionFormat, ReplyFormat
 from pagoda_router.openai.keepalive import KeepAlive
-from pagoda_router.openai.offers import choose, choose_own
+from pagoda_router.openai.offers import choose
 from pagoda_router.openai.prepare import Job, Preparer
 from pagoda_router.openai.relay import Relaying
 from pagoda_router.openai.responses.asking import chat_of
@@ -75,9 +75,14 @@ class Completions:
         asked = parse_responses(call.body)
         call.key.require_model(asked.model)
         entry = self._catalog.get(asked.model)
-        call = choose_own(call, entry, self._catalog, self._rng, "responses are made")
+        call, backend = choose(call, entry, self._catalog, self._rng)
         exchange.failure = partial(failed_early, asked)
         try:
+            if backend != OWN_BACKEND:
+                keep_alive = partial(self._keep_alive, call, entry.served_name, exchange)
+                call.member.leave()
+                await self._relaying.respond(call, entry, backend, exchange, keep_alive, asked)
+                return
             await self._reply(call, chat_of(asked), entry, exchange, asked)
         except BadRequest as error:
             raise in_own_words(error) from None
@@ -110,7 +115,7 @@ class Completions:
         output_format: Format
         if isinstance(request, ChatRequest) and asked is not None:
             job = await self._preparer.chat(request, entry, call, id_prefix="resp_")
-            output_format = ResponseFormat(job, asked)
+            output_format = ResponseFormat(asked, job.answer_id, job.created, job.text)
             exchange.failure = output_format.failed
         elif isinstance(request, ChatRequest):
             job = await self._preparer.chat(request, entry, call)

@@ -5,9 +5,8 @@ The router still queues, places, cancels, counts and bills it; it tokenizes noth
 """
 
 import os
-from array import array
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import msgspec
 
@@ -23,10 +22,14 @@ from pagoda_router.openai.formats import DONE
 from pagoda_router.openai.keepalive import KeepAlive
 from pagoda_router.openai.offers import require_switches
 from pagoda_router.openai.prepare import SALT_BYTES
+from pagoda_router.openai.relayed_prompt import pieces_of, prompts_in
+from pagoda_router.openai.responses.relayed import RelayedResponse, relayed_chat
+from pagoda_router.openai.responses.request import ResponsesRequest
 from pagoda_router.openai.schemas import StreamOptions, decode_body
 from pagoda_router.relays import Relay, Relayed
 
-PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "responses": "/v1/chat/completions"}
+"""A response is asked as a chat (responses/relayed.py)."""
 COMPLETION_MAX_TOKENS = 16
 UNTOLD_MAX_TOKENS = 8192
 """Of a chat without a limit on a server that does not tell its context; only the first prediction depends on it."""
@@ -65,23 +68,75 @@ class Relaying:
         else:
             await self._whole(call, generation, exchange)
 
+    async def respond(
+        self,
+        call: Call,
+        entry: CatalogEntry,
+        backend: str,
+        exchange: Exchange,
+        keep_alive: Callable[[], KeepAlive],
+        asked: ResponsesRequest,
+    ) -> None:
+        generation = self._generation(replace(call, body=relayed_chat(asked, backend)), entry, backend)
+        call.outcome.model, call.outcome.served_name, call.outcome.stream = entry.model, entry.served_name, bool(asked.stream)
+        await call.reserve([generation], self._dispatcher)
+        response = RelayedResponse(asked)
+        if not asked.stream:
+            await self._feed(call, generation, response, None)
+            await self._write_whole(call, exchange, response.whole())
+            return
+        async with keep_alive() as alive:
+            is_open = False
+
+            async def deliver(data: bytes) -> None:
+                nonlocal is_open
+                if not is_open:
+                    is_open, exchange.failure = True, response.failed
+                    await alive.stop()
+                    await alive.start()
+                await exchange.write(data)
+
+            await self._feed(call, generation, response, deliver)
+            await exchange.write(response.closing(), last=True)
+
+    async def _feed(
+        self, call: Call, generation: Generation, response: RelayedResponse, deliver: Callable[[bytes], Awaitable[None]] | None
+    ) -> None:
+        """Returns at the answer's end, raises what broke it. `deliver`: what its events are written by, as they come."""
+        async with self._dispatcher.generate(generation) as stream:
+            async for events in stream:
+                relayed = [event for event in events if isinstance(event, Relayed)]
+                for event in relayed:
+                    self._count(call, event)
+                data = response.feed(b"".join(event.data for event in relayed))
+                if data and deliver is not None:
+                    await deliver(data)
+                ended = next((event for event in events if isinstance(event, Ended)), None)
+                if ended is not None:
+                    self._bill(call.outcome, ended)
+                    raise_failure(ended)
+                    return
+        raise _ended_early()
+
     def _generation(self, call: Call, entry: CatalogEntry, backend: str) -> Generation:
         request, fields = decode_body(call.body, RelayedRequest)
         if call.wants_trace:
             raise BadRequest(
-                f"X-Pagoda-Trace: an answer of a {backend} worker carries no trace: leave it out; the router's /admin/traces has it",
+                f"X-Pagoda-Trace: an answer of a {backend} worker carries no trace: leave it out; /admin/v1/traces has it",
                 param="X-Pagoda-Trace",
             )
         path = PATHS[call.outcome.endpoint]
-        prompt_field = "messages" if call.outcome.endpoint == "chat" else "prompt"
+        is_chat = call.outcome.endpoint != "completions"
+        prompt_field = "messages" if is_chat else "prompt"
         if prompt_field not in fields:
             raise BadRequest(f"{prompt_field} is required", param=prompt_field)
         n = 1 if request.n is None else request.n
         if not 1 <= n <= self._settings.max_choices:
             raise BadRequest(f"n is {n}: use a value from 1 to {self._settings.max_choices}", param="n")
         require_switches(call.wishes, backend, n, None)
+        sequences = n if is_chat else n * prompts_in(bytes(fields["prompt"]))
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-        usual = (entry.max_model_len or UNTOLD_MAX_TOKENS) if call.outcome.endpoint == "chat" else COMPLETION_MAX_TOKENS
+        usual = (entry.max_model_len or UNTOLD_MAX_TOKENS) if is_chat else COMPLETION_MAX_TOKENS
         relay = Relay(
             path=path,
             fields={name: bytes(value) for name, value in fields.items()},
@@ -94,10 +149,10 @@ class Relaying:
         generation = Generation(
             request_id=answer_id,
             model=entry.model,
-            prompt_ids=_pieces(relay.fields[prompt_field]),
+            prompt_ids=pieces_of(relay.fields[prompt_field]),
             max_tokens=usual if limit is None else max(1, limit),
-            explicit_max_tokens=limit is not None or call.outcome.endpoint == "completions",
-            n=n,
+            explicit_max_tokens=limit is not None or not is_chat,
+            n=sequences,
             min_tokens=max(0, request.min_tokens or 0),
             ignore_eos=bool(request.ignore_eos),
             cache_salt=b"" if relay.prefix_cache else os.urandom(SALT_BYTES),
@@ -110,7 +165,7 @@ class Relaying:
             variant=call.variant,
             relay=relay,
         )
-        trace.answer_id, trace.choices, trace.max_tokens = answer_id, n, limit
+        trace.answer_id, trace.choices, trace.max_tokens = answer_id, sequences, limit
         trace.generations = [generation.trace]
         return generation
 
@@ -156,23 +211,26 @@ class Relaying:
             async for events in stream:
                 for event in events:
                     if isinstance(event, Relayed):
-                        self._count(call, event)
+                        self._count(call, event, streams=False)
                         body += event.data
                     elif isinstance(event, Ended):
                         self._bill(call.outcome, event)
                         raise_failure(event)
-                        call.outcome.status = 200
-                        length = (b"content-length", str(len(body)).encode())
-                        await exchange.answer(200, [JSON_TYPE, length, *call.answer_headers()], body)
+                        await self._write_whole(call, exchange, body)
                         return
         raise _ended_early()
 
-    def _count(self, call: Call, event: Relayed) -> None:
+    async def _write_whole(self, call: Call, exchange: Exchange, body: bytes) -> None:
+        call.outcome.status = 200
+        await exchange.answer(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *call.answer_headers()], body)
+
+    def _count(self, call: Call, event: Relayed, *, streams: bool = True) -> None:
         """As it comes, so that a stream that breaks off is billed for what was sent."""
-        outcome, since_s = call.outcome, self._clock() - call.trace.received_s
-        if outcome.ttft_s is None:
-            outcome.ttft_s = since_s
-        outcome.last_token_s = since_s
+        outcome = call.outcome
+        if streams:  # all of an answer in one piece says nothing of its first token
+            since_s = self._clock() - call.trace.received_s
+            outcome.ttft_s = since_s if outcome.ttft_s is None else outcome.ttft_s
+            outcome.last_token_s = since_s
         outcome.completion_tokens += event.tokens
         outcome.finish_reasons += event.finish_reasons
         outcome.longest_completion_tokens = outcome.completion_tokens
@@ -182,11 +240,6 @@ class Relaying:
         outcome.cached_tokens = ended.usage.cached_tokens
         outcome.completion_tokens = ended.usage.completion_tokens
         outcome.longest_completion_tokens = ended.usage.completion_tokens // max(1, len(outcome.finish_reasons))
-
-
-def _pieces(prompt: bytes) -> "array[Any]":
-    """Four bytes each: nearly as many as tokens, and equal where prompts begin alike, which is all that placement asks of ids."""
-    return array("I", prompt + bytes(-len(prompt) % 4))
 
 
 def _ended_early() -> UpstreamFailed:

@@ -6,12 +6,11 @@ stream; of the common one, a piece of text, only the text and that number are en
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from pagoda_router.errors import RouterError
 from pagoda_router.generation import Usage
 from pagoda_router.openai.answer_parts import WholeChoice, encode, token_logprobs
-from pagoda_router.openai.prepare import Job
 from pagoda_router.openai.reply.pieces import CallDelta
 from pagoda_router.openai.responses.request import ResponsesRequest
 from pagoda_router.openai.responses.snapshot import (
@@ -24,9 +23,13 @@ from pagoda_router.openai.responses.snapshot import (
     reasoning_part,
     text_part,
 )
-from pagoda_router.openai.run import Progress
 from pagoda_router.openai.sequence import Delta, TokenEntry
 from pagoda_router.text.tokens import TokenText
+
+
+class Billed(Protocol):
+    @property
+    def usage(self) -> Usage: ...
 
 
 class _Events:
@@ -74,7 +77,7 @@ class _Item:
 class _Text(_Item):
     """A message, of one part."""
 
-    def __init__(self, events: _Events, index: int, text: TokenText) -> None:
+    def __init__(self, events: _Events, index: int, text: TokenText | None) -> None:
         super().__init__(events, index, "msg_")
         self._text = text
         self._logprobs: list[dict[str, Any]] = []
@@ -91,7 +94,7 @@ class _Text(_Item):
         self._pieces.append(text)
         if not entries:
             return self._events.piece(self._head, text)
-        logprobs = token_logprobs(entries, self._text)
+        logprobs = _logprobs(entries, self._text)
         self._logprobs += logprobs
         return self._events.event("response.output_text.delta", **self._place, delta=text, logprobs=logprobs)
 
@@ -154,9 +157,10 @@ class _Call(_Item):
 class ResponseFormat:
     """Implements answer_parts.Format for one choice."""
 
-    def __init__(self, job: Job, request: ResponsesRequest) -> None:
-        self._text = job.text
-        self._snapshot = Snapshot(request, job.answer_id, job.created)
+    def __init__(self, request: ResponsesRequest, answer_id: str, created: int, text: TokenText | None) -> None:
+        """`text`: for logprobs; None where there are none."""
+        self._text = text
+        self._snapshot = Snapshot(request, answer_id, created)
         self._events = _Events()
         self._done: list[dict[str, Any]] = []
         self._open: _Text | _Thought | _Call | None = None
@@ -192,7 +196,7 @@ class ResponseFormat:
             written += self._close("incomplete" if delta.finish_reason == CUT else "completed")
         return written
 
-    def closing(self, progress: Progress, trace: dict[str, Any] | None) -> bytes:
+    def closing(self, progress: Billed, trace: dict[str, Any] | None) -> bytes:
         """There is no [DONE]: the last event says that it is the last."""
         response = self._snapshot.ended(self._done, progress.usage, self._finish_reason)
         if trace is not None:
@@ -231,14 +235,14 @@ class ResponseFormat:
 
     # ------------------------------------------------------------ a whole answer
 
-    def whole(self, choices: Sequence[WholeChoice], progress: Progress, trace: dict[str, Any] | None) -> bytes:
+    def whole(self, choices: Sequence[WholeChoice], progress: Billed, trace: dict[str, Any] | None) -> bytes:
         (choice,) = choices
         items: list[dict[str, Any]] = []
         if thought := "".join(choice.reasoning):
             items.append(reasoning_item(new_id("rs_"), "completed", [reasoning_part(thought)]))
         text = "".join(choice.texts)
         if text or not (choice.calls or items):
-            items.append(message_item(new_id("msg_"), "completed", [text_part(text, token_logprobs(choice.entries, self._text))]))
+            items.append(message_item(new_id("msg_"), "completed", [text_part(text, _logprobs(choice.entries, self._text))]))
         for parts in choice.calls:
             arguments = "".join(part.arguments for part in parts)
             items.append(call_item(new_id("fc_"), "completed", parts[0].call_id, parts[0].name, arguments))
@@ -246,6 +250,10 @@ class ResponseFormat:
             items[-1]["status"] = "incomplete"
         response = self._snapshot.ended(items, progress.usage, choice.finish_reason)
         return encode(response if trace is None else {**response, "pagoda_trace": trace})
+
+
+def _logprobs(entries: Sequence[TokenEntry], text: TokenText | None) -> list[dict[str, Any]]:
+    return [] if text is None else token_logprobs(entries, text)
 
 
 def failed_early(request: ResponsesRequest, error: RouterError) -> bytes:
