@@ -712,3 +712,50 @@ async def test_responses_of_a_mixed_model_go_where_its_weights_say(tmp_path):
         assert call.status == 200
         assert own.submits.empty()
         assert (await vllm.next_request()).path == "/v1/chat/completions"
+
+
+async def test_a_server_that_hangs_is_left_alone_before_its_looks_have_failed_three_times(tmp_path, monkeypatch):
+    """A real vLLM under SIGSTOP got every new request for 16 s (three looks of 5 s), as it looks idle. Placement and breaker go by how long
+    it has been silent."""
+    monkeypatch.setattr(ForeignRig, "http_timing", replace(QUICK, look_timeout_s=0.2))
+    server = recorded.server("vllm", stream(recorded.VLLM_ROLE, *recorded.VLLM_TOKENS, asyncio.Event()))
+    async with server, rig(tmp_path, server) as router:
+        request = asyncio.create_task(router.caller()("POST", "/v1/chat/completions", asks(stream=True)))
+        await server.next_request()
+        server.answers["/health"] = Answer(parts=[asyncio.Event()])
+        looks = server.looks
+        while server.looks == looks:
+            await asyncio.sleep(0.01)
+        while not router.link.view().silent_s:
+            assert router.link.view().routable
+            await asyncio.sleep(0.01)
+        request.cancel()
+
+
+async def test_a_lost_worker_is_told_without_the_http_clients_inside(tmp_path):
+    server = recorded.server("vllm", stream(recorded.VLLM_ROLE, *recorded.VLLM_TOKENS, breaks=True))
+    async with server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+        message = call.events[-1]["error"]["message"]
+        assert "was lost" in message
+        assert "Error:" not in message
+        assert "400" not in message
+
+
+async def test_a_deadline_that_passes_is_told_without_what_was_left_of_it(tmp_path):
+    async with recorded.server("vllm", stream(recorded.VLLM_ROLE, asyncio.Event())) as server, rig(tmp_path, server) as router:
+        call = await router.caller()("POST", "/v1/chat/completions", asks(), {"X-Pagoda-Deadline-Ms": "300"})
+        assert call.error["message"] == "the request's deadline passed: ask for fewer tokens or more time"
+
+
+DEAD = {"error": {"message": "EngineCore encountered an issue. See stack trace (above) for the root cause.", "type": "InternalServerError"}}
+
+
+async def test_a_request_that_finds_a_dead_engine_is_tried_elsewhere(tmp_path):
+    """vLLM's API server outlives its engine for seconds and answers 500 to whatever comes."""
+    dead, alive = recorded.server("vllm", json_answer(DEAD, 500), name="dead"), recorded.server("vllm", name="alive")
+    async with dead, alive, rig(tmp_path, dead, alive) as router:
+        while dead.asked.empty():  # which of two idle ones is drawn
+            call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
+            assert (call.status, call.events[-1]) == (200, "[DONE]")
+        assert router.metric("retries_total", model="chat", reason="worker_lost") == 1

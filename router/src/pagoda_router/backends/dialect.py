@@ -69,6 +69,10 @@ class Dialect(Protocol):
         """The same of an error event, which comes with status 200. A refusal counts before the first output only."""
         return UpstreamFailed(told(event)[0])
 
+    def tells_of_a_dead_engine(self, body: bytes) -> bool:
+        """Of an error that is no refusal: what it came of takes every other request of that server with it."""
+        return False
+
 
 def request_fields(relay: Relay, model: str) -> dict[str, msgspec.Raw]:
     """What all of them get: the client's own fields, the server's name of the model, and usage at the end of a stream."""

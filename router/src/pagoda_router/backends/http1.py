@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self._heard_s = time.monotonic()
+        self._connections.heard_s = self._heard_s = time.monotonic()
         if not self._is_asked:
             self.close()  # nobody asked: whatever comes next would be taken for an answer
             return
@@ -228,6 +228,8 @@ class Connections:
 
     def __init__(self, host: str, port: int, patience: Patience, clock: Callable[[], float] = time.monotonic) -> None:
         self.patience = patience
+        self.heard_s = time.monotonic()
+        """When the server said anything last, on any of them."""
         self._host = host
         self._port = port
         self._clock = clock

@@ -6,6 +6,7 @@ metrics say is in use, by whomever. Between two looks only the router's ledger m
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 
 import aiohttp
@@ -33,6 +34,8 @@ MOST_KNOWN_TOKENS = 2**22
 """Of prompts remembered per worker whose capacity is not told."""
 MOST_WAITING_THERE = 4
 """Requests that may queue inside a worker: enough to fill a place that ends between two looks. More wait here, where order is kept."""
+LOOKS_MISSED = 2
+"""By a server that is silent: it says when it is asked, however busy its engine is."""
 KEEP_CONNECTION_S = 3.0
 """Under the 5 s after which uvicorn closes an idle connection, so that no request is sent into a closing one."""
 
@@ -86,6 +89,8 @@ class OpenAiLink:
         self._reason = "connecting to the worker"
         self._complaint = ""
         self._failed_looks = 0
+        self._looked_s = time.monotonic()
+        """When a look went well last."""
         patience = Patience(connect_s=self._timing.connect_s, silence_s=self._timing.silence_s, keep_s=KEEP_CONNECTION_S)
         self._connections = Connections(endpoint.host, endpoint.port, patience)
         """Of requests. Looks have a client of their own, as whatever happens to a request should not be theirs to wait for."""
@@ -132,6 +137,7 @@ class OpenAiLink:
         view.capacity_tokens, view.available_tokens = self.capacity_tokens, self.available_tokens
         view.reserved_tokens, view.used_tokens = self._outstanding_tokens, self._seen_tokens
         view.reservable_tokens = None if cost is None else self._reservation_for(cost)
+        view.silent_s = self._silent_s if self._streams else 0.0
         view.cached_tokens = 0 if self._prefixes is None else self._prefixes.cached_tokens(chain)
         self._unbegun = [stream for stream in self._unbegun if not stream.begun]  # so a look costs what waits there, not what runs
         view.queued_prefill_tokens = sum([stream.cost.prompt_tokens for stream in self._unbegun])
@@ -139,6 +145,12 @@ class OpenAiLink:
         view.max_running = load.max_running or USUAL_MAX_RUNNING
         view.prefill_tokens_per_s, view.decode_step_ms = self._rates.prefill_tokens_per_s, self._rates.decode_step_ms
         return view
+
+    @property
+    def _silent_s(self) -> float:
+        """Beyond the time in which a look should have gone well: an answer that is no stream says nothing for as long as it is made."""
+        heard_s = max(self._looked_s, self._connections.heard_s)
+        return max(0.0, time.monotonic() - heard_s - LOOKS_MISSED * self._timing.look_every_s)
 
     def _reservation_for(self, cost: Price) -> int | None:
         if self._load.waiting > MOST_WAITING_THERE or self.in_flight >= (self._load.max_running or USUAL_MAX_RUNNING):
@@ -241,7 +253,7 @@ class OpenAiLink:
                 await fetched(session, self._url, "/health")
                 if not self._model:
                     await self._learn_model(session)
-            self._failed_looks = 0
+            self._failed_looks, self._looked_s = 0, time.monotonic()
         except (aiohttp.ClientError, OSError, TimeoutError, Unhealthy) as error:
             self._failed(error)
             return

@@ -265,7 +265,7 @@ class OpenAiStream:
 
     def _too_late(self) -> None:
         self._deadline = None
-        self._fail(EndReason.DEADLINE, f"the request's deadline of {self.generation.deadline_s or 0:g} s passed")
+        self._fail(EndReason.DEADLINE, "")
 
     def _lost(self, why: str) -> None:
         self.lost = True
@@ -277,6 +277,7 @@ class OpenAiStream:
             self._refuse(failure)
         else:
             self.begun = True  # it had the request, and may have been hurt by it
+            self._note_death(bytes(self._body))
             self._fail(EndReason.ENGINE_ERROR, failure.message, "engine_error")
 
     def _failed_in_stream(self, event: bytes) -> None:
@@ -285,7 +286,14 @@ class OpenAiStream:
             self._refuse(failure)
         else:
             message, _ = told(event)
+            self._note_death(event)
             self._fail(EndReason.ENGINE_ERROR, f"the worker {self._to.name} failed: {message}", "engine_error")
+
+    def _note_death(self, body: bytes) -> None:
+        """A server may outlive its engine for seconds, and answer each request with an error. Whether this one was the cause it does not
+        say: it is lost as with a worker, and tried elsewhere once."""
+        if self._to.dialect.tells_of_a_dead_engine(body):
+            self.lost = True
 
     # ------------------------------------------------------------ what the reader will see
 

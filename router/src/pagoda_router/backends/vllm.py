@@ -20,6 +20,7 @@ _GAUGES = (
     *("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:cache_config_info"),
     *("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),  # the latter is the older name
 )
+_DEAD_ENGINE = (b"EngineCore encountered an issue", b"EngineDeadError")
 
 
 class Vllm(Dialect):
@@ -54,6 +55,9 @@ class Vllm(Dialect):
         _require_best_of(fields)
         _say_in_both_spellings(fields)
         return msgspec.json.encode(fields)
+
+    def tells_of_a_dead_engine(self, body: bytes) -> bool:
+        return any(words in body for words in _DEAD_ENGINE)
 
     def failure(self, status: int, body: bytes) -> RefusedByWorker | UpstreamFailed:
         return failure_of(self.name, status, body, _TOO_LONG)
