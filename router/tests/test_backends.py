@@ -380,11 +380,11 @@ async def test_a_slow_reader_holds_the_backend_back(tmp_path):
         await server.next_request()
         await router.until(lambda: router.link.in_flight == 1)
         (stream_of_it,) = router.link._streams
-        while not stream_of_it._pending_bytes:
+        while not stream_of_it._unread.bytes:
             await asyncio.sleep(0)
         for _ in range(200):
             await asyncio.sleep(0)
-        assert stream_of_it._pending_bytes < 1_000_000, "of four million"
+        assert stream_of_it._unread.bytes < 1_000_000, "of four million"
         call.reads.set()
         await task
         assert call.events[-1] == "[DONE]"

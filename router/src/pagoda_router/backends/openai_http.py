@@ -15,10 +15,11 @@ from pagoda_router.adapters import NO_ADAPTERS
 from pagoda_router.admission.credits import Price, service_tokens, used_kv_tokens
 from pagoda_router.backends.answer_rates import Rates
 from pagoda_router.backends.base import LinkListener, Settlement
+from pagoda_router.backends.destination import Destination
 from pagoda_router.backends.dialect import Load
 from pagoda_router.backends.http1 import Connections, Patience
 from pagoda_router.backends.looks import DIALECTS, Unhealthy, described_model, fetched
-from pagoda_router.backends.openai_stream import Destination, OpenAiStream
+from pagoda_router.backends.openai_stream import OpenAiStream
 from pagoda_router.backends.session_view import views_of
 from pagoda_router.discovery.snapshot import Endpoint
 from pagoda_router.generation import EndReason, Generation, WorkerId

@@ -9,13 +9,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 
 from pagoda_router.admission.credits import Price
 from pagoda_router.backends.base import Failure, RefusedByWorker
-from pagoda_router.backends.dialect import Dialect, told
-from pagoda_router.backends.http1 import Connection, ConnectionFailed, ConnectionLost, Connections, Silent
+from pagoda_router.backends.destination import Destination
+from pagoda_router.backends.dialect import told
+from pagoda_router.backends.http1 import Connection, ConnectionFailed, ConnectionLost, Silent
 from pagoda_router.backends.sse import EventRewriter, NotAnAnswer, Piece, whole_answer
+from pagoda_router.backends.unread import Unread
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import Ended, EndReason, Event, Generation, Take, TakeRelayed, Usage, WorkerId
 from pagoda_router.placement.prefixes import Expectation
@@ -28,18 +29,6 @@ MOST_BUFFERED_BYTES = 256 * 1024
 """Unread by the client; then the backend is not read from, until it stops sending by itself."""
 LARGEST_ANSWER_BYTES = 64 * 2**20
 LARGEST_ERROR_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    connections: Connections
-    dialect: Dialect
-    target: str
-    """Host and port."""
-    model: str
-    """What the server calls it."""
-    name: str
-    """Of the worker, in errors."""
 
 
 class OpenAiStream:
@@ -86,15 +75,8 @@ class OpenAiStream:
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._pending: list[Event] = []
-        self._pending_bytes = 0
-        self._take: TakeRelayed | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._refusal: RefusedByWorker | None = None
-        self._fault: Exception | None = None
-        """Of whoever takes its output: raised where it is read."""
+        self._unread = Unread()
         self._ended = False
-        self._has_output = False
 
     # ------------------------------------------------------------ the reader's side
 
@@ -102,30 +84,19 @@ class OpenAiStream:
         return self
 
     async def __anext__(self) -> list[Event]:
-        while not self._pending:
-            if self._fault is not None:
-                raise self._fault
-            if self._refusal is not None:
-                raise self._refusal
-            if self._ended:
-                raise StopAsyncIteration
-            await self._woken()
-        batch, self._pending, self._pending_bytes = self._pending, [], 0
+        batch = await self._unread.batch()
         if self._connection is not None:
             self._connection.resume()
         return batch
 
     async def wait_for_output(self) -> None:
-        while not self._has_output:
-            if self._refusal is not None:
-                raise self._refusal
-            await self._woken()
+        await self._unread.wait_for_output()
 
     def tap(self, take: Take) -> None:
         """It brings bytes, never tokens."""
 
     def tap_relayed(self, take: TakeRelayed) -> None:
-        self._take = take
+        self._unread.tap(take)
 
     def stop(self, sequence: int) -> None:
         """Never asked for: who relays bytes looks for no stop string."""
@@ -140,7 +111,7 @@ class OpenAiStream:
 
     def give_up(self, detail: str) -> None:
         self.lost, self.hurt = True, "timed_out"
-        if not self._has_output:
+        if not self._unread.has_output:
             self.failure, self.failure_reason = detail, EndReason.TIMED_OUT
         self.end_all(EndReason.TIMED_OUT, detail)
 
@@ -150,17 +121,6 @@ class OpenAiStream:
     def abandon(self, *, lost_hedge: bool = False) -> None:
         """Closing the connection is how these servers are told to stop."""
         self._end(EndReason.CANCELLED, "the request was cancelled")
-
-    async def _woken(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     # ------------------------------------------------------------ the exchange
 
@@ -190,22 +150,8 @@ class OpenAiStream:
             self._ask(connection, body)
 
     def _ask(self, connection: Connection, body: bytes) -> None:
-        generation, to = self.generation, self._to
-        lines = [
-            f"POST {self.relay.path} HTTP/1.1",
-            f"host: {to.target}",
-            "content-type: application/json",
-            f"content-length: {len(body)}",
-            "accept-encoding: identity",
-            "user-agent: pagoda-router",
-            f"x-request-id: {generation.request_id}",
-        ]
-        if generation.traceparent:
-            lines.append(f"traceparent: {generation.traceparent}")
-        if generation.tracestate:
-            lines.append(f"tracestate: {generation.tracestate}")
         self._connection = connection
-        connection.ask("\r\n".join([*lines, "\r\n"]).encode(), body, self)
+        connection.ask(self._to.head(self.relay, self.generation, len(body)), body, self)
 
     def answered(self, status: int) -> None:
         self._status = status
@@ -260,7 +206,7 @@ class OpenAiStream:
             self._failed_in_stream(piece.error)
         elif piece.done:
             self._finish()
-        elif self._pending_bytes > MOST_BUFFERED_BYTES and self._connection is not None:
+        elif self._unread.bytes > MOST_BUFFERED_BYTES and self._connection is not None:
             self._connection.pause()
 
     def _too_late(self) -> None:
@@ -282,7 +228,7 @@ class OpenAiStream:
 
     def _failed_in_stream(self, event: bytes) -> None:
         failure = self._to.dialect.failure_in_stream(event)
-        if isinstance(failure, RefusedByWorker) and not self._has_output:
+        if isinstance(failure, RefusedByWorker) and not self._unread.has_output:
             self._refuse(failure)
         else:
             message, _ = told(event)
@@ -303,27 +249,12 @@ class OpenAiStream:
         now_s = time.monotonic()
         if self.first_output_s is None:
             self.first_output_s = now_s
-            self.begun = self._has_output = True
+            self.begun = True
             if self._expectation is not None:
                 self._expectation.begun()
         self.last_output_s = now_s
         self.seen_tokens += piece.tokens
-        event = Relayed(piece.data, piece.tokens, piece.finish_reasons)
-        if not self._taken(event):
-            self._pending.append(event)
-            self._pending_bytes += len(piece.data)
-            self._wake()
-
-    def _taken(self, event: Relayed) -> bool:
-        """By its reader, which has taken everything and waits for more, so that nothing can be overtaken."""
-        if self._take is None or self._waiter is None or self._pending or self._waiter.done():
-            return False
-        try:
-            return self._take(event)
-        except Exception as error:  # a bug in one answer is that answer's, not its connection's
-            self._take, self._fault = None, error
-            self._wake()
-            return True
+        self._unread.put(Relayed(piece.data, piece.tokens, piece.finish_reasons))
 
     def _finish(self) -> None:
         self.finished = True
@@ -333,7 +264,7 @@ class OpenAiStream:
         if self._ended:
             return
         self.hurt = hurt
-        if not self._has_output and reason is EndReason.ENGINE_ERROR:
+        if not self._unread.has_output and reason is EndReason.ENGINE_ERROR:
             self.failure = sentence
         self._end(reason, sentence)
 
@@ -342,24 +273,21 @@ class OpenAiStream:
             return
         if refusal.error is None:
             self.hurt = "refused"
-        self._refusal = refusal
         self._ended = True
+        self._unread.refuse(refusal)
         self._leave()
-        self._wake()
 
     def _end(self, reason: EndReason, detail: str) -> None:
         if self._ended:
             return
-        self._ended = self._has_output = True
+        self._ended = True
         usage = self.usage or Usage(self.cost.prompt_tokens if self.begun else 0, 0, self.seen_tokens)
         self.times.cached_tokens = usage.cached_tokens
-        self._pending.append(Ended(0, reason, usage, detail=detail))
+        self._unread.end(Ended(0, reason, usage, detail=detail))
         self._leave()
-        self._wake()
 
     def _leave(self) -> None:
         """Nothing more of it comes. It settles in a turn of its own: whoever ends it is in the middle of something."""
-        self._take = None  # it leads to whoever reads this stream: a cycle, which only the collector would free
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
