@@ -14,7 +14,7 @@ import aiohttp
 from pagoda_router.adapters import NO_ADAPTERS
 from pagoda_router.admission.credits import Price, service_tokens, used_kv_tokens
 from pagoda_router.backends.answer_rates import Rates
-from pagoda_router.backends.base import LinkListener, Settlement
+from pagoda_router.backends.base import NOT_LISTENING, LinkListener, Settlement
 from pagoda_router.backends.destination import Destination
 from pagoda_router.backends.dialect import Load
 from pagoda_router.backends.http1 import Connections, Patience
@@ -269,7 +269,7 @@ class OpenAiLink:
             return
         is_starting = isinstance(error, aiohttp.ClientConnectorError) and not self._model
         was_open, self._model = bool(self._model), ""
-        reason = "it does not listen" if isinstance(error, aiohttp.ClientConnectorError) else str(error) or "it did not answer in time"
+        reason = NOT_LISTENING if isinstance(error, aiohttp.ClientConnectorError) else str(error) or "it did not answer in time"
         self._reason = "the worker is starting" if is_starting else f"the worker is away: {reason}"
         if was_open or self._reason != self._complaint:
             log.log(logging.DEBUG if is_starting else logging.WARNING, "worker %s: %s", self.worker, self._reason)
