@@ -1,4 +1,4 @@
-"""What is asked of each router, and what was promised of ours. Pure tables; run.py walks them, report.py judges by them."""
+"""What is asked of each router, and what was promised of ours before any workers. Pure tables; run.py walks them, report.py judges by them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -119,7 +119,7 @@ AIMS: Sequence[Aim] = (
 
 def with_aim(row: Row) -> Row:
     """The row as a promise kept or not, where one was made."""
-    if row.system != OURS:
+    if row.system not in (OURS, RELAYING):
         return row
     for aim in AIMS:
         if (aim.case, aim.metric) == (row.case, row.metric):
