@@ -1,4 +1,4 @@
-"""What is asked of each router, and what was promised of ours before any workers. Pure tables; run.py walks them, report.py judges by them."""
+"""What is asked of each router, and what was promised of ours. Pure tables; run.py walks them, report.py judges by them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
