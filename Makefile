@@ -54,7 +54,9 @@ up: $(READY) ## Start the quickstart (MANIFEST=file, PORT=8000) and print a curl
 down: $(READY) ## Stop everything `make up` started; leaves no process behind
 	@$(BIN)/pagoda down
 
+# Two suites share the cores: a thread of OpenMP that spins until its neighbour is done has the core that the neighbour needs.
 .PHONY: test
+test: export OMP_WAIT_POLICY := passive
 test: $(READY) ## Unit, integration and end-to-end tests; no GPU, no cluster (two components at a time, the longest first; make test-router: one)
 	@$(MAKE) --jobs=2 --keep-going --output-sync=target test-worker test-bench test-operator test-router
 
