@@ -12,8 +12,8 @@ collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["tes
 
 
 def patch_languages_once() -> None:
-    """A launch puts interpreted functions into triton.language, and so does each call of a @triton.jit helper in it, where all are in
-    place already. To look for something to replace is a quarter of these tests' time.
+    """A launch puts interpreted functions into triton.language and takes them out afterwards, and each call of a @triton.jit helper looks
+    for more to replace: a quarter of these tests' time. Here they stay.
 
     NOTE: private names of Triton; a version without them fails here.
     """
@@ -24,7 +24,9 @@ def patch_languages_once() -> None:
 
     def patch_what_is_plain(function: Any) -> Any:
         languages = [each for each in function.__globals__.values() if each is interpreter.tl or each is interpreter.tl.core]
-        return patch(function) if any(is_builtin(each.load) for each in languages) else interpreter._LangPatchScope()
+        if any(is_builtin(each.load) for each in languages):
+            patch(function)  # and what it changed is forgotten, not restored
+        return interpreter._LangPatchScope()
 
     interpreter._patch_lang = patch_what_is_plain
 
