@@ -1,12 +1,11 @@
 """Shared by the engine's tests: random small checkpoints, written once per session by transformers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
-from interpreter_process import Interpreted, interpreted
 
 # A slow moment of the machine is no failure.
 settings.register_profile("worker", deadline=None)
@@ -27,27 +26,3 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return build
-
-
-def _waits_for_interpreter(item: pytest.Item) -> bool:
-    return "interpreter" in getattr(item, "fixturenames", ())
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=_waits_for_interpreter)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def started_interpreter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreted | None]:
-    """Runs beside all other tests, if one waits for it: that comes last."""
-    if any(_waits_for_interpreter(item) for item in request.session.items):
-        with interpreted(tmp_path_factory.mktemp("interpreter") / "log") as started:
-            yield started
-    else:
-        yield None
-
-
-@pytest.fixture
-def interpreter(started_interpreter: Interpreted | None) -> Interpreted:
-    assert started_interpreter is not None
-    return started_interpreter

@@ -1,4 +1,4 @@
-"""These tests run Triton's kernels in its interpreter, in a process of their own (tests/interpreter_process.py). Elsewhere they are not
+"""These tests run Triton's kernels in its interpreter, in a process of their own: tests/test_kernels.py starts it. Elsewhere they are not
 collected, since the variable must be set before anything imports Triton."""
 
 import os
