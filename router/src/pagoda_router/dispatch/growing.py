@@ -1,7 +1,8 @@
-"""The rest of long prompts' block hashes, worked out once their requests are on their way: a slice a turn of the event loop.
+"""The rest of long prompts' block hashes, worked out once their requests are on their way: a slice now and then.
 
-So a new prompt's first token waits for one slice and not for all. What comes meanwhile and begins alike must find all of it that it would
-have found: `needed_by` tells the placer what has to grow first. Owned by the placer (placing.py).
+So a new prompt's first token, which takes some turns of the event loop, waits for one slice at most and not for all. What comes meanwhile
+and begins alike must find all of it that it would have found: `needed_by` tells the placer what has to grow first. Owned by the placer
+(placing.py).
 """
 
 import asyncio
@@ -9,6 +10,11 @@ from collections import deque
 
 from pagoda_router.placement.chains import GrowingChain
 from pagoda_router.placement.prefixes import PrefixChain
+
+PAUSE_S = 0.002
+"""Between two slices, while others have their turns: a slice takes a sixth of that."""
+MANY = 8
+"""Chains, from which on there is no pause: they must not come faster than they grow."""
 
 
 class GrowingChains:
@@ -37,7 +43,7 @@ class GrowingChains:
     def _go_on(self) -> None:
         if not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            asyncio.get_running_loop().call_later(PAUSE_S if len(self._growing) < MANY else 0.0, self._turn)
 
     def _turn(self) -> None:
         self._is_due = False
