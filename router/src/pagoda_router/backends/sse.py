@@ -37,6 +37,9 @@ class Manners:
 OPENAIS = Manners()
 
 
+NONE = msgspec.Raw(b"")
+
+
 class _Details(msgspec.Struct):
     cached_tokens: int | None = None
 
@@ -54,6 +57,19 @@ class _Choice(msgspec.Struct):
 class _Answer(msgspec.Struct):
     usage: _Usage | None = None
     choices: list[_Choice] = []
+
+
+class _Whole(_Answer):
+    """Besides: what is there instead of choices. Vectors, or tokens, or text, in vLLM's words, and tokens of a chat in TGI's."""
+
+    data: msgspec.Raw = NONE
+    tokens: msgspec.Raw = NONE
+    prompt: msgspec.Raw = NONE
+    tokenize_response: msgspec.Raw = NONE
+
+    @property
+    def is_one(self) -> bool:
+        return any(map(len, (self.choices, self.data, self.tokens, self.prompt, self.tokenize_response)))
 
 
 class NotAnAnswer(Exception):
@@ -176,13 +192,18 @@ class EventRewriter:
 
 
 def whole_answer(body: bytes, served_name: str, manners: Manners = OPENAIS) -> tuple[bytes, Usage | None, tuple[str, ...]]:
-    """Of an answer that is no stream: the body under the served name, its usage, its finish reasons. Raises NotAnAnswer."""
+    """Of an answer that is no stream: the body under the served name, its usage, its finish reasons. Raises NotAnAnswer.
+
+    TGI answers /tokenize with a list, which has none of these.
+    """
     body = manners.in_openais_words(body)
     try:
-        answer = msgspec.json.decode(body, type=_Answer)
+        answer = msgspec.json.decode(body, type=_Whole | list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NotAnAnswer(f"its answer is not a completion: {error}") from None
-    if not answer.choices:
+    if isinstance(answer, list):
+        return body, None, ()
+    if not answer.is_one:
         raise NotAnAnswer("its answer has no choices")
     model = b'"model":' + msgspec.json.encode(served_name)
     reasons = tuple(choice.finish_reason or "stop" for choice in answer.choices)

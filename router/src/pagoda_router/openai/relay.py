@@ -116,15 +116,11 @@ class Relaying:
                     self._bill(call.outcome, ended)
                     raise_failure(ended)
                     return
-        raise _ended_early()
+        raise ended_early()
 
     def _generation(self, call: Call, entry: CatalogEntry, backend: str) -> Generation:
         request, fields = decode_body(call.body, RelayedRequest)
-        if call.wants_trace:
-            raise BadRequest(
-                f"X-Pagoda-Trace: an answer of a {backend} worker carries no trace: leave it out; /admin/v1/traces has it",
-                param="X-Pagoda-Trace",
-            )
+        require_no_trace(call, backend)
         path = PATHS[call.outcome.endpoint]
         is_chat = call.outcome.endpoint != "completions"
         prompt_field = "messages" if is_chat else "prompt"
@@ -203,7 +199,7 @@ class Relaying:
                 if data:
                     await exchange.write(data)
                 raise_failure(ended)
-        raise _ended_early()
+        raise ended_early()
 
     async def _whole(self, call: Call, generation: Generation, exchange: Exchange) -> None:
         body = b""
@@ -218,7 +214,7 @@ class Relaying:
                         raise_failure(event)
                         await self._write_whole(call, exchange, body)
                         return
-        raise _ended_early()
+        raise ended_early()
 
     async def _write_whole(self, call: Call, exchange: Exchange, body: bytes) -> None:
         call.outcome.status = 200
@@ -242,5 +238,14 @@ class Relaying:
         outcome.longest_completion_tokens = ended.usage.completion_tokens // max(1, len(outcome.finish_reasons))
 
 
-def _ended_early() -> UpstreamFailed:
+def require_no_trace(call: Call, backend: str) -> None:
+    """In the answer."""
+    if call.wants_trace:
+        raise BadRequest(
+            f"X-Pagoda-Trace: an answer of a {backend} worker carries no trace: leave it out; /admin/v1/traces has it",
+            param="X-Pagoda-Trace",
+        )
+
+
+def ended_early() -> UpstreamFailed:
     return UpstreamFailed("the worker's stream ended early: send the request again")
