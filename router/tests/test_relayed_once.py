@@ -18,6 +18,7 @@ from scripted_worker import ScriptedWorker
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import ModelName
 from pagoda_router.openai.relayed_tokens import conversion_of
+from pagoda_router.wire import worker_pb2 as wire
 
 EMBEDDINGS = "/v1/embeddings"
 HI = {"model": "chat", "input": ["hello", "b c"]}
@@ -117,6 +118,7 @@ async def test_an_embedding_that_one_server_cannot_take_is_made_by_another(tmp_p
 
 async def test_embeddings_of_a_mixed_model_are_our_own_workers_unless_a_header_names_the_other(tmp_path):
     own, vllm = ScriptedWorker("chat", variant="pagoda"), server("vllm", {EMBEDDINGS: recorded.VLLM_VECTORS}, variant="vllm", name="v")
+    own.features = [wire.FEATURE_EMBEDDINGS]
     own.use_tokenizer(byte_level_tokenizer().to_str().encode())
     async with own, vllm, rig(tmp_path, own, vllm, models=(offered_by("pagoda", "vllm"),)) as router:
         call = await router.caller()("POST", EMBEDDINGS, HI, {"X-Backend": "vllm"})
