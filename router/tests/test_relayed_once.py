@@ -226,6 +226,19 @@ async def test_tokenizing_wakes_no_worker(tmp_path):
         assert (info.status, info.error["param"]) == (400, "model")
 
 
+async def test_a_header_picks_whose_tokenizer_a_mixed_model_is_asked_for(tmp_path):
+    own, vllm = ScriptedWorker("chat", variant="pagoda"), server("vllm", {"/tokenize": recorded.VLLM_TOKENIZED}, variant="vllm", name="v")
+    own.use_tokenizer(byte_level_tokenizer().to_str().encode())
+    async with own, vllm, rig(tmp_path, own, vllm, models=(offered_by("pagoda", "vllm"),)) as router:
+        prompt = {"model": "chat", "prompt": "hello world"}
+        assert (await router.caller()("POST", "/tokenize", prompt)).json["tokens"] == byte_level_tokenizer().encode("hello world").ids
+        assert vllm.asked.empty()
+        for headers in ({"X-Backend": "vllm"}, {"X-Pagoda-Features": "variant=vllm"}):
+            call = await router.caller()("POST", "/tokenize", prompt, headers)
+            assert call.json["tokens"] == [278, 80, 436]
+            await vllm.next_request()
+
+
 async def test_a_client_that_leaves_while_its_text_is_tokenized_ends_that(tmp_path):
     async with server("vllm", {"/tokenize": Answer(200, (b" ", asyncio.Event()))}) as vllm, rig(tmp_path, vllm) as router:
         caller = router.caller()

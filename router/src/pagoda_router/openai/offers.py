@@ -43,12 +43,16 @@ def choose(call: Call, entry: CatalogEntry, catalog: Catalog, rng: Random) -> tu
 
 
 def choose_own(call: Call, entry: CatalogEntry, catalog: Catalog, rng: Random) -> tuple[Call, str]:
-    """The same for what our own workers do wherever a model has any: other variants only for a header that asks for them."""
-    wishes = call.wishes
+    """The same for what our own workers do wherever a model has any."""
+    variant, backend = own_first(entry, call.wishes, catalog, rng)
+    return _insisting(call, entry, variant, catalog), backend
+
+
+def own_first(entry: CatalogEntry, wishes: Wishes, catalog: Catalog, rng: Random) -> tuple[str | None, str]:
+    """As variant_and_backend; where the backends differ, another's only for a header that asks for it."""
     if OWN_BACKEND in entry.backends and wishes.variant is wishes.backend is None and len(set(entry.backends)) > 1:
         wishes = replace(wishes, backend=OWN_BACKEND)
-    variant, backend = variant_and_backend(entry, wishes, lambda one: catalog.can_answer(entry.model, one), rng)
-    return _insisting(call, entry, variant, catalog), backend
+    return variant_and_backend(entry, wishes, lambda one: catalog.can_answer(entry.model, one), rng)
 
 
 def _insisting(call: Call, entry: CatalogEntry, variant: str | None, catalog: Catalog) -> Call:
