@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import struct
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from pagoda_router.openai.relayed_tokens import conversion_of
 from pagoda_router.wire import worker_pb2 as wire
 
 EMBEDDINGS = "/v1/embeddings"
+MIXED = replace(offered_by("pagoda", "vllm"), variants=(("pagoda", 0), ("vllm", 100)))
 HI = {"model": "chat", "input": ["hello", "b c"]}
 
 
@@ -66,6 +68,23 @@ async def test_a_model_that_generates_is_said_to_make_no_embeddings(tmp_path):
         vllm.answers[EMBEDDINGS] = json_answer(recorded.VLLM_NO_SUCH_MODEL, 404)
         call = await router.caller()("POST", EMBEDDINGS, HI)
         assert (call.status, call.error["code"]) == (502, "worker_lost"), "that one is set up wrongly"
+
+
+TEXTS = [
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+    ("/v1/completions", {"prompt": "hi"}),
+    ("/v1/responses", {"input": "hi"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), TEXTS)
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_model_that_embeds_is_said_to_generate_no_text(tmp_path, path, body, streams):
+    answers = dict.fromkeys(("/v1/chat/completions", "/v1/completions"), json_answer(recorded.VLLM_NO_SUCH_PATH, 404))
+    async with server("vllm", answers) as vllm, rig(tmp_path, vllm) as router:
+        call = await router.caller()("POST", path, body | {"model": "chat", "stream": streams})
+        assert (call.status, call.error["param"]) == (400, "model")
+        assert call.error["message"].startswith("chat generates no text: its vllm worker has no endpoint for that")
 
 
 @pytest.mark.parametrize("backend", ["tgi", "tensorrt-llm"])
@@ -120,7 +139,7 @@ async def test_embeddings_of_a_mixed_model_are_our_own_workers_unless_a_header_n
     own, vllm = ScriptedWorker("chat", variant="pagoda"), server("vllm", {EMBEDDINGS: recorded.VLLM_VECTORS}, variant="vllm", name="v")
     own.features = [wire.FEATURE_EMBEDDINGS]
     own.use_tokenizer(byte_level_tokenizer().to_str().encode())
-    async with own, vllm, rig(tmp_path, own, vllm, models=(offered_by("pagoda", "vllm"),)) as router:
+    async with own, vllm, rig(tmp_path, own, vllm, models=(MIXED,)) as router:
         call = await router.caller()("POST", EMBEDDINGS, HI, {"X-Backend": "vllm"})
         assert (call.status, len(call.json["data"])) == (200, 2)
         assert own.submits.empty()
@@ -229,7 +248,7 @@ async def test_tokenizing_wakes_no_worker(tmp_path):
 async def test_a_header_picks_whose_tokenizer_a_mixed_model_is_asked_for(tmp_path):
     own, vllm = ScriptedWorker("chat", variant="pagoda"), server("vllm", {"/tokenize": recorded.VLLM_TOKENIZED}, variant="vllm", name="v")
     own.use_tokenizer(byte_level_tokenizer().to_str().encode())
-    async with own, vllm, rig(tmp_path, own, vllm, models=(offered_by("pagoda", "vllm"),)) as router:
+    async with own, vllm, rig(tmp_path, own, vllm, models=(MIXED,)) as router:
         prompt = {"model": "chat", "prompt": "hello world"}
         assert (await router.caller()("POST", "/tokenize", prompt)).json["tokens"] == byte_level_tokenizer().encode("hello world").ids
         assert vllm.asked.empty()

@@ -185,6 +185,8 @@ def test_a_vllm_that_embeds_does_it_through_the_router(tmp_path: Path) -> None:
         with pytest.raises(openai.BadRequestError) as refused:
             client.embeddings.create(model="vectors", input="a b c " * 2000, extra_headers=VLLM)
         assert refused.value.code == "context_length_exceeded"
+        with pytest.raises(openai.BadRequestError, match="vectors generates no text"):
+            client.chat.completions.create(model="vectors", messages=QUESTION, stream=True, extra_headers=VLLM)
 
 
 @pytest.mark.parametrize("streams", [True, False])

@@ -12,7 +12,7 @@ import msgspec
 
 from pagoda_router.catalog import CatalogEntry
 from pagoda_router.dispatch.endings import raise_failure
-from pagoda_router.errors import BadRequest, UpstreamFailed
+from pagoda_router.errors import BadRequest, LacksEndpoint, UpstreamFailed
 from pagoda_router.generation import Dispatcher, Ended, EndReason, Generation
 from pagoda_router.http.asgi import JSON_TYPE, Exchange
 from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
@@ -62,11 +62,14 @@ class Relaying:
         assert relay is not None
         call.outcome.model, call.outcome.served_name, call.outcome.stream = entry.model, entry.served_name, relay.stream
         await call.reserve([generation], self._dispatcher)
-        if relay.stream:
-            async with keep_alive() as alive:
-                await self._stream(call, generation, exchange, alive)
-        else:
-            await self._whole(call, generation, exchange)
+        try:
+            if relay.stream:
+                async with keep_alive() as alive:
+                    await self._stream(call, generation, exchange, alive)
+            else:
+                await self._whole(call, generation, exchange)
+        except LacksEndpoint:
+            raise _makes_no_text(entry, backend) from None
 
     async def respond(
         self,
@@ -81,7 +84,21 @@ class Relaying:
         call.outcome.model, call.outcome.served_name, call.outcome.stream = entry.model, entry.served_name, bool(asked.stream)
         await call.reserve([generation], self._dispatcher)
         response = RelayedResponse(asked)
-        if not asked.stream:
+        try:
+            await self._respond(call, generation, exchange, keep_alive, response, bool(asked.stream))
+        except LacksEndpoint:
+            raise _makes_no_text(entry, backend) from None
+
+    async def _respond(
+        self,
+        call: Call,
+        generation: Generation,
+        exchange: Exchange,
+        keep_alive: Callable[[], KeepAlive],
+        response: RelayedResponse,
+        streams: bool,
+    ) -> None:
+        if not streams:
             await self._feed(call, generation, response, None)
             await self._write_whole(call, exchange, response.whole())
             return
@@ -236,6 +253,14 @@ class Relaying:
         outcome.cached_tokens = ended.usage.cached_tokens
         outcome.completion_tokens = ended.usage.completion_tokens
         outcome.longest_completion_tokens = ended.usage.completion_tokens // max(1, len(outcome.finish_reasons))
+
+
+def _makes_no_text(entry: CatalogEntry, backend: str) -> BadRequest:
+    return BadRequest(
+        f"{entry.served_name} generates no text: its {backend} worker has no endpoint for that, as one that runs an embedding model; "
+        "use another model",
+        param="model",
+    )
 
 
 def require_no_trace(call: Call, backend: str) -> None:
