@@ -59,17 +59,24 @@ class _Answer(msgspec.Struct):
     choices: list[_Choice] = []
 
 
+class _ListedToken(msgspec.Struct):
+    """As TGI answers /tokenize."""
+
+    id: int
+    start: int
+
+
 class _Whole(_Answer):
-    """Besides: what is there instead of choices. Vectors, or tokens, or text, in vLLM's words, and tokens of a chat in TGI's."""
+    """Besides: what an answer without choices has. Vectors, tokens or text, in vLLM's words, or a chat's tokens in TGI's."""
 
     data: msgspec.Raw = NONE
     tokens: msgspec.Raw = NONE
     prompt: msgspec.Raw = NONE
     tokenize_response: msgspec.Raw = NONE
 
-    @property
-    def is_one(self) -> bool:
-        return any(map(len, (self.choices, self.data, self.tokens, self.prompt, self.tokenize_response)))
+
+WHOLE_ANSWERS = msgspec.json.Decoder(_Whole | list[_ListedToken])
+"""Made once: a union's decoder takes longer to make than an answer to read."""
 
 
 class NotAnAnswer(Exception):
@@ -192,18 +199,15 @@ class EventRewriter:
 
 
 def whole_answer(body: bytes, served_name: str, manners: Manners = OPENAIS) -> tuple[bytes, Usage | None, tuple[str, ...]]:
-    """Of an answer that is no stream: the body under the served name, its usage, its finish reasons. Raises NotAnAnswer.
-
-    TGI answers /tokenize with a list, which has none of these.
-    """
+    """Of an answer that is no stream: the body under the served name, its usage, its finish reasons. Raises NotAnAnswer."""
     body = manners.in_openais_words(body)
     try:
-        answer = msgspec.json.decode(body, type=_Whole | list[msgspec.Raw])
+        answer = WHOLE_ANSWERS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NotAnAnswer(f"its answer is not a completion: {error}") from None
-    if isinstance(answer, list):
+    if isinstance(answer, list) and answer:
         return body, None, ()
-    if not answer.is_one:
+    if isinstance(answer, list) or not (answer.choices or answer.data or answer.tokens or answer.prompt or answer.tokenize_response):
         raise NotAnAnswer("its answer has no choices")
     model = b'"model":' + msgspec.json.encode(served_name)
     reasons = tuple(choice.finish_reason or "stop" for choice in answer.choices)
