@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import struct
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,18 @@ from foreign_rig import ForeignRig, offered_by, rig
 from foreign_server import Answer, ForeignServer, json_answer
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import byte_level_tokenizer
+from scripted import Caller, byte_level_tokenizer
 from scripted_worker import ScriptedWorker
 
+from pagoda_router.database.sqlite import SqliteDatabase
 from pagoda_router.errors import BadRequest
 from pagoda_router.generation import ModelName
+from pagoda_router.http.app import create_app
+from pagoda_router.http.surface import SurfaceSettings
+from pagoda_router.keys.keyring import Keyring
+from pagoda_router.keys.store import KeyStore
 from pagoda_router.openai.relayed_tokens import conversion_of
+from pagoda_router.usage.ledger import UsageLedger
 from pagoda_router.wire import worker_pb2 as wire
 
 EMBEDDINGS = "/v1/embeddings"
@@ -47,6 +54,28 @@ async def test_vectors_come_back_under_the_served_name_and_their_prompts_are_cou
         assert (outcome.endpoint, outcome.status, outcome.model, outcome.served_name) == ("embeddings", 200, "chat", "chat")
         assert (outcome.prompt_tokens, outcome.completion_tokens, outcome.finish_reasons) == (5, 0, ("stop", "stop"))
         assert outcome.ttft_s is None
+
+
+async def test_a_key_pays_for_the_tokens_that_the_server_counted_and_asks_only_what_is_its_own(tmp_path):
+    async with server("vllm", {EMBEDDINGS: recorded.VLLM_VECTORS}) as vllm, rig(tmp_path, vllm) as router:
+        keyring = Keyring("root", KeyStore(SqliteDatabase(tmp_path / "keys")), calendar=time.time)
+        ledger = UsageLedger(None, None, lambda model: None, clock=lambda: 0.0, calendar=time.time)
+        surface = SurfaceSettings()
+        app = create_app(dispatcher=router.dispatcher, catalog=router.fleet, settings=surface, keyring=keyring, ledger=ledger)
+
+        async def sends(secret: str, path: str, body: dict[str, object]) -> Caller:
+            return await Caller(app)("POST", path, body, {"authorization": f"Bearer {secret}"})
+
+        limited = (await sends("root", "/admin/v1/keys", {"name": "a", "tokens_per_minute": 100})).json
+        stranger = (await sends("root", "/admin/v1/keys", {"name": "b", "models": ["other"]})).json
+        assert (await sends(limited["key"], EMBEDDINGS, HI)).status == 200
+        assert int(ledger._limits._tokens[limited["id"]].left) == 100 - 5
+        larger = await sends(limited["key"], EMBEDDINGS, HI | {"input": "a b c " * 200})
+        assert (larger.status, larger.error["code"]) == (429, "rate_limit_exceeded")
+        for path, body in ((EMBEDDINGS, HI), ("/tokenize", {"model": "chat", "prompt": "hi"})):
+            call = await sends(stranger["key"], path, body)
+            assert (call.status, call.error["code"]) == (403, "model_not_allowed")
+        assert vllm.asked.qsize() == 1
 
 
 async def test_base64_passes_as_it_is(tmp_path):
