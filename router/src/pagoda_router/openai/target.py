@@ -112,7 +112,8 @@ def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> "Seque
         try:
             return [as_array(cast(list[int], given))]
         except OverflowError:
-            return [cast(list[int], given)]  # negative or beyond all vocabularies: check_prompt_ids names it
+            if set(map(type, given)) == {int}:
+                return [cast(list[int], given)]  # negative or beyond all vocabularies: check_prompt_ids names it
         except TypeError:
             pass
     kinds = set(map(type, given))
