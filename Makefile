@@ -54,9 +54,22 @@ up: $(READY) ## Start the quickstart (MANIFEST=file, PORT=8000) and print a curl
 down: $(READY) ## Stop everything `make up` started; leaves no process behind
 	@$(BIN)/pagoda down
 
+# Two suites share the cores: a thread of OpenMP that spins until its neighbour is done has the core that the neighbour needs.
 .PHONY: test
+test: export OMP_WAIT_POLICY := passive
 test: $(READY) ## Unit, integration and end-to-end tests; no GPU, no cluster (two components at a time, the longest first; make test-router: one)
-	@$(MAKE) --jobs=2 --keep-going --output-sync=target test-worker test-bench test-operator test-router
+	@$(MAKE) --jobs=2 --keep-going --output-sync=target test-engine test-bench test-router test-cluster test-commands test-dry-run
+
+# The worker's and the operator's suites in two parts each, of which `make test` has the short ones last: so its two lanes end together.
+.PHONY: test-engine test-dry-run test-cluster test-commands
+test-engine:
+	@$(MAKE) test-worker PYTEST_ARGS="$(PYTEST_ARGS) --ignore tests/test_gpu_check.py"
+test-dry-run:
+	@$(MAKE) test-worker PYTEST_ARGS="$(PYTEST_ARGS) tests/test_gpu_check.py"
+test-cluster:
+	@$(MAKE) test-operator PYTEST_ARGS="$(PYTEST_ARGS) --ignore tests/terminal"
+test-commands:
+	@$(MAKE) test-operator PYTEST_ARGS="$(PYTEST_ARGS) tests/terminal"
 
 .PHONY: $(COMPONENTS:%=test-%)
 $(COMPONENTS:%=test-%): test-%: $(READY)

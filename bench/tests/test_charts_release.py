@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from helm import CHARTS, ROOT, HelmFailed, Object, find_program, helm, plain_environment
@@ -55,13 +55,28 @@ class Server:
         """Without what the API server itself puts everywhere."""
         return [name for name in self.kubectl("get", kinds, "-o", "name", *words).split() if "pagoda" in name or "helm" in name]
 
-    def may(self, account: str, verb: str, resource: str, namespace: str) -> bool:
-        program = find_program("kubectl")
-        assert program is not None
+    def may(self, account: str, *asked: "Asked") -> list[bool]:
+        """All in one call: kubectl takes longer to start than the API server to answer."""
+        reviews = [{**REVIEW, "spec": {"user": account, "resourceAttributes": each.attributes()}} for each in asked]
+        document = json.dumps({"apiVersion": "v1", "kind": "List", "items": reviews})
+        answers = self.kubectl("create", "-o", 'jsonpath={.status.allowed}{"\\n"}', "-f", "-", stdin=document)
+        return [answer == "true" for answer in answers.split()]
+
+
+REVIEW = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview"}
+
+
+class Asked(NamedTuple):
+    verb: str
+    resource: str
+    """group/resource/name; group and name may be empty."""
+    namespace: str
+
+    def attributes(self) -> dict[str, str]:
+        group, resource, name = self.resource.split("/")
         resource, _, part = resource.partition(":")
-        command = [program, "--kubeconfig", self.kubeconfig, "auth", "can-i", verb, resource, "-n", namespace, "--as", account]
-        command += ["--subresource", part] if part else []
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout.strip() == "yes"
+        found = {"verb": self.verb, "group": group, "resource": resource, "subresource": part, "name": name}
+        return {"namespace": self.namespace} | {key: value for key, value in found.items() if value}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +121,21 @@ def definitions(server: Server, namespace: str, *words: str, chart: Path = CHART
         server.helm("uninstall", "pagoda-crds", "-n", namespace, "--wait")
 
 
+@pytest.fixture
+def defined(server: Server) -> None:
+    """The definitions are there, be it from the test before: to install them and to wait for their end takes seconds."""
+    if not server.names("crds"):
+        server.helm("install", "pagoda-crds", str(CHARTS / "pagoda-crds"), "-n", "definitions", "--create-namespace")
+        server.kubectl("wait", "--for=condition=Established", "crd/inferencemodels.pagoda.dev", "--timeout=30s")
+
+
+@pytest.fixture
+def undefined(server: Server) -> None:
+    """For tests of the definitions themselves."""
+    if server.names("crds"):
+        server.helm("uninstall", "pagoda-crds", "-n", "definitions", "--wait")
+
+
 def set_json(**values: Any) -> list[str]:
     return [word for path, value in values.items() for word in ("--set-json", f"{path.replace('__', '.')}={json.dumps(value)}")]
 
@@ -115,6 +145,7 @@ def quickstart(server: Server, namespace: str) -> Object:
     return server.get("im", "tiny", "-n", namespace)
 
 
+@pytest.mark.usefixtures("undefined")
 def test_install_upgrade_uninstall_leaves_nothing(server: Server, namespace: str) -> None:
     with definitions(server, namespace):
         said = server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace)
@@ -135,27 +166,7 @@ def test_install_upgrade_uninstall_leaves_nothing(server: Server, namespace: str
     assert server.names("crds") == []
 
 
-def test_the_operators_pod_passes_the_restricted_profile_of_its_namespace(server: Server, namespace: str) -> None:
-    with definitions(server, namespace):
-        server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace)
-        template = server.get("deployment", "pagoda-operator", "-n", namespace)["spec"]["template"]
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {**template["metadata"], "name": "operator"}, "spec": template["spec"]}
-        try:
-            server.kubectl("create", "-n", namespace, "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
-        finally:
-            server.helm("uninstall", "pagoda", "-n", namespace)
-
-
-def test_uninstalling_the_operator_touches_no_model(server: Server, namespace: str) -> None:
-    models = make_namespace(server, f"{namespace}-models")
-    with definitions(server, namespace):
-        server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace)
-        model = quickstart(server, models)
-        server.helm("uninstall", "pagoda", "-n", namespace)
-        assert server.get("im", "tiny", "-n", models)["metadata"]["uid"] == model["metadata"]["uid"]
-    assert server.names("crds") == []
-
-
+@pytest.mark.usefixtures("undefined")
 def test_definitions_are_kept_on_request_with_their_objects(server: Server, namespace: str) -> None:
     with definitions(server, namespace, "--set", "keep=true"):
         quickstart(server, namespace)
@@ -166,6 +177,7 @@ def test_definitions_are_kept_on_request_with_their_objects(server: Server, name
     assert server.names("crds") == []
 
 
+@pytest.mark.usefixtures("undefined")
 def test_an_upgrade_of_the_definitions_reaches_the_cluster(server: Server, namespace: str, tmp_path: Path) -> None:
     older = shutil.copytree(CHARTS / "pagoda-crds", tmp_path / "pagoda-crds")
     file = older / "files/inferencemodels.yaml"
@@ -178,33 +190,84 @@ def test_an_upgrade_of_the_definitions_reaches_the_cluster(server: Server, names
         assert server.get("inferencemodels", "tiny", "-n", namespace)["metadata"]["uid"] == model["metadata"]["uid"]
 
 
+@pytest.mark.usefixtures("undefined")
 def test_without_the_definitions_the_operator_is_refused_in_a_sentence_that_says_what_is_missing(server: Server, namespace: str) -> None:
     with pytest.raises(HelmFailed, match="ensure CRDs are installed first"):
         server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace)
     assert server.names(WITHOUT_DEFINITIONS, "-n", namespace) == []
 
 
+@pytest.mark.usefixtures("undefined")
+def test_upgrading_from_the_last_release_keeps_models_and_key(server: Server, namespace: str, tmp_path: Path) -> None:
+    earlier = earlier_version()
+    if earlier is None:
+        pytest.skip("no earlier version of the charts in this clone to upgrade from")
+    print(f"upgrading from {earlier.name}")
+    charts = earlier.unpack_charts(tmp_path)
+    models = make_namespace(server, f"{namespace}-models")
+    with definitions(server, namespace, chart=charts / "pagoda-crds"):
+        server.helm("install", "pagoda", str(charts / "pagoda"), "-n", namespace)
+        model, key = quickstart(server, models), server.get("secret", "pagoda-operator", "-n", namespace)["data"]
+        server.helm("upgrade", "pagoda-crds", str(CHARTS / "pagoda-crds"), "-n", namespace)
+        server.helm("upgrade", "pagoda", str(CHARTS / "pagoda"), "-n", namespace)
+        after = server.get("im", "tiny", "-n", models)
+        assert (after["metadata"]["uid"], after["spec"]) == (model["metadata"]["uid"], model["spec"])
+        assert server.get("secret", "pagoda-operator", "-n", namespace)["data"] == key
+        server.helm("uninstall", "pagoda", "-n", namespace)
+    assert server.names(WITHOUT_DEFINITIONS, "-n", namespace) == []
+    assert server.names("clusterroles,clusterrolebindings,crds") == []
+
+
+@pytest.mark.usefixtures("defined")
+def test_the_operators_pod_passes_the_restricted_profile_of_its_namespace(server: Server, namespace: str) -> None:
+    server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace)
+    template = server.get("deployment", "pagoda-operator", "-n", namespace)["spec"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {**template["metadata"], "name": "operator"}, "spec": template["spec"]}
+    try:
+        server.kubectl("create", "-n", namespace, "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
+    finally:
+        server.helm("uninstall", "pagoda", "-n", namespace)
+
+
+@pytest.mark.usefixtures("defined")
+def test_uninstalling_the_operator_touches_no_model(server: Server, namespace: str) -> None:
+    models = make_namespace(server, f"{namespace}-models")
+    server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace)
+    model = quickstart(server, models)
+    server.helm("uninstall", "pagoda", "-n", namespace)
+    assert server.get("im", "tiny", "-n", models)["metadata"]["uid"] == model["metadata"]["uid"]
+    server.kubectl("delete", "im", "tiny", "-n", models)
+
+
+@pytest.mark.usefixtures("defined")
 def test_in_named_namespaces_the_operator_may_do_its_work_and_nothing_elsewhere(server: Server, namespace: str) -> None:
     inside, outside = make_namespace(server, f"{namespace}-inside"), make_namespace(server, f"{namespace}-outside")
     account = f"system:serviceaccount:{namespace}:pagoda-operator"
-    with definitions(server, namespace):
-        server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace, *set_json(watchNamespaces=[inside]))
-        try:
-            for verb, resource in (("create", "deployments"), ("patch", "inferencemodels:status"), ("create", "secrets"), ("list", "pods")):
-                assert server.may(account, verb, resource, inside)
-                assert not server.may(account, verb, resource, outside)
-            for verb in ("get", "list", "watch", "patch", "update", "delete"):
-                assert not server.may(account, verb, "secrets", inside)
-                assert not server.may(account, verb, "secrets", namespace)
-            assert not server.may(account, "create", "deployments", namespace)
-            assert server.may(account, "update", "leases/pagoda-operator", namespace)
-            assert not server.may(account, "update", "leases/other", namespace)
-        finally:
-            server.helm("uninstall", "pagoda", "-n", namespace)
-        for each in (inside, namespace):
-            assert server.names("roles,rolebindings", "-n", each) == []
+    server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace, *set_json(watchNamespaces=[inside]))
+    try:
+        leases = "coordination.k8s.io/leases/"
+        work = [
+            ("create", "apps/deployments/"),
+            ("patch", "pagoda.dev/inferencemodels:status/"),
+            ("create", "/secrets/"),
+            ("list", "/pods/"),
+        ]
+        allowed = [Asked(*each, inside) for each in work] + [Asked("update", f"{leases}pagoda-operator", namespace)]
+        refused = [Asked(*each, outside) for each in work] + [Asked("create", "apps/deployments/", namespace)]
+        refused += [Asked("update", f"{leases}other", namespace)]
+        refused += [
+            Asked(verb, "/secrets/", where)
+            for verb in ("get", "list", "watch", "patch", "update", "delete")
+            for where in (inside, namespace)
+        ]
+        assert server.may(account, *allowed, *refused) == [True] * len(allowed) + [False] * len(refused)
+    finally:
+        server.helm("uninstall", "pagoda", "-n", namespace)
+    for each in (inside, namespace):
+        assert server.names("roles,rolebindings", "-n", each) == []
 
 
+@pytest.mark.usefixtures("defined")
 def test_the_operator_may_hand_its_routers_their_rights(server: Server, namespace: str) -> None:
     """The API server lets nobody grant what he does not hold."""
     account = f"system:serviceaccount:{namespace}:pagoda-operator"
@@ -214,14 +277,13 @@ def test_the_operator_may_hand_its_routers_their_rights(server: Server, namespac
     ]
     role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "router"}, "rules": rules}
     greedy = role | {"rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]}
-    with definitions(server, namespace):
-        server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace)
-        try:
-            server.kubectl("create", "-n", namespace, "--dry-run=server", "--as", account, "-f", "-", stdin=json.dumps(role))
-            with pytest.raises(AssertionError, match="attempting to grant RBAC permissions not currently held"):
-                server.kubectl("create", "-n", namespace, "--dry-run=server", "--as", account, "-f", "-", stdin=json.dumps(greedy))
-        finally:
-            server.helm("uninstall", "pagoda", "-n", namespace)
+    server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace)
+    try:
+        server.kubectl("create", "-n", namespace, "--dry-run=server", "--as", account, "-f", "-", stdin=json.dumps(role))
+        with pytest.raises(AssertionError, match="attempting to grant RBAC permissions not currently held"):
+            server.kubectl("create", "-n", namespace, "--dry-run=server", "--as", account, "-f", "-", stdin=json.dumps(greedy))
+    finally:
+        server.helm("uninstall", "pagoda", "-n", namespace)
 
 
 @contextmanager
@@ -260,53 +322,33 @@ MADE = "deployments,services,poddisruptionbudgets,networkpolicies,roles,rolebind
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["cluster", "namespaces"])
+@pytest.mark.usefixtures("defined")
 def test_the_real_operator_needs_no_other_rights_and_removes_what_models_shared(
     server: Server, namespace: str, tmp_path: Path, named: bool
 ) -> None:
     models = make_namespace(server, f"{namespace}-models")
     account = f"system:serviceaccount:{namespace}:pagoda-operator"
     ours = ["-n", models, "-l", "app.kubernetes.io/managed-by=pagoda-operator"]
-    with definitions(server, namespace):
-        server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace, *set_json(watchNamespaces=[models] if named else []))
-        with operator(server, namespace, tmp_path):
-            quickstart(server, models)
-            eventually(lambda: len(server.get("deployments", *ours)["items"]) == 2)
-            eventually(lambda: server.get("im", "tiny", "-n", models).get("status", {}).get("conditions"))
-            assert server.get("secret", "pagoda-api-key", "-n", models)
-            eventually(lambda: server.get("im", "pagoda-canary", "-n", namespace).get("status", {}).get("beat"))
-            # As docs/install.md says.
-            server.kubectl("delete", "im", "-n", models, "-l", "pagoda.dev/canary!=true")
-            # Nobody collects garbage here: what the model owned stays. What the models shared is the operator's to remove.
-            server.kubectl("wait", "--for=delete", "serviceaccounts", *ours, "--timeout=30s")
-            assert [each for each in server.names(MADE, *ours) if "tiny" not in each] == []
-        calls = [json.loads(line) for line in server.audit_log.read_text().splitlines() if account in line]
-        made = [call for call in calls if call["user"]["username"] == account]
-        assert made
-        refused = {(call["verb"], call["objectRef"]["resource"]) for call in made if call["responseStatus"]["code"] == 403}
-        assert refused <= ({("list", "nodes")} if named else set())
-        (owner,) = server.get("lease", "pagoda-operator", "-n", namespace)["metadata"]["ownerReferences"]
-        service_account = server.get("serviceaccount", "pagoda-operator", "-n", namespace)
-        assert owner["uid"] == service_account["metadata"]["uid"], "the Lease goes with the account, whoever made it and when"
-        server.helm("uninstall", "pagoda", "-n", namespace)
-        server.kubectl("delete", "lease", "pagoda-operator", "-n", namespace)  # nobody collects garbage here
+    server.helm("install", "pagoda", str(CHARTS / "pagoda"), "-n", namespace, *set_json(watchNamespaces=[models] if named else []))
+    with operator(server, namespace, tmp_path):
+        quickstart(server, models)
+        eventually(lambda: len(server.get("deployments", *ours)["items"]) == 2)
+        eventually(lambda: server.get("im", "tiny", "-n", models).get("status", {}).get("conditions"))
+        assert server.get("secret", "pagoda-api-key", "-n", models)
+        eventually(lambda: server.get("im", "pagoda-canary", "-n", namespace).get("status", {}).get("beat"))
+        # As docs/install.md says.
+        server.kubectl("delete", "im", "-n", models, "-l", "pagoda.dev/canary!=true")
+        # Nobody collects garbage here: what the model owned stays. What the models shared is the operator's to remove.
+        server.kubectl("wait", "--for=delete", "serviceaccounts", *ours, "--timeout=30s")
+        assert [each for each in server.names(MADE, *ours) if "tiny" not in each] == []
+    calls = [json.loads(line) for line in server.audit_log.read_text().splitlines() if account in line]
+    made = [call for call in calls if call["user"]["username"] == account]
+    assert made
+    refused = {(call["verb"], call["objectRef"]["resource"]) for call in made if call["responseStatus"]["code"] == 403}
+    assert refused <= ({("list", "nodes")} if named else set())
+    (owner,) = server.get("lease", "pagoda-operator", "-n", namespace)["metadata"]["ownerReferences"]
+    service_account = server.get("serviceaccount", "pagoda-operator", "-n", namespace)
+    assert owner["uid"] == service_account["metadata"]["uid"], "the Lease goes with the account, whoever made it and when"
+    server.helm("uninstall", "pagoda", "-n", namespace)
+    server.kubectl("delete", "im,lease", "--all", "-n", namespace)  # nobody collects garbage here
     assert server.names(WITHOUT_DEFINITIONS, "-n", namespace) == []
-
-
-def test_upgrading_from_the_last_release_keeps_models_and_key(server: Server, namespace: str, tmp_path: Path) -> None:
-    earlier = earlier_version()
-    if earlier is None:
-        pytest.skip("no earlier version of the charts in this clone to upgrade from")
-    print(f"upgrading from {earlier.name}")
-    charts = earlier.unpack_charts(tmp_path)
-    models = make_namespace(server, f"{namespace}-models")
-    with definitions(server, namespace, chart=charts / "pagoda-crds"):
-        server.helm("install", "pagoda", str(charts / "pagoda"), "-n", namespace)
-        model, key = quickstart(server, models), server.get("secret", "pagoda-operator", "-n", namespace)["data"]
-        server.helm("upgrade", "pagoda-crds", str(CHARTS / "pagoda-crds"), "-n", namespace)
-        server.helm("upgrade", "pagoda", str(CHARTS / "pagoda"), "-n", namespace)
-        after = server.get("im", "tiny", "-n", models)
-        assert (after["metadata"]["uid"], after["spec"]) == (model["metadata"]["uid"], model["spec"])
-        assert server.get("secret", "pagoda-operator", "-n", namespace)["data"] == key
-        server.helm("uninstall", "pagoda", "-n", namespace)
-    assert server.names(WITHOUT_DEFINITIONS, "-n", namespace) == []
-    assert server.names("clusterroles,clusterrolebindings,crds") == []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from forked_commands import ForkedCommands
 
 from pagoda_operator.local.home import Home
 from pagoda_operator.local.ports import PortPool
@@ -81,18 +82,11 @@ def started(command: list[str], environment: dict[str, str]) -> Iterator["subpro
 @dataclass
 class Stack:
     home: Home
+    commands: ForkedCommands
     port: int = field(default_factory=free_port)
 
     def pagoda(self, *arguments: str, expect: int = 0, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [str(PAGODA), *arguments],
-            env=stand_in_environment(self.home.path) | environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = self.commands.run(arguments, stand_in_environment(self.home.path) | environment, stdin)
         assert done.returncode == expect, f"{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done

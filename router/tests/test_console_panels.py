@@ -326,6 +326,19 @@ def test_defaults_are_not_asked_for_but_the_prefix_cache_always_is(computed: Com
         assert computed(f"toggles.headersOf({msgspec.json.encode(row).decode()})") == headers
 
 
+def test_what_other_backends_decide_themselves_is_no_choice(computed: Computed) -> None:
+    def offered(*backends: str) -> dict[str, list[str]]:
+        variants = ", ".join(f'{{name: "{name}", backend: "{name}"}}' for name in backends)
+        of = computed(
+            f"Object.fromEntries(toggles.togglesOf({{pagoda: {{variants: [{variants}]}}}}).map(({{name, values}}) => [name, values]))"
+        )
+        return {name: of[name] for name in ("prefix-cache", "batching", "speculation")}
+
+    both = ["on", "off"]
+    assert offered("vllm", "tgi") == {"prefix-cache": both, "batching": ["on"], "speculation": ["on"]}
+    assert offered("vllm", "pagoda") == {"prefix-cache": both, "batching": both, "speculation": both}
+
+
 def test_a_trace_is_asked_for_only_where_every_worker_can_tell_one(computed: Computed) -> None:
     model = '{pagoda: {variants: [{name: "own", backend: "pagoda"}, {name: "other", backend: "vllm"}]}}'
     rows = '[{}, {variant: "own"}, {backend: "vllm"}, {variant: "none"}]'

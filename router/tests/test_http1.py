@@ -125,7 +125,8 @@ async def test_a_connection_that_ends_with_its_answer_is_not_asked_again(answer)
     server.serve = one_each  # type: ignore[method-assign]
     async with served(server) as connections:
         for _ in range(2):
-            assert (await ask(connections)).body == b"hello"
+            asked = await ask(connections)
+            assert (asked.body, asked.is_whole, asked.error) == (b"hello", True, None)
         assert server.connections == 2
 
 
@@ -222,6 +223,18 @@ async def test_while_its_asker_reads_nothing_a_server_is_not_called_silent():
         assert isinstance(asked.error, Silent)
 
 
+async def test_who_reads_nothing_at_the_end_leaves_a_connection_that_reads_on():
+    server = Server(WHOLE, WHOLE)
+    async with served(server) as connections:
+        connection = await connections.new()
+        asked = Asked(connection.pause)
+        connection.ask(HEAD, b"{}", asked)
+        await asked.over()
+        assert connection._timer is None, "nobody waits for an answer"
+        assert (await ask(connections)).body == b"hello"
+        assert server.connections == 1
+
+
 async def test_an_old_connection_is_not_asked_again():
     now_s = 0.0
     server = Server(WHOLE, WHOLE)
@@ -238,6 +251,17 @@ async def test_what_nobody_asked_for_is_nobodys_answer():
         asked = await ask(connections)
         assert isinstance(asked.error, NotAnAnswer)
         assert connections.idle() is None
+
+
+async def test_a_connection_that_speaks_unasked_is_closed():
+    server = Server(WHOLE, WHOLE)
+    async with served(server) as connections:
+        await ask(connections)
+        connection = connections._idle[0]
+        connection._transport.write(HEAD + b"{}")  # type: ignore[union-attr]  # makes the server speak
+        async with asyncio.timeout(10):
+            while connections._idle:
+                await asyncio.sleep(0)
 
 
 async def test_a_connection_that_its_server_closes_while_it_is_idle_is_forgotten():

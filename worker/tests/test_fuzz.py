@@ -1,10 +1,10 @@
-"""A few cases of the fuzzer, the same in every run: `python tests/fuzz.py --hours 2` plays others. CONTRIBUTING.md says when."""
+"""A few cases of the fuzzer, the same in every run: `python -m fuzz.engine --hours 2` plays others. CONTRIBUTING.md says when."""
 
 from pathlib import Path
 
 import pytest
-from fuzz import Fuzzer
-from fuzz_cases import draw
+from fuzz.cases import draw
+from fuzz.engine import Fuzzer
 
 
 @pytest.fixture(scope="module")

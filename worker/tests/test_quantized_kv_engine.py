@@ -151,6 +151,7 @@ def test_numbers_that_are_not_finite_end_one_request_and_poison_nobody(checkpoin
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, when its compiler is imported
 def test_traced_steps_choose_the_same_tokens(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
     """compile: true up to the C++ compiler, which never sees the cache: one opaque operation a layer has it."""
+    torch.compiler.reset()  # else what another test compiled makes every size a symbol here, which takes three times as long
     kv_dtype, folder = "fp8", checkpoint("one layer", num_hidden_layers=1)
     expected = answers(small_engine(folder, kv_dtype=kv_dtype), tokens=6)
     monkeypatch.setattr(compiled.torch, "compile", partial(torch.compile, backend="aot_eager"))

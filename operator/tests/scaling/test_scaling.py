@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cases import NOW, TINY, inference_model, router, settled, worker
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pagoda_operator.manifest.scaling import Scaling, ScalingTarget
@@ -288,6 +289,7 @@ def test_a_model_sleeps_when_idle_wakes_at_once_and_stays_awake_while_nobody_kno
     assert fleet.desired == 0
 
 
+@hypothesis_settings(max_examples=30)  # each lasts 400 s of the fleet's
 @given(st.floats(0.1, 7.9), st.integers(1, 8))
 def test_constant_load_gets_enough_workers_whatever_the_start_and_does_not_swing(demand: float, start: int) -> None:
     fleet = Fleet(AUTO)

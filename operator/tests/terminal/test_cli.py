@@ -1,4 +1,4 @@
-"""The `pagoda` command as a user runs it: real processes, with stand-ins for router and worker."""
+"""The `pagoda` command as a user runs it: real processes (most by forked_commands.py), with stand-ins for router and worker."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from forked_commands import ForkedCommands
 from stacks import PAGODA, Stack, behave, eventually, manifest, model_folder, stand_in_environment, started
 
 from pagoda_operator import commands
@@ -23,19 +24,26 @@ from pagoda_operator.local.orphans import processes_of
 from pagoda_operator.terminal import tables
 
 
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
+    made = ForkedCommands(stand_in_environment(tmp_path_factory.mktemp("nowhere")))
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
-    made = Stack(Home(tmp_path / "home"))
+def stack(tmp_path: Path, forked: ForkedCommands) -> Iterator[Stack]:
+    made = Stack(Home(tmp_path / "home"), forked)
     yield made
     made.pagoda("down")
     assert processes_of(made.home) == []
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def served(tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommands) -> Iterator[Stack]:
     """One for all tests that only look at it or ask it: the model m is ready."""
     folder = tmp_path_factory.mktemp("served")
-    made = Stack(Home(folder / "home"))
+    made = Stack(Home(folder / "home"), forked)
     made.up(str(manifest(model_folder(folder / "model"))))
     yield made
     made.pagoda("down")
@@ -276,8 +284,10 @@ USAGE = {
 
 
 @pytest.mark.parametrize(("arguments", "status", "expected"), USAGE.values(), ids=USAGE.keys())
-def test_wrong_usage_is_one_line_and_starts_nothing(tmp_path: Path, arguments: list[str], status: int, expected: str) -> None:
-    stack = Stack(Home(tmp_path / "home"))
+def test_wrong_usage_is_one_line_and_starts_nothing(
+    tmp_path: Path, forked: ForkedCommands, arguments: list[str], status: int, expected: str
+) -> None:
+    stack = Stack(Home(tmp_path / "home"), forked)
     refused = stack.pagoda(*arguments, expect=status, HF_HOME=str(tmp_path))
     [line] = refused.stderr.splitlines()
     assert expected in line
@@ -460,11 +470,12 @@ def test_doctor_names_orphans_and_what_ends_them(stack: Stack, model: Path) -> N
 
 
 def test_the_version_is_the_distributions(tmp_path: Path) -> None:
-    assert Stack(Home(tmp_path)).pagoda("--version").stdout.startswith("pagoda 0.")
+    done = subprocess.run([str(PAGODA), "--version"], env=stand_in_environment(tmp_path), capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("pagoda 0.")
 
 
-def test_a_long_state_folder_name_works(tmp_path: Path, model: Path) -> None:
-    stack = Stack(Home(tmp_path / ("x" * 120)))
+def test_a_long_state_folder_name_works(tmp_path: Path, forked: ForkedCommands, model: Path) -> None:
+    stack = Stack(Home(tmp_path / ("x" * 120)), forked)
     try:
         stack.up(str(manifest(model)))
         assert len(str(stack.home.socket)) < 108

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pagoda_bench.results import Result, Row
 from pagoda_bench.router_load.measure import Measured
-from pagoda_bench.router_load.scenarios import CEILING_FACTOR, DIRECT, LEAST_SCALING, OURS, SOAK, TWICE, Scenario, with_aim
+from pagoda_bench.router_load.scenarios import CEILING_FACTOR, DIRECT, LEAST_SCALING, OURS, RELAYING, SOAK, TWICE, Scenario, with_aim
 
 Rounds = Mapping[tuple[str, str], Sequence[Measured]]
 """By case and system, one entry a round; rounds of a case line up between systems."""
@@ -119,9 +119,9 @@ def markdown(result: Result, unavailable: Mapping[str, str]) -> str:
     hardware = result.hardware
     lines = ["# What a router costs", ""]
     lines += [f"`{result.command}` · {hardware['cpu']}, {hardware['cores']} cores, commit {result.commit}, {result.date}", ""]
-    lines += ["| case | metric | aim | measured | low to high | met |", "|---|---|---:|---:|---:|---|"]
+    lines += ["| case | router | metric | aim | measured | low to high | met |", "|---|---|---|---:|---:|---:|---|"]
     lines += [
-        f"| {row.case} | {row.metric} | {row.aim} | {row.value:.4g} | {_range(row)} | {'yes' if row.met else '**no**'} |"
+        f"| {row.case} | {row.system} | {row.metric} | {row.aim} | {row.value:.4g} | {_range(row)} | {'yes' if row.met else '**no**'} |"
         for row in result.rows
         if row.aim
     ]
@@ -132,7 +132,7 @@ def markdown(result: Result, unavailable: Mapping[str, str]) -> str:
         lines += ["", f"## {case}", "", f"| system | {' | '.join(title for title, *_ in COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
         for system, metrics in systems.items():
             cells = [_cell(metrics, names, factor, form) for _, names, factor, form in COLUMNS]
-            lines.append(f"| {'**pagoda**' if system == OURS else system} | {' | '.join(cells)} |")
+            lines.append(f"| {f'**{system}**' if system in (OURS, RELAYING) else system} | {' | '.join(cells)} |")
     lines += ["", *(f"- {note}" for note in result.notes), *(f"- {name}: not measured: {why}" for name, why in unavailable.items())]
     return "\n".join(lines) + "\n"
 

@@ -14,7 +14,7 @@ import aiohttp
 from pagoda_router.adapters import NO_ADAPTERS
 from pagoda_router.admission.credits import Price, service_tokens, used_kv_tokens
 from pagoda_router.backends.answer_rates import Rates
-from pagoda_router.backends.base import LinkListener, Settlement
+from pagoda_router.backends.base import NOT_LISTENING, LinkListener, Settlement
 from pagoda_router.backends.destination import Destination
 from pagoda_router.backends.dialect import Load
 from pagoda_router.backends.http1 import Connections, Patience
@@ -198,7 +198,7 @@ class OpenAiLink:
                 reserved_tokens=reserved_tokens,
                 used_tokens=used_kv_tokens(prompt_tokens, [output_tokens], self.block_size or 16, cached_tokens) if stream.begun else 0,
                 predicted_output_tokens=stream.cost.output_tokens,
-                output_tokens=[output_tokens // n] * n if stream.finished else [],
+                output_tokens=[output_tokens // n] * n if stream.finished and not generation.embedding else [],
                 ran=stream.begun,
                 failure=stream.hurt,
                 worker=self.worker,
@@ -269,7 +269,7 @@ class OpenAiLink:
             return
         is_starting = isinstance(error, aiohttp.ClientConnectorError) and not self._model
         was_open, self._model = bool(self._model), ""
-        reason = "it does not listen" if isinstance(error, aiohttp.ClientConnectorError) else str(error) or "it did not answer in time"
+        reason = NOT_LISTENING if isinstance(error, aiohttp.ClientConnectorError) else str(error) or "it did not answer in time"
         self._reason = "the worker is starting" if is_starting else f"the worker is away: {reason}"
         if was_open or self._reason != self._complaint:
             log.log(logging.DEBUG if is_starting else logging.WARNING, "worker %s: %s", self.worker, self._reason)

@@ -206,8 +206,7 @@ class FleetDispatcher:
         lane.room.settle(tenant, request_class, settlement.charged_service_tokens - settlement.service_tokens)
         self._metrics.settled(settlement)
         for tokens in settlement.output_tokens:
-            if tokens:  # another server's vectors and token ids are no answers whose length says something
-                lane.outputs.observe(tenant, request_class, tokens)
+            lane.outputs.observe(tenant, request_class, tokens)
 
     def session_ended(self, worker: WorkerId, reason: str) -> None:
         self._metrics.session_ended()

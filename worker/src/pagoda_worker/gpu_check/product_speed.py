@@ -6,7 +6,7 @@ them. Imports Triton, as products.py. Called by the check.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class SpeedScale:
 
 
 FULL_SPEED = SpeedScale(shapes=(QWEN3_06B, LLAMA_8B), rows=(1, 8, 64, 512), weight_bytes=256 << 20)
-SMALL_SPEED = SpeedScale(shapes=(TINY,), rows=(5,), weight_bytes=0)
+SMALL_SPEED = SpeedScale(shapes=(replace(TINY, kv_heads=1, intermediate=128),), rows=(5,), weight_bytes=0)
 SCALES = {"FULL_KERNELS": FULL_SPEED, "SMALL_KERNELS": SMALL_SPEED}
 """By the names of kernels.py's scales."""
 

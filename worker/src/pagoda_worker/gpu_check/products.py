@@ -45,7 +45,7 @@ FULL_PRODUCTS = ProductScale(
     adapters=10,
     tokens=(1, 33, 600),
 )
-SMALL_PRODUCTS = ProductScale(shapes=((70, 200),), rows=(1, 20), types=(BF16, FP32), adapters=3, tokens=(9,))
+SMALL_PRODUCTS = ProductScale(shapes=((36, 136),), rows=(1, 20), types=(BF16, FP32), adapters=3, tokens=(9,))
 SCALES = {"FULL_KERNELS": FULL_PRODUCTS, "SMALL_KERNELS": SMALL_PRODUCTS}
 """By the names of kernels.py's scales."""
 

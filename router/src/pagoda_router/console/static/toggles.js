@@ -3,11 +3,14 @@
 import { median } from "/console/figures.js";
 
 export const ANY = "";
-/** As X-Pagoda-Features reads them; backend is X-Backend. The first value is the server's own default. */
+/**
+ * As X-Pagoda-Features reads them; backend is X-Backend. The first value is the server's own default. isOwn: other backends' workers decide
+ * that themselves, and refuse a request that does.
+ */
 export const TOGGLES = [
   { name: "prefix-cache", label: "Prefix cache", values: ["on", "off"] },
-  { name: "batching", label: "Batching", values: ["on", "off"] },
-  { name: "speculation", label: "Speculation", values: ["on", "off"] },
+  { name: "batching", label: "Batching", values: ["on", "off"], isOwn: true },
+  { name: "speculation", label: "Speculation", values: ["on", "off"], isOwn: true },
   { name: "variant", label: "Variant", values: [ANY] },
   { name: "quantization", label: "Quantization", values: [ANY] },
   { name: "backend", label: "Backend", values: [ANY] },
@@ -18,7 +21,11 @@ export function togglesOf(model) {
   const variants = model?.pagoda?.variants ?? [];
   const named = (field) => [...new Set(variants.map((variant) => variant[field]).filter((value) => value))];
   const offered = { variant: named("name"), quantization: named("quantization"), backend: named("backend") };
-  return TOGGLES.map((toggle) => ({ ...toggle, values: [...toggle.values, ...(offered[toggle.name] ?? [])] }));
+  const hasOwn = !variants.length || offered.backend.includes("pagoda");
+  return TOGGLES.map((toggle) => {
+    const values = toggle.isOwn && !hasOwn ? toggle.values.slice(0, 1) : toggle.values;
+    return { ...toggle, values: [...values, ...(offered[toggle.name] ?? [])] };
+  });
 }
 
 /**

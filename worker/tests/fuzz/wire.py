@@ -1,4 +1,4 @@
-"""Random messages of two routers to a worker with its real engine process: `python tests/fuzz_wire.py --rounds 100` in `worker/`.
+"""Random messages of two routers to a worker with its real engine process: `python -m fuzz.wire --rounds 100` in `worker/tests/`.
 
 Sound requests, broken ones (bytes of sound ones changed), cancels, drafts, credits, batches, adapters that come and go, routers that vanish
 or are replaced, sleep. Nothing may end the engine; on a session that lives every request is refused or ends once in each sequence; and
@@ -15,11 +15,11 @@ from pathlib import Path
 import grpc
 import psutil
 from front_support import MODEL, TINY, Bench, Router, running_front
-from fuzz_cases import draw
 from google.protobuf.message import DecodeError
 from grpc import aio
 from random_adapter import write_adapter
 
+from fuzz.cases import draw
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.front.engine_link import ENGINE_COMMAND
 from pagoda_worker.request import Request

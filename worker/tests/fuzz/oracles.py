@@ -12,11 +12,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fuzz_cases import CHOICES, REGEX, Case
-from fuzz_models import Models, engine_of
-from fuzz_play import Answer, Answers
 from tokenizers import Tokenizer
 
+from fuzz.cases import CHOICES, REGEX, Case
+from fuzz.models import Models, engine_of
+from fuzz.play import Answer, Answers
 from pagoda_worker.engine import Engine
 from pagoda_worker.request import FinishReason, Request, Sampling, TokenLogprobs
 

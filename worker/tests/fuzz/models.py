@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fuzz_cases import ADAPTERS, VOCAB, Case
 from random_adapter import ALL, GPT2_ALL, write_adapter
 from random_checkpoint import write_checkpoint
 from rank_threads import RankThread
 
+from fuzz.cases import ADAPTERS, VOCAB, Case
 from pagoda_worker.config import EngineConfig
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import RanksOutOfStep

@@ -1,7 +1,7 @@
 """Lets chance choose settings and requests, and compares every answer with that of a plain engine: CONTRIBUTING.md says when to run it.
 
-`python tests/fuzz.py --hours 2` in `worker/`, or `--seed 17` for one case. A case that fails prints its seed, then what is left of it once
-everything was taken out that it fails without.
+`python -m fuzz.engine --hours 2` in `worker/tests/`, or `--seed 17` for one case. A case that fails prints its seed, then what is left of
+it once everything was taken out that it fails without.
 """
 
 import argparse
@@ -18,11 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from pprint import pformat
 
-from fuzz_cases import Case, draw
-from fuzz_models import Models, engine_of
-from fuzz_oracles import Plain, Wrong, check_alone, tokenizer_of
-from fuzz_play import Answers, Player
-
+from fuzz.cases import Case, draw
+from fuzz.models import Models, engine_of
+from fuzz.oracles import Plain, Wrong, check_alone, tokenizer_of
+from fuzz.play import Answers, Player
 from pagoda_worker.errors import ConfigError
 
 

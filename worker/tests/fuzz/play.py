@@ -1,6 +1,6 @@
 """One case in one engine: what was answered, and that the engine kept its own rules on the way.
 
-Asserts here speak of the engine alone; whether the tokens are right is asked by fuzz_oracles.py.
+Asserts here speak of the engine alone; whether the tokens are right is asked by oracles.py.
 """
 
 import logging
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from fuzz_cases import MOST_STEPS, VOCAB, Case, Event
-from fuzz_models import Models
 
+from fuzz.cases import MOST_STEPS, VOCAB, Case, Event
+from fuzz.models import Models
 from pagoda_worker.engine import Engine
 from pagoda_worker.errors import WorkerError
 from pagoda_worker.execution.runner import InFlight

@@ -11,7 +11,7 @@ from pagoda_worker.request import Request, Sampling, StructuredOutput
 
 VOCAB = 1024
 MODELS = ("tiny", "tiny", "llama", "odd", "gpt2", "mistral", "qwen2", "qwen3")
-"""Names that fuzz_models.py has folders for; tiny is the shipped one, the others are random."""
+"""Names that models.py has folders for; tiny is the shipped one, the others are random."""
 ADAPTERS = {"a": 4, "b": 8, "c": 3, "d": 16}
 """Name → rank. Each has two versions, 0 and 1."""
 MOST_STEPS = 4000
