@@ -56,7 +56,7 @@ class ForeignServer:
     model: str = "chat"
     port: int = 0
     asked: "asyncio.Queue[Asked]" = field(default_factory=asyncio.Queue)
-    """Generation requests only."""
+    """What was posted; looks only get."""
     looks: int = 0
     _gone: "asyncio.Queue[str]" = field(default_factory=asyncio.Queue)
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
@@ -117,10 +117,10 @@ class ForeignServer:
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        path = head[0].split(" ")[1]
+        method, path, _ = head[0].split(" ")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
-        if path.startswith("/v1/") and path != "/v1/models":
+        if method == "POST":
             self.asked.put_nowait(Asked(path, headers, body))
         else:
             self.looks += path == "/health"

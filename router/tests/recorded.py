@@ -67,6 +67,27 @@ VLLM_WHOLE = {
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "logprobs": None, "finish_reason": "length"}],
     "usage": {"prompt_tokens": 9, "total_tokens": 11, "completion_tokens": 2, "prompt_tokens_details": None},
 }
+VLLM_VECTORS = {
+    "id": "embd-b24427b2fa41275c",
+    "object": "list",
+    "created": 1790000000,
+    "model": "upstream",
+    "data": [{"index": 0, "object": "embedding", "embedding": [0.6, -0.8]}, {"index": 1, "object": "embedding", "embedding": [1.0, 0.0]}],
+    "usage": {
+        "prompt_tokens": 5,
+        "total_tokens": 5,
+        "completion_tokens": 0,
+        "prompt_tokens_details": None,
+        "completion_tokens_details": None,
+    },
+}
+VLLM_TOKENIZED = {"count": 3, "max_model_len": 2048, "tokens": [278, 80, 436], "token_strs": ["he", "l", "lo"]}
+VLLM_DETOKENIZED = {"prompt": '!"# "model":"x"'}
+VLLM_NO_SUCH_PATH = {"detail": "Not Found"}
+"""What a vLLM whose model generates says of /v1/embeddings."""
+VLLM_NO_SUCH_MODEL = {"error": {"message": "The model `upstream` does not exist.", "type": "NotFoundError", "param": "model", "code": 404}}
+VLLM_WITHOUT_CACHE = VLLM_IDLE.replace(b'num_gpu_blocks="1024"', b'num_gpu_blocks="1"')
+"""Of an encoder, which keeps no keys and values."""
 
 TGI_INFO = {
     "model_id": "org/upstream",
@@ -103,6 +124,8 @@ TGI_TOO_LONG = {
 TGI_OVERLOADED = {"error": "Model is overloaded", "error_type": "overloaded"}
 TGI_FAILED = {"error": "Request failed during generation: Server error: CUDA out of memory", "error_type": "generation"}
 TGI_2_STREAM_ERROR = b'data:{"error":"Request failed during generation: Server error","error_type":"generation"}\n\n'
+TGI_TOKENIZED = [{"id": 278, "text": "he", "start": 0, "stop": 2}, {"id": 80, "text": "l", "start": 2, "stop": 3}]
+TGI_CHAT_TOKENIZED = {"tokenize_response": TGI_TOKENIZED, "templated_text": "<user>hel"}
 
 
 def tgi_stream_error(message: str) -> bytes:

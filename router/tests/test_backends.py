@@ -479,17 +479,6 @@ async def test_a_prompt_that_no_cache_may_know_has_a_salt_of_its_own(tmp_path):
         assert len({*salts}) == 3
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [("/v1/embeddings", {"model": "chat", "input": "hi"}), ("/tokenize", {"model": "chat", "prompt": "hi"})],
-)
-async def test_what_only_our_own_workers_do_is_refused_at_once(tmp_path, path, body):
-    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
-        call = await router.caller()("POST", path, body)
-        assert (call.status, call.error["param"]) == (400, "model")
-        assert "served by vllm" in call.error["message"]
-
-
 BAD = [
     ({"model": "chat"}, "messages", "messages is required"),
     (asks(n=0), "n", "use a value from 1"),

@@ -148,7 +148,7 @@ def test_a_whole_answer_of_tgi_ends_in_openais_words():
     assert (msgspec.json.decode(data)["choices"][0]["finish_reason"], reasons) == ("stop", ("stop",))
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"choices": []}', b'{"ok": true}'])
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'[{"ok": true}]', b'{"choices": []}', b'{"ok": true}'])
 def test_what_is_no_completion_is_not_passed_off_as_one(body):
     with pytest.raises(NotAnAnswer):
         whole_answer(body, "chat")

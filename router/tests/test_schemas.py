@@ -164,6 +164,8 @@ WRONG = [
     (TEXT, text(prompt=[-1]), "prompt", "not a token id"),
     (TEXT, text(prompt=[10**9]), "prompt", "not a token id"),
     (TEXT, text(prompt=[10**30]), "prompt", "not a token id"),
+    (TEXT, text(prompt=[-1, "a"]), "prompt", "mixes texts and token ids"),
+    (TEXT, text(prompt=[10**30, [1]]), "prompt", "mixes texts and token ids"),
     (TEXT, text(prompt=[5] * 512), "prompt", "512 tokens"),
     (TEXT, text(prompt=[[5]] * 200, n=8), "n", "at most 1024"),
     (TEXT, text(best_of=4), "best_of", "best_of is 4"),

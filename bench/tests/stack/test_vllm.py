@@ -17,6 +17,7 @@ from pagoda_bench.local_stack import LocalStack, local_stack
 TINY = Path(__file__).parents[3] / "worker/src/pagoda_worker/builtin/tiny"
 QUESTION = [{"role": "user", "content": "What is 27 + 46?"}]
 VLLM = {"X-Backend": "vllm"}
+ENV = {"PAGODA_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 pytestmark = [
     pytest.mark.skipif(
@@ -33,13 +34,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         "model": {"source": f"file://{TINY}"},
         "variants": [{"name": "own", "weight": 100}, {"name": "vllm", "weight": 0, "engine": engine}],
     }
-    manifest = tmp_path_factory.mktemp("vllm") / "chat.json"
-    manifest.write_text(
-        json.dumps({"apiVersion": "pagoda.dev/v1alpha1", "kind": "InferenceModel", "metadata": {"name": "chat"}, "spec": spec})
-    )
-    env = {"PAGODA_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with local_stack(manifest, extra_env=env, timeout_s=500) as running:
+    with local_stack(written(tmp_path_factory.mktemp("vllm"), "chat", spec), extra_env=ENV, timeout_s=500) as running:
         yield running
+
+
+def written(folder: Path, name: str, spec: dict[str, object]) -> Path:
+    manifest = folder / f"{name}.json"
+    manifest.write_text(
+        json.dumps({"apiVersion": "pagoda.dev/v1alpha1", "kind": "InferenceModel", "metadata": {"name": name}, "spec": spec})
+    )
+    return manifest
 
 
 @pytest.fixture
@@ -135,6 +139,54 @@ def test_a_response_is_made_of_vllms_chat(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.responses.create(model="chat", input="a b c " * 2000, extra_headers=VLLM)
     assert refused.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("said", [{"prompt": "What is 27 + 46?"}, {"messages": QUESTION}])
+def test_vllm_and_our_own_worker_make_the_same_tokens_of_a_text(stack: LocalStack, said: dict[str, object]) -> None:
+    own, vllms = (
+        httpx.post(f"{stack.url}/tokenize", json=said | {"model": "chat"}, headers={"X-Backend": backend}, timeout=60).json()
+        for backend in ("pagoda", "vllm")
+    )
+    assert vllms == own
+    body = {"model": "chat", "tokens": own["tokens"]}
+    texts = [httpx.post(f"{stack.url}/detokenize", json=body, headers=header, timeout=60).json()["prompt"] for header in ({}, VLLM)]
+    assert texts[0] == texts[1]
+    assert "What is 27 + 46?" in texts[0]
+
+
+def test_a_vllm_that_generates_is_said_to_make_no_embeddings(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="chat makes no embeddings: its vllm worker runs a model that generates text"):
+        client.embeddings.create(model="chat", input="a", extra_headers=VLLM)
+
+
+def test_a_vllm_that_embeds_does_it_through_the_router(tmp_path: Path) -> None:
+    """Normalized states of the model's last token, as our own worker makes them of the same weights."""
+    engine = {"backend": "vllm", "image": "vllm/vllm-openai:v0.32.0", "dtype": "fp32", "maxModelLen": 2048}
+    spec = {
+        "model": {"source": f"file://{TINY}"},
+        "engine": {"dtype": "fp32"},
+        "variants": [
+            {"name": "own", "weight": 0},
+            {"name": "vllm", "weight": 100, "engine": engine | {"args": ["--enforce-eager", "--runner", "pooling"]}},
+        ],
+    }
+    texts = ["What is 27 + 46?", "a b c"]
+    with (
+        local_stack(written(tmp_path, "vectors", spec), extra_env=ENV, timeout_s=500) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="unused", max_retries=0, timeout=60) as client,
+    ):
+        own, vllms = (
+            client.embeddings.create(model="vectors", input=texts, extra_headers={"X-Backend": backend}) for backend in ("pagoda", "vllm")
+        )
+        assert vllms.model == "vectors"
+        assert vllms.usage.prompt_tokens == own.usage.prompt_tokens
+        for ours, theirs in zip(own.data, vllms.data, strict=True):
+            assert sum(a * b for a, b in zip(ours.embedding, theirs.embedding, strict=True)) > 0.999
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.embeddings.create(model="vectors", input="a b c " * 2000, extra_headers=VLLM)
+        assert refused.value.code == "context_length_exceeded"
+        with pytest.raises(openai.BadRequestError, match="vectors generates no text"):
+            client.chat.completions.create(model="vectors", messages=QUESTION, stream=True, extra_headers=VLLM)
 
 
 @pytest.mark.parametrize("streams", [True, False])

@@ -24,6 +24,7 @@ RouterError
 ├── UsageUnavailable        503   the same of usage
 ├── UpstreamFailed          502   a worker or its engine was lost under this request
 │   ├── EnginesDied         502   it ran in two engines that died: not worth a retry
+│   ├── LacksEndpoint       502   another server's worker has no such path: set up wrongly, or not made for this request
 │   ├── FirstTokenTimeout   504   the worker that had it said nothing for too long
 │   └── TokenTimeout        504   the same in the middle of an answer
 └── DeadlineExceeded        504   the request's own deadline passed
@@ -195,6 +196,10 @@ class UpstreamFailed(RouterError):
 
 class EnginesDied(UpstreamFailed):
     code = "engines_died"
+    worth_a_retry = False
+
+
+class LacksEndpoint(UpstreamFailed):
     worth_a_retry = False
 
 

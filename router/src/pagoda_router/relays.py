@@ -17,7 +17,7 @@ class Relay:
     """A request that a foreign backend understands itself: its JSON goes there, and the answer's bytes come back."""
 
     path: str
-    """/v1/chat/completions or /v1/completions."""
+    """Of the server's own, as /v1/chat/completions."""
     fields: Mapping[str, bytes]
     """The body's top level: name → JSON as the client wrote it."""
     served_name: str

@@ -12,13 +12,15 @@ import msgspec
 
 from pagoda_router.backends.base import RefusedByWorker
 from pagoda_router.backends.sse import OPENAIS, Manners
-from pagoda_router.errors import BadRequest, ContextTooLong, UpstreamFailed
+from pagoda_router.errors import BadRequest, ContextTooLong, LacksEndpoint, UpstreamFailed
 from pagoda_router.relays import Relay
 
 LONGEST_MESSAGE_CHARS = 2000
 ROUTERS_OWN = frozenset({"model", "priority", "cache_salt", "stream_interval"})
 """Fields that the router reads or writes itself: its queue has the priority, no client chooses another one's salt, and a stream that breaks
 off is billed by its events, each of which has to be a token."""
+_NO_SUCH_PATH = frozenset({"", "not found", "method not allowed"})
+"""What a web server says itself, in FastAPI's words and axum's, where its application would say what was not found."""
 _SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -134,6 +136,8 @@ def failure_of(backend: str, status: int, body: bytes, too_long: re.Pattern[str]
         return RefusedByWorker(message, overloaded=True)
     if status in (502, 503, 504):
         return RefusedByWorker(f"{backend} answered {status}: {message}")
-    if status in (401, 403, 404, 405):
-        return RefusedByWorker(message, UpstreamFailed(f"the {backend} worker refuses what the router sends ({status}): {message}"))
+    if status in (401, 403, 404, 405, 501):
+        is_missing = status == 501 or (status in (404, 405) and message.lower() in _NO_SUCH_PATH)
+        kind_of_failure = LacksEndpoint if is_missing else UpstreamFailed
+        return RefusedByWorker(message, kind_of_failure(f"the {backend} worker refuses what the router sends ({status}): {message}"))
     return UpstreamFailed(f"the {backend} worker failed ({status}): {message}")

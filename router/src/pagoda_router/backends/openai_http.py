@@ -198,7 +198,7 @@ class OpenAiLink:
                 reserved_tokens=reserved_tokens,
                 used_tokens=used_kv_tokens(prompt_tokens, [output_tokens], self.block_size or 16, cached_tokens) if stream.begun else 0,
                 predicted_output_tokens=stream.cost.output_tokens,
-                output_tokens=[output_tokens // n] * n if stream.finished else [],
+                output_tokens=[output_tokens // n] * n if stream.finished and not generation.embedding else [],
                 ran=stream.begun,
                 failure=stream.hurt,
                 worker=self.worker,

@@ -37,6 +37,9 @@ class Manners:
 OPENAIS = Manners()
 
 
+NONE = msgspec.Raw(b"")
+
+
 class _Details(msgspec.Struct):
     cached_tokens: int | None = None
 
@@ -54,6 +57,26 @@ class _Choice(msgspec.Struct):
 class _Answer(msgspec.Struct):
     usage: _Usage | None = None
     choices: list[_Choice] = []
+
+
+class _ListedToken(msgspec.Struct):
+    """As TGI answers /tokenize."""
+
+    id: int
+    start: int
+
+
+class _Whole(_Answer):
+    """Besides: what an answer without choices has. Vectors, tokens or text, in vLLM's words, or a chat's tokens in TGI's."""
+
+    data: msgspec.Raw = NONE
+    tokens: msgspec.Raw = NONE
+    prompt: msgspec.Raw = NONE
+    tokenize_response: msgspec.Raw = NONE
+
+
+WHOLE_ANSWERS = msgspec.json.Decoder(_Whole | list[_ListedToken])
+"""Made once: a union's decoder takes longer to make than an answer to read."""
 
 
 class NotAnAnswer(Exception):
@@ -179,10 +202,12 @@ def whole_answer(body: bytes, served_name: str, manners: Manners = OPENAIS) -> t
     """Of an answer that is no stream: the body under the served name, its usage, its finish reasons. Raises NotAnAnswer."""
     body = manners.in_openais_words(body)
     try:
-        answer = msgspec.json.decode(body, type=_Answer)
+        answer = WHOLE_ANSWERS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NotAnAnswer(f"its answer is not a completion: {error}") from None
-    if not answer.choices:
+    if isinstance(answer, list) and answer:
+        return body, None, ()
+    if isinstance(answer, list) or not (answer.choices or answer.data or answer.tokens or answer.prompt or answer.tokenize_response):
         raise NotAnAnswer("its answer has no choices")
     model = b'"model":' + msgspec.json.encode(served_name)
     reasons = tuple(choice.finish_reason or "stop" for choice in answer.choices)

@@ -13,6 +13,8 @@ from pagoda_router.relays import Relay
 
 FEWEST_MAX_RUNNING = 256
 """What its default is on most devices."""
+NO_CACHE_BLOCKS = 1
+"""Of a model that keeps no keys and values, as encoders are: the block that stands for none is there, and says nothing of room."""
 GROWTH = 4
 """A look adds at most a fourth, so that no more than that can be too many."""
 _TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum|max_model_len", re.IGNORECASE)
@@ -35,7 +37,7 @@ class Vllm(Dialect):
         capacity, block_size = before.capacity_tokens, before.block_size
         for labels, _ in found.get("vllm:cache_config_info", ()):
             blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
-            if blocks.isdigit() and size.isdigit() and int(blocks) * int(size):
+            if blocks.isdigit() and size.isdigit() and int(blocks) > NO_CACHE_BLOCKS and int(size):
                 capacity, block_size = int(blocks) * int(size), int(size)
         running, waiting = total(found, "vllm:num_requests_running") or 0, total(found, "vllm:num_requests_waiting") or 0
         return replace(

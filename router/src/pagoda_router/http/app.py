@@ -41,6 +41,7 @@ from pagoda_router.openai.errors import error_body, error_event, error_headers, 
 from pagoda_router.openai.fallback import WithFallback, takes_fallback
 from pagoda_router.openai.features import OWN_HEADERS, class_of, deadline_s_of, wants_trace, wishes_of
 from pagoda_router.openai.prepare import Preparer
+from pagoda_router.openai.relay_once import RelayingOnce
 from pagoda_router.openai.target import Targets
 from pagoda_router.openai.tokenize import Tokenizing
 from pagoda_router.text.chat import ChatTemplates
@@ -106,7 +107,8 @@ class _Surface:
         )
         completions = Completions(dispatcher, catalog, Preparer(targets, templates, settings), settings, tracer.clock)
         self._completions = WithFallback(completions, catalog)
-        self._embeddings = Embeddings(dispatcher, catalog, targets, settings, tracer.clock)
+        relaying = RelayingOnce(dispatcher)
+        self._embeddings = Embeddings(dispatcher, catalog, targets, relaying, settings, tracer.clock)
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._keyring = keyring
         self._ledger = ledger
@@ -115,7 +117,7 @@ class _Surface:
             settings,
             keyring,
             ledger,
-            Tokenizing(catalog, targets, templates, settings),
+            Tokenizing(catalog, targets, templates, relaying, settings),
             open_routes=open_routes,
             guarded_routes=guarded_routes,
             adapters=adapters,

@@ -10,11 +10,12 @@ from pagoda_router.console.pages import Console
 from pagoda_router.errors import BadRequest, MethodNotAllowed, NotFound
 from pagoda_router.http.adapters import PATHS as ADAPTERS
 from pagoda_router.http.adapters import AdapterAdmin
-from pagoda_router.http.asgi import JSON_TYPE, ASGIApp, Headers, Receive, Scope, Send, answer, header, read_body, with_header
+from pagoda_router.http.asgi import JSON_TYPE, ASGIApp, Exchange, Headers, Receive, Scope, Send, answer, header, read_body, with_header
 from pagoda_router.http.surface import Endpoint, SurfaceSettings
 from pagoda_router.keys.admin import KEYS, KeyAdmin
 from pagoda_router.keys.key import ApiKey
 from pagoda_router.keys.keyring import Keyring
+from pagoda_router.openai.features import OWN_HEADERS
 from pagoda_router.openai.models import model_body, model_list_body
 from pagoda_router.openai.tokenize import Tokenizing
 from pagoda_router.usage.admin import USAGE, UsageAdmin
@@ -75,7 +76,11 @@ class OtherRoutes:
             key = self._key_of(scope)
             check_method(scope, "POST")
             check_json_type(scope)
-            await answer(send, 200, [JSON_TYPE, *common], await convert(await self._body(scope, receive), key))
+            sent = await self._body(scope, receive)
+            asked = [named for named in scope["headers"] if named[0].startswith(OWN_HEADERS)]
+            async with Exchange(receive, send, stalled_reader_s=self._settings.stalled_reader_s) as exchange:
+                body = await convert(sent, key, asked)
+                await exchange.answer(200, [JSON_TYPE, (b"content-length", str(len(body)).encode()), *common], body)
         elif path == TOKENIZER_INFO:
             key = self._key_of(scope)
             check_method(scope, "GET")

@@ -1,6 +1,7 @@
 """POST /v1/embeddings from parsed body to answer: one generation per input, whose worker sends a vector instead of tokens.
 
-app.py calls `Embeddings.answer` as it calls answers.py; a RouterError raised here becomes the status.
+app.py calls `Embeddings.answer` as it calls answers.py; a RouterError raised here becomes the status. What a foreign backend embeds goes
+through relay_once.py.
 """
 
 import asyncio
@@ -25,12 +26,12 @@ from pagoda_router.openai.call import Call
 from pagoda_router.openai.fields import NOTHING, REFUSED, check_unknown_fields
 from pagoda_router.openai.offers import choose_own, require_switches
 from pagoda_router.openai.prepare import SALT_BYTES
-from pagoda_router.openai.schemas import EmbeddingRequest, decode_body
+from pagoda_router.openai.relay_once import ENCODINGS, RelayingOnce
+from pagoda_router.openai.schemas import EmbeddingRequest, decode_body, model_named
 from pagoda_router.openai.target import Target, Targets, guessed_tokens, texts_or_ids
 from pagoda_router.relays import OWN_BACKEND
 from pagoda_router.tracing.document import document
 
-ENCODINGS = ("float", "base64")
 _LENGTH = "vectors have length 1: leave it out"
 EMBEDDING_REFUSED = {
     **REFUSED,
@@ -46,7 +47,13 @@ EMBEDDING_REFUSED = {
 
 class Embeddings:
     def __init__(
-        self, dispatcher: Dispatcher, catalog: Catalog, targets: Targets, settings: SurfaceSettings, clock: Callable[[], float]
+        self,
+        dispatcher: Dispatcher,
+        catalog: Catalog,
+        targets: Targets,
+        relaying: RelayingOnce,
+        settings: SurfaceSettings,
+        clock: Callable[[], float],
     ) -> None:
         """`clock`: the trace's."""
         self._dispatcher = dispatcher
@@ -54,9 +61,22 @@ class Embeddings:
         self._targets = targets
         self._settings = settings
         self._clock = clock
+        self._relaying = relaying
         self._rng = Random()
 
     async def answer(self, call: Call, exchange: Exchange) -> None:
+        if self._catalog.relays:
+            name = model_named(call.body)
+            call.key.require_model(name)
+            entry = self._catalog.get(name)
+            call, backend = choose_own(call, entry, self._catalog, self._rng)
+            if backend != OWN_BACKEND:
+                call.member.leave()
+                await self._relaying.embed(call, entry, backend, exchange)
+                return
+        await self._embed(call, exchange)
+
+    async def _embed(self, call: Call, exchange: Exchange) -> None:
         request, _ = decode_body(
             call.body,
             EmbeddingRequest,
@@ -75,7 +95,8 @@ class Embeddings:
         def guess() -> int:
             return sum(guessed_tokens(text) if isinstance(text, str) else len(text) for text in inputs)
 
-        call = choose_own(call, entry, self._catalog, self._rng, "embeddings are made")
+        if not self._catalog.relays:
+            call, _ = choose_own(call, entry, self._catalog, self._rng)
         target = await self._targets.wait_for(entry, call.trace, call.variant, guess, call.sender, call.member)
         target.require(Feature.EMBEDDINGS, "model", "make no embeddings: use another model")
         require_switches(call.wishes, OWN_BACKEND, 1, target.assets)

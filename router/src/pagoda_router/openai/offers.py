@@ -42,18 +42,17 @@ def choose(call: Call, entry: CatalogEntry, catalog: Catalog, rng: Random) -> tu
     return _insisting(call, entry, variant, catalog), backend
 
 
-def choose_own(call: Call, entry: CatalogEntry, catalog: Catalog, rng: Random, what: str) -> Call:
-    """The same for what only our own workers do, and of the variants only those that have them. `what` is said where there are none."""
-    if entry.backends and OWN_BACKEND not in entry.backends:
-        return call  # waiting for it says so
-    wishes = call.wishes
-    if wishes.variant is wishes.backend is None and len(set(entry.backends)) > 1:
+def choose_own(call: Call, entry: CatalogEntry, catalog: Catalog, rng: Random) -> tuple[Call, str]:
+    """The same for what our own workers do wherever a model has any."""
+    variant, backend = own_first(entry, call.wishes, catalog, rng)
+    return _insisting(call, entry, variant, catalog), backend
+
+
+def own_first(entry: CatalogEntry, wishes: Wishes, catalog: Catalog, rng: Random) -> tuple[str | None, str]:
+    """As variant_and_backend; where the backends differ, another's only for a header that asks for it."""
+    if OWN_BACKEND in entry.backends and wishes.variant is wishes.backend is None and len(set(entry.backends)) > 1:
         wishes = replace(wishes, backend=OWN_BACKEND)
-    variant, backend = variant_and_backend(entry, wishes, lambda one: catalog.can_answer(entry.model, one), rng)
-    if backend != OWN_BACKEND:
-        param = BACKEND_PARAM if wishes.backend is not None else PARAM
-        raise BadRequest(f"{param}: {what} by Pagoda's own workers, not by {backend}: leave it out", param=param)
-    return _insisting(call, entry, variant, catalog)
+    return variant_and_backend(entry, wishes, lambda one: catalog.can_answer(entry.model, one), rng)
 
 
 def _insisting(call: Call, entry: CatalogEntry, variant: str | None, catalog: Catalog) -> Call:

@@ -12,7 +12,7 @@ import msgspec
 
 from pagoda_router.catalog import CatalogEntry
 from pagoda_router.dispatch.endings import raise_failure
-from pagoda_router.errors import BadRequest, UpstreamFailed
+from pagoda_router.errors import BadRequest, LacksEndpoint, UpstreamFailed
 from pagoda_router.generation import Dispatcher, Ended, EndReason, Generation
 from pagoda_router.http.asgi import JSON_TYPE, Exchange
 from pagoda_router.http.surface import RequestOutcome, SurfaceSettings
@@ -62,11 +62,14 @@ class Relaying:
         assert relay is not None
         call.outcome.model, call.outcome.served_name, call.outcome.stream = entry.model, entry.served_name, relay.stream
         await call.reserve([generation], self._dispatcher)
-        if relay.stream:
-            async with keep_alive() as alive:
-                await self._stream(call, generation, exchange, alive)
-        else:
-            await self._whole(call, generation, exchange)
+        try:
+            if relay.stream:
+                async with keep_alive() as alive:
+                    await self._stream(call, generation, exchange, alive)
+            else:
+                await self._whole(call, generation, exchange)
+        except LacksEndpoint:
+            raise _makes_no_text(entry, backend) from None
 
     async def respond(
         self,
@@ -81,7 +84,21 @@ class Relaying:
         call.outcome.model, call.outcome.served_name, call.outcome.stream = entry.model, entry.served_name, bool(asked.stream)
         await call.reserve([generation], self._dispatcher)
         response = RelayedResponse(asked)
-        if not asked.stream:
+        try:
+            await self._respond(call, generation, exchange, keep_alive, response, bool(asked.stream))
+        except LacksEndpoint:
+            raise _makes_no_text(entry, backend) from None
+
+    async def _respond(
+        self,
+        call: Call,
+        generation: Generation,
+        exchange: Exchange,
+        keep_alive: Callable[[], KeepAlive],
+        response: RelayedResponse,
+        streams: bool,
+    ) -> None:
+        if not streams:
             await self._feed(call, generation, response, None)
             await self._write_whole(call, exchange, response.whole())
             return
@@ -116,15 +133,11 @@ class Relaying:
                     self._bill(call.outcome, ended)
                     raise_failure(ended)
                     return
-        raise _ended_early()
+        raise ended_early()
 
     def _generation(self, call: Call, entry: CatalogEntry, backend: str) -> Generation:
         request, fields = decode_body(call.body, RelayedRequest)
-        if call.wants_trace:
-            raise BadRequest(
-                f"X-Pagoda-Trace: an answer of a {backend} worker carries no trace: leave it out; /admin/v1/traces has it",
-                param="X-Pagoda-Trace",
-            )
+        require_no_trace(call, backend)
         path = PATHS[call.outcome.endpoint]
         is_chat = call.outcome.endpoint != "completions"
         prompt_field = "messages" if is_chat else "prompt"
@@ -203,7 +216,7 @@ class Relaying:
                 if data:
                     await exchange.write(data)
                 raise_failure(ended)
-        raise _ended_early()
+        raise ended_early()
 
     async def _whole(self, call: Call, generation: Generation, exchange: Exchange) -> None:
         body = b""
@@ -218,7 +231,7 @@ class Relaying:
                         raise_failure(event)
                         await self._write_whole(call, exchange, body)
                         return
-        raise _ended_early()
+        raise ended_early()
 
     async def _write_whole(self, call: Call, exchange: Exchange, body: bytes) -> None:
         call.outcome.status = 200
@@ -242,5 +255,22 @@ class Relaying:
         outcome.longest_completion_tokens = ended.usage.completion_tokens // max(1, len(outcome.finish_reasons))
 
 
-def _ended_early() -> UpstreamFailed:
+def _makes_no_text(entry: CatalogEntry, backend: str) -> BadRequest:
+    return BadRequest(
+        f"{entry.served_name} generates no text: its {backend} worker has no endpoint for that, as one that runs an embedding model; "
+        "use another model",
+        param="model",
+    )
+
+
+def require_no_trace(call: Call, backend: str) -> None:
+    """In the answer."""
+    if call.wants_trace:
+        raise BadRequest(
+            f"X-Pagoda-Trace: an answer of a {backend} worker carries no trace: leave it out; /admin/v1/traces has it",
+            param="X-Pagoda-Trace",
+        )
+
+
+def ended_early() -> UpstreamFailed:
     return UpstreamFailed("the worker's stream ended early: send the request again")

@@ -173,9 +173,18 @@ class _Named(msgspec.Struct):
     model: str
 
 
+class _MaybeNamed(msgspec.Struct):
+    model: str | None = None
+
+
 def model_named(body: bytes) -> str:
     """The model of a body of which nothing else is read yet. Raises BadRequest."""
     return _decoded(body, _Named).model
+
+
+def model_named_if_any(body: bytes) -> str | None:
+    """The same of a body that may leave it out."""
+    return _decoded(body, _MaybeNamed).model
 
 
 def parse_request(body: bytes, request_type: type[Request]) -> Request:

@@ -92,7 +92,7 @@ def _require_tokens(entry: CatalogEntry) -> None:
     """Raises BadRequest for a model of which no worker takes tokens: none would ever describe it."""
     if entry.backends and OWN_BACKEND not in entry.backends:
         raise BadRequest(
-            f"{entry.served_name} is served by {entry.backends[0]}: only /v1/chat/completions, /v1/completions and /v1/responses reach it",
+            f"{entry.served_name} is served by {entry.backends[0]}, which keeps its tokenizer: POST /tokenize and /detokenize ask it",
             param="model",
         )
 
@@ -112,7 +112,8 @@ def texts_or_ids(given: str | list[str | int | list[int]], param: str) -> "Seque
         try:
             return [as_array(cast(list[int], given))]
         except OverflowError:
-            return [cast(list[int], given)]  # negative or beyond all vocabularies: check_prompt_ids names it
+            if set(map(type, given)) == {int}:
+                return [cast(list[int], given)]  # negative or beyond all vocabularies: check_prompt_ids names it
         except TypeError:
             pass
     kinds = set(map(type, given))
