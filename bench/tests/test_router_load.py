@@ -202,6 +202,21 @@ def test_a_system_that_waits_for_its_turn_is_stopped_and_ends_all_the_same(tmp_p
     assert process.ended()
 
 
+def test_what_a_process_took_counts_when_it_has_ended(tmp_path: Path):
+    """A server that replaces a worker of its own would else have taken less than nothing."""
+    done = tmp_path / "done"
+    process = Pinned(["sh", "-c", f"sh -c 'while [ ! -e {done} ]; do :; done'; sleep 1000"], two_cores(), log=tmp_path / "log")
+    try:
+        while (busy_s := process.cpu_s()) < 0.02:
+            pass
+        done.touch()
+        while "sleep" not in [each.name() for each in process._family()]:
+            pass
+        assert process.cpu_s() >= busy_s
+    finally:
+        process.stop()
+
+
 def test_a_commit_that_is_none_is_one_line_before_anything_starts(tmp_path: Path):
     with pytest.raises(SettingsError, match="--before no-such: no such commit here"):
         run(Options(before="no-such", output=tmp_path / "router"), command="")
