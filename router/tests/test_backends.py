@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from scripted import chat
 from scripted_worker import ScriptedWorker
 
+from pagoda_router.backends.http1 import Connections
 from pagoda_router.backends.openai_http import HttpTiming
+from pagoda_router.backends.vllm import Vllm
 from pagoda_router.dispatch.stalls import StageTimeouts
 from pagoda_router.errors import UpstreamFailed
 from pagoda_router.generation import ModelName
@@ -748,3 +750,18 @@ async def test_a_request_that_finds_a_dead_engine_is_tried_elsewhere(tmp_path):
             call = await router.caller()("POST", "/v1/chat/completions", asks(stream=True))
             assert (call.status, call.events[-1]) == (200, "[DONE]")
         assert router.metric("retries_total", model="chat", reason="worker_lost") == 1
+
+
+@pytest.mark.parametrize("where", [(Vllm, "request"), (Connections, "new")], ids=["its body", "its connection"])
+async def test_a_fault_of_the_router_with_one_request_ends_that_request(tmp_path, monkeypatch, where):
+    def fault(*_):
+        raise RuntimeError("a bug")
+
+    async with recorded.server("vllm") as server, rig(tmp_path, server) as router:
+        with monkeypatch.context() as broken:
+            broken.setattr(*where, fault)
+            call = await router.caller()("POST", "/v1/chat/completions", asks())
+        assert call.status == 502
+        assert "the router failed on this request" in call.error["message"]
+        await router.until_nothing_is_held()
+        assert (await router.caller()("POST", "/v1/chat/completions", asks(stream=True))).events[-1] == "[DONE]"

@@ -134,6 +134,9 @@ class OpenAiStream:
         except BadRequest as error:
             self._refuse(RefusedByWorker(error.message, error))
             return
+        except Exception as error:  # a bug with one request is that request's, not its placer's
+            self.failed(error)
+            return
         if (connection := to.connections.idle()) is not None:
             self._ask(connection, body)
         else:
@@ -145,6 +148,9 @@ class OpenAiStream:
         except ConnectionFailed as error:
             self._connecting = None
             self._refuse(RefusedByWorker(f"the worker {self._to.name} cannot be reached: {error}"))
+        except Exception as error:  # the task's outermost line
+            self._connecting = None
+            self.failed(error)
         else:
             self._connecting = None
             self._ask(connection, body)
