@@ -253,23 +253,13 @@ async def test_what_nobody_asked_for_is_nobodys_answer():
         assert connections.idle() is None
 
 
-async def test_a_connection_that_speaks_unasked_is_closed():
-    server = Server(WHOLE, WHOLE)
+@pytest.mark.parametrize("unasked", [WHOLE, None], ids=["speaks", "closes"])
+async def test_a_connection_whose_server_does_something_unasked_is_not_asked_again(unasked):
+    server = Server(WHOLE, unasked)
     async with served(server) as connections:
         await ask(connections)
         connection = connections._idle[0]
-        connection._transport.write(HEAD + b"{}")  # type: ignore[union-attr]  # makes the server speak
-        async with asyncio.timeout(10):
-            while connections._idle:
-                await asyncio.sleep(0)
-
-
-async def test_a_connection_that_its_server_closes_while_it_is_idle_is_forgotten():
-    server = Server(WHOLE, None)
-    async with served(server) as connections:
-        await ask(connections)
-        connection = connections._idle[0]
-        connection._transport.write(HEAD + b"{}")  # type: ignore[union-attr]  # makes the server close
+        connection._transport.write(HEAD + b"{}")  # type: ignore[union-attr]  # makes the server do it
         async with asyncio.timeout(10):
             while connections._idle:
                 await asyncio.sleep(0)
